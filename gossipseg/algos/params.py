@@ -1,0 +1,48 @@
+"""Settings of the algorithms. Torch-free, so that the network process and gossipctl may read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+_FORBID: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class LocalParams:
+    """No exchange: each site trains alone. The floor of every comparison."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+    name: Literal["local"] = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class GossipAverageParams:
+    """Average with each model that arrives, then train on: gossip without mutual learning."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+    name: Literal["gossip_average"] = "gossip_average"
+    private_norm: bool = False
+    """Keep the affine weights of normalisation layers at the site."""
+
+
+@dataclass(frozen=True, slots=True)
+class GcmlParams:
+    """Gossip contrastive mutual learning (arXiv 2503.03883); symbols as in ALGORITHMS §1."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+    name: Literal["gcml"] = "gcml"
+    lambda_: float = 0.2
+    """Weight of the mutual term, reached after `lambda_ramp_visits` visits."""
+    lambda_ramp_visits: int = 5
+    gamma: float = 0.5
+    """Weight of the push beside the pull."""
+    delta_nats: float = 1.0
+    """Margin of the push, in nats of KL divergence."""
+    region: Literal["union", "label", "whole"] = "union"
+    merge: Literal["average", "none", "val_weighted", "best_of"] = "average"
+    private_norm: bool = False
+    """Keep the affine weights of normalisation layers at the site."""
+
+
+AlgorithmParams = GcmlParams | LocalParams | GossipAverageParams

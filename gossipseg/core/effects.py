@@ -1,0 +1,93 @@
+"""What a node wants done. The shell does it, in order; what came of it returns as an event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gossipseg.core import messages
+from gossipseg.core.types import ModelRef, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Ask a site; the outcome is events.Reply(id) or events.RequestFailed(id)."""
+
+    id: int
+    to: Site
+    body: messages.Request
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Respond:
+    """Answer events.Incoming(token)."""
+
+    token: int
+    body: messages.Reply
+
+
+@dataclass(frozen=True, slots=True)
+class StartTransfer:
+    """Stream an accepted model; the outcome is events.TransferDone(id) or events.TransferFailed(id)."""
+
+    id: int
+    to: Site
+    model: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """A model that waits for its visit."""
+
+    frm: Site
+    model: ModelRef
+    arrived_round: int
+    """The receiver's round when it came; it is dropped when it has waited max_age_rounds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All a node must remember across a crash. Small: it is written whole each time."""
+
+    incarnation: int = 0
+    round: int = 0
+    steps: int = 0
+    inbox: tuple[InboxEntry, ...] = ()
+    paused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Put the snapshot on disk (fsync) before any later effect of the same step runs."""
+
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class StartRound:
+    """Let the worker run a round: with the visiting model if one is given, else alone."""
+
+    round: int
+    visit: InboxEntry | None
+    export: bool
+    """Write the wire model at the end: this site is a sender this round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The training budget is used up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth the event log. `event` is a stable name such as `member_suspect`, `offer_busy`."""
+
+    event: str
+    site: Site | None = None
+    reason: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+Effect = Request | Respond | StartTransfer | Persist | StartRound | Finished | Note

@@ -1,0 +1,164 @@
+"""What can happen to a node. The shell turns the outside world into these; the core sees nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gossipseg.core import messages
+from gossipseg.core.types import ModelRef, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The first event of a life."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The deadline named by next_deadline() has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A listed, authenticated site asks; answer with effects.Respond(token). Records in it are verified."""
+
+    frm: Site
+    token: int
+    body: messages.Request
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to effects.Request(id). `rtt_s` is the time it took."""
+
+    id: int
+    body: messages.Reply
+    rtt_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """No answer to effects.Request(id). `reason`: timeout, unreachable, untrusted or refused."""
+
+    id: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferDone:
+    """effects.StartTransfer(id) arrived whole at the other side."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class TransferFailed:
+    id: int
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelArrived:
+    """A promised model from `frm` is whole, hash-checked and in the store."""
+
+    frm: Site
+    model: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBroken:
+    """A promised model from `frm` did not pass the checks at arrival, or its stream ended for good."""
+
+    frm: Site
+    hash: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The worker is up, with its model at the end of `round`."""
+
+    round: int
+    steps: int
+    cases: int
+    contract: tuple[tuple[str, str], ...]
+    """The contract with the network signature filled in."""
+    last_visit: str | None = None
+    """Hash of the last visiting model its checkpoint has behind it (visited, refused or reverted)."""
+    dice_val: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """The worker died or was killed. `final`: it will not be started again."""
+
+    reason: str
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VisitResult:
+    """What became of the model that visited in a round."""
+
+    hash: str
+    outcome: Literal["merged", "refused", "kept_out"]
+    """merged: taken in; refused: it failed the worker's checks; kept_out: trained with, not merged."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFinished:
+    """The worker finished and checkpointed a round. `export` is the model to offer, if one was asked for.
+
+    `reverted` is the hash of an earlier visitor whose effect the validation guard has just undone.
+    """
+
+    round: int
+    steps: int
+    dice_val: float | None
+    export: ModelRef | None = None
+    visit: VisitResult | None = None
+    reverted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """An operator pauses (or, with paused=False, resumes) training and exchange."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Say goodbye: after this step's effects the site counts as left."""
+
+
+@dataclass(frozen=True, slots=True)
+class SitesChanged:
+    """peers.yaml was reloaded: name → listed address, without this site itself."""
+
+    sites: Mapping[Site, str]
+
+
+Event = (
+    Start
+    | Tick
+    | Incoming
+    | Reply
+    | RequestFailed
+    | TransferDone
+    | TransferFailed
+    | ModelArrived
+    | ModelBroken
+    | WorkerReady
+    | WorkerLost
+    | RoundFinished
+    | Pause
+    | Leave
+    | SitesChanged
+)

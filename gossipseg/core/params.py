@@ -1,0 +1,70 @@
+"""Settings of the pure core: membership and gossip. Times are in seconds.
+
+Presets are deltas on the WAN defaults; `local` is for several daemons on one machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+Preset = Literal["wan", "lan", "local"]
+
+
+@dataclass(frozen=True, slots=True)
+class MembershipParams:
+    """SWIM with suspicion and Lifeguard self-health (memberlist's names and WAN numbers)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    probe_interval_s: float = 5.0
+    probe_timeout_s: float = 3.0
+    indirect_checks: int = 3
+    suspicion_multiplier: float = 6.0
+    push_pull_interval_s: float = 60.0
+    dead_kept_s: float = 60.0
+    gossip_records_per_message: int = 16
+    max_self_health: int = 7
+
+
+MEMBERSHIP_PRESETS: dict[str, dict[str, Any]] = {
+    "wan": {},
+    "lan": {
+        "probe_interval_s": 1.0,
+        "probe_timeout_s": 0.5,
+        "suspicion_multiplier": 4.0,
+        "push_pull_interval_s": 30.0,
+    },
+    "local": {
+        "probe_interval_s": 0.5,
+        "probe_timeout_s": 0.4,
+        "suspicion_multiplier": 4.0,
+        "push_pull_interval_s": 3.0,
+        "dead_kept_s": 15.0,
+    },
+}
+
+
+def membership_preset(name: str, **overrides: Any) -> MembershipParams:
+    """The WAN defaults with the named preset's delta and then the overrides applied."""
+    return replace(MembershipParams(), **{**MEMBERSHIP_PRESETS[name], **overrides})
+
+
+@dataclass(frozen=True, slots=True)
+class GossipParams:
+    """The GML exchange protocol (ALGORITHMS §1)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    sender_rate: float = 0.5
+    """rho: the expected share of alive sites that send at the end of a round, 0..1."""
+    warmup_rounds: int = 2
+    """Rounds a site trains alone before it sends or receives."""
+    retries: int = 2
+    """Other peers tried after a busy or refusing receiver; then none until the next round."""
+    max_age_rounds: int = 3
+    """A model that has waited longer than this many of the receiver's rounds is dropped."""
+    offer_timeout_s: float = 10.0
+    transfer_timeout_s: float = 3600.0
+    """A reserved inbox place is freed when the promised model has not come by then."""
+    max_parallel_transfers: int = 2

@@ -1,0 +1,114 @@
+"""Values the core speaks of: sites, membership records, models. Frozen, standard library only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+Site = str
+"""A site's name, as listed in peers.yaml. Members, rounds and state are keyed by it."""
+
+Sign = Callable[[bytes], bytes]
+"""Signs a record's payload with the site's key (in tests: any function)."""
+
+
+class MemberState(StrEnum):
+    """What this site believes of another one."""
+
+    UNSEEN = "unseen"
+    """Listed, and not heard of since this daemon started."""
+    ALIVE = "alive"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+    LEFT = "left"
+
+
+class Phase(StrEnum):
+    """What a site is doing, as it tells its peers."""
+
+    STARTING = "starting"
+    """The worker has not reported yet: pings are answered, weights refused with `not_ready`."""
+    TRAINING = "training"
+    PAUSED = "paused"
+    FAILED = "failed"
+    """Training has failed for good; the site stays a member."""
+    FINISHED = "finished"
+    """The training budget is used up; the site stays a member and takes no more models."""
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True, slots=True)
+class AliveRecord:
+    """Signed by its subject: I am here."""
+
+    site: Site
+    nonce: int
+    """Drawn at each start; two lives of one site, or two daemons with one key, differ in it."""
+    incarnation: int
+    address: str
+    """host:port where the site says it can be reached; a hint beside the listed address."""
+    cases: int
+    """Training cases; 0 while the site does not know yet."""
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftRecord:
+    """Signed by its subject: I am leaving on purpose."""
+
+    site: Site
+    nonce: int
+    incarnation: int
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectRecord:
+    """Signed by the accuser: the site did not answer me in this incarnation."""
+
+    site: Site
+    incarnation: int
+    accuser: Site
+    signature: bytes = b""
+
+
+Record = AliveRecord | LeftRecord | SuspectRecord
+
+
+def signer_of(record: Record) -> Site:
+    """The site whose key must have signed the record."""
+    return record.accuser if isinstance(record, SuspectRecord) else record.site
+
+
+def payload(record: Record) -> bytes:
+    """The bytes that are signed: kind and every field but the signature, in a fixed order."""
+    fields = [getattr(record, name) for name in record.__dataclass_fields__ if name != "signature"]
+    return json.dumps([type(record).__name__, *fields], separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """What a site says of itself with every ping, answer and sync (authentic by the connection)."""
+
+    round: int
+    steps: int
+    """Optimizer steps its model has behind it: the larger of its own and of what it merged."""
+    cases: int
+    phase: Phase
+    contract: str
+    """Fingerprint of its contract with the network signature; "" until its worker has reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model in some store, by content."""
+
+    hash: str
+    """blake3 of the file, 64 hex digits."""
+    size_bytes: int
+    round: int
+    steps: int
+    cases: int
+    dice_val: float | None = None

@@ -1,0 +1,125 @@
+"""Settings of training, and the job messages between daemon and worker. Torch-free.
+
+What belongs here: values that config reads and the training side obeys, and the worker's orders.
+What must not: anything that trains, or imports torch, monai or numpy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+_FORBID: dict[str, Any] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskParams:
+    """What is segmented in what; the same at every site (part of the contract)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    name: str
+    channels: int
+    labels: dict[int, str]
+    """Value in the label image → name; 0 is the background."""
+    spatial_dims: Literal[2, 3] = 2
+    modality: str = ""
+    patch_size: tuple[int, ...] = (96, 96)
+    """Voxels per axis of a training patch and of the sliding window."""
+    spacing_mm: tuple[float, ...] | None = None
+    """Resample to this voxel size; None leaves the images as they are (PNG/JPEG carry none)."""
+    orientation: str | None = None
+    """Such as `RAS`, for 3-D images with an affine; None leaves it."""
+    intensity: Literal["zscore", "ct_window", "rgb"] = "zscore"
+    ct_window_hu: tuple[float, float] = (-160.0, 240.0)
+    convert_grey_to_rgb: bool = False
+    """Accept grey images in a three-channel task by repeating the channel (declared, never silent)."""
+    label_map: dict[int, int] = field(default_factory=dict)
+    """File value → label value, such as {255: 1} for masks saved as 0/255."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingParams:
+    """A round, the optimizer and the loss; the same at every site (part of the contract)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    steps_per_round: int = 100
+    """E: optimizer steps in a round, equal at all sites."""
+    batch_size: int = 4
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip_grad_norm: float = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    schedule_rounds: int = 100
+    """Length of the cosine; constant afterwards."""
+    loss: Literal["dice_ce", "dice_focal", "generalized_dice"] = "dice_ce"
+    output: Literal["softmax", "sigmoid"] = "softmax"
+    """sigmoid: one channel per foreground label; softmax: one per label with the background."""
+    augment: Literal["none", "flip", "standard"] = "standard"
+    foreground_patches: float = 1 / 3
+    ema_decay: float = 0.9
+    guard_drop: float = 0.05
+    """A visit is reverted when validation Dice falls by more than max(this, 2 standard errors)."""
+    window_overlap: float = 0.5
+    validate_every_rounds: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DataParams:
+    """Where this site's images are (site.yaml)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    path: str
+    """A folder with `dataset.json` (Decathlon lists), or with `images/` and `masks/` or `labels/`."""
+    list: str | None = None
+    """The data list, relative to `path`; None looks for dataset.json, then for the folders."""
+    cache: bool = True
+    """Keep preprocessed images in memory."""
+    test_fraction: float = 0.2
+    validation_fraction: float = 0.15
+    """Shares of the deterministic split, used only where there is no data list."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceParams:
+    """The hardware this site trains on (site.yaml)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:1`."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    channels_last: bool = True
+    threads: int | None = None
+    """torch threads of the worker; None leaves torch's default."""
+    stuck_after_s: float = 900.0
+    """A worker without progress for this long is restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """All a training process needs to know; sent as JSON, built by config.worker_spec()."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    site: str
+    federation: str
+    seed: int
+    task: dict[str, Any]
+    network: dict[str, Any]
+    algorithm: dict[str, Any]
+    training: dict[str, Any]
+    data: dict[str, Any]
+    device: dict[str, Any]
+    wire_dtype: str
+    state_dir: str
+    report_test: bool = False
+    """Evaluate the test split before the first and after the last round (the testbed's figure)."""
+    rounds: int | None = None
+    """The training budget; None trains for as long as the daemon runs."""
+
+
+SplitName = Literal["training", "validation", "test"]

@@ -1,0 +1,24 @@
+"""Settings of the networks. Torch-free, so that the network process and gossipctl may read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+NetworkName = Literal["sanet", "unet", "dynunet", "segresnet", "swinunetr"]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkParams:
+    """Which network, and how large. Spatial dimensions and channels come from the task."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    name: str = "sanet"
+    """`sanet` or one of MONAI's in the registry: `unet`, `dynunet`, `segresnet`, `swinunetr`."""
+    width: int = 12
+    """Channels of the first scale; deeper scales double it."""
+    dropout: float = 0.2
+    norm: Literal["instance", "group", "batch"] = "instance"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Passed to the MONAI network's constructor as they are."""

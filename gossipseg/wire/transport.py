@@ -1,0 +1,90 @@
+"""What a wire must do, whoever carries it: `memory` (a seeded network in one process) or gRPC over mTLS.
+
+What belongs here: the two protocols and their values. What must not: sockets, clocks, torch.
+One contract suite (tests/wire/test_contract.py) runs against every transport.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gossipseg.core.messages import Reply, Request
+from gossipseg.core.types import ModelRef, Site
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEndpoint:
+    """A listed site: its pinned certificates (PEM; one, or two during a rotation) and its address."""
+
+    site: Site
+    address: str
+    certificates: tuple[bytes, ...] = ()
+
+
+class Handler(Protocol):
+    """What the daemon does for its peers. `peer` is the site that the shown key is listed for."""
+
+    async def on_request(self, peer: Site, body: Request) -> Reply:
+        """Answer one request. Raise errors.PeerError to refuse the caller."""
+        ...
+
+    async def push_offset(self, peer: Site, model: ModelRef) -> int:
+        """Bytes of the model already here, from which the sender resumes.
+
+        Raises errors.PeerRefused when the model was not accepted from that peer (`not_offered`).
+        """
+        ...
+
+    async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
+        """Take the rest of an accepted model; returns once it is whole, checked and stored.
+
+        Raises errors.PeerRefused with the reason when it is not to be had (hash_mismatch, too_large …);
+        when `chunks` raises or ends early, keeps what came, for a later resume.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Traffic:
+    """Bytes and models exchanged with one peer since this daemon started."""
+
+    bytes_out: int = 0
+    bytes_in: int = 0
+
+
+class Transport(Protocol):
+    """Request/reply and model streams to listed sites."""
+
+    async def start(self, handler: Handler) -> None:
+        """Listen. Raises errors.LocalError when the address is taken."""
+        ...
+
+    async def request(self, to: Site, body: Request, timeout_s: float) -> Reply:
+        """One request, one reply. Raises PeerUnreachable, PeerUntrusted or PeerRefused."""
+        ...
+
+    async def push(self, to: Site, model: ModelRef, path: Path, timeout_s: float) -> None:
+        """Stream the file to the peer, resuming where an earlier try broke off.
+
+        Returns once the peer has stored it whole. Raises PeerUnreachable, PeerUntrusted, PeerRefused.
+        """
+        ...
+
+    def set_peers(self, peers: Mapping[Site, PeerEndpoint]) -> None:
+        """The listed sites now. One no longer listed is refused at its next call, on open channels too."""
+        ...
+
+    def hint_address(self, site: Site, address: str) -> None:
+        """Another address to try beside the listed one; dropped unless a handshake there succeeds."""
+        ...
+
+    def traffic(self, site: Site) -> Traffic:
+        """Bytes exchanged with a site so far."""
+        ...
+
+    async def close(self) -> None:
+        """Stop listening, end open streams."""
+        ...
