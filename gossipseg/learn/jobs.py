@@ -1,0 +1,251 @@
+"""The messages between daemon and worker: JSON lines over the unix socket, in both directions.
+
+What belongs here: the message dataclasses and their encoding. What must not: torch, monai, numpy, sockets,
+or anything that acts on a message (the daemon imports this module too).
+
+A line is `{"type": "<class name>", ...fields}`. Numbers that JSON does not know (NaN, infinity) become null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+MAX_LINE_BYTES = 8 << 20
+"""A longer line is an error: the largest message is Ready with a network's schema."""
+
+SOCKET_ENV = "GOSSIPSEG_WORKER_SOCKET"
+"""Environment variable with the path of the socket on which the daemon listens."""
+
+VisitOutcome = Literal["merged", "refused", "kept_out"]
+FatalKind = Literal["config", "data", "local"]
+Activity = Literal["training", "visit", "validation", "test"]
+WireSchema = dict[str, tuple[str, tuple[int, ...]]]
+"""Name → (safetensors dtype such as "F16", shape) of every tensor of a wire model file."""
+
+
+class JobError(ValueError):
+    """A line is not a message of this protocol."""
+
+
+# ---------------------------------------------------------------- daemon → worker
+
+
+@dataclass(frozen=True, slots=True)
+class Configure:
+    """The first message: `spec` is dataclasses.asdict(learn.params.WorkerSpec)."""
+
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A model from the store that shall visit: the wire file at `path` with blake3 `hash`, sent by `frm`."""
+
+    path: str
+    hash: str
+    frm: str
+    steps: int = 0
+    cases: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StartRound:
+    """Run round number `round` (1-based: the round to complete), with a visitor or alone."""
+
+    round: int
+    visit: Visit | None = None
+    export: bool = False
+    """Write the wire model to outbox/ at the end and name it in RoundDone."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPaused:
+    """Hold between two steps, or go on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Finish the current step, checkpoint (mid-round for a local round), exit 0."""
+
+
+# ---------------------------------------------------------------- worker → daemon
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """Progress before Ready: data scan, cache, the test evaluation before the first round."""
+
+    activity: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model stands at the end of `round`; StartRound(round + 1) may come."""
+
+    round: int
+    steps: int
+    """Optimizer steps behind the model: its own, or the larger of its own and what it merged."""
+    cases: int
+    network_signature: str
+    tensors: WireSchema
+    """What travels: the daemon checks headers of incoming files against this."""
+    parameters: int
+    device: str
+    amp: str
+    splits: dict[str, int]
+    """Cases by split: training, validation, test."""
+    last_visit: str | None = None
+    visits: int = 0
+    dice_val: float | None = None
+    dice_test_start: float | None = None
+    dice_test: float | None = None
+    initial_hash: str = ""
+    """blake3 over the shared tensors of W_0: equal at all sites of a federation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where the round is; sent at most about four times a second."""
+
+    round: int
+    step: int
+    steps_per_round: int
+    activity: Activity
+    fraction: float
+    """0..1 of the activity."""
+    loss: float | None = None
+    steps_per_s: float | None = None
+    frm: str | None = None
+    """The visitor's site during a visit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A wire file in outbox/, to be adopted by the store."""
+
+    path: str
+    cases: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class VisitDone:
+    """What became of the visiting model."""
+
+    hash: str
+    outcome: VisitOutcome
+    reason: str = ""
+    """Stable code when refused: schema_mismatch, not_finite, unreadable. `detail` says more."""
+    detail: str = ""
+    frm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """A round is finished and, unless `warning` says otherwise, checkpointed."""
+
+    round: int
+    steps: int
+    loss: float | None
+    terms: dict[str, float | None]
+    """Means of the algorithm's terms over the round, such as seg, pull, push."""
+    dice_val: float | None
+    """Mean validation Dice of the deployment model (EMA); None in rounds without validation."""
+    dice_val_local: list[float | None] | None
+    """The same per foreground class."""
+    seconds: float
+    export: Export | None = None
+    visit: VisitDone | None = None
+    reverted: str | None = None
+    """Hash of an earlier visitor whose effect the validation guard has just undone."""
+    reverted_frm: str | None = None
+    dice_test: float | None = None
+    dice_test_start: float | None = None
+    warning: str = ""
+    """Something an administrator should know, such as a checkpoint that did not fit on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fatal:
+    """The worker cannot go on; it exits next with the code of errors.py."""
+
+    kind: FatalKind
+    message: str
+
+
+ToWorker = Configure | StartRound | SetPaused | Stop
+FromWorker = Preparing | Ready | Progress | RoundDone | Fatal
+Message = ToWorker | FromWorker
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (Configure, StartRound, SetPaused, Stop, Preparing, Ready, Progress, RoundDone, Fatal)
+}
+_NESTED: dict[tuple[str, str], type[Any]] = {
+    ("StartRound", "visit"): Visit,
+    ("RoundDone", "export"): Export,
+    ("RoundDone", "visit"): VisitDone,
+}
+
+
+def encode(message: Message) -> bytes:
+    """One line, newline included."""
+    doc = {"type": type(message).__name__, **dataclasses.asdict(message)}
+    return json.dumps(_finite(doc), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def decode(line: bytes) -> Message:
+    """The message of one line. Raises JobError for anything that is not one."""
+    try:
+        doc = json.loads(line)
+    except ValueError as e:
+        raise JobError(f"not JSON: {e}") from None
+    if not isinstance(doc, dict) or doc.get("type") not in _KINDS:
+        raise JobError(f"not a message: {line[:120]!r}")
+    name = doc.pop("type")
+    message: Message = _build(_KINDS[name], name, doc)
+    return message
+
+
+def _build(kind: type[Any], name: str, doc: dict[str, Any]) -> Any:
+    for (owner, key), nested in _NESTED.items():
+        if owner == name and doc.get(key) is not None:
+            doc[key] = _build(nested, nested.__name__, doc[key])
+    if name == "Ready" and isinstance(doc.get("tensors"), dict):
+        doc["tensors"] = {k: (v[0], tuple(v[1])) for k, v in doc["tensors"].items()}
+    try:
+        return kind(**doc)
+    except TypeError as e:
+        raise JobError(f"{name}: {e}") from None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
+
+
+class LineReader:
+    """Cuts a byte stream into lines; feed() takes what came and returns the whole lines in it."""
+
+    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._rest = b""
+        self._max = max_line_bytes
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Whole lines, without newlines. Raises JobError when a line grows beyond the limit."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > self._max:
+            raise JobError(f"a line is longer than {self._max} bytes")
+        return [line for line in lines if line]
