@@ -1,0 +1,175 @@
+"""Site IDs and PEM certificates: what a certificate's key is, and how its ID is written.
+
+What belongs here: pure functions on texts and bytes. What must not: files, lists of sites, sockets.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.x509.oid import NameOID
+
+from gossipseg.core.types import Site
+from gossipseg.errors import ConfigError
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+_BLOCK, _GROUP, _BLOCKS = 13, 7, 4
+
+
+def site_id(certificate_pem: bytes) -> str:
+    """The ID of the key in a certificate: SHA-256 of its SubjectPublicKeyInfo, with check characters.
+
+    Eight groups of seven base32 characters; each block of 13 is followed by a Luhn-mod-32 check character
+    (the form Syncthing's device IDs have), so that an ID read out over the telephone is checked as typed.
+    """
+    return id_of_public_key(public_key_of(certificate_pem))
+
+
+def id_of_public_key(spki_der: bytes) -> str:
+    """The site ID of a public key given as SubjectPublicKeyInfo in DER."""
+    text = base64.b32encode(hashlib.sha256(spki_der).digest()).decode().rstrip("=")
+    blocks = [text[i : i + _BLOCK] for i in range(0, len(text), _BLOCK)]
+    return _grouped("".join(block + _check_character(block) for block in blocks))
+
+
+def short_id(site_id: str) -> str:
+    """The first group of an ID, for tables."""
+    return site_id.split("-", 1)[0]
+
+
+def parse_site_id(text: str) -> str:
+    """The canonical form of an ID as somebody typed it (case, dashes and blanks do not matter).
+
+    Raises ConfigError that names the part with the mistake.
+    """
+    compact = "".join(text.upper().split()).replace("-", "")
+    compact = compact.translate(str.maketrans("018", "OIB"))
+    expected = _BLOCKS * (_BLOCK + 1)
+    if len(compact) != expected:
+        raise ConfigError(
+            f"a site ID has {expected} letters and digits, this one has {len(compact)}",
+            key="id",
+            value=text,
+            remedy="Copy it again from `gossipctl check` at that site.",
+        )
+    wrong = sorted(set(compact) - set(_ALPHABET))
+    if wrong:
+        raise ConfigError(
+            f"a site ID holds only letters and the digits 2 to 7, not {' '.join(wrong)}",
+            key="id",
+            value=text,
+            remedy="Copy it again from `gossipctl check` at that site.",
+        )
+    for i in range(_BLOCKS):
+        block = compact[i * (_BLOCK + 1) : (i + 1) * (_BLOCK + 1)]
+        if _check_character(block[:-1]) != block[-1]:
+            raise ConfigError(
+                f"the check character of groups {2 * i + 1} and {2 * i + 2} "
+                f"({block[:_GROUP]}-{block[_GROUP:]}) does not fit: there is a typing mistake in them",
+                key="id",
+                value=text,
+                remedy="Compare these two groups with `gossipctl check` at that site.",
+            )
+    return _grouped(compact)
+
+
+def _grouped(text: str) -> str:
+    return "-".join(text[i : i + _GROUP] for i in range(0, len(text), _GROUP))
+
+
+def _check_character(block: str) -> str:
+    """Luhn mod 32: catches every single wrong character and nearly all swaps of two neighbours."""
+    total = 0
+    for i, character in enumerate(reversed(block)):
+        product = _ALPHABET.index(character) * (2 if i % 2 == 0 else 1)
+        total += product // 32 + product % 32
+    return _ALPHABET[-total % 32]
+
+
+# ---------------------------------------------------------------- certificates
+
+
+def public_key_of(certificate_pem: bytes) -> bytes:
+    """SubjectPublicKeyInfo (DER) of a PEM certificate. Raises ConfigError when it is not one."""
+    return spki_of(supported_key(parse_certificate(certificate_pem)))
+
+
+def name_in_certificates(site: Site, certificates: Sequence[bytes]) -> str:
+    """The name to expect in a TLS handshake with a site: one that all its listed certificates carry.
+
+    The site's own name where they carry it; certificates issued by a hospital's PKI have a host name. The
+    name proves nothing (the pinned certificate does), but TLS asks for one. Raises ConfigError.
+    """
+    names = [_names(parse_certificate(pem)) for pem in certificates]
+    common = [n for n in names[0] if all(n in other for other in names)] if names else []
+    if site in common:
+        return site
+    if not common:
+        raise ConfigError(
+            f"the certificates listed for {site} share no name",
+            key="certificate",
+            remedy="During a rotation both must carry the site's name (`gossipctl init` writes it).",
+        )
+    return common[0]
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = list(san.get_values_for_type(x509.DNSName))
+        names += [str(ip) for ip in san.get_values_for_type(x509.IPAddress)]
+    except x509.ExtensionNotFound:
+        names = []
+    if not names:
+        names = [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    return names
+
+
+def parse_certificate(pem: bytes) -> x509.Certificate:
+    if b"PRIVATE KEY" in pem:
+        raise ConfigError(
+            "this holds a PRIVATE KEY, which must never leave its site",
+            key="certificate",
+            remedy="Give the certificate (cert.pem) only, and make a new identity for the key's site.",
+        )
+    try:
+        found = x509.load_pem_x509_certificates(pem)
+    except ValueError as e:
+        raise ConfigError(
+            f"this is not a PEM certificate ({e})",
+            key="certificate",
+            remedy="Paste the whole of cert.pem, with its BEGIN and END lines.",
+        ) from None
+    if len(found) != 1:
+        raise ConfigError(
+            f"this holds {len(found)} certificates where one is expected",
+            key="certificate",
+            remedy="List the site's own certificate only; its issuers are not needed. "
+            "During a rotation give a list of two.",
+        )
+    return found[0]
+
+
+def supported_key(certificate: x509.Certificate) -> PublicKey:
+    key = certificate.public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size >= 256:
+        return key
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:
+        return key
+    raise ConfigError(
+        "the certificate's key is not of a supported kind",
+        key="certificate",
+        remedy="Use ECDSA on P-256 or larger (`gossipctl init` makes one), or RSA of at least 2048 bits.",
+    )
+
+
+def spki_of(key: PublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
