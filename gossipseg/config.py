@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from gossipseg.core.params import (
     Preset,
     membership_preset,
 )
+from gossipseg.core.types import fingerprint as fingerprint  # part of this module's surface
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, WorkerSpec
 from gossipseg.nets.params import NetworkParams
@@ -244,11 +244,6 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
         "network.signature": network_signature,
     }
     return tuple(sorted((k, json.dumps(v, sort_keys=True)) for k, v in _flatten(parts)))
-
-
-def fingerprint(pairs: tuple[tuple[str, str], ...]) -> str:
-    """32 hex digits that stand for a contract."""
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:32]
 
 
 def worker_spec(config: Config) -> WorkerSpec:

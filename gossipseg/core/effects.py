@@ -56,6 +56,8 @@ class Snapshot:
     steps: int = 0
     inbox: tuple[InboxEntry, ...] = ()
     paused: bool = False
+    counters: tuple[tuple[str, Site, int], ...] = ()
+    """(what, site, how often): models sent, received, merged, … so that counts outlive a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth the event log. `event` is a stable name such as `member_suspect`, `offer_busy`."""
+    """Something worth the event log, under a stable name; the shell logs it as it is and adds no second.
+
+    Membership: member_alive, member_suspect, member_dead, member_left, peer_refused, duplicate_site, left.
+    Exchange: offer_sent, offer_accepted, offer_busy, offer_rejected, offer_in_accepted, offer_in_busy,
+    offer_in_rejected, transfer_done, transfer_failed, model_arrived, model_broken, model_dropped.
+    Rounds: visit_merged, visit_refused, visit_kept_out, visit_reverted, finished, paused, resumed.
+    Anything else: dropped_event. Exchange notes carry hash, bytes and round in `detail`.
+    """
 
     event: str
     site: Site | None = None

@@ -62,6 +62,15 @@ class TransferFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferBegan:
+    """The stream of a promised model from `frm` has begun. Optional: until it is told so, the core lets
+    another site's offer displace a promise that is not kept soon (the accept may have been lost)."""
+
+    frm: Site
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelArrived:
     """A promised model from `frm` is whole, hash-checked and in the store."""
 
@@ -153,6 +162,7 @@ Event = (
     | RequestFailed
     | TransferDone
     | TransferFailed
+    | TransferBegan
     | ModelArrived
     | ModelBroken
     | WorkerReady

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+
+PROTOCOL_MIN = 1
+PROTOCOL_MAX = 1
+"""Range of the peer protocol spoken here; only disjoint ranges are refused."""
 
 Site = str
 """A site's name, as listed in peers.yaml. Members, rounds and state are keyed by it."""
@@ -75,6 +80,11 @@ class SuspectRecord:
 
 
 Record = AliveRecord | LeftRecord | SuspectRecord
+
+
+def fingerprint(pairs: tuple[tuple[str, str], ...]) -> str:
+    """32 hex digits that stand for a contract: its sorted (dotted key, JSON value) pairs."""
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:32]
 
 
 def signer_of(record: Record) -> Site:

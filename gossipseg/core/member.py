@@ -1,0 +1,62 @@
+"""What one site knows of another one. Values only; the rules that change them are in membership.py.
+
+Members are keyed by the site's listed name. The shell reads these and changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gossipseg.core.types import AliveRecord, LeftRecord, MemberState, PeerInfo, Site, SuspectRecord
+
+
+@dataclass(slots=True)
+class Suspicion:
+    """A running suspicion: who accuses, in which incarnation, and when the accused counts as dead."""
+
+    incarnation: int
+    started: float
+    deadline: float
+    needed: int
+    """Independent confirmations that bring the timeout down to its minimum (0: it starts there)."""
+    accusers: dict[Site, SuspectRecord]
+    """In the order they were heard of; the first one's accusation is not a confirmation."""
+
+
+@dataclass(slots=True)
+class Member:
+    """A listed site as seen from here."""
+
+    site: Site
+    state: MemberState = MemberState.UNSEEN
+    reason: str = ""
+    """Why it is in this state: who suspects it, why it cannot be reached."""
+    incarnation: int = 0
+    nonce: int = 0
+    address: str = ""
+    """host:port it last announced; the listed one until then."""
+    cases: int = 0
+    """Training cases it announced; 0 while unknown."""
+    info: PeerInfo | None = None
+    """What it last said of itself to this site; None before the first direct contact."""
+    last_heard: float | None = None
+    """When it last spoke to this site directly (the core's clock)."""
+    rtt_s: float | None = None
+    """Round-trip time of the last answered ping."""
+    refused: str = ""
+    """Why no weights move between us: the first field of the contract that differs, with both values."""
+    agreed: bool = False
+    """A Hello was exchanged with its present life, and nothing but the network signature may be open."""
+    since: float = 0.0
+    """When it came into its present state."""
+    alive: AliveRecord | None = None
+    left: LeftRecord | None = None
+    suspicion: Suspicion | None = None
+    previous_nonce: int = 0
+    hello_for: tuple[int, str, str] | None = None
+    """(its nonce, its fingerprint, ours) at the last Hello: another is due when they differ."""
+
+    @property
+    def phase_known_to_train(self) -> bool:
+        """It trains, as far as this site knows (not yet met: benefit of the doubt)."""
+        return self.info is None or self.info.phase == "training"
