@@ -1,0 +1,325 @@
+"""Where a testbed's files are: identities, peers.yaml, one folder per site.
+
+What belongs here: writing and finding those files. What must not: processes (run.py), pictures (report.py).
+
+    WORKDIR/
+      peers.yaml            the list of sites, with their certificates, and the task
+      sites/NAME/site.yaml  + identity/, state/, daemon.log
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gossipseg import config, trust
+from gossipseg.errors import ConfigError
+from gossipseg.learn.params import TaskParams
+from gossipseg.testbed import dataset, presets, synthetic
+
+ALGORITHMS = ("gcml", "local", "gossip_average")
+DATA_FOLDER = "data"
+_SOCKET_PATH_BYTES = 107
+"""Longest path of a unix socket on Linux (sun_path without its final zero)."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFolder:
+    """One site of a testbed."""
+
+    name: str
+    folder: Path
+    data: Path
+    address: str
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / "site.yaml"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.state_dir / "control.sock"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "daemon.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A testbed's folder."""
+
+    root: Path
+    sites: tuple[SiteFolder, ...]
+    algorithm: str
+    rounds: int
+    steps_per_round: int
+    task: TaskParams
+
+    @property
+    def federation_path(self) -> Path:
+        return self.root / "peers.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user asked for; None leaves a choice to the preset, or to the --peers file."""
+
+    algorithm: str | None = None
+    rounds: int | None = None
+    steps: int | None = None
+    seed: int | None = None
+    peers: Path | None = None
+    host: str = "127.0.0.1"
+
+
+def init_testbed(root: Path, data: list[Path], wanted: Wanted | None = None) -> Layout:
+    """Write identities, peers.yaml and site files for the sites whose data folders are given.
+
+    Site names are the folders' names, made lower case. Raises ConfigError or DataError.
+    """
+    wanted = wanted or Wanted()
+    names = [_site_name(folder) for folder in data]
+    _check_sockets(root, names)
+    sections, rounds = _sections(data, wanted)
+    ports = free_ports(len(names), wanted.host)
+    sites = tuple(
+        SiteFolder(name, root / "sites" / name, folder.absolute(), f"{wanted.host}:{port}")
+        for name, folder, port in zip(names, data, ports, strict=True)
+    )
+    for site in sites:
+        _write_site(site, rounds)
+    sections["sites"] = [
+        {"name": s.name, "address": s.address, "certificate": _certificate(s).read_text(encoding="ascii")}
+        for s in sites
+    ]
+    _write_yaml(root / "peers.yaml", "The testbed's federation, the same for every site.", sections)
+    return load_layout(root)
+
+
+def init_empty(root: Path, count: int, wanted: Wanted | None = None) -> Layout:
+    """The same without data: site files that point to folders where the user puts some."""
+    wanted = wanted or Wanted()
+    names = [hospital.name for hospital in synthetic.hospitals(count)]
+    folders = [root / DATA_FOLDER / name for name in names]
+    return init_testbed(root, folders, wanted)
+
+
+def load_layout(root: Path) -> Layout:
+    """Read a testbed's files again, checked by gossipseg.config."""
+    paths = sorted((root / "sites").glob("*/site.yaml"))
+    if not paths:
+        raise ConfigError(
+            "holds no testbed",
+            file=root,
+            remedy="Make one with `gossipctl testbed init --sites 3 --out DIR`.",
+        )
+    loaded = {c.site.site: c for c in (config.load(p, env={}) for p in paths)}
+    federation = next(iter(loaded.values())).federation
+    sites = tuple(
+        SiteFolder(s.name, root / "sites" / s.name, Path(loaded[s.name].site.data.path), s.address)
+        for s in federation.sites
+        if s.name in loaded
+    )
+    return Layout(
+        root=root,
+        sites=sites,
+        algorithm=federation.algorithm.name,
+        rounds=next(iter(loaded.values())).site.rounds or 0,
+        steps_per_round=federation.training.steps_per_round,
+        task=federation.task,
+    )
+
+
+def choose_sites(root: Path, chosen: str | None) -> list[Path]:
+    """Data folders of the chosen sites: all, the first N, or those named (comma separated)."""
+    folders = dataset.site_folders(root)
+    if chosen is None:
+        return folders
+    if chosen.strip().isdigit():
+        count = int(chosen)
+        if not 1 <= count <= len(folders):
+            raise ConfigError(
+                f"{root} has {len(folders)} sites",
+                key="--sites",
+                value=count,
+                remedy="Ask for at most that many.",
+            )
+        return folders[:count]
+    by_name = {folder.name: folder for folder in folders}
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    for name in names:
+        if name not in by_name:
+            raise ConfigError(
+                f"no such site in {root}",
+                key="--sites",
+                value=name,
+                remedy=f"It has {', '.join(by_name)}.",
+            )
+    return [by_name[name] for name in dict.fromkeys(names)]
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Ports nobody listens on now: all are held open until the last one is found."""
+    held = []
+    try:
+        for _ in range(count):
+            held.append(s := socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET))
+            s.bind((host, 0))
+        return [int(s.getsockname()[1]) for s in held]
+    finally:
+        for s in held:
+            s.close()
+
+
+# ---------------------------------------------------------------- parts of the files
+
+
+def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int]:
+    """The sections of peers.yaml without the sites, and the number of rounds."""
+    sections, rounds = _from_file(wanted.peers) if wanted.peers else _from_data(data)
+    if wanted.algorithm is not None and sections["algorithm"]["name"] != wanted.algorithm:
+        _check_algorithm(wanted.algorithm)
+        sections["algorithm"] = {"name": wanted.algorithm}
+    if wanted.steps is not None:
+        sections["training"]["steps_per_round"] = wanted.steps
+    if wanted.seed is not None:
+        sections["seed"] = wanted.seed
+    return sections, wanted.rounds or rounds
+
+
+def _from_file(path: Path) -> tuple[dict[str, Any], int]:
+    """Everything but the sites from another peers.yaml."""
+    federation = dataclasses.asdict(config.load_federation(path))
+    federation.pop("sites")
+    explicit = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "membership" not in explicit:
+        federation["membership"] = {"preset": "local"}
+    return _plain(federation), presets.SMALL_2D.rounds
+
+
+def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:
+    """Task and sizes derived from the data folders (of the synthetic task, where they are still empty)."""
+    if any(folder.is_dir() for folder in data):
+        described = [dataset.describe(folder) for folder in data]
+        name = data[0].parent.absolute().name
+        task = dataset.task_of(name, described)
+        sizes = [size for site in described for size in site.sizes]
+    else:
+        task = TaskParams(
+            name=synthetic.TASK_NAME,
+            channels=1,
+            labels=synthetic.LABELS,
+            modality="synthetic",
+            label_map={255: 1},
+        )
+        sizes = [(synthetic.SIZE_PX, synthetic.SIZE_PX)]
+    preset, task = presets.choose(task, sizes)
+    sections = {
+        "version": 1,
+        "federation": f"testbed-{task.name}".replace("/", "-"),
+        "seed": 0,
+        "task": _changed(task),
+        "network": _changed(preset.network),
+        "algorithm": {"name": "gcml"},
+        "training": _changed(preset.training),
+        "gossip": _changed(preset.gossip),
+        "membership": {"preset": "local"},
+    }
+    return _plain(sections), preset.rounds
+
+
+def _write_site(site: SiteFolder, rounds: int) -> None:
+    site.folder.mkdir(parents=True, exist_ok=True)
+    identity = site.folder / "identity"
+    if not _certificate(site).exists():
+        trust.create_identity(site.name, identity)
+    doc = {
+        "version": 1,
+        "site": site.name,
+        "peers": "../../peers.yaml",
+        "data": {"path": str(site.data)},
+        "state_dir": "state",
+        "identity": {"key": "identity/key.pem", "certificate": "identity/cert.pem"},
+        "listen": site.address,
+        "device": {"device": "cpu", "amp": "off", "threads": 1},
+        "rounds": rounds,
+        "report_test": True,
+        "discovery": {"static": True, "mdns": False},
+    }
+    _write_yaml(site.config_path, f"Testbed site {site.name}.", doc)
+
+
+def _certificate(site: SiteFolder) -> Path:
+    return site.folder / "identity" / "cert.pem"
+
+
+def _write_yaml(path: Path, heading: str, doc: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.dump(doc, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    path.write_text(f"# {heading}\n{text}", encoding="utf-8")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Certificates as literal blocks, so that a person can read the file."""
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists; keys keep their types (labels are numbered by integers)."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _changed(params: Any) -> dict[str, Any]:
+    """The fields of a Params dataclass that differ from their defaults."""
+    shown = {}
+    for field in dataclasses.fields(params):
+        value = getattr(params, field.name)
+        default = (
+            field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        )
+        if value != default:
+            shown[field.name] = value
+    return shown
+
+
+def _check_algorithm(name: str) -> None:
+    if name not in ALGORITHMS:
+        raise ConfigError(
+            "no such algorithm",
+            key="--algorithm",
+            value=name,
+            remedy=f"Choose one of {', '.join(ALGORITHMS)}.",
+        )
+
+
+def _site_name(folder: Path) -> str:
+    return folder.name.lower()
+
+
+def _check_sockets(root: Path, names: list[str]) -> None:
+    for name in names:
+        path = root.absolute() / "sites" / name / "state" / "control.sock"
+        if len(str(path).encode()) > _SOCKET_PATH_BYTES:
+            raise ConfigError(
+                f"the folder's path is too long for a unix socket ({_SOCKET_PATH_BYTES} bytes)",
+                file=path,
+                remedy="Choose a shorter --workdir.",
+            )
