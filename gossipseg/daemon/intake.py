@@ -1,0 +1,182 @@
+"""What the daemon does for its peers: answers their requests, takes in the models they were promised.
+
+What belongs here: signature checks on records, the bridge from a request to the core and back, streaming a
+model to disk with the checks that need no torch. What must not: deciding whether to accept (core does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+
+from gossipseg.core import events
+from gossipseg.core.messages import Body, Reply, Request
+from gossipseg.core.types import ModelRef, Record, Site, payload, signer_of
+from gossipseg.errors import DiskFull, LocalError, PeerRefused
+from gossipseg.store import (
+    BrokenModel,
+    IncompleteModel,
+    ModelStore,
+    PartialBusy,
+    PartialModel,
+    read_safetensors_header,
+)
+
+if TYPE_CHECKING:
+    from gossipseg.core.node import NodeState
+
+ANSWER_TIMEOUT_S = 30.0
+_B = TypeVar("_B", bound=Body)
+
+
+class Verifier(Protocol):
+    """Checks signatures against the listed certificates (trust.TrustList)."""
+
+    def verify(self, site: Site, payload: bytes, signature: bytes) -> bool: ...
+
+
+class Intake:
+    """The wire's Handler. `inject` feeds the core; `schema` is what travels, from the worker."""
+
+    def __init__(
+        self,
+        node: NodeState,
+        inject: Callable[[events.Event], None],
+        store: ModelStore,
+        verifier: Verifier,
+        *,
+        disk_reserve_bytes: int,
+        moved: Callable[[str, Site, str, float], None],
+        forged: Callable[[Site, Record], None],
+    ) -> None:
+        self.verifier = verifier
+        self.schema: Mapping[str, tuple[str, tuple[int, ...]]] = {}
+        self._node, self._inject, self._store = node, inject, store
+        self._reserve_bytes, self._moved, self._forged = disk_reserve_bytes, moved, forged
+        self._tokens = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+
+    # ------------------------------------------------------------ requests
+
+    async def on_request(self, peer: Site, body: Request) -> Reply:
+        """Let the core answer. Raises PeerRefused when it does not answer in time."""
+        token = next(self._tokens)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = future
+        try:
+            self._inject(events.Incoming(peer, token, self.verified(peer, body)))
+            return await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            raise PeerRefused(peer, "no_answer", "the daemon did not answer in time") from None
+        finally:
+            self._waiting.pop(token, None)
+
+    def respond(self, token: int, body: Reply) -> None:
+        """The core's answer to a request; late answers have nobody waiting."""
+        future = self._waiting.get(token)
+        if future is not None and not future.done():
+            future.set_result(body)
+
+    def verified(self, peer: Site, body: _B) -> _B:
+        """The same message without the records that their signer did not sign."""
+        records: tuple[Record, ...] = getattr(body, "records", ())
+        if not records:
+            return body
+        good = tuple(r for r in records if self.verifier.verify(signer_of(r), payload(r), r.signature))
+        for record in records:
+            if record not in good:
+                self._forged(peer, record)
+        return dataclasses.replace(body, records=good)  # type: ignore[type-var]
+
+    # ------------------------------------------------------------ models
+
+    async def push_offset(self, peer: Site, model: ModelRef) -> int:
+        """Bytes of a promised model already here."""
+        self._require_promised(peer, model)
+        with await self._open(peer, model) as partial:
+            return partial.offset
+
+    async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
+        """Stream a promised model to disk, check it, hand it to the core."""
+        self._require_promised(peer, model)
+        if self._store.free_bytes() - model.size_bytes < self._reserve_bytes:
+            self._broken(peer, model, "disk_full", "receiving it would leave too little free disk")
+        with await self._open(peer, model) as partial:
+            if offset != partial.offset:
+                raise PeerRefused(
+                    peer, "wrong_offset", f"stream starts at {offset}, {partial.offset} are here"
+                )
+            try:
+                await self._write(peer, model, partial, chunks)
+                await asyncio.to_thread(partial.finish, model.hash, model.size_bytes)
+            except IncompleteModel as e:  # what came is kept for a resume; the promise stands
+                raise PeerRefused(peer, e.reason, str(e)) from None
+            except BrokenModel as e:
+                self._broken(peer, model, e.reason, str(e))
+            except DiskFull as e:
+                self._broken(peer, model, "disk_full", str(e))
+        await self._check_header(peer, model)
+        self._inject(events.ModelArrived(peer, model))
+
+    async def _open(self, peer: Site, model: ModelRef) -> PartialModel:
+        open_ = functools.partial(self._store.partial, model.hash, peer, size_bytes=model.size_bytes)
+        try:
+            return await asyncio.to_thread(open_)
+        except PartialBusy as e:
+            raise PeerRefused(peer, "busy", str(e)) from None
+
+    async def _write(
+        self, peer: Site, model: ModelRef, partial: PartialModel, chunks: AsyncIterator[bytes]
+    ) -> None:
+        async for chunk in chunks:
+            await asyncio.to_thread(partial.write, chunk)
+            self._moved("in", peer, model.hash, partial.offset / max(1, model.size_bytes))
+
+    async def _check_header(self, peer: Site, model: ModelRef) -> None:
+        path = self._store.path(model.hash)
+        try:
+            header = await asyncio.to_thread(read_safetensors_header, path)
+            difference = schema_difference(header, self.schema)
+        except (ValueError, OSError, LocalError) as e:
+            self._store.remove(model.hash)
+            self._broken(peer, model, "unreadable", str(e))
+        if difference:
+            self._store.remove(model.hash)
+            self._broken(peer, model, "schema_mismatch", difference)
+
+    def _require_promised(self, peer: Site, model: ModelRef) -> None:
+        promised = self._node.expects(peer, model.hash)
+        if promised is None or promised.size_bytes != model.size_bytes:
+            raise PeerRefused(peer, "not_offered", "this model was not offered, or not accepted")
+
+    def _broken(self, peer: Site, model: ModelRef, reason: str, detail: str) -> NoReturn:
+        self._inject(events.ModelBroken(peer, model.hash, reason, detail))
+        raise PeerRefused(peer, reason, detail)
+
+    def close(self) -> None:
+        """Nobody will be answered any more."""
+        for future in self._waiting.values():
+            with contextlib.suppress(asyncio.InvalidStateError):
+                future.cancel()
+
+
+def schema_difference(header: Mapping[str, object], schema: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+    """What a file's header has that the shared tensors have not, or the other way round; "" if they agree.
+
+    A tensor may travel as F32 where its values do not fit the wire dtype.
+    """
+    for name in sorted(set(header) ^ set(schema)):
+        return f"{name} is {'unknown here' if name in header else 'missing'}"
+    for name, (dtype, shape) in schema.items():
+        info = header[name]
+        its_dtype, its_shape = getattr(info, "dtype", None), tuple(getattr(info, "shape", ()))
+        if its_shape != tuple(shape):
+            return f"{name} has shape {list(its_shape)}, expected {list(shape)}"
+        if its_dtype not in (dtype, "F32"):
+            return f"{name} is {its_dtype}, expected {dtype}"
+    return ""

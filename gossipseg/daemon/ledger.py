@@ -1,0 +1,153 @@
+"""The ledger of exchanges: one row for each model offered, sent or taken in, and what became of it.
+
+It watches the core's events and effects go by; it decides nothing. Rows are bounded, counts are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gossipseg.core import effects, events
+from gossipseg.core.messages import Offer, OfferReply
+from gossipseg.core.types import ModelRef, Site
+from gossipseg.wire.documents import ExchangeRow
+
+MAX_ROWS = 500
+
+
+@dataclass(slots=True)
+class PeerCounts:
+    """Models exchanged with one peer since this daemon started."""
+
+    sent: int = 0
+    received: int = 0
+    accepted: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Rows by (direction, peer, hash); `clock` gives wall seconds."""
+
+    clock: Callable[[], float]
+    rows: OrderedDict[tuple[str, Site, str], ExchangeRow] = field(default_factory=OrderedDict)
+    counts: dict[Site, PeerCounts] = field(default_factory=dict)
+    totals: Counter[str] = field(default_factory=Counter)
+    _offers: dict[int, tuple[Site, ModelRef]] = field(default_factory=dict)
+    _asked: dict[int, tuple[Site, ModelRef]] = field(default_factory=dict)
+    _visitors: OrderedDict[str, Site] = field(default_factory=OrderedDict)
+    _dice_val: float | None = None
+
+    def of(self, site: Site) -> PeerCounts:
+        return self.counts.setdefault(site, PeerCounts())
+
+    def effect(self, effect: effects.Effect) -> None:
+        """Note what the core wants done."""
+        match effect:
+            case effects.Request(id=id_, to=to, body=Offer(model=model)):
+                self._offers[id_] = (to, model)
+                self._put("out", to, model, "offered")
+            case effects.StartTransfer(id=id_, to=to, model=model):
+                self._offers[id_] = (to, model)
+                self._put("out", to, model, "sending")
+            case effects.Respond(token=token, body=OfferReply() as reply) if token in self._asked:
+                self._answered(*self._asked.pop(token), reply)
+            case effects.StartRound(visit=effects.InboxEntry() as entry):
+                self._visitors[entry.model.hash] = entry.frm
+                while len(self._visitors) > MAX_ROWS:
+                    self._visitors.popitem(last=False)
+                self._set("in", entry.frm, entry.model.hash, "visiting", dice_before=self._dice_val)
+            case effects.Note(event="model_dropped", site=str(site), reason=reason, detail=detail):
+                self._set("in", site, str(detail.get("hash", "")), "dropped", reason)
+
+    def event(self, event: events.Event) -> None:
+        """Note what happened."""
+        match event:
+            case events.Incoming(frm=frm, token=token, body=Offer(model=model)):
+                self._asked[token] = (frm, model)
+            case events.Reply(id=id_, body=OfferReply() as reply) if id_ in self._offers:
+                site, model = self._offers.pop(id_)
+                state = {"accept": "accepted", "busy": "busy", "reject": "rejected"}[reply.verdict]
+                self._set("out", site, model.hash, state, reply.reason)
+            case events.RequestFailed(id=id_, reason=reason) if id_ in self._offers:
+                site, model = self._offers.pop(id_)
+                self._set("out", site, model.hash, "failed", reason)
+            case events.TransferDone(id=id_) if id_ in self._offers:
+                site, model = self._offers.pop(id_)
+                self._set("out", site, model.hash, "sent", fraction=1.0)
+                self.of(site).sent += 1
+                self.totals["sent"] += 1
+            case events.TransferFailed(id=id_, reason=reason) if id_ in self._offers:
+                site, model = self._offers.pop(id_)
+                self._set("out", site, model.hash, "failed", reason)
+            case events.ModelArrived(frm=frm, model=model):
+                self._set("in", frm, model.hash, "stored", fraction=1.0)
+                self.of(frm).received += 1
+                self.totals["received"] += 1
+            case events.ModelBroken(frm=frm, hash=hash_, reason=reason):
+                self._set("in", frm, hash_, "refused", reason)
+                self._refuse(frm)
+            case events.RoundFinished():
+                self._round(event)
+
+    def moved(self, direction: str, site: Site, hash_: str, fraction: float) -> None:
+        """A transfer has got this far."""
+        self._set(direction, site, hash_, "receiving" if direction == "in" else "sending", fraction=fraction)
+
+    def recent(self, limit: int) -> list[ExchangeRow]:
+        """The newest rows, newest first."""
+        return list(reversed(self.rows.values()))[: limit or MAX_ROWS]
+
+    def _answered(self, frm: Site, model: ModelRef, reply: OfferReply) -> None:
+        if reply.verdict == "accept":
+            self._put("in", frm, model, "accepted")
+        elif reply.reason not in ("duplicate",):
+            self._put("in", frm, model, "busy" if reply.verdict == "busy" else "rejected", reply.reason)
+
+    def _round(self, done: events.RoundFinished) -> None:
+        if done.visit is not None and (site := self._visitors.get(done.visit.hash)) is not None:
+            self._set(
+                "in", site, done.visit.hash, done.visit.outcome, done.visit.reason, dice_after=done.dice_val
+            )
+            if done.visit.outcome == "refused":
+                self._refuse(site)
+            else:
+                self.of(site).accepted += 1
+                self.totals["accepted"] += 1
+        if done.reverted is not None and (site := self._visitors.get(done.reverted)) is not None:
+            self._set("in", site, done.reverted, "reverted", "validation Dice fell", dice_after=done.dice_val)
+            self.totals["reverted"] += 1
+        self._dice_val = done.dice_val if done.dice_val is not None else self._dice_val
+
+    def _refuse(self, site: Site) -> None:
+        self.of(site).refused += 1
+        self.totals["refused"] += 1
+
+    def _put(self, direction: str, peer: Site, model: ModelRef, state: str, reason: str = "") -> None:
+        key = (direction, peer, model.hash)
+        self.rows[key] = ExchangeRow(
+            t=self.clock(),
+            direction=direction,
+            peer=peer,
+            hash=model.hash,
+            bytes=model.size_bytes,
+            round=model.round,
+            state=state,
+            reason=reason,
+            fraction=0.0,
+            dice_before=None,
+            dice_after=None,
+        )
+        self.rows.move_to_end(key)
+        while len(self.rows) > MAX_ROWS:
+            self.rows.popitem(last=False)
+
+    def _set(
+        self, direction: str, peer: Site, hash_: str, state: str, reason: str = "", **more: object
+    ) -> None:
+        key = (direction, peer, hash_)
+        if (row := self.rows.get(key)) is not None:
+            self.rows[key] = dataclasses.replace(row, state=state, reason=reason, **more)  # type: ignore[arg-type]

@@ -1,0 +1,264 @@
+"""gossipsegd: reads the configuration, wires the parts together, obeys signals.
+
+What belongs here: start-up order, signals, exit codes. What must not: anything that goes on in between.
+Start-up: configuration (78) → lock (75) → identity → port → worker, whose first report may still end the
+daemon with 78 or 65; systemd is told READY once peers and gossipctl can be answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from gossipseg import __version__, trust
+from gossipseg import config as configuration
+from gossipseg.core import events
+from gossipseg.core.node import NodeState
+from gossipseg.core.snapshots import snapshot_from_dict
+from gossipseg.daemon import logs
+from gossipseg.daemon.notify import Notifier
+from gossipseg.daemon.runtime import Runtime
+from gossipseg.daemon.service import Service
+from gossipseg.daemon.worker import require_state_dir
+from gossipseg.discovery import MdnsDiscovery
+from gossipseg.errors import EXIT_OK, ConfigError, GossipsegError
+from gossipseg.store import DirectoryLock, EventLog, ModelStore, StateFile
+from gossipseg.wire.control import ControlServer
+from gossipseg.wire.grpc_transport import GrpcTransport
+from gossipseg.wire.transport import PeerEndpoint
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """One site's daemon, from start to exit."""
+
+    def __init__(self, config: configuration.Config, reread: argparse.Namespace) -> None:
+        self.config, self._reread = config, reread
+        self.notifier = Notifier.from_env()
+        self.identity, self.trust = load_trust(config)
+        self._ended: asyncio.Future[tuple[str, GossipsegError | None]] | None = None
+        self._foreign: list[str] = []
+
+    async def run(self) -> int:
+        """Run until a signal, `gossipctl leave` or an error; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.end, signal.Signals(number).name)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup)
+        self.transport = self._transport()
+        self.runtime = self._runtime()
+        service = Service(
+            self.runtime,
+            identity=self.identity,
+            stop=self.end,
+            reload=self.reload,
+            foreign=lambda: self._foreign,
+        )
+        control = ControlServer(self.config.control_socket, service)
+        await self.runtime.start()
+        await control.start()
+        discovery = await self._discover()
+        self.notifier.ready(f"{self.config.site.site} in {self.config.federation.federation}")
+        feeding = asyncio.create_task(self._feed_watchdog())
+        reason, error = await self._ended
+        self.notifier.stopping(reason)
+        feeding.cancel()
+        if discovery is not None:
+            await discovery.close()
+        await self.runtime.stop(reason)
+        await control.close()
+        if error is not None:
+            print(f"gossipsegd: {error}", file=sys.stderr)
+            return error.exit_code
+        return EXIT_OK
+
+    def end(self, reason: str, error: GossipsegError | None = None) -> None:
+        """Begin the end; asked twice, the first reason stands."""
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result((reason, error))
+
+    def reload(self) -> None:
+        """Read peers.yaml again. Raises ConfigError, changing nothing, when it is invalid."""
+        try:
+            new = load_config(self._reread)
+            if configuration.contract(new.federation) != configuration.contract(self.config.federation):
+                raise ConfigError(
+                    "the contract (task, network, algorithm, training) changed",
+                    file=new.federation_path,
+                    remedy="Restart the daemon for that; only the list of sites is reloaded.",
+                )
+            identity, trusted = load_trust(new)
+        except GossipsegError as e:
+            self.runtime.note("config_refused", reason=str(e))
+            raise
+        self.config, self.identity, self.trust = new, identity, trusted
+        self.runtime.config, self.runtime.intake.verifier = new, trusted
+        self.transport.set_peers(endpoints(new))
+        self.runtime.inject(events.SitesChanged({s.name: s.address for s in new.others}))
+        self.runtime.note("config_reloaded", sites=len(new.federation.sites))
+
+    def _hangup(self) -> None:
+        self.notifier.reloading(time.monotonic_ns() // 1000)
+        try:
+            self.reload()
+        except GossipsegError as e:
+            log.warning("the old list stays in force: %s", e, extra={"event": "config_refused"})
+        self.notifier.ready(f"{self.config.site.site} in {self.config.federation.federation}")
+
+    def _transport(self) -> GrpcTransport:
+        site = self.config.site
+        return GrpcTransport(
+            site.site,
+            listen=site.listen,
+            identity=self.identity,
+            peers=endpoints(self.config),
+            insecure=site.insecure,
+            max_parallel_transfers=site.max_parallel_transfers,
+            reconnect_max_s=self.config.federation.membership.probe_interval_s,
+        )
+
+    def _runtime(self) -> Runtime:
+        f, s = self.config.federation, self.config.site
+        state_dir = Path(s.state_dir)
+        state = StateFile(state_dir / "node.json")
+        snapshot = snapshot_from_dict(state.load() or {})
+        identity = self.identity
+        node = NodeState(
+            s.site,
+            address=s.advertise or self.config.me.address,
+            sites={o.name: o.address for o in self.config.others},
+            federation=f.federation,
+            contract=configuration.contract(f),
+            membership=f.membership,
+            gossip=f.gossip,
+            exchanges=f.algorithm.name != "local",
+            rounds=s.rounds,
+            rng=random.Random(f"{f.seed}/{s.site}/{os.urandom(16).hex()}"),
+            sign=identity.sign if identity else (lambda _: b""),
+            max_model_bytes=f.wire.max_model_bytes,
+            snapshot=snapshot,
+        )
+        return Runtime(
+            self.config,
+            node,
+            self.transport,
+            ModelStore(state_dir / "models"),
+            state,
+            EventLog(state_dir / "events.jsonl"),
+            self.trust,
+            lambda error: self.end("failed", error),
+            worker_socket=state_dir / "worker.sock",
+        )
+
+    async def _discover(self) -> MdnsDiscovery | None:
+        d = self.config.site.discovery
+        if not d.mdns or self.identity is None:
+            return None
+        host, _, port = (self.config.site.advertise or self.config.site.listen).rpartition(":")
+        discovery = MdnsDiscovery(
+            site=self.config.site.site,
+            site_id=self.identity.site_id,
+            federation=self.config.federation.federation,
+            host=host.strip("[]"),
+            port=int(port),
+            listed={
+                trust.site_id(pem): s.name for s in self.config.federation.sites for pem in s.certificate
+            },
+            on_hint=self.transport.hint_address,
+            on_foreign=self._saw_foreign,
+            interfaces=d.interfaces,
+        )
+        await discovery.start()
+        return discovery
+
+    def _saw_foreign(self, what: str) -> None:
+        if what not in self._foreign:
+            self._foreign.append(what)
+            self.runtime.note("foreign_federation", reason=what)
+
+    async def _feed_watchdog(self) -> None:
+        interval = self.notifier.watchdog_interval_s
+        while interval is not None:
+            self.notifier.watchdog()
+            await asyncio.sleep(interval)
+
+
+def endpoints(config: configuration.Config) -> dict[str, PeerEndpoint]:
+    """The other sites, as the transport wants them."""
+    return {
+        s.name: PeerEndpoint(
+            s.name,
+            s.address if config.site.discovery.static else "",
+            tuple(pem.encode() for pem in s.certificate),
+        )
+        for s in config.others
+    }
+
+
+def load_trust(config: configuration.Config) -> tuple[trust.Identity | None, trust.TrustList]:
+    """This site's identity and the listed certificates, checked against each other."""
+    sites, path = config.federation.sites, config.federation_path
+    if config.site.insecure:
+        return None, trust.TrustList.unsigned(s.name for s in sites)
+    trust.check_listed_ids(sites, path)
+    listed = trust.trust_list(sites, path)
+    identity = trust.Identity.load(Path(config.site.identity.key), Path(config.site.identity.certificate))
+    trust.check_own_certificate(identity, config.me, path)
+    return identity, listed
+
+
+def load_config(args: argparse.Namespace) -> configuration.Config:
+    """The effective configuration for these command-line arguments."""
+    overrides = dict(pair.split("=", 1) for pair in args.set)
+    for key in ("listen", "state_dir", "rounds"):
+        if getattr(args, key) is not None:
+            overrides[key] = str(getattr(args, key))
+    if args.device is not None:
+        overrides["device.device"] = args.device
+    return configuration.load(Path(args.config), overrides=overrides)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("gossipsegd", description="One site of a gossipseg federation.")
+    parser.add_argument("--config", default=os.environ.get("GOSSIPSEG_CONFIG", "site.yaml"), help="site.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
+    parser.add_argument("--listen", help="host:port to listen on")
+    parser.add_argument("--state-dir", help="where checkpoints, models and the event log live")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:1")
+    parser.add_argument("--rounds", type=int, help="training budget; without it the daemon trains on")
+    parser.add_argument("--version", action="version", version=f"gossipsegd {__version__}")
+    args = parser.parse_args(argv)
+    if bad := [pair for pair in args.set if "=" not in pair]:
+        parser.error(f"--set {bad[0]}: write KEY=VALUE")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of gossipsegd; returns the exit code."""
+    args = parse(argv)
+    try:
+        config = load_config(args)
+        logs.setup(config.site.log.format, config.site.log.level)
+        os.umask(0o077)
+        state_dir = Path(config.site.state_dir)
+        require_state_dir(state_dir)
+        with DirectoryLock(state_dir / "daemon.lock"), contextlib.suppress(KeyboardInterrupt):
+            return asyncio.run(Daemon(config, args).run())
+        return EXIT_OK
+    except GossipsegError as e:
+        print(f"gossipsegd: {e}", file=sys.stderr)
+        return e.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

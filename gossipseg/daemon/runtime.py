@@ -1,0 +1,358 @@
+"""The imperative shell around the core: events in, effects out, one clock, one queue.
+
+What belongs here: turning what happens into events, and effects into what happens. What must not: any
+decision about peers, rounds or models (core), any training (worker), any format (wire, documents).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gossipseg import config as configuration
+from gossipseg.core import effects, events
+from gossipseg.core.node import NodeState
+from gossipseg.core.types import ModelRef, Record, Site
+from gossipseg.daemon.intake import Intake, Verifier
+from gossipseg.daemon.ledger import Ledger
+from gossipseg.daemon.worker import WorkerSupervisor
+from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError, PeerError
+from gossipseg.learn import jobs
+from gossipseg.store import EventLog, ModelStore, StateFile
+from gossipseg.wire.transport import Transport
+
+log = logging.getLogger(__name__)
+
+_WARN = {"member_suspect", "member_dead", "peer_refused", "transfer_failed", "model_broken", "worker_lost",
+         "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused"}  # fmt: skip
+_QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
+
+
+@dataclass(slots=True)
+class TrainingView:
+    """The last the worker said of itself, for status."""
+
+    activity: str = "starting"
+    fraction: float = 0.0
+    step: int = 0
+    steps_per_round: int = 0
+    loss: float | None = None
+    dice_val: float | None = None
+    dice_test_start: float | None = None
+    dice_test: float | None = None
+    cases: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    device: str = ""
+    warning: str = ""
+
+
+class Runtime:
+    """One node, run for real. `fail` is called when the daemon must end with an error."""
+
+    def __init__(
+        self,
+        config: configuration.Config,
+        node: NodeState,
+        transport: Transport,
+        store: ModelStore,
+        state: StateFile,
+        event_log: EventLog,
+        verifier: Verifier,
+        fail: Callable[[GossipsegError], None],
+        *,
+        worker_socket: Path,
+    ) -> None:
+        self.config, self.node, self.transport, self.store = config, node, transport, store
+        self.events, self.ledger, self.training = event_log, Ledger(time.time), TrainingView()
+        self.started_at, self.contract = time.time(), configuration.contract(config.federation)
+        self.worker = WorkerSupervisor(
+            configuration.worker_spec(config),
+            self,
+            socket_path=worker_socket,
+            stuck_after_s=config.site.device.stuck_after_s,
+            clock=time.monotonic,
+        )
+        self.intake = Intake(
+            node,
+            self.inject,
+            store,
+            verifier,
+            disk_reserve_bytes=config.site.disk_reserve_bytes,
+            moved=self.ledger.moved,
+            forged=self._forged,
+        )
+        self.changed = asyncio.Event()
+        """Set after every step; watchers clear it."""
+        self._state, self._fail = state, fail
+        self._queue: asyncio.Queue[effects.Effect] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._was_ready = False
+        self._outgoing: dict[int, str] = {}
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Listen, start the worker, let the node begin. Raises LocalError when the port is taken."""
+        await self.transport.start(self.intake)
+        self.spawn(self._perform_all())
+        self.spawn(self.worker.run())
+        self.note("daemon_started", version=_version(), site_id=self.config.me.id or "")
+        self.inject(events.Start())
+
+    async def stop(self, reason: str, *, grace_s: float = 8.0) -> None:
+        """Say goodbye, let the worker checkpoint, close everything."""
+        self.inject(events.Leave())
+        stopping = asyncio.create_task(self.worker.stop(grace_s))
+        await asyncio.sleep(0)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._goodbye(), 1.0)
+        await stopping
+        self.note("daemon_stopped", reason=reason)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.intake.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.transport.close()
+
+    async def _goodbye(self) -> None:
+        """Wait until the effects of Leave are done and its messages have been answered."""
+        while not self._queue.empty() or self._requests:
+            await asyncio.sleep(0.02)
+
+    @property
+    def outgoing_models(self) -> set[str]:
+        """Hashes of the models being sent now."""
+        return set(self._outgoing.values())
+
+    @property
+    def _requests(self) -> bool:
+        return any(t.get_name().startswith("request") for t in self._tasks)
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str = "task") -> None:
+        """Run something beside; an unexpected error in it ends the daemon loudly."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("internal error", exc_info=error)
+            self._fail(
+                error if isinstance(error, GossipsegError) else LocalError(f"internal error: {error!r}")
+            )
+
+    # ------------------------------------------------------------ the core
+
+    def inject(self, event: events.Event) -> None:
+        """Let something happen to the node."""
+        self.ledger.event(event)
+        for effect in self.node.step(event, time.monotonic()):
+            self.ledger.effect(effect)
+            self._queue.put_nowait(effect)
+        self._arm()
+        self.changed.set()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        deadline = self.node.next_deadline()
+        if deadline is not None:
+            delay = max(0.0, deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.inject, events.Tick())
+
+    async def _perform_all(self) -> None:
+        while True:
+            await self._perform(await self._queue.get())
+
+    async def _perform(self, effect: effects.Effect) -> None:
+        match effect:
+            case effects.Persist(snapshot=snapshot):
+                await self._persist(snapshot)
+            case effects.Request():
+                self.spawn(self._request(effect), f"request {effect.id}")
+            case effects.Respond(token=token, body=body):
+                self.intake.respond(token, body)
+            case effects.StartTransfer():
+                self.spawn(self._transfer(effect), f"transfer {effect.id}")
+            case effects.StartRound():
+                self._start_round(effect)
+            case effects.Finished():
+                self.training.activity, self.training.fraction = "finished", 1.0
+                self.note("finished", round=self.node.round)
+            case effects.Note(event=name, site=site, reason=reason, detail=detail):
+                self.note(name, site=site, reason=reason, **detail)
+
+    async def _persist(self, snapshot: effects.Snapshot) -> None:
+        try:
+            await asyncio.to_thread(self._state.save, dataclasses.asdict(snapshot))
+            self.training.warning = ""
+        except LocalError as e:  # the old state stays valid; training goes on, status shows it
+            self.training.warning = str(e)
+            self.note("persist_failed", reason=str(e))
+
+    # ------------------------------------------------------------ the wire
+
+    async def _request(self, effect: effects.Request) -> None:
+        begin = time.monotonic()
+        try:
+            body = await self.transport.request(effect.to, effect.body, effect.timeout_s)
+        except PeerError as e:
+            self.inject(events.RequestFailed(effect.id, e.reason, e.detail))
+        else:
+            body = self.intake.verified(effect.to, body)
+            self.inject(events.Reply(effect.id, body, time.monotonic() - begin))
+
+    async def _transfer(self, effect: effects.StartTransfer) -> None:
+        self._outgoing[effect.id] = effect.model.hash
+        path = self.store.path(effect.model.hash)
+        try:
+            timeout_s = self.config.federation.gossip.transfer_timeout_s
+            await self.transport.push(effect.to, effect.model, path, timeout_s)
+        except PeerError as e:
+            self.inject(events.TransferFailed(effect.id, e.reason, e.detail))
+        except OSError as e:
+            self.inject(events.TransferFailed(effect.id, "unreadable", str(e)))
+        else:
+            self.inject(events.TransferDone(effect.id))
+        finally:
+            self._outgoing.pop(effect.id, None)
+
+    # ------------------------------------------------------------ the worker
+
+    def _start_round(self, effect: effects.StartRound) -> None:
+        visit = None
+        if (entry := effect.visit) is not None:
+            path = str(self.store.path(entry.model.hash))
+            visit = jobs.Visit(path, entry.model.hash, entry.frm, entry.model.steps, entry.model.cases)
+        self.training.step, self.training.fraction = 0, 0.0
+        self.worker.send(jobs.StartRound(effect.round, visit, effect.export))
+
+    def on_worker_message(self, message: jobs.FromWorker) -> None:
+        """What the worker says, as news for the core and for status."""
+        match message:
+            case jobs.Preparing(activity=activity, fraction=fraction):
+                self.training.activity, self.training.fraction = activity, fraction
+            case jobs.Progress():
+                self._progress(message)
+            case jobs.Ready():
+                self._ready(message)
+            case jobs.RoundDone():
+                self.spawn(self._round_done(message), "round done")
+            case jobs.Fatal(kind=kind, message=text) if not self._was_ready:
+                self._fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
+        self.changed.set()
+
+    def on_worker_lost(self, reason: str, final: bool) -> None:
+        self.training.activity, self.training.fraction = ("failed" if final else "restarting"), 0.0
+        self.note("worker_lost", reason=reason, final=final)
+        self.inject(events.WorkerLost(reason, final))
+
+    def _progress(self, message: jobs.Progress) -> None:
+        view = self.training
+        visiting = f"learning with {message.frm}" if message.frm else message.activity
+        view.activity = visiting if message.activity == "visit" else message.activity
+        view.step, view.steps_per_round, view.fraction = (
+            message.step,
+            message.steps_per_round,
+            message.fraction,
+        )
+        view.loss = message.loss if message.loss is not None else view.loss
+
+    def _ready(self, message: jobs.Ready) -> None:
+        view = self.training
+        view.cases, view.splits, view.device = message.cases, message.splits, message.device
+        view.dice_val, view.dice_test = message.dice_val, message.dice_test
+        view.dice_test_start, view.activity = message.dice_test_start, "waiting"
+        view.steps_per_round = self.config.federation.training.steps_per_round
+        self._was_ready, self.intake.schema = True, message.tensors
+        self.contract = configuration.contract(self.config.federation, message.network_signature)
+        self.note(
+            "worker_ready",
+            round=message.round,
+            cases=message.cases,
+            device=message.device,
+            parameters=message.parameters,
+            splits=message.splits,
+        )
+        self.inject(
+            events.WorkerReady(
+                message.round,
+                message.steps,
+                message.cases,
+                self.contract,
+                message.last_visit,
+                message.dice_val,
+            )
+        )
+
+    async def _round_done(self, message: jobs.RoundDone) -> None:
+        view = self.training
+        view.loss, view.warning = message.loss, message.warning
+        view.dice_val = message.dice_val if message.dice_val is not None else view.dice_val
+        view.dice_test = message.dice_test if message.dice_test is not None else view.dice_test
+        view.activity, view.fraction = "waiting", 0.0
+        visit, export = message.visit, await self._adopt(message)
+        fields = dataclasses.asdict(message)
+        for nested in ("export", "visit", "dice_val_local"):
+            del fields[nested]
+        frm = visit.frm if visit else None
+        self.note("round_finished", site=frm, visit=visit.outcome if visit else None, **fields)
+        outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason) if visit else None
+        self.inject(
+            events.RoundFinished(
+                message.round, message.steps, message.dice_val, export, outcome, message.reverted
+            )
+        )
+        await self._collect_garbage()
+
+    async def _adopt(self, message: jobs.RoundDone) -> ModelRef | None:
+        export = message.export
+        if export is None:
+            return None
+        try:
+            hash_, size = await asyncio.to_thread(self.store.adopt, Path(export.path))
+        except (OSError, LocalError) as e:
+            self.note("export_failed", reason=str(e))
+            return None
+        return ModelRef(hash_, size, message.round, export.steps, export.cases, message.dice_val)
+
+    async def _collect_garbage(self) -> None:
+        keep = {e.model.hash for e in self.node.inbox} | self.outgoing_models
+        await asyncio.to_thread(self.store.collect, keep, now_s=time.time(), older_than_s=600.0)
+
+    # ------------------------------------------------------------ operators
+
+    def pause(self, paused: bool) -> None:
+        """Hold training between two steps, or go on."""
+        self.worker.send(jobs.SetPaused(paused))
+        self.inject(events.Pause(paused))
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Write something to the event log and the log."""
+        fields = {k: v for k, v in fields.items() if v not in (None, "")}
+        try:
+            self.events.append(event, t=time.time(), **fields)
+        except (OSError, LocalError) as e:
+            self.training.warning = f"the event log cannot be written: {e}"
+        level = logging.WARNING if event in _WARN else logging.DEBUG if event in _QUIET else logging.INFO
+        log.log(level, "", extra={"event": event, "fields": fields})
+
+    def _forged(self, peer: Site, record: Record) -> None:
+        self.note("record_forged", site=peer, reason=f"{type(record).__name__} about {record.site}")
+
+
+def _version() -> str:
+    from gossipseg import __version__
+
+    return __version__

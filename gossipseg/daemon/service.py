@@ -1,0 +1,210 @@
+"""What gossipctl may ask: the control service's answers, made from the runtime as it is now.
+
+What belongs here: filling the documents of wire.documents. What must not: formatting for people (ctl).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+
+from gossipseg import __version__, trust
+from gossipseg.core.types import MemberState, Phase, fingerprint
+from gossipseg.daemon.runtime import Runtime
+from gossipseg.errors import GossipsegError
+from gossipseg.wire import documents as doc
+
+WATCH_INTERVAL_S = 0.5
+
+
+class Service:
+    """The ControlHandler of one daemon. `stop` ends the daemon, `reload` rereads peers.yaml."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        identity: trust.Identity | None,
+        stop: Callable[[str], None],
+        reload: Callable[[], None],
+        foreign: Callable[[], list[str]],
+    ) -> None:
+        self._runtime, self._identity = runtime, identity
+        self._stop, self._reload, self._foreign = stop, reload, foreign
+        self._ids = site_ids(runtime)
+
+    async def status(self) -> doc.StatusDoc:
+        r, view, totals = self._runtime, self._runtime.training, self._runtime.ledger.totals
+        reasons = self._reasons()
+        traffic = [r.transport.traffic(s.name) for s in r.config.others]
+        return doc.StatusDoc(
+            site=r.config.site.site,
+            id=self._ids.get(r.config.site.site, ""),
+            federation=r.config.federation.federation,
+            version=__version__,
+            state="failed" if r.node.phase is Phase.FAILED else "degraded" if reasons else "ok",
+            reasons=reasons,
+            phase=r.node.phase.value,
+            activity=view.activity if r.node.phase is not Phase.PAUSED else "paused",
+            fraction=view.fraction,
+            round=r.node.round,
+            rounds=r.config.site.rounds,
+            step=view.step,
+            steps_per_round=view.steps_per_round,
+            loss=view.loss,
+            dice_val=view.dice_val,
+            dice_test_start=view.dice_test_start,
+            dice_test=view.dice_test,
+            cases=view.cases,
+            splits=view.splits,
+            algorithm=r.config.federation.algorithm.name,
+            device=view.device,
+            members=self._member_counts(),
+            sent=totals["sent"],
+            received=totals["received"],
+            accepted=totals["accepted"],
+            refused=totals["refused"],
+            bytes_out=sum(t.bytes_out for t in traffic),
+            bytes_in=sum(t.bytes_in for t in traffic),
+            inbox=len(r.node.inbox),
+            uptime_s=time.time() - r.started_at,
+            self_health=r.node.self_health,
+            contract=fingerprint(r.contract),
+            control=str(r.config.control_socket),
+            listen=r.config.site.listen,
+            worker=self._worker(),
+            disk_free_bytes=shutil.disk_usage(r.config.site.state_dir).free,
+            certificate_days_left=self._identity.days_left(time.time()) if self._identity else None,
+            discovery={
+                "static": r.config.site.discovery.static,
+                "mdns": r.config.site.discovery.mdns,
+                "foreign": self._foreign(),
+            },
+        )
+
+    async def peers(self, limit: int) -> doc.PeersDoc:
+        rows = [self._peer(site.name, site.address) for site in self._runtime.config.others]
+        return doc.PeersDoc(peers=rows[: limit or None])
+
+    async def exchanges(self, limit: int) -> doc.ExchangesDoc:
+        return doc.ExchangesDoc(exchanges=self._runtime.ledger.recent(limit))
+
+    async def models(self) -> doc.ModelsDoc:
+        r = self._runtime
+        waiting = {e.model.hash: e for e in r.node.inbox}
+        outgoing = r.outgoing_models
+        rows = []
+        for stored in await asyncio.to_thread(r.store.list):
+            entry = waiting.get(stored.hash)
+            kind = "inbox" if entry else "outgoing" if stored.hash in outgoing else "other"
+            rows.append(
+                doc.ModelRow(
+                    hash=stored.hash,
+                    bytes=stored.size_bytes,
+                    kind=kind,
+                    frm=entry.frm if entry else "",
+                    round=entry.model.round if entry else None,
+                    age_s=max(0.0, time.time() - stored.mtime),
+                )
+            )
+        return doc.ModelsDoc(models=rows)
+
+    async def events(self, limit: int, since: int) -> doc.EventsDoc:
+        rows = await asyncio.to_thread(self._runtime.events.tail, limit or 100, since)
+        return doc.EventsDoc(events=rows)
+
+    async def watch(self) -> AsyncIterator[doc.WatchDoc]:
+        """A document whenever something changed, at most twice a second, and at least every five."""
+        while True:
+            yield doc.WatchDoc(status=await self.status(), peers=await self.peers(0))
+            self._runtime.changed.clear()
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._runtime.changed.wait(), 5.0)
+
+    async def pause(self) -> doc.OkDoc:
+        self._runtime.pause(True)
+        return doc.OkDoc(ok=True, message="paused: training holds before the next step")
+
+    async def resume(self) -> doc.OkDoc:
+        self._runtime.pause(False)
+        return doc.OkDoc(ok=True, message="resumed")
+
+    async def leave(self) -> doc.OkDoc:
+        self._stop("an operator asked this site to leave")
+        return doc.OkDoc(
+            ok=True, message="leaving: peers are told, the checkpoint is written, the daemon ends"
+        )
+
+    async def reload(self) -> doc.OkDoc:
+        try:
+            self._reload()
+        except GossipsegError as e:
+            return doc.OkDoc(ok=False, message=str(e))
+        self._ids = site_ids(self._runtime)
+        return doc.OkDoc(ok=True, message="peers.yaml reloaded")
+
+    # ------------------------------------------------------------ parts
+
+    def _reasons(self) -> list[str]:
+        """Why this site is not simply ok."""
+        r = self._runtime
+        reasons = []
+        if r.worker.status.state in ("failed", "restarting"):
+            reasons.append(f"training: {r.worker.status.state}: {r.worker.status.reason}")
+        if r.training.warning:
+            reasons.append(r.training.warning)
+        for name, member in sorted(r.node.members.items()):
+            if member.refused:
+                reasons.append(f"{name}: refused: {member.refused}")
+            elif member.state in (MemberState.SUSPECT, MemberState.DEAD):
+                reasons.append(f"{name}: {member.state.value}: {member.reason}")
+        if self._identity and (days := self._identity.days_left(time.time())) < 30:
+            reasons.append(f"this site's certificate expires in {days:.0f} days")
+        return reasons
+
+    def _member_counts(self) -> dict[str, int]:
+        members = self._runtime.node.members.values()
+        counts = Counter(m.state.value for m in members)
+        counts["refused"] = sum(1 for m in members if m.refused)
+        return {k: counts[k] for k in ("alive", "suspect", "dead", "left", "unseen", "refused")}
+
+    def _worker(self) -> dict[str, object]:
+        s = self._runtime.worker.status
+        return {"state": s.state, "pid": s.pid, "restarts": s.restarts, "reason": s.reason}
+
+    def _peer(self, name: str, address: str) -> doc.PeerRow:
+        r = self._runtime
+        member, counts, traffic = r.node.members.get(name), r.ledger.of(name), r.transport.traffic(name)
+        info = member.info if member else None
+        heard = member.last_heard if member else None
+        return doc.PeerRow(
+            site=name,
+            id=self._ids.get(name, ""),
+            address=(member.address if member and member.address else address),
+            state="refused" if member and member.refused else member.state.value if member else "unseen",
+            reason=(member.refused or member.reason) if member else "",
+            round=info.round if info else None,
+            cases=info.cases if info else None,
+            phase=info.phase.value if info else "",
+            last_seen_s=time.monotonic() - heard if heard is not None else None,
+            rtt_ms=member.rtt_s * 1000 if member and member.rtt_s is not None else None,
+            sent=counts.sent,
+            received=counts.received,
+            refused=counts.refused,
+            bytes_out=traffic.bytes_out,
+            bytes_in=traffic.bytes_in,
+        )
+
+
+def site_ids(runtime: Runtime) -> dict[str, str]:
+    """Site → ID of its first listed certificate; empty in insecure mode."""
+    ids = {}
+    for site in runtime.config.federation.sites:
+        if site.certificate:
+            ids[site.name] = trust.site_id(site.certificate[0])
+    return ids

@@ -1,0 +1,219 @@
+"""The training worker as the daemon sees it: a child process, its socket, its deaths and its restarts.
+
+What belongs here: starting by exec, the job socket, the watch over progress, back-off, the end.
+What must not: what a round means (core), or how it is trained (learn).
+
+A worker that dies or makes no progress is started again from its last checkpoint, later and later; after
+MAX_QUICK_DEATHS deaths without a finished round in between, training has failed and the site stays a member.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+from gossipseg.errors import LocalError
+from gossipseg.learn import jobs
+from gossipseg.learn.params import WorkerSpec
+
+MAX_QUICK_DEATHS = 5
+FIRST_BACKOFF_S = 1.0
+MAX_BACKOFF_S = 60.0
+
+
+class Owner(Protocol):
+    """Who is told what the worker says and what became of it."""
+
+    def on_worker_message(self, message: jobs.FromWorker) -> None: ...
+
+    def on_worker_lost(self, reason: str, final: bool) -> None: ...
+
+
+@dataclass(slots=True)
+class WorkerStatus:
+    """What a user may see of the worker."""
+
+    state: str = "starting"
+    """starting | ready | training | restarting | failed | stopped"""
+    pid: int | None = None
+    restarts: int = 0
+    reason: str = ""
+
+
+class WorkerSupervisor:
+    """Keeps one worker running. `clock` gives monotonic seconds; `socket_path` must fit a unix socket."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        owner: Owner,
+        *,
+        socket_path: Path,
+        stuck_after_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.status = WorkerStatus()
+        self._spec, self._owner, self._clock = spec, owner, clock
+        self._socket_path, self._stuck_after_s = socket_path, stuck_after_s
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._server: asyncio.Server | None = None
+        self._paused = self._stopping = self._busy = False
+        self._fatal: jobs.Fatal | None = None
+        self._last_sign_of_life = clock()
+        self._quick_deaths = 0
+        self._wake = asyncio.Event()
+
+    def send(self, message: jobs.ToWorker) -> None:
+        """Give the worker an order; dropped when there is no worker (its Ready asks for orders anew)."""
+        if isinstance(message, jobs.SetPaused):
+            self._paused = message.paused
+        if isinstance(message, jobs.StartRound):
+            self._busy, self.status.state = True, "training"
+        self._last_sign_of_life = self._clock()
+        if self._writer is not None:
+            self._writer.write(jobs.encode(message))
+
+    async def run(self) -> None:
+        """Start the worker and keep it running until `stop`, or until it has failed for good."""
+        self._socket_path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(
+            self._connected, self._socket_path, limit=jobs.MAX_LINE_BYTES
+        )
+        self._socket_path.chmod(0o600)
+        while not self._stopping:
+            reason = await self._one_life()
+            if self._stopping or not self._survives(reason):
+                break
+            await self._pause_before_restart()
+
+    async def stop(self, timeout_s: float) -> None:
+        """Ask the worker to checkpoint and exit; kill it when it has not by then."""
+        self._stopping = True
+        self._wake.set()
+        self.send(jobs.Stop())
+        process = self._process
+        if process is not None and process.returncode is None:
+            try:
+                await asyncio.wait_for(process.wait(), timeout_s)
+            except TimeoutError:
+                self._kill(process)
+                await process.wait()
+        if self._server is not None:
+            self._server.close()
+        self._socket_path.unlink(missing_ok=True)
+        self.status.state, self.status.pid = "stopped", None
+
+    async def _one_life(self) -> str:
+        """Start a worker, wait for its end; returns why it ended."""
+        self._fatal, self._busy = None, False
+        env = {**os.environ, jobs.SOCKET_ENV: str(self._socket_path)}
+        log = Path(self._spec.state_dir) / "worker.log"
+        with log.open("ab") as stderr:
+            self._process = process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gossipseg.learn.worker", env=env, stdin=asyncio.subprocess.DEVNULL,
+                stdout=stderr, stderr=stderr, start_new_session=True,
+            )  # fmt: skip
+        self.status.pid, self._last_sign_of_life = process.pid, self._clock()
+        watch = asyncio.create_task(self._watch(process))
+        code = await process.wait()
+        watch.cancel()
+        self._writer, self.status.pid = None, None
+        return self._why(code, log)
+
+    def _why(self, code: int, log: Path) -> str:
+        if self._fatal is not None:
+            return self._fatal.message
+        if self.status.reason.startswith("no progress"):
+            return self.status.reason
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"worker ended: {how}; last words: {last_line(log)}"
+
+    def _survives(self, reason: str) -> bool:
+        """Count the death; whether the worker will be started again."""
+        self._quick_deaths += 1
+        final = self._fatal is not None or self._quick_deaths >= MAX_QUICK_DEATHS
+        self.status.state, self.status.reason = ("failed" if final else "restarting"), reason
+        self._owner.on_worker_lost(reason, final)
+        return not final
+
+    async def _pause_before_restart(self) -> None:
+        self.status.restarts += 1
+        delay = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self._quick_deaths - 1))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), delay)
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a worker that is at work and has said nothing for too long."""
+        while True:
+            silent_s = self._clock() - self._last_sign_of_life
+            at_work = not self._paused and (self._busy or self.status.state in ("starting", "restarting"))
+            if at_work and silent_s > self._stuck_after_s:
+                self.status.reason = f"no progress for {silent_s:.0f} s, killed"
+                self._kill(process)
+                return
+            await asyncio.sleep(max(0.05, min(5.0, self._stuck_after_s / 4)))
+
+    @staticmethod
+    def _kill(process: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self.send(jobs.Configure(asdict(self._spec)))
+        if self._paused:
+            self.send(jobs.SetPaused(True))
+        try:
+            while line := await reader.readline():
+                self._received(jobs.decode(line))
+        except (jobs.JobError, ValueError, ConnectionError) as e:
+            self.status.reason = f"spoke nonsense: {e}"
+            if self._process is not None:
+                self._kill(self._process)
+        finally:
+            writer.close()
+
+    def _received(self, message: jobs.Message) -> None:
+        self._last_sign_of_life = self._clock()
+        match message:
+            case jobs.Ready():
+                self.status.state, self.status.reason = "ready", ""
+            case jobs.RoundDone():
+                self._busy, self._quick_deaths, self.status.state = False, 0, "ready"
+            case jobs.Fatal():
+                self._fatal = message
+        if isinstance(message, jobs.Preparing | jobs.Ready | jobs.Progress | jobs.RoundDone | jobs.Fatal):
+            self._owner.on_worker_message(message)
+
+
+def last_line(log: Path, limit: int = 300) -> str:
+    """The last non-empty line of a log file, shortened."""
+    try:
+        with log.open("rb") as f:
+            f.seek(max(0, log.stat().st_size - 4096))
+            lines = [line for line in f.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "none"
+    return lines[-1].strip()[-limit:] if lines else "none"
+
+
+def require_state_dir(path: Path) -> None:
+    """Make the state directory. Raises LocalError when it cannot be written."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as e:
+        raise LocalError(
+            f"{path}: the state directory cannot be written: {e.strerror}. "
+            "Give it to the daemon's user, or set state_dir in site.yaml."
+        ) from None
