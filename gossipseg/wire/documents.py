@@ -1,0 +1,346 @@
+"""The documents that gossipctl prints and the control socket carries. Their fields are a public promise.
+
+What belongs here: frozen values and their JSON form, standard library only.
+What must not: grpc, torch, how a document is filled (daemon) or shown (ctl).
+
+A reader ignores fields it does not know and gives missing ones their default, so that daemon and gossipctl
+may be of different versions. Fields are only ever added; tests/wire pins the list. Numbers that JSON has
+not (NaN, infinities) become null.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self, TypeVar
+
+SCHEMA = 1
+_T = TypeVar("_T")
+
+
+class BadDocument(ValueError):
+    """The text is no document of a schema and kind that this version reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Base of all documents."""
+
+    kind: ClassVar[str] = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"schema": SCHEMA, "kind": self.kind, **_to_plain(self)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """Raises BadDocument for another schema or kind."""
+        if raw.get("schema") != SCHEMA:
+            raise BadDocument(
+                f"document schema {raw.get('schema')!r}: this gossipseg reads schema {SCHEMA} only; "
+                "use the gossipctl that came with the daemon"
+            )
+        if raw.get("kind") != cls.kind:
+            raise BadDocument(f"document kind {raw.get('kind')!r}, expected {cls.kind!r}")
+        return _from_plain(cls, raw)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), separators=(",", ":"), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises BadDocument."""
+        return cls.from_dict(_load(text))
+
+
+# ---------------------------------------------------------------- status
+
+
+@dataclass(frozen=True, slots=True)
+class MemberCounts:
+    """How many listed sites (this one left out) are in each state."""
+
+    alive: int = 0
+    suspect: int = 0
+    dead: int = 0
+    left: int = 0
+    unseen: int = 0
+    refused: int = 0
+    """Of those alive: no weights move, because contract, protocol or identity differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    state: str = "starting"
+    """starting | ready | training | restarting | failed | stopped"""
+    pid: int | None = None
+    restarts: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryStatus:
+    static: bool = True
+    mdns: bool = False
+    """Announcing and looking on the local link now."""
+    foreign: tuple[str, ...] = ()
+    """What mDNS showed and was not used: other federations, sites that are not listed."""
+    reason: str = ""
+    """Why mdns is off although it was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Cases of this site in each split."""
+
+    training: int = 0
+    validation: int = 0
+    test: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusDoc(Document):
+    """What this site is and does."""
+
+    kind: ClassVar[str] = "status"
+    site: str = ""
+    id: str = ""
+    federation: str = ""
+    version: str = ""
+    state: str = "ok"
+    """ok | degraded | failed"""
+    reasons: tuple[str, ...] = ()
+    """Why the state is not ok; one sentence each."""
+    phase: str = "starting"
+    """core.types.Phase"""
+    activity: str = ""
+    """What the worker does now: training, visit, validation, test, or a step of its preparation."""
+    fraction: float | None = None
+    """Of that activity, 0 to 1."""
+    round: int = 0
+    """Rounds completed."""
+    rounds: int | None = None
+    """Training budget; null: no end."""
+    step: int = 0
+    """Of the round that runs."""
+    steps_per_round: int = 0
+    loss: float | None = None
+    dice_val: float | None = None
+    dice_test_start: float | None = None
+    dice_test: float | None = None
+    cases: int = 0
+    splits: Splits = field(default_factory=Splits, metadata={"part": Splits})
+    algorithm: str = ""
+    device: str = ""
+    members: MemberCounts = field(default_factory=MemberCounts, metadata={"part": MemberCounts})
+    sent: int = 0
+    received: int = 0
+    accepted: int = 0
+    """Models merged."""
+    refused: int = 0
+    """Models refused by the worker's checks."""
+    bytes_out: int = 0
+    bytes_in: int = 0
+    inbox: int = 0
+    """Models that wait for their visit."""
+    uptime_s: float = 0.0
+    self_health: int = 0
+    """Lifeguard score, 0 (well) to 7."""
+    contract: str = ""
+    """Fingerprint; empty until the worker has reported."""
+    control: str = ""
+    """Path of the control socket."""
+    listen: str = ""
+    worker: WorkerStatus = field(default_factory=WorkerStatus, metadata={"part": WorkerStatus})
+    disk_free_bytes: int = 0
+    certificate_days_left: float | None = None
+    discovery: DiscoveryStatus = field(default_factory=DiscoveryStatus, metadata={"part": DiscoveryStatus})
+
+
+# ---------------------------------------------------------------- peers, exchanges, models, events
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRow:
+    """A listed site as this one sees it."""
+
+    site: str = ""
+    id: str = ""
+    address: str = ""
+    state: str = "unseen"
+    """core.types.MemberState, or `refused`"""
+    reason: str = ""
+    round: int | None = None
+    cases: int | None = None
+    phase: str = ""
+    last_seen_s: float | None = None
+    """Seconds ago; null: never."""
+    rtt_ms: float | None = None
+    sent: int = 0
+    received: int = 0
+    bytes_out: int = 0
+    bytes_in: int = 0
+    refused: str = ""
+    """Why no weights move, with the field that differs; empty if they may."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeersDoc(Document):
+    kind: ClassVar[str] = "peers"
+    peers: tuple[PeerRow, ...] = field(default=(), metadata={"rows": PeerRow})
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRow:
+    """One model offered, one way or the other."""
+
+    t: float = 0.0
+    """Wall seconds of its last change."""
+    direction: str = ""
+    """out | in"""
+    peer: str = ""
+    hash: str = ""
+    bytes: int = 0
+    round: int = 0
+    """The sender's round."""
+    state: str = ""
+    """offered | busy | rejected | sending | sent | failed | receiving | stored | merged | refused |
+    kept_out | reverted | dropped"""
+    reason: str = ""
+    fraction: float | None = None
+    """Of the transfer, 0 to 1."""
+    dice_before: float | None = None
+    """Validation Dice of the round before the visit, and of the round after it."""
+    dice_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangesDoc(Document):
+    """Newest first."""
+
+    kind: ClassVar[str] = "exchanges"
+    exchanges: tuple[ExchangeRow, ...] = field(default=(), metadata={"rows": ExchangeRow})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A file in the model store."""
+
+    hash: str = ""
+    bytes: int = 0
+    kind: str = "other"
+    """outgoing | inbox | visiting | other"""
+    frm: str = field(default="", metadata={"json": "from"})
+    """The site it came from; this site's own name for its own. In JSON: `from`."""
+    round: int | None = None
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsDoc(Document):
+    kind: ClassVar[str] = "models"
+    models: tuple[ModelRow, ...] = field(default=(), metadata={"rows": ModelRow})
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDoc(Document):
+    """Lines of the event log, oldest first: seq, t, event, and what belongs to that event."""
+
+    kind: ClassVar[str] = "events"
+    events: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class OkDoc(Document):
+    """What became of pause, resume, leave or reload."""
+
+    kind: ClassVar[str] = "ok"
+    ok: bool = True
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchDoc(Document):
+    """One frame of a watch."""
+
+    kind: ClassVar[str] = "watch"
+    status: StatusDoc = field(default_factory=StatusDoc, metadata={"part": StatusDoc})
+    peers: PeersDoc = field(default_factory=PeersDoc, metadata={"part": PeersDoc})
+
+
+KINDS: Mapping[str, type[Document]] = {
+    d.kind: d for d in (StatusDoc, PeersDoc, ExchangesDoc, ModelsDoc, EventsDoc, OkDoc, WatchDoc)
+}
+
+
+def parse(text: str | bytes) -> Document:
+    """Any document, by its kind. Raises BadDocument."""
+    raw = _load(text)
+    kind = KINDS.get(str(raw.get("kind")), Document)
+    return kind.from_dict(raw)
+
+
+def field_listing() -> dict[str, dict[str, str]]:
+    """Document kind → dotted JSON field → type: what the promise consists of."""
+    return {kind: dict(sorted(_listing(document, ""))) for kind, document in KINDS.items()}
+
+
+# ---------------------------------------------------------------- plain forms
+
+
+def _load(text: str | bytes) -> dict[str, Any]:
+    try:
+        raw = json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise BadDocument(f"not JSON: {e}") from None
+    if not isinstance(raw, dict):
+        raise BadDocument("not a JSON object")
+    return raw
+
+
+def _name(f: dataclasses.Field[Any]) -> str:
+    return str(f.metadata.get("json", f.name))
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if dataclasses.is_dataclass(value):
+        return {_name(f): _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(v) for v in value]
+    return value
+
+
+def _from_plain(cls: type[_T], raw: Mapping[str, Any]) -> _T:
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if _name(f) not in raw:
+            continue
+        value = raw[_name(f)]
+        if part := f.metadata.get("part"):
+            if not isinstance(value, Mapping):
+                continue
+            value = _from_plain(part, value)
+        elif row := f.metadata.get("rows"):
+            value = tuple(_from_plain(row, r) for r in value or () if isinstance(r, Mapping))
+        elif isinstance(value, list):
+            value = tuple(value)
+        values[f.name] = value
+    return cls(**values)
+
+
+def _listing(cls: type[Any], prefix: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for f in dataclasses.fields(cls):
+        if part := f.metadata.get("part"):
+            found += _listing(part, f"{prefix}{_name(f)}.")
+        elif row := f.metadata.get("rows"):
+            found += _listing(row, f"{prefix}{_name(f)}[].")
+        else:
+            found.append((prefix + _name(f), str(f.type)))
+    return found
