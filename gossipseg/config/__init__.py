@@ -1,0 +1,336 @@
+"""peers.yaml (the federation, the same everywhere) and site.yaml (one site's own): read, checked, composed.
+
+What belongs here: loading, the contract, the worker's part. What must not: torch, grpc, sockets.
+Precedence: flag > GOSSIPSEG_… environment > site.yaml > default. Relative paths are relative to their file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gossipseg.config.files import (
+    SITE_NAME_PATTERN,
+    Config,
+    DiscoveryParams,
+    FederationFile,
+    IdentityPaths,
+    ListedSite,
+    LogParams,
+    SiteFile,
+)
+from gossipseg.config.problems import nearest, takes_text, validate
+from gossipseg.config.reading import (
+    ENV_PREFIX,
+    FILE_VERSION,
+    RESERVED_ENV,
+    Source,
+    env_overrides,
+    read_mapping,
+    read_text,
+    set_dotted,
+)
+from gossipseg.config.rules import (
+    check_federation,
+    check_loopback,
+    check_site,
+    check_socket_paths,
+    is_loopback,
+    split_address,
+)
+from gossipseg.core.params import MEMBERSHIP_PRESETS, membership_preset
+from gossipseg.errors import ConfigError
+from gossipseg.learn.params import WorkerSpec
+
+__all__ = [
+    "ENV_PREFIX",
+    "FILE_VERSION",
+    "RESERVED_ENV",
+    "SITE_NAME_PATTERN",
+    "Config",
+    "DiscoveryParams",
+    "FederationFile",
+    "IdentityPaths",
+    "ListedSite",
+    "LogParams",
+    "SiteFile",
+    "contract",
+    "dump",
+    "fingerprint",
+    "is_loopback",
+    "load",
+    "load_federation",
+    "load_site",
+    "read_text",
+    "split_address",
+    "worker_spec",
+]
+
+
+def load_federation(path: Path, *, text: str | None = None) -> FederationFile:
+    """Read and check peers.yaml. Certificates are inlined as PEM texts.
+
+    `text` stands in for the file's contents (to check an edit before it is written).
+    Raises ConfigError naming file, key, value and remedy.
+    """
+    return _federation(path, text)[0]
+
+
+def load_site(
+    path: Path, *, overrides: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None
+) -> SiteFile:
+    """Read and check site.yaml alone; its paths become absolute.
+
+    `overrides` maps dotted keys to YAML values (flags); `env` defaults to os.environ, where
+    GOSSIPSEG_DEVICE__THREADS=2 sets device.threads. Raises ConfigError.
+    """
+    return _site(path, overrides, env)[0]
+
+
+def load(
+    path: Path, *, overrides: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None
+) -> Config:
+    """Read site.yaml and the peers.yaml it names, and check them against each other. Raises ConfigError."""
+    site, source = _site(path, overrides, env)
+    federation, peers = _federation(Path(site.peers))
+    names = [s.name for s in federation.sites]
+    if not names:
+        raise peers.error(
+            "lists no sites", "sites", None, "Add this site and its peers: `gossipctl peers add`."
+        )
+    if site.site not in names:
+        raise source.error(
+            f"this site is not in the list of sites of {peers.path}",
+            "site",
+            site.site,
+            nearest(site.site, names)
+            or f"Add it there (`gossipctl peers add`), or correct the name; listed: {', '.join(names)}.",
+        )
+    if site.insecure:
+        check_loopback(site, source, federation, peers)
+    else:
+        _check_certificates_given(federation, peers)
+    return Config(federation, site, peers.path, path.absolute())
+
+
+def dump(config: Config) -> str:
+    """The effective configuration as YAML, certificates shortened."""
+    doc = {"site": dataclasses.asdict(config.site), "federation": dataclasses.asdict(config.federation)}
+    for entry in doc["federation"]["sites"]:
+        entry["certificate"] = f"{len(entry['certificate'])} certificate(s)"
+    algorithm = doc["federation"]["algorithm"]
+    doc["federation"]["algorithm"] = {k.removesuffix("_"): v for k, v in algorithm.items()}
+    labels = doc["federation"]["task"]["labels"], doc["federation"]["task"]["label_map"]
+    doc = json.loads(json.dumps(doc))  # tuples become lists; integer keys must be put back
+    doc["federation"]["task"].update(labels=labels[0], label_map=labels[1])
+    return yaml.safe_dump(doc, sort_keys=False, allow_unicode=True)
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def contract(federation: FederationFile, network_signature: str = "") -> tuple[tuple[str, str], ...]:
+    """What two sites must agree on before weights move, as sorted (dotted key, JSON value) pairs.
+
+    Task, network, algorithm, training, wire dtype, seed and the network signature; not sites or addresses.
+    """
+    parts: dict[str, Any] = {
+        "federation": federation.federation,
+        "seed": federation.seed,
+        "task": dataclasses.asdict(federation.task),
+        "network": dataclasses.asdict(federation.network),
+        "algorithm": dataclasses.asdict(federation.algorithm),
+        "training": dataclasses.asdict(federation.training),
+        "wire.dtype": federation.wire.dtype,
+        "network.signature": network_signature,
+    }
+    return tuple(sorted((k, json.dumps(v, sort_keys=True)) for k, v in _flatten(parts)))
+
+
+def fingerprint(pairs: tuple[tuple[str, str], ...]) -> str:
+    """32 hex digits that stand for a contract."""
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:32]
+
+
+def worker_spec(config: Config) -> WorkerSpec:
+    """What the training process is told: its part of both files, nothing of peers or keys."""
+    f, s = config.federation, config.site
+    return WorkerSpec(
+        site=s.site,
+        federation=f.federation,
+        seed=f.seed,
+        task=dataclasses.asdict(f.task),
+        network=dataclasses.asdict(f.network),
+        algorithm=dataclasses.asdict(f.algorithm),
+        training=dataclasses.asdict(f.training),
+        data=dataclasses.asdict(s.data),
+        device=dataclasses.asdict(s.device),
+        wire_dtype=f.wire.dtype,
+        state_dir=s.state_dir,
+        report_test=s.report_test,
+        rounds=s.rounds,
+    )
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, item in value.items():
+        name = prefix + str(key).removesuffix("_")
+        if isinstance(item, dict) and item and name not in ("task.labels", "task.label_map"):
+            yield from _flatten(item, f"{name}.")
+        else:
+            yield name, item
+
+
+# ---------------------------------------------------------------- the two files
+
+
+def _federation(path: Path, text: str | None = None) -> tuple[FederationFile, Source]:
+    source = Source(path, read_mapping(path, text))
+    _drop_empty(FederationFile, source.raw)
+    _apply_membership_preset(source)
+    _name_lambda(source)
+    federation: FederationFile = validate(FederationFile, source)
+    check_federation(federation, source)
+    sites = [_inline_certificates(s, i, source) for i, s in enumerate(federation.sites)]
+    _check_certificates(sites, source)
+    return dataclasses.replace(federation, sites=sites), source
+
+
+def _site(
+    path: Path, overrides: Mapping[str, str] | None, env: Mapping[str, str] | None
+) -> tuple[SiteFile, Source]:
+    raw = read_mapping(path)
+    settings = env_overrides(os.environ if env is None else env)
+    settings |= {key: (text, f"flag for {key}") for key, text in (overrides or {}).items()}
+    for key, (value, origin) in settings.items():
+        set_dotted(raw, key, value, origin, is_text=takes_text(SiteFile, key))
+    _drop_empty(SiteFile, raw)
+    source = Source(path, raw, {key: origin for key, (_, origin) in settings.items()})
+    site: SiteFile = validate(SiteFile, source)
+    check_site(site, source)
+    site = _absolute(site, path)
+    check_socket_paths(site, source)
+    return site, source
+
+
+def _drop_empty(kind: type, raw: dict[str, Any]) -> None:
+    """A top-level key with nothing behind it (all its lines are comments) takes its default."""
+    for f in dataclasses.fields(kind):
+        if f.name in raw and raw[f.name] is None:
+            del raw[f.name]
+
+
+def _apply_membership_preset(source: Source) -> None:
+    section = source.raw.get("membership")
+    if not isinstance(section, dict) or "preset" not in section:
+        return
+    name = section.pop("preset")
+    if name not in tuple(MEMBERSHIP_PRESETS):
+        raise source.error(
+            f"is not one of {', '.join(MEMBERSHIP_PRESETS)}",
+            "membership.preset",
+            name,
+            nearest(str(name), MEMBERSHIP_PRESETS) or f"Choose one of {', '.join(MEMBERSHIP_PRESETS)}.",
+        )
+    source.raw["membership"] = {**dataclasses.asdict(membership_preset(name)), **section}
+
+
+def _name_lambda(source: Source) -> None:
+    """`lambda` in the file is GcmlParams.lambda_ (a Python keyword cannot name a field)."""
+    section = source.raw.get("algorithm")
+    if not isinstance(section, dict) or "lambda" not in section or section.get("name") != "gcml":
+        return
+    if "lambda_" in section:
+        raise source.error("stands here as lambda and as lambda_", "algorithm.lambda", None, "Keep `lambda`.")
+    section["lambda_"] = section.pop("lambda")
+
+
+def _inline_certificates(site: ListedSite, index: int, source: Source) -> ListedSite:
+    given = [site.certificate] if isinstance(site.certificate, str) else site.certificate
+    key = f"sites.{index}.certificate"
+    texts = []
+    for text in filter(None, (t.strip() for t in given)):
+        if "-----BEGIN" not in text:
+            text = _certificate_file(source.path.parent / Path(text).expanduser(), site, key, source)
+        texts.append(text if text.endswith("\n") else text + "\n")
+    if len(texts) > 2:
+        raise source.error(
+            f"site {site.name} lists {len(texts)} certificates",
+            key,
+            None,
+            "List one, or two during a rotation.",
+        )
+    return dataclasses.replace(site, certificate=texts)
+
+
+def _certificate_file(file: Path, site: ListedSite, key: str, source: Source) -> str:
+    try:
+        text = file.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as e:
+        raise source.error(
+            f"the certificate file cannot be read: {getattr(e, 'strerror', None) or e}",
+            key,
+            str(file),
+            f"Put {site.name}'s cert.pem there, or paste its text.",
+        ) from None
+    if "-----BEGIN" not in text:
+        raise source.error("is no PEM file", key, str(file), f"Put {site.name}'s cert.pem there.")
+    return text
+
+
+def _check_certificates(sites: list[ListedSite], source: Source) -> None:
+    """Every certificate is one, every key is one site's, every listed ID fits."""
+    if not any(s.certificate or s.id for s in sites):
+        return
+    from gossipseg import trust  # cryptography: only where there is a certificate to look at
+
+    owner: dict[str, str] = {}
+    for i, site in enumerate(sites):
+        for text in site.certificate:
+            try:
+                seen = trust.site_id(text.encode())
+            except ConfigError as e:
+                problem = f"{site.name}: {e.problem}"
+                raise source.error(problem, f"sites.{i}.certificate", None, e.remedy) from None
+            if owner.setdefault(seen, site.name) != site.name:
+                raise source.error(
+                    f"{owner[seen]} and {site.name} are listed with the same key ({seen})",
+                    f"sites.{i}.certificate",
+                    None,
+                    "Every site makes its own identity with `gossipctl init`; list each one's certificate.",
+                )
+    trust.check_listed_ids(sites, source.path)
+
+
+def _check_certificates_given(federation: FederationFile, source: Source) -> None:
+    for i, site in enumerate(federation.sites):
+        if not site.certificate:
+            raise source.error(
+                f"site {site.name} has no certificate",
+                f"sites.{i}.certificate",
+                None,
+                "Ask its administrator for the cert.pem that `gossipctl init` made, and put it here.",
+            )
+
+
+def _absolute(site: SiteFile, path: Path) -> SiteFile:
+    base = path.absolute().parent
+
+    def fix(p: str) -> str:
+        return str(base / Path(p).expanduser())
+
+    return dataclasses.replace(
+        site,
+        peers=fix(site.peers),
+        state_dir=fix(site.state_dir),
+        identity=IdentityPaths(fix(site.identity.key), fix(site.identity.certificate)),
+        data=dataclasses.replace(site.data, path=fix(site.data.path)),
+        control_socket=fix(site.control_socket) if site.control_socket else None,
+    )

@@ -1,0 +1,147 @@
+"""What stands in peers.yaml (the federation, the same everywhere) and in site.yaml (one site's own).
+
+What belongs here: the shape of the two files and their defaults. What must not: reading, checking, torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from gossipseg.algos.params import AlgorithmParams, GcmlParams
+from gossipseg.core.params import GossipParams, MembershipParams
+from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams
+from gossipseg.nets.params import NetworkParams
+from gossipseg.wire.params import WireParams
+
+_FORBID: dict[str, Any] = {"extra": "forbid"}
+SITE_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+FEDERATION_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$"
+
+
+@dataclass(frozen=True)
+class ListedSite:
+    """One entry of the list of sites: the only authority on who takes part."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    name: Annotated[str, Field(pattern=SITE_NAME_PATTERN)]
+    address: str
+    """host:port, or [IPv6]:port."""
+    certificate: str | list[str] = ""
+    """PEM text, or a file beside peers.yaml; one, or two during a rotation. After loading: PEM texts."""
+    id: str | None = None
+    """The site ID as its administrator read it out; checked against the certificate."""
+
+
+@dataclass(frozen=True)
+class FederationFile:
+    """peers.yaml."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    federation: Annotated[str, Field(pattern=FEDERATION_NAME_PATTERN)]
+    task: TaskParams
+    version: Literal[1] = 1
+    seed: int = 0
+    network: NetworkParams = field(default_factory=NetworkParams)
+    algorithm: Annotated[AlgorithmParams, Field(discriminator="name")] = field(default_factory=GcmlParams)
+    training: TrainingParams = field(default_factory=TrainingParams)
+    gossip: GossipParams = field(default_factory=GossipParams)
+    membership: MembershipParams = field(default_factory=MembershipParams)
+    wire: WireParams = field(default_factory=WireParams)
+    sites: list[ListedSite] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class IdentityPaths:
+    """This site's key (0600) and certificate."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    key: str = "identity/key.pem"
+    certificate: str = "identity/cert.pem"
+
+
+@dataclass(frozen=True)
+class DiscoveryParams:
+    """How other sites' addresses are found. Neither source grants trust."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    static: bool = True
+    """Dial the addresses listed in peers.yaml."""
+    mdns: bool = False
+    """Announce this site on the local link and look for listed sites there."""
+    interfaces: list[str] = field(default_factory=list)
+    """IP addresses of the interfaces for mDNS; empty: all."""
+
+
+@dataclass(frozen=True)
+class LogParams:
+    """What the daemon writes to its standard error."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """site.yaml."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    site: Annotated[str, Field(pattern=SITE_NAME_PATTERN)]
+    data: DataParams
+    version: Literal[1] = 1
+    peers: str = "peers.yaml"
+    state_dir: str = "state"
+    identity: IdentityPaths = field(default_factory=IdentityPaths)
+    listen: str = "0.0.0.0:7443"
+    """host:port; [::]:7443 listens on IPv6 and IPv4."""
+    advertise: str | None = None
+    """host:port that other sites shall dial, where it differs from the listed address."""
+    control_socket: str | None = None
+    """Unix socket of gossipctl; None: control.sock in state_dir."""
+    device: DeviceParams = field(default_factory=DeviceParams)
+    rounds: int | None = None
+    """Training budget; None: train for as long as the daemon runs."""
+    report_test: bool = False
+    """Evaluate the test split before the first and after the last round (used by the testbed)."""
+    max_parallel_transfers: int = 2
+    disk_reserve_bytes: int = 256 << 20
+    """Incoming models are refused when less than this would stay free."""
+    discovery: DiscoveryParams = field(default_factory=DiscoveryParams)
+    log: LogParams = field(default_factory=LogParams)
+    insecure: bool = False
+    """Plaintext, without identities: for experiments on loopback addresses only."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Both files, checked against each other; all paths absolute."""
+
+    federation: FederationFile
+    site: SiteFile
+    federation_path: Path
+    site_path: Path
+
+    @property
+    def me(self) -> ListedSite:
+        """This site's own entry in the list."""
+        return next(s for s in self.federation.sites if s.name == self.site.site)
+
+    @property
+    def others(self) -> list[ListedSite]:
+        """Everybody else in the list."""
+        return [s for s in self.federation.sites if s.name != self.site.site]
+
+    @property
+    def control_socket(self) -> Path:
+        """The unix socket on which the daemon answers gossipctl."""
+        return Path(self.site.control_socket or str(Path(self.site.state_dir) / "control.sock"))

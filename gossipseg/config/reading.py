@@ -1,0 +1,218 @@
+"""YAML text to plain values, and the overrides of environment and flags on top of them.
+
+What belongs here: encodings, YAML errors, duplicate keys, dotted keys. What must not: what the keys mean.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from gossipseg.errors import ConfigError
+
+ENV_PREFIX = "GOSSIPSEG_"
+RESERVED_ENV = frozenset({"GOSSIPSEG_DATA", "GOSSIPSEG_WORKER_SOCKET", "GOSSIPSEG_CONFIG"})
+"""Variables that mean something else than a key of site.yaml."""
+
+FILE_VERSION = 1
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):  # type: ignore[misc]
+    """YAML 1.2's plain values: `off` and `no` are text, `1e-3` is a number, `10:30` is text."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^[-+]?(?:0|[1-9][0-9]*)$", list("-+0123456789")),
+    (
+        "float",
+        r"^[-+]?(?:(?:\d+\.\d*|\.\d+)(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$",
+        list("-+0123456789."),
+    ),
+    ("merge", r"^<<$", ["<"]),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where values come from: a file, and what was set over it. Makes the errors that name the place."""
+
+    path: Path
+    raw: dict[str, Any]
+    overridden: Mapping[str, str] = field(default_factory=dict)
+    """Dotted key → the variable or flag that set it."""
+
+    def error(
+        self, problem: str, key: str | None = None, value: object = None, remedy: str = ""
+    ) -> ConfigError:
+        """A ConfigError that names the variable or flag where the value came from one, else the file."""
+        place = self.overridden.get(key or "", str(self.path))
+        return ConfigError(problem, file=place, key=key, value=value, remedy=remedy)
+
+    def given(self, key: str) -> Any:
+        """The value as it was written, or None where the key is not there."""
+        node: Any = self.raw
+        for part in key.split("."):
+            if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+                node = node[int(part)]
+            elif isinstance(node, dict):
+                node = node.get(part, node.get(part + "_"))
+            else:
+                return None
+        return node
+
+
+class _DuplicateKey(Exception):
+    def __init__(self, key: str, first_line: int, line: int) -> None:
+        super().__init__(key)
+        self.key, self.first_line, self.line = key, first_line, line
+
+
+def _refuse_duplicates(node: Any, prefix: str = "") -> None:
+    """PyYAML silently keeps the last of two equal keys; an operator means one of them."""
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            _refuse_duplicates(item, f"{prefix}{i}.")
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[tuple[str, str], int] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        mark = (key.tag, key.value)
+        line = key.start_mark.line + 1
+        if mark in lines:
+            raise _DuplicateKey(f"{prefix}{key.value}", lines[mark], line)
+        lines[mark] = line
+        _refuse_duplicates(value, f"{prefix}{key.value}.")
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain values of one YAML document. Raises yaml.YAMLError or _DuplicateKey."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        _refuse_duplicates(node)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def read_text(path: Path) -> str:
+    """The file as UTF-8 text (a byte-order mark is dropped). Raises ConfigError."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(
+            "no such file",
+            file=path,
+            remedy="Write one with `gossipctl init`, or give its path with --config.",
+        ) from None
+    except IsADirectoryError:
+        raise ConfigError(
+            "is a folder, not a file", file=path, remedy="Give the path of the file inside it."
+        ) from None
+    except OSError as e:
+        raise ConfigError(
+            f"cannot be read: {e.strerror}", file=path, remedy="Check its owner and permissions."
+        ) from None
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError("is UTF-16 text", file=path, remedy="Save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = data.count(b"\n", 0, e.start) + 1
+        raise ConfigError(
+            f"is not UTF-8 text: byte 0x{data[e.start]:02x} in line {line}",
+            file=path,
+            remedy="Save it as UTF-8.",
+        ) from None
+
+
+def read_mapping(path: Path, text: str | None = None) -> dict[str, Any]:
+    """The file's top-level mapping; `text` stands in for its contents. Raises ConfigError."""
+    try:
+        raw = parse_yaml(read_text(path) if text is None else text)
+    except _DuplicateKey as e:
+        raise ConfigError(
+            f"this key stands twice (lines {e.first_line} and {e.line})",
+            file=path,
+            key=e.key,
+            remedy="Remove one of the two.",
+        ) from None
+    except (yaml.YAMLError, ValueError) as e:  # ValueError: an explicit tag on a bad value
+        raise _yaml_error(e, path) from None
+    if not isinstance(raw, dict):
+        raise ConfigError(
+            "is empty" if raw is None else "is not a YAML mapping of keys to values",
+            file=path,
+            remedy="See peers.yaml in the source of gossipseg for an example.",
+        )
+    version = raw.get("version", FILE_VERSION)
+    if version != FILE_VERSION or isinstance(version, bool):
+        raise ConfigError(
+            "this gossipseg reads file version 1 only",
+            file=path,
+            key="version",
+            value=version,
+            remedy="Upgrade gossipseg, or write version: 1.",
+        )
+    return raw
+
+
+def _yaml_error(e: Exception, path: Path) -> ConfigError:
+    mark = getattr(e, "problem_mark", None)
+    where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    problem = str(getattr(e, "problem", None) or e)
+    remedy = "Mend that line."
+    if "\\t" in problem or "'\t'" in problem:
+        remedy = "Indent with spaces; YAML allows no tabs."
+    elif "not allowed here" in problem or "could not find expected ':'" in problem:
+        remedy = "Check its indentation, and put text that holds `: ` or `#` in quotes."
+    return ConfigError(f"is not valid YAML{where}: {problem}", file=path, remedy=remedy)
+
+
+def env_overrides(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """GOSSIPSEG_DEVICE__THREADS=2 → {"device.threads": ("2", "environment variable …")}."""
+    found = {}
+    for name, text in env.items():
+        if name.startswith(ENV_PREFIX) and name not in RESERVED_ENV:
+            key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+            found[key] = (text, f"environment variable {name}")
+    return found
+
+
+def set_dotted(raw: dict[str, Any], key: str, text: str, origin: str, *, is_text: bool) -> None:
+    """Set a dotted key. The text is read as YAML, unless the key takes text: then `7` is no number."""
+    *parents, last = key.split(".")
+    node = raw
+    for part in parents:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, dict):
+            raise ConfigError(
+                f"{part} is a plain value, not a section",
+                file=origin,
+                key=key,
+                value=text,
+                remedy="Correct the name of the key.",
+            )
+    if is_text and text:
+        node[last] = text
+        return
+    try:
+        node[last] = parse_yaml(text)
+    except (yaml.YAMLError, ValueError, _DuplicateKey):
+        node[last] = text

@@ -1,0 +1,401 @@
+"""What the values must satisfy beyond their types: ranges, addresses, and what must fit together.
+
+What belongs here: one rule for every number, and checks across keys. What must not: reading files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from gossipseg.algos.params import GcmlParams
+from gossipseg.config.files import FederationFile, ListedSite, SiteFile
+from gossipseg.config.problems import nearest
+from gossipseg.config.reading import Source
+from gossipseg.core.params import GossipParams, MembershipParams
+from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams
+from gossipseg.nets.params import NetworkName, NetworkParams
+from gossipseg.wire.params import WireParams
+
+MAX_SOCKET_PATH_BYTES = 107
+"""What Linux takes as the path of a unix socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Allowed values of a number; the bounds belong to it unless open."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        below = value < self.high if self.high_open else value <= self.high
+        return math.isfinite(value) and above and below
+
+    def __str__(self) -> str:
+        parts = []
+        if math.isfinite(self.low):
+            parts.append(f"{'above' if self.low_open else 'at least'} {self.low:g}")
+        if math.isfinite(self.high):
+            parts.append(f"{'below' if self.high_open else 'at most'} {self.high:g}")
+        return " and ".join(parts) or "finite"
+
+
+COUNT = Range(1)
+NATURAL = Range(0)
+POSITIVE = Range(0, low_open=True)
+SHARE = Range(0, 1)
+SHARE_BELOW_1 = Range(0, 1, high_open=True)
+ANY = Range()
+
+RANGES: dict[type, dict[str, Range]] = {
+    MembershipParams: {
+        "probe_interval_s": POSITIVE,
+        "probe_timeout_s": POSITIVE,
+        "indirect_checks": NATURAL,
+        "suspicion_multiplier": COUNT,
+        "push_pull_interval_s": POSITIVE,
+        "dead_kept_s": NATURAL,
+        "gossip_records_per_message": COUNT,
+        "max_self_health": NATURAL,
+    },
+    GossipParams: {
+        "sender_rate": SHARE,
+        "warmup_rounds": NATURAL,
+        "retries": NATURAL,
+        "max_age_rounds": COUNT,
+        "offer_timeout_s": POSITIVE,
+        "transfer_timeout_s": POSITIVE,
+        "max_parallel_transfers": COUNT,
+    },
+    GcmlParams: {
+        "lambda_": NATURAL,
+        "lambda_ramp_visits": NATURAL,
+        "gamma": NATURAL,
+        "delta_nats": NATURAL,
+    },
+    NetworkParams: {"width": COUNT, "dropout": SHARE_BELOW_1},
+    TaskParams: {
+        "channels": COUNT,
+        "spatial_dims": Range(2, 3),
+        "patch_size": COUNT,
+        "spacing_mm": POSITIVE,
+        "ct_window_hu": ANY,
+    },
+    TrainingParams: {
+        "steps_per_round": COUNT,
+        "batch_size": COUNT,
+        "learning_rate": POSITIVE,
+        "weight_decay": NATURAL,
+        "clip_grad_norm": POSITIVE,
+        "schedule_rounds": COUNT,
+        "foreground_patches": SHARE,
+        "ema_decay": SHARE_BELOW_1,
+        "guard_drop": NATURAL,
+        "window_overlap": SHARE_BELOW_1,
+        "validate_every_rounds": COUNT,
+    },
+    DataParams: {"test_fraction": SHARE_BELOW_1, "validation_fraction": SHARE_BELOW_1},
+    DeviceParams: {"threads": COUNT, "stuck_after_s": POSITIVE},
+    WireParams: {"max_model_bytes": COUNT},
+    FederationFile: {"version": COUNT, "seed": Range(0, 2**32 - 1)},
+    SiteFile: {
+        "version": COUNT,
+        "rounds": COUNT,
+        "max_parallel_transfers": COUNT,
+        "disk_reserve_bytes": NATURAL,
+    },
+}
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """host and port of `host:port` or `[IPv6]:port`. Raises ValueError saying what is wrong."""
+    if "://" in text or "/" in text:
+        raise ValueError("is a URL, not host:port")
+    if not text or any(c.isspace() for c in text):
+        raise ValueError("is not host:port")
+    bracketed = re.fullmatch(r"\[([^\]]*)\](.*)", text)
+    if bracketed:
+        host, rest = bracketed.groups()
+        _check_ipv6(host)
+        if not rest.startswith(":"):
+            raise ValueError("has no port")
+        return host, _port(rest[1:])
+    if text.count(":") > 1:
+        raise ValueError("is an IPv6 address without brackets")
+    host, colon, port = text.partition(":")
+    if not colon:
+        raise ValueError("has no port")
+    if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})", host):
+        raise ValueError("has no valid host name")
+    return host, _port(port)
+
+
+def _check_ipv6(host: str) -> None:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        raise ValueError("holds no valid IPv6 address between its brackets") from None
+
+
+def _port(text: str) -> int:
+    if not text:
+        raise ValueError("has no port")
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ValueError("has a bad port (a whole number up to 65535 is needed)")
+    return int(text)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def check_ranges(value: Any, source: Source, prefix: str = "") -> None:
+    """Every number of a dataclass and of those inside it. Raises ConfigError about the first outside."""
+    rules = RANGES.get(type(value), {})
+    for f in dataclasses.fields(value):
+        item, key = getattr(value, f.name), prefix + f.name.removesuffix("_")
+        if dataclasses.is_dataclass(item):
+            check_ranges(item, source, f"{key}.")
+        elif f.name in rules and item is not None:
+            for number in item if isinstance(item, tuple) else (item,):
+                _check_number(number, item, rules[f.name], key, source)
+
+
+def _check_number(number: float, whole: Any, rule: Range, key: str, source: Source) -> None:
+    given = source.given(key)
+    if isinstance(given, bool):
+        raise source.error("must be a number", key, given, "Write a number.")
+    if number not in rule:
+        shown = list(whole) if isinstance(whole, tuple) else whole
+        raise source.error(f"must be {rule}", key, shown, "Correct the number.")
+
+
+def check_federation(federation: FederationFile, source: Source) -> None:
+    """What must fit together in peers.yaml. Raises ConfigError."""
+    check_ranges(federation, source)
+    _check_task(federation.task, source)
+    _check_network(federation.network, source)
+    m = federation.membership
+    if m.probe_timeout_s > m.probe_interval_s:
+        raise source.error(
+            f"is longer than membership.probe_interval_s ({m.probe_interval_s:g})",
+            "membership.probe_timeout_s",
+            m.probe_timeout_s,
+            "Make the time-out the shorter of the two.",
+        )
+    _check_unique(federation.sites, source)
+    for i, site in enumerate(federation.sites):
+        _check_address(site.address, f"sites.{i}.address", source, dialled=True)
+
+
+def check_site(site: SiteFile, source: Source) -> None:
+    """What must fit together in site.yaml. Raises ConfigError."""
+    check_ranges(site, source)
+    _check_address(site.listen, "listen", source)
+    if site.advertise is not None:
+        _check_address(site.advertise, "advertise", source, dialled=True)
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", site.device.device):
+        raise source.error(
+            "is no device",
+            "device.device",
+            site.device.device,
+            nearest(site.device.device, ("auto", "cpu", "cuda")) or "Write auto, cpu, cuda or cuda:1.",
+        )
+    _check_fractions(site.data, source)
+    for i, interface in enumerate(site.discovery.interfaces):
+        _check_ip(interface, f"discovery.interfaces.{i}", source)
+    _check_text("data.path", site.data.path, source)
+    _check_text("state_dir", site.state_dir, source)
+
+
+def check_loopback(site: SiteFile, site_source: Source, federation: FederationFile, peers: Source) -> None:
+    """Plaintext is for loopback addresses only. Raises ConfigError."""
+    listed = [(peers, f"sites.{i}.address", s.address) for i, s in enumerate(federation.sites)]
+    for source, key, address in [
+        (site_source, "listen", site.listen),
+        (site_source, "advertise", site.advertise),
+        *listed,
+    ]:
+        if address is not None and not is_loopback(split_address(address)[0]):
+            raise source.error(
+                "insecure: true is allowed on loopback addresses only",
+                key,
+                address,
+                "Remove `insecure`, or use 127.0.0.1 addresses.",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as split_address() gives it, can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_socket_paths(site: SiteFile, source: Source) -> None:
+    """Unix sockets have short names. `site` has absolute paths. Raises ConfigError."""
+    control = site.control_socket or str(Path(site.state_dir) / "control.sock")
+    for key, path in (
+        ("control_socket" if site.control_socket else "state_dir", control),
+        ("state_dir", str(Path(site.state_dir) / "worker.sock")),
+    ):
+        size = len(path.encode())
+        if size > MAX_SOCKET_PATH_BYTES:
+            raise source.error(
+                f"makes the path of a unix socket {size} bytes long; {MAX_SOCKET_PATH_BYTES} is the most",
+                key,
+                path,
+                "Choose a folder with a shorter path.",
+            )
+
+
+def _check_text(key: str, value: str, source: Source) -> None:
+    if not value.strip():
+        raise source.error("is empty", key, value, "Give the path of a folder.")
+
+
+def _check_address(address: str, key: str, source: Source, *, dialled: bool = False) -> None:
+    try:
+        host, port = split_address(address)
+    except ValueError as e:
+        hint = (
+            f"Write [{address}]:7443."
+            if "without brackets" in str(e)
+            else "Write it as host:port or [IPv6]:port."
+        )
+        raise source.error(str(e), key, address, hint) from None
+    if dialled and (host in ("0.0.0.0", "::") or port == 0):
+        raise source.error(
+            "cannot be dialled by other sites",
+            key,
+            address,
+            "Give the name or address, and the port, under which the others reach this site.",
+        )
+
+
+def _check_ip(text: str, key: str, source: Source) -> None:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise source.error(
+            "is no IP address", key, text, "Write the interface's IP address, such as 192.168.1.5."
+        ) from None
+
+
+def _check_fractions(data: DataParams, source: Source) -> None:
+    if data.test_fraction + data.validation_fraction >= 1:
+        raise source.error(
+            f"with data.validation_fraction ({data.validation_fraction:g}) leaves nothing to train on",
+            "data.test_fraction",
+            data.test_fraction,
+            "The two must stay below 1 together.",
+        )
+
+
+def _check_unique(sites: list[ListedSite], source: Source) -> None:
+    for field, noun in (("name", "name"), ("address", "address")):
+        seen: dict[str, int] = {}
+        for i, site in enumerate(sites):
+            value = getattr(site, field)
+            if value in seen:
+                raise source.error(
+                    f"two sites have this {noun} (entries {seen[value]} and {i}, counted from 0)",
+                    f"sites.{i}.{field}",
+                    value,
+                    f"Each site needs its own {noun}; correct or remove one of them.",
+                )
+            seen[value] = i
+
+
+def _check_network(network: NetworkParams, source: Source) -> None:
+    known = get_args(NetworkName)
+    if network.name not in known:
+        raise source.error(
+            f"is not one of {', '.join(known)}",
+            "network.name",
+            network.name,
+            nearest(network.name, known) or f"Choose one of {', '.join(known)}.",
+        )
+
+
+# ---------------------------------------------------------------- the task
+
+
+def _check_task(task: TaskParams, source: Source) -> None:
+    for problem, key, value, remedy in _task_problems(task):
+        raise source.error(problem, f"task.{key}", value, remedy)
+
+
+def _task_problems(task: TaskParams) -> Iterator[tuple[str, str, object, str]]:
+    for key in ("patch_size", "spacing_mm"):
+        value = getattr(task, key)
+        if value is not None and len(value) != task.spatial_dims:
+            yield (
+                f"needs {task.spatial_dims} numbers, one for each spatial dimension",
+                key,
+                list(value),
+                "Give one number per axis, or change task.spatial_dims.",
+            )
+    if len(task.labels) < 2 or sorted(task.labels) != list(range(len(task.labels))):
+        yield (
+            "labels must be numbered 0, 1, 2 … with 0 the background",
+            "labels",
+            task.labels,
+            "Use task.label_map to translate the values in the files.",
+        )
+    if len(set(task.labels.values())) != len(task.labels):
+        yield "two labels have one name", "labels", task.labels, "Give each label its own name."
+    stray = sorted(set(task.label_map.values()) - set(task.labels))
+    if stray:
+        yield (
+            f"maps to {stray[0]}, which is not in task.labels",
+            "label_map",
+            task.label_map,
+            f"Map file values to {', '.join(map(str, sorted(task.labels)))}.",
+        )
+    yield from _intensity_problems(task)
+
+
+def _intensity_problems(task: TaskParams) -> Iterator[tuple[str, str, object, str]]:
+    if task.intensity == "rgb" and task.channels != 3:
+        yield "rgb needs task.channels: 3", "channels", task.channels, "Write 3, or another task.intensity."
+    if task.convert_grey_to_rgb and task.channels != 3:
+        yield (
+            "is for tasks of 3 channels",
+            "convert_grey_to_rgb",
+            task.convert_grey_to_rgb,
+            f"Remove it, or change task.channels ({task.channels}) to 3.",
+        )
+    if task.ct_window_hu[0] >= task.ct_window_hu[1]:
+        yield (
+            "the lower end must be below the upper end",
+            "ct_window_hu",
+            list(task.ct_window_hu),
+            "Write [low, high] in Hounsfield units.",
+        )
+    if task.orientation is not None and not _is_orientation(task.orientation):
+        yield (
+            "is no orientation",
+            "orientation",
+            task.orientation,
+            "Write three letters, one of R/L, A/P and S/I each, such as RAS.",
+        )
+    if task.orientation is not None and task.spatial_dims == 2:
+        yield "is for 3-D images", "orientation", task.orientation, "Remove it, or write spatial_dims: 3."
+
+
+def _is_orientation(text: str) -> bool:
+    axes = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+    return len(text) == 3 and {axes.get(c) for c in text} == {0, 1, 2}
