@@ -1,0 +1,356 @@
+"""Which images a site has, and which split each belongs to.
+
+What belongs here: reading Decathlon data lists and plain folders, the deterministic split, and checks
+that need names only. What must not: opening an image, torch, numpy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from gossipseg.errors import DataError
+from gossipseg.learn.params import DataParams, SplitName
+
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".dcm")
+LABEL_FOLDERS = ("masks", "labels")
+
+Report = Callable[[DataError], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One image with its label. `label` is None only in the test split."""
+
+    id: str
+    image: Path | tuple[Path, ...]
+    """A file, a folder of DICOM slices, or one single-channel file per channel."""
+    label: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The image's files, also where it is only one."""
+        return self.image if isinstance(self.image, tuple) else (self.image,)
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """The cases of a site."""
+
+    training: tuple[Case, ...] = ()
+    validation: tuple[Case, ...] = ()
+    test: tuple[Case, ...] = ()
+
+    def of(self, name: SplitName) -> tuple[Case, ...]:
+        """The cases of the split with this name."""
+        return {"training": self.training, "validation": self.validation, "test": self.test}[name]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of cases by split name."""
+        return {name: len(self.of(name)) for name in SPLITS}
+
+    def __iter__(self) -> Iterator[tuple[SplitName, Case]]:
+        return ((name, case) for name in SPLITS for case in self.of(name))
+
+
+def load_cases(data: DataParams, site: str) -> Splits:
+    """The site's cases by split. Raises DataError for the first problem found."""
+    return scan_cases(data, site, _raise)
+
+
+def scan_cases(data: DataParams, site: str, report: Report) -> Splits:
+    """As load_cases, but hands each problem to `report` and goes on where that makes sense."""
+    root = Path(data.path)
+    if not root.is_dir():
+        report(
+            DataError(
+                "no such folder",
+                file=root,
+                key="data.path",
+                remedy=f"Correct data.path in site.yaml of {site}.",
+            )
+        )
+        return Splits()
+    listed = root / (data.list or "dataset.json")
+    if data.list is not None or listed.is_file():
+        splits = _from_list(listed, data, report)
+    else:
+        splits = _from_folders(root, data, report)
+    source = listed if listed.is_file() else root
+    _check_files(splits, source, report)
+    _check_disjoint(splits, source, report)
+    _check_not_empty(splits, source, report)
+    return splits
+
+
+def case_stem(path: Path) -> str:
+    """The file's name without its (double) image suffix."""
+    lower = path.name.lower()
+    suffix = next((s for s in SUFFIXES if lower.endswith(s)), "")
+    return path.name[: len(path.name) - len(suffix)] if suffix else path.name
+
+
+# ---------------------------------------------------------------- Decathlon lists
+
+
+def _from_list(file: Path, data: DataParams, report: Report) -> Splits:
+    raw = _read_json(file, report)
+    if raw is None:
+        return Splits()
+    parsed = {name: tuple(_entries(raw.get(name), name, file, report)) for name in SPLITS}
+    splits = Splits(**_unique_ids(parsed))
+    if "validation" not in raw and splits.training:
+        splits = _carve_validation(splits, data)
+    return splits
+
+
+def _read_json(file: Path, report: Report) -> dict[str, Any] | None:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        report(DataError(f"the data list cannot be read: {e.strerror or e}", file=file, key="data.list"))
+        return None
+    except ValueError as e:
+        report(
+            DataError(f"the data list is not valid JSON: {e}", file=file, remedy="Mend the line it names.")
+        )
+        return None
+    if not isinstance(raw, dict) or "training" not in raw:
+        report(
+            DataError(
+                "the data list has no such key",
+                file=file,
+                key="training",
+                remedy='It must be a Decathlon list: {"training": [{"image": …, "label": …}], "test": […]}.',
+            )
+        )
+        return None
+    return raw
+
+
+def _entries(entries: Any, split: SplitName, file: Path, report: Report) -> Iterator[Case]:
+    if entries is None:
+        return
+    if not isinstance(entries, list):
+        report(DataError("must be a list of cases", file=file, key=split, remedy="Write it in brackets."))
+        return
+    for i, entry in enumerate(entries):
+        case = _entry(entry, f"{split}.{i}", split, file, report)
+        if case is not None:
+            yield case
+
+
+def _entry(entry: Any, key: str, split: SplitName, file: Path, report: Report) -> Case | None:
+    if isinstance(entry, str):
+        entry = {"image": entry}
+    image = entry.get("image") if isinstance(entry, dict) else None
+    label = entry.get("label") if isinstance(entry, dict) else None
+    names = [image] if isinstance(image, str) else image
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        report(
+            DataError(
+                "is no case",
+                file=file,
+                key=key,
+                value=entry,
+                remedy='Write {"image": "images/a.png", "label": "masks/a.png"}; a list of images, one per '
+                "channel, is allowed.",
+            )
+        )
+        return None
+    if isinstance(label, list) and len(label) == 1:
+        label = label[0]
+    if not isinstance(label, str) and (label is not None or split != "test"):
+        report(
+            DataError(
+                "this image has no label",
+                file=file,
+                key=f"{key}.label",
+                value=label,
+                remedy=f"Name the label of {names[0]}, or take the case out; only `test` may lack labels.",
+            )
+        )
+        return None
+    paths = tuple(file.parent / n for n in names)
+    return Case(
+        str(case_stem(paths[0])),
+        paths[0] if len(paths) == 1 else paths,
+        file.parent / label if isinstance(label, str) else None,
+    )
+
+
+def _unique_ids(parsed: dict[SplitName, tuple[Case, ...]]) -> dict[str, tuple[Case, ...]]:
+    """Where two images in different folders share a stem, the folder becomes part of the id."""
+    images: dict[str, set[Path]] = {}
+    for cases in parsed.values():
+        for case in cases:
+            images.setdefault(case.id, set()).add(case.files[0])
+
+    def unique(case: Case) -> Case:
+        if len(images[case.id]) == 1:
+            return case
+        return replace(case, id=f"{case.files[0].parent.name}_{case.id}")
+
+    return {name: tuple(unique(c) for c in cases) for name, cases in parsed.items()}
+
+
+def _carve_validation(splits: Splits, data: DataParams) -> Splits:
+    """Decathlon lists without `validation`: a share of training, by the hash of the case id."""
+    validation = {c.id for c in splits.training if _draw(c.id) < data.validation_fraction}
+    if not validation and len(splits.training) > 1:
+        validation = {min(splits.training, key=lambda c: _draw(c.id)).id}
+    return replace(
+        splits,
+        training=tuple(c for c in splits.training if c.id not in validation),
+        validation=tuple(c for c in splits.training if c.id in validation),
+    )
+
+
+# ---------------------------------------------------------------- plain folders
+
+
+def _from_folders(root: Path, data: DataParams, report: Report) -> Splits:
+    images, folders = root / "images", [root / n for n in LABEL_FOLDERS if (root / n).is_dir()]
+    if not images.is_dir() or len(folders) != 1:
+        found = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "no folders"
+        report(
+            DataError(
+                "holds neither dataset.json nor images/ with masks/ or labels/ (one of the two)",
+                file=root,
+                key="data.path",
+                remedy=f"Found {found}. Write a dataset.json, or lay the files out so.",
+            )
+        )
+        return Splits()
+    by_id = _by_stem(images, report)
+    labels = _by_stem(folders[0], report)
+    for name in sorted(by_id.keys() ^ labels.keys()):
+        _report_unpaired(name, by_id, labels, folders[0], report)
+    cases = [Case(name, by_id[name], labels[name]) for name in sorted(by_id.keys() & labels.keys())]
+    return split_by_hash(cases, data.test_fraction, data.validation_fraction)
+
+
+def _by_stem(folder: Path, report: Report) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        known = path.name.lower().endswith(SUFFIXES) or path.is_dir()
+        if path.name.startswith(".") or not known:
+            continue
+        stem = case_stem(path)
+        if stem in found:
+            report(
+                DataError(
+                    "two files have this case id",
+                    file=path,
+                    key="case",
+                    value=stem,
+                    remedy=f"Rename it, or {found[stem].name}.",
+                )
+            )
+        found[stem] = path
+    return found
+
+
+def _report_unpaired(
+    name: str, images: dict[str, Path], labels: dict[str, Path], folder: Path, report: Report
+) -> None:
+    if name in images:
+        problem = f"this image has no label in {folder.name}/"
+        remedy = f"Put {name}.png (or .nii.gz) into {folder}, move the image away, or write a dataset.json."
+        report(DataError(problem, file=images[name], key="case", value=name, remedy=remedy))
+    else:
+        remedy = (
+            "Labels are matched by the name without suffix; rename or remove it, or write a dataset.json."
+        )
+        report(
+            DataError(
+                "this label has no image in images/", file=labels[name], key="case", value=name, remedy=remedy
+            )
+        )
+
+
+def split_by_hash(cases: Sequence[Case], test_fraction: float, validation_fraction: float) -> Splits:
+    """A split that depends on each case's id alone: a new case never moves an old one into training.
+
+    Where chance leaves test or validation empty, the case with the smallest draw fills it.
+    """
+    rest = sorted(cases, key=lambda c: (_draw(c.id), c.id))
+    test = [c for c in rest if _draw(c.id) < test_fraction] or (rest[:1] if test_fraction > 0 else [])
+    rest = rest[len(test) :]
+    edge = test_fraction + validation_fraction
+    validation = [c for c in rest if _draw(c.id) < edge] or rest[:1]
+    training = rest[len(validation) :]
+
+    def by_id(items: Iterable[Case]) -> tuple[Case, ...]:
+        return tuple(sorted(items, key=lambda c: c.id))
+
+    return Splits(by_id(training), by_id(validation), by_id(test))
+
+
+def _draw(case_id: str) -> float:
+    """A number in [0, 1) that the id alone determines."""
+    return int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "big") / 2.0**64
+
+
+# ---------------------------------------------------------------- checks by name
+
+
+def _check_files(splits: Splits, source: Path, report: Report) -> None:
+    for split, case in splits:
+        for path in (*case.files, *([case.label] if case.label else [])):
+            if not path.exists():
+                report(
+                    DataError(
+                        "no such file",
+                        file=path,
+                        key=f"{split}, case {case.id}",
+                        remedy=f"Put it there, or take the case out of {source}.",
+                    )
+                )
+
+
+def _check_disjoint(splits: Splits, source: Path, report: Report) -> None:
+    seen: dict[Path, tuple[str, str]] = {}
+    for split, case in splits:
+        image = case.files[0].resolve()
+        if image in seen:
+            before, _ = seen[image]
+            problem = (
+                f"is listed twice in {split}"
+                if before == split
+                else f"is in both {before} and {split}: its score would mean nothing"
+            )
+            report(
+                DataError(
+                    problem, file=source, key="case", value=case.id, remedy="Keep it in one of the lists."
+                )
+            )
+        seen.setdefault(image, (split, case.id))
+
+
+def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
+    for split in ("training", "validation"):
+        if not splits.counts[split]:
+            report(
+                DataError(
+                    "this split is empty",
+                    file=source,
+                    key=split,
+                    remedy="At least one case for training and one for validation is needed"
+                    + (
+                        " (without the key `validation`, a share of training is used)."
+                        if split[0] == "v"
+                        else "."
+                    ),
+                )
+            )
+
+
+def _raise(problem: DataError) -> None:
+    raise problem
