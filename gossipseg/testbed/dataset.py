@@ -13,6 +13,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
 from gossipseg.errors import DataError
@@ -36,6 +37,8 @@ class SiteData:
     labels: dict[int, str]
     spatial_dims: int
     modality: str
+    task: str
+    """What the list says before the slash of its name (`task/site`); "" where it says nothing."""
     sizes: tuple[tuple[int, ...], ...]
     """Voxels per axis of the cases looked into."""
     label_map: dict[int, int] = field(default_factory=dict)
@@ -80,6 +83,7 @@ def describe(folder: Path) -> SiteData:
         labels=labels,
         spatial_dims=dims,
         modality=_modality(listed),
+        task=str(listed.get("name", "")).rpartition("/")[0],
         sizes=sizes,
         label_map=_label_map(labels, values, file if listed else label),
     )
@@ -205,7 +209,7 @@ def _size_and_channels(path: Path) -> tuple[tuple[int, ...], int]:
         if path.name.lower().endswith(_PICTURES):
             with Image.open(path) as picture:
                 return (picture.height, picture.width), len(picture.getbands())
-    except (OSError, nibabel.filebasedimages.ImageFileError) as e:
+    except (OSError, ImageFileError) as e:
         raise DataError(f"cannot be read: {e}", file=path, remedy="Replace or repair the file.") from None
     raise DataError(
         "is of a kind from which the testbed cannot tell the task",
@@ -220,7 +224,7 @@ def _values(path: Path) -> list[int]:
             return [int(v) for v in np.unique(np.asanyarray(nibabel.load(path).dataobj))]
         with Image.open(path) as picture:
             return [int(v) for v in np.unique(np.asarray(picture))]
-    except (OSError, nibabel.filebasedimages.ImageFileError) as e:
+    except (OSError, ImageFileError) as e:
         raise DataError(f"cannot be read: {e}", file=path, remedy="Replace or repair the file.") from None
 
 

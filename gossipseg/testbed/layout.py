@@ -211,8 +211,7 @@ def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:
     """Task and sizes derived from the data folders (of the synthetic task, where they are still empty)."""
     if any(folder.is_dir() for folder in data):
         described = [dataset.describe(folder) for folder in data]
-        name = data[0].parent.absolute().name
-        task = dataset.task_of(name, described)
+        task = dataset.task_of(described[0].task or data[0].parent.absolute().name, described)
         sizes = [size for site in described for size in site.sizes]
     else:
         task = TaskParams(
@@ -235,7 +234,7 @@ def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:
         "gossip": _changed(preset.gossip),
         "membership": {"preset": "local"},
     }
-    return _plain(sections), preset.rounds
+    return _plain({k: v for k, v in sections.items() if v != {}}), preset.rounds
 
 
 def _write_site(site: SiteFolder, rounds: int) -> None:

@@ -1,6 +1,7 @@
 """Synthetic hospitals: one segmentation task seen through scanners that differ.
 
-What belongs here: drawing images, masks and data lists from a seed. What must not: training, daemons, real data.
+What belongs here: drawing images, masks and data lists from a seed. What must not: training, daemons,
+real data.
 
 Each case is a slice through a body: a rim of fat, an organ, a pair of dark chambers, bright vessels, and
 lesions. Vessels are as bright as lesions but thin, cysts are as large but smooth and dark, so neither
@@ -20,6 +21,7 @@ from PIL import Image
 from scipy import ndimage
 
 Picture = NDArray[np.float32]
+Point = NDArray[np.float64]
 
 TASK_NAME = "synthetic_lesions"
 LABELS = {0: "background", 1: "lesion"}
@@ -169,7 +171,8 @@ def scan(rng: np.random.Generator, tissue: Picture, scanner: Scanner) -> NDArray
     noise = rng.normal(0, scanner.noise_sd, (2, *image.shape))
     image = np.hypot(image + noise[0], noise[1])
     image = ndimage.zoom(image, size_px / image.shape[0], order=1)
-    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    grey: NDArray[np.uint8] = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    return grey
 
 
 # ---------------------------------------------------------------- shapes
@@ -178,8 +181,8 @@ def scan(rng: np.random.Generator, tissue: Picture, scanner: Scanner) -> NDArray
 def _blob(
     rng: np.random.Generator,
     grid: Picture,
-    middle: NDArray[np.float64],
-    radii: NDArray[np.float64],
+    middle: Point,
+    radii: Point,
     turn: float,
     wobble: float,
     softness_px: float = 0.7,
@@ -193,7 +196,10 @@ def _blob(
     for wave in range(2, 6):
         outline += rng.normal(0, wobble) / (wave - 1) * np.cos(wave * angle + rng.uniform(0, 2 * np.pi))
     distance_px = (outline - np.hypot(u, v)) * float(np.mean(radii))
-    return (1 / (1 + np.exp(-np.clip(distance_px / (softness_px / 2), -30, 30)))).astype(np.float32)
+    inside: Picture = (1 / (1 + np.exp(-np.clip(distance_px / (softness_px / 2), -30, 30)))).astype(
+        np.float32
+    )
+    return inside
 
 
 def _paint(picture: Picture, shape: Picture, value: float) -> Picture:
@@ -205,15 +211,16 @@ def _texture(rng: np.random.Generator, size_px: int, scale_px: float) -> Picture
     small = max(4, round(size_px / max(1.0, scale_px / 1.5)))
     noise = ndimage.gaussian_filter(rng.normal(0, 1, (small, small)), 1.0, mode="wrap")
     noise = ndimage.zoom(noise, size_px / small, order=1)[:size_px, :size_px]
-    return (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
+    unit: Picture = (noise / max(float(noise.std()), 1e-6)).astype(np.float32)
+    return unit
 
 
 def _chambers(
     rng: np.random.Generator,
     tissue: Picture,
     grid: Picture,
-    middle: NDArray[np.float64],
-    body: NDArray[np.float64],
+    middle: Point,
+    body: Point,
     turn: float,
 ) -> Picture:
     """Two dark chambers beside the midline."""
@@ -244,8 +251,8 @@ def _cysts(
     rng: np.random.Generator,
     tissue: Picture,
     grid: Picture,
-    middle: NDArray[np.float64],
-    body: NDArray[np.float64],
+    middle: Point,
+    body: Point,
 ) -> Picture:
     """Round, smooth, dark or bright-rimmed: as large as a lesion, and not one."""
     for _ in range(int(rng.integers(1, 4))):
@@ -262,8 +269,8 @@ def _lesions(
     rng: np.random.Generator,
     tissue: Picture,
     grid: Picture,
-    middle: NDArray[np.float64],
-    body: NDArray[np.float64],
+    middle: Point,
+    body: Point,
     organ: Picture,
     tissue_level: float,
     patients: Patients,
@@ -281,9 +288,8 @@ def _lesions(
     return tissue.astype(np.float32), mask.astype(np.uint8)
 
 
-def _place(
-    rng: np.random.Generator, middle: NDArray[np.float64], body: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _place(rng: np.random.Generator, middle: Point, body: Point) -> Point:
     """Somewhere in the organ, away from its edge."""
     angle, reach = rng.uniform(0, 2 * np.pi), 0.62 * np.sqrt(rng.uniform(0.05, 1.0))
-    return middle + body * reach * np.array([np.cos(angle), np.sin(angle)])
+    place: Point = middle + body * reach * np.array([np.cos(angle), np.sin(angle)])
+    return place
