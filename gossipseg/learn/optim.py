@@ -1,0 +1,54 @@
+"""The optimizer and its learning rate, as functions of the settings.
+
+What belongs here: construction, schedules, seeds of a step. What must not: stepping (learn.step does).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import nn
+
+from gossipseg.learn.params import TrainingParams
+
+SGD_MOMENTUM = 0.9
+FINAL_SHARE = 0.01
+"""The cosine ends at this share of the learning rate, and stays there."""
+
+
+def make_optimizer(model: nn.Module, training: TrainingParams) -> torch.optim.Optimizer:
+    """A fresh optimizer over all parameters of the model that train."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    lr, decay = training.learning_rate, training.weight_decay
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=lr, momentum=SGD_MOMENTUM, nesterov=True, weight_decay=decay, fused=True
+        )
+    kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=lr, weight_decay=decay, fused=True)
+
+
+def learning_rate(training: TrainingParams, round: int, step: int) -> float:
+    """The learning rate of step `step` (0-based) of round `round` (1-based).
+
+    A function of the position alone: a resumed run needs no scheduler state.
+    """
+    if training.schedule == "constant":
+        return training.learning_rate
+    done = (round - 1 + step / training.steps_per_round) / max(1, training.schedule_rounds)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return training.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let the next step use this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def step_seed(seed: int, site: str, round: int, step: int) -> int:
+    """The torch seed of a step (dropout): the same for every algorithm, and after every resume."""
+    key = f"{seed}/{site}/{round}/{step}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1

@@ -1,0 +1,60 @@
+"""A WorkerSpec's plain dictionaries as the typed Params of each part.
+
+What belongs here: reading the job's settings. What must not: defaults, torch, anything that acts on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from gossipseg.algos.params import AlgorithmParams
+from gossipseg.errors import ConfigError
+from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, WorkerSpec
+from gossipseg.nets.params import NetworkParams
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All settings of one training process."""
+
+    spec: WorkerSpec
+    task: TaskParams
+    network: NetworkParams
+    algorithm: AlgorithmParams
+    training: TrainingParams
+    data: DataParams
+    device: DeviceParams
+
+
+def read_spec(raw: dict[str, Any]) -> WorkerSpec:
+    """The WorkerSpec of a Configure message. Raises ConfigError."""
+    spec: WorkerSpec = _read(WorkerSpec, raw, "worker spec")
+    return spec
+
+
+def read_setup(spec: WorkerSpec) -> Setup:
+    """The typed settings of a spec. Raises ConfigError naming the section, key and value."""
+    algorithm: Any = Annotated[AlgorithmParams, Field(discriminator="name")]
+    return Setup(
+        spec,
+        _read(TaskParams, spec.task, "task"),
+        _read(NetworkParams, spec.network, "network"),
+        _read(algorithm, spec.algorithm, "algorithm"),
+        _read(TrainingParams, spec.training, "training"),
+        _read(DataParams, spec.data, "data"),
+        _read(DeviceParams, spec.device, "device"),
+    )
+
+
+def _read(kind: Any, raw: dict[str, Any], section: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as e:
+        first = e.errors(include_url=False)[0]
+        key = ".".join([section, *map(str, first["loc"])])
+        raise ConfigError(
+            first["msg"], key=key, value=first.get("input"), remedy="Correct it in peers.yaml or site.yaml."
+        ) from None

@@ -1,0 +1,155 @@
+"""Models on the wire: which tensors travel, how they are written, and the checks on what came.
+
+What belongs here: the wire file's format and the intake of another site's weights. What must not: averaging
+(algos.average), visits, sockets. Files are safetensors: nothing from a peer is ever unpickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import blake3
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from gossipseg.algos.base import Weights
+from gossipseg.errors import LocalError, PeerRefused
+from gossipseg.learn.jobs import WireSchema
+from gossipseg.store import BadSafetensors, atomic_write, read_safetensors_header
+
+IsShared = Callable[[str], bool]
+FORMAT_VERSION = "1"
+
+_DTYPES: dict[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+_CODES: dict[torch.dtype, str] = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+def shared(state: Weights, is_shared: IsShared) -> dict[str, Tensor]:
+    """The tensors of a state dict that travel."""
+    return {name: tensor.detach() for name, tensor in state.items() if is_shared(name)}
+
+
+def wire_schema(state: Weights, is_shared: IsShared, wire_dtype: str) -> WireSchema:
+    """Name → (safetensors dtype, shape) of what this site sends and expects.
+
+    A floating-point tensor may also come as F32, where its values do not fit the wire dtype.
+    """
+    return {
+        name: (_CODES[_wire_dtype(tensor, wire_dtype)], tuple(tensor.shape))
+        for name, tensor in shared(state, is_shared).items()
+    }
+
+
+def export_wire(
+    path: Path, state: Weights, is_shared: IsShared, wire_dtype: str, metadata: Mapping[str, object]
+) -> None:
+    """Write the shared tensors to `path`, whole or not at all.
+
+    Metadata is {"gossipseg": "1"} and `metadata` as strings (None becomes "").
+    Raises LocalError when a tensor is not finite, DiskFull when the file does not fit.
+    """
+    tensors = {}
+    for name, tensor in shared(state, is_shared).items():
+        if not _finite(tensor):
+            raise LocalError(
+                f"{name}: this site's own model holds values that are not finite; it is not sent."
+            )
+        tensors[name] = _to_wire(tensor, wire_dtype)
+    texts = {key: "" if value is None else str(value) for key, value in metadata.items()}
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    atomic_write(path, save(tensors, {"gossipseg": FORMAT_VERSION, **texts}))
+
+
+def load_incoming(
+    path: Path, reference: Weights, is_shared: IsShared, wire_dtype: str, frm: str
+) -> dict[str, Tensor]:
+    """Another site's shared tensors from its wire file: checked, on the CPU, in the reference's dtypes.
+
+    `reference`: this site's own state dict. Raises PeerRefused(frm, reason, detail) with reason
+    `unreadable`, `schema_mismatch` (the detail names the first differing tensor) or `not_finite`.
+    """
+    try:
+        header = read_safetensors_header(path)
+    except (BadSafetensors, OSError) as e:
+        raise PeerRefused(frm, "unreadable", str(e)) from e
+    difference = _difference(
+        {name: (info.dtype, info.shape) for name, info in header.items()},
+        wire_schema(reference, is_shared, wire_dtype),
+    )
+    if difference:
+        raise PeerRefused(frm, "schema_mismatch", difference)
+    try:
+        raw = load_file(path)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise PeerRefused(frm, "unreadable", str(e)) from e
+    return {name: _taken_in(name, tensor, reference[name], frm) for name, tensor in sorted(raw.items())}
+
+
+def content_hash(state: Weights, is_shared: IsShared) -> str:
+    """blake3 (hex) over names, dtypes, shapes and bytes of the shared tensors, by name."""
+    digest = blake3.blake3()
+    for name, tensor in sorted(shared(state, is_shared).items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return str(digest.hexdigest())
+
+
+def all_finite(state: Weights) -> bool:
+    """Whether no floating-point tensor holds NaN or infinity."""
+    return all(_finite(tensor) for tensor in state.values())
+
+
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _wire_dtype(tensor: Tensor, wire_dtype: str) -> torch.dtype:
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    return _DTYPES[wire_dtype] if tensor.dim() >= 2 else torch.float32
+
+
+def _to_wire(tensor: Tensor, wire_dtype: str) -> Tensor:
+    small = tensor.to(_wire_dtype(tensor, wire_dtype))
+    if not _finite(small):
+        small = tensor.to(torch.float32)
+    return small.cpu().contiguous()
+
+
+def _difference(theirs: WireSchema, ours: WireSchema) -> str:
+    for name in sorted(theirs.keys() | ours.keys()):
+        if name not in ours:
+            return f"{name} is not among the shared tensors"
+        if name not in theirs:
+            return f"{name} is missing"
+        (dtype, shape), (our_dtype, our_shape) = theirs[name], ours[name]
+        if tuple(shape) != tuple(our_shape):
+            return f"{name} has shape {list(shape)}, expected {list(our_shape)}"
+        if dtype != our_dtype and not (dtype == "F32" and our_dtype in ("F16", "BF16")):
+            return f"{name} is {dtype}, expected {our_dtype}"
+    return ""
+
+
+def _taken_in(name: str, tensor: Tensor, reference: Tensor, frm: str) -> Tensor:
+    wide = tensor.to(reference.dtype)
+    if not _finite(wide):
+        raise PeerRefused(frm, "not_finite", f"{name} holds values that are not finite")
+    return wide
