@@ -91,7 +91,7 @@ class Intake:
         for record in records:
             if record not in good:
                 self._forged(peer, record)
-        return dataclasses.replace(body, records=good)  # type: ignore[type-var]
+        return dataclasses.replace(body, records=good)  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ models
 

@@ -1,12 +1,12 @@
 """The ledger of exchanges: one row for each model offered, sent or taken in, and what became of it.
 
-It watches the core's events and effects go by; it decides nothing. Rows are bounded, counts are not.
+It watches the core's events and effects go by; it decides and counts nothing. Rows are bounded.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,30 +19,15 @@ MAX_ROWS = 500
 
 
 @dataclass(slots=True)
-class PeerCounts:
-    """Models exchanged with one peer since this daemon started."""
-
-    sent: int = 0
-    received: int = 0
-    accepted: int = 0
-    refused: int = 0
-
-
-@dataclass(slots=True)
 class Ledger:
     """Rows by (direction, peer, hash); `clock` gives wall seconds."""
 
     clock: Callable[[], float]
     rows: OrderedDict[tuple[str, Site, str], ExchangeRow] = field(default_factory=OrderedDict)
-    counts: dict[Site, PeerCounts] = field(default_factory=dict)
-    totals: Counter[str] = field(default_factory=Counter)
     _offers: dict[int, tuple[Site, ModelRef]] = field(default_factory=dict)
     _asked: dict[int, tuple[Site, ModelRef]] = field(default_factory=dict)
     _visitors: OrderedDict[str, Site] = field(default_factory=OrderedDict)
     _dice_val: float | None = None
-
-    def of(self, site: Site) -> PeerCounts:
-        return self.counts.setdefault(site, PeerCounts())
 
     def effect(self, effect: effects.Effect) -> None:
         """Note what the core wants done."""
@@ -78,18 +63,13 @@ class Ledger:
             case events.TransferDone(id=id_) if id_ in self._offers:
                 site, model = self._offers.pop(id_)
                 self._set("out", site, model.hash, "sent", fraction=1.0)
-                self.of(site).sent += 1
-                self.totals["sent"] += 1
             case events.TransferFailed(id=id_, reason=reason) if id_ in self._offers:
                 site, model = self._offers.pop(id_)
                 self._set("out", site, model.hash, "failed", reason)
             case events.ModelArrived(frm=frm, model=model):
                 self._set("in", frm, model.hash, "stored", fraction=1.0)
-                self.of(frm).received += 1
-                self.totals["received"] += 1
             case events.ModelBroken(frm=frm, hash=hash_, reason=reason):
                 self._set("in", frm, hash_, "refused", reason)
-                self._refuse(frm)
             case events.RoundFinished():
                 self._round(event)
 
@@ -112,19 +92,9 @@ class Ledger:
             self._set(
                 "in", site, done.visit.hash, done.visit.outcome, done.visit.reason, dice_after=done.dice_val
             )
-            if done.visit.outcome == "refused":
-                self._refuse(site)
-            else:
-                self.of(site).accepted += 1
-                self.totals["accepted"] += 1
         if done.reverted is not None and (site := self._visitors.get(done.reverted)) is not None:
             self._set("in", site, done.reverted, "reverted", "validation Dice fell", dice_after=done.dice_val)
-            self.totals["reverted"] += 1
         self._dice_val = done.dice_val if done.dice_val is not None else self._dice_val
-
-    def _refuse(self, site: Site) -> None:
-        self.of(site).refused += 1
-        self.totals["refused"] += 1
 
     def _put(self, direction: str, peer: Site, model: ModelRef, state: str, reason: str = "") -> None:
         key = (direction, peer, model.hash)

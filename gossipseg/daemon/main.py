@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import random
@@ -22,16 +23,16 @@ from gossipseg import __version__, trust
 from gossipseg import config as configuration
 from gossipseg.core import events
 from gossipseg.core.node import NodeState
-from gossipseg.core.snapshots import snapshot_from_dict
 from gossipseg.daemon import logs
 from gossipseg.daemon.notify import Notifier
-from gossipseg.daemon.runtime import Runtime
+from gossipseg.daemon.runtime import Runtime, restore
 from gossipseg.daemon.service import Service
 from gossipseg.daemon.worker import require_state_dir
 from gossipseg.discovery import MdnsDiscovery
 from gossipseg.errors import EXIT_OK, ConfigError, GossipsegError
 from gossipseg.store import DirectoryLock, EventLog, ModelStore, StateFile
 from gossipseg.wire.control import ControlServer
+from gossipseg.wire.documents import DiscoveryStatus
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.transport import PeerEndpoint
 
@@ -46,7 +47,7 @@ class Daemon:
         self.notifier = Notifier.from_env()
         self.identity, self.trust = load_trust(config)
         self._ended: asyncio.Future[tuple[str, GossipsegError | None]] | None = None
-        self._foreign: list[str] = []
+        self._discovery_status = DiscoveryStatus(static=config.site.discovery.static)
 
     async def run(self) -> int:
         """Run until a signal, `gossipctl leave` or an error; returns the exit code."""
@@ -62,7 +63,7 @@ class Daemon:
             identity=self.identity,
             stop=self.end,
             reload=self.reload,
-            foreign=lambda: self._foreign,
+            discovery=lambda: self._discovery_status,
         )
         control = ControlServer(self.config.control_socket, service)
         await self.runtime.start()
@@ -131,7 +132,7 @@ class Daemon:
         f, s = self.config.federation, self.config.site
         state_dir = Path(s.state_dir)
         state = StateFile(state_dir / "node.json")
-        snapshot = snapshot_from_dict(state.load() or {})
+        snapshot = restore(state.load() or {})
         identity = self.identity
         node = NodeState(
             s.site,
@@ -172,18 +173,20 @@ class Daemon:
             host=host.strip("[]"),
             port=int(port),
             listed={
-                trust.site_id(pem): s.name for s in self.config.federation.sites for pem in s.certificate
+                trust.site_id(pem.encode()): s.name for s in self.config.federation.sites for pem in s.certificate
             },
             on_hint=self.transport.hint_address,
             on_foreign=self._saw_foreign,
             interfaces=d.interfaces,
         )
         await discovery.start()
+        self._discovery_status = dataclasses.replace(self._discovery_status, mdns=True)
         return discovery
 
     def _saw_foreign(self, what: str) -> None:
-        if what not in self._foreign:
-            self._foreign.append(what)
+        known = self._discovery_status.foreign
+        if what not in known:
+            self._discovery_status = dataclasses.replace(self._discovery_status, foreign=(*known, what))
             self.runtime.note("foreign_federation", reason=what)
 
     async def _feed_watchdog(self) -> None:

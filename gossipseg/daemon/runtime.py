@@ -126,17 +126,14 @@ class Runtime:
 
     async def _goodbye(self) -> None:
         """Wait until the effects of Leave are done and its messages have been answered."""
-        while not self._queue.empty() or self._requests:
-            await asyncio.sleep(0.02)
+        await self._queue.join()
+        requests = [t for t in self._tasks if t.get_name().startswith("request")]
+        await asyncio.gather(*requests, return_exceptions=True)
 
     @property
     def outgoing_models(self) -> set[str]:
         """Hashes of the models being sent now."""
         return set(self._outgoing.values())
-
-    @property
-    def _requests(self) -> bool:
-        return any(t.get_name().startswith("request") for t in self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "task") -> None:
         """Run something beside; an unexpected error in it ends the daemon loudly."""
@@ -174,6 +171,7 @@ class Runtime:
     async def _perform_all(self) -> None:
         while True:
             await self._perform(await self._queue.get())
+            self._queue.task_done()
 
     async def _perform(self, effect: effects.Effect) -> None:
         match effect:
@@ -328,7 +326,7 @@ class Runtime:
         return ModelRef(hash_, size, message.round, export.steps, export.cases, message.dice_val)
 
     async def _collect_garbage(self) -> None:
-        keep = {e.model.hash for e in self.node.inbox} | self.outgoing_models
+        keep = self.node.kept_models() | self.outgoing_models
         await asyncio.to_thread(self.store.collect, keep, now_s=time.time(), older_than_s=600.0)
 
     # ------------------------------------------------------------ operators
@@ -350,6 +348,16 @@ class Runtime:
 
     def _forged(self, peer: Site, record: Record) -> None:
         self.note("record_forged", site=peer, reason=f"{type(record).__name__} about {record.site}")
+
+
+def restore(doc: dict[str, Any]) -> effects.Snapshot:
+    """A snapshot back from its JSON; fields that this version does not know are left out."""
+    known = {k: v for k, v in doc.items() if k in effects.Snapshot.__dataclass_fields__}
+    known["inbox"] = tuple(
+        effects.InboxEntry(e["frm"], ModelRef(**e["model"]), e["arrived_round"]) for e in doc.get("inbox", ())
+    )
+    known["counters"] = tuple((what, site, n) for what, site, n in doc.get("counters", ()))
+    return effects.Snapshot(**known)
 
 
 def _version() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections import Counter
@@ -31,14 +32,14 @@ class Service:
         identity: trust.Identity | None,
         stop: Callable[[str], None],
         reload: Callable[[], None],
-        foreign: Callable[[], list[str]],
+        discovery: Callable[[], doc.DiscoveryStatus],
     ) -> None:
         self._runtime, self._identity = runtime, identity
-        self._stop, self._reload, self._foreign = stop, reload, foreign
+        self._stop, self._reload, self._discovery = stop, reload, discovery
         self._ids = site_ids(runtime)
 
     async def status(self) -> doc.StatusDoc:
-        r, view, totals = self._runtime, self._runtime.training, self._runtime.ledger.totals
+        r, view, node = self._runtime, self._runtime.training, self._runtime.node
         reasons = self._reasons()
         traffic = [r.transport.traffic(s.name) for s in r.config.others]
         return doc.StatusDoc(
@@ -60,14 +61,14 @@ class Service:
             dice_test_start=view.dice_test_start,
             dice_test=view.dice_test,
             cases=view.cases,
-            splits=view.splits,
+            splits=doc.Splits(**view.splits),
             algorithm=r.config.federation.algorithm.name,
             device=view.device,
             members=self._member_counts(),
-            sent=totals["sent"],
-            received=totals["received"],
-            accepted=totals["accepted"],
-            refused=totals["refused"],
+            sent=node.count("sent"),
+            received=node.count("received"),
+            accepted=node.count("merged") + node.count("kept_out"),
+            refused=node.count("refused"),
             bytes_out=sum(t.bytes_out for t in traffic),
             bytes_in=sum(t.bytes_in for t in traffic),
             inbox=len(r.node.inbox),
@@ -79,19 +80,15 @@ class Service:
             worker=self._worker(),
             disk_free_bytes=shutil.disk_usage(r.config.site.state_dir).free,
             certificate_days_left=self._identity.days_left(time.time()) if self._identity else None,
-            discovery={
-                "static": r.config.site.discovery.static,
-                "mdns": r.config.site.discovery.mdns,
-                "foreign": self._foreign(),
-            },
+            discovery=self._discovery(),
         )
 
     async def peers(self, limit: int) -> doc.PeersDoc:
         rows = [self._peer(site.name, site.address) for site in self._runtime.config.others]
-        return doc.PeersDoc(peers=rows[: limit or None])
+        return doc.PeersDoc(peers=tuple(rows[: limit or None]))
 
     async def exchanges(self, limit: int) -> doc.ExchangesDoc:
-        return doc.ExchangesDoc(exchanges=self._runtime.ledger.recent(limit))
+        return doc.ExchangesDoc(exchanges=tuple(self._runtime.ledger.recent(limit)))
 
     async def models(self) -> doc.ModelsDoc:
         r = self._runtime
@@ -111,11 +108,11 @@ class Service:
                     age_s=max(0.0, time.time() - stored.mtime),
                 )
             )
-        return doc.ModelsDoc(models=rows)
+        return doc.ModelsDoc(models=tuple(rows))
 
     async def events(self, limit: int, since: int) -> doc.EventsDoc:
         rows = await asyncio.to_thread(self._runtime.events.tail, limit or 100, since)
-        return doc.EventsDoc(events=rows)
+        return doc.EventsDoc(events=tuple(rows))
 
     async def watch(self) -> AsyncIterator[doc.WatchDoc]:
         """A document whenever something changed, at most twice a second, and at least every five."""
@@ -150,7 +147,7 @@ class Service:
 
     # ------------------------------------------------------------ parts
 
-    def _reasons(self) -> list[str]:
+    def _reasons(self) -> tuple[str, ...]:
         """Why this site is not simply ok."""
         r = self._runtime
         reasons = []
@@ -165,21 +162,20 @@ class Service:
                 reasons.append(f"{name}: {member.state.value}: {member.reason}")
         if self._identity and (days := self._identity.days_left(time.time())) < 30:
             reasons.append(f"this site's certificate expires in {days:.0f} days")
-        return reasons
+        return tuple(reasons)
 
-    def _member_counts(self) -> dict[str, int]:
+    def _member_counts(self) -> doc.MemberCounts:
         members = self._runtime.node.members.values()
         counts = Counter(m.state.value for m in members)
         counts["refused"] = sum(1 for m in members if m.refused)
-        return {k: counts[k] for k in ("alive", "suspect", "dead", "left", "unseen", "refused")}
+        return doc.MemberCounts(**counts)
 
-    def _worker(self) -> dict[str, object]:
-        s = self._runtime.worker.status
-        return {"state": s.state, "pid": s.pid, "restarts": s.restarts, "reason": s.reason}
+    def _worker(self) -> doc.WorkerStatus:
+        return doc.WorkerStatus(**dataclasses.asdict(self._runtime.worker.status))
 
     def _peer(self, name: str, address: str) -> doc.PeerRow:
-        r = self._runtime
-        member, counts, traffic = r.node.members.get(name), r.ledger.of(name), r.transport.traffic(name)
+        r, node = self._runtime, self._runtime.node
+        member, traffic = node.members.get(name), r.transport.traffic(name)
         info = member.info if member else None
         heard = member.last_heard if member else None
         return doc.PeerRow(
@@ -193,9 +189,9 @@ class Service:
             phase=info.phase.value if info else "",
             last_seen_s=time.monotonic() - heard if heard is not None else None,
             rtt_ms=member.rtt_s * 1000 if member and member.rtt_s is not None else None,
-            sent=counts.sent,
-            received=counts.received,
-            refused=counts.refused,
+            sent=node.count("sent", name),
+            received=node.count("received", name),
+            refused=member.refused if member else "",
             bytes_out=traffic.bytes_out,
             bytes_in=traffic.bytes_in,
         )
@@ -206,5 +202,5 @@ def site_ids(runtime: Runtime) -> dict[str, str]:
     ids = {}
     for site in runtime.config.federation.sites:
         if site.certificate:
-            ids[site.name] = trust.site_id(site.certificate[0])
+            ids[site.name] = trust.site_id(site.certificate[0].encode())
     return ids

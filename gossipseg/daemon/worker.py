@@ -14,6 +14,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from gossipseg.learn.params import WorkerSpec
 MAX_QUICK_DEATHS = 5
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
+MAX_SOCKET_PATH_BYTES = 107
 
 
 class Owner(Protocol):
@@ -61,7 +63,7 @@ class WorkerSupervisor:
     ) -> None:
         self.status = WorkerStatus()
         self._spec, self._owner, self._clock = spec, owner, clock
-        self._socket_path, self._stuck_after_s = socket_path, stuck_after_s
+        self._socket_path, self._stuck_after_s = short_enough(socket_path), stuck_after_s
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._server: asyncio.Server | None = None
@@ -203,6 +205,13 @@ def last_line(log: Path, limit: int = 300) -> str:
     except OSError:
         return "none"
     return lines[-1].strip()[-limit:] if lines else "none"
+
+
+def short_enough(path: Path) -> Path:
+    """The path itself, or one in a fresh private directory where it is too long for a unix socket."""
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
+        return path
+    return Path(tempfile.mkdtemp(prefix="gossipseg-")) / path.name
 
 
 def require_state_dir(path: Path) -> None:
