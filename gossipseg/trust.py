@@ -396,7 +396,7 @@ def check_listed_ids(sites: Sequence[Listed], path: Path) -> None:
                 file=path,
                 key=key,
                 value=listed.id,
-                remedy=f"Ask {listed.name}'s administrator to read out `gossipctl check`; list the certificate "
+                remedy=f"Ask {listed.name} to read out its ID (`gossipctl check`); list the certificate "
                 "that goes with it.",
             )
 

@@ -1,0 +1,248 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PHASE_UNSPECIFIED: _ClassVar[Phase]
+    PHASE_STARTING: _ClassVar[Phase]
+    PHASE_TRAINING: _ClassVar[Phase]
+    PHASE_PAUSED: _ClassVar[Phase]
+    PHASE_FAILED: _ClassVar[Phase]
+    PHASE_FINISHED: _ClassVar[Phase]
+    PHASE_LEAVING: _ClassVar[Phase]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    VERDICT_ACCEPT: _ClassVar[Verdict]
+    VERDICT_BUSY: _ClassVar[Verdict]
+    VERDICT_REJECT: _ClassVar[Verdict]
+PHASE_UNSPECIFIED: Phase
+PHASE_STARTING: Phase
+PHASE_TRAINING: Phase
+PHASE_PAUSED: Phase
+PHASE_FAILED: Phase
+PHASE_FINISHED: Phase
+PHASE_LEAVING: Phase
+VERDICT_UNSPECIFIED: Verdict
+VERDICT_ACCEPT: Verdict
+VERDICT_BUSY: Verdict
+VERDICT_REJECT: Verdict
+
+class PeerInfo(_message.Message):
+    __slots__ = ("round", "steps", "cases", "phase", "contract")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    CASES_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    steps: int
+    cases: int
+    phase: Phase
+    contract: str
+    def __init__(self, round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., contract: _Optional[str] = ...) -> None: ...
+
+class AliveRecord(_message.Message):
+    __slots__ = ("site", "nonce", "incarnation", "address", "cases", "signature")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CASES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    nonce: int
+    incarnation: int
+    address: str
+    cases: int
+    signature: bytes
+    def __init__(self, site: _Optional[str] = ..., nonce: _Optional[int] = ..., incarnation: _Optional[int] = ..., address: _Optional[str] = ..., cases: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class LeftRecord(_message.Message):
+    __slots__ = ("site", "nonce", "incarnation", "signature")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    nonce: int
+    incarnation: int
+    signature: bytes
+    def __init__(self, site: _Optional[str] = ..., nonce: _Optional[int] = ..., incarnation: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class SuspectRecord(_message.Message):
+    __slots__ = ("site", "incarnation", "accuser", "signature")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ACCUSER_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    incarnation: int
+    accuser: str
+    signature: bytes
+    def __init__(self, site: _Optional[str] = ..., incarnation: _Optional[int] = ..., accuser: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("alive", "left", "suspect")
+    ALIVE_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    alive: AliveRecord
+    left: LeftRecord
+    suspect: SuspectRecord
+    def __init__(self, alive: _Optional[_Union[AliveRecord, _Mapping]] = ..., left: _Optional[_Union[LeftRecord, _Mapping]] = ..., suspect: _Optional[_Union[SuspectRecord, _Mapping]] = ...) -> None: ...
+
+class ModelRef(_message.Message):
+    __slots__ = ("hash", "size_bytes", "round", "steps", "cases", "dice_val")
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    CASES_FIELD_NUMBER: _ClassVar[int]
+    DICE_VAL_FIELD_NUMBER: _ClassVar[int]
+    hash: str
+    size_bytes: int
+    round: int
+    steps: int
+    cases: int
+    dice_val: float
+    def __init__(self, hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., dice_val: _Optional[float] = ...) -> None: ...
+
+class ContractEntry(_message.Message):
+    __slots__ = ("key", "value")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key: str
+    value: str
+    def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+
+class HelloRequest(_message.Message):
+    __slots__ = ("protocol_min", "protocol_max", "federation", "contract", "info")
+    PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    protocol_min: int
+    protocol_max: int
+    federation: str
+    contract: _containers.RepeatedCompositeFieldContainer[ContractEntry]
+    info: PeerInfo
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., federation: _Optional[str] = ..., contract: _Optional[_Iterable[_Union[ContractEntry, _Mapping]]] = ..., info: _Optional[_Union[PeerInfo, _Mapping]] = ...) -> None: ...
+
+class HelloResponse(_message.Message):
+    __slots__ = ("protocol_min", "protocol_max", "federation", "contract", "info")
+    PROTOCOL_MIN_FIELD_NUMBER: _ClassVar[int]
+    PROTOCOL_MAX_FIELD_NUMBER: _ClassVar[int]
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    protocol_min: int
+    protocol_max: int
+    federation: str
+    contract: _containers.RepeatedCompositeFieldContainer[ContractEntry]
+    info: PeerInfo
+    def __init__(self, protocol_min: _Optional[int] = ..., protocol_max: _Optional[int] = ..., federation: _Optional[str] = ..., contract: _Optional[_Iterable[_Union[ContractEntry, _Mapping]]] = ..., info: _Optional[_Union[PeerInfo, _Mapping]] = ...) -> None: ...
+
+class PingRequest(_message.Message):
+    __slots__ = ("records", "info")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    info: PeerInfo
+    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., info: _Optional[_Union[PeerInfo, _Mapping]] = ...) -> None: ...
+
+class PingResponse(_message.Message):
+    __slots__ = ("records", "info")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    info: PeerInfo
+    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., info: _Optional[_Union[PeerInfo, _Mapping]] = ...) -> None: ...
+
+class IndirectPingRequest(_message.Message):
+    __slots__ = ("target", "records")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    def __init__(self, target: _Optional[str] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+
+class IndirectPingResponse(_message.Message):
+    __slots__ = ("target", "reached", "records")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    REACHED_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    reached: bool
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    def __init__(self, target: _Optional[str] = ..., reached: _Optional[bool] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+
+class SyncRequest(_message.Message):
+    __slots__ = ("records", "info")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    info: PeerInfo
+    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., info: _Optional[_Union[PeerInfo, _Mapping]] = ...) -> None: ...
+
+class SyncResponse(_message.Message):
+    __slots__ = ("records", "info")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    info: PeerInfo
+    def __init__(self, records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., info: _Optional[_Union[PeerInfo, _Mapping]] = ...) -> None: ...
+
+class OfferRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelRef
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ...) -> None: ...
+
+class OfferResponse(_message.Message):
+    __slots__ = ("verdict", "reason")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    verdict: Verdict
+    reason: str
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class PushOffsetRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: ModelRef
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ...) -> None: ...
+
+class PushOffsetResponse(_message.Message):
+    __slots__ = ("offset",)
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    def __init__(self, offset: _Optional[int] = ...) -> None: ...
+
+class PushHeader(_message.Message):
+    __slots__ = ("model", "offset")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    model: ModelRef
+    offset: int
+    def __init__(self, model: _Optional[_Union[ModelRef, _Mapping]] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class PushChunk(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: PushHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PushResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
