@@ -12,7 +12,7 @@ A round with a visitor runs so:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +26,9 @@ Role = Literal["local", "incoming"]
 
 SegmentationLoss = Callable[["Outputs", Tensor], Tensor]
 
+PRIVATE_BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+"""Last parts of the names of batch norm's running statistics: they describe a site's scanner (FedBN)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
@@ -36,6 +39,8 @@ class Outputs:
 
     logits: Tensor
     aux: tuple[Tensor, ...] = ()
+    clean: Tensor | None = None
+    """Detached logits of the same images with dropout off: what a partner is shown. None: the logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +73,15 @@ class Algorithm:
     trains_visitor: bool = False
     """Whether an incoming model is trained beside the local one for the round of its visit."""
 
+    replaces_on_merge: bool = False
+    """Whether weights from `on_departure` are the visitor's outright: the optimizer then starts afresh."""
+
+    def __init__(self, private_names: Collection[str] = ()) -> None:
+        self._private_names = frozenset(private_names)
+
     def is_shared(self, name: str) -> bool:
         """Whether the named tensor travels. THE predicate: sender and receiver use it alike."""
-        return True
+        return name.rpartition(".")[2] not in PRIVATE_BUFFERS and name not in self._private_names
 
     def on_arrival(self, local: Weights, incoming: Weights) -> Weights | None:
         """New local weights before the round of a visit, or None to leave them."""

@@ -1,0 +1,79 @@
+"""Weighted averages of models: in float32 or wider, over what was really received.
+
+What belongs here: arithmetic on named tensors. What must not: who sends what, files, devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gossipseg.algos.base import Weights
+
+
+def weighted_average(models: Sequence[Weights], weights: Sequence[float]) -> dict[str, Tensor]:
+    """Σ wᵢ·Wᵢ / Σ wᵢ for every floating-point tensor, in its own dtype again.
+
+    The sum runs in float32, or in the tensor's own type where that is wider. Non-float buffers are taken
+    from the first model: an average of counters or index tables means nothing.
+    `models`: at least one, all with the same names and shapes. `weights`: as many, ≥ 0, not all 0.
+    Raises ValueError otherwise.
+    """
+    shares = _normalised(weights, len(models))
+    first = models[0]
+    for other in models[1:]:
+        _check_alike(first, other)
+    return {name: _average([m[name] for m in models], shares) for name in first}
+
+
+def _normalised(weights: Sequence[float], count: int) -> list[float]:
+    if count == 0 or len(weights) != count:
+        raise ValueError(f"{count} models and {len(weights)} weights: need one weight for each, at least one")
+    total = math.fsum(weights)
+    if not math.isfinite(total) or min(weights) < 0 or total <= 0:
+        raise ValueError(f"weights must be finite, not negative and not all zero: {list(weights)}")
+    return [w / total for w in weights]
+
+
+def _check_alike(first: Weights, other: Weights) -> None:
+    if first.keys() != other.keys():
+        name = min(first.keys() ^ other.keys())
+        raise ValueError(f"{name} is in one model and not in another: nothing to average it with")
+    for name, tensor in first.items():
+        if tensor.shape != other[name].shape:
+            raise ValueError(f"{name} is {tuple(tensor.shape)} in one, {tuple(other[name].shape)} in another")
+
+
+def _average(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+    first = tensors[0].detach()
+    if not torch.is_floating_point(first):
+        return first.clone()
+    wide = torch.promote_types(first.dtype, torch.float32)
+    total = torch.zeros_like(first, dtype=wide)
+    for tensor, share in zip(tensors, shares, strict=True):
+        total.add_(tensor.detach().to(wide), alpha=share)
+    return total.to(first.dtype)
+
+
+def merged(
+    local: Weights, incoming: Weights, is_shared: Callable[[str], bool], *, share_of_incoming: float
+) -> dict[str, Tensor]:
+    """(1−s)·W_r + s·W_s over the shared tensors; the private ones stay the receiver's. Names as in `local`.
+
+    `incoming` may hold private names besides; they are not looked at. With s = 1 the shared tensors are the
+    visitor's, bit by bit. Raises ValueError when a shared tensor is missing or has another shape.
+    """
+    names = [name for name in local if is_shared(name)]
+    missing = [name for name in names if name not in incoming]
+    if missing:
+        raise ValueError(f"the incoming model lacks {missing[0]} ({len(missing)} of {len(names)} missing)")
+    mine, theirs = ({name: weights[name] for name in names} for weights in (local, incoming))
+    if share_of_incoming == 1:
+        _check_alike(mine, theirs)
+        average = {name: tensor.detach().clone() for name, tensor in theirs.items()}
+    else:
+        average = weighted_average([mine, theirs], [1 - share_of_incoming, share_of_incoming])
+    return {name: average.get(name, tensor) for name, tensor in local.items()}

@@ -1,0 +1,179 @@
+"""`gcml`: gossip contrastive mutual learning, arXiv 2503.03883 (IEEE TMI 2025).
+
+Standing: [P] read in a primary source, [S] a secondary summary, [O] our own, well-defined reading.
+
+[P] No server: a site's model travels to one other site, where the incoming and the local model are trained
+together on the receiver's local data (deep contrastive mutual learning, DCML). [S] Who sends when is the
+protocol of its predecessor GML (arXiv 2401.06180) and lives in core/gossip. The loss below is our reading
+[O]: the paper's text could not be had, and no table of it is claimed to be reproduced.
+
+For learner m and partner n, each of the two models in turn, on the same batch; n is detached (sg) and shown
+with its dropout off; a model is "right" where its prediction equals the label y:
+
+    Ω      = {v : y = 1, or the local or the incoming prediction is 1}   (region: union | label | whole)  (1)
+    L_pos  = Σ over {v∈Ω : n right}              KL(sg p_n ‖ p_m)    pull: be as the partner is           (2)
+    L_neg  = Σ over {v∈Ω : n wrong, m right}     max(0, δ − KL(sg p_n ‖ p_m))    push: stay away from it  (3)
+             both divided by max(|Ω|, 0.01·|V|)                                                           (4)
+    L_m    = L_seg(p_m, y) + λ(t)·(L_pos + γ·L_neg)                                                       (5)
+    λ(t)   = λ·min(1, visits / ramp)                                                                      (6)
+
+Sigmoid networks: Bernoulli KL per channel; Ω, |Ω| and |V| are a channel's over the whole batch, and the
+channels' terms are averaged. Softmax networks: y = 1 reads "not background"; the pull is the categorical
+KL; the push is the Bernoulli KL on q = p[y], and only where q_m > q_n, because anywhere else moving away
+from the partner would lower the label's own probability.
+On (4): means over the sets of (2) and (3) themselves, which are tiny, would weigh their voxels a hundred
+times as much as the cross-entropy does.
+
+Limits: γ = 0 is regional mutual learning (GML). With region = whole besides there is nothing to contrast:
+(2) drops its condition and is plain deep mutual learning (Zhang 2018, arXiv 1706.00384), the mean KL of
+all voxels. λ = 0 is two independent trainings. Identical models have L_pos = 0.
+
+After the visit, merge [O]:  W_r ← (W_r + W_s)/2 | none | val_weighted | best_of                          (7)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gossipseg.algos.average import merged
+from gossipseg.algos.base import Algorithm, Losses, Outputs, Role, StepContext, Weights
+from gossipseg.algos.params import GcmlParams
+from gossipseg.algos.terms import (
+    bernoulli_kl,
+    categorical_kl,
+    label_log_odds,
+    sigmoid_prediction,
+    softmax_prediction,
+)
+
+MIN_REGION = 0.01
+"""Share of all voxels by which the terms are divided at least, equation (4)."""
+
+Region = Literal["union", "label", "whole"]
+
+
+class Gcml(Algorithm):
+    """Both models train during a visit, each with the other as its partner."""
+
+    name = "gcml"
+    exchanges = True
+    trains_visitor = True
+
+    def __init__(self, params: GcmlParams, private_names: Collection[str] = ()) -> None:
+        super().__init__(private_names)
+        self.params = params
+        self.replaces_on_merge = params.merge == "best_of"
+
+    def losses(self, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext) -> Losses:
+        """Equation (5) for both models; L_seg alone when there is no visitor."""
+        if "incoming" not in outputs:
+            return super().losses(outputs, target, context)
+        lambda_t = lambda_of(self.params, context.visits)
+        total: dict[Role, Tensor] = {}
+        terms = {"lambda": torch.tensor(lambda_t)}
+        pairs: tuple[tuple[Role, Role, str], ...] = (
+            ("local", "incoming", ""),
+            ("incoming", "local", "incoming_"),
+        )
+        for m, n, prefix in pairs:
+            l_seg = context.segmentation_loss(outputs[m], target)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and lambda_t > 0):
+                dcml = mutual_terms(outputs[m], outputs[n], target, context.output, self.params)
+            mutual = dcml.l_pos + self.params.gamma * dcml.l_neg
+            total[m] = l_seg + lambda_t * mutual if lambda_t > 0 else l_seg
+            found = {"seg": l_seg, "pull": dcml.l_pos, "push": dcml.l_neg, "confidence": dcml.confidence}
+            terms |= {prefix + key: value.detach() for key, value in found.items()}
+        return Losses(total, terms)
+
+    def on_departure(
+        self, local: Weights, incoming: Weights, score: Callable[[Role], float]
+    ) -> Weights | None:
+        """Equation (7)."""
+        share = share_of_incoming(self.params.merge, score)
+        return None if share == 0 else merged(local, incoming, self.is_shared, share_of_incoming=share)
+
+
+@dataclass(frozen=True, slots=True)
+class MutualTerms:
+    """Scalars of one learner and one batch."""
+
+    l_pos: Tensor
+    l_neg: Tensor
+    confidence: Tensor
+    """Mean p_m[y] where both are right within Ω: the pull may soften it, so it is worth a look."""
+
+
+def mutual_terms(
+    learner: Outputs,
+    partner: Outputs,
+    target: Tensor,
+    output: Literal["softmax", "sigmoid"],
+    params: GcmlParams,
+) -> MutualTerms:
+    """L_pos (2) and L_neg (3) of learner m against partner n, both divided as in (4); float32 scalars."""
+    z_m = learner.logits.float()
+    z_n = (partner.logits if partner.clean is None else partner.clean).detach().float()
+    if output == "sigmoid":
+        y, m, n = target > 0.5, sigmoid_prediction(z_m), sigmoid_prediction(z_n)
+        omega = omega_of(params.region, y, m, n)
+        odds_m, odds_n = z_m * (2.0 * y - 1), z_n * (2.0 * y - 1)
+        pull_kl = push_kl = bernoulli_kl(z_n, z_m)
+    else:
+        y, m, n = target.long(), softmax_prediction(z_m), softmax_prediction(z_n)
+        omega = omega_of(params.region, y > 0, m > 0, n > 0)
+        odds_m, odds_n = label_log_odds(z_m, y), label_log_odds(z_n, y)
+        pull_kl, push_kl = categorical_kl(z_n, z_m), bernoulli_kl(odds_n, odds_m)
+    m_right, n_right = m == y, n == y
+    push_set = omega & ~n_right & m_right & (odds_m > odds_n).detach()
+    both_right = omega & m_right & n_right
+    if params.region == "whole" and params.gamma == 0:
+        n_right = torch.ones_like(n_right)
+    l_pos = over_region(pull_kl, omega & n_right, omega)
+    l_neg = over_region((params.delta_nats - push_kl).clamp_min(0), push_set, omega)
+    confidence = (odds_m.detach().sigmoid() * both_right).sum() / both_right.sum().clamp_min(1)
+    return MutualTerms(l_pos, l_neg, confidence)
+
+
+def omega_of(region: Region, label: Tensor, m: Tensor, n: Tensor) -> Tensor:
+    """Ω of equation (1), from the foreground of the label and of the two predictions: all bool, one shape."""
+    if region == "whole":
+        return torch.ones_like(label)
+    return label if region == "label" else label | m | n
+
+
+def over_region(values: Tensor, mask: Tensor, omega: Tensor) -> Tensor:
+    """Σ of `values` where `mask`, divided as in (4), channel by channel over the batch; then their mean.
+
+    All (B, C, *spatial); an empty mask gives 0 with gradients of 0.
+    """
+    axes = [0, *range(2, values.ndim)]
+    voxels = omega.numel() / omega.shape[1]
+    size = omega.sum(dim=axes).clamp_min(MIN_REGION * voxels)
+    return (torch.where(mask, values, 0.0).sum(dim=axes) / size).mean()
+
+
+def lambda_of(params: GcmlParams, visits: int) -> float:
+    """λ(t) of equation (6) after `visits` finished visits."""
+    ramp = params.lambda_ramp_visits
+    return params.lambda_ * (min(1.0, visits / ramp) if ramp > 0 else 1.0)
+
+
+def share_of_incoming(merge: str, score: Callable[[Role], float]) -> float:
+    """How much of W_s is in W_r after equation (7): 0 leaves W_r, 1 replaces it.
+
+    The score is asked for only where it decides; one that is not a number counts as 0.
+    """
+    if merge == "none":
+        return 0.0
+    if merge == "average":
+        return 0.5
+    mine, theirs = (s if math.isfinite(s) else 0.0 for s in (score("local"), score("incoming")))
+    if merge == "best_of":
+        return 1.0 if theirs > mine else 0.0
+    return theirs / (mine + theirs) if mine + theirs > 0 else 0.5

@@ -1,0 +1,249 @@
+"""Which settings build which network: SA-Net, and MONAI's UNet, DynUNet, SegResNet and SwinUNETR.
+
+What belongs here: how our few settings translate into each constructor, the checks that must fail at start
+and not an hour into training, and what the contract says of a network. What must not: layers, losses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
+from torch import nn
+
+from gossipseg.errors import ConfigError
+from gossipseg.nets.output import NetOutput
+from gossipseg.nets.params import NetworkParams
+from gossipseg.nets.sanet import SANet
+from gossipseg.nets.segmenter import DynUNetSegmenter, Segmenter, SelfDescribing
+
+__all__ = ["NetOutput", "Segmenter", "build", "check_patch", "initialise", "names", "network_signature"]
+__all__ += ["norm_parameter_names", "stride_product"]
+
+MIN_BOTTLENECK = 2
+"""Voxels per axis that must be left at the coarsest scale: instance norm of one voxel is always zero."""
+FROM_THE_TASK = ("spatial_dims", "in_channels", "out_channels")
+
+Arguments = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One network: its constructor, and how the settings translate."""
+
+    constructor: Callable[..., nn.Module]
+    arguments: Callable[[NetworkParams, int], Arguments]
+    """(settings, spatial dimensions) → constructor arguments, without those that come from the task."""
+    strides: Callable[[Arguments], Sequence[int | Sequence[int]]]
+    """The stride of each downsampling, one number or one for each axis."""
+    segmenter: type[Segmenter] = Segmenter
+    takes_options: bool = True
+    width_step: int = 1
+    """The width must be a multiple of this."""
+    norms: tuple[str, ...] = ("instance", "group", "batch")
+
+
+def names() -> list[str]:
+    """Networks that can be built."""
+    return list(_NETWORKS)
+
+
+def build(
+    params: NetworkParams,
+    *,
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    patch_size: Sequence[int],
+) -> Segmenter:
+    """The network of these settings, on the CPU, in training mode, with torch's present random state.
+
+    Raises ConfigError (keys `network.…`, `task.patch_size`) for an unknown name or option, values that the
+    network does not take, and a patch that leaves under two voxels at the coarsest scale.
+    """
+    check_patch(params, spatial_dims=spatial_dims, patch_size=patch_size)
+    entry = _entry(params)
+    arguments = _arguments(params, spatial_dims)
+    task = dict(zip(FROM_THE_TASK, (spatial_dims, in_channels, out_channels), strict=True))
+    try:
+        network = entry.constructor(**task, **arguments)
+    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as e:
+        raise ConfigError(
+            f"{params.name} cannot be built with these settings: {e}",
+            key="network",
+            remedy="Correct network.options (they go to the MONAI constructor as they are), or the width.",
+        ) from e
+    return entry.segmenter(network, stride_product(params, spatial_dims=spatial_dims))
+
+
+def stride_product(params: NetworkParams, *, spatial_dims: int) -> tuple[int, ...]:
+    """Voxels of the input per voxel of the coarsest scale, for each axis."""
+    strides = _entry(params).strides(_arguments(params, spatial_dims))
+    per_axis = [[s] * spatial_dims if isinstance(s, int) else list(s) for s in strides]
+    return tuple(math.prod(axis) for axis in zip(*per_axis, strict=True))
+
+
+def check_patch(params: NetworkParams, *, spatial_dims: int, patch_size: Sequence[int]) -> None:
+    """Refuses a patch of which, padded to the stride product, under two voxels an axis reach the bottom."""
+    stride = stride_product(params, spatial_dims=spatial_dims)
+    if len(patch_size) != len(stride):
+        raise ConfigError(
+            f"needs {len(stride)} numbers, one for each spatial dimension",
+            key="task.patch_size",
+            value=list(patch_size),
+            remedy="Give one number per axis, or change task.spatial_dims.",
+        )
+    if any(math.ceil(n / s) < MIN_BOTTLENECK for n, s in zip(patch_size, stride, strict=True)):
+        smallest = [MIN_BOTTLENECK * s for s in stride]
+        raise ConfigError(
+            f"{params.name} halves the patch down to fewer than {MIN_BOTTLENECK} voxels along an axis",
+            key="task.patch_size",
+            value=list(patch_size),
+            remedy=f"Use at least {smallest}, best in multiples of {list(stride)}, or a shallower network.",
+        )
+
+
+def network_signature(module: nn.Module, is_shared: Callable[[str], bool]) -> str:
+    """sha256 (hex) over the sorted names, dtypes and shapes of the tensors that travel."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        if is_shared(name):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+    return digest.hexdigest()
+
+
+def initialise(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The module that `factory` makes, its weights drawn from the seed alone: the common W_0.
+
+    Neither reads nor disturbs the caller's random state, and draws on the CPU whatever the default device.
+    """
+    generator = torch.default_generator
+    state = generator.get_state()
+    try:
+        generator.manual_seed(seed)
+        with torch.device("cpu"):
+            return factory()
+    finally:
+        generator.set_state(state)
+
+
+def norm_parameter_names(module: nn.Module) -> frozenset[str]:
+    """State-dict names of the tensors of all normalisation layers, found by the layers' types."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    return frozenset(
+        f"{prefix}.{name}" if prefix else name
+        for prefix, layer in module.named_modules()
+        if isinstance(layer, kinds)
+        for name in layer.state_dict()
+    )
+
+
+# ---------------------------------------------------------------- from settings to arguments
+
+
+def _entry(params: NetworkParams) -> Entry:
+    if params.name not in _NETWORKS:
+        raise ConfigError(
+            "no such network", key="network.name", value=params.name, remedy=_nearest(params.name, _NETWORKS)
+        )
+    return _NETWORKS[params.name]
+
+
+def _arguments(params: NetworkParams, dims: int) -> Arguments:
+    entry = _entry(params)
+    if params.width < entry.width_step or params.width % entry.width_step:
+        raise ConfigError(
+            f"{params.name} needs a width that is a positive multiple of {entry.width_step}",
+            key="network.width",
+            value=params.width,
+            remedy=f"Try {max(1, round(params.width / entry.width_step)) * entry.width_step}.",
+        )
+    if params.norm not in entry.norms:
+        raise ConfigError(
+            f"{params.name} does not work with this norm",
+            key="network.norm",
+            value=params.norm,
+            remedy=f"Choose one of: {', '.join(entry.norms)}.",
+        )
+    if not 0 <= params.dropout < 1:
+        raise ConfigError("must be at least 0 and under 1", key="network.dropout", value=params.dropout)
+    _check_options(params, entry)
+    return entry.arguments(params, dims) | params.options
+
+
+def _check_options(params: NetworkParams, entry: Entry) -> None:
+    known = [n for n in inspect.signature(entry.constructor).parameters if n not in FROM_THE_TASK]
+    if not entry.takes_options:
+        known = []
+    for option in params.options:
+        if option in FROM_THE_TASK:
+            problem, remedy = (
+                "this comes from the task",
+                "Remove it; see task.spatial_dims, channels and labels.",
+            )
+        elif option not in known:
+            problem = f"{params.name} has no such option"
+            remedy = _nearest(option, known) if known else f"{params.name} takes no options; remove it."
+        else:
+            continue
+        raise ConfigError(
+            problem, key=f"network.options.{option}", value=params.options[option], remedy=remedy
+        )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean `{close[0]}`?" if close else f"Choose one of: {', '.join(known)}."
+
+
+def _norm(params: NetworkParams) -> tuple[str, Mapping[str, Any]]:
+    """MONAI's norm argument; affine throughout; as many groups, up to 8, as divide every width."""
+    if params.norm == "group":
+        return "group", {"num_groups": math.gcd(params.width, 8), "affine": True}
+    return params.norm, {"affine": True}
+
+
+def _widths(params: NetworkParams, levels: int, largest: int) -> list[int]:
+    return [min(params.width * 2**level, largest) for level in range(levels)]
+
+
+def _sanet(params: NetworkParams, dims: int) -> Arguments:
+    return {"width": params.width, "dropout": params.dropout, "norm": _norm(params)}
+
+
+def _unet(params: NetworkParams, dims: int) -> Arguments:
+    widths = _widths(params, 5, params.width * 16)
+    shape: Arguments = {"channels": widths, "strides": [2] * 4, "num_res_units": 2}
+    return shape | {"norm": _norm(params), "dropout": params.dropout}
+
+
+def _dynunet(params: NetworkParams, dims: int) -> Arguments:
+    shape: Arguments = {"kernel_size": [3] * 5, "strides": [1, 2, 2, 2, 2], "upsample_kernel_size": [2] * 4}
+    shape |= {"filters": _widths(params, 5, params.width * 16), "deep_supervision": True, "deep_supr_num": 3}
+    return shape | {"norm_name": _norm(params), "dropout": params.dropout}
+
+
+def _segresnet(params: NetworkParams, dims: int) -> Arguments:
+    return {"init_filters": params.width, "norm": _norm(params), "dropout_prob": params.dropout}
+
+
+def _swinunetr(params: NetworkParams, dims: int) -> Arguments:
+    return {"feature_size": params.width, "norm_name": _norm(params), "drop_rate": params.dropout}
+
+
+_NETWORKS: dict[str, Entry] = {
+    "sanet": Entry(SANet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
+    # norms: UNet normalises its class channels as well, and few classes cannot be divided into groups
+    "unet": Entry(UNet, _unet, lambda a: a["strides"], norms=("instance", "batch")),
+    "dynunet": Entry(DynUNet, _dynunet, lambda a: a["strides"], DynUNetSegmenter),
+    "segresnet": Entry(SegResNet, _segresnet, lambda a: [2] * (len(a.get("blocks_down", [1] * 4)) - 1)),
+    "swinunetr": Entry(SwinUNETR, _swinunetr, lambda a: [a.get("patch_size", 2)] + [2] * 4, width_step=12),
+}
