@@ -143,7 +143,7 @@ def _guarded(path: Path, reader: Any) -> tuple[np.ndarray, dict[str, Any]]:
         raise DataError("no such file", file=path, remedy="Correct the data list or the path.") from None
     except Exception as e:
         # The readers below MONAI raise whatever comes (OSError, ValueError, EOFError, zlib.error,
-        # struct.error, ImageFileError, a pydicom error): for the operator they all mean that this file is broken.
+        # struct.error, ImageFileError, a pydicom error): for the operator, the file is broken.
         raise DataError(
             f"cannot be read as an image: {type(e).__name__}: {e}",
             file=path,

@@ -1,0 +1,36 @@
+"""The network of a federation, with the weights W_0 that its seed gives.
+
+What belongs here: task and settings → network. What must not: training, loading weights.
+"""
+
+from __future__ import annotations
+
+from gossipseg.learn.params import TaskParams, TrainingParams
+from gossipseg.learn.setup import Setup
+from gossipseg.nets.registry import Segmenter, build, initialise
+
+
+def output_channels(task: TaskParams, training: TrainingParams) -> int:
+    """softmax: one channel per label; sigmoid: one per foreground label."""
+    return len(task.labels) - (training.output == "sigmoid")
+
+
+def build_model(setup: Setup) -> Segmenter:
+    """The network with its initial weights, the same at every site: on the CPU, in training mode.
+
+    Raises ConfigError for settings that the network does not take.
+    """
+    task = setup.task
+
+    def factory() -> Segmenter:
+        return build(
+            setup.network,
+            spatial_dims=task.spatial_dims,
+            in_channels=task.channels,
+            out_channels=output_channels(task, setup.training),
+            patch_size=task.patch_size,
+        )
+
+    model = initialise(factory, setup.spec.seed)
+    assert isinstance(model, Segmenter)
+    return model
