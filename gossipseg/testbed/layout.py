@@ -24,8 +24,6 @@ from gossipseg.testbed import dataset, presets, synthetic
 
 ALGORITHMS = ("gcml", "local", "gossip_average")
 DATA_FOLDER = "data"
-_SOCKET_PATH_BYTES = 107
-"""Longest path of a unix socket on Linux (sun_path without its final zero)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,6 @@ def init_testbed(root: Path, data: list[Path], wanted: Wanted | None = None) -> 
     """
     wanted = wanted or Wanted()
     names = [_site_name(folder) for folder in data]
-    _check_sockets(root, names)
     sections, rounds = _sections(data, wanted)
     ports = free_ports(len(names), wanted.host)
     sites = tuple(
@@ -311,14 +308,3 @@ def _check_algorithm(name: str) -> None:
 
 def _site_name(folder: Path) -> str:
     return folder.name.lower()
-
-
-def _check_sockets(root: Path, names: list[str]) -> None:
-    for name in names:
-        path = root.absolute() / "sites" / name / "state" / "control.sock"
-        if len(str(path).encode()) > _SOCKET_PATH_BYTES:
-            raise ConfigError(
-                f"the folder's path is too long for a unix socket ({_SOCKET_PATH_BYTES} bytes)",
-                file=path,
-                remedy="Choose a shorter --workdir.",
-            )

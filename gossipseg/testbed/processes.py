@@ -1,0 +1,167 @@
+"""The testbed's daemons as processes: start, see whether they live, stop, also from another process.
+
+What belongs here: pids, logs, signals. What must not: what a daemon says (run.py), a site's files
+(layout.py).
+A process is only signalled when it still is the daemon that was started: pid and start time are both kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gossipseg.errors import AlreadyRunning, LocalError
+from gossipseg.store import atomic_write
+from gossipseg.testbed.layout import Layout, SiteFolder
+
+STATE_FILE = "testbed.json"
+STOP_GRACE_S = 15.0
+"""A daemon has promised to end within 10 s of SIGTERM; then it is killed."""
+_POLL_S = 0.1
+
+
+@dataclass(slots=True)
+class DaemonProcess:
+    """One daemon. `child` is set where this process started it."""
+
+    site: str
+    pid: int
+    born: str
+    """Start time from /proc, which tells a reused pid."""
+    log: Path
+    child: subprocess.Popen[bytes] | None = None
+    exit_code: int | None = None
+
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        if self.child is not None:
+            self.exit_code = self.child.poll()
+            return self.exit_code is None
+        return self.pid > 0 and _born(self.pid) == self.born
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if it is still there."""
+        if self.alive():
+            try:
+                os.kill(self.pid, number)
+            except ProcessLookupError:
+                return
+
+    def last_words(self, lines: int = 5) -> str:
+        """The end of its log."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError as e:
+            return f"(its log cannot be read: {e})"
+        return "\n".join(text.rstrip().splitlines()[-lines:])
+
+
+def start(site: SiteFolder) -> DaemonProcess:
+    """Start one site's daemon in a session of its own (Ctrl-C reaches it through us alone)."""
+    site.folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "gossipseg.daemon.main", "--config", str(site.config_path)]
+    with site.log.open("ab") as log:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            start_new_session=True,
+        )
+    return DaemonProcess(site.name, child.pid, _born(child.pid), site.log, child)
+
+
+def stop(daemons: Iterable[DaemonProcess], grace_s: float = STOP_GRACE_S) -> list[str]:
+    """SIGTERM to all, wait, SIGKILL to what is left; returns the sites that had to be killed."""
+    daemons = list(daemons)
+    for daemon in daemons:
+        daemon.signal(signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while any(d.alive() for d in daemons) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    stubborn = [d for d in daemons if d.alive()]
+    for daemon in stubborn:
+        daemon.signal(signal.SIGKILL)
+        if daemon.child is not None:
+            daemon.child.wait()
+    return [d.site for d in stubborn]
+
+
+# ---------------------------------------------------------------- a whole testbed
+
+
+def start_all(layout: Layout) -> list[DaemonProcess]:
+    """Start all and write down who they are. Raises AlreadyRunning when some run already."""
+    running = [d for d in load_started(layout) if d.alive()]
+    if running:
+        raise AlreadyRunning(
+            f"{layout.root}: {len(running)} daemon(s) of this testbed run already "
+            f"({', '.join(d.site for d in running)}). End them with `gossipctl testbed down`."
+        )
+    daemons: list[DaemonProcess] = []
+    try:
+        for site in layout.sites:
+            daemons.append(start(site))  # noqa: PERF401  (what was started must be known when one fails)
+        _save(layout.root, daemons)
+    except BaseException:
+        stop(daemons)
+        raise
+    return daemons
+
+
+def load_started(layout: Layout) -> list[DaemonProcess]:
+    """The daemons that were started and not ended by us, alive or not."""
+    path = layout.root / STATE_FILE
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))["daemons"]
+        logs = {site.name: site.log for site in layout.sites}
+        return [
+            DaemonProcess(r["site"], int(r["pid"]), str(r["born"]), logs[r["site"]])
+            for r in records
+            if r["site"] in logs
+        ]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise LocalError(f"{path}: cannot be read: {e!r}. Stop the daemons by hand and remove it.") from e
+
+
+def stop_started(layout: Layout) -> list[str]:
+    """End the daemons written down; returns the sites that were running."""
+    daemons = [d for d in load_started(layout) if d.alive()]
+    stop(daemons)
+    forget(layout)
+    return [d.site for d in daemons]
+
+
+def forget(layout: Layout) -> None:
+    """Nothing of this testbed runs any more."""
+    (layout.root / STATE_FILE).unlink(missing_ok=True)
+
+
+def _save(root: Path, daemons: Sequence[DaemonProcess]) -> None:
+    doc = {"version": 1, "daemons": [{"site": d.site, "pid": d.pid, "born": d.born} for d in daemons]}
+    atomic_write(root / STATE_FILE, json.dumps(doc, indent=1).encode() + b"\n")
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without overrides that are meant for a single site, and with one thread per library."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GOSSIPSEG_")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def _born(pid: int) -> str:
+    """Start time in clock ticks since boot; "" where there is no such process, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in ("Z", "X") else fields[19]

@@ -1,0 +1,196 @@
+"""What a run leaves for people and programs: report.json, report.png, report.html.
+
+What belongs here: the figures of a run from status documents and event logs, and the files' order. What must
+not: drawing (plots.py), HTML (page.py), processes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gossipseg import config
+from gossipseg.errors import LocalError
+from gossipseg.store import atomic_write
+from gossipseg.testbed.layout import Layout, SiteFolder
+from gossipseg.testbed.run import RunResult, SiteResult
+
+SCHEMA = 1
+OVERLAY_FOLDER = "overlays"
+_OVERLAY_TIMEOUT_S = 600.0
+_OUTCOMES = {
+    "visit_merged": "merged",
+    "visit_kept_out": "kept out",
+    "visit_refused": "refused",
+    "visit_reverted": "reverted",
+    "model_dropped": "dropped",
+    "model_broken": "broken",
+}
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A model that went from one site to another. Times are seconds since the run began."""
+
+    sender: str
+    receiver: str
+    arrived_s: float
+    done_s: float | None = None
+    outcome: str = "waiting"
+    """waiting | merged | kept out | refused | reverted | dropped | broken"""
+
+
+@dataclass(slots=True)
+class Curve:
+    """One site's rounds. Lists are parallel; times are seconds since the run began."""
+
+    rounds: list[int] = field(default_factory=list)
+    at_s: list[float] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    dice_val: list[float] = field(default_factory=list)
+    visits: list[str] = field(default_factory=list)
+    """Sender of the model that was merged in the round, or ""."""
+
+
+def document(result: RunResult) -> dict[str, Any]:
+    """The content of report.json."""
+    return {
+        "schema": SCHEMA,
+        "algorithm": result.algorithm,
+        "wall_s": round(result.wall_s, 2),
+        "sites": [_site(site) for site in result.sites],
+    }
+
+
+def _site(site: SiteResult) -> dict[str, Any]:
+    s = site.status
+    return {
+        "site": site.name,
+        "rounds": s.round if s else 0,
+        "cases": s.cases if s else 0,
+        "dice_test_start": s.dice_test_start if s else None,
+        "dice_test": s.dice_test if s else None,
+        "dice_val": s.dice_val if s else None,
+        "sent": s.sent if s else 0,
+        "received": s.received if s else 0,
+        "accepted": merged(site),
+        "refused": s.refused if s else 0,
+        "bytes_out": s.bytes_out if s else 0,
+        "bytes_in": s.bytes_in if s else 0,
+    }
+
+
+def merged(site: SiteResult) -> int:
+    """Models whose content this site took in (from its event log, so that a restart loses none)."""
+    return sum(1 for e in site.events if e.get("event") == "round_finished" and e.get("visit") == "merged")
+
+
+def curve(site: SiteResult, began_at: float) -> Curve:
+    """Learning curve from the event log; a round that was trained again after a restart counts once."""
+    by_round = {
+        int(e["round"]): e for e in site.events if e.get("event") == "round_finished" and "round" in e
+    }
+    out = Curve()
+    for number, e in sorted(by_round.items()):
+        out.rounds.append(number)
+        out.at_s.append(float(e["t"]) - began_at)
+        out.loss.append(_number(e.get("loss")))
+        out.dice_val.append(_number(e.get("dice_val")))
+        out.visits.append(str(e.get("site", "")) if e.get("visit") == "merged" else "")
+    return out
+
+
+def exchanges(result: RunResult) -> list[Exchange]:
+    """Who sent to whom, when it arrived and what became of it, in the order of arrival."""
+    found: list[Exchange] = []
+    for site in result.sites:
+        arrived: dict[tuple[str, str], Exchange] = {}
+        for e in site.events:
+            name, sender = str(e.get("event")), str(e.get("site", ""))
+            key, at = (sender, str(e.get("hash", ""))), float(e["t"]) - result.began_at
+            if name == "model_arrived":
+                arrived[key] = Exchange(sender, site.name, at)
+                found.append(arrived[key])
+            elif name in _OUTCOMES and key in arrived:
+                arrived[key].outcome, arrived[key].done_s = _OUTCOMES[name], at
+    return sorted(found, key=lambda x: x.arrived_s)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_json(result: RunResult, folder: Path) -> Path:
+    """report.json, before anything that may fail."""
+    path = folder / "report.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(document(result), indent=2, allow_nan=False).encode() + b"\n")
+    return path
+
+
+def write_pages(layout: Layout, result: RunResult, folder: Path) -> tuple[Path, list[str]]:
+    """report.png and report.html, with overlays where a site can make them; also returns complaints."""
+    from gossipseg.testbed import page, plots  # matplotlib is only needed here
+
+    complaints = []
+    pictures: dict[str, list[Path]] = {}
+    for site in layout.sites:
+        try:
+            pictures[site.name] = overlays(layout, site, folder / OVERLAY_FOLDER / site.name)
+        except LocalError as e:
+            complaints.append(str(e))
+    curves = {site.name: curve(site, result.began_at) for site in result.sites}
+    learning = plots.learning(curves)
+    timeline = plots.timeline([s.name for s in result.sites], exchanges(result), result.wall_s)
+    samples = plots.samples(pictures)
+    plots.together(folder / "report.png", [learning, timeline, *([samples] if samples else [])])
+    html = page.render(layout, result, document(result), learning, timeline, samples)
+    atomic_write(folder / "report.html", html.encode())
+    return folder / "report.html", complaints
+
+
+def overlays(layout: Layout, site: SiteFolder, folder: Path) -> list[Path]:
+    """Pictures of image, label and prediction for a few test cases, made by the site's deployment model.
+
+    Raises LocalError with the tool's own words when they cannot be made.
+    """
+    spec = config.worker_spec(config.load(site.config_path, env={}))
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "gossipseg.learn.evaluate"]
+    command += ["--spec", "-", "--split", "test", "--overlays", str(folder)]
+    done = subprocess.run(
+        command,
+        input=spec_json(spec),
+        capture_output=True,
+        text=True,
+        timeout=_OVERLAY_TIMEOUT_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise LocalError(f"{site.name}: no pictures of its predictions: {words[0]}")
+    return sorted(folder.glob("*.png"))
+
+
+def spec_json(spec: Any) -> str:
+    """A WorkerSpec as `--spec -` reads it."""
+    return json.dumps({name: getattr(spec, name) for name in spec.__dataclass_fields__})
+
+
+def table_rows(doc: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Site, test Dice at the start, at the end, difference: for the terminal."""
+    rows = []
+    for s in doc["sites"]:
+        start, end = s["dice_test_start"], s["dice_test"]
+        gain = f"{end - start:+.3f}" if start is not None and end is not None else "-"
+        rows.append((s["site"], *(("-" if v is None else f"{v:.3f}") for v in (start, end)), gain))
+    return rows
