@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import random
@@ -47,7 +46,8 @@ class Daemon:
         self.notifier = Notifier.from_env()
         self.identity, self.trust = load_trust(config)
         self._ended: asyncio.Future[tuple[str, GossipsegError | None]] | None = None
-        self._discovery_status = DiscoveryStatus(static=config.site.discovery.static)
+        self._foreign: list[str] = []
+        self._mdns: MdnsDiscovery | None = None
 
     async def run(self) -> int:
         """Run until a signal, `gossipctl leave` or an error; returns the exit code."""
@@ -63,19 +63,21 @@ class Daemon:
             identity=self.identity,
             stop=self.end,
             reload=self.reload,
-            discovery=lambda: self._discovery_status,
+            discovery=self.discovery_status,
         )
         control = ControlServer(self.config.control_socket, service)
         await self.runtime.start()
         await control.start()
-        discovery = await self._discover()
+        self._mdns = self._discovery()
+        if self._mdns is not None:
+            await self._mdns.start()
         self.notifier.ready(f"{self.config.site.site} in {self.config.federation.federation}")
         feeding = asyncio.create_task(self._feed_watchdog())
         reason, error = await self._ended
         self.notifier.stopping(reason)
         feeding.cancel()
-        if discovery is not None:
-            await discovery.close()
+        if self._mdns is not None:
+            await self._mdns.close()
         await self.runtime.stop(reason)
         await control.close()
         if error is not None:
@@ -105,6 +107,8 @@ class Daemon:
         self.config, self.identity, self.trust = new, identity, trusted
         self.runtime.config, self.runtime.intake.verifier = new, trusted
         self.transport.set_peers(endpoints(new))
+        if self._mdns is not None:
+            self._mdns.set_listed(listed_ids(new))
         self.runtime.inject(events.SitesChanged({s.name: s.address for s in new.others}))
         self.runtime.note("config_reloaded", sites=len(new.federation.sites))
 
@@ -161,32 +165,36 @@ class Daemon:
             worker_socket=state_dir / "worker.sock",
         )
 
-    async def _discover(self) -> MdnsDiscovery | None:
+    def discovery_status(self) -> DiscoveryStatus:
+        """How addresses are found, and what mDNS showed that was not used."""
+        wanted, mdns = self.config.site.discovery, self._mdns
+        return DiscoveryStatus(
+            static=wanted.static,
+            mdns=mdns is not None and mdns.active,
+            foreign=tuple(self._foreign),
+            reason=mdns.reason if mdns is not None else "",
+        )
+
+    def _discovery(self) -> MdnsDiscovery | None:
         d = self.config.site.discovery
         if not d.mdns or self.identity is None:
             return None
         host, _, port = (self.config.site.advertise or self.config.site.listen).rpartition(":")
-        discovery = MdnsDiscovery(
+        return MdnsDiscovery(
             site=self.config.site.site,
             site_id=self.identity.site_id,
             federation=self.config.federation.federation,
             host=host.strip("[]"),
             port=int(port),
-            listed={
-                trust.site_id(pem.encode()): s.name for s in self.config.federation.sites for pem in s.certificate
-            },
+            listed=listed_ids(self.config),
             on_hint=self.transport.hint_address,
             on_foreign=self._saw_foreign,
             interfaces=d.interfaces,
         )
-        await discovery.start()
-        self._discovery_status = dataclasses.replace(self._discovery_status, mdns=True)
-        return discovery
 
     def _saw_foreign(self, what: str) -> None:
-        known = self._discovery_status.foreign
-        if what not in known:
-            self._discovery_status = dataclasses.replace(self._discovery_status, foreign=(*known, what))
+        if what not in self._foreign:
+            self._foreign.append(what)
             self.runtime.note("foreign_federation", reason=what)
 
     async def _feed_watchdog(self) -> None:
@@ -194,6 +202,11 @@ class Daemon:
         while interval is not None:
             self.notifier.watchdog()
             await asyncio.sleep(interval)
+
+
+def listed_ids(config: configuration.Config) -> dict[str, str]:
+    """Site ID → name, for every listed certificate."""
+    return {trust.site_id(pem.encode()): s.name for s in config.federation.sites for pem in s.certificate}
 
 
 def endpoints(config: configuration.Config) -> dict[str, PeerEndpoint]:

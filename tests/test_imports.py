@@ -1,0 +1,95 @@
+"""The arrows of the design, as a test: who may import whom, and what must never be loaded where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "gossipseg"
+
+# part → the parts it may import, beside itself. `*.params` modules are open to everybody.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "core": {"errors"},
+    "algos": {"core.types", "errors"},
+    "nets": {"errors"},
+    "store": {"core.types", "errors"},
+    "certificates": {"core", "errors"},
+    "trust": {"core", "errors", "certificates"},
+    "learn": {"algos", "nets", "core.types", "store", "errors"},
+    "wire": {"core", "errors", "trust", "certificates"},
+    "discovery": {"core", "errors"},
+    "config": {"core", "errors", "trust", "certificates"},
+    "testbed": {"config", "trust", "wire.control", "wire.documents", "store", "errors"},
+    "daemon": {"config", "core", "discovery", "errors", "learn.jobs", "store", "trust", "wire"},
+    "ctl": {"config", "discovery", "errors", "store", "testbed", "trust", "wire", "core", "certificates"},
+}
+THIRD_PARTY_OF_CORE: set[str] = set()
+
+
+def _modules() -> list[Path]:
+    return sorted(p for p in PACKAGE.rglob("*.py") if "_pb2" not in p.name)
+
+
+def _part(dotted: str) -> str:
+    return dotted.split(".")[1] if "." in dotted else ""
+
+
+def _imports(path: Path) -> list[str]:
+    """Dotted names that a module imports, those under TYPE_CHECKING and inside functions included."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{a.name}" for a in node.names]
+    return names
+
+
+def _permitted(part: str, target: str) -> bool:
+    inner = target.removeprefix("gossipseg.")
+    if _part(target) in ("", part, "__version__") or ".params." in f"{inner}.":
+        return True
+    return any(inner == a or inner.startswith(f"{a}.") for a in ALLOWED[part])
+
+
+@pytest.mark.parametrize("path", _modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_arrows(path: Path) -> None:
+    dotted = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    part = _part(dotted)
+    if part == "":
+        return
+    assert part in ALLOWED, f"{part}: a new part; add it to the design and to this table"
+    wrong = [n for n in _imports(path) if n.startswith("gossipseg.") and not _permitted(part, n)]
+    assert not wrong, f"{dotted} must not import {wrong}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda p: p.name)
+def test_core_is_standard_library_only(path: Path) -> None:
+    forbidden = {"asyncio", "logging", "time", "datetime", "os", "pathlib", "socket", "threading", "secrets"}
+    roots = {n.split(".")[0] for n in _imports(path)} - {"gossipseg", "__future__"}
+    assert roots <= set(sys.stdlib_module_names), roots
+    assert not roots & forbidden, roots & forbidden
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "gossipseg.daemon.main",
+        "gossipseg.ctl.main",
+        "gossipseg.config",
+        "gossipseg.learn.jobs",
+        "gossipseg.learn.params",
+        "gossipseg.testbed.run",
+    ],
+)
+def test_no_torch_outside_the_worker(module: str) -> None:
+    code = f"import sys, {module}; print(*sorted({{'torch', 'monai'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
