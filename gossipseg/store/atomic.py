@@ -6,6 +6,7 @@ What must not: formats, names of particular files.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -41,7 +42,8 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None], *, mode: 
         os.replace(temporary, path)  # noqa: PTH105 (one name for the fault-injection tests)
     except BaseException as e:
         written, full = (sink.abandon(), sink.failed_for_space) if sink else (0, False)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error says more; sweep_temporaries removes it later
+            temporary.unlink(missing_ok=True)
         needed = max(written, len(data) if isinstance(data, bytes) else 0)
         if full or (isinstance(e, OSError) and e.errno in _FULL):
             raise disk_full(path, needed) from e
@@ -49,6 +51,14 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None], *, mode: 
             raise disk_error(path, "written", e) from e
         raise
     fsync_directory(path.parent)
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory that only this user may enter, with its parents. Raises LocalError."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise disk_error(directory, "made", e) from e
 
 
 def fsync_directory(directory: Path) -> None:
@@ -66,7 +76,7 @@ def fsync_directory(directory: Path) -> None:
 def sweep_temporaries(directory: Path) -> list[Path]:
     """Remove temporary files that a killed process left behind; those still being written stay.
 
-    Call it once at start, by whoever holds the lock on the directory.
+    Call it once at start, by whoever holds the lock on the directory. Raises LocalError.
     """
     swept = []
     for temporary in sorted(directory.glob(f".*{_SUFFIX}")):
@@ -76,6 +86,8 @@ def sweep_temporaries(directory: Path) -> list[Path]:
                 temporary.unlink()
         except (BlockingIOError, FileNotFoundError):
             continue  # its writer lives, or has just renamed it
+        except OSError as e:
+            raise disk_error(temporary, "removed", e) from e
         swept.append(temporary)
     return swept
 

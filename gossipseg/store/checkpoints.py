@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from gossipseg.store.atomic import atomic_write, disk_error, sweep_temporaries
+from gossipseg.store.atomic import atomic_write, disk_error, make_directory, sweep_temporaries
 
 _NAME = re.compile(r"round-(\d{1,12})\.pt")
 
@@ -26,10 +26,7 @@ class Checkpoints:
 
     def prepare(self) -> None:
         """Make the directory and remove what a killed writer left. For the holder of the worker's lock."""
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as e:
-            raise disk_error(self.directory, "made", e) from e
+        make_directory(self.directory)
         sweep_temporaries(self.directory)
 
     def newest(self) -> list[Path]:
@@ -51,18 +48,27 @@ class Checkpoints:
     def save(self, round: int, writer: Callable[[BinaryIO], None]) -> Path:
         """Write the checkpoint of a round (replacing it if it is there), then drop those beyond `keep`.
 
-        Raises DiskFull or LocalError: then all earlier ones are still there.
+        Raises DiskFull or LocalError: then at least `keep` earlier ones are still there.
         """
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_directory(self.directory)
         path = self.directory / f"round-{round}.pt"
         atomic_write(path, writer)
         others = [p for p in self.newest() if p != path]
         for old in others[self._keep - 1 :]:
-            old.unlink(missing_ok=True)
+            try:
+                old.unlink(missing_ok=True)
+            except OSError as e:
+                raise disk_error(old, "removed", e) from e
         return path
 
     def set_aside(self, path: Path) -> Path:
-        """Rename a checkpoint that cannot be loaded to NAME.corrupt, so that the one before it is used."""
+        """Rename a checkpoint that cannot be loaded to NAME.corrupt, so that the one before it is used.
+
+        Raises LocalError.
+        """
         copy = path.with_name(path.name + ".corrupt")
-        os.replace(path, copy)  # noqa: PTH105
+        try:
+            os.replace(path, copy)  # noqa: PTH105
+        except OSError as e:
+            raise disk_error(path, "set aside", e) from e
         return copy

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gossipseg.errors import DiskFull
 from gossipseg.store.atomic import _FULL, disk_error, disk_full
 
 _BLOCK_BYTES = 64 << 10
@@ -29,21 +28,25 @@ class EventLog:
         """
         self.path, self._rotated, self._limit = path, rotated_path(path), max_bytes // 2
         self._mutex = threading.Lock()
-        last = next(_backwards(path), None) or next(_backwards(self._rotated), None)
+        last = next(_newest_first(path), None)
         self._seq: int = last["seq"] if last else 0
-        self._fd = self._open()
-        self._size = _cut_torn_line(self._fd)
+        self._fd, self._size, self._torn = -1, 0, False
+        try:
+            self._open()
+        except OSError as e:
+            raise disk_error(path, "opened", e) from e
 
     def append(self, event: str, *, t: float, **fields: Any) -> dict[str, Any]:
         """Add an event at wall time `t` (seconds); the line as written, with its `seq`.
 
         Numbers that JSON has not (NaN, infinities) become null; other objects their str().
-        Raises DiskFull or LocalError: then the event is not in the log, and the log is whole.
+        Raises DiskFull or LocalError: then the event is not in the log, and the next append mends it.
         """
         with self._mutex:
             record = {"seq": self._seq + 1, "t": t, "event": event, **_plain(fields)}
             line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
             try:
+                self._open()
                 if self._size and self._size + len(line) > self._limit:
                     self._rotate()
                 self._write(line)
@@ -64,33 +67,36 @@ class EventLog:
         return self._seq
 
     def close(self) -> None:
+        """Give the file back; the next append opens it again."""
         with self._mutex:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._close()
 
-    def _open(self) -> int:
-        try:
-            return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise disk_error(self.path, "opened", e) from e
+    def _open(self) -> None:
+        """Open if need be, and cut off what a failed write or a crash left behind the last whole line."""
+        if self._fd < 0:
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._torn = True
+        if self._torn:
+            self._size = _cut_torn_line(self._fd)
+            self._torn = False
 
     def _write(self, line: bytes) -> None:
-        try:
-            done = os.write(self._fd, line)
-            while done < len(line):
-                done += os.write(self._fd, line[done:])
-        except OSError:
-            os.ftruncate(self._fd, self._size)
-            raise
+        self._torn = True
+        done = 0
+        while done < len(line):
+            done += os.write(self._fd, line[done:])
+        self._torn = False
         self._size += len(line)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _rotate(self) -> None:
         os.replace(self.path, self._rotated)  # noqa: PTH105
-        os.close(self._fd)
-        self._fd = -1
-        self._fd = self._open()
-        self._size = 0
+        self._close()
+        self._open()
 
 
 def rotated_path(path: Path) -> Path:
@@ -173,6 +179,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return str(value)
-
-
-__all__ = ["DiskFull", "EventLog", "read_events", "rotated_path"]

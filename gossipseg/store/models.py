@@ -25,6 +25,7 @@ from gossipseg.store.atomic import (
     disk_error,
     disk_full,
     fsync_directory,
+    make_directory,
     sweep_temporaries,
 )
 
@@ -87,10 +88,7 @@ class ModelStore:
     def __init__(self, root: Path) -> None:
         """Makes the directories. Raises LocalError."""
         self.root, self._partials = root, root / "partial"
-        try:
-            self._partials.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as e:
-            raise disk_error(self._partials, "made", e) from e
+        make_directory(self._partials)
 
     def path(self, hash: str) -> Path:
         """Where the model with this hash is, or would be. Raises ValueError if it is no hash."""
@@ -102,16 +100,16 @@ class ModelStore:
     def adopt(self, file: Path) -> tuple[str, int]:
         """Move a finished file into the store; its hash and size. A second copy replaces the first.
 
-        Durable on return. Raises DiskFull, LocalError; then the file is where it was.
+        Durable on return. Raises DiskFull, LocalError; then the file is whole, where it was or in the store.
         """
         try:
             hash, size = hash_file(file)
             with file.open("rb") as f:
                 os.fsync(f.fileno())
+            os.utime(file)  # the store's age counts from now
             target = self.path(hash)
             if file.stat().st_dev == self.root.stat().st_dev:
                 os.replace(file, target)  # noqa: PTH105
-                os.utime(target)
                 fsync_directory(self.root)
             else:
                 with file.open("rb") as f:
@@ -136,11 +134,14 @@ class ModelStore:
         return sorted(found, key=lambda m: (-m.mtime, m.hash))
 
     def remove(self, hash: str) -> bool:
-        """Throw a model away; False if it was not there."""
+        """Throw a model away; False if it was not there. Raises LocalError."""
+        path = self.path(hash)
         try:
-            self.path(hash).unlink()
+            path.unlink()
         except FileNotFoundError:
             return False
+        except OSError as e:
+            raise disk_error(path, "removed", e) from e
         return True
 
     def collect(
@@ -153,7 +154,7 @@ class ModelStore:
     ) -> _Hashes:
         """Garbage collection: removes models not in `keep` and at least `older_than_s` old at wall time
         `now_s`, partial files untouched for `partials_older_than_s` and not open, and what a killed
-        process left. The hashes of the models removed.
+        process left. The hashes of the models removed. Raises LocalError.
         """
         removed = [
             m.hash
@@ -168,8 +169,11 @@ class ModelStore:
         return removed
 
     def free_bytes(self) -> int:
-        """Bytes that this user may still write on the store's file system."""
-        stat = os.statvfs(self.root)
+        """Bytes that this user may still write on the store's file system. Raises LocalError."""
+        try:
+            stat = os.statvfs(self.root)
+        except OSError as e:
+            raise disk_error(self.root, "measured", e) from e
         return stat.f_bavail * stat.f_frsize
 
 
@@ -212,7 +216,7 @@ class PartialModel:
             while done < len(view):
                 done += os.pwrite(self._fd, view[done:], self._offset + done)
         except OSError as e:
-            os.ftruncate(self._fd, self._offset)
+            # What came of the chunk may stay: the next write covers it, and finish() cuts.
             if e.errno in _FULL:
                 raise disk_full(self.path, (self._limit or self._offset + len(chunk)) - self._offset) from e
             raise disk_error(self.path, "written", e) from e
@@ -235,6 +239,7 @@ class PartialModel:
             self.discard()
             raise HashMismatch(f"{self.path.name}: its bytes hash to {seen}, promised was {expected_hash}")
         try:
+            os.ftruncate(self._fd, size)
             os.fsync(self._fd)
             os.replace(self.path, self._target)  # noqa: PTH105
         except OSError as e:
@@ -289,3 +294,5 @@ def _remove_unlocked(path: Path) -> None:
             path.unlink()
     except (BlockingIOError, FileNotFoundError):
         return  # it is being written, or has just become whole
+    except OSError as e:
+        raise disk_error(path, "removed", e) from e
