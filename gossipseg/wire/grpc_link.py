@@ -1,0 +1,316 @@
+"""The way to one listed site: its addresses, two channels to each that is tried, and what went wrong.
+
+What belongs here: choosing the address, single calls, turning gRPC's status into errors.PeerError.
+What must not: messages (bytes go in and come out), the other direction (grpc_server).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import grpc
+from grpc import aio
+
+from gossipseg.certificates import name_in_certificates, parse_certificate
+from gossipseg.core.types import Site
+from gossipseg.errors import PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
+from gossipseg.trust import Identity, TrustList
+from gossipseg.wire.addresses import grpc_target
+from gossipseg.wire.codec import SERVICE
+from gossipseg.wire.grpc_options import channel_credentials, channel_options
+from gossipseg.wire.probe import seen_certificate
+from gossipseg.wire.transport import PeerEndpoint, Traffic
+
+MAX_HINTS = 3
+HINT_TRIES = 3
+"""A hint where no handshake succeeded in so many tries is dropped."""
+EXPLAIN_TIMEOUT_S = 1.0
+EXPLANATION_KEPT_S = 10.0
+REASON_KEY = "gossipseg-reason"
+SITE_KEY, TO_KEY = "gossipseg-site", "gossipseg-to"
+"""Plaintext only: who calls, and whom it means to call."""
+
+Lane = Literal["control", "bulk"]
+Explain = Callable[[aio.AioRpcError], Coroutine[Any, Any, PeerError]]
+_HANDSHAKE_WORDS = ("handshake", "certificate", "verification", "ssl", "tls", "socket closed", "reset", "eof")
+
+
+@dataclass(slots=True)
+class Candidate:
+    """An address of the site."""
+
+    address: str
+    channels: dict[Lane, aio.Channel] = field(default_factory=dict)
+    proven: bool = False
+    """An RPC went through here."""
+    failures: int = 0
+    explained: tuple[float, PeerError] | None = None
+    """When (loop time), and why, a handshake failed here."""
+
+
+class Link:
+    """Calls to one site. The listed address is tried first; hints only beside it; what works is kept."""
+
+    def __init__(
+        self,
+        me: Site,
+        endpoint: PeerEndpoint,
+        identity: Identity | None,
+        reconnect_max_s: float,
+        traffic: Traffic,
+    ) -> None:
+        """Raises ConfigError for a malformed address or certificate. `identity` None: plaintext."""
+        self.site, self.endpoint, self.traffic = endpoint.site, endpoint, traffic
+        self._me, self._identity, self._reconnect_max_s = me, identity, reconnect_max_s
+        self._name: str | None = None
+        self._ids: tuple[str, ...] = ()
+        if identity is not None:
+            self._name = name_in_certificates(endpoint.site, endpoint.certificates)
+            self._ids = TrustList.from_sites({endpoint.site: endpoint.certificates}).ids_of(endpoint.site)
+        self._listed = Candidate(endpoint.address) if endpoint.address else None
+        if self._listed is not None:
+            grpc_target(self._listed.address)
+        self._hints: list[Candidate] = []
+        self._current: Candidate | None = self._listed
+        self.closed = ""
+        """Why nothing is called here any more; "" while open."""
+
+    # ------------------------------------------------------------ addresses
+
+    def hint(self, address: str) -> None:
+        """Another address to try; of too many, the oldest unproven one goes."""
+        known = [c.address for c in (*self._hints, self._listed) if c is not None]
+        if address in known:
+            return
+        self._hints.append(Candidate(address))
+        if len(self._hints) > MAX_HINTS:
+            victims = [c for c in self._hints[:-1] if c is not self._current]
+            self._drop(next((c for c in victims if not c.proven), victims[0]))
+
+    @property
+    def addresses(self) -> list[str]:
+        """In the order in which they would be tried now."""
+        return [c.address for c in self._order()]
+
+    def _order(self) -> list[Candidate]:
+        rest = [c for c in (self._listed, *self._hints) if c is not None and c is not self._current]
+        return ([self._current] if self._current is not None else []) + rest
+
+    def _keep(self, candidate: Candidate) -> None:
+        self._current, candidate.proven, candidate.failures = candidate, True, 0
+        candidate.explained = None
+
+    def _failed(self, candidate: Candidate, error: PeerError) -> None:
+        candidate.failures += 1
+        if candidate is self._current:
+            self._current = self._listed
+        hopeless = isinstance(error, PeerUntrusted) or candidate.failures >= HINT_TRIES
+        if candidate is not self._listed and not candidate.proven and hopeless:
+            self._drop(candidate)
+
+    def _drop(self, candidate: Candidate) -> None:
+        self._hints.remove(candidate)
+        if candidate is self._current:
+            self._current = self._listed
+        for channel in candidate.channels.values():
+            _in_background(channel.close())
+        candidate.channels.clear()
+
+    # ------------------------------------------------------------ calls
+
+    async def call(
+        self, rpc: str, data: bytes, timeout_s: float, lane: Lane = "control", *, wait: bool = False
+    ) -> bytes:
+        """One unary call. `wait`: let a broken connection come back instead of failing at once.
+
+        An address that cannot be reached is followed by the next; a request that may have arrived is not
+        sent again. Raises PeerUnreachable, PeerUntrusted, PeerRefused.
+        """
+        loop = asyncio.get_running_loop()
+        deadline, first = loop.time() + timeout_s, None
+        candidates = self._order()
+        for i, candidate in enumerate(candidates):
+            remaining = deadline - loop.time()
+            if first is not None and remaining <= 0:
+                break
+            channel = self._channel(candidate, lane)
+            others = len(candidates) - i - 1
+            if others and channel.get_state() is not grpc.ChannelConnectivity.READY:
+                remaining /= others + 1  # leave the next address its share of the time
+            try:
+                reply = await self._unary(channel, rpc, data, remaining, wait and not others)
+            except aio.AioRpcError as e:
+                unsent = _never_sent(e, channel)
+                error = await self._error(e, candidate, deadline - loop.time())
+                if not unsent:
+                    raise error from None
+                self._failed(candidate, error)
+                first = first or error
+            else:
+                self._keep(candidate)
+                return reply
+        raise first or PeerUnreachable(self.site, "unreachable", "no address of it is known yet")
+
+    async def _unary(
+        self, channel: aio.Channel, rpc: str, data: bytes, timeout_s: float, wait: bool
+    ) -> bytes:
+        multicallable = channel.unary_unary(f"/{SERVICE}/{rpc}")
+        self.traffic.bytes_out += len(data)
+        with closing_is_unreachable(self):
+            reply: bytes = await multicallable(
+                data, timeout=max(timeout_s, 1e-3), metadata=self.metadata(), wait_for_ready=wait
+            )
+        self.traffic.bytes_in += len(reply)
+        return reply
+
+    def stream(self) -> tuple[aio.StreamUnaryCall, Explain]:
+        """An open Push stream on the address that works, and a function that explains its failure."""
+        order = self._order()
+        if self.closed or not order:
+            raise PeerUnreachable(self.site, "unreachable", self.closed or "no address of it is known yet")
+        channel = self._channel(order[0], "bulk")
+        call = channel.stream_unary(f"/{SERVICE}/Push")(metadata=self.metadata())
+        return call, lambda e: self._error(e, order[0], EXPLAIN_TIMEOUT_S)
+
+    def metadata(self) -> list[tuple[str, str]]:
+        return [] if self._identity is not None else [(SITE_KEY, self._me), (TO_KEY, self.site)]
+
+    def _channel(self, candidate: Candidate, lane: Lane) -> aio.Channel:
+        if self.closed:
+            raise PeerUnreachable(self.site, "unreachable", self.closed)
+        if lane not in candidate.channels:
+            target = grpc_target(candidate.address)
+            options = channel_options(self._name, self._reconnect_max_s)
+            if self._identity is None:
+                channel = aio.insecure_channel(target, options)
+            else:
+                credentials = channel_credentials(self._identity, self.endpoint.certificates)
+                channel = aio.secure_channel(target, credentials, options)
+            candidate.channels[lane] = channel
+        return candidate.channels[lane]
+
+    # ------------------------------------------------------------ what went wrong
+
+    async def _error(self, e: aio.AioRpcError, candidate: Candidate, left_s: float) -> PeerError:
+        """The PeerError that a failed call amounts to."""
+        code, details = e.code(), e.details() or ""
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return PeerUnreachable(self.site, "timeout", f"{candidate.address} did not answer in time")
+        if code is grpc.StatusCode.PERMISSION_DENIED:
+            return PeerUntrusted(self.site, "untrusted", details)
+        if code is grpc.StatusCode.UNAVAILABLE:
+            if self._identity is not None and any(w in details.lower() for w in _HANDSHAKE_WORDS):
+                return await self._explain(candidate, details, left_s)
+            return PeerUnreachable(self.site, "unreachable", f"{candidate.address}: {_brief(details)}")
+        if code is grpc.StatusCode.CANCELLED:
+            return PeerUnreachable(self.site, "unreachable", f"{candidate.address}: the call was cut off")
+        return PeerRefused(self.site, _reason(e), details)
+
+    async def _explain(self, candidate: Candidate, details: str, left_s: float) -> PeerError:
+        """Was it the wrong key, a key of ours that is not listed there, or only a broken connection?"""
+        now = asyncio.get_running_loop().time()
+        if candidate.explained is None or now - candidate.explained[0] > EXPLANATION_KEPT_S:
+            timeout_s = min(EXPLAIN_TIMEOUT_S, max(0.2, left_s))
+            candidate.explained = (now, await self._look(candidate.address, details, timeout_s))
+        error = candidate.explained[1]
+        return type(error)(error.peer, error.reason, error.detail)  # a fresh one: this may be raised twice
+
+    async def _look(self, address: str, details: str, timeout_s: float) -> PeerError:
+        assert self._identity is not None
+        seen = await asyncio.to_thread(seen_certificate, address, self._identity, timeout_s)
+        expected = " or ".join(self._ids)
+        if seen.certificate_pem is not None and not self._pinned(seen.certificate_pem):
+            shown = (
+                f"the key {seen.id}" if seen.id not in self._ids else "another certificate of the same key"
+            )
+            return PeerUntrusted(
+                self.site,
+                "untrusted",
+                f"{address} shows {shown}; listed for {self.site} is {expected}. Either that address is "
+                f"another machine's, or {self.site} has a new identity that is not in peers.yaml yet.",
+            )
+        if seen.reached and seen.accepted is False:
+            return PeerUntrusted(
+                self.site,
+                "untrusted",
+                f"{address} does not accept this site's key {self._identity.site_id}: its peers.yaml lists "
+                f"another one for {self._me}, or none.",
+            )
+        if seen.reached and "certificate" in details.lower():
+            return PeerUntrusted(self.site, "untrusted", f"{address}: {_brief(details)}")
+        return PeerUnreachable(self.site, "unreachable", f"{address}: {seen.detail or _brief(details)}")
+
+    def _pinned(self, pem: bytes) -> bool:
+        shown = parse_certificate(pem)
+        return any(parse_certificate(listed) == shown for listed in self.endpoint.certificates)
+
+    # ------------------------------------------------------------ the end
+
+    def close(self, why: str) -> None:
+        """End every call; later ones fail with `why`."""
+        self.closed = why
+        for candidate in (*self._hints, self._listed):
+            for channel in candidate.channels.values() if candidate is not None else ():
+                _in_background(channel.close())
+
+
+class closing_is_unreachable:
+    """Turns the CancelledError of a call whose channel was closed under it into PeerUnreachable.
+
+    Cancellation of the task itself goes through.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        self._before = task.cancelling() if task else 0
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        task = asyncio.current_task()
+        asked = task is not None and task.cancelling() > self._before
+        if kind is not None and issubclass(kind, asyncio.CancelledError) and self._link.closed and not asked:
+            raise PeerUnreachable(self._link.site, "unreachable", self._link.closed) from None
+
+
+_background: set[asyncio.Task[None]] = set()
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
+async def background_done() -> None:
+    """Wait until closed channels of this loop are really closed."""
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(*(t for t in _background if t.get_loop() is loop))
+
+
+def _never_sent(e: aio.AioRpcError, channel: aio.Channel) -> bool:
+    """Whether the request certainly did not reach the peer, so that another address may be asked."""
+    if e.code() is grpc.StatusCode.UNAVAILABLE:
+        return (e.details() or "").startswith(("failed to connect", "DNS resolution failed", "empty address"))
+    if e.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return channel.get_state() is not grpc.ChannelConnectivity.READY
+    return False
+
+
+def _reason(e: aio.AioRpcError) -> str:
+    for key, value in e.trailing_metadata() or ():
+        if key == REASON_KEY and isinstance(value, str):
+            return value
+    return "internal" if e.code() in _INTERNAL else e.code().name.lower()
+
+
+_INTERNAL = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+
+
+def _brief(details: str) -> str:
+    """gRPC's text without its nested prefixes."""
+    return details.rsplit("last error:", 1)[-1].strip()

@@ -1,0 +1,81 @@
+"""gRPC settings, in one place, with the reason for each.
+
+What belongs here: channel and server options, credentials. What must not: calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+
+from gossipseg.trust import Identity
+from gossipseg.wire.codec import MAX_MESSAGE_BYTES
+
+CONNECT_TIMEOUT_S = 5.0
+KEEPALIVE_S = 10.0
+Options = list[tuple[str, Any]]
+
+_COMMON: Options = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A connection into the void is given up after two of these, so that a healed peer is dialled afresh
+    # and not waited for until TCP's own, ever rarer, retransmissions get through.
+    ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
+    ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+def server_options() -> Options:
+    """Options of the server that answers peers."""
+    return [
+        *_COMMON,
+        ("grpc.so_reuseport", 0),  # or a second daemon would share the port in silence
+        ("grpc.max_concurrent_streams", 64),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_S * 500)),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def channel_options(name: str | None, reconnect_max_s: float) -> Options:
+    """Options of a channel to one site; `name` is what its certificate carries (None: plaintext)."""
+    reconnect_ms = max(1, int(reconnect_max_s * 1000))
+    options = [
+        *_COMMON,
+        ("grpc.keepalive_permit_without_calls", 1),
+        # A channel of its own: control messages must not wait behind a model on a shared connection.
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", min(1000, reconnect_ms)),
+        ("grpc.max_reconnect_backoff_ms", reconnect_ms),
+        # The name is a misnomer: it is how long one attempt to connect may take (default 20 s).
+        ("grpc.min_reconnect_backoff_ms", int(max(CONNECT_TIMEOUT_S, reconnect_max_s) * 1000)),
+        ("grpc.dns_min_time_between_resolutions_ms", max(1000, reconnect_ms)),
+        # Listed addresses are dialled directly, whatever http_proxy says.
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_retries", 0),
+    ]
+    if name is not None:
+        options.append(("grpc.ssl_target_name_override", name))
+    return options
+
+
+def channel_credentials(identity: Identity, certificates: Iterable[bytes]) -> grpc.ChannelCredentials:
+    """Shows our certificate; believes these certificates and no others."""
+    return grpc.ssl_channel_credentials(b"\n".join(certificates), identity.key_pem, identity.certificate_pem)
+
+
+def server_credentials(identity: Identity, listed: Callable[[], Iterable[bytes]]) -> grpc.ServerCredentials:
+    """Asks each caller for a certificate, and admits to the handshake whoever `listed()` names at that time.
+
+    Our own certificate is among the roots, because gRPC wants at least one; it is nobody's on the list.
+    """
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        roots = b"\n".join([identity.certificate_pem, *listed()])
+        return grpc.ssl_server_certificate_configuration(
+            [(identity.key_pem, identity.certificate_pem)], roots
+        )
+
+    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, True)

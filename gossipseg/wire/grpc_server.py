@@ -1,0 +1,299 @@
+"""The answering side over gRPC: who is calling, the RPCs, and model streams on their way in.
+
+What belongs here: mapping a caller's key to a site on every RPC and every chunk, bounding streams, turning
+what the handler raises into a status. What must not: what the answers are (the Handler), outgoing calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+from grpc import aio
+
+from gossipseg.certificates import id_of_public_key, public_key_of
+from gossipseg.core.types import ModelRef, Site
+from gossipseg.errors import (
+    ConfigError,
+    DiskFull,
+    GossipsegError,
+    PeerError,
+    PeerRefused,
+    PeerUnreachable,
+    PeerUntrusted,
+)
+from gossipseg.trust import TrustList
+from gossipseg.wire import codec
+from gossipseg.wire.grpc_link import REASON_KEY, SITE_KEY, TO_KEY
+from gossipseg.wire.transport import Handler, Traffic
+
+log = logging.getLogger(__name__)
+Context: TypeAlias = Any  # aio.ServicerContext, which has no types
+_MAX_DETAIL = 1000
+_WINDING_UP_S = 5.0
+"""How long a handler may take to put away what came of a stream that was cut off."""
+
+
+class PeerServicer:
+    """The Peer service of one site. `trust` and `handler` may be replaced while it serves."""
+
+    def __init__(
+        self,
+        me: Site,
+        trust: TrustList,
+        traffic: Callable[[Site], Traffic],
+        *,
+        insecure: bool,
+        max_parallel_transfers: int,
+    ) -> None:
+        self.trust = trust
+        self.handler: Handler | None = None
+        self._me, self._traffic, self._insecure = me, traffic, insecure
+        self._places = asyncio.Semaphore(max_parallel_transfers)
+        self._streams: dict[tuple[Site, str], InboundStream] = {}
+        self._strangers: set[str] = set()
+
+    def rpc_handlers(self) -> grpc.GenericRpcHandler:
+        """What aio.Server.add_generic_rpc_handlers takes. Messages are bytes; wire.codec reads them."""
+        unary = grpc.unary_unary_rpc_method_handler
+        methods = {rpc: unary(functools.partial(self._request, rpc)) for rpc in codec.KINDS}
+        methods["PushOffset"] = unary(self._push_offset)
+        methods["Push"] = grpc.stream_unary_rpc_method_handler(self._push)
+        return grpc.method_handlers_generic_handler(codec.SERVICE, methods)
+
+    # ------------------------------------------------------------ who is it
+
+    def site_of(self, context: Context) -> Site | None:
+        """The site that the caller's key is listed for, now. The names in its certificate do not count."""
+        if self._insecure:
+            metadata = dict(context.invocation_metadata() or ())
+            site = str(metadata.get(SITE_KEY, ""))
+            return site if site in self.trust.sites and metadata.get(TO_KEY) == self._me else None
+        key = _public_key(context)
+        return self.trust.site_of_public_key(key) if key is not None else None
+
+    async def _authenticated(self, context: Context) -> Site:
+        site = self.site_of(context)
+        if site is None:
+            await self._turn_away(context)
+        return site
+
+    async def _turn_away(self, context: Context) -> NoReturn:
+        if self._insecure:
+            shown = f"{dict(context.invocation_metadata() or ()).get(SITE_KEY, 'a nameless caller')}"
+        else:
+            key = _public_key(context)
+            shown = f"the key {id_of_public_key(key)}" if key is not None else "no usable key"
+        if shown not in self._strangers and len(self._strangers) < 1000:
+            self._strangers.add(shown)
+            log.warning("%s called from %s and is not listed", shown, context.peer())
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{self._me} does not list {shown}")
+        raise AssertionError("abort raises")
+
+    # ------------------------------------------------------------ single calls
+
+    async def _request(self, rpc: str, data: bytes, context: Context) -> bytes:
+        site = await self._authenticated(context)
+
+        async def answer() -> bytes:
+            reply = await self._handler.on_request(site, codec.decode_request(rpc, data, site))
+            return codec.encode_reply(reply)
+
+        return await self._counted(site, data, context, answer)
+
+    async def _push_offset(self, data: bytes, context: Context) -> bytes:
+        site = await self._authenticated(context)
+
+        async def answer() -> bytes:
+            model = codec.decode_offset_request(data, site)
+            await self._supersede(site, model)
+            return codec.encode_offset(await self._handler.push_offset(site, model))
+
+        return await self._counted(site, data, context, answer)
+
+    async def _counted(
+        self, site: Site, data: bytes, context: Context, answer: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        traffic = self._traffic(site)
+        traffic.bytes_in += len(data)
+        try:
+            reply = await answer()
+        except Exception as e:  # whatever it is becomes a status; see _refuse
+            await _refuse(context, site, e)
+        traffic.bytes_out += len(reply)
+        return reply
+
+    @property
+    def _handler(self) -> Handler:
+        if self.handler is None:
+            raise PeerRefused(self._me, "not_ready", "this site is still starting")
+        return self.handler
+
+    # ------------------------------------------------------------ streams
+
+    async def _push(self, _: object, context: Context) -> bytes:
+        site = await self._authenticated(context)
+        try:
+            header = await self._header(site, context)
+            await self._supersede(site, header.model)
+            async with self._places:
+                await self._take(site, header, context)
+        except Exception as e:  # whatever it is becomes a status; see _refuse
+            await _refuse(context, site, e)
+        return codec.encode_pushed()
+
+    async def _header(self, site: Site, context: Context) -> codec.PushHeader:
+        first = await context.read()
+        if first is aio.EOF:
+            raise PeerUnreachable(site, "cut_off", "the stream ended before its header")
+        header = codec.decode_chunk(first, site)
+        if not isinstance(header, codec.PushHeader) or header.offset > header.model.size_bytes:
+            raise PeerRefused(site, "malformed", "a model stream must begin with its header")
+        return header
+
+    async def _take(self, site: Site, header: codec.PushHeader, context: Context) -> None:
+        """Let the handler take the stream, in a task of its own.
+
+        When the call breaks off, gRPC cancels *this* coroutine. The handler is not cancelled, which could
+        hit it in the middle of a write; its chunks end with an error, and it puts away what came.
+        """
+        key = (site, header.model.hash)
+        stream = InboundStream(site, header, context, lambda: self.site_of(context) == site)
+        stream.traffic = self._traffic(site)
+        work = self._handler.on_push(site, header.model, header.offset, stream.chunks())
+        stream.task = asyncio.create_task(_awaited(work))
+        self._streams[key] = stream
+        try:
+            await asyncio.wait({stream.task})
+        finally:
+            if self._streams.get(key) is stream and stream.task.done():
+                del self._streams[key]
+            if not stream.task.done():
+                stream.break_off(PeerUnreachable(site, "cut_off", "the stream was cut off"))
+                stream.task.add_done_callback(lambda _: self._forget(key, stream))
+        if stream.error is not None and not isinstance(stream.error, PeerUnreachable):
+            raise stream.error
+        stream.task.result()
+
+    def _forget(self, key: tuple[Site, str], stream: InboundStream) -> None:
+        if self._streams.get(key) is stream:
+            del self._streams[key]
+        if stream.task is not None and not stream.task.cancelled():
+            error = stream.task.exception()  # the caller is gone; nobody else would look at it
+            if error is not None and not isinstance(error, GossipsegError):
+                log.error("taking a model from %s failed", key[0], exc_info=error)
+
+    async def _supersede(self, site: Site, model: ModelRef) -> None:
+        """A site that starts again with a model has given up its earlier stream: end that one first."""
+        earlier = self._streams.get((site, model.hash))
+        if earlier is not None:
+            await earlier.end(PeerUnreachable(site, "cut_off", "a newer stream of this model has begun"))
+
+    async def close(self) -> None:
+        """End every stream and wait for their handlers to put away what came."""
+        for stream in list(self._streams.values()):
+            await stream.end(PeerUnreachable(stream.site, "cut_off", "this site is closing"))
+
+
+class InboundStream:
+    """One model on its way in, as the handler sees it."""
+
+    def __init__(
+        self, site: Site, header: codec.PushHeader, context: Context, listed: Callable[[], bool]
+    ) -> None:
+        self.site = site
+        self.error: PeerError | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.traffic = Traffic()
+        self._left = header.model.size_bytes - header.offset
+        self._context, self._listed = context, listed
+        self._reading: asyncio.Future[Any] | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The data, until the declared size is reached or the sender has ended the stream.
+
+        Raises PeerUnreachable when the stream is cut off, PeerUntrusted when the site has been removed from
+        the list, PeerRefused when more comes than was declared.
+        """
+        while (message := await self._read()) is not aio.EOF:
+            if not self._listed():
+                raise self._failed(PeerUntrusted(self.site, "removed", "no longer listed"))
+            data = codec.decode_chunk(message, self.site)
+            if isinstance(data, codec.PushHeader):
+                raise self._failed(PeerRefused(self.site, "malformed", "a second header"))
+            if len(data) > self._left:
+                raise self._failed(PeerRefused(self.site, "too_large", "more bytes than were declared"))
+            self._left -= len(data)
+            self.traffic.bytes_in += len(data)
+            yield data
+        if self._left:
+            raise self._failed(PeerUnreachable(self.site, "cut_off", f"{self._left} bytes did not come"))
+
+    async def _read(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        self._reading = asyncio.ensure_future(self._context.read())
+        try:
+            return await self._reading
+        except asyncio.CancelledError:
+            if self.error is not None:
+                raise self.error from None
+            raise
+        except (aio.UsageError, aio.InternalError, asyncio.InvalidStateError) as e:
+            raise self._failed(PeerUnreachable(self.site, "cut_off", str(e))) from None
+
+    def _failed(self, error: PeerError) -> PeerError:
+        self.error = self.error or error
+        return self.error
+
+    def break_off(self, error: PeerError) -> None:
+        """Let the chunks end with this error, now."""
+        self._failed(error)
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def end(self, error: PeerError) -> None:
+        """break_off, and wait for the handler to put away what came."""
+        self.break_off(error)
+        if self.task is not None:
+            await asyncio.wait({self.task}, timeout=_WINDING_UP_S)
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+@functools.lru_cache(maxsize=1024)
+def _key_in(pem: bytes) -> bytes | None:
+    try:
+        return public_key_of(pem)
+    except ConfigError:
+        return None
+
+
+def _public_key(context: Context) -> bytes | None:
+    """SubjectPublicKeyInfo (DER) of the certificate the caller showed in the handshake."""
+    pems = context.auth_context().get("x509_pem_cert")
+    return _key_in(bytes(pems[0])) if pems else None
+
+
+async def _refuse(context: Context, peer: Site, error: Exception) -> NoReturn:
+    """End the call with the status that the error stands for. Paths of this machine are not told to peers."""
+    if isinstance(error, aio.AbortError):
+        raise error
+    if isinstance(error, PeerError):
+        reason, detail = error.reason, error.detail
+    elif isinstance(error, DiskFull):
+        reason, detail = "disk_full", ""
+    else:
+        reason, detail = "internal", ""
+        log.error("a request of %s failed", peer, exc_info=error)
+    status = getattr(grpc.StatusCode, error.grpc_status if isinstance(error, GossipsegError) else "INTERNAL")
+    if status is grpc.StatusCode.UNAVAILABLE:
+        status = grpc.StatusCode.ABORTED  # UNAVAILABLE means that nobody answered; this site did
+    await context.abort(status, detail[:_MAX_DETAIL] or reason, ((REASON_KEY, reason),))
+    raise AssertionError("abort raises")

@@ -1,0 +1,284 @@
+"""The wire between sites: gRPC over mutually authenticated TLS, certificates pinned site by site.
+
+What belongs here: one site's server, its links to the others, and models on their way out. What must not:
+messages' bytes (codec), the two directions' details (grpc_link, grpc_server), the model store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from pathlib import Path
+
+from grpc import aio
+
+from gossipseg.core.messages import Reply, Request
+from gossipseg.core.types import ModelRef, Site
+from gossipseg.errors import ConfigError, LocalError, PeerError, PeerUnreachable, PeerUntrusted
+from gossipseg.trust import Identity, TrustList
+from gossipseg.wire import codec
+from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, split_address
+from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_unreachable
+from gossipseg.wire.grpc_options import server_credentials, server_options
+from gossipseg.wire.grpc_server import PeerServicer
+from gossipseg.wire.params import CHUNK_BYTES
+from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
+
+RESUME_WAIT_S = 30.0
+"""How long a broken stream's peer may take to come back before the transfer is given up."""
+
+
+class GrpcTransport:
+    """transport.Transport over gRPC. Made, started, used and closed in one event loop."""
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        listen: str,
+        identity: Identity | None,
+        peers: Mapping[Site, PeerEndpoint],
+        insecure: bool = False,
+        max_parallel_transfers: int = 2,
+        reconnect_max_s: float = 5.0,
+        chunk_bytes: int = CHUNK_BYTES,
+    ) -> None:
+        """`listen` is host:port (port 0: any). `insecure`: plaintext, loopback only, no identity needed.
+
+        `reconnect_max_s` caps the pause between two attempts to connect. Raises ConfigError for malformed
+        addresses or certificates, a missing identity, plaintext beyond loopback.
+        """
+        if identity is None and not insecure:
+            raise ConfigError(
+                "this site has no identity",
+                key="identity",
+                remedy="Make one with `gossipctl init`; plaintext needs `insecure: true` and loopback.",
+            )
+        split_address(listen)
+        self.site = site
+        self._listen, self._identity = listen, None if insecure else identity
+        self._insecure, self._reconnect_max_s = insecure, reconnect_max_s
+        self._chunk_bytes = min(chunk_bytes, CHUNK_BYTES)
+        self._sending = asyncio.Semaphore(max_parallel_transfers)
+        self._traffic: dict[Site, Traffic] = {}
+        self._links: dict[Site, Link] = {}
+        self._server: aio.Server | None = None
+        self._port = 0
+        self._servicer = PeerServicer(
+            site,
+            TrustList.unsigned(()),
+            self.traffic,
+            insecure=insecure,
+            max_parallel_transfers=max_parallel_transfers,
+        )
+        self.set_peers(peers)
+
+    # ------------------------------------------------------------ listening
+
+    async def start(self, handler: Handler) -> None:
+        """Listen. Raises LocalError when the address is taken or is not this machine's."""
+        self._servicer.handler = handler
+        server = aio.server(options=server_options(), maximum_concurrent_rpcs=1024)
+        server.add_generic_rpc_handlers((self._servicer.rpc_handlers(),))
+        try:
+            if self._identity is None:
+                self._port = server.add_insecure_port(self._listen)
+            else:
+                credentials = server_credentials(self._identity, self._listed_certificates)
+                self._port = server.add_secure_port(self._listen, credentials)
+        except RuntimeError as e:
+            raise LocalError(_cannot_listen(self._listen, e)) from e
+        await server.start()
+        self._server = server
+
+    @property
+    def address(self) -> str:
+        """host:port where this transport listens, once started."""
+        return join_address(split_address(self._listen)[0], self._port)
+
+    def _listed_certificates(self) -> Iterable[bytes]:
+        # Called by gRPC from a thread of its own, at every handshake.
+        return [pem for link in list(self._links.values()) for pem in link.endpoint.certificates]
+
+    async def close(self) -> None:
+        """Stop listening, end open streams and calls."""
+        for link in self._links.values():
+            link.close("this site is closing")
+        await self._servicer.close()
+        if self._server is not None:
+            await self._server.stop(grace=0.2)
+            self._server = None
+        await background_done()
+
+    # ------------------------------------------------------------ the list
+
+    def set_peers(self, peers: Mapping[Site, PeerEndpoint]) -> None:
+        """The listed sites now (this one's own entry is ignored). Links that stay the same stay open.
+
+        Raises ConfigError, and changes nothing, when an address or certificate is malformed.
+        """
+        others = {name: endpoint for name, endpoint in peers.items() if name != self.site}
+        if self._insecure:
+            self._require_loopback(others.values())
+            trust = TrustList.unsigned(others)
+        else:
+            trust = TrustList.from_sites({name: e.certificates for name, e in others.items()})
+        links = {name: self._link_for(name, endpoint) for name, endpoint in others.items()}
+        gone = [link for name, link in self._links.items() if links.get(name) is not link]
+        self._links, self._servicer.trust = links, trust
+        for link in gone:
+            link.close("no longer listed" if link.site not in links else "its entry in peers.yaml changed")
+
+    def _link_for(self, name: Site, endpoint: PeerEndpoint) -> Link:
+        known = self._links.get(name)
+        if known is not None and known.endpoint == endpoint:
+            return known
+        return Link(self.site, endpoint, self._identity, self._reconnect_max_s, self.traffic(name))
+
+    def _require_loopback(self, endpoints: Iterable[PeerEndpoint]) -> None:
+        for address in (self._listen, *(e.address for e in endpoints if e.address)):
+            if not is_loopback(address):
+                raise ConfigError(
+                    "insecure: true is allowed on loopback addresses only",
+                    key="address",
+                    value=address,
+                    remedy="Remove `insecure`, or use 127.0.0.1 addresses.",
+                )
+
+    def hint_address(self, site: Site, address: str) -> None:
+        """Another address to try beside the listed one. Unlisted sites and malformed texts are ignored."""
+        link = self._links.get(site)
+        try:
+            grpc_target(address)
+        except ConfigError:
+            return  # it came from the network, and concerns nobody
+        if link is not None and not (self._insecure and not is_loopback(address)):
+            link.hint(address)
+
+    def traffic(self, site: Site) -> Traffic:
+        """Bytes exchanged with a site so far (messages and model data, without TLS and HTTP/2 framing)."""
+        return self._traffic.setdefault(site, Traffic())
+
+    def _link(self, site: Site) -> Link:
+        link = self._links.get(site)
+        if link is None:
+            raise PeerUntrusted(site, "not_listed", "no such site in peers.yaml")
+        return link
+
+    # ------------------------------------------------------------ calling
+
+    async def request(self, to: Site, body: Request, timeout_s: float) -> Reply:
+        """One request, one reply. Raises PeerUnreachable, PeerUntrusted or PeerRefused."""
+        rpc = codec.kind_of(body).rpc
+        answer = await self._link(to).call(rpc, codec.encode_request(body), timeout_s)
+        return codec.decode_reply(body, answer, to)
+
+    async def push(self, to: Site, model: ModelRef, path: Path, timeout_s: float) -> None:
+        """Stream the file to the peer, resuming where an earlier try broke off.
+
+        A stream that breaks is taken up again as long as each try gets further. Raises PeerUnreachable,
+        PeerUntrusted, PeerRefused; LocalError when the file cannot be read.
+        """
+        try:
+            async with asyncio.timeout(timeout_s), self._sending:
+                await self._push(to, model, path)
+        except TimeoutError:
+            raise PeerUnreachable(to, "timeout", f"not through within {timeout_s:g} s") from None
+
+    async def _push(self, to: Site, model: ModelRef, path: Path) -> None:
+        reached, broken = -1, None
+        while True:
+            link, ask = self._link(to), codec.encode_offset_request(model)
+            answer = await link.call("PushOffset", ask, RESUME_WAIT_S, "bulk", wait=broken is not None)
+            offset = codec.decode_offset(answer, to, model)
+            if broken is not None and offset <= reached:
+                raise broken
+            try:
+                return await self._stream(link, model, path, offset)
+            except PeerUnreachable as e:
+                reached, broken = offset, e
+
+    async def _stream(self, link: Link, model: ModelRef, path: Path, offset: int) -> None:
+        call, explain = link.stream()
+        try:
+            with closing_is_unreachable(link):
+                await call.write(codec.encode_header(codec.PushHeader(model, offset)))
+                async with contextlib.aclosing(self._chunks(path, offset, model)) as chunks:
+                    async for chunk in chunks:
+                        await call.write(codec.encode_data(chunk))
+                        link.traffic.bytes_out += len(chunk)
+                await call.done_writing()
+                await call
+        except aio.AioRpcError as e:
+            raise await explain(e) from None
+        except asyncio.InvalidStateError:  # it ended before we did: its status says why
+            raise await self._early_end(link, call, explain) from None
+        finally:
+            call.cancel()
+
+    def _chunks(self, path: Path, offset: int, model: ModelRef) -> AsyncGenerator[bytes, None]:
+        return _file_chunks(path, offset, model.size_bytes, self._chunk_bytes)
+
+    async def _early_end(self, link: Link, call: aio.StreamUnaryCall, explain: Explain) -> PeerError:
+        try:
+            with closing_is_unreachable(link):
+                await call
+        except aio.AioRpcError as e:
+            return await explain(e)
+        return PeerUnreachable(link.site, "unreachable", "it ended the stream before all bytes were sent")
+
+
+async def _file_chunks(path: Path, offset: int, size: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The file from `offset`, read in a thread, one chunk ahead. Raises LocalError."""
+    loop = asyncio.get_running_loop()
+    fd = await asyncio.to_thread(_open, path, size)
+    try:
+        ahead = loop.run_in_executor(None, os.pread, fd, chunk_bytes, offset)
+        while offset < size:
+            try:
+                chunk = await asyncio.shield(ahead)
+            except OSError as e:
+                raise LocalError(f"{path}: the model cannot be read: {e.strerror}.") from e
+            if not chunk:
+                raise LocalError(f"{path}: the model became shorter while it was sent.")
+            offset += len(chunk)
+            ahead = loop.run_in_executor(None, os.pread, fd, chunk_bytes, offset)
+            yield chunk
+    finally:
+        with contextlib.suppress(OSError):
+            await ahead  # a thread must not read from a closed (and perhaps reused) descriptor
+        os.close(fd)
+
+
+def _open(path: Path, size: int) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as e:
+        raise LocalError(f"{path}: the model cannot be opened: {e.strerror}.") from e
+    actual = os.fstat(fd).st_size
+    if actual != size:
+        os.close(fd)
+        raise LocalError(f"{path}: the model has {actual} bytes, {size} were offered.")
+    return fd
+
+
+def _cannot_listen(listen: str, error: Exception) -> str:
+    """Why the address cannot be listened on; gRPC does not say, so a plain socket is asked."""
+    host, port = split_address(listen)
+    reason = str(error)
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(address)
+            s.listen()
+    except OSError as e:
+        reason = e.strerror or str(e)
+    return (
+        f"{listen}: this site cannot listen there: {reason}. If another process has port {port} "
+        f"(`ss -ltnp 'sport = :{port}'` names it), stop it or choose another port in site.yaml (listen); "
+        "the address must be one of this machine's."
+    )

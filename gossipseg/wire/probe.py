@@ -1,0 +1,90 @@
+"""Whom does an address belong to? One short TLS handshake by hand, for error texts and `gossipctl check`.
+
+What belongs here: a blocking look at the other side's certificate. What must not: trust (nothing that is
+seen here is believed: the handshake is not verified), gRPC.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from dataclasses import dataclass
+
+from gossipseg.certificates import site_id
+from gossipseg.errors import ConfigError
+from gossipseg.trust import Identity
+from gossipseg.wire.addresses import split_address
+
+_ALPN = ["h2"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a look at an address showed."""
+
+    address: str
+    certificate_pem: bytes | None = None
+    """The certificate shown, unverified; None when none was."""
+    id: str = ""
+    """The site ID of its key; "" without a certificate, or when its key is of a kind no site may have."""
+    accepted: bool | None = None
+    """Whether the other side took this site's certificate; None when it was not shown or not judged."""
+    detail: str = ""
+    """What went wrong, in the system's words."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether something that speaks TLS answered."""
+        return self.certificate_pem is not None
+
+
+def seen_certificate(address: str, identity: Identity | None = None, timeout_s: float = 3.0) -> Seen:
+    """Connect, shake hands without verifying, and say what was seen. Blocks for at most about `timeout_s`.
+
+    With an identity its certificate is shown, so that `accepted` says whether the other side lists it.
+    Raises ConfigError for a malformed address; everything else is in the answer.
+    """
+    host, port = split_address(address)
+    context = _context(identity)
+    try:
+        with (
+            socket.create_connection((host, port), timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=None) as tls,
+        ):
+            der = tls.getpeercert(binary_form=True)
+            pem = ssl.DER_cert_to_PEM_cert(der).encode() if der else None
+            accepted, detail = _judged(tls) if identity is not None else (None, "")
+    except OSError as e:  # ssl.SSLError and TimeoutError are OSErrors
+        return Seen(address, detail=_text(e))
+    return Seen(address, pem, _id(pem), accepted, detail)
+
+
+def _context(identity: Identity | None) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(_ALPN)
+    if identity is not None:
+        context.load_cert_chain(identity.certificate_path, identity.key_path)
+    return context
+
+
+def _judged(tls: ssl.SSLSocket) -> tuple[bool | None, str]:
+    """With TLS 1.3 the server judges our certificate after our side is done: its next words tell."""
+    try:
+        return (True, "") if tls.recv(1) else (False, "the connection was closed after the handshake")
+    except TimeoutError:
+        return None, "no word after the handshake"
+    except OSError as e:
+        return False, _text(e)
+
+
+def _id(pem: bytes | None) -> str:
+    with contextlib.suppress(ConfigError):
+        return site_id(pem) if pem else ""
+    return ""
+
+
+def _text(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
