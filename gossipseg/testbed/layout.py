@@ -59,7 +59,8 @@ class Layout:
     root: Path
     sites: tuple[SiteFolder, ...]
     algorithm: str
-    rounds: int
+    rounds: int | None
+    """Training budget; None: until stopped."""
     steps_per_round: int
     task: TaskParams
 
@@ -77,6 +78,8 @@ class Wanted:
     steps: int | None = None
     seed: int | None = None
     peers: Path | None = None
+    endless: bool = False
+    """Train until stopped, unless `rounds` says otherwise."""
     host: str = "127.0.0.1"
 
 
@@ -113,25 +116,24 @@ def init_empty(root: Path, count: int, wanted: Wanted | None = None) -> Layout:
 
 def load_layout(root: Path) -> Layout:
     """Read a testbed's files again, checked by gossipseg.config."""
-    paths = sorted((root / "sites").glob("*/site.yaml"))
-    if not paths:
+    if not (root / "peers.yaml").is_file() or not (root / "sites").is_dir():
         raise ConfigError(
             "holds no testbed",
             file=root,
             remedy="Make one with `gossipctl testbed init --sites 3 --out DIR`.",
         )
-    loaded = {c.site.site: c for c in (config.load(p, env={}) for p in paths)}
-    federation = next(iter(loaded.values())).federation
-    sites = tuple(
-        SiteFolder(s.name, root / "sites" / s.name, Path(loaded[s.name].site.data.path), s.address)
-        for s in federation.sites
-        if s.name in loaded
-    )
+    federation = config.load_federation(root / "peers.yaml")
+    sites, rounds = [], None
+    for listed in federation.sites:
+        folder = root / "sites" / listed.name
+        site = config.load(folder / "site.yaml", env={}).site
+        sites.append(SiteFolder(listed.name, folder, Path(site.data.path), listed.address))
+        rounds = site.rounds
     return Layout(
         root=root,
-        sites=sites,
+        sites=tuple(sites),
         algorithm=federation.algorithm.name,
-        rounds=next(iter(loaded.values())).site.rounds or 0,
+        rounds=rounds,
         steps_per_round=federation.training.steps_per_round,
         task=federation.task,
     )
@@ -181,7 +183,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 # ---------------------------------------------------------------- parts of the files
 
 
-def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int]:
+def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int | None]:
     """The sections of peers.yaml without the sites, and the number of rounds."""
     sections, rounds = _from_file(wanted.peers) if wanted.peers else _from_data(data)
     if wanted.algorithm is not None and sections["algorithm"]["name"] != wanted.algorithm:
@@ -191,7 +193,7 @@ def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int]:
         sections["training"]["steps_per_round"] = wanted.steps
     if wanted.seed is not None:
         sections["seed"] = wanted.seed
-    return sections, wanted.rounds or rounds
+    return sections, wanted.rounds or (None if wanted.endless else rounds)
 
 
 def _from_file(path: Path) -> tuple[dict[str, Any], int]:
@@ -234,7 +236,7 @@ def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:
     return _plain({k: v for k, v in sections.items() if v != {}}), preset.rounds
 
 
-def _write_site(site: SiteFolder, rounds: int) -> None:
+def _write_site(site: SiteFolder, rounds: int | None) -> None:
     site.folder.mkdir(parents=True, exist_ok=True)
     identity = site.folder / "identity"
     if not _certificate(site).exists():

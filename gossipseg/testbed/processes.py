@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gossipseg.errors import AlreadyRunning, LocalError
+from gossipseg.errors import LocalError
 from gossipseg.store import atomic_write
 from gossipseg.testbed.layout import Layout, SiteFolder
 
@@ -99,13 +99,7 @@ def stop(daemons: Iterable[DaemonProcess], grace_s: float = STOP_GRACE_S) -> lis
 
 
 def start_all(layout: Layout) -> list[DaemonProcess]:
-    """Start all and write down who they are. Raises AlreadyRunning when some run already."""
-    running = [d for d in load_started(layout) if d.alive()]
-    if running:
-        raise AlreadyRunning(
-            f"{layout.root}: {len(running)} daemon(s) of this testbed run already "
-            f"({', '.join(d.site for d in running)}). End them with `gossipctl testbed down`."
-        )
+    """Start all and write down who they are."""
     daemons: list[DaemonProcess] = []
     try:
         for site in layout.sites:
@@ -117,38 +111,39 @@ def start_all(layout: Layout) -> list[DaemonProcess]:
     return daemons
 
 
-def load_started(layout: Layout) -> list[DaemonProcess]:
-    """The daemons that were started and not ended by us, alive or not."""
-    path = layout.root / STATE_FILE
+def load_started(root: Path) -> list[DaemonProcess]:
+    """The daemons that were started in this folder and not ended by us, alive or not."""
+    path = root / STATE_FILE
     try:
         records = json.loads(path.read_text(encoding="utf-8"))["daemons"]
-        logs = {site.name: site.log for site in layout.sites}
-        return [
-            DaemonProcess(r["site"], int(r["pid"]), str(r["born"]), logs[r["site"]])
-            for r in records
-            if r["site"] in logs
-        ]
+        return [DaemonProcess(r["site"], int(r["pid"]), str(r["born"]), Path(r["log"])) for r in records]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise LocalError(f"{path}: cannot be read: {e!r}. Stop the daemons by hand and remove it.") from e
 
 
-def stop_started(layout: Layout) -> list[str]:
+def running(root: Path) -> list[str]:
+    """Sites of this folder whose daemons run."""
+    return [d.site for d in load_started(root) if d.alive()]
+
+
+def stop_started(root: Path) -> list[str]:
     """End the daemons written down; returns the sites that were running."""
-    daemons = [d for d in load_started(layout) if d.alive()]
+    daemons = [d for d in load_started(root) if d.alive()]
     stop(daemons)
-    forget(layout)
+    forget(root)
     return [d.site for d in daemons]
 
 
-def forget(layout: Layout) -> None:
+def forget(root: Path) -> None:
     """Nothing of this testbed runs any more."""
-    (layout.root / STATE_FILE).unlink(missing_ok=True)
+    (root / STATE_FILE).unlink(missing_ok=True)
 
 
 def _save(root: Path, daemons: Sequence[DaemonProcess]) -> None:
-    doc = {"version": 1, "daemons": [{"site": d.site, "pid": d.pid, "born": d.born} for d in daemons]}
+    rows = [{"site": d.site, "pid": d.pid, "born": d.born, "log": str(d.log.absolute())} for d in daemons]
+    doc = {"version": 1, "daemons": rows}
     atomic_write(root / STATE_FILE, json.dumps(doc, indent=1).encode() + b"\n")
 
 

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gossipseg import config
-from gossipseg.errors import LocalError
+from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.store import atomic_write
 from gossipseg.testbed.layout import Layout, SiteFolder
 from gossipseg.testbed.run import RunResult, SiteResult
 
 SCHEMA = 1
 OVERLAY_FOLDER = "overlays"
+OVERLAYS_PER_SITE = 2
 _OVERLAY_TIMEOUT_S = 600.0
 _OUTCOMES = {
     "visit_merged": "merged",
@@ -137,17 +141,11 @@ def write_json(result: RunResult, folder: Path) -> Path:
     return path
 
 
-def write_pages(layout: Layout, result: RunResult, folder: Path) -> tuple[Path, list[str]]:
-    """report.png and report.html, with overlays where a site can make them; also returns complaints."""
+def write_pages(layout: Layout, result: RunResult, folder: Path) -> list[str]:
+    """report.png and report.html, with overlays where a site can make them; returns what is missing."""
     from gossipseg.testbed import page, plots  # matplotlib is only needed here
 
-    complaints = []
-    pictures: dict[str, list[Path]] = {}
-    for site in layout.sites:
-        try:
-            pictures[site.name] = overlays(layout, site, folder / OVERLAY_FOLDER / site.name)
-        except LocalError as e:
-            complaints.append(str(e))
+    pictures, complaints = all_overlays(layout, folder / OVERLAY_FOLDER)
     curves = {site.name: curve(site, result.began_at) for site in result.sites}
     learning = plots.learning(curves)
     timeline = plots.timeline([s.name for s in result.sites], exchanges(result), result.wall_s)
@@ -155,26 +153,43 @@ def write_pages(layout: Layout, result: RunResult, folder: Path) -> tuple[Path, 
     plots.together(folder / "report.png", [learning, timeline, *([samples] if samples else [])])
     html = page.render(layout, result, document(result), learning, timeline, samples)
     atomic_write(folder / "report.html", html.encode())
-    return folder / "report.html", complaints
+    return complaints
 
 
-def overlays(layout: Layout, site: SiteFolder, folder: Path) -> list[Path]:
+def all_overlays(layout: Layout, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """Pictures by site, and in words which could not be made. Sites are asked side by side."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pictures: dict[str, list[Path]] = {}
+    complaints = []
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        asked = {s.name: pool.submit(overlays, s, folder / s.name) for s in layout.sites}
+        for name, answer in asked.items():
+            try:
+                pictures[name] = answer.result()
+            except GossipsegError as e:
+                complaints.append(str(e))
+    return pictures, complaints
+
+
+def overlays(site: SiteFolder, folder: Path) -> list[Path]:
     """Pictures of image, label and prediction for a few test cases, made by the site's deployment model.
 
     Raises LocalError with the tool's own words when they cannot be made.
     """
     spec = config.worker_spec(config.load(site.config_path, env={}))
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "gossipseg.learn.evaluate"]
-    command += ["--spec", "-", "--split", "test", "--overlays", str(folder)]
-    done = subprocess.run(
-        command,
-        input=spec_json(spec),
-        capture_output=True,
-        text=True,
-        timeout=_OVERLAY_TIMEOUT_S,
-        check=False,
-    )
+    command = [sys.executable, "-m", "gossipseg.learn.evaluate", "--spec", "-", "--split", "test"]
+    command += ["--overlays", str(folder), "--max-overlays", str(OVERLAYS_PER_SITE)]
+    try:
+        done = subprocess.run(
+            command,
+            input=spec_json(spec),
+            capture_output=True,
+            text=True,
+            timeout=_OVERLAY_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise LocalError(f"{site.name}: its predictions took more than {_OVERLAY_TIMEOUT_S:.0f} s.") from None
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise LocalError(f"{site.name}: no pictures of its predictions: {words[0]}")

@@ -94,7 +94,7 @@ class Run:
                 client.close()
             killed = processes.stop(self._daemons.values())
             if self._daemons:
-                processes.forget(self._layout)
+                processes.forget(self._layout.root)
         for name in killed:
             self._display.say(f"{name}: did not end when asked, was killed")
         return self._result(began_at, self._clock() - begin)

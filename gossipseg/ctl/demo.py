@@ -1,0 +1,63 @@
+"""`gossipctl demo`: three synthetic hospitals on this machine learn from each other, and leave a report.
+
+What belongs here: the demo's options and its verdict. What must not: anything `testbed run` does not do too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gossipseg.ctl.testbed import ended_by_signals, name_missing, print_outcome
+from gossipseg.errors import EXIT_FAILED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+app = typer.Typer(help="Three synthetic hospitals on this machine: watch them learn.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where data, settings and report go.")] = Path(
+        "build/demo"
+    ),
+    rounds: Annotated[
+        int | None, typer.Option("--rounds", min=1, help="Rounds that each site trains.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the images, the first model and the batches.")] = 0,
+) -> int:
+    """Three synthetic hospitals on this machine learn from each other for about three minutes.
+
+    Exit code 0 only if every site's test Dice rose and every site took in a model of another one.
+    """
+    from gossipseg.testbed import experiment
+    from gossipseg.testbed.layout import Wanted
+    from gossipseg.testbed.live import make_display
+
+    with ended_by_signals():
+        layout = experiment.make_testbed(out, None, None, Wanted("gcml", rounds, steps, seed))
+        outcome = experiment.run_experiment(layout, make_display("Three synthetic hospitals, gcml"))
+    print_outcome(outcome)
+    name_missing(outcome)
+    problems = shortcomings(outcome.document)
+    for problem in problems:
+        print(problem)
+    return outcome.result.exit_code or (EXIT_FAILED if problems else 0)
+
+
+def shortcomings(document: Mapping[str, Any]) -> list[str]:
+    """In words, which site did not get better or took in nothing; empty when all is well."""
+    found = []
+    for site in document["sites"]:
+        start, end = site["dice_test_start"], site["dice_test"]
+        if start is None or end is None:
+            found.append(f"{site['site']}: its test Dice is not known")
+        elif end <= start:
+            found.append(f"{site['site']}: its test Dice did not rise ({start:.3f} to {end:.3f})")
+        if site["accepted"] < 1:
+            found.append(f"{site['site']}: took in no model of another site")
+    return found

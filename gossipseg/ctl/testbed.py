@@ -1,0 +1,247 @@
+"""`gossipctl testbed run | up | status | down | init`: several real daemons on this machine.
+
+What belongs here: options, and how results are printed. What must not: how a testbed is made or run
+(gossipseg.testbed).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gossipseg.ctl import output as out
+from gossipseg.errors import EXIT_FAILED, EXIT_OK
+
+if TYPE_CHECKING:
+    from gossipseg.testbed.experiment import Outcome
+    from gossipseg.testbed.layout import Wanted
+
+app = typer.Typer(
+    help="Several real daemons on this machine, one per data folder.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+DEFAULT_WORKDIR = Path("build/testbed")
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder with one folder per site. Default: synthetic hospitals."),
+]
+SitesOption = Annotated[
+    str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
+]
+AlgorithmOption = Annotated[
+    str | None, typer.Option("--algorithm", help="gcml, local or gossip_average. Default: gcml.")
+]
+RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds that each site trains.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Of the first model, batches and drawings.")]
+PeersOption = Annotated[
+    Path | None,
+    typer.Option("--peers", help="Take task, network, algorithm and training from this peers.yaml."),
+]
+WorkdirOption = Annotated[Path, typer.Option("--workdir", help="Where the testbed's files are.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON document, and nothing else.")]
+
+
+@app.command()
+def run(
+    data: DataOption = None,
+    sites: SitesOption = None,
+    algorithm: AlgorithmOption = None,
+    rounds: RoundsOption = None,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+    peers: PeersOption = None,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the sites' state: checkpoints and models.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Run all sites to their last round, then report. Exit code 0 only if every site finished."""
+    from gossipseg.testbed import experiment
+    from gossipseg.testbed import run as runs
+    from gossipseg.testbed.live import make_display
+
+    wanted = _wanted(algorithm, rounds, steps, seed, peers)
+    with ended_by_signals():
+        layout = experiment.make_testbed(workdir, data, sites, wanted)
+        title = f"{layout.task.name}, {layout.algorithm}"
+        outcome = experiment.run_experiment(layout, make_display(title, quiet=json))
+    if not keep:
+        runs.remove_states(layout)
+    if json:
+        out.print_json(outcome.document)
+    else:
+        print_outcome(outcome)
+    name_missing(outcome)
+    return outcome.result.exit_code
+
+
+@app.command()
+def up(
+    data: DataOption = None,
+    sites: SitesOption = None,
+    algorithm: AlgorithmOption = None,
+    rounds: RoundsOption = None,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+    peers: PeersOption = None,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+) -> int:
+    """Start a testbed in the background: the one in --workdir goes on, or a new one is made.
+
+    Without --rounds a new one trains until `gossipctl testbed down`.
+    """
+    from gossipseg.testbed import experiment, processes
+    from gossipseg.testbed import layout as layouts
+
+    wanted = _wanted(algorithm, rounds, steps, seed, peers, endless=True)
+    fresh = any(v is not None for v in (data, sites, algorithm, rounds, steps, seed, peers))
+    if fresh or not (workdir / "peers.yaml").exists():
+        layout = experiment.make_testbed(workdir, data, sites, wanted)
+    else:
+        experiment.refuse_running(workdir)
+        layout = layouts.load_layout(workdir)
+    processes.start_all(layout)
+    names = ", ".join(site.name for site in layout.sites)
+    print(f"started {names}; see `gossipctl testbed status --workdir {workdir}`")
+    return EXIT_OK
+
+
+@app.command()
+def status(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> int:
+    """Show every site of a testbed. Exit code 1 if one does not answer or is not well."""
+    from gossipseg.testbed import run as runs
+    from gossipseg.testbed.layout import load_layout
+
+    answers = runs.ask_all(load_layout(workdir))
+    if json:
+        out.print_json({"schema": 1, "kind": "testbed_status", "sites": _status_rows(answers)})
+    else:
+        _print_status(answers)
+    well = all(not isinstance(a, str) and a[0].state == "ok" for a in answers.values())
+    return EXIT_OK if well else EXIT_FAILED
+
+
+@app.command()
+def down(workdir: WorkdirOption = DEFAULT_WORKDIR) -> int:
+    """End the daemons of a testbed. Their state stays: `up` lets them go on."""
+    from gossipseg.testbed import processes
+
+    ended = processes.stop_started(workdir)
+    print(f"ended {', '.join(ended)}" if ended else f"no daemon of {workdir} was running")
+    return EXIT_OK
+
+
+@app.command()
+def init(
+    out_dir: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    sites: Annotated[str, typer.Option("--sites", help="Number of sites; with --data also names.")] = "3",
+    data: DataOption = None,
+    algorithm: AlgorithmOption = None,
+    rounds: RoundsOption = None,
+    steps: StepsOption = None,
+    seed: SeedOption = None,
+    peers: PeersOption = None,
+) -> int:
+    """Only write identities, peers.yaml and site files; start nothing, draw no data."""
+    from gossipseg.testbed import experiment
+    from gossipseg.testbed import layout as layouts
+
+    wanted = _wanted(algorithm, rounds, steps, seed, peers)
+    experiment.refuse_running(out_dir)
+    if data is None:
+        layout = layouts.init_empty(out_dir, experiment.site_count(sites), wanted)
+    else:
+        layout = layouts.init_testbed(out_dir, layouts.choose_sites(data, sites), wanted)
+    for site in layout.sites:
+        print(f"{site.name}: {site.config_path} ({site.address}, data {site.data})")
+    return EXIT_OK
+
+
+# ---------------------------------------------------------------- shared with demo
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does, so that no daemon is left behind."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def print_outcome(outcome: Outcome) -> None:
+    """Test Dice of each site, and where the report is."""
+    from gossipseg.testbed.report import table_rows
+
+    columns = [out.Column("site"), *(out.Column(h, right=True) for h in ("cases", "rounds", "merged"))]
+    columns += [out.Column(h, right=True) for h in ("test Dice at start", "at end", "gain")]
+    rows = [
+        (name, str(s["cases"]), str(s["rounds"]), str(s["accepted"]), *figures)
+        for (name, *figures), s in zip(table_rows(outcome.document), outcome.document["sites"], strict=True)
+    ]
+    print()
+    out.print_table(columns, rows, "no sites")
+    print(f"\n{outcome.document['wall_s']:.0f} s. Report: {outcome.folder / 'report.html'}")
+
+
+def name_missing(outcome: Outcome) -> None:
+    """To stderr: sites that did not finish, and what the report lacks."""
+    for complaint in outcome.complaints:
+        print(f"gossipctl: {complaint}", file=sys.stderr)
+    for site in outcome.result.missing:
+        print(f"gossipctl: {site.name} did not finish: {site.state}. {site.reason}".rstrip(), file=sys.stderr)
+
+
+def _wanted(
+    algorithm: str | None,
+    rounds: int | None,
+    steps: int | None,
+    seed: int | None,
+    peers: Path | None,
+    *,
+    endless: bool = False,
+) -> Wanted:
+    from gossipseg.testbed.layout import Wanted
+
+    return Wanted(algorithm, rounds, steps, seed, peers, endless)
+
+
+def _status_rows(answers: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"site": name, "error": a, "status": None, "peers": None}
+        if isinstance(a, str)
+        else {"site": name, "error": None, "status": a[0].to_dict(), "peers": a[1].to_dict()}
+        for name, a in answers.items()
+    ]
+
+
+def _print_status(answers: dict[str, Any]) -> None:
+    columns = [out.Column("site"), out.Column("state"), out.Column("peers")]
+    columns += [out.Column(h, right=True) for h in ("round", "val Dice", "sent", "received", "merged")]
+    columns += [out.Column("activity")]
+    rows = []
+    for name, a in answers.items():
+        if isinstance(a, str):
+            rows.append((name, "unreachable", "", "", "", "", "", "", a))
+            continue
+        s = a[0]
+        alive = f"{s.members.alive} alive"
+        counts = (str(s.sent), str(s.received), str(s.accepted))
+        rows.append((name, s.state, alive, str(s.round), out.number_text(s.dice_val), *counts, s.activity))
+    out.print_table(columns, rows, "no sites")
