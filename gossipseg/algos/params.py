@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 
@@ -32,12 +34,12 @@ class GcmlParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
     name: Literal["gcml"] = "gcml"
-    lambda_: float = 0.2
+    lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
     """Weight of the mutual term, reached after `lambda_ramp_visits` visits."""
-    lambda_ramp_visits: int = 5
-    gamma: float = 0.5
+    lambda_ramp_visits: Annotated[int, Field(ge=0)] = 5
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     """Weight of the push beside the pull."""
-    delta_nats: float = 1.0
+    delta_nats: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Margin of the push, in nats of KL divergence."""
     region: Literal["union", "label", "whole"] = "union"
     merge: Literal["average", "none", "val_weighted", "best_of"] = "average"

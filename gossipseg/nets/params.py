@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 NetworkName = Literal["sanet", "unet", "dynunet", "segresnet", "swinunetr"]
 
@@ -16,9 +18,9 @@ class NetworkParams:
 
     name: str = "sanet"
     """`sanet` or one of MONAI's in the registry: `unet`, `dynunet`, `segresnet`, `swinunetr`."""
-    width: int = 12
+    width: Annotated[int, Field(ge=1)] = 12
     """Channels of the first scale; deeper scales double it."""
-    dropout: float = 0.2
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     norm: Literal["instance", "group", "batch"] = "instance"
     options: dict[str, Any] = field(default_factory=dict)
     """Passed to the MONAI network's constructor as they are."""
