@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.params import DeviceParams
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Compute:
             return torch.contiguous_format
         return torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
 
-    def place_model(self, model: nn.Module, spatial_dims: int) -> nn.Module:
+    def place_model(self, model: Net, spatial_dims: int) -> Net:
         """The model on the device, in the memory format of its convolutions."""
         model = model.to(self.device)
         if self.channels_last:

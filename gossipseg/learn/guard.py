@@ -26,8 +26,9 @@ class Guard:
     """Judged when the training steps of this round are done, before any further merge."""
     before: list[float | None]
     """Validation Dice of the training model before the visit, by case."""
+    steps: int
     snapshot: dict[str, Any]
-    """Weights, optimizer, scaler, EMA and step count as they were then."""
+    """Weights, optimizer, scaler and EMA (student.snapshot) as they were, with `steps` behind them."""
 
 
 def mean_drop(before: CaseScores, after: CaseScores) -> tuple[float, float]:

@@ -108,6 +108,8 @@ class Ready:
     dice_test: float | None = None
     initial_hash: str = ""
     """blake3 over the shared tensors of W_0: equal at all sites of a federation."""
+    warning: str = ""
+    """Something an administrator should know, such as a damaged checkpoint that was passed over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,14 @@ from gossipseg.algos.base import Algorithm, Outputs, Role, StepContext
 from gossipseg.learn.amp import Compute
 from gossipseg.learn.optim import make_optimizer
 from gossipseg.learn.params import TrainingParams
+from gossipseg.nets.segmenter import Segmenter
 
 
 @dataclass(slots=True)
 class Learner:
     """A model that trains, with its own optimizer and its own gradient scaler (enabled for fp16 only)."""
 
-    model: nn.Module
+    model: Segmenter
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
 
@@ -38,7 +39,7 @@ class StepResult:
     """Models that took no step because their loss or gradient was not finite."""
 
 
-def make_learner(model: nn.Module, training: TrainingParams, compute: Compute) -> Learner:
+def make_learner(model: Segmenter, training: TrainingParams, compute: Compute) -> Learner:
     """A model with a fresh optimizer and scaler."""
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.autocast_dtype is torch.float16)
     return Learner(model, make_optimizer(model, training), scaler)
@@ -58,7 +59,10 @@ def train_step(
     `image`: (B, C, *spatial) float32 on the device; `target`: as losses.make_target gives it.
     A learner whose gradient is not finite keeps its weights and is named in `skipped`.
     """
-    outputs: dict[Role, Outputs] = {role: _forward(x.model, image, compute) for role, x in learners.items()}
+    partners = len(learners) > 1
+    outputs: dict[Role, Outputs] = {
+        role: _forward(learner.model, image, compute, partners) for role, learner in learners.items()
+    }
     with torch.autocast(compute.device.type, enabled=False):
         losses = algorithm.losses(outputs, target, context)
     del outputs
@@ -68,13 +72,11 @@ def train_step(
     return StepResult(losses.total["local"].detach(), losses.terms, frozenset(skipped))
 
 
-def _forward(model: nn.Module, image: Tensor, compute: Compute) -> Outputs:
+def _forward(model: Segmenter, image: Tensor, compute: Compute, partners: bool) -> Outputs:
     with compute.autocast():
         out = model(image)
-    clean = getattr(out, "clean", None)
-    return Outputs(
-        out.logits.float(), tuple(head.float() for head in out.aux), None if clean is None else clean.float()
-    )
+        clean = model.clean_logits(image, out).float() if partners else None
+    return Outputs(out.logits.float(), tuple(head.float() for head in out.aux), clean)
 
 
 def _update(learner: Learner, loss: Tensor, clip_grad_norm: float) -> bool:

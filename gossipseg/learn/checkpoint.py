@@ -1,0 +1,102 @@
+"""Checkpoints: what is in them, how they are written, and which one a worker starts from.
+
+What belongs here: the file's content and its checks.
+What must not: where tensors come from or go to (trainer).
+Files are the site's own; none ever comes from the network. They are read with weights_only all the same.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossipseg.errors import ConfigError, LocalError
+from gossipseg.learn.setup import Setup
+from gossipseg.store import Checkpoints
+
+FORMAT = 1
+log = logging.getLogger(__name__)
+
+
+def contract_of(setup: Setup, network_signature: str) -> dict[str, str]:
+    """What must be the same for a checkpoint to be continued: anything else would be another model or run."""
+    spec, task = setup.spec, setup.task
+    return {
+        "federation": spec.federation,
+        "site": spec.site,
+        "seed": str(spec.seed),
+        "task.channels": str(task.channels),
+        "task.labels": str(dict(sorted(task.labels.items()))),
+        "network.name": setup.network.name,
+        "network.signature": network_signature,
+        "algorithm.name": setup.algorithm.name,
+        "training.optimizer": setup.training.optimizer,
+        "training.output": setup.training.output,
+    }
+
+
+def save_checkpoint(store: Checkpoints, state: Mapping[str, Any], contract: Mapping[str, str]) -> Path:
+    """Write the trainer's state, whole or not at all. Raises DiskFull, LocalError: the earlier ones stay."""
+    round, steps = state["history"]["round"], state["history"]["steps"]
+    document = {"format": FORMAT, "contract": dict(contract), "round": round, "steps": steps, **state}
+    return store.save(round, lambda file: torch.save(document, file))
+
+
+def load_checkpoint(store: Checkpoints, contract: Mapping[str, str]) -> tuple[dict[str, Any] | None, str]:
+    """The newest readable checkpoint, on the CPU, and a warning ("" if all is well).
+
+    (None, "") when there is none: a fresh start. A damaged one is set aside when an older one can be read.
+    Raises ConfigError when it belongs to another contract, LocalError when none can be read.
+    """
+    damaged: list[Path] = []
+    for path in store.newest():
+        document = _read(path)
+        if document is None:
+            damaged.append(path)
+            continue
+        _check_contract(path, document["contract"], contract)
+        for bad in damaged:
+            store.set_aside(bad)
+        return document, _warning(damaged, path)
+    if damaged:
+        raise LocalError(
+            f"{damaged[0].parent}: no checkpoint can be read ({', '.join(p.name for p in damaged)}). "
+            "Restore one from a backup, or move the folder away to start this site's training afresh."
+        )
+    return None, ""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch.load raises whatever the damage leads to: zip, pickle, EOF, runtime errors
+        log.warning("%s cannot be read: %s: %s", path, type(e).__name__, e)
+        return None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        log.warning("%s is not a checkpoint of format %d", path, FORMAT)
+        return None
+    return document
+
+
+def _warning(damaged: list[Path], used: Path) -> str:
+    if not damaged:
+        return ""
+    names = ", ".join(p.name for p in damaged)
+    return f"checkpoint {names} was damaged and is set aside; went on from {used.name}"
+
+
+def _check_contract(path: Path, stored: Mapping[str, str], present: Mapping[str, str]) -> None:
+    for key in sorted(stored.keys() | present.keys()):
+        if stored.get(key) != present.get(key):
+            raise ConfigError(
+                f"this site's checkpoint was trained with {key} = {stored.get(key)!r}",
+                file=path,
+                key=key,
+                value=present.get(key),
+                remedy="Restore the setting in peers.yaml, or start afresh: give the site another state_dir, "
+                f"or move {path.parent} away.",
+            )

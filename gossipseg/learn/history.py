@@ -1,0 +1,103 @@
+"""Where a training run stands: the numbers that a checkpoint carries beside the tensors.
+
+What belongs here: plain values and running sums. What must not: models, files.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class History:
+    """The model stands `step` steps after the end of `round`."""
+
+    round: int = 0
+    step: int = 0
+    averaged: bool = False
+    """Whether the EMA has taken in the present round (its steps are done, its validation is not)."""
+    steps: int = 0
+    """Optimizer steps behind the model: its own, or the larger of its own and what it merged."""
+    visits: int = 0
+    last_visit: str | None = None
+    """Hash of the last model that visited, whatever became of it."""
+    dice_val: float | None = None
+    dice_test_start: float | None = None
+    dice_test: float | None = None
+    dice_history: list[tuple[int, float | None]] = field(default_factory=list)
+    """(round, validation Dice of the EMA)."""
+
+    def state(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> History:
+        """From what state() gave."""
+        past = [(int(r), d) for r, d in state["dice_history"]]
+        return cls(**{**state, "dice_history": past})
+
+
+class Tally:
+    """Running means of the loss and the terms over a round; the sums stay on the device until asked for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.skipped = 0
+        self._sums: dict[str, Tensor] = {}
+        self.last_loss: Tensor | None = None
+
+    def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """Take in a step that was not skipped."""
+        self.count += 1
+        self.last_loss = loss
+        for name, value in {"loss": loss, **terms}.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+
+    def means(self) -> tuple[float | None, dict[str, float | None]]:
+        """Mean loss and mean terms; (None, {}) before the first step."""
+        if not self.count:
+            return None, {}
+        means = {name: finite(float(total) / self.count) for name, total in self._sums.items()}
+        return means.pop("loss"), means
+
+    def state(self) -> dict[str, Any]:
+        """As plain values; the sums are float32 and survive as Python floats exactly."""
+        return {
+            "count": self.count,
+            "skipped": self.skipped,
+            "sums": {name: float(total) for name, total in self._sums.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what state() gave."""
+        self.count, self.skipped = state["count"], state["skipped"]
+        self._sums = {name: torch.tensor(total) for name, total in state["sums"].items()}
+
+
+class Pace:
+    """Steps per second since the steps of this round began."""
+
+    def __init__(self) -> None:
+        self._started, self._steps = time.perf_counter(), 0
+
+    def tick(self) -> None:
+        """A step is done."""
+        self._steps += 1
+
+    @property
+    def steps_per_s(self) -> float:
+        """Mean so far."""
+        return self._steps / max(1e-9, time.perf_counter() - self._started)
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None where it says nothing."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,105 @@
+"""The worker's end of the socket to its daemon.
+
+What belongs here: lines in and out, pausing, stopping, dying with the daemon. What must not: torch, training.
+
+A thread reads, so that orders are seen while the main thread computes. When the socket closes the process
+ends at once, in whatever it is doing: files are replaced atomically, and an orphan that trains on would
+write into a state directory that may already have a new owner.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from gossipseg.errors import EXIT_UNREACHABLE, DaemonUnreachable
+from gossipseg.learn import jobs
+
+PROGRESS_INTERVAL_S = 0.25
+_READ_BYTES = 1 << 16
+
+
+class StopRequested(Exception):
+    """The daemon asked the worker to stop: checkpoint what may be kept, and leave."""
+
+
+class Link:
+    """Messages to and from the daemon."""
+
+    def __init__(self, path: Path) -> None:
+        """Connect. Raises DaemonUnreachable."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(str(path))
+        except OSError as e:
+            raise DaemonUnreachable(
+                f"{path}: no daemon listens here: {e.strerror}. The worker is started by gossipsegd."
+            ) from None
+        self._orders: queue.SimpleQueue[jobs.Configure | jobs.StartRound | jobs.Stop] = queue.SimpleQueue()
+        self._state = threading.Condition()
+        self._paused = self._stopping = False
+        self._last_progress_s = float("-inf")
+        threading.Thread(target=self._read, name="orders", daemon=True).start()
+
+    # ------------------------------------------------------------ out
+
+    def send(self, message: jobs.FromWorker) -> None:
+        """Tell the daemon. Does not return when it is gone."""
+        try:
+            self._socket.sendall(jobs.encode(message))
+        except OSError:
+            os._exit(EXIT_UNREACHABLE)
+
+    def report(self, make: Callable[[], jobs.Preparing | jobs.Progress]) -> None:
+        """Send what `make` gives, if the last report is a quarter of a second old."""
+        now_s = time.monotonic()
+        if now_s - self._last_progress_s >= PROGRESS_INTERVAL_S:
+            self._last_progress_s = now_s
+            self.send(make())
+
+    # ------------------------------------------------------------ in
+
+    def order(self) -> jobs.Configure | jobs.StartRound:
+        """Wait for the next order. Raises StopRequested."""
+        message = self._orders.get()
+        if isinstance(message, jobs.Stop):
+            raise StopRequested
+        return message
+
+    def gate(self) -> None:
+        """Hold here while paused. Raises StopRequested."""
+        with self._state:
+            self._state.wait_for(lambda: self._stopping or not self._paused)
+            if self._stopping:
+                raise StopRequested
+
+    def _read(self) -> None:
+        reader = jobs.LineReader()
+        try:
+            while data := self._socket.recv(_READ_BYTES):
+                for line in reader.feed(data):
+                    self._take(jobs.decode(line))
+        except (OSError, jobs.JobError) as e:
+            os.write(2, f"the daemon's socket failed: {e}\n".encode())
+        os._exit(EXIT_UNREACHABLE)
+
+    def _take(self, message: jobs.Message) -> None:
+        match message:
+            case jobs.SetPaused():
+                with self._state:
+                    self._paused = message.paused
+                    self._state.notify_all()
+            case jobs.Stop():
+                with self._state:
+                    self._stopping = True
+                    self._state.notify_all()
+                self._orders.put(message)
+            case jobs.Configure() | jobs.StartRound():
+                self._orders.put(message)
+            case _:
+                raise jobs.JobError(f"{type(message).__name__} is not for a worker")

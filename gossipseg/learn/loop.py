@@ -1,0 +1,146 @@
+"""One life of a worker: prepare, report, run the rounds the daemon asks for, checkpoint each.
+
+What belongs here: the order of these. What must not: the protocol's bytes (link.py), what happens in a round
+(trainer.py), what is in a checkpoint (checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from gossipseg.errors import AlreadyRunning, LocalError
+from gossipseg.learn import jobs
+from gossipseg.learn.amp import choose_compute
+from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
+from gossipseg.learn.data import SiteData
+from gossipseg.learn.link import Link, StopRequested
+from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.setup import read_setup
+from gossipseg.learn.site import SiteContext
+from gossipseg.learn.trainer import Trainer
+from gossipseg.store import Checkpoints, DirectoryLock
+
+LOCK_PATIENCE_S = 10.0
+"""A killed daemon's worker lets go of its lock a moment after the new daemon's worker asks for it."""
+
+log = logging.getLogger(__name__)
+
+
+def serve(link: Link, spec: WorkerSpec) -> None:
+    """Train as the daemon says until it says stop. Raises ConfigError, DataError, LocalError."""
+    state_dir = Path(spec.state_dir)
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = DirectoryLock(state_dir / "worker.lock")
+    _acquire(lock, link)
+    try:
+        Life(link, spec).run()
+    finally:
+        lock.release()
+
+
+def _acquire(lock: DirectoryLock, link: Link) -> None:
+    deadline_s = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            return lock.acquire()
+        except AlreadyRunning:
+            if time.monotonic() > deadline_s:
+                raise
+        link.report(lambda: jobs.Preparing("waiting for the previous worker to end", 0.0))
+        time.sleep(0.1)
+
+
+class Life:
+    """A trainer, its checkpoints and the link to the daemon."""
+
+    def __init__(self, link: Link, spec: WorkerSpec) -> None:
+        self._link, self._spec = link, spec
+        setup = read_setup(spec)
+        compute = choose_compute(setup.device)
+        if setup.device.threads:
+            torch.set_num_threads(setup.device.threads)
+        if compute.device.type == "cuda":
+            # Patches have one size: the search for the fastest convolution pays off after a few steps.
+            torch.backends.cudnn.benchmark = True
+        data = SiteData.open(spec, self._preparing)
+        self._trainer = Trainer(SiteContext(setup, data, compute), link.report, link.gate)
+        self._contract = contract_of(setup, self._trainer.network_signature)
+        self._store = Checkpoints(Path(spec.state_dir) / "checkpoint", keep=2)
+        self._warning = ""
+        self._unsaved = False
+        """Whether the newest checkpoint could not be written."""
+
+    def run(self) -> None:
+        """Ready, then one round an order. Returns when asked to stop."""
+        try:
+            self._begin()
+            self._link.send(self._ready())
+            while True:
+                order = self._link.order()
+                if not isinstance(order, jobs.StartRound):
+                    raise LocalError("the daemon configured this worker twice; restart the daemon.")
+                self._round(order)
+        except StopRequested:
+            within_a_round = self._trainer.history.step > 0
+            if self._trainer.resumable and (within_a_round or self._unsaved):
+                save_checkpoint(self._store, self._trainer.state(), self._contract)
+
+    def _begin(self) -> None:
+        """Go on from the newest checkpoint, or start with the test score and the first checkpoint."""
+        self._store.prepare()
+        state, self._warning = load_checkpoint(self._store, self._contract)
+        if state is not None:
+            self._trainer.load(state)
+        elif self._spec.report_test:
+            self._trainer.score_test_at_start(self._preparing)
+        if state is None:
+            self._warning = self._checkpoint()
+        if self._warning:
+            log.warning("%s", self._warning)
+
+    def _round(self, order: jobs.StartRound) -> None:
+        done = self._trainer.run_round(order)
+        warning = "; ".join(filter(None, [self._warning, done.warning, self._checkpoint()]))
+        self._warning = ""
+        self._link.send(replace(done, warning=warning))
+
+    def _checkpoint(self) -> str:
+        """Write a checkpoint; "" or why it failed. Training goes on: the one before stays valid."""
+        try:
+            save_checkpoint(self._store, self._trainer.state(), self._contract)
+        except LocalError as e:
+            log.warning("checkpoint not written: %s", e)
+            self._unsaved = True
+            return f"checkpoint not written: {e}"
+        self._unsaved = False
+        return ""
+
+    def _preparing(self, activity: str, fraction: float) -> None:
+        self._link.gate()
+        self._link.report(lambda: jobs.Preparing(activity, fraction))
+
+    def _ready(self) -> jobs.Ready:
+        trainer, history = self._trainer, self._trainer.history
+        return jobs.Ready(
+            round=history.round,
+            steps=history.steps,
+            cases=trainer.site.cases,
+            network_signature=trainer.network_signature,
+            tensors=trainer.schema,
+            parameters=sum(p.numel() for p in trainer.student.model.parameters()),
+            device=trainer.compute.name,
+            amp=trainer.compute.amp,
+            splits=trainer.site.splits,
+            last_visit=history.last_visit,
+            visits=history.visits,
+            dice_val=history.dice_val,
+            dice_test_start=history.dice_test_start,
+            dice_test=history.dice_test,
+            initial_hash=trainer.initial_hash,
+            warning=self._warning,
+        )

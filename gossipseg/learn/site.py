@@ -1,0 +1,91 @@
+"""What a trainer needs of its site: settings, device, batches in order, scores.
+
+What belongs here: the bridge from data and evaluation to the trainer, and reading batches ahead.
+What must not: rounds, visits, checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from torch import Tensor, nn
+
+from gossipseg.learn.amp import Compute
+from gossipseg.learn.data import SiteData
+from gossipseg.learn.evaluate import Scores, score
+from gossipseg.learn.params import SplitName
+from gossipseg.learn.sampling import TrainBatches
+from gossipseg.learn.setup import Setup
+
+MAX_READERS = 4
+
+Batch = dict[str, Tensor]
+
+
+class SiteContext:
+    """One site's data on one device. Stateless: any batch of any round can be had at any time."""
+
+    def __init__(self, setup: Setup, data: SiteData, compute: Compute) -> None:
+        self.setup, self.compute = setup, compute
+        self.splits = dict(data.counts)
+        self._data = data
+        self._batches = TrainBatches(data, setup.task, setup.training)
+
+    @property
+    def cases(self) -> int:
+        """Training cases."""
+        return self.splits["training"]
+
+    def batches(self, round: int, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+        """(step, batch on the device) for first ≤ step < last.
+
+        On CUDA threads prepare the next batches in pinned memory while the device works; on the CPU, where
+        they would take the cores from the step itself, each batch is made when it is asked for.
+        """
+        if self.compute.device.type != "cuda":
+            for step in range(first, last):
+                yield step, self._place(self._read(round, step))
+            return
+        yield from self._read_ahead(round, first, last)
+
+    def _read_ahead(self, round: int, first: int, last: int) -> Iterator[tuple[int, Batch]]:
+        readers = max(1, min(MAX_READERS, (os.cpu_count() or 2) - 1))
+        waiting: deque[tuple[int, Future[Batch]]] = deque()
+        pool = ThreadPoolExecutor(readers, thread_name_prefix="batches")
+        try:
+            for step in range(first, last):
+                waiting.append((step, pool.submit(self._read, round, step)))
+                if len(waiting) > 2 * readers:
+                    yield self._take(waiting)
+            while waiting:
+                yield self._take(waiting)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _take(self, waiting: deque[tuple[int, Future[Batch]]]) -> tuple[int, Batch]:
+        step, future = waiting.popleft()
+        return step, self._place(future.result())
+
+    def _read(self, round: int, step: int) -> Batch:
+        spec = self.setup.spec
+        return self.compute.stage(self._batches.batch(spec.seed, spec.site, round, step))
+
+    def _place(self, batch: Batch) -> Batch:
+        return {name: self.compute.place(tensor) for name, tensor in batch.items()}
+
+    def score(self, model: nn.Module, split: SplitName, on_progress: Callable[[float], None]) -> Scores:
+        """Dice of a model over a split; `on_progress` is called after each case."""
+        with torch.no_grad(), self.compute.autocast():
+            return score(
+                model,
+                self._data.items(split),
+                self.setup.task,
+                self.setup.training,
+                self.compute.device,
+                on_progress,
+                total=self.splits[split],
+            )

@@ -1,0 +1,86 @@
+"""A site's model and what goes with it: weights W, optimizer, scaler, and the EMA that is deployed.
+
+What belongs here: making, copying, restoring and averaging these. What must not: rounds, visits, the step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossipseg.algos.base import Weights
+from gossipseg.learn.amp import Compute
+from gossipseg.learn.setup import Setup
+from gossipseg.learn.step import Learner, make_learner
+from gossipseg.nets.segmenter import Segmenter
+
+
+class Student:
+    """The training model with its optimizer, and the EMA of it."""
+
+    def __init__(self, model: Segmenter, setup: Setup, compute: Compute) -> None:
+        self._setup, self._compute = setup, compute
+        model = compute.place_model(model, setup.task.spatial_dims)
+        self.learner: Learner = make_learner(model, setup.training, compute)
+        self.ema: Segmenter = copy.deepcopy(model).requires_grad_(False).eval()
+
+    @property
+    def model(self) -> Segmenter:
+        """The training model W: what is sent."""
+        return self.learner.model
+
+    def weights(self) -> dict[str, Tensor]:
+        """W's state dict, live."""
+        return dict(self.model.state_dict())
+
+    def renew_optimizer(self) -> None:
+        """Forget the moments: they belonged to other weights."""
+        self.learner = make_learner(self.model, self._setup.training, self._compute)
+
+    def become(self, incoming: Weights) -> None:
+        """Take over the named weights outright: model and EMA, with a fresh optimizer."""
+        for model in (self.model, self.ema):
+            model.load_state_dict(dict(incoming), strict=False)
+        self.renew_optimizer()
+
+    @torch.no_grad()
+    def update_ema(self) -> None:
+        """e ← d·e + (1−d)·W over the parameters; buffers are copied."""
+        decay = self._setup.training.ema_decay
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
+        for mine, its in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(its)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Copies on the CPU, which restore() puts back."""
+        copied: dict[str, Any] = _cpu_copy(
+            {
+                "model": self.model.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimizer": self.learner.optimizer.state_dict(),
+                "scaler": self.learner.scaler.state_dict(),
+            }
+        )
+        return copied
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Back to a snapshot, perhaps one from another device."""
+        self.model.load_state_dict(snapshot["model"])
+        self.ema.load_state_dict(snapshot["ema"])
+        self.learner.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
+        if snapshot["scaler"] and self.learner.scaler.is_enabled():
+            self.learner.scaler.load_state_dict(snapshot["scaler"])
+
+
+def _cpu_copy(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree.detach().to("cpu", copy=True)
+    if isinstance(tree, Mapping):
+        return {key: _cpu_copy(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_cpu_copy(value) for value in tree]
+    return tree

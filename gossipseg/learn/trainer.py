@@ -1,0 +1,359 @@
+"""The trainer: rounds of one site, with or without a visitor, and all that must survive between them.
+
+What belongs here: the order of events in a round.
+What must not: the step (step.py), sockets, checkpoint files, anything an algorithm decides.
+
+    arrival   an incoming model is checked; a site with no round behind it takes it over outright
+    steps     E steps, both models on identical batches where the algorithm trains the visitor
+    judgement the guard undoes an earlier visit that did harm
+    departure the algorithm may merge; what is merged here is judged after the next round's steps
+    close     EMA, validation, export
+
+A local round can be interrupted between any two steps or validation cases and goes on from there; a round
+with a visitor starts again from its beginning, because the visitor is not kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossipseg.algos import registry as algorithms
+from gossipseg.algos.base import Role, StepContext, Weights
+from gossipseg.errors import DiskFull, LocalError, PeerRefused
+from gossipseg.learn import jobs
+from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.guard import Guard, harmful
+from gossipseg.learn.history import History, Pace, Tally
+from gossipseg.learn.losses import make_target, segmentation_loss
+from gossipseg.learn.model import build_model
+from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
+from gossipseg.learn.params import SplitName
+from gossipseg.learn.site import SiteContext
+from gossipseg.learn.step import Learner, StepResult, train_step
+from gossipseg.learn.student import Student
+from gossipseg.learn.visit import Visitor, admit, dress, seat
+from gossipseg.learn.weights import all_finite, content_hash, export_wire, wire_schema
+from gossipseg.nets import registry as networks
+
+Report = Callable[[Callable[[], jobs.Progress]], None]
+"""Takes a maker of Progress, and calls it only when it is time for another one."""
+
+Gate = Callable[[], None]
+"""Called between steps and between cases: holds while paused, raises when the worker shall stop."""
+
+
+class Trainer:
+    """One site's training model W, its optimizer, its EMA, and where they stand."""
+
+    def __init__(self, site: SiteContext, report: Report, gate: Gate) -> None:
+        self.site, self._report, self._gate = site, report, gate
+        self.setup, self.compute = site.setup, site.compute
+        model = build_model(self.setup)
+        self.algorithm = algorithms.build(self.setup.algorithm, networks.norm_parameter_names(model))
+        self.network_signature = networks.network_signature(model, self.algorithm.is_shared)
+        self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
+        self.student = Student(model, self.setup, self.compute)
+        self.history, self.tally = History(), Tally()
+        self.guard: Guard | None = None
+        self.resumable = True
+        """Whether the present position, perhaps within a round, may be checkpointed."""
+        self._last_scores: list[float | None] = []
+        self._segmentation_loss = segmentation_loss(self.setup.training, self.setup.task.spatial_dims)
+
+    @property
+    def schema(self) -> jobs.WireSchema:
+        """What travels."""
+        return wire_schema(self.student.weights(), self.algorithm.is_shared, self.setup.spec.wire_dtype)
+
+    # ------------------------------------------------------------ a round
+
+    def run_round(self, order: jobs.StartRound) -> jobs.RoundDone:
+        """Complete round `order.round`. Raises what the gate raises; then `resumable` says what is left."""
+        if order.round != self.history.round + 1:
+            raise LocalError(
+                f"asked for round {order.round}; the model stands at the end of round {self.history.round}. "
+                "The daemon and its worker disagree; restart the daemon."
+            )
+        started = time.perf_counter()
+        visitor, visit = self._arrival(order)
+        self._steps(order.round, visitor)
+        undone = self._judgement(order.round)
+        if visitor is not None:
+            visit = self._departure(order.round, visitor, undone)
+        scores = self._close(order.round)
+        export, warning = self._export(order) if order.export else (None, "")
+        done = self._done(order, scores, started)
+        done |= {"export": export, "visit": visit, "warning": _join(self._skips(), warning)}
+        if undone is not None:
+            done |= {"reverted": undone.hash, "reverted_frm": undone.frm}
+        self._end_round(order.round)
+        return jobs.RoundDone(**done)
+
+    def _done(self, order: jobs.StartRound, scores: Scores | None, started: float) -> dict[str, Any]:
+        loss, terms = self.tally.means()
+        return {
+            "round": order.round,
+            "steps": self.history.steps,
+            "loss": loss,
+            "terms": terms,
+            "dice_val": scores.mean if scores else None,
+            "dice_val_local": list(scores.per_class.values()) if scores else None,
+            "seconds": time.perf_counter() - started,
+            "dice_test": self.history.dice_test,
+            "dice_test_start": self.history.dice_test_start,
+        }
+
+    def _skips(self) -> str:
+        if not self.tally.skipped:
+            return ""
+        return f"{self.tally.skipped} training steps were skipped: their loss or gradient was not finite"
+
+    def _end_round(self, round: int) -> None:
+        self.history.round, self.history.step, self.history.averaged = round, 0, False
+        self.tally = Tally()
+        self.resumable = True
+
+    # ------------------------------------------------------------ arrival
+
+    def _arrival(self, order: jobs.StartRound) -> tuple[Visitor | None, jobs.VisitDone | None]:
+        """The admitted visitor, or what became of the one that may not stay."""
+        if order.visit is None:
+            return None, None
+        try:
+            visitor = admit(
+                order.visit, self.student.model, self.algorithm, self.setup.spec.wire_dtype, self.compute
+            )
+        except PeerRefused as e:
+            self.history.last_visit = order.visit.hash
+            return None, jobs.VisitDone(order.visit.hash, "refused", e.reason, e.detail, order.visit.frm)
+        self.resumable = False
+        self.history.step, self.history.averaged, self.tally = 0, False, Tally()
+        if self.history.round == 0:
+            return None, self._take_over(visitor)
+        self._greet(order.round, visitor)
+        return visitor, None
+
+    def _take_over(self, visitor: Visitor) -> jobs.VisitDone:
+        """A site with nothing behind it starts from the first model that comes."""
+        self.student.become(visitor.incoming)
+        self.history.steps = visitor.order.steps
+        self.history.last_visit = visitor.order.hash
+        visitor.outcome, visitor.reason = "merged", "taken_over"
+        return visitor.result()
+
+    def _greet(self, round: int, visitor: Visitor) -> None:
+        """Open the guard, let the algorithm merge on arrival, seat the visitor where it trains."""
+        if self.guard is None:
+            judged = round + 1 if self.algorithm.trains_visitor else round
+            self.guard = self._open_guard(visitor, judged, self._case_scores(round))
+        merged = self.algorithm.on_arrival(self.student.weights(), visitor.incoming)
+        if merged is not None:
+            self._merge(visitor, merged)
+        if self.algorithm.trains_visitor:
+            seat(visitor, self.student.model, self.setup.training, self.compute)
+
+    def _merge(self, visitor: Visitor, weights: Weights) -> None:
+        self.student.model.load_state_dict(dict(weights), strict=False)
+        visitor.outcome = "merged"
+        self.history.steps = max(self.history.steps, visitor.order.steps)
+
+    # ------------------------------------------------------------ steps
+
+    def _steps(self, round: int, visitor: Visitor | None) -> None:
+        pace = Pace()
+        for step, batch in self.site.batches(round, self.history.step, self.setup.training.steps_per_round):
+            self._gate()
+            result = self._step(round, step, batch, visitor)
+            skipped = bool(result.skipped)
+            if "local" in result.skipped:
+                self.tally.skipped += 1
+            else:
+                self.tally.add(result.loss, result.terms)
+            if visitor is not None and visitor.learner is not None:
+                visitor.note_step(skipped)
+            self.history.step, self.history.steps = step + 1, self.history.steps + 1
+            pace.tick()
+            self._report(lambda: self._training_progress(round, pace, visitor))
+        self._gate()
+
+    def _step(
+        self, round: int, step: int, batch: Mapping[str, Tensor], visitor: Visitor | None
+    ) -> StepResult:
+        training, spec = self.setup.training, self.setup.spec
+        learners: dict[Role, Learner] = {"local": self.student.learner}
+        if visitor is not None and visitor.learner is not None:
+            learners["incoming"] = visitor.learner
+        for learner in learners.values():
+            learner.model.train()
+            set_learning_rate(learner.optimizer, learning_rate(training, round, step))
+        torch.manual_seed(step_seed(spec.seed, spec.site, round, step))
+        target = make_target(batch["label"], training.output, len(self.setup.task.labels))
+        context = StepContext(training.output, self.history.visits, self._segmentation_loss)
+        return train_step(
+            learners,
+            batch["image"],
+            target,
+            self.algorithm,
+            context,
+            self.compute,
+            training.clip_grad_norm,
+        )
+
+    def _training_progress(self, round: int, pace: Pace, visitor: Visitor | None) -> jobs.Progress:
+        total = self.setup.training.steps_per_round
+        loss = self.tally.last_loss
+        return jobs.Progress(
+            round,
+            self.history.step,
+            total,
+            "visit" if visitor is not None else "training",
+            self.history.step / total,
+            None if loss is None else float(loss),
+            pace.steps_per_s,
+            visitor.order.frm if visitor is not None else None,
+        )
+
+    # ------------------------------------------------------------ judgement
+
+    def _judgement(self, round: int) -> Guard | None:
+        """The guard whose visit has just been undone, or None."""
+        guard = self.guard
+        if guard is None or guard.judge_round > round:
+            return None
+        self.guard = None
+        if all_finite(self.student.weights()):
+            self._last_scores = self._case_scores(round)
+            if not harmful(guard.before, self._last_scores, self.setup.training.guard_drop):
+                return None
+        self.student.restore(guard.snapshot)
+        self.history.steps = guard.steps
+        return guard
+
+    def _open_guard(self, visitor: Visitor, judge_round: int, before: list[float | None]) -> Guard:
+        hash, frm = visitor.order.hash, visitor.order.frm
+        return Guard(hash, frm, judge_round, before, self.history.steps, self.student.snapshot())
+
+    def _case_scores(self, round: int) -> list[float | None]:
+        """Validation Dice of the training model, by case."""
+        return [case.mean for case in self._score(self.student.model, "validation", round).per_case]
+
+    # ------------------------------------------------------------ departure
+
+    def _departure(self, round: int, visitor: Visitor, undone: Guard | None) -> jobs.VisitDone:
+        """Let the algorithm merge. A visitor that trained beside a model now undone is kept out."""
+        self.history.visits += 1
+        self.history.last_visit = visitor.order.hash
+        if visitor.stays and undone is None:
+            self._part(round, visitor)
+        elif visitor.stays and undone is not None and undone.hash != visitor.order.hash:
+            visitor.outcome, visitor.reason = "kept_out", "earlier_visit_reverted"
+        return visitor.result()
+
+    def _part(self, round: int, visitor: Visitor) -> None:
+        incoming = visitor.weights(self.algorithm)
+        weights = self.algorithm.on_departure(
+            self.student.weights(), incoming, lambda role: self._role_score(role, visitor, round)
+        )
+        if self.guard is None and (weights is not None or self.algorithm.trains_visitor):
+            # An earlier visit was judged in this very round: its scores are this visit's "before".
+            self.guard = self._open_guard(visitor, round + 1, self._last_scores)
+        if weights is None:
+            return
+        self._merge(visitor, weights)
+        if self.algorithm.replaces_on_merge:
+            self.student.renew_optimizer()
+
+    def _role_score(self, role: Role, visitor: Visitor, round: int) -> float:
+        model = self.student.model
+        if role == "incoming":
+            model = visitor.learner.model if visitor.learner is not None else dress(visitor, model)
+        mean = self._score(model, "validation", round).mean
+        return float("nan") if mean is None else mean
+
+    # ------------------------------------------------------------ close
+
+    def _close(self, round: int) -> Scores | None:
+        """EMA, then its validation where it is due, and the test split after the last round."""
+        if not self.history.averaged:
+            self.student.update_ema()
+            self.history.averaged = True
+        last = round == self.setup.spec.rounds
+        due = last or round % max(1, self.setup.training.validate_every_rounds) == 0
+        scores = self._score(self.student.ema, "validation", round) if due else None
+        if last and self.setup.spec.report_test:
+            self.history.dice_test = self._score(self.student.ema, "test", round).mean
+        if scores is not None:
+            self.history.dice_val = scores.mean
+            self.history.dice_history.append((round, scores.mean))
+        return scores
+
+    def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
+        """The test split before the first round (kept in the checkpoint)."""
+        scores = self.site.score(self.student.ema, "test", lambda fraction: on_progress("testing", fraction))
+        self.history.dice_test_start = scores.mean
+
+    def _score(self, model: nn.Module, split: SplitName, round: int) -> Scores:
+        def on_progress(fraction: float) -> None:
+            self._gate()
+            step, total = self.history.step, self.setup.training.steps_per_round
+            activity: jobs.Activity = "test" if split == "test" else "validation"
+            self._report(lambda: jobs.Progress(round, step, total, activity, fraction))
+
+        return self.site.score(model, split, on_progress)
+
+    def _export(self, order: jobs.StartRound) -> tuple[jobs.Export | None, str]:
+        """Write the wire file; without it the round still counts."""
+        spec, history = self.setup.spec, self.history
+        path = Path(spec.state_dir) / "outbox" / f"round-{order.round}.safetensors"
+        metadata = {
+            "site": spec.site,
+            "round": order.round,
+            "steps": history.steps,
+            "cases": self.site.cases,
+            "dice_val": history.dice_val,
+        }
+        try:
+            export_wire(path, self.student.weights(), self.algorithm.is_shared, spec.wire_dtype, metadata)
+        except LocalError as e:
+            full = "the disk is full: " if isinstance(e, DiskFull) else ""
+            return None, f"the model was not exported: {full}{e}"
+        return jobs.Export(str(path), self.site.cases, history.steps), ""
+
+    # ------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint carries; plain values and CPU tensors."""
+        schedule = {"kind": self.setup.training.schedule, "rounds": self.setup.training.schedule_rounds}
+        rng: dict[str, Any] = {"torch": torch.get_rng_state()}
+        if self.compute.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.compute.device)
+        guard = self.guard and {field.name: getattr(self.guard, field.name) for field in fields(Guard)}
+        return {
+            **self.student.snapshot(),
+            "history": self.history.state(),
+            "tally": self.tally.state(),
+            "guard": guard,
+            "schedule": schedule,
+            "rng": rng,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what state() gave, perhaps on another device."""
+        self.student.restore(state)
+        self.history = History.of(state["history"])
+        self.tally.load(state["tally"])
+        self.guard = Guard(**state["guard"]) if state["guard"] is not None else None
+        torch.set_rng_state(state["rng"]["torch"])
+        if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(part for part in parts if part)

@@ -1,0 +1,83 @@
+"""A visit: another site's model, taken in, trained beside the local one, and what becomes of it.
+
+What belongs here: the visitor's life within one round. What must not: the step, the guard, checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from gossipseg.algos.base import Algorithm
+from gossipseg.errors import PeerRefused
+from gossipseg.learn import jobs
+from gossipseg.learn.amp import Compute
+from gossipseg.learn.params import TrainingParams
+from gossipseg.learn.step import Learner, make_learner
+from gossipseg.learn.weights import load_incoming, shared
+from gossipseg.nets.segmenter import Segmenter
+
+MAX_BAD_STEPS = 3
+"""A visitor is sent away after so many steps on end whose loss or gradient is not finite."""
+
+
+@dataclass(slots=True)
+class Visitor:
+    """An admitted model. `incoming`: its shared tensors as they came, on the device."""
+
+    order: jobs.Visit
+    incoming: dict[str, Tensor]
+    learner: Learner | None = None
+    """Set when the algorithm trains the visitor: its own fresh optimizer, thrown away after the round."""
+    reason: str = ""
+    outcome: jobs.VisitOutcome = "kept_out"
+    bad_steps: int = 0
+
+    def note_step(self, skipped: bool) -> bool:
+        """Count steps on end that came to nothing; whether the visitor must leave."""
+        self.bad_steps = self.bad_steps + 1 if skipped else 0
+        if self.bad_steps < MAX_BAD_STEPS:
+            return False
+        self.outcome, self.reason, self.learner = "refused", "diverged", None
+        return True
+
+    @property
+    def stays(self) -> bool:
+        """Whether it has not been sent away."""
+        return self.outcome != "refused"
+
+    def weights(self, algorithm: Algorithm) -> Mapping[str, Tensor]:
+        """Its shared tensors as they are now."""
+        if self.learner is None:
+            return self.incoming
+        return shared(self.learner.model.state_dict(), algorithm.is_shared)
+
+    def result(self) -> jobs.VisitDone:
+        """For RoundDone."""
+        return jobs.VisitDone(self.order.hash, self.outcome, self.reason, frm=self.order.frm)
+
+
+def admit(
+    order: jobs.Visit, model: Segmenter, algorithm: Algorithm, wire_dtype: str, compute: Compute
+) -> Visitor:
+    """Load and check the visiting file against the local model. Raises PeerRefused with a stable reason."""
+    if not algorithm.exchanges:
+        raise PeerRefused(order.frm, "no_exchange", f"{algorithm.name} takes no models in")
+    incoming = load_incoming(Path(order.path), model.state_dict(), algorithm.is_shared, wire_dtype, order.frm)
+    return Visitor(order, {name: tensor.to(compute.device) for name, tensor in incoming.items()})
+
+
+def dress(visitor: Visitor, model: Segmenter) -> Segmenter:
+    """The visitor as a network: its shared tensors, and the receiver's private ones (norm statistics)."""
+    guest = copy.deepcopy(model)
+    guest.load_state_dict(dict(visitor.incoming), strict=False)
+    return guest
+
+
+def seat(visitor: Visitor, model: Segmenter, training: TrainingParams, compute: Compute) -> None:
+    """Give the visitor a learner of its own, to train beside the local one."""
+    visitor.learner = make_learner(dress(visitor, model), training, compute)

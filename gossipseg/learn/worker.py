@@ -1,0 +1,89 @@
+"""The training process: `python -m gossipseg.learn.worker`, started by the daemon.
+
+What belongs here: the process itself: signals, exit codes, last words. What must not: training (loop.py), and
+torch at import time: the socket is connected first, so that the daemon sees a sign of life within a moment.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gossipseg.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, ConfigError, DataError, GossipsegError
+from gossipseg.learn import jobs
+from gossipseg.learn.link import Link, StopRequested
+
+if TYPE_CHECKING:
+    from gossipseg.learn.params import WorkerSpec
+
+
+def main() -> int:
+    """Serve the daemon on the socket named in the environment; the exit code."""
+    # The terminal's Ctrl-C and systemd's SIGTERM reach the whole group: the daemon alone decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    if int(os.environ.get("RANK", "0")) != 0:
+        print("a site trains in one process: only rank 0 works", file=sys.stderr)
+        return EXIT_OK
+    path = os.environ.get(jobs.SOCKET_ENV)
+    if not path:
+        print(f"{jobs.SOCKET_ENV} is not set: this process is started by gossipsegd.", file=sys.stderr)
+        return EXIT_CONFIG
+    try:
+        link = Link(Path(path))
+    except GossipsegError as e:
+        print(e, file=sys.stderr)
+        return e.exit_code
+    return _serve(link)
+
+
+def _serve(link: Link) -> int:
+    try:
+        spec = _configured(link)
+        link.send(jobs.Preparing("loading torch and MONAI", 0.0))
+        from gossipseg.learn.loop import serve  # heavy: only once the daemon has been greeted
+
+        serve(link, spec)
+    except StopRequested:
+        return EXIT_OK
+    except GossipsegError as e:
+        print(e, file=sys.stderr)
+        link.send(jobs.Fatal(_kind(e), str(e)))
+        return e.exit_code
+    except MemoryError as e:
+        print(f"out of memory: {e}", file=sys.stderr)
+        return EXIT_FAILED
+    except RuntimeError as e:
+        if not _out_of_memory(e):
+            raise
+        print(f"out of GPU memory: {e}; lower training.batch_size or task.patch_size", file=sys.stderr)
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _configured(link: Link) -> WorkerSpec:
+    from gossipseg.learn.setup import read_spec  # pydantic: not needed before the daemon has spoken
+
+    order = link.order()
+    if not isinstance(order, jobs.Configure):
+        raise ConfigError("the daemon's first message is not Configure", remedy="Restart the daemon.")
+    return read_spec(order.spec)
+
+
+def _kind(error: GossipsegError) -> jobs.FatalKind:
+    if isinstance(error, ConfigError):
+        return "config"
+    return "data" if isinstance(error, DataError) else "local"
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
