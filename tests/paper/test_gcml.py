@@ -61,10 +61,6 @@ SOFTMAX_N = categorical((0.1, 0.6, 0.3), (0.2, 0.7, 0.1), (0.45, 0.5, 0.05), (0.
 SOFTMAX_Y = torch.tensor([[[1, 0, 0, 0]]])
 # KL((.1,.6,.3)‖(.2,.7,.1)) = .167779;  1 − KL(.2‖.5) = 1 − .192745;  no push;  KL outside = .156975
 SOFTMAX_PULL, SOFTMAX_PUSH, SOFTMAX_PULL_OUTSIDE = 0.167779, 0.807255, 0.156975
-    0.167779,
-    0.807255,
-    0.6 * math.log(0.75) + 0.3 * math.log(3),
-)
 
 
 # ---------------------------------------------------------------- the divergences
