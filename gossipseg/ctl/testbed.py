@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,6 +145,7 @@ def down(workdir: WorkdirOption = DEFAULT_WORKDIR) -> int:
 @app.command()
 def init(
     out_dir: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    *,
     sites: Annotated[str, typer.Option("--sites", help="Number of sites; with --data also names.")] = "3",
     data: DataOption = None,
     algorithm: AlgorithmOption = None,
@@ -151,14 +153,27 @@ def init(
     steps: StepsOption = None,
     seed: SeedOption = None,
     peers: PeersOption = None,
+    mdns: Annotated[bool, typer.Option("--mdns", help="Sites find each other by mDNS alone.")] = False,
+    containers: Annotated[
+        bool,
+        typer.Option(
+            "--containers", help="For a machine per site, named after it: port 7443, synthetic images, too."
+        ),
+    ] = False,
 ) -> int:
-    """Only write identities, peers.yaml and site files; start nothing, draw no data."""
+    """Only write identities, peers.yaml and site files; start nothing."""
     from gossipseg.testbed import experiment
     from gossipseg.testbed import layout as layouts
 
-    wanted = _wanted(algorithm, rounds, steps, seed, peers)
+    wanted = replace(_wanted(algorithm, rounds, steps, seed, peers, endless=containers), mdns=mdns)
     experiment.refuse_running(out_dir)
-    if data is None:
+    if containers:
+        if (out_dir / "peers.yaml").exists():
+            print(f"{out_dir}: holds a testbed already; it is left as it is")
+            return EXIT_OK
+        wanted = replace(wanted, address="{site}:7443", listen="0.0.0.0:7443")
+        layout = experiment.make_testbed(out_dir, data, sites, wanted)
+    elif data is None:
         layout = layouts.init_empty(out_dir, experiment.site_count(sites), wanted)
     else:
         layout = layouts.init_testbed(out_dir, layouts.choose_sites(data, sites), wanted)

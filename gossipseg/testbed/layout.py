@@ -80,7 +80,12 @@ class Wanted:
     peers: Path | None = None
     endless: bool = False
     """Train until stopped, unless `rounds` says otherwise."""
-    host: str = "127.0.0.1"
+    address: str = "127.0.0.1"
+    """A loopback address, on free ports; or a pattern such as `{site}:7443` for machines of these names."""
+    listen: str | None = None
+    """host:port that every daemon listens on, where that is not its address."""
+    mdns: bool = False
+    """Find each other by mDNS alone, not by the listed addresses."""
 
 
 def init_testbed(root: Path, data: list[Path], wanted: Wanted | None = None) -> Layout:
@@ -91,13 +96,13 @@ def init_testbed(root: Path, data: list[Path], wanted: Wanted | None = None) -> 
     wanted = wanted or Wanted()
     names = [_site_name(folder) for folder in data]
     sections, rounds = _sections(data, wanted)
-    ports = free_ports(len(names), wanted.host)
+    addresses = _addresses(names, wanted.address)
     sites = tuple(
-        SiteFolder(name, root / "sites" / name, folder.absolute(), f"{wanted.host}:{port}")
-        for name, folder, port in zip(names, data, ports, strict=True)
+        SiteFolder(name, root / "sites" / name, folder.absolute(), address)
+        for name, folder, address in zip(names, data, addresses, strict=True)
     )
     for site in sites:
-        _write_site(site, rounds)
+        _write_site(root, site, rounds, wanted)
     sections["sites"] = [
         {"name": s.name, "address": s.address, "certificate": _certificate(s).read_text(encoding="ascii")}
         for s in sites
@@ -165,6 +170,14 @@ def choose_sites(root: Path, chosen: str | None) -> list[Path]:
                 remedy=f"It has {', '.join(by_name)}.",
             )
     return [by_name[name] for name in dict.fromkeys(names)]
+
+
+def _addresses(names: list[str], address: str) -> list[str]:
+    """host:port for each site."""
+    if "{site}" in address:
+        return [address.replace("{site}", name) for name in names]
+    host = f"[{address}]" if ":" in address else address
+    return [f"{host}:{port}" for port in free_ports(len(names), address)]
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
@@ -236,7 +249,7 @@ def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:
     return _plain({k: v for k, v in sections.items() if v != {}}), preset.rounds
 
 
-def _write_site(site: SiteFolder, rounds: int | None) -> None:
+def _write_site(root: Path, site: SiteFolder, rounds: int | None, wanted: Wanted) -> None:
     site.folder.mkdir(parents=True, exist_ok=True)
     identity = site.folder / "identity"
     if not _certificate(site).exists():
@@ -245,16 +258,23 @@ def _write_site(site: SiteFolder, rounds: int | None) -> None:
         "version": 1,
         "site": site.name,
         "peers": "../../peers.yaml",
-        "data": {"path": str(site.data)},
+        "data": {"path": _data_path(root, site)},
         "state_dir": "state",
         "identity": {"key": "identity/key.pem", "certificate": "identity/cert.pem"},
-        "listen": site.address,
+        "listen": wanted.listen or site.address,
         "device": {"device": "cpu", "amp": "off", "threads": 1},
         "rounds": rounds,
         "report_test": True,
-        "discovery": {"static": True, "mdns": False},
+        "discovery": {"static": not wanted.mdns, "mdns": wanted.mdns},
     }
     _write_yaml(site.config_path, f"Testbed site {site.name}.", doc)
+
+
+def _data_path(root: Path, site: SiteFolder) -> str:
+    """Relative to site.yaml where the data are in the testbed's own folder, which may then be moved."""
+    if site.data.is_relative_to(root.absolute()):
+        return str(Path("../..") / site.data.relative_to(root.absolute()))
+    return str(site.data)
 
 
 def _certificate(site: SiteFolder) -> Path:
