@@ -122,7 +122,11 @@ class _Sink(io.BufferedWriter):
     def __init__(self, path: Path, mode: int) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         super().__init__(io.FileIO(fd, "wb"), 1 << 20)
-        fcntl.flock(fd, fcntl.LOCK_EX)  # tells sweep_temporaries that its writer lives
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)  # tells sweep_temporaries that its writer lives
+        except OSError:
+            self.raw.close()
+            raise
         self.failed_for_space = False
         self._asked = 0
 
