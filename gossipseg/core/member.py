@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gossipseg.core.types import AliveRecord, LeftRecord, MemberState, PeerInfo, Site, SuspectRecord
+from gossipseg.core.types import AliveRecord, LeftRecord, MemberState, PeerInfo, Phase, Site, SuspectRecord
 
 
 @dataclass(slots=True)
@@ -17,6 +17,7 @@ class Suspicion:
     incarnation: int
     started: float
     deadline: float
+    minimum_s: float
     needed: int
     """Independent confirmations that bring the timeout down to its minimum (0: it starts there)."""
     accusers: dict[Site, SuspectRecord]
@@ -53,10 +54,32 @@ class Member:
     left: LeftRecord | None = None
     suspicion: Suspicion | None = None
     previous_nonce: int = 0
-    hello_for: tuple[int, str, str] | None = None
-    """(its nonce, its fingerprint, ours) at the last Hello: another is due when they differ."""
+    hello_for: tuple[str, str] | None = None
+    """(its fingerprint, ours) at the last Hello with its present life."""
+    greeting: bool = False
+    """A Hello to it is under way."""
+    blocked: bool = False
+    """`refused` comes from the wire (wrong key, not listed there), not from a comparison."""
 
     @property
-    def phase_known_to_train(self) -> bool:
-        """It trains, as far as this site knows (not yet met: benefit of the doubt)."""
-        return self.info is None or self.info.phase == "training"
+    def live(self) -> bool:
+        """Alive, or not yet given up."""
+        return self.state is MemberState.ALIVE or self.state is MemberState.SUSPECT
+
+    @property
+    def accusation(self) -> SuspectRecord | None:
+        """The first accusation of the suspicion that runs, or that it died of."""
+        return next(iter(self.suspicion.accusers.values())) if self.suspicion else None
+
+    @property
+    def exchanges_now(self) -> bool:
+        """It takes part in the exchange, as far as is known: alive, its worker up, its contract not refused.
+
+        A site never met directly gets the benefit of the doubt.
+        """
+        return (
+            self.state is MemberState.ALIVE
+            and not self.refused
+            and self.cases > 0
+            and (self.info is None or self.info.phase is Phase.TRAINING)
+        )

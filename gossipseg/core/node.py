@@ -1,7 +1,7 @@
 """A node: everything a site's daemon decides, as one state machine.
 
-What belongs here: the dispatch of events to the parts (membership, gossip, training) and the views
-the shell reads. What must not: I/O, clocks, threads, randomness of its own, logging.
+What belongs here: the dispatch of events to the parts (membership, probing, greeting, gossip, training)
+and the views the shell reads. What must not: I/O, clocks, threads, randomness of its own, logging.
 
 `step(event, now)` returns effects to be carried out in order; what comes of them returns as events.
 The shell calls `step(Tick(), now)` when `next_deadline()` has come.
@@ -9,32 +9,52 @@ The shell calls `step(Tick(), now)` when `next_deadline()` has come.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
 
-from gossipseg.core.effects import Effect, InboxEntry, Snapshot
+from gossipseg.core import events, messages
+from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.effects import Effect, InboxEntry, Persist, Snapshot
 from gossipseg.core.events import Event
+from gossipseg.core.gossip import Gossip
+from gossipseg.core.greeting import Greeter
+from gossipseg.core.inbox import Inbox, Reservation
+from gossipseg.core.invariants import check
 from gossipseg.core.member import Member
+from gossipseg.core.membership import Membership
 from gossipseg.core.params import GossipParams, MembershipParams
+from gossipseg.core.probing import Prober
+from gossipseg.core.training import Training
 from gossipseg.core.types import PROTOCOL_MAX, PROTOCOL_MIN, ModelRef, PeerInfo, Phase, Sign, Site
 
-__all__ = ["Member", "NodeState", "Reservation", "Sending"]
+__all__ = ["Member", "NodeState", "Reservation", "Sending", "UnexpectedEvent"]
+
+STALL_SHARE = 0.5
+"""A step this share of the ping timeout behind its deadline means that this site's own loop stood still."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """An accepted offer whose model has not come yet."""
+class UnexpectedEvent(Exception):
+    """An event that fits no state (raised only with strict=True: a bug of the shell or of the core)."""
 
-    frm: Site
-    model: ModelRef
-    deadline: float
-    """Freed when it has not come by then (the core's clock)."""
+
+class Stage(StrEnum):
+    """Where a node is in its life."""
+
+    NEW = "new"
+    UP = "up"
+    GONE = "gone"
+    """It has said goodbye: it still answers, and starts nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sending:
-    """A model on its way out: offered, or being transferred."""
+    """A model on its way out: looking for a receiver, offered, or being transferred."""
 
     to: Site
     model: ModelRef
@@ -64,78 +84,277 @@ class NodeState:
         strict: bool = False,
     ) -> None:
         """`sites`: name → listed address of the others. `strict`: an event that fits no state raises."""
-        raise NotImplementedError
+        then = snapshot or Snapshot()
+        self.strict = strict
+        self._stage = Stage.NEW
+        self._due: float | None = None
+        self._stall_s = STALL_SHARE * membership.probe_timeout_s
+        self._counts: Counter[tuple[str, Site]] = Counter({(w, s): n for w, s, n in then.counters})
+        self._ctx = ctx = Context(
+            site, federation=federation, contract=contract, protocol=protocol, rng=rng, sign=sign
+        )
+        ctx.persist = self._persist
+        self._membership = Membership(
+            ctx,
+            membership,
+            sites=sites,
+            address=address,
+            incarnation=then.incarnation + 1,
+            on_change=self._on_change,
+        )
+        self._greeter = Greeter(ctx, self._membership, lambda m: self._on_change(m, False))
+        self._prober = Prober(ctx, membership, self._membership, self._greeter)
+        self._gossip = Gossip(
+            ctx,
+            gossip,
+            self._membership,
+            self._greeter,
+            exchanges=exchanges,
+            rounds=rounds,
+            max_model_bytes=max_model_bytes,
+            inbox=Inbox(gossip, tuple(then.inbox)),
+            counts=self._counts,
+        )
+        self._training = Training(ctx, self._gossip, self._membership, rounds=rounds, snapshot=then)
+
+    # -------------------------------------------------------------- events in, effects out
 
     def step(self, event: Event, now: float) -> list[Effect]:
-        """Take one event; return what is to be done, in order."""
-        raise NotImplementedError
+        """Take one event; return what is to be done, in order. `now` never goes back."""
+        ctx = self._ctx
+        effects: list[Effect] = []
+        ctx.effects = effects
+        ctx.now = now
+        if self._due is not None and now - self._due > self._stall_s:
+            self._prober.stalled()
+        handler = HANDLERS.get((self._stage, type(event)))
+        if handler is None or not handler(self, event):
+            self._unexpected(event)
+        self._due = self._next_deadline()
+        return effects
 
     def next_deadline(self) -> float | None:
         """When to call step(Tick(), now) at the latest; None: nothing is due."""
-        raise NotImplementedError
+        return self._due
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself. For tests."""
-        raise NotImplementedError
+        check(self._ctx, self._membership, self._gossip, self._training)
 
-    # ------------------------------------------------------------ read-only views for the shell
+    def _next_deadline(self) -> float | None:
+        if self._stage is not Stage.UP:
+            return None
+        due = self._prober.next_deadline()
+        for other in (self._membership.next_deadline(), self._gossip.next_deadline()):
+            if other is not None and other < due:
+                due = other
+        return None if due == math.inf else due
+
+    def _unexpected(self, event: Event) -> None:
+        where = f"{self._stage.value}/{self._training.worker.value}"
+        if self.strict:
+            raise UnexpectedEvent(f"{self._ctx.site} in {where}: {event}")
+        self._ctx.note("dropped_event", None, type(event).__name__, state=where)
+
+    def _persist(self) -> None:
+        ctx = self._ctx
+        counters = tuple((what, site, n) for (what, site), n in sorted(self._counts.items()))
+        snapshot = Snapshot(
+            incarnation=self._membership.incarnation,
+            round=ctx.info.round,
+            steps=ctx.info.steps,
+            inbox=self._gossip.inbox.entries,
+            paused=self._training.paused,
+            counters=counters,
+        )
+        ctx.effects.append(Persist(snapshot))
+
+    def _on_change(self, member: Member, ended: bool) -> None:
+        self._gossip.on_change(member, ended)
+
+    # -------------------------------------------------------------- one handler for each kind of event
+
+    def _start(self, event: events.Start) -> bool:
+        self._stage = Stage.UP
+        self._membership.announce(self._membership.incarnation)
+        self._prober.start()
+        return True
+
+    def _tick(self, event: events.Tick) -> bool:
+        self._membership.expire()
+        self._gossip.expire()
+        self._prober.on_tick()
+        return True
+
+    def _no_tick(self, event: events.Tick) -> bool:
+        return True
+
+    def _incoming(self, event: events.Incoming) -> bool:
+        frm, token, body = event.frm, event.token, event.body
+        if frm == self._ctx.site:
+            self._ctx.note("duplicate_site", frm, "another daemon calls under this site's name")
+        if isinstance(body, messages.Ping):
+            self._prober.on_ping(frm, token, body)
+        elif isinstance(body, messages.Offer):
+            self._prober.contact(frm, (), None)
+            self._gossip.on_offer(frm, token, body)
+        elif isinstance(body, messages.IndirectPing):
+            self._prober.on_indirect_ping(frm, token, body)
+        elif isinstance(body, messages.Sync):
+            self._prober.on_sync(frm, token, body)
+        else:
+            self._greeter.on_hello(frm, token, body)
+            self._prober.contact(frm, (), body.info)
+        return True
+
+    def _reply(self, event: events.Reply) -> bool:
+        call = self._ctx.calls.pop(event.id, None)
+        if call is None:
+            return False
+        call.rtt_s = event.rtt_s
+        call.then(call, event.body)
+        return True
+
+    def _request_failed(self, event: events.RequestFailed) -> bool:
+        call = self._ctx.calls.pop(event.id, None)
+        if call is None:
+            return False
+        call.then(call, event)
+        return True
+
+    def _transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
+        return self._gossip.on_transfer(event)
+
+    def _began(self, event: events.TransferBegan) -> bool:
+        self._gossip.inbox.began(event.frm, event.hash)
+        return True
+
+    def _arrived(self, event: events.ModelArrived) -> bool:
+        self._gossip.on_arrived(event)
+        return True
+
+    def _broken(self, event: events.ModelBroken) -> bool:
+        self._gossip.on_broken(event)
+        return True
+
+    def _worker(self, event: Event) -> bool:
+        return self._training.handle(event)
+
+    def _pause(self, event: events.Pause) -> bool:
+        self._training.pause(event.paused)
+        return True
+
+    def _leave(self, event: events.Leave) -> bool:
+        self._stage = Stage.GONE
+        self._training.leave()
+        self._prober.say_goodbye(_ignore)
+        self._ctx.note("left")
+        return True
+
+    def _leave_again(self, event: events.Leave) -> bool:
+        return True
+
+    def _sites_changed(self, event: events.SitesChanged) -> bool:
+        for site in self._membership.set_sites(event.sites):
+            self._gossip.drop_waiting("no_longer_listed", site)
+        self._ctx.persist()
+        return True
+
+    # -------------------------------------------------------------- read-only views for the shell
 
     @property
     def members(self) -> Mapping[Site, Member]:
         """All listed sites but this one."""
-        raise NotImplementedError
+        return MappingProxyType(self._membership.members)
 
     @property
     def info(self) -> PeerInfo:
         """What this site says of itself with every message."""
-        raise NotImplementedError
+        return self._ctx.info
 
     @property
     def phase(self) -> Phase:
-        raise NotImplementedError
+        return self._ctx.info.phase
 
     @property
     def round(self) -> int:
         """Rounds behind this site's model."""
-        raise NotImplementedError
+        return self._ctx.info.round
 
     @property
     def incarnation(self) -> int:
-        raise NotImplementedError
+        return self._membership.incarnation
 
     @property
     def inbox(self) -> tuple[InboxEntry, ...]:
         """Models that wait for their visit."""
-        raise NotImplementedError
+        return tuple(self._gossip.inbox.waiting)
 
     @property
     def visiting(self) -> InboxEntry | None:
         """The model that visits in the round now running."""
-        raise NotImplementedError
+        return self._gossip.inbox.visiting
 
     @property
     def reserved(self) -> Reservation | None:
-        raise NotImplementedError
+        """The accepted offer whose model has not come yet."""
+        return self._gossip.inbox.reserved
 
     @property
     def sending(self) -> tuple[Sending, ...]:
         """Models offered or being transferred now."""
-        raise NotImplementedError
+        return tuple(Sending(o.to, o.model, o.transferring) for o in self._gossip.outgoing)
 
     @property
     def self_health(self) -> int:
         """Lifeguard's local health score: 0 is healthy, max_self_health is worst."""
-        raise NotImplementedError
+        return self._membership.health.score
 
     def kept_models(self) -> frozenset[str]:
         """Hashes the store must not collect: waiting, visiting, promised, on their way out."""
-        raise NotImplementedError
+        inbox = self._gossip.inbox
+        models = [e.model for e in inbox.entries] + [o.model for o in self._gossip.outgoing]
+        if inbox.reserved is not None:
+            models.append(inbox.reserved.model)
+        return frozenset(m.hash for m in models)
 
     def count(self, what: str, site: Site | None = None) -> int:
         """Models `sent`, `received`, `merged`, `refused`, `kept_out`, `reverted` or `dropped` so far,
         with one site or with all; counted across restarts."""
-        raise NotImplementedError
+        return sum(n for (w, s), n in self._counts.items() if w == what and site in (None, s))
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:
         """The accepted offer whose stream may come now, or None."""
-        raise NotImplementedError
+        return self._gossip.inbox.expected(frm, hash)
+
+
+def _ignore(call: Call, outcome: Outcome) -> None:
+    """A farewell needs no answer."""
+
+
+_Handler = Callable[[NodeState, Any], bool]
+_ALWAYS: Mapping[type, _Handler] = {
+    events.Incoming: NodeState._incoming,
+    events.Reply: NodeState._reply,
+    events.RequestFailed: NodeState._request_failed,
+    events.TransferDone: NodeState._transfer,
+    events.TransferFailed: NodeState._transfer,
+    events.TransferBegan: NodeState._began,
+    events.ModelArrived: NodeState._arrived,
+    events.ModelBroken: NodeState._broken,
+    events.WorkerReady: NodeState._worker,
+    events.WorkerLost: NodeState._worker,
+    events.RoundFinished: NodeState._worker,
+    events.Pause: NodeState._pause,
+    events.SitesChanged: NodeState._sites_changed,
+}
+HANDLERS: Mapping[tuple[Stage, type], _Handler] = {
+    (Stage.NEW, events.Start): NodeState._start,
+    **{(Stage.UP, event): handler for event, handler in _ALWAYS.items()},
+    (Stage.UP, events.Tick): NodeState._tick,
+    (Stage.UP, events.Leave): NodeState._leave,
+    **{(Stage.GONE, event): handler for event, handler in _ALWAYS.items()},
+    (Stage.GONE, events.Tick): NodeState._no_tick,
+    (Stage.GONE, events.Leave): NodeState._leave_again,
+}
+"""What may happen when. An event without an entry is an error in tests and a note in production."""

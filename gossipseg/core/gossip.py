@@ -1,0 +1,275 @@
+"""The exchange of models: draw, offer, accept, busy or reject, transfer (GML's protocol, ALGORITHMS §1).
+
+"A sender picks ONE receiver uniformly at random, asks, and pushes only if the receiver accepts"
+(2401.06180 as quoted there). What belongs here: both sides of an offer. What must not: when rounds
+start (training.py), the merge (the worker). Training never waits for any of this.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from gossipseg.core import events, messages
+from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.effects import InboxEntry, StartTransfer
+from gossipseg.core.events import RequestFailed
+from gossipseg.core.greeting import Greeter
+from gossipseg.core.inbox import Inbox, is_stale
+from gossipseg.core.member import Member
+from gossipseg.core.membership import Membership
+from gossipseg.core.params import GossipParams
+from gossipseg.core.senders import SenderPool
+from gossipseg.core.types import ModelRef, Phase, Site
+
+PHASE_REFUSALS = {
+    Phase.STARTING: "not_ready",
+    Phase.PAUSED: "paused",
+    Phase.FAILED: "failed",
+    Phase.FINISHED: "finished",
+    Phase.LEAVING: "leaving",
+}
+"""Why a site in this phase takes no model."""
+REFUSED_PHASE = {reason: phase for phase, reason in PHASE_REFUSALS.items()}
+
+
+@dataclass(slots=True)
+class Outgoing:
+    """A model that looks for its receiver, or is on its way to it."""
+
+    model: ModelRef
+    tries_left: int
+    tried: set[Site] = field(default_factory=set)
+    to: Site = ""
+    transferring: bool = False
+
+
+def describe(model: ModelRef) -> dict[str, Any]:
+    """A model for the event log."""
+    return {"hash": model.hash, "bytes": model.size_bytes, "round": model.round}
+
+
+class Gossip:
+    """Both sides of the exchange, its inbox and its counters."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        params: GossipParams,
+        membership: Membership,
+        greeter: Greeter,
+        *,
+        exchanges: bool,
+        rounds: int | None,
+        max_model_bytes: int,
+        inbox: Inbox,
+        counts: Counter[tuple[str, Site]],
+    ) -> None:
+        self._ctx, self._params, self._membership, self._greeter = ctx, params, membership, greeter
+        self._exchanges, self._rounds, self._max_model_bytes = exchanges, rounds, max_model_bytes
+        self.inbox, self.counts = inbox, counts
+        self.pool = SenderPool()
+        self.outgoing: list[Outgoing] = []
+        self._transfers: dict[int, Outgoing] = {}
+        self.running_round: int | None = None
+        """The round the worker is in; set by training.py."""
+        self.last_visit: str | None = None
+
+    def on_change(self, member: Member, ended: bool) -> None:
+        """Something about a member changed; `ended`: the life known so far is over."""
+        self.pool.update(member.site, member.cases if member.exchanges_now else 0)
+        if ended:
+            held = self.inbox.release(member.site)
+            if held is not None:
+                self._note_drop(held.frm, held.model, "sender_gone")
+
+    # -------------------------------------------------------------- sending
+
+    def draws_to_send(self, round: int) -> bool:
+        """Whether this site sends at the end of `round`: S ~ Bernoulli(p), past the warm-up."""
+        if not self._exchanges or round < self._params.warmup_rounds:
+            return False
+        p = self.pool.probability(self._ctx.info.cases, self._params.sender_rate)
+        return p > 0 and self._ctx.rng.random() < p
+
+    def send(self, model: ModelRef) -> None:
+        """Look for a receiver of a model just exported."""
+        if self._ctx.info.phase in (Phase.PAUSED, Phase.FAILED, Phase.LEAVING):
+            self._note_drop(None, model, self._ctx.info.phase.value)
+        elif len(self.outgoing) >= self._params.max_parallel_transfers:
+            self._note_drop(None, model, "transfers_busy")
+        else:
+            outgoing = Outgoing(model, tries_left=1 + self._params.retries)
+            self.outgoing.append(outgoing)
+            self._offer_next(outgoing)
+
+    def _offer_next(self, out: Outgoing) -> None:
+        """Offer to a site not tried yet; give up for this round when there is none, or no try left."""
+        busy_with = {o.to for o in self.outgoing if o is not out}
+        while out.tries_left > 0:
+            site = self.pool.draw(self._ctx.rng, out.tried | busy_with)
+            if site is None:
+                break
+            out.to = site
+            out.tried.add(site)
+            member = self._membership.members[site]
+            if self._greeter.compatible(member):
+                self._offer(out)
+                return
+            if not member.agreed:
+                self._greeter.greet(member, self._params.offer_timeout_s, self._on_greeted, out)
+                return
+        if not out.tried:
+            self._note_drop(None, out.model, "nobody_to_send_to")
+        self.outgoing.remove(out)
+
+    def _on_greeted(self, call: Call, outcome: Outcome) -> None:
+        out: Outgoing = call.about
+        member = self._greeter.settle(call, outcome)
+        if member is not None and member.exchanges_now and self._greeter.compatible(member):
+            self._offer(out)
+        else:
+            self._offer_next(out)
+
+    def _offer(self, out: Outgoing) -> None:
+        out.tries_left -= 1
+        self._ctx.note("offer_sent", out.to, **describe(out.model))
+        body = messages.Offer(out.model)
+        self._ctx.request(out.to, body, self._params.offer_timeout_s, self._on_answer, out)
+
+    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+        out: Outgoing = call.about
+        if isinstance(outcome, messages.OfferReply):
+            self._membership.heard(call.to, None)
+            if outcome.verdict == "accept":
+                self._transfer(out)
+                return
+            event = "offer_busy" if outcome.verdict == "busy" else "offer_rejected"
+            self._ctx.note(event, call.to, outcome.reason, **describe(out.model))
+            self._learn_phase(call.to, outcome.reason)
+        elif isinstance(outcome, RequestFailed):
+            self._ctx.note("offer_rejected", call.to, outcome.reason, **describe(out.model))
+        self._offer_next(out)
+
+    def _learn_phase(self, site: Site, reason: str) -> None:
+        """It takes no models for now: leave it out until it says otherwise."""
+        member = self._membership.members.get(site)
+        phase = REFUSED_PHASE.get(reason)
+        if member is not None and member.info is not None and phase is not None:
+            self._membership.learn_phase(member, phase)
+
+    def _transfer(self, out: Outgoing) -> None:
+        ctx = self._ctx
+        ctx.note("offer_accepted", out.to, **describe(out.model))
+        if ctx.info.phase is Phase.LEAVING:
+            self.outgoing.remove(out)
+            return
+        out.transferring = True
+        id = ctx.next_id()
+        self._transfers[id] = out
+        ctx.effects.append(StartTransfer(id, out.to, out.model))
+
+    def on_transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
+        """False: there is no such transfer."""
+        out = self._transfers.pop(event.id, None)
+        if out is None:
+            return False
+        self.outgoing.remove(out)
+        if isinstance(event, events.TransferDone):
+            self.counts["sent", out.to] += 1
+            self._ctx.note("transfer_done", out.to, **describe(out.model))
+            self._ctx.persist()
+        else:
+            self._ctx.note(
+                "transfer_failed", out.to, event.reason, detail=event.detail, **describe(out.model)
+            )
+        return True
+
+    # -------------------------------------------------------------- receiving
+
+    def on_offer(self, frm: Site, token: int, body: messages.Offer) -> None:
+        reason = self._why_not(frm, body.model)
+        if not reason and not self.inbox.reserve(frm, body.model, self._ctx.now):
+            reason = "busy"
+        if not reason:
+            reply = messages.OfferReply("accept")
+            self._ctx.note("offer_in_accepted", frm, **describe(body.model))
+        elif reason == "busy":
+            reply = messages.OfferReply("busy", reason)
+            self._ctx.note("offer_in_busy", frm, reason, **describe(body.model))
+        else:
+            reply = messages.OfferReply("reject", reason)
+            self._ctx.note("offer_in_rejected", frm, reason, **describe(body.model))
+        self._ctx.respond(token, reply)
+
+    def _why_not(self, frm: Site, model: ModelRef) -> str:
+        """The reason to reject an offer, or ""."""
+        info = self._ctx.info
+        member = self._membership.members.get(frm)
+        if not self._exchanges:
+            return "exchanges_nothing"
+        if info.phase in PHASE_REFUSALS:
+            return PHASE_REFUSALS[info.phase]
+        if self._rounds is not None and self.running_round == self._rounds:
+            return "finished"  # no later round could host it
+        if member is None or member.refused:
+            return "contract_mismatch"
+        if not self._greeter.compatible(member):
+            if not member.agreed and not member.greeting:
+                self._greeter.greet(member, self._params.offer_timeout_s)
+            return "not_ready"
+        if model.size_bytes > self._max_model_bytes:
+            return "too_large"
+        if 0 < info.round < self._params.warmup_rounds:
+            return "warming_up"  # with no round behind it a late joiner may take one over at once
+        if is_stale(model.steps, info.steps):
+            return "stale"
+        if self.inbox.holds(model.hash) or model.hash == self.last_visit:
+            return "duplicate"
+        return ""
+
+    def on_arrived(self, event: events.ModelArrived) -> None:
+        promised, replaced = self.inbox.arrive(event.frm, event.model, self._ctx.info.round)
+        entry = InboxEntry(event.frm, event.model, self._ctx.info.round)
+        if not promised:
+            self.dropped(entry, "not_expected")
+            return
+        self.counts["received", event.frm] += 1
+        self._ctx.note("model_arrived", event.frm, **describe(event.model))
+        for old in replaced:
+            self.dropped(old, "replaced")
+        if self._ctx.info.phase is Phase.FINISHED:
+            self.drop_waiting("finished")
+        self._ctx.persist()
+
+    def on_broken(self, event: events.ModelBroken) -> None:
+        """A promised model failed its checks, or its stream ended for good."""
+        if self.inbox.release(event.frm, event.hash) is None:
+            return
+        self.counts["refused", event.frm] += 1
+        self._ctx.note("model_broken", event.frm, event.reason, hash=event.hash, detail=event.detail)
+
+    def expire(self) -> None:
+        held = self.inbox.reserved
+        if held is not None and self._ctx.now >= held.deadline:
+            self.inbox.release(held.frm)
+            self._note_drop(held.frm, held.model, "never_came")
+
+    def next_deadline(self) -> float | None:
+        return self.inbox.reserved.deadline if self.inbox.reserved else None
+
+    def dropped(self, entry: InboxEntry, reason: str) -> None:
+        """A model that had come was dropped without a visit."""
+        self.counts["dropped", entry.frm] += 1
+        self._note_drop(entry.frm, entry.model, reason)
+
+    def _note_drop(self, frm: Site | None, model: ModelRef, reason: str) -> None:
+        self._ctx.note("model_dropped", frm, reason, **describe(model))
+
+    def drop_waiting(self, reason: str, frm: Site | None = None) -> None:
+        """Drop the waiting models, or those of one site."""
+        for entry in tuple(self.inbox.waiting):
+            if frm is None or entry.frm == frm:
+                self.inbox.remove(entry.model.hash)
+                self.dropped(entry, reason)

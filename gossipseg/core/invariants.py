@@ -1,0 +1,58 @@
+"""What must hold of a node after every step. Called by tests and the simulator, never in production."""
+
+from __future__ import annotations
+
+from gossipseg.core.context import Context
+from gossipseg.core.gossip import Gossip
+from gossipseg.core.member import Member
+from gossipseg.core.membership import Membership
+from gossipseg.core.training import Training, Worker
+from gossipseg.core.types import MemberState
+
+
+def check(ctx: Context, membership: Membership, gossip: Gossip, training: Training) -> None:
+    """Raise AssertionError naming what contradicts what."""
+    assert ctx.site not in membership.members, "this site is not its own member"
+    for member in membership.members.values():
+        _check_member(member, membership, gossip)
+    assert len(membership.alive) == sum(m.state is MemberState.ALIVE for m in membership.members.values()), (
+        "the alive pool holds others"
+    )
+    assert membership.health.score >= 0, "self-health below 0"
+    _check_exchange(ctx, gossip)
+    running = training.worker is Worker.RUNNING
+    assert running == (gossip.running_round is not None), "a round runs without a worker, or the reverse"
+    assert gossip.inbox.visiting is None or running, "a visit outside a round"
+    if running:
+        assert gossip.running_round == ctx.info.round + 1, "the running round is not the next one"
+
+
+def _check_member(member: Member, membership: Membership, gossip: Gossip) -> None:
+    site, state = member.site, member.state
+    assert (site in membership.live) == member.live, f"{site}: live pool"
+    assert (site in membership.alive) == (state is MemberState.ALIVE), f"{site}: alive pool"
+    assert (site in membership.down) == (not member.live), f"{site}: down list"
+    assert (site in gossip.pool.sites) == member.exchanges_now, f"{site}: sender pool"
+    if member.live:
+        assert member.alive is not None, f"{site}: live without its own word"
+        assert member.alive.incarnation == member.incarnation, f"{site}: incarnation not its own word"
+    if state is MemberState.SUSPECT:
+        held = member.suspicion
+        assert held is not None and held.accusers, f"{site}: suspect without an accuser"
+        assert all(r.incarnation == member.incarnation for r in held.accusers.values()), (
+            f"{site}: old accuser"
+        )
+        assert len(held.accusers) <= held.needed + 1, f"{site}: more accusers than count"
+    if state in (MemberState.ALIVE, MemberState.UNSEEN, MemberState.LEFT):
+        assert member.suspicion is None, f"{site}: {state} with a suspicion"
+    assert not (member.agreed and member.refused and not member.blocked), f"{site}: agreed and refused"
+
+
+def _check_exchange(ctx: Context, gossip: Gossip) -> None:
+    inbox = gossip.inbox
+    hashes = [e.model.hash for e in inbox.entries]
+    assert len(set(hashes)) == len(hashes), "one model twice in the inbox"
+    assert len(inbox.waiting) <= 2, "more than a restored visitor and one model wait"
+    targets = [o.to for o in gossip.outgoing if o.to]
+    assert len(set(targets)) == len(targets), "two models on their way to one site"
+    assert all(call.to != ctx.site for call in ctx.calls.values()), "a call to itself"

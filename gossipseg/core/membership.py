@@ -1,0 +1,387 @@
+"""Who is in the federation and in what state: records in, beliefs out (SWIM with suspicion, DSN 2002).
+
+What belongs here: the meaning of alive, left and suspect records, incarnations, suspicion timers, and
+what is passed on. What must not: who is pinged when (probing.py), weights (gossip.py).
+
+Only a site itself moves its incarnation (SWIM §4.2), so records of it carry its own signature; death
+follows only from this site's own timer. Records of unlisted sites are dropped.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from enum import StrEnum
+
+from gossipseg.core import suspicion
+from gossipseg.core.broadcasts import Broadcasts, retransmit_limit
+from gossipseg.core.context import Context
+from gossipseg.core.member import Member
+from gossipseg.core.params import MembershipParams
+from gossipseg.core.pool import SitePool
+from gossipseg.core.types import (
+    AliveRecord,
+    LeftRecord,
+    MemberState,
+    PeerInfo,
+    Phase,
+    Record,
+    Site,
+    SuspectRecord,
+    payload,
+)
+
+MAX_INCARNATION = 1 << 62
+"""Records beyond it are dropped: nobody restarts or refutes that often, and it must fit the wire."""
+
+
+class Evidence(StrEnum):
+    """What can move a member from one state to another."""
+
+    ALIVE = "alive"
+    """An alive record of a newer incarnation."""
+    SUSPECT = "suspect"
+    """An accusation in its present incarnation."""
+    TIMEOUT = "timeout"
+    """Its suspicion was not refuted in time."""
+    LEFT = "left"
+    """Its own goodbye, not older than what is known."""
+
+
+TRANSITIONS: Mapping[tuple[MemberState, Evidence], MemberState] = {
+    (MemberState.UNSEEN, Evidence.ALIVE): MemberState.ALIVE,
+    (MemberState.SUSPECT, Evidence.ALIVE): MemberState.ALIVE,
+    (MemberState.DEAD, Evidence.ALIVE): MemberState.ALIVE,
+    (MemberState.LEFT, Evidence.ALIVE): MemberState.ALIVE,
+    (MemberState.ALIVE, Evidence.SUSPECT): MemberState.SUSPECT,
+    (MemberState.SUSPECT, Evidence.TIMEOUT): MemberState.DEAD,
+    (MemberState.UNSEEN, Evidence.LEFT): MemberState.LEFT,
+    (MemberState.ALIVE, Evidence.LEFT): MemberState.LEFT,
+    (MemberState.SUSPECT, Evidence.LEFT): MemberState.LEFT,
+    (MemberState.DEAD, Evidence.LEFT): MemberState.LEFT,
+}
+"""All changes of state there are; evidence without an entry changes none."""
+
+
+class Membership:
+    """The members, the running suspicions and the records on their way round."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        params: MembershipParams,
+        *,
+        sites: Mapping[Site, str],
+        address: str,
+        incarnation: int,
+        on_change: Callable[[Member, bool], None],
+    ) -> None:
+        """`on_change(member, ended)`: something about it changed; `ended`: the life known so far is over."""
+        self._ctx, self._params, self._on_change = ctx, params, on_change
+        self.members: dict[Site, Member] = {
+            s: Member(s, address=sites[s]) for s in sorted(sites) if s != ctx.site
+        }
+        self.live = SitePool()
+        """Alive or suspect: who is probed."""
+        self.alive = SitePool()
+        self.down: dict[Site, None] = dict.fromkeys(self.members)
+        """Listed and not live, the longest undialled first."""
+        self.joined: list[Site] = []
+        """Newly alive since the prober last looked."""
+        self.health = suspicion.SelfHealth(params.max_self_health)
+        self.leaving = False
+        self.own: AliveRecord | LeftRecord = AliveRecord(
+            ctx.site, ctx.rng.getrandbits(62) + 1, incarnation, address, 0
+        )
+        self._broadcasts = Broadcasts(self._is_current)
+        self._timers: list[tuple[float, Site]] = []
+        self._grace_until = 0.0
+        self._limit_for = (-1, 0)
+        self._foreign_lives: dict[int, int] = {}
+
+    # -------------------------------------------------------------- this site's own record
+
+    @property
+    def incarnation(self) -> int:
+        return self.own.incarnation
+
+    def announce(self, incarnation: int) -> None:
+        """Say "I am here" under a (new) incarnation, which is on disk before anybody hears of it."""
+        own = self.own
+        if self.leaving or not isinstance(own, AliveRecord):
+            return
+        draft = replace(own, incarnation=incarnation, cases=self._ctx.info.cases, signature=b"")
+        self.own = replace(draft, signature=self._ctx.sign(payload(draft)))
+        self._ctx.persist()
+        self._broadcasts.add(self.own)
+
+    def say_goodbye(self) -> LeftRecord:
+        """From here on this site counts as left."""
+        self.leaving = True
+        draft = LeftRecord(self._ctx.site, self.own.nonce, self.own.incarnation)
+        left = replace(draft, signature=self._ctx.sign(payload(draft)))
+        self.own = left
+        self._broadcasts.add(left)
+        return left
+
+    # -------------------------------------------------------------- records
+
+    def receive(self, records: Iterable[Record]) -> int:
+        """Take in verified records; returns how many changed something."""
+        members, changed = self.members, 0
+        for record in records:
+            if not 0 < record.incarnation < MAX_INCARNATION:
+                continue
+            if record.site == self._ctx.site:
+                changed += self._about_me(record)
+                continue
+            member = members.get(record.site)
+            if member is None or member.alive is record:
+                continue
+            if isinstance(record, AliveRecord):
+                changed += self._is_alive(member, record)
+            elif isinstance(record, LeftRecord):
+                changed += self._has_left(member, record)
+            else:
+                changed += self._is_accused(member, record)
+        return changed
+
+    def accuse(self, site: Site) -> None:
+        """This site itself could not reach `site`, neither directly nor through others."""
+        member = self.members.get(site)
+        if member is None or not member.live:
+            return
+        me = self._ctx.site
+        if member.suspicion is not None and me in member.suspicion.accusers:
+            return
+        draft = SuspectRecord(site, member.incarnation, me)
+        self._is_accused(member, replace(draft, signature=self._ctx.sign(payload(draft))))
+
+    def _is_alive(self, member: Member, record: AliveRecord) -> bool:
+        newer = record.incarnation > member.incarnation
+        tie = record.incarnation == member.incarnation and record.nonce > member.nonce
+        if not newer and not (tie and member.state is not MemberState.LEFT):
+            return False
+        ended = member.nonce not in (0, record.nonce)
+        if ended:
+            self._new_life(member, record.nonce)
+        member.incarnation, member.nonce, member.alive = record.incarnation, record.nonce, record
+        member.address, member.cases = record.address, record.cases
+        if newer:
+            reason = {MemberState.SUSPECT: "refuted", MemberState.UNSEEN: "joined"}.get(
+                member.state, "returned" if member.state is not MemberState.ALIVE else ""
+            )
+            self._move(member, Evidence.ALIVE, reason)
+        self._broadcasts.add(record)
+        self._on_change(member, ended)
+        return True
+
+    def _new_life(self, member: Member, nonce: int) -> None:
+        if nonce == member.previous_nonce:
+            self._ctx.note("duplicate_site", member.site, "two running daemons take turns under this name")
+        member.previous_nonce = member.nonce
+        member.agreed, member.hello_for = False, None
+
+    def _has_left(self, member: Member, record: LeftRecord) -> bool:
+        same_life = record.nonce == member.nonce
+        if record.incarnation < member.incarnation or (
+            record.incarnation == member.incarnation and not same_life
+        ):
+            return False
+        if member.state is MemberState.LEFT and record.incarnation == member.incarnation:
+            return False
+        member.incarnation, member.nonce, member.left = record.incarnation, record.nonce, record
+        self._move(member, Evidence.LEFT, "left")
+        self._broadcasts.add(record)
+        self._on_change(member, True)
+        return True
+
+    def _is_accused(self, member: Member, record: SuspectRecord) -> bool:
+        listed = record.accuser in self.members or record.accuser == self._ctx.site
+        if not listed or record.accuser == record.site or record.incarnation != member.incarnation:
+            return False
+        now = self._ctx.now
+        if member.state is MemberState.ALIVE:
+            member.suspicion = suspicion.begin(record, len(self.live) + 1, now, self._params)
+            by = "this site" if record.accuser == self._ctx.site else record.accuser
+            self._move(member, Evidence.SUSPECT, f"no answer to {by}")
+        elif member.state is not MemberState.SUSPECT or member.suspicion is None:
+            return False
+        else:
+            heard = member.last_heard
+            not_before = heard + member.suspicion.minimum_s if heard is not None else 0.0
+            if not suspicion.confirm(member.suspicion, record, not_before):
+                return False
+        heapq.heappush(self._timers, (member.suspicion.deadline, member.site))
+        self._broadcasts.add(record)
+        return True
+
+    def _about_me(self, record: Record) -> bool:
+        """Refute what is said of this site, or outbid another life of it."""
+        if self.leaving:
+            return False
+        own = self.own
+        if isinstance(record, SuspectRecord):
+            if record.incarnation != own.incarnation:
+                return False
+            self.health.change(+1)
+            self.announce(own.incarnation + 1)
+            return True
+        if record.nonce == own.nonce or (record.incarnation, record.nonce) < (own.incarnation, own.nonce):
+            return False
+        lives = self._foreign_lives
+        lives[record.nonce] = lives.get(record.nonce, 0) + 1
+        if lives[record.nonce] > 1:
+            # The first time may be what is left of an earlier life; one that answers back is running now.
+            self._ctx.note("duplicate_site", self._ctx.site, "another daemon runs under this site's name")
+        self.announce(record.incarnation + 1)
+        return True
+
+    # -------------------------------------------------------------- direct contact and time
+
+    def heard(self, site: Site, info: PeerInfo | None) -> Member | None:
+        """`site` spoke to this site just now (authentic by the connection)."""
+        member = self.members.get(site)
+        if member is None:
+            return None
+        now = self._ctx.now
+        member.last_heard = now
+        if member.blocked:
+            member.blocked, member.refused = False, ""
+            self._on_change(member, False)
+        if member.suspicion is not None and member.state is MemberState.SUSPECT:
+            member.suspicion.deadline = max(member.suspicion.deadline, now + member.suspicion.minimum_s)
+        old = member.info
+        if info is None or info is old:
+            return member
+        member.info = info
+        if info.cases:
+            member.cases = info.cases
+        if old is None or (old.phase, old.contract, old.cases) != (info.phase, info.contract, info.cases):
+            self._on_change(member, False)
+        return member
+
+    def learn_phase(self, member: Member, phase: Phase) -> None:
+        """It said so in an answer that carries no PeerInfo."""
+        if member.info is not None and member.info.phase is not phase:
+            member.info = replace(member.info, phase=phase)
+            self._on_change(member, False)
+
+    def block(self, site: Site, reason: str, detail: str) -> None:
+        """The wire says that `site` shows the wrong key (untrusted), or does not take ours (refused)."""
+        member = self.members.get(site)
+        if member is None:
+            return
+        text = f"{reason}: {detail}" if detail else reason
+        if member.refused == text:
+            return
+        member.blocked, member.refused = True, text
+        self._ctx.note("peer_refused", site, text)
+        self._on_change(member, False)
+
+    def stalled(self) -> None:
+        """This site's own loop stood still: what it missed may contain refutations."""
+        self.health.change(+1)
+        self._grace_until = self._ctx.now + self._params.probe_interval_s
+
+    def expire(self) -> None:
+        """Give up the suspects whose time is over."""
+        now, timers = self._ctx.now, self._timers
+        while timers and timers[0][0] <= now:
+            _, site = heapq.heappop(timers)
+            member = self.members.get(site)
+            if member is None or member.state is not MemberState.SUSPECT or member.suspicion is None:
+                continue
+            due = max(member.suspicion.deadline, self._grace_until)
+            if due > now:
+                heapq.heappush(timers, (due, site))
+                continue
+            waited_s = now - member.suspicion.started
+            self._move(member, Evidence.TIMEOUT, f"suspected for {waited_s:.1f} s and did not refute")
+            self._on_change(member, True)
+
+    def next_deadline(self) -> float | None:
+        return self._timers[0][0] if self._timers else None
+
+    # -------------------------------------------------------------- what is passed on
+
+    def news_for(self, site: Site) -> tuple[Record, ...]:
+        """Records to send with a message to `site`; first what is held against it, so that it can refute."""
+        live = len(self.live) + 1
+        if live != self._limit_for[0]:
+            self._limit_for = (live, retransmit_limit(live))
+        news = self._broadcasts.take(self._params.gossip_records_per_message, self._limit_for[1])
+        member = self.members.get(site)
+        if member is None or member.state is MemberState.ALIVE or member.state is MemberState.UNSEEN:
+            return news
+        held: list[Record] = [r for r in (member.alive, member.left, member.accusation) if r is not None]
+        return (*held, *news)
+
+    def known(self) -> tuple[Record, ...]:
+        """Everything this site believes, for a push/pull."""
+        records: list[Record] = [self.own]
+        forgotten = self._ctx.now - self._params.dead_kept_s
+        for member in self.members.values():
+            state = member.state
+            if member.alive is not None and member.live:
+                records.append(member.alive)
+            if member.left is not None and state is MemberState.LEFT:
+                records.append(member.left)
+            elif member.suspicion is not None and (
+                state is MemberState.SUSPECT or (state is MemberState.DEAD and member.since > forgotten)
+            ):
+                records.extend(member.suspicion.accusers.values())
+        return tuple(records)
+
+    def _is_current(self, record: Record) -> bool:
+        """Nothing newer is known that would make passing the record on pointless."""
+        if record.site == self._ctx.site:
+            return record is self.own
+        member = self.members.get(record.site)
+        if member is None:
+            return False
+        if isinstance(record, SuspectRecord):
+            return record.incarnation == member.incarnation and member.suspicion is not None
+        return record is member.alive or record is member.left
+
+    # -------------------------------------------------------------- the list and the states
+
+    def set_sites(self, sites: Mapping[Site, str]) -> list[Site]:
+        """The list was reloaded; returns the sites that are no longer in it."""
+        removed = [s for s in self.members if s not in sites]
+        for site in removed:
+            member = self.members.pop(site)
+            self.live.discard(site)
+            self.alive.discard(site)
+            self.down.pop(site, None)
+            member.state, member.reason = MemberState.LEFT, "no longer listed"
+            self._on_change(member, True)
+        for site in sorted(sites):
+            if site != self._ctx.site and site not in self.members:
+                self.members[site] = Member(site, address=sites[site])
+                self.down[site] = None
+        return removed
+
+    def _move(self, member: Member, evidence: Evidence, reason: str) -> None:
+        state = TRANSITIONS.get((member.state, evidence))
+        if state is None:
+            return
+        if state is not MemberState.SUSPECT and state is not MemberState.DEAD:
+            member.suspicion = None
+        was_live = member.live
+        member.state, member.reason, member.since = state, reason, self._ctx.now
+        if state is MemberState.ALIVE:
+            member.left = None
+            self.alive.add(member.site)
+        else:
+            self.alive.discard(member.site)
+        if member.live and not was_live:
+            self.live.add(member.site)
+            self.down.pop(member.site, None)
+            self.joined.append(member.site)
+        elif was_live and not member.live:
+            self.live.discard(member.site)
+            self.down[member.site] = None
+        self._ctx.note(f"member_{state.value}", member.site, reason)
+        self._on_change(member, False)

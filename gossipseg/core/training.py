@@ -1,0 +1,204 @@
+"""Rounds: when the worker runs the next one, with which visitor, and what came of it.
+
+What belongs here: the states of the worker as the core sees them. What must not: processes, weights.
+There is no barrier: a round starts when the last one is done, whatever the other sites do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+from gossipseg.core import events
+from gossipseg.core.context import Context
+from gossipseg.core.effects import Finished, Snapshot, StartRound
+from gossipseg.core.gossip import Gossip, describe
+from gossipseg.core.membership import Membership
+from gossipseg.core.types import Phase, Site
+
+REMEMBERED_VISITORS = 8
+"""A visitor's effect may be undone some rounds later: so many names are kept for that note."""
+
+
+class Worker(StrEnum):
+    """The training worker as the core sees it."""
+
+    ABSENT = "absent"
+    IDLE = "idle"
+    RUNNING = "running"
+    FAILED = "failed"
+
+
+class Training:
+    """The worker's state, the rounds behind it, and the phase this site tells its peers."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        gossip: Gossip,
+        membership: Membership,
+        *,
+        rounds: int | None,
+        snapshot: Snapshot,
+    ) -> None:
+        self._ctx, self._gossip, self._membership = ctx, gossip, membership
+        self._rounds = rounds
+        self.worker = Worker.ABSENT
+        self.paused = snapshot.paused
+        self.leaving = False
+        self._visitors: dict[str, Site] = {}
+        self._say_phase()
+        ctx.say(round=snapshot.round, steps=snapshot.steps)
+
+    @property
+    def finished(self) -> bool:
+        """The budget is used up, and the worker has said so in this life."""
+        spent = self._rounds is not None and self._ctx.info.round >= self._rounds
+        return spent and self.worker is Worker.IDLE
+
+    def handle(self, event: events.Event) -> bool:
+        """Take a worker's event; False: it fits no state the worker can be in."""
+        action = TABLE.get((self.worker, type(event)))
+        return action(self, event) if action is not None else False
+
+    def pause(self, paused: bool) -> None:
+        if paused == self.paused:
+            return
+        self.paused = paused
+        self._ctx.note("paused" if paused else "resumed")
+        self._say_phase()
+        self._ctx.persist()
+        self._go_on()
+
+    def leave(self) -> None:
+        self.leaving = True
+        self._say_phase()
+
+    # -------------------------------------------------------------- the worker's events
+
+    def _ready(self, event: events.WorkerReady) -> bool:
+        ctx, gossip = self._ctx, self._gossip
+        if self.worker is not Worker.ABSENT:
+            self._lose()  # it restarted without having been seen to die
+        self.worker = Worker.IDLE
+        first_cases = event.cases != ctx.info.cases
+        ctx.say(round=event.round, steps=event.steps, cases=event.cases)
+        ctx.contract_known(event.contract)
+        gossip.last_visit = event.last_visit
+        if event.last_visit is not None:
+            # Exactly once: the checkpoint has this visit behind it, its report was lost.
+            visited = gossip.inbox.remove(event.last_visit)
+            if visited is not None:
+                ctx.note("model_dropped", visited.frm, "already_visited", **describe(visited.model))
+        self._say_phase()
+        if first_cases:
+            self._membership.announce(self._membership.incarnation + 1)
+        else:
+            ctx.persist()
+        self._go_on()
+        return True
+
+    def _lost(self, event: events.WorkerLost) -> bool:
+        if self.finished:
+            return True  # it has nothing left to do
+        self._lose()
+        if event.final:
+            self.worker = Worker.FAILED
+        self._say_phase()
+        return True
+
+    def _lose(self) -> None:
+        self.worker = Worker.ABSENT
+        self._gossip.running_round = None
+        self._gossip.inbox.put_back()
+
+    def _round_finished(self, event: events.RoundFinished) -> bool:
+        ctx, gossip = self._ctx, self._gossip
+        if event.round != gossip.running_round:
+            return False
+        self.worker, gossip.running_round = Worker.IDLE, None
+        ctx.say(round=event.round, steps=event.steps)
+        self._visit_over(event)
+        if event.reverted is not None:
+            frm = self._visitors.get(event.reverted)
+            gossip.counts["reverted", frm or ""] += 1
+            ctx.note("visit_reverted", frm, "validation", hash=event.reverted)
+        ctx.persist()
+        if event.export is not None:
+            gossip.send(event.export)
+        self._go_on()
+        return True
+
+    def _visit_over(self, event: events.RoundFinished) -> None:
+        gossip, result = self._gossip, event.visit
+        visitor, gossip.inbox.visiting = gossip.inbox.visiting, None
+        if visitor is None:
+            return
+        gossip.last_visit = visitor.model.hash
+        if result is None:
+            gossip.dropped(visitor, "not_visited")
+            return
+        self._visitors[result.hash] = visitor.frm
+        while len(self._visitors) > REMEMBERED_VISITORS:
+            del self._visitors[next(iter(self._visitors))]
+        gossip.counts[result.outcome, visitor.frm] += 1
+        detail = {**describe(visitor.model), "at_round": event.round}
+        self._ctx.note(f"visit_{result.outcome}", visitor.frm, result.reason, **detail)
+
+    # -------------------------------------------------------------- going on
+
+    def _go_on(self) -> None:
+        """Start the next round, or say that there is none."""
+        ctx, gossip = self._ctx, self._gossip
+        if self.worker is not Worker.IDLE or self.leaving:
+            return
+        if self.finished:
+            gossip.drop_waiting("finished")
+            self._say_phase()
+            ctx.persist()
+            ctx.note("finished", None, "", round=ctx.info.round)
+            ctx.effects.append(Finished())
+            return
+        if self.paused:
+            return
+        round = ctx.info.round + 1
+        visitor, dropped = gossip.inbox.take(ctx.info.round, ctx.info.steps)
+        for entry, reason in dropped:
+            gossip.dropped(entry, reason)
+        if dropped:
+            ctx.persist()
+        export = gossip.draws_to_send(round)
+        self.worker, gossip.running_round = Worker.RUNNING, round
+        ctx.effects.append(StartRound(round, visitor, export))
+
+    def _say_phase(self) -> None:
+        phase = self._phase()
+        if phase is not self._ctx.info.phase:
+            self._ctx.say(phase=phase)
+
+    def _phase(self) -> Phase:
+        if self.leaving:
+            return Phase.LEAVING
+        if self.worker is Worker.FAILED:
+            return Phase.FAILED
+        if self.finished:
+            return Phase.FINISHED
+        if self.paused:
+            return Phase.PAUSED
+        return Phase.STARTING if self.worker is Worker.ABSENT else Phase.TRAINING
+
+
+_Action = Callable[[Training, Any], bool]
+TABLE: Mapping[tuple[Worker, type], _Action] = {
+    (Worker.ABSENT, events.WorkerReady): Training._ready,
+    (Worker.IDLE, events.WorkerReady): Training._ready,
+    (Worker.RUNNING, events.WorkerReady): Training._ready,
+    (Worker.FAILED, events.WorkerReady): Training._ready,
+    (Worker.ABSENT, events.WorkerLost): Training._lost,
+    (Worker.IDLE, events.WorkerLost): Training._lost,
+    (Worker.RUNNING, events.WorkerLost): Training._lost,
+    (Worker.FAILED, events.WorkerLost): Training._lost,
+    (Worker.RUNNING, events.RoundFinished): Training._round_finished,
+}
+"""What the worker may say in which state; anything else is an error in tests and a note in production."""
