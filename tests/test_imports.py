@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "learn": {"algos", "nets", "core.types", "store", "errors"},
     "wire": {"core", "errors", "trust", "certificates"},
     "discovery": {"core", "errors"},
-    "config": {"core", "errors", "trust", "certificates"},
+    "config": {"core", "errors", "trust", "certificates", "wire.addresses"},
     "testbed": {"config", "trust", "wire.control", "wire.documents", "store", "errors"},
     "daemon": {"config", "core", "discovery", "errors", "learn.jobs", "store", "trust", "wire"},
     "ctl": {"config", "discovery", "errors", "store", "testbed", "trust", "wire", "core", "certificates"},

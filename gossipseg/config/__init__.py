@@ -42,8 +42,6 @@ from gossipseg.config.rules import (
     check_loopback,
     check_site,
     check_socket_paths,
-    is_loopback,
-    split_address,
 )
 from gossipseg.core.params import MEMBERSHIP_PRESETS, membership_preset
 from gossipseg.errors import ConfigError
@@ -64,12 +62,10 @@ __all__ = [
     "contract",
     "dump",
     "fingerprint",
-    "is_loopback",
     "load",
     "load_federation",
     "load_site",
     "read_text",
-    "split_address",
     "worker_spec",
 ]
 

@@ -19,7 +19,7 @@ from gossipseg.wire.params import WireParams
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 SITE_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
-FEDERATION_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,62}$"
+FEDERATION_NAME_PATTERN = r"^[^\s\p{C}](?:[^\p{C}]{0,61}[^\s\p{C}])?$"
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ _WORDS = {
 _PATTERNS = {
     "name": "Use lower-case letters, digits, - and _; at most 63, the first a letter or digit.",
     "site": "Use lower-case letters, digits, - and _; at most 63, the first a letter or digit.",
-    "federation": "Use letters, digits, spaces and . _ -; at most 63, the first a letter or digit.",
+    "federation": "Use at most 63 printable characters, with no blank at either end.",
 }
 
 

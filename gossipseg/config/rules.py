@@ -19,8 +19,10 @@ from gossipseg.config.files import FederationFile, ListedSite, SiteFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import Source
 from gossipseg.core.params import GossipParams, MembershipParams
+from gossipseg.errors import ConfigError
 from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkName, NetworkParams
+from gossipseg.wire.addresses import is_loopback, split_address
 from gossipseg.wire.params import WireParams
 
 MAX_SOCKET_PATH_BYTES = 107
@@ -117,44 +119,6 @@ RANGES: dict[type, dict[str, Range]] = {
 }
 
 
-def split_address(text: str) -> tuple[str, int]:
-    """host and port of `host:port` or `[IPv6]:port`. Raises ValueError saying what is wrong."""
-    if "://" in text or "/" in text:
-        raise ValueError("is a URL, not host:port")
-    if not text or any(c.isspace() for c in text):
-        raise ValueError("is not host:port")
-    bracketed = re.fullmatch(r"\[([^\]]*)\](.*)", text)
-    if bracketed:
-        host, rest = bracketed.groups()
-        _check_ipv6(host)
-        if not rest.startswith(":"):
-            raise ValueError("has no port")
-        return host, _port(rest[1:])
-    if text.count(":") > 1:
-        raise ValueError("is an IPv6 address without brackets")
-    host, colon, port = text.partition(":")
-    if not colon:
-        raise ValueError("has no port")
-    if not re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252})", host):
-        raise ValueError("has no valid host name")
-    return host, _port(port)
-
-
-def _check_ipv6(host: str) -> None:
-    try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        raise ValueError("holds no valid IPv6 address between its brackets") from None
-
-
-def _port(text: str) -> int:
-    if not text:
-        raise ValueError("has no port")
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise ValueError("has a bad port (a whole number up to 65535 is needed)")
-    return int(text)
-
-
 # ---------------------------------------------------------------- checks
 
 
@@ -225,7 +189,7 @@ def check_loopback(site: SiteFile, site_source: Source, federation: FederationFi
         (site_source, "advertise", site.advertise),
         *listed,
     ]:
-        if address is not None and not is_loopback(split_address(address)[0]):
+        if address is not None and not is_loopback(address):
             raise source.error(
                 "insecure: true is allowed on loopback addresses only",
                 key,
@@ -234,31 +198,16 @@ def check_loopback(site: SiteFile, site_source: Source, federation: FederationFi
             )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host, as split_address() gives it, can only be this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def check_socket_paths(site: SiteFile, source: Source) -> None:
     """Unix sockets have short names. `site` has absolute paths. Raises ConfigError."""
-    control = site.control_socket or str(Path(site.state_dir) / "control.sock")
-    for key, path in (
-        ("control_socket" if site.control_socket else "state_dir", control),
-        ("state_dir", str(Path(site.state_dir) / "worker.sock")),
-    ):
-        size = len(path.encode())
-        if size > MAX_SOCKET_PATH_BYTES:
-            raise source.error(
-                f"makes the path of a unix socket {size} bytes long; {MAX_SOCKET_PATH_BYTES} is the most",
-                key,
-                path,
-                "Choose a folder with a shorter path.",
-            )
+    size = len(str(Path(site.state_dir) / "worker.sock").encode())
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise source.error(
+            f"makes the path of the worker's socket {size} bytes long; {MAX_SOCKET_PATH_BYTES} is the most",
+            "state_dir",
+            site.state_dir,
+            "Choose a folder with a shorter path.",
+        )
 
 
 def _check_text(key: str, value: str, source: Source) -> None:
@@ -269,13 +218,9 @@ def _check_text(key: str, value: str, source: Source) -> None:
 def _check_address(address: str, key: str, source: Source, *, dialled: bool = False) -> None:
     try:
         host, port = split_address(address)
-    except ValueError as e:
-        hint = (
-            f"Write [{address}]:7443."
-            if "without brackets" in str(e)
-            else "Write it as host:port or [IPv6]:port."
-        )
-        raise source.error(str(e), key, address, hint) from None
+    except ConfigError as e:
+        problem, remedy = _address_problem(address)
+        raise source.error(problem or e.problem, key, address, remedy or e.remedy) from None
     if dialled and (host in ("0.0.0.0", "::") or port == 0):
         raise source.error(
             "cannot be dialled by other sites",
@@ -283,6 +228,21 @@ def _check_address(address: str, key: str, source: Source, *, dialled: bool = Fa
             address,
             "Give the name or address, and the port, under which the others reach this site.",
         )
+
+
+def _address_problem(address: str) -> tuple[str, str]:
+    """What is wrong with an address that cannot be read, and the remedy; empty where it is not plain."""
+    remedy = "Write host:port, 192.0.2.7:7443 or [2001:db8::7]:7443."
+    if "/" in address:
+        return "is a URL, not host:port", remedy
+    if address.count(":") > 1 and not address.startswith("["):
+        return "is an IPv6 address without brackets", f"Write [{address}]:7443, where 7443 is the port."
+    host, colon, port = address.rpartition(":")
+    if not colon or address.endswith("]"):
+        return "has no port", f"Write {address or 'host'}:7443, where 7443 is the port."
+    if not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        return "has a bad port: a whole number up to 65535 is needed", remedy
+    return ("has no host name" if not host else "has no valid host name"), remedy
 
 
 def _check_ip(text: str, key: str, source: Source) -> None:

@@ -1,0 +1,106 @@
+"""What every command shares: its options, which site is meant, the connection to its daemon.
+
+What belongs here: finding site.yaml and the control socket, fast. What must not: output, torch, pydantic.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gossipseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from gossipseg.config import Config
+    from gossipseg.wire.control import ControlClient
+
+SYSTEM_SITE_FILE = Path("/etc/gossipseg/site.yaml")
+CONFIG_VARIABLE = "GOSSIPSEG_CONFIG"
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="site.yaml of this site. Default: $GOSSIPSEG_CONFIG, ./site.yaml, /etc/gossipseg/site.yaml.",
+        show_default=False,
+    ),
+]
+SocketOption = Annotated[
+    Path | None,
+    typer.Option("--socket", help="The daemon's control socket, instead of --config.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON document (schema 1).")]
+LimitOption = Annotated[int, typer.Option("-n", "--limit", min=1, help="At most so many rows.")]
+
+
+def find_site_file(given: Path | None) -> Path:
+    """The site.yaml that is meant. Raises ConfigError when there is none."""
+    if given is not None:
+        return given
+    if variable := os.environ.get(CONFIG_VARIABLE):
+        return Path(variable)
+    for path in (Path("site.yaml"), SYSTEM_SITE_FILE):
+        if path.exists():
+            return path
+    raise ConfigError(
+        f"there is no site.yaml: looked at ${CONFIG_VARIABLE} (not set), "
+        f"{Path('site.yaml').absolute()} and {SYSTEM_SITE_FILE}",
+        remedy="Give its path with --config, or make one with `gossipctl init --name NAME`.",
+    )
+
+
+def find_socket(config: Path | None, socket: Path | None) -> Path:
+    """The control socket of the site that is meant. Raises ConfigError."""
+    if socket is not None:
+        return socket
+    site_file = find_site_file(config)
+    raw = _glance(site_file)
+    base = site_file.absolute().parent
+    if given := os.environ.get("GOSSIPSEG_CONTROL_SOCKET") or raw.get("control_socket"):
+        return base / Path(given).expanduser()
+    state_dir = os.environ.get("GOSSIPSEG_STATE_DIR") or raw.get("state_dir") or "state"
+    return base / Path(state_dir).expanduser() / "control.sock"
+
+
+def _glance(site_file: Path) -> dict[str, Any]:
+    """The text keys of site.yaml, unchecked: a daemon that runs is shown whatever the file says now."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        raw = yaml.load(site_file.read_bytes(), loader)
+    except (OSError, ValueError, yaml.YAMLError):
+        raw = None
+    if not isinstance(raw, dict):
+        return _complain(site_file)
+    return {k: v for k, v in raw.items() if isinstance(v, str)}
+
+
+def _complain(site_file: Path) -> dict[str, Any]:
+    """Let the configuration reader say what is wrong with a file that cannot be glanced at."""
+    from gossipseg.config.reading import read_mapping
+
+    return read_mapping(site_file)
+
+
+@contextmanager
+def daemon(config: Path | None, socket: Path | None) -> Iterator[ControlClient]:
+    """The daemon of the site that is meant. Raises ConfigError, DaemonUnreachable."""
+    path = find_socket(config, socket)
+    from gossipseg.wire.control import ControlClient  # grpc: only for commands that ask the daemon
+
+    with ControlClient(path) as client:
+        yield client
+
+
+def load_config(config: Path | None) -> Config:
+    """Both files of the site that is meant, read and checked in full. Raises ConfigError."""
+    path = find_site_file(config)
+    from gossipseg import config as configuration
+
+    return configuration.load(path)

@@ -1,0 +1,281 @@
+"""The checks of `gossipctl check` on this machine, one function each, each yielding findings.
+
+What belongs here: configuration, identity, clock, disk, device and data, the daemon.
+What must not: other sites (doctor_peers.py), printing, torch (data and device are checked by a subprocess).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from gossipseg import trust
+from gossipseg.config import Config
+from gossipseg.ctl import learn
+from gossipseg.ctl import output as out
+from gossipseg.errors import DaemonUnreachable, GossipsegError
+from gossipseg.wire.addresses import split_address
+from gossipseg.wire.control import ControlClient
+from gossipseg.wire.documents import StatusDoc
+
+DAY_S = 86_400
+EXPIRY_WARNING_DAYS = 30
+_TIME_ERROR = 5
+"""adjtimex(2): the clock is not synchronised."""
+MAX_PROBLEMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    state: Literal["ok", "warning", "failed", "skipped"]
+    detail: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Iterator[Finding]:
+    """All checks, in the order in which a mistake in one makes the next pointless."""
+    yield Finding("config", "ok", f"{config.site_path} and {config.federation_path}")
+    identity, findings = check_identity(config)
+    yield from findings
+    yield from check_clock(config)
+    yield from check_disk(config)
+    status, findings = check_daemon(config)
+    yield from findings
+    if status is None:
+        yield from check_port(config)
+    yield from check_data(config) if data else [Finding("data", "skipped", "not asked for")]
+    if peers:
+        from gossipseg.ctl.doctor_peers import check_peers
+
+        yield from check_peers(config, identity, status, timeout_s)
+
+
+# ---------------------------------------------------------------- identity, clock
+
+
+def check_identity(config: Config) -> tuple[trust.Identity | None, list[Finding]]:
+    """Key and certificate: readable, private, a pair, valid, and listed for this site."""
+    if config.site.insecure:
+        return None, [
+            Finding(
+                "identity",
+                "warning",
+                "insecure: true, so this site has none",
+                "For experiments on loopback only.",
+            )
+        ]
+    paths = config.site.identity
+    try:
+        identity = trust.Identity.load(Path(paths.key), Path(paths.certificate))
+    except GossipsegError as e:
+        return None, [Finding("identity", "failed", str(e))]
+    try:
+        trust.check_own_certificate(identity, config.me, config.federation_path)
+    except GossipsegError as e:
+        return identity, [Finding("identity", "failed", str(e))]
+    found = [Finding("identity", "ok", f"{config.site.site} is {identity.site_id}")]
+    days = identity.days_left(time.time())
+    if days < EXPIRY_WARNING_DAYS:
+        found.append(
+            Finding(
+                "certificate",
+                "warning",
+                f"expires in {days:.0f} days, on {identity.not_after:%Y-%m-%d}",
+                "Make a new identity in another folder, and have both certificates listed for a while.",
+            )
+        )
+    else:
+        found.append(Finding("certificate", "ok", f"valid until {identity.not_after:%Y-%m-%d}"))
+    return identity, found
+
+
+def check_clock(config: Config) -> Iterator[Finding]:
+    """The clock against NTP, and every listed certificate against the clock."""
+    from gossipseg.certificates import parse_certificate
+
+    now, bad = datetime.now(UTC), False
+    for site in config.federation.sites:
+        for pem in trust.certificates_of(site):
+            certificate = parse_certificate(pem.encode())
+            since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            if now < since:
+                bad = True
+                yield Finding(
+                    "clock",
+                    "failed",
+                    f"it is {now:%Y-%m-%d} here; {site.name}'s certificate begins on {since:%Y-%m-%d}",
+                    "Set the clock (timedatectl set-ntp true), or ask whether that site's clock was wrong.",
+                )
+            elif now > until and site.name != config.site.site:
+                bad = True
+                yield Finding(
+                    "clock",
+                    "warning",
+                    f"{site.name}'s certificate expired on {until:%Y-%m-%d} (it is {now:%Y-%m-%d} here)",
+                    f"Ask {site.name} for its new certificate.",
+                )
+    if bad:
+        return
+    if synchronised() is False:
+        yield Finding(
+            "clock",
+            "warning",
+            f"{now:%Y-%m-%d %H:%M} UTC; the kernel says that it is not synchronised",
+            "Turn on NTP: timedatectl set-ntp true.",
+        )
+    else:
+        yield Finding("clock", "ok", f"{now:%Y-%m-%d %H:%M} UTC")
+
+
+def synchronised() -> bool | None:
+    """Whether the kernel's clock is disciplined by NTP; None where it cannot be asked."""
+    try:
+        buffer = ctypes.create_string_buffer(512)  # struct timex, modes = 0: only ask
+        answer = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
+    except (OSError, AttributeError):
+        return None
+    return None if answer < 0 else answer != _TIME_ERROR
+
+
+# ---------------------------------------------------------------- disk, port, daemon
+
+
+def check_disk(config: Config) -> Iterator[Finding]:
+    """State directory: there or makeable, writable, with room."""
+    state_dir = Path(config.site.state_dir)
+    there = next(p for p in (state_dir, *state_dir.parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield Finding(
+            "disk",
+            "failed",
+            f"state_dir {state_dir} cannot be written ({there} is not a folder this user may write to)",
+            "Choose another state_dir, or change the folder's owner.",
+        )
+        return
+    free = shutil.disk_usage(there).free
+    text = f"{out.bytes_text(free)} free for {state_dir}"
+    reserve = config.site.disk_reserve_bytes
+    if free < reserve:
+        yield Finding(
+            "disk",
+            "failed",
+            f"{text}, less than disk_reserve_bytes ({out.bytes_text(reserve)}): every model would be refused",
+            "Free some space, or lower disk_reserve_bytes.",
+        )
+    elif free < 4 * reserve:
+        yield Finding("disk", "warning", text, "That is little for checkpoints and models.")
+    else:
+        yield Finding("disk", "ok", text)
+
+
+def check_daemon(config: Config) -> tuple[StatusDoc | None, list[Finding]]:
+    """The control socket, and what the daemon says of itself."""
+    try:
+        with ControlClient(config.control_socket) as client:
+            status = client.status()
+    except DaemonUnreachable:
+        detail = f"not running (nobody answers on {config.control_socket})"
+        return None, [
+            Finding("daemon", "skipped", detail, f"Start it: gossipsegd --config {config.site_path}.")
+        ]
+    except GossipsegError as e:
+        return None, [Finding("daemon", "failed", str(e))]
+    state: dict[str, Literal["ok", "warning", "failed"]] = {"ok": "ok", "degraded": "warning"}
+    detail = f"{status.state}, {status.phase}, round {status.round}" + "".join(
+        f"; {r}" for r in status.reasons
+    )
+    found = [Finding("daemon", state.get(status.state, "failed"), detail)]
+    if status.site != config.site.site:
+        found.append(
+            Finding("daemon", "failed", f"it is {status.site}'s daemon that answers", "Check --config.")
+        )
+    return status, found
+
+
+def check_port(config: Config) -> Iterator[Finding]:
+    """Whether the daemon could listen where it shall."""
+    host, port = split_address(config.site.listen)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with closing(socket.socket(family, kind, protocol)) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(address)
+    except OSError as e:
+        yield Finding(
+            "listen",
+            "failed",
+            f"{config.site.listen}: {e.strerror or e}",
+            "Stop what listens there, or choose another address in site.yaml (listen).",
+        )
+    else:
+        yield Finding("listen", "ok", f"{config.site.listen} is free")
+
+
+# ---------------------------------------------------------------- data, device
+
+
+def check_data(config: Config) -> Iterator[Finding]:
+    """Every case of the data list, and the device, by `gossipseg.learn.check`."""
+    done = subprocess.run(
+        learn.command_line("check", []),
+        input=learn.spec_json(config),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("schema") != 1:
+        said = [line for line in done.stderr.splitlines() if line and not line.startswith("[")]
+        text = (
+            said[-1].removeprefix("error: ") if said else f"the check ended with exit code {done.returncode}"
+        )
+        yield Finding("data", "failed", text)
+        return
+    yield from data_findings(found)
+
+
+def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
+    """The document of gossipseg.learn.check as findings."""
+    problems = found.get("problems", [])
+    about_device = [p for p in problems if str(p.get("key") or "").startswith("device")]
+    about_data = [p for p in problems if p not in about_device]
+    for problem in about_device:
+        yield Finding("device", "failed", _sentence(problem), problem.get("remedy") or "")
+    if found.get("device"):
+        yield Finding("device", "ok", str(found["device"]))
+    for problem in about_data[:MAX_PROBLEMS]:
+        yield Finding("data", "failed", _sentence(problem), problem.get("remedy") or "")
+    if len(about_data) > MAX_PROBLEMS:
+        yield Finding("data", "failed", f"and {len(about_data) - MAX_PROBLEMS} more problems like these")
+    for warning in found.get("warnings", []):
+        yield Finding("data", "warning", str(warning))
+    if not about_data:
+        splits = ", ".join(f"{count} {name}" for name, count in found.get("splits", {}).items())
+        yield Finding("data", "ok", f"{splits}; every case can be read")
+
+
+def _sentence(problem: dict[str, Any]) -> str:
+    place = ": ".join(str(problem[k]) for k in ("file", "key") if problem.get(k))
+    value = f" = {problem['value']!r}" if problem.get("value") is not None and problem.get("key") else ""
+    return f"{place}{value}: {problem['problem']}" if place else str(problem["problem"])

@@ -1,0 +1,154 @@
+"""The checks of `gossipctl check` on the other sites: reachable, the one that is listed, of one contract?
+
+What belongs here: a look at each listed address, and one Hello. What must not: checks of this machine.
+While this site's own daemon runs it is asked for its view instead of saying a second Hello in its name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from gossipseg import config as configuration
+from gossipseg import trust
+from gossipseg.config import Config, ListedSite
+from gossipseg.core import contract
+from gossipseg.core.messages import Hello, HelloReply
+from gossipseg.core.types import PeerInfo, Phase
+from gossipseg.ctl.doctor import Finding
+from gossipseg.errors import ConfigError, GossipsegError, LocalError, PeerRefused
+from gossipseg.wire.control import ControlClient
+from gossipseg.wire.documents import StatusDoc
+from gossipseg.wire.grpc_transport import GrpcTransport
+from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
+from gossipseg.wire.probe import Seen, seen_certificate
+from gossipseg.wire.transport import PeerEndpoint
+
+AT_ONCE = 16
+
+
+def check_peers(
+    config: Config, identity: trust.Identity | None, status: StatusDoc | None, timeout_s: float
+) -> Iterator[Finding]:
+    """One or more findings for each other listed site."""
+    others = config.others
+    if not others:
+        yield Finding("peers", "warning", "no other site is listed", "Add them with `gossipctl peers add`.")
+        return
+    if identity is None and not config.site.insecure:
+        yield Finding("peers", "skipped", "this site has no identity to show them")
+        return
+    if config.site.insecure:
+        reached = others
+    else:
+        reached = []
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            looks = pool.map(lambda s: seen_certificate(s.address, identity, timeout_s), others)
+            for site, seen in zip(others, looks, strict=True):
+                finding = judge(site, seen)
+                if finding is None:
+                    reached.append(site)
+                else:
+                    yield finding
+    if status is not None:
+        yield from _from_daemon(config, reached)
+    else:
+        yield from asyncio.run(_greet_all(config, identity, reached, timeout_s))
+
+
+def judge(site: ListedSite, seen: Seen) -> Finding | None:
+    """What a look at the listed address says against the site; None where a Hello may follow."""
+    name = f"peer {site.name}"
+    if not seen.reached:
+        return Finding(
+            name,
+            "failed",
+            f"{site.address}: {seen.detail}",
+            "Is its daemon running, the address right, the port open in the firewalls between?",
+        )
+    listed = [trust.site_id(pem.encode()) for pem in trust.certificates_of(site)]
+    if seen.id not in listed:
+        return Finding(
+            name,
+            "failed",
+            f"{site.address} shows the ID {seen.id or 'of a strange key'}; listed is {' or '.join(listed)}",
+            f"Has another site this address, or {site.name} a new key? Ask its administrator for the ID.",
+        )
+    if seen.accepted is False:
+        return Finding(
+            name,
+            "failed",
+            f"{site.address} does not accept this site's certificate: {seen.detail}",
+            f"Ask {site.name} to list this site's certificate in its peers.yaml and to reload it.",
+        )
+    return None
+
+
+# ---------------------------------------------------------------- the contract
+
+
+def _from_daemon(config: Config, sites: list[ListedSite]) -> Iterator[Finding]:
+    with ControlClient(config.control_socket) as client:
+        rows = {row.site: row for row in client.peers().peers}
+    for site in sites:
+        row, name = rows.get(site.name), f"peer {site.name}"
+        if row is None:
+            yield Finding(name, "warning", "the daemon does not know it yet", "gossipctl reload")
+        elif row.refused:
+            yield Finding(name, "failed", row.refused, "Make peers.yaml the same at both sites.")
+        else:
+            yield Finding(
+                name, "ok", f"{site.address}: reached, identity right; the daemon sees it {row.state}"
+            )
+
+
+async def _greet_all(
+    config: Config, identity: trust.Identity | None, sites: list[ListedSite], timeout_s: float
+) -> list[Finding]:
+    endpoints = {
+        s.name: PeerEndpoint(s.name, s.address, tuple(pem.encode() for pem in trust.certificates_of(s)))
+        for s in sites
+    }
+    transport = GrpcTransport(
+        config.site.site,
+        listen=config.site.listen,
+        identity=identity,
+        peers=endpoints,
+        insecure=config.site.insecure,
+    )
+    try:
+        return await asyncio.gather(*(_greet(config, transport, s, timeout_s) for s in sites))
+    finally:
+        await transport.close()
+
+
+async def _greet(config: Config, transport: GrpcTransport, site: ListedSite, timeout_s: float) -> Finding:
+    name, ours = f"peer {site.name}", hello(config)
+    try:
+        reply = await transport.request(site.name, ours, timeout_s)
+    except PeerRefused as e:
+        return Finding(name, "failed", str(e), f"Compare peers.yaml with {site.name}'s.")
+    except (ConfigError, LocalError) as e:
+        return Finding(name, "failed", str(e))
+    except GossipsegError as e:
+        return Finding(name, "failed", str(e), f"Is {site.name}'s daemon well? `gossipctl status` there.")
+    assert isinstance(reply, HelloReply)
+    if difference := contract.refusal(ours, reply):
+        return Finding(name, "failed", difference, "Make peers.yaml the same at both sites.")
+    return Finding(
+        name,
+        "ok",
+        f"{site.address}: identity and contract right; {reply.info.phase.value}, round {reply.info.round}",
+    )
+
+
+def hello(config: Config) -> Hello:
+    """What this site says before its worker has ever run."""
+    return Hello(
+        protocol_min=PROTOCOL_MIN,
+        protocol_max=PROTOCOL_MAX,
+        federation=config.federation.federation,
+        contract=configuration.contract(config.federation),
+        info=PeerInfo(round=0, steps=0, cases=0, phase=Phase.STARTING, contract=""),
+    )

@@ -1,0 +1,184 @@
+"""`gossipctl init` and `gossipctl id`: a site's own key, certificate, ID and site.yaml."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossipseg.ctl import context
+from gossipseg.ctl import output as out
+from gossipseg.errors import EXIT_OK, ConfigError, LocalError
+
+DEFAULT_PORT = 7443
+
+
+def register(app: typer.Typer) -> None:
+    app.command("init")(init)
+    app.command("id")(show_id)
+
+
+def init(
+    name: Annotated[str, typer.Option(help="Name of this site: lower-case letters, digits, - and _.")],
+    directory: Annotated[
+        Path, typer.Option("--dir", help="Where site.yaml and identity/ are written.")
+    ] = Path(),
+    address: Annotated[
+        str | None,
+        typer.Option(help="host:port under which the other sites reach this one.", show_default=False),
+    ] = None,
+    json: context.JsonOption = False,
+) -> int:
+    """Make this site's key, certificate and a commented site.yaml. Overwrites nothing."""
+    from gossipseg import trust
+
+    _check_name(name)
+    port = _port(address) if address is not None else DEFAULT_PORT
+    site_file, identity = directory / "site.yaml", directory / "identity"
+    certificate = identity / trust.CERTIFICATE_FILE
+    for path in (site_file, identity / trust.KEY_FILE, certificate):
+        if path.exists():
+            raise LocalError(
+                f"{path} exists already and is not overwritten. Give another folder with --dir, or move it "
+                "away if you really want to begin anew: the other sites know this one by its key."
+            )
+    made = trust.create_identity(name, identity)
+    from gossipseg.store.atomic import atomic_write
+
+    atomic_write(site_file, site_yaml(name, port, address).encode(), mode=0o644)
+    if json:
+        files = {"site_file": str(site_file), "key": str(made.key_path), "certificate": str(certificate)}
+        out.print_json({"schema": 1, "kind": "identity", "site": name, "id": made.site_id, **files})
+    else:
+        print(_what_next(name, made.site_id, site_file, certificate, address))
+    return EXIT_OK
+
+
+def show_id(
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="Show the ID of this certificate instead.", show_default=False),
+    ] = None,
+    config: context.ConfigOption = None,
+    json: context.JsonOption = False,
+) -> int:
+    """The ID of this site, to be read out to the other sites' administrators."""
+    name = ""
+    if certificate is None:
+        site_file = context.find_site_file(config)
+        from gossipseg import config as configuration
+
+        site = configuration.load_site(site_file)
+        name, certificate = site.site, Path(site.identity.certificate)
+    from gossipseg.certificates import site_id
+    from gossipseg.ctl.peersfile import read_certificate
+
+    seen = site_id(read_certificate(certificate).encode())
+    if json:
+        document = {
+            "schema": 1,
+            "kind": "identity",
+            "site": name,
+            "id": seen,
+            "certificate": str(certificate),
+        }
+        out.print_json(document)
+    else:
+        print(seen)
+    return EXIT_OK
+
+
+def _check_name(name: str) -> None:
+    from gossipseg.config import SITE_NAME_PATTERN
+
+    if not re.match(SITE_NAME_PATTERN, name):
+        raise ConfigError(
+            "is not a valid name",
+            key="--name",
+            value=name,
+            remedy="Use lower-case letters, digits, - and _; at most 63, the first a letter or digit.",
+        )
+
+
+def _port(address: str) -> int:
+    from gossipseg.wire.addresses import split_address
+
+    try:
+        return split_address(address)[1]
+    except ConfigError as e:
+        raise ConfigError(e.problem, key="--address", value=address, remedy=e.remedy) from None
+
+
+def _what_next(name: str, site_id: str, site_file: Path, certificate: Path, address: str | None) -> str:
+    where = address or f"HOST:{DEFAULT_PORT}"
+    return (
+        f"Site {name} has an identity now. Its ID:\n\n    {site_id}\n\n"
+        f"Wrote {site_file}, {certificate} (give it to the other sites) and key.pem beside it (give it to "
+        "nobody).\n"
+        "Next:\n"
+        "  1. Put the federation's peers.yaml beside site.yaml, and list this site in it, here and at every\n"
+        "     other site:\n"
+        f"     gossipctl peers add PEERS.YAML --name {name} --address {where} --certificate {certificate}\n"
+        f"  2. Set data.path in {site_file}.\n"
+        f"  3. gossipctl check --config {site_file}\n"
+        f"  4. gossipsegd --config {site_file}"
+    )
+
+
+def site_yaml(name: str, port: int, address: str | None) -> str:
+    """A site.yaml in which every key stands, with what it means and its default."""
+    return SITE_YAML.format(name=name, port=port, address=address or f"host.example.org:{port}")
+
+
+SITE_YAML = """\
+# site.yaml of {name}: what concerns this site alone. Everything that the sites share is in peers.yaml.
+# Relative paths are relative to this file. Any key can be overridden: GOSSIPSEG_DEVICE__THREADS=2 in the
+# environment sets device.threads. `gossipctl config` prints what is in force, `gossipctl check` tests it.
+
+version: 1
+site: {name}                      # which of the sites in peers.yaml this one is
+peers: peers.yaml
+
+data:
+  path: data                      # a folder with dataset.json, or with images/ and masks/ (or labels/)
+  # list: dataset.json            # the data list, if it has another name; relative to path
+  # cache: true                   # keep preprocessed images in memory
+  # test_fraction: 0.2            # of the split that is made where there is no data list
+  # validation_fraction: 0.15
+
+state_dir: state                  # checkpoints, models, events; the daemon's alone
+
+identity:
+  key: identity/key.pem           # never leaves this site; mode 0600
+  certificate: identity/cert.pem  # goes into peers.yaml
+
+listen: 0.0.0.0:{port}              # [::]:{port} for IPv6 and IPv4
+# advertise: {address}   # where other sites shall dial, if it differs from the listed address
+
+device:
+  device: auto                    # auto, cpu, cuda or cuda:1
+  # amp: auto                     # auto, off, bf16 or fp16
+  # channels_last: true
+  # threads: 2                    # torch threads; left out: torch's own choice
+  # stuck_after_s: 900.0          # training without progress for so long is restarted
+
+# rounds: 200                     # stop training after so many; left out: train while the daemon runs
+# report_test: false              # evaluate the test split before the first and after the last round
+
+# max_parallel_transfers: 2
+# disk_reserve_bytes: 268435456   # models are refused when less than this would stay free
+
+discovery:
+  static: true                    # dial the addresses in peers.yaml
+  mdns: false                     # look for listed sites on the local network, and be found there
+  # interfaces: []                # IP addresses of the interfaces for mDNS; empty: all
+
+log:
+  format: text                    # text or json
+  level: info                     # debug, info, warning or error
+
+# control_socket: state/control.sock   # where gossipctl asks
+# insecure: false                      # plaintext, for experiments on loopback addresses only
+"""

@@ -1,0 +1,105 @@
+"""gossipctl: its commands, and what becomes of their errors.
+
+What belongs here: the list of commands, exit codes. What must not: what a command does (one file each).
+Quick commands must stay quick: nothing here, or in a module imported here, imports grpc, pydantic, rich,
+cryptography, zeroconf or torch at its top.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from gossipseg.ctl import check, control, identity, learn, peers, settings, status, tables, watch
+from gossipseg.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, GossipsegError
+
+EXIT_INTERRUPTED = 130
+LAZY = {
+    "testbed": ("gossipseg.ctl.testbed", "Several real daemons on this machine, on real data."),
+    "demo": ("gossipseg.ctl.demo", "Three synthetic hospitals on this machine: watch them learn."),
+}
+"""Sub-commands that are imported only when they are asked for: name → (module, help)."""
+
+
+def build(argv: Sequence[str]) -> typer.Typer:
+    """The application. `argv` says which of the LAZY commands must be there."""
+    app = typer.Typer(
+        name="gossipctl",
+        help="Ask and steer the gossipseg daemon of this site.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for module in (identity, check, settings, status, peers, tables, watch, control, learn):
+        module.register(app)
+    named = next((a for a in argv if not a.startswith("-")), None)
+    for name, (module_name, text) in LAZY.items():
+        if named == name:
+            app.add_typer(importlib.import_module(module_name).app, name=name, help=text)
+        else:
+            app.command(name, help=text)(_not_loaded)
+    return app
+
+
+def _not_loaded() -> int:
+    """Stands in the list of commands for one that is imported only when it is named."""
+    return EXIT_USAGE
+
+
+def run(argv: Sequence[str]) -> int:
+    """One command; returns its exit code. Errors are printed, never raised."""
+    as_json = "--json" in argv
+    try:
+        code = build(argv)(args=list(argv), prog_name="gossipctl", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else EXIT_OK
+    except GossipsegError as e:
+        return _report(str(e), e.exit_code, type(e).__name__, as_json)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except typer.Abort:
+        return EXIT_INTERRUPTED
+    except Exception as e:
+        return _report_other(e, as_json)
+
+
+def _report_other(e: Exception, as_json: bool) -> int:
+    format_message = getattr(e, "format_message", None)
+    if format_message is not None:  # typer's own: wrong usage. Its class moved between versions of typer
+        command = getattr(getattr(e, "ctx", None), "command_path", "gossipctl")
+        hint = f"Try `{command} --help`."
+        text = " ".join(str(format_message()).split())
+        text += "" if text.endswith((".", "?")) else "."
+        return _report(f"{text} {hint}", int(getattr(e, "exit_code", EXIT_USAGE)), "UsageError", as_json)
+    text = f"gossipctl failed unexpectedly: {type(e).__name__}: {e}. Set GOSSIPCTL_TRACEBACK=1 and try again."
+    if os.environ.get("GOSSIPCTL_TRACEBACK"):
+        raise e
+    return _report(text, EXIT_FAILED, type(e).__name__, as_json)
+
+
+def _report(message: str, code: int, error: str, as_json: bool) -> int:
+    if as_json:
+        document = {"schema": 1, "kind": "error", "error": error, "message": message, "exit_code": code}
+        print(json.dumps(document, ensure_ascii=False), flush=True)
+    print(f"gossipctl: {message}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""Editing the list of sites in peers.yaml as text, so that comments and layout stay.
+
+What belongs here: where an entry begins and ends in the file. What must not: printing, the daemon.
+Every edit is checked twice before the file is replaced: the new text must be a valid peers.yaml, and its
+values must be the old ones with exactly that entry more or less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gossipseg import config as configuration
+from gossipseg.config.reading import parse_yaml
+from gossipseg.errors import ConfigError
+from gossipseg.store.atomic import atomic_write
+
+_FIELDS = ("name", "address", "id", "certificate")
+
+
+def read_certificate(path: Path) -> str:
+    """A PEM file's text. Raises ConfigError."""
+    try:
+        text = path.read_text(encoding="ascii").strip() + "\n"
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(
+            f"cannot be read: {getattr(e, 'strerror', None) or 'it is no text'}",
+            file=path,
+            remedy="Give the path of the site's cert.pem.",
+        ) from None
+    if "PRIVATE KEY" in text:
+        raise ConfigError(
+            "holds a private key",
+            file=path,
+            remedy="Give cert.pem. A key that has left its site is worthless: make a new identity there.",
+        )
+    return text
+
+
+def add_site(path: Path, entry: Mapping[str, str]) -> None:
+    """Append an entry (name, address, certificate text, perhaps id). Raises ConfigError, changing nothing."""
+    text = _read(path)
+    listed = _values(text, path).get("sites") or []
+    names = [s.get("name") for s in listed if isinstance(s, dict)]
+    if entry["name"] in names:
+        raise ConfigError(
+            "this site is listed already",
+            file=path,
+            key=f"sites.{names.index(entry['name'])}.name",
+            value=entry["name"],
+            remedy=f"Take it off first (`gossipctl peers remove {entry['name']}`), "
+            "or list its second certificate by hand during a rotation.",
+        )
+    _replace(path, text, with_entry(text, entry, path), [*listed, dict(entry)])
+
+
+def remove_site(path: Path, name: str) -> None:
+    """Remove an entry. Raises ConfigError, changing nothing."""
+    text = _read(path)
+    listed = _values(text, path).get("sites") or []
+    names = [s.get("name") for s in listed if isinstance(s, dict)]
+    if name not in names:
+        raise ConfigError(
+            "this site is not listed",
+            file=path,
+            key="sites",
+            value=name,
+            remedy=f"Listed: {', '.join(map(str, names)) or 'none'}.",
+        )
+    index = names.index(name)
+    _replace(path, text, without_entry(text, index, path), [s for i, s in enumerate(listed) if i != index])
+
+
+# ---------------------------------------------------------------- text
+
+
+def with_entry(text: str, entry: Mapping[str, str], path: Path) -> str:
+    """The text with an entry behind the last one."""
+    lines = text.splitlines()
+    key, value = _sites(text)
+    if key is None:
+        return _join([*lines, "", "sites:", *_entry_lines(entry, 2)], text)
+    if isinstance(value, yaml.SequenceNode) and value.value:
+        _require_block(value, path)
+        end = _content_end(lines, value, len(value.value) - 1)
+        new = _entry_lines(entry, value.start_mark.column)
+        if any(not line.strip() for line in lines[value.start_mark.line : end]):
+            new.insert(0, "")  # the entries above are set apart by blank lines
+        return _join(lines[:end] + new + lines[end:], text)
+    start, stop = value.start_mark, value.end_mark  # `sites:` or `sites: []`
+    if stop.line == start.line and stop.column > start.column:
+        line = lines[start.line]
+        lines[start.line] = (line[: start.column] + line[stop.column :]).rstrip()
+    at = key.end_mark.line + 1
+    return _join(lines[:at] + _entry_lines(entry, 2) + lines[at:], text)
+
+
+def without_entry(text: str, index: int, path: Path) -> str:
+    """The text without the entry of that index, and without the comment lines right above it."""
+    lines = text.splitlines()
+    key, value = _sites(text)
+    assert key is not None
+    _require_block(value, path)
+    start, end = _dash_line(lines, value.value[index]), _content_end(lines, value, index)
+    if len(value.value) == 1:
+        head = lines[key.end_mark.line]
+        lines[key.end_mark.line] = head[: key.end_mark.column] + ": []" + head[key.end_mark.column + 1 :]
+    elif index > 0:
+        while (
+            lines[start - 1].lstrip().startswith("#") and _indent(lines[start - 1]) == value.start_mark.column
+        ):
+            start -= 1
+    if end < len(lines) and not lines[end].strip() and not lines[start - 1].strip():
+        end += 1  # one of the two blank lines that would now follow each other
+    return _join(lines[:start] + lines[end:], text)
+
+
+def _entry_lines(entry: Mapping[str, str], indent: int) -> list[str]:
+    lines = []
+    for field in (f for f in _FIELDS if f in entry):
+        value = entry[field]
+        if "\n" in value:
+            lines += [f"{field}: |", *[f"  {line}" for line in value.splitlines()]]
+        else:
+            scalar = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
+            lines.append(f"{field}: {scalar.removesuffix('...' + chr(10)).strip()}")
+    pad = " " * indent
+    return [pad + ("- " if i == 0 else "  ") + line for i, line in enumerate(lines)]
+
+
+def _sites(text: str) -> tuple[Any, Any]:
+    """Key and value nodes of the top-level `sites`, or (None, None)."""
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    return next(((k, v) for k, v in pairs if k.value == "sites"), (None, None))
+
+
+def _require_block(value: Any, path: Path) -> None:
+    if value.flow_style:
+        raise ConfigError(
+            "is written in brackets; gossipctl edits lists of lines that begin with `- ` only",
+            file=path,
+            key="sites",
+            remedy="Edit this list by hand, or write it as lines first.",
+        )
+
+
+def _content_end(lines: list[str], items: Any, index: int) -> int:
+    """Number of the line behind the last one that holds something of an entry."""
+    if index + 1 < len(items.value):
+        end = _dash_line(lines, items.value[index + 1])
+    else:
+        end = min(items.end_mark.line + (1 if items.end_mark.column else 0), len(lines))
+    while not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#"):
+        end -= 1
+    return end
+
+
+def _dash_line(lines: list[str], item: Any) -> int:
+    line: int = item.start_mark.line
+    while not lines[line].lstrip().startswith("-"):
+        line -= 1  # the entry begins on the line behind its dash
+    return line
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _join(lines: list[str], like: str) -> str:
+    newline = "\r\n" if "\r\n" in like else "\n"
+    return newline.join(lines) + newline
+
+
+# ---------------------------------------------------------------- the file
+
+
+def _read(path: Path) -> str:
+    return configuration.read_text(path)
+
+
+def _values(text: str, path: Path) -> dict[str, Any]:
+    configuration.load_federation(path, text=text)  # an edit of a file with a mistake would hide it
+    values = parse_yaml(text)
+    return values if isinstance(values, dict) else {}
+
+
+def _replace(path: Path, old: str, new: str, sites: list[Any]) -> None:
+    configuration.load_federation(path, text=new)
+    wanted = {**_values(old, path), "sites": sites}
+    if parse_yaml(new) != wanted:
+        raise ConfigError(
+            "is laid out in a way that gossipctl cannot edit safely",
+            file=path,
+            key="sites",
+            remedy="Edit the list by hand. Nothing was changed.",
+        )
+    target = path.resolve()  # a link to a file that is under version control stays a link
+    atomic_write(target, new.encode(), mode=target.stat().st_mode & 0o777)

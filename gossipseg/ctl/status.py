@@ -1,0 +1,146 @@
+"""`gossipctl status` and `gossipctl version`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import typer
+
+from gossipseg import __version__
+from gossipseg.ctl import context
+from gossipseg.ctl import output as out
+from gossipseg.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonUnreachable
+
+if TYPE_CHECKING:
+    from gossipseg.wire.documents import StatusDoc
+
+
+def register(app: typer.Typer) -> None:
+    app.command("status")(status)
+    app.command("version")(version)
+
+
+def status(
+    config: context.ConfigOption = None, socket: context.SocketOption = None, json: context.JsonOption = False
+) -> int:
+    """What this site is and does, and why it is not well. Exit code 1 when degraded or failed."""
+    with context.daemon(config, socket) as daemon:
+        document = daemon.status()
+    if json:
+        out.print_json(document.to_dict())
+    else:
+        out.print_pairs(pairs(document))
+    return EXIT_OK if document.state == "ok" else EXIT_FAILED
+
+
+def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
+    """A status for people: label and text of each line."""
+    yield "site", f"{s.site} of {s.federation}"
+    yield "id", s.id or "none (insecure)"
+    yield "state", s.state
+    for reason in s.reasons:
+        yield "", f"- {reason}"
+    yield "phase", doing(s)
+    yield "loss", out.number_text(s.loss, 4)
+    yield "Dice", dice(s)
+    yield "cases", f"{s.splits.training} training, {s.splits.validation} validation, {s.splits.test} test"
+    yield "learning", f"{s.algorithm or out.NOTHING} on {s.device or out.NOTHING}"
+    yield "models", models(s)
+    yield "bytes", f"{out.bytes_text(s.bytes_out)} out, {out.bytes_text(s.bytes_in)} in"
+    yield "members", members(s)
+    yield "worker", worker(s)
+    yield "discovery", discovery(s)
+    yield "listen", s.listen
+    yield "control", s.control
+    yield "contract", s.contract or "not known before the worker has reported"
+    yield "disk", f"{out.bytes_text(s.disk_free_bytes)} free"
+    yield "certificate", certificate(s.certificate_days_left)
+    yield (
+        "daemon",
+        f"version {s.version}, up {out.duration_text(s.uptime_s)}, self-health {s.self_health} of 7",
+    )
+
+
+def doing(s: StatusDoc) -> str:
+    """Phase, round, step and what is going on just now."""
+    rounds = f"round {s.round}" + (f" of {s.rounds}" if s.rounds is not None else "") + " done"
+    text = f"{s.phase}, {rounds}"
+    if s.phase in ("training", "starting") and s.activity:
+        text += f", now {s.activity}"
+        if s.steps_per_round and s.activity in ("training", "visit"):
+            text += f", step {s.step} of {s.steps_per_round}"
+        elif s.fraction is not None:
+            text += f" {out.share_text(s.fraction)}"
+    return text
+
+
+def dice(s: StatusDoc) -> str:
+    """Validation Dice, and test Dice where it was asked for."""
+    text = f"validation {out.number_text(s.dice_val)}"
+    if s.dice_test_start is not None or s.dice_test is not None:
+        text += f", test {out.number_text(s.dice_test_start)} at the start"
+        text += f", {out.number_text(s.dice_test)} at the end" if s.dice_test is not None else ""
+    return text
+
+
+def models(s: StatusDoc) -> str:
+    """Models sent and taken in."""
+    return (
+        f"{s.sent} sent, {s.received} received: {s.accepted} merged, {s.refused} refused, {s.inbox} waiting"
+    )
+
+
+def members(s: StatusDoc) -> str:
+    """How many other sites are in which state."""
+    counts = {n: getattr(s.members, n) for n in ("alive", "suspect", "dead", "left", "unseen", "refused")}
+    return ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "no other site is listed"
+
+
+def worker(s: StatusDoc) -> str:
+    """State of the training process, with its reason."""
+    w = s.worker
+    text = w.state + (f": {w.reason}" if w.reason else "")
+    if w.pid is not None:
+        text += f", process {w.pid}"
+    return text + (f", restarted {w.restarts} times" if w.restarts else "")
+
+
+def discovery(s: StatusDoc) -> str:
+    """Where addresses come from, and what was seen and left alone."""
+    d = s.discovery
+    sources = [name for name, on in (("listed addresses", d.static), ("mDNS", d.mdns)) if on]
+    text = " and ".join(sources) or "off"
+    text += f"; mDNS is off: {d.reason}" if d.reason else ""
+    return text + (f"; ignored: {', '.join(d.foreign)}" if d.foreign else "")
+
+
+def certificate(days_left: float | None) -> str:
+    """How long the certificate is valid."""
+    if days_left is None:
+        return "none (insecure)"
+    return f"{days_left:.0f} days left" if days_left > 0 else "expired"
+
+
+def version(
+    config: context.ConfigOption = None, socket: context.SocketOption = None, json: context.JsonOption = False
+) -> int:
+    """Versions of gossipctl and, where it runs, of the daemon."""
+    running, why = None, ""
+    try:
+        with context.daemon(config, socket) as daemon:
+            running = daemon.status().version
+    except (ConfigError, DaemonUnreachable) as e:
+        if config is not None or socket is not None:
+            raise
+        why = str(e)
+    python = ".".join(map(str, sys.version_info[:3]))
+    if json:
+        out.print_json(
+            {"schema": 1, "kind": "version", "gossipctl": __version__, "daemon": running, "python": python}
+        )
+    else:
+        daemon_text = running or f"not asked: {why}"
+        out.print_pairs([("gossipctl", __version__), ("daemon", daemon_text), ("python", python)])
+    return EXIT_OK
