@@ -10,6 +10,7 @@ overall mean over the classes' means.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +21,6 @@ from monai.inferers import sliding_window_inference
 from monai.metrics import compute_dice, compute_hausdorff_distance
 from torch import Tensor, nn
 
-from gossipseg.algos.base import Outputs
 from gossipseg.learn.data import Item
 from gossipseg.learn.params import TaskParams, TrainingParams
 
@@ -91,7 +91,7 @@ def predict_logits(
 
 
 def _logits(output: Any) -> Tensor:
-    logits = output.logits if isinstance(output, Outputs) else output
+    logits = getattr(output, "logits", output)
     assert isinstance(logits, Tensor)
     return logits.float()
 
@@ -184,8 +184,19 @@ def _hd95(
         if not (a.any() and b.any()):
             out[name] = None
             continue
-        distance = compute_hausdorff_distance(
-            a, b, include_background=True, percentile=95, spacing=spacing_mm
-        )
+        with warnings.catch_warnings():
+            # MONAI 1.5–1.6 calls its own get_mask_edges with an argument it has deprecated.
+            warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
+            distance = compute_hausdorff_distance(
+                a, b, include_background=True, percentile=95, spacing=spacing_mm
+            )
         out[name] = _or_none(float(distance))
     return out
+
+
+if __name__ == "__main__":
+    import sys
+
+    from gossipseg.learn.report import main
+
+    sys.exit(main())

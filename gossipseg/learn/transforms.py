@@ -76,7 +76,8 @@ def match_channels(array: np.ndarray, task: TaskParams, file: Path) -> np.ndarra
         return array
     if channels == 1 and task.channels == 3 and task.convert_grey_to_rgb:
         return np.repeat(array, 3, axis=0)
-    kind = {1: "grey", 3: "RGB", 4: "RGBA"}
+    kind = {1: "1 channel (grey)", 3: "3 channels (RGB)", 4: "4 channels (RGBA)"}
+    wanted = kind.get(task.channels, f"{task.channels} channels")
     remedy = "Convert this site's images, or take them out of the data list."
     if channels == 1 and task.channels == 3:
         remedy = (
@@ -84,7 +85,7 @@ def match_channels(array: np.ndarray, task: TaskParams, file: Path) -> np.ndarra
             "or convert the images."
         )
     raise DataError(
-        f"has {channels} channel(s) ({kind.get(channels, 'multi-channel')}), the task has {task.channels}",
+        f"has {kind.get(channels, f'{channels} channels')}, the task asks for {wanted}",
         file=file,
         key="task.channels",
         value=task.channels,

@@ -1,0 +1,138 @@
+"""The data doctor: every problem of a site's data list, images and labels, not only the first.
+
+What belongs here: `python -m gossipseg.learn.check`. What must not: the rules themselves (datalist, data).
+
+The document: {"schema": 1, "kind": "check_data", "site", "splits": {split: cases}, "problems": [{"file",
+"key", "value", "problem", "remedy"}], "warnings": [text], "classes": {name: training cases that hold it},
+"shape_min", "shape_max", "spacing_mm": [median] or null, "device"}.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gossipseg.errors import EXIT_DATA, EXIT_OK, ConfigError, DataError, LocalError
+from gossipseg.learn import cli
+from gossipseg.learn.amp import choose_compute
+from gossipseg.learn.data import Item, load_item
+from gossipseg.learn.datalist import Case, Splits, scan_cases
+from gossipseg.learn.evaluate import foreground_names
+from gossipseg.learn.params import TaskParams, WorkerSpec
+from gossipseg.learn.setup import read_setup
+
+Problem = DataError | ConfigError | LocalError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns 65 when there are problems."""
+    return cli.run(_check, cli.parser("check", "Check a site's data against the task."), argv)
+
+
+def _check(args: Any) -> int:
+    document = check(cli.spec_of(args), cli.progress())
+    cli.write_json(document, "-")
+    return EXIT_DATA if document["problems"] else EXIT_OK
+
+
+def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict[str, Any]:
+    """Read every listed case and collect what is wrong."""
+    setup = read_setup(spec)
+    problems: list[Problem] = []
+    splits = scan_cases(setup.data, spec.site, problems.append)
+    findings = _Findings(setup.task)
+    total = max(1, sum(splits.counts.values()))
+    for done, (split, case) in enumerate(splits):
+        show(f"checking {split} case {case.id}", done / total)
+        if all(p.exists() for p in (*case.files, *([case.label] if case.label else []))):
+            _check_case(case, split, setup.task, findings, problems)
+    show(f"{sum(splits.counts.values())} cases checked", 1.0)
+    device = ""
+    try:
+        device = choose_compute(setup.device).name
+    except (ConfigError, LocalError) as e:
+        problems.append(e)
+    return {
+        "schema": 1,
+        "kind": "check_data",
+        "site": spec.site,
+        "splits": splits.counts,
+        "problems": [_as_dict(p) for p in problems],
+        "warnings": findings.warnings(splits, spec.report_test),
+        **findings.as_dict(),
+        "device": device,
+    }
+
+
+def _check_case(
+    case: Case, split: str, task: TaskParams, findings: _Findings, problems: list[Problem]
+) -> None:
+    try:
+        findings.add(split, load_item(case, task))
+    except (DataError, LocalError) as e:
+        problems.append(e)
+
+
+class _Findings:
+    """What the readable cases are like."""
+
+    def __init__(self, task: TaskParams) -> None:
+        self._names = foreground_names(task)
+        self._held = {"training": Counter[str](), "validation": Counter[str](), "test": Counter[str]()}
+        self._shapes: list[tuple[int, ...]] = []
+        self._spacings: list[tuple[float, ...]] = []
+
+    def add(self, split: str, item: Item) -> None:
+        self._shapes.append(tuple(item.image.shape[1:]))
+        if item.spacing_mm:
+            self._spacings.append(item.spacing_mm)
+        if item.label is not None:
+            values = set(np.unique(item.label.numpy()).tolist())
+            self._held[split].update(name for value, name in self._names.items() if value in values)
+
+    def warnings(self, splits: Splits, report_test: bool) -> list[str]:
+        out = []
+        for split in ("training", "validation"):
+            missing = [n for n in self._names.values() if not self._held[split][n]]
+            if splits.counts[split] and missing and self._shapes:
+                out.append(
+                    f"no {split} case holds {', '.join(missing)}: the site cannot {split[:5]} this class"
+                )
+        if not any(c.label for c in splits.test):
+            out.append(
+                "no labelled test cases: `gossipctl evaluate --split test` and report_test will not work"
+            )
+        return out
+
+    def as_dict(self) -> dict[str, Any]:
+        """Shapes and spacing on the task's grid."""
+        shapes = np.array(self._shapes) if self._shapes else np.zeros((1, 0), int)
+        return {
+            "classes": {name: self._held["training"][name] for name in self._names.values()},
+            "shape_min": shapes.min(axis=0).tolist(),
+            "shape_max": shapes.max(axis=0).tolist(),
+            "spacing_mm": np.median(self._spacings, axis=0).tolist() if self._spacings else None,
+        }
+
+
+def _as_dict(problem: Problem) -> dict[str, Any]:
+    if isinstance(problem, LocalError):
+        return {"file": None, "key": None, "value": None, "problem": str(problem), "remedy": ""}
+    value = (
+        problem.value if isinstance(problem.value, str | int | float | bool | None) else str(problem.value)
+    )
+    return {
+        "file": None if problem.file is None else str(problem.file),
+        "key": problem.key,
+        "value": value,
+        "problem": problem.problem,
+        "remedy": problem.remedy,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

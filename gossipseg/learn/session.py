@@ -1,0 +1,100 @@
+"""The model a site evaluates, predicts with and exports: its deployment model, from the newest checkpoint.
+
+What belongs here: building the network of a spec and loading the averaged (EMA) weights into it. What must
+not: training, writing checkpoints, the command lines that use this.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossipseg.errors import LocalError
+from gossipseg.learn.amp import Compute, choose_compute
+from gossipseg.learn.model import build_model
+from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.setup import Setup, read_setup
+from gossipseg.store import Checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A network in evaluation mode on its device, and where its weights come from."""
+
+    net: nn.Module
+    setup: Setup
+    compute: Compute
+    weights: str
+    """`ema`, or `initial` before any training."""
+    round: int
+    steps: int
+    file: Path | None
+    """The checkpoint; None for the initial weights."""
+
+
+def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
+    """The EMA model of the newest checkpoint that can be read, or the initial model of the federation's seed.
+
+    Reads only, so it may run beside the daemon. Raises LocalError where there is no usable checkpoint.
+    """
+    setup = read_setup(spec)
+    compute = choose_compute(setup.device)
+    if setup.device.threads:
+        torch.set_num_threads(setup.device.threads)
+    net: nn.Module = build_model(setup)
+    file: Path | None = None
+    checkpoint: dict[str, Any] = {}
+    if not initial:
+        file, checkpoint = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
+        _load(net, checkpoint["ema"], file)
+    return Deployment(
+        compute.place_model(net, setup.task.spatial_dims).eval(),
+        setup,
+        compute,
+        "initial" if initial else "ema",
+        int(checkpoint.get("round", 0)),
+        int(checkpoint.get("steps", 0)),
+        file,
+    )
+
+
+def newest_checkpoint(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that loads; a broken one is passed over for the one before it.
+
+    Raises LocalError that names what was tried.
+    """
+    broken = []
+    for file in Checkpoints(directory).newest():
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+            if isinstance(loaded, dict) and isinstance(loaded.get("ema"), Mapping):
+                return file, loaded
+            broken.append(f"{file.name} holds no averaged weights")
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+            broken.append(f"{file.name} cannot be read ({type(e).__name__})")
+    if broken:
+        raise LocalError(
+            f"{directory}: no usable checkpoint: {'; '.join(broken)}. Start the daemon: it goes on from "
+            "what it can read, and writes a new one at the end of the round."
+        )
+    raise LocalError(
+        f"{directory}: there is no checkpoint yet. One is written at the end of the first round of training. "
+        "Start `gossipsegd` and wait for it (`gossipctl status`), or evaluate with --initial."
+    )
+
+
+def _load(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        net.load_state_dict(dict(weights))
+    except RuntimeError as e:
+        reason = str(e).splitlines()[-1].strip()
+        raise LocalError(
+            f"{file}: the checkpoint is of another network than peers.yaml describes: {reason} "
+            "Restore the network section, or start with an empty state_dir."
+        ) from e
