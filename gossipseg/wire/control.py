@@ -82,7 +82,6 @@ class ControlServer:
         self.path, self._servicer = path.absolute(), _Servicer(handler)
         self._server: Any = None
         self._address: _Address | None = None
-        self._inode: int | None = None
 
     async def start(self) -> None:
         """Listen. A socket file that nobody answers on is replaced.
@@ -94,7 +93,6 @@ class ControlServer:
             _remove_stale(self.path, address.text)
             self._server = _serve(self._servicer, address.target, self.path)
             self.path.chmod(0o600)
-            self._inode = self.path.stat().st_ino
             await self._server.start()
         except BaseException as e:
             address.close()
@@ -107,13 +105,8 @@ class ControlServer:
         """Stop listening; calls in progress have `grace_s` to end. The socket file goes."""
         if self._server is None:
             return
-        await self._server.stop(grace_s)
+        await self._server.stop(grace_s)  # gRPC removes the file
         self._server = None
-        try:
-            if self.path.stat().st_ino == self._inode:
-                self.path.unlink()
-        except FileNotFoundError:
-            _log.debug("%s is gone already", self.path)
         if self._address is not None:
             self._address.close()
 
@@ -142,7 +135,7 @@ class _Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
         return await _answer(self._handler.status, context)
 
     async def Peers(self, query: Any, context: Any) -> Any:
-        return await _answer(lambda: self._handler.peers(_limit(query)), context)
+        return await _answer(lambda: self._handler.peers(_limit(query, MAX_LIMIT)), context)
 
     async def Exchanges(self, query: Any, context: Any) -> Any:
         return await _answer(lambda: self._handler.exchanges(_limit(query)), context)
@@ -197,8 +190,8 @@ def _document(document: Document) -> Any:
     return control_pb2.Document(json=document.to_json())
 
 
-def _limit(query: Any) -> int:
-    return min(int(query.limit), MAX_LIMIT) if query.limit > 0 else DEFAULT_LIMIT
+def _limit(query: Any, default: int = DEFAULT_LIMIT) -> int:
+    return min(int(query.limit), MAX_LIMIT) if query.limit > 0 else default
 
 
 # ---------------------------------------------------------------- the client
