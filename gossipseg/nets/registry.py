@@ -74,20 +74,20 @@ def build(
     task = dict(zip(FROM_THE_TASK, (spatial_dims, in_channels, out_channels), strict=True))
     try:
         network = entry.constructor(**task, **arguments)
-    except (TypeError, ValueError, AssertionError, KeyError, RuntimeError) as e:
-        raise ConfigError(
-            f"{params.name} cannot be built with these settings: {e}",
-            key="network",
-            remedy="Correct network.options (they go to the MONAI constructor as they are), or the width.",
-        ) from e
+    except _REFUSALS as e:
+        raise _refused(params, e) from e
     return entry.segmenter(network, stride_product(params, spatial_dims=spatial_dims))
 
 
 def stride_product(params: NetworkParams, *, spatial_dims: int) -> tuple[int, ...]:
     """Voxels of the input per voxel of the coarsest scale, for each axis."""
-    strides = _entry(params).strides(_arguments(params, spatial_dims))
-    per_axis = [[s] * spatial_dims if isinstance(s, int) else list(s) for s in strides]
-    return tuple(math.prod(axis) for axis in zip(*per_axis, strict=True))
+    arguments = _arguments(params, spatial_dims)
+    try:
+        strides = _entry(params).strides(arguments)
+        per_axis = [[s] * spatial_dims if isinstance(s, int) else [int(n) for n in s] for s in strides]
+        return tuple(math.prod(axis) for axis in zip(*per_axis, strict=True))
+    except _REFUSALS as e:
+        raise _refused(params, e) from e
 
 
 def check_patch(params: NetworkParams, *, spatial_dims: int, patch_size: Sequence[int]) -> None:
@@ -139,13 +139,25 @@ def norm_parameter_names(module: nn.Module) -> frozenset[str]:
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     return frozenset(
         f"{prefix}.{name}" if prefix else name
-        for prefix, layer in module.named_modules()
+        for prefix, layer in module.named_modules(remove_duplicate=False)
         if isinstance(layer, kinds)
         for name in layer.state_dict()
     )
 
 
 # ---------------------------------------------------------------- from settings to arguments
+
+_REFUSALS = (TypeError, ValueError, AssertionError, KeyError, IndexError, RuntimeError)
+"""What MONAI's constructors raise at arguments that do not fit."""
+
+
+def _refused(params: NetworkParams, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"{params.name} cannot be built with these settings: {error}",
+        key="network.options",
+        value=params.options or None,
+        remedy="Correct network.options (they go to the MONAI constructor as they are), or the width.",
+    )
 
 
 def _entry(params: NetworkParams) -> Entry:
@@ -242,7 +254,7 @@ def _swinunetr(params: NetworkParams, dims: int) -> Arguments:
 _NETWORKS: dict[str, Entry] = {
     "sanet": Entry(SANet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
     # norms: UNet normalises its class channels as well, and few classes cannot be divided into groups
-    "unet": Entry(UNet, _unet, lambda a: a["strides"], norms=("instance", "batch")),
+    "unet": Entry(UNet, _unet, lambda a: a["strides"][: len(a["channels"]) - 1], norms=("instance", "batch")),
     "dynunet": Entry(DynUNet, _dynunet, lambda a: a["strides"], DynUNetSegmenter),
     "segresnet": Entry(SegResNet, _segresnet, lambda a: [2] * (len(a.get("blocks_down", [1] * 4)) - 1)),
     "swinunetr": Entry(SwinUNETR, _swinunetr, lambda a: [a.get("patch_size", 2)] + [2] * 4, width_step=12),

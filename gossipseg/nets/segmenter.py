@@ -65,9 +65,16 @@ class SelfDescribing(Segmenter):
 class DynUNetSegmenter(Segmenter):
     """MONAI's DynUNet: its deep-supervision heads as they are, coarse, not stacked at full size.
 
-    It keeps its last heads as an attribute, where they would hold the graph of the batch and break the
-    deep copy that the EMA makes; they are taken out after every pass.
+    Two of its habits are undone. It registers every block twice, as itself and within `skip_layers`, so that
+    each weight would travel twice: `skip_layers` stays an attribute and is no submodule any more. And it
+    keeps its last heads, which would hold the graph of the batch and break the deep copy that the EMA makes:
+    they are taken out after every pass.
     """
+
+    def __init__(self, network: nn.Module, stride: Sequence[int]) -> None:
+        super().__init__(network, stride)
+        skip_layers = network._modules.pop("skip_layers")
+        object.__setattr__(network, "skip_layers", skip_layers)
 
     def predict(self, x: Tensor) -> NetOutput:
         network = self.network

@@ -147,6 +147,11 @@ def test_equation_1_takes_in_false_alarms_of_either_model() -> None:
     assert pull == pytest.approx(0.1 * math.log(1 / 7) + 0.9 * math.log(3), abs=1e-6)
 
 
+def test_equation_3_leaves_voxels_alone_where_both_are_wrong() -> None:
+    m, n, y = bernoulli(0.4, 0.6), bernoulli(0.2, 0.9), torch.tensor([[[1.0, 0.0]]])
+    assert terms_of(m, n, y, "sigmoid") == (0.0, 0.0)
+
+
 def test_equation_3_ends_at_the_margin() -> None:
     # KL(.9‖.4) = .550661: beyond a margin of half a nat there is no push left, and no gradient
     m = SIGMOID_M.clone().requires_grad_()
@@ -162,6 +167,11 @@ def test_equation_4_divides_by_a_hundredth_of_the_voxels_at_least() -> None:
     y[..., 0] = 1
     m, n = bernoulli(0.8, *[0.1] * 399), bernoulli(0.6, *[0.1] * 399)
     assert terms_of(m, n, y, "sigmoid") == pytest.approx((0.104650 / 4, 0.0), abs=1e-6)
+    # with a second channel that has an empty Ω, |V| is still that of one channel: half of it by the mean
+    m, n, y = (
+        torch.cat([x, fill], 1) for x, fill in ((m, m[..., 1:2].expand_as(m)), (n, -3 + 0 * n), (y, 0 * y))
+    )
+    assert terms_of(m, n, y, "sigmoid") == pytest.approx((0.104650 / 8, 0.0), abs=1e-6)
 
 
 def test_equation_4_is_per_channel_over_the_batch() -> None:
@@ -292,6 +302,12 @@ def test_lambda_zero_is_two_independent_trainings(output: str, lambda_: float, v
         context(output).segmentation_loss(Outputs(alone[role](x)), y).backward()
         for mine, reference in zip(net.parameters(), alone[role].parameters(), strict=True):
             assert torch.equal(mine.grad, reference.grad)  # type: ignore[arg-type]
+
+
+def test_lambda_zero_keeps_a_broken_visitor_out() -> None:
+    outputs = {"local": Outputs(SIGMOID_M), "incoming": Outputs(SIGMOID_N * math.inf)}
+    losses = Gcml(GcmlParams(lambda_=0)).losses(outputs, SIGMOID_Y, context("sigmoid"))  # type: ignore[arg-type]
+    assert losses.total["local"].isfinite()
 
 
 @pytest.mark.parametrize("output", ["sigmoid", "softmax"])
