@@ -29,7 +29,8 @@ HINT_TRIES = 3
 """A hint where no handshake succeeded in so many tries is dropped."""
 EXPLAIN_TIMEOUT_S = 1.0
 EXPLANATION_KEPT_S = 10.0
-REASON_KEY = "gossipseg-reason"
+REASON_KEY, STATUS_KEY, DETAIL_KEY = "gossipseg-reason", "gossipseg-status", "gossipseg-detail-bin"
+"""Why a call is refused: in the trailing metadata, and for a stream also ahead, in the initial metadata."""
 SITE_KEY, TO_KEY = "gossipseg-site", "gossipseg-to"
 """Plaintext only: who calls, and whom it means to call."""
 
@@ -205,9 +206,21 @@ class Link:
             if self._identity is not None and any(w in details.lower() for w in _HANDSHAKE_WORDS):
                 return await self._explain(candidate, details, left_s)
             return PeerUnreachable(self.site, "unreachable", f"{candidate.address}: {_brief(details)}")
-        if code is grpc.StatusCode.CANCELLED:
+        reason = _reason(e)
+        if code is grpc.StatusCode.CANCELLED or (code is grpc.StatusCode.INTERNAL and not reason):
+            # Without a reason it was not the peer's daemon that said so, but gRPC here: a broken stream.
             return PeerUnreachable(self.site, "unreachable", f"{candidate.address}: the call was cut off")
-        return PeerRefused(self.site, _reason(e), details)
+        return PeerRefused(self.site, reason or code.name.lower(), details)
+
+    def announced(self, metadata: Any) -> PeerError | None:
+        """The refusal that a stream's initial metadata holds."""
+        told = dict(metadata or ())
+        if REASON_KEY not in told:
+            return None
+        reason, detail = str(told[REASON_KEY]), bytes(told.get(DETAIL_KEY, b"")).decode(errors="replace")
+        if told.get(STATUS_KEY) == grpc.StatusCode.PERMISSION_DENIED.name:
+            return PeerUntrusted(self.site, "untrusted", detail)
+        return PeerRefused(self.site, reason, detail)
 
     async def _explain(self, candidate: Candidate, details: str, left_s: float) -> PeerError:
         """Was it the wrong key, a key of ours that is not listed there, or only a broken connection?"""
@@ -305,10 +318,7 @@ def _reason(e: aio.AioRpcError) -> str:
     for key, value in e.trailing_metadata() or ():
         if key == REASON_KEY and isinstance(value, str):
             return value
-    return "internal" if e.code() in _INTERNAL else e.code().name.lower()
-
-
-_INTERNAL = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL)
+    return ""
 
 
 def _brief(details: str) -> str:

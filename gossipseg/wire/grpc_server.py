@@ -7,6 +7,7 @@ what the handler raises into a status. What must not: what the answers are (the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,7 +29,7 @@ from gossipseg.errors import (
 )
 from gossipseg.trust import TrustList
 from gossipseg.wire import codec
-from gossipseg.wire.grpc_link import REASON_KEY, SITE_KEY, TO_KEY
+from gossipseg.wire.grpc_link import DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
 from gossipseg.wire.transport import Handler, Traffic
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ Context: TypeAlias = Any  # aio.ServicerContext, which has no types
 _MAX_DETAIL = 1000
 _WINDING_UP_S = 5.0
 """How long a handler may take to put away what came of a stream that was cut off."""
+_LINGER_S = 2.0
+"""How long the sender of a refused stream may take to notice and stop."""
 
 
 class PeerServicer:
@@ -143,6 +146,7 @@ class PeerServicer:
             async with self._places:
                 await self._take(site, header, context)
         except Exception as e:  # whatever it is becomes a status; see _refuse
+            await _announce(context, e)
             await _refuse(context, site, e)
         return codec.encode_pushed()
 
@@ -167,14 +171,13 @@ class PeerServicer:
         work = self._handler.on_push(site, header.model, header.offset, stream.chunks())
         stream.task = asyncio.create_task(_awaited(work))
         self._streams[key] = stream
+        stream.task.add_done_callback(lambda _: self._forget(key, stream))
         try:
             await asyncio.wait({stream.task})
         finally:
-            if self._streams.get(key) is stream and stream.task.done():
-                del self._streams[key]
             if not stream.task.done():
+                stream.abandoned = True
                 stream.break_off(PeerUnreachable(site, "cut_off", "the stream was cut off"))
-                stream.task.add_done_callback(lambda _: self._forget(key, stream))
         if stream.error is not None and not isinstance(stream.error, PeerUnreachable):
             raise stream.error
         stream.task.result()
@@ -183,8 +186,8 @@ class PeerServicer:
         if self._streams.get(key) is stream:
             del self._streams[key]
         if stream.task is not None and not stream.task.cancelled():
-            error = stream.task.exception()  # the caller is gone; nobody else would look at it
-            if error is not None and not isinstance(error, GossipsegError):
+            error = stream.task.exception()
+            if stream.abandoned and error is not None and not isinstance(error, GossipsegError):
                 log.error("taking a model from %s failed", key[0], exc_info=error)
 
     async def _supersede(self, site: Site, model: ModelRef) -> None:
@@ -195,8 +198,11 @@ class PeerServicer:
 
     async def close(self) -> None:
         """End every stream and wait for their handlers to put away what came."""
-        for stream in list(self._streams.values()):
-            await stream.end(PeerUnreachable(stream.site, "cut_off", "this site is closing"))
+        closing = [
+            stream.end(PeerUnreachable(stream.site, "cut_off", "this site is closing"))
+            for stream in self._streams.values()
+        ]
+        await asyncio.gather(*closing)
 
 
 class InboundStream:
@@ -208,6 +214,8 @@ class InboundStream:
         self.site = site
         self.error: PeerError | None = None
         self.task: asyncio.Task[None] | None = None
+        self.abandoned = False
+        """Its call has ended before its handler did."""
         self.traffic = Traffic()
         self._left = header.model.size_bytes - header.offset
         self._context, self._listed = context, listed
@@ -281,19 +289,35 @@ def _public_key(context: Context) -> bytes | None:
     return _key_in(bytes(pems[0])) if pems else None
 
 
+async def _announce(context: Context, error: Exception) -> None:
+    """Tell the sender of a stream why it is refused while it still writes, and let it stop by itself.
+
+    A status alone would be lost: gRPC fails the sender's next write with an error of its own.
+    """
+    status, reason, detail = _told(error)
+    announcement = ((STATUS_KEY, status.name), (REASON_KEY, reason), (DETAIL_KEY, detail.encode()))
+    with contextlib.suppress(TimeoutError, aio.UsageError, aio.InternalError, asyncio.InvalidStateError):
+        await context.send_initial_metadata(announcement)
+        async with asyncio.timeout(_LINGER_S):
+            while await context.read() is not aio.EOF:
+                pass
+
+
 async def _refuse(context: Context, peer: Site, error: Exception) -> NoReturn:
-    """End the call with the status that the error stands for. Paths of this machine are not told to peers."""
-    if isinstance(error, aio.AbortError):
-        raise error
-    if isinstance(error, PeerError):
-        reason, detail = error.reason, error.detail
-    elif isinstance(error, DiskFull):
-        reason, detail = "disk_full", ""
-    else:
-        reason, detail = "internal", ""
+    """End the call with the status that the error stands for."""
+    status, reason, detail = _told(error)
+    if reason == "internal":
         log.error("a request of %s failed", peer, exc_info=error)
-    status = getattr(grpc.StatusCode, error.grpc_status if isinstance(error, GossipsegError) else "INTERNAL")
-    if status is grpc.StatusCode.UNAVAILABLE:
-        status = grpc.StatusCode.ABORTED  # UNAVAILABLE means that nobody answered; this site did
-    await context.abort(status, detail[:_MAX_DETAIL] or reason, ((REASON_KEY, reason),))
+    await context.abort(status, detail or reason, ((REASON_KEY, reason),))
     raise AssertionError("abort raises")
+
+
+def _told(error: Exception) -> tuple[grpc.StatusCode, str, str]:
+    """(status, reason, detail) for the peer. Paths of this machine are not among them."""
+    if isinstance(error, PeerUntrusted):
+        return grpc.StatusCode.PERMISSION_DENIED, error.reason, error.detail[:_MAX_DETAIL]
+    if isinstance(error, PeerError):  # UNAVAILABLE would mean that nobody answered; this site does
+        return grpc.StatusCode.FAILED_PRECONDITION, error.reason, error.detail[:_MAX_DETAIL]
+    if isinstance(error, DiskFull):
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full", ""
+    return grpc.StatusCode.INTERNAL, "internal", ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, spl
 from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_unreachable
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_server import PeerServicer
+from gossipseg.wire.outgoing import file_chunks
 from gossipseg.wire.params import CHUNK_BYTES
 from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
@@ -203,11 +203,14 @@ class GrpcTransport:
 
     async def _stream(self, link: Link, model: ModelRef, path: Path, offset: int) -> None:
         call, explain = link.stream()
+        verdict = asyncio.ensure_future(call.initial_metadata())
         try:
             with closing_is_unreachable(link):
                 await call.write(codec.encode_header(codec.PushHeader(model, offset)))
                 async with contextlib.aclosing(self._chunks(path, offset, model)) as chunks:
                     async for chunk in chunks:
+                        if verdict.done() and (refusal := link.announced(verdict.result())):
+                            raise refusal
                         await call.write(codec.encode_data(chunk))
                         link.traffic.bytes_out += len(chunk)
                 await call.done_writing()
@@ -215,54 +218,23 @@ class GrpcTransport:
         except aio.AioRpcError as e:
             raise await explain(e) from None
         except asyncio.InvalidStateError:  # it ended before we did: its status says why
-            raise await self._early_end(link, call, explain) from None
+            raise await _early_end(link, call, explain) from None
         finally:
             call.cancel()
+            verdict.cancel()
+            await asyncio.wait({verdict})
 
     def _chunks(self, path: Path, offset: int, model: ModelRef) -> AsyncGenerator[bytes, None]:
-        return _file_chunks(path, offset, model.size_bytes, self._chunk_bytes)
-
-    async def _early_end(self, link: Link, call: aio.StreamUnaryCall, explain: Explain) -> PeerError:
-        try:
-            with closing_is_unreachable(link):
-                await call
-        except aio.AioRpcError as e:
-            return await explain(e)
-        return PeerUnreachable(link.site, "unreachable", "it ended the stream before all bytes were sent")
+        return file_chunks(path, offset, model.size_bytes, self._chunk_bytes)
 
 
-async def _file_chunks(path: Path, offset: int, size: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The file from `offset`, read in a thread, one chunk ahead. Raises LocalError."""
-    loop = asyncio.get_running_loop()
-    fd = await asyncio.to_thread(_open, path, size)
+async def _early_end(link: Link, call: aio.StreamUnaryCall, explain: Explain) -> PeerError:
     try:
-        ahead = loop.run_in_executor(None, os.pread, fd, chunk_bytes, offset)
-        while offset < size:
-            try:
-                chunk = await asyncio.shield(ahead)
-            except OSError as e:
-                raise LocalError(f"{path}: the model cannot be read: {e.strerror}.") from e
-            if not chunk:
-                raise LocalError(f"{path}: the model became shorter while it was sent.")
-            offset += len(chunk)
-            ahead = loop.run_in_executor(None, os.pread, fd, chunk_bytes, offset)
-            yield chunk
-    finally:
-        with contextlib.suppress(OSError):
-            await ahead  # a thread must not read from a closed (and perhaps reused) descriptor
-        os.close(fd)
-
-
-def _open(path: Path, size: int) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as e:
-        raise LocalError(f"{path}: the model cannot be opened: {e.strerror}.") from e
-    actual = os.fstat(fd).st_size
-    if actual != size:
-        os.close(fd)
-        raise LocalError(f"{path}: the model has {actual} bytes, {size} were offered.")
-    return fd
+        with closing_is_unreachable(link):
+            await call
+    except aio.AioRpcError as e:
+        return await explain(e)
+    return PeerUnreachable(link.site, "unreachable", "it ended the stream before all bytes were sent")
 
 
 def _cannot_listen(listen: str, error: Exception) -> str:
