@@ -105,8 +105,17 @@ def _translate(e: ValidationError, kind: Any, source: Source) -> ConfigError:
         return source.error(f"is not one of {listed}", key, value, remedy or f"Choose one of {listed}.")
     if first["type"] == "string_pattern_mismatch":
         return source.error("is not a valid name", key, value, _PATTERNS.get(shown[-1], "Correct the name."))
+    if bound := _bound(first):
+        return source.error(f"must be {bound}", key, value, "Correct the number.")
     problem, remedy = _WORDS.get(first["type"], (first["msg"], "Correct the value."))
     return source.error(problem, key, value, remedy)
+
+
+def _bound(error: Any) -> str:
+    """The bound that a number is outside of, in the words of rules.Range; empty for other errors."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    found = [f"{words[name]} {limit:g}" for name, limit in error.get("ctx", {}).items() if name in words]
+    return "finite" if error["type"] == "finite_number" else " and ".join(found)
 
 
 def _documented(name: str) -> str:

@@ -142,8 +142,9 @@ def read_text(path: Path) -> str:
 
 def read_mapping(path: Path, text: str | None = None) -> dict[str, Any]:
     """The file's top-level mapping; `text` stands in for its contents. Raises ConfigError."""
+    text = read_text(path) if text is None else text
     try:
-        raw = parse_yaml(read_text(path) if text is None else text)
+        raw = parse_yaml(text)
     except _DuplicateKey as e:
         raise ConfigError(
             f"this key stands twice (lines {e.first_line} and {e.line})",
@@ -152,7 +153,7 @@ def read_mapping(path: Path, text: str | None = None) -> dict[str, Any]:
             remedy="Remove one of the two.",
         ) from None
     except (yaml.YAMLError, ValueError) as e:  # ValueError: an explicit tag on a bad value
-        raise _yaml_error(e, path) from None
+        raise _yaml_error(e, path, text) from None
     if not isinstance(raw, dict):
         raise ConfigError(
             "is empty" if raw is None else "is not a YAML mapping of keys to values",
@@ -171,14 +172,15 @@ def read_mapping(path: Path, text: str | None = None) -> dict[str, Any]:
     return raw
 
 
-def _yaml_error(e: Exception, path: Path) -> ConfigError:
+def _yaml_error(e: Exception, path: Path, text: str) -> ConfigError:
     mark = getattr(e, "problem_mark", None)
     where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
     problem = str(getattr(e, "problem", None) or e)
     remedy = "Mend that line."
-    if "\\t" in problem or "'\t'" in problem:
+    line = text.splitlines()[mark.line] if mark is not None and mark.line < len(text.splitlines()) else ""
+    if "\t" in line[: len(line) - len(line.lstrip())]:
         remedy = "Indent with spaces; YAML allows no tabs."
-    elif "not allowed here" in problem or "could not find expected ':'" in problem:
+    elif "not allowed" in problem or "could not find expected ':'" in problem:
         remedy = "Check its indentation, and put text that holds `: ` or `#` in quotes."
     return ConfigError(f"is not valid YAML{where}: {problem}", file=path, remedy=remedy)
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from gossipseg.algos.params import GcmlParams
 from gossipseg.config.files import FederationFile, ListedSite, SiteFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import Source
@@ -60,6 +59,7 @@ SHARE_BELOW_1 = Range(0, 1, high_open=True)
 ANY = Range()
 
 RANGES: dict[type, dict[str, Range]] = {
+    # Ranges of algorithms and networks stand at their fields; the core's params know no pydantic.
     MembershipParams: {
         "probe_interval_s": POSITIVE,
         "probe_timeout_s": POSITIVE,
@@ -79,13 +79,6 @@ RANGES: dict[type, dict[str, Range]] = {
         "transfer_timeout_s": POSITIVE,
         "max_parallel_transfers": COUNT,
     },
-    GcmlParams: {
-        "lambda_": NATURAL,
-        "lambda_ramp_visits": NATURAL,
-        "gamma": NATURAL,
-        "delta_nats": NATURAL,
-    },
-    NetworkParams: {"width": COUNT, "dropout": SHARE_BELOW_1},
     TaskParams: {
         "channels": COUNT,
         "spatial_dims": Range(2, 3),
@@ -129,17 +122,19 @@ def check_ranges(value: Any, source: Source, prefix: str = "") -> None:
         item, key = getattr(value, f.name), prefix + f.name.removesuffix("_")
         if dataclasses.is_dataclass(item):
             check_ranges(item, source, f"{key}.")
-        elif f.name in rules and item is not None:
-            for number in item if isinstance(item, tuple) else (item,):
-                _check_number(number, item, rules[f.name], key, source)
+        else:
+            _check_number(item, rules.get(f.name, ANY), key, source)
 
 
-def _check_number(number: float, whole: Any, rule: Range, key: str, source: Source) -> None:
+def _check_number(value: Any, rule: Range, key: str, source: Source) -> None:
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        return  # not a number, or nothing
     given = source.given(key)
     if isinstance(given, bool):
         raise source.error("must be a number", key, given, "Write a number.")
-    if number not in rule:
-        shown = list(whole) if isinstance(whole, tuple) else whole
+    if not all(n in rule for n in numbers):
+        shown = list(value) if isinstance(value, tuple) else value
         raise source.error(f"must be {rule}", key, shown, "Correct the number.")
 
 

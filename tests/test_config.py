@@ -1,0 +1,706 @@
+"""peers.yaml and site.yaml: what is read, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gossipseg import config, trust
+from gossipseg.config import rules
+from gossipseg.config.files import FederationFile, SiteFile
+from gossipseg.errors import EXIT_CONFIG, ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+PEERS = """\
+federation: test
+task:
+  name: vessels
+  channels: 3
+  intensity: rgb
+  labels: {0: background, 1: vessel}
+algorithm:
+  name: gcml
+  lambda: 0.3
+membership:
+  preset: lan
+sites:
+  - name: north
+    address: 127.0.0.1:7443
+    certificate: certs/north.pem
+  - name: south
+    address: "[::1]:7443"
+    certificate: certs/south.pem
+"""
+SITE = """\
+site: north
+data:
+  path: images
+device:
+  device: cpu
+"""
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("identities")
+    return {
+        name: trust.create_identity(name, root / name).certificate_pem.decode() for name in ("north", "south")
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, certificates: dict[str, str]) -> Path:
+    (tmp_path / "certs").mkdir()
+    for name, pem in certificates.items():
+        (tmp_path / "certs" / f"{name}.pem").write_text(pem)
+    (tmp_path / "peers.yaml").write_text(PEERS)
+    (tmp_path / "site.yaml").write_text(SITE)
+    return tmp_path
+
+
+def load(folder: Path, **keywords: Any) -> config.Config:
+    return config.load(folder / "site.yaml", env=keywords.pop("env", {}), **keywords)
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    assert old in text, old
+    return text.replace(old, new)
+
+
+def refused(folder: Path, **keywords: Any) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, **keywords)
+    assert "\n" not in str(caught.value), "one paragraph"
+    assert caught.value.exit_code == EXIT_CONFIG
+    assert caught.value.remedy.endswith((".", "?")), caught.value.remedy
+    return caught.value
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def test_both_files_are_composed(folder: Path, certificates: dict[str, str]) -> None:
+    loaded = load(folder)
+    assert loaded.me.name == "north"
+    assert [s.name for s in loaded.others] == ["south"]
+    assert loaded.me.certificate == [certificates["north"]]
+    assert loaded.federation.algorithm == config.FederationFile(
+        "x", loaded.federation.task
+    ).algorithm.__class__(lambda_=0.3)
+    assert loaded.federation.membership.probe_interval_s == 1.0, "the lan preset"
+    assert loaded.site.data.path == str(folder / "images")
+    assert loaded.control_socket == folder / "state" / "control.sock"
+
+
+def test_preset_is_a_delta_that_keys_override(folder: Path) -> None:
+    (folder / "peers.yaml").write_text(replaced(PEERS, "preset: lan", "preset: lan\n  indirect_checks: 7"))
+    membership = load(folder).federation.membership
+    assert (membership.indirect_checks, membership.probe_interval_s) == (7, 1.0)
+
+
+def test_precedence_flag_environment_file_default(folder: Path) -> None:
+    (folder / "site.yaml").write_text(SITE + "rounds: 5\nmax_parallel_transfers: 5\n")
+    env = {"GOSSIPSEG_ROUNDS": "6", "GOSSIPSEG_MAX_PARALLEL_TRANSFERS": "6", "GOSSIPSEG_DATA": "/elsewhere"}
+    site = load(folder, env=env, overrides={"rounds": "7"}).site
+    assert (site.rounds, site.max_parallel_transfers, site.disk_reserve_bytes) == (7, 6, 256 << 20)
+    assert site.data.path == str(folder / "images"), "GOSSIPSEG_DATA is the tests' own variable"
+
+
+def test_nested_environment_keys(folder: Path) -> None:
+    env = {
+        "GOSSIPSEG_DEVICE__THREADS": "2",
+        "GOSSIPSEG_DISCOVERY__MDNS": "true",
+        "GOSSIPSEG_LOG__LEVEL": "debug",
+    }
+    site = load(folder, env=env).site
+    assert (site.device.threads, site.device.device) == (2, "cpu")
+    assert (site.discovery.mdns, site.log.level) == (True, "debug")
+
+
+def test_overrides_of_text_keep_the_text(folder: Path) -> None:
+    env = {"GOSSIPSEG_DATA__PATH": "2024", "GOSSIPSEG_DEVICE__AMP": "off", "GOSSIPSEG_ADVERTISE": ""}
+    site = load(folder, env=env).site
+    assert (Path(site.data.path).name, site.device.amp, site.advertise) == ("2024", "off", None)
+
+
+def test_plain_yaml_values_mean_what_they_look_like(folder: Path) -> None:
+    (folder / "site.yaml").write_text(SITE + "  amp: off\n")
+    (folder / "peers.yaml").write_text(PEERS + "training: {learning_rate: 1e-4}\n")
+    loaded = load(folder)
+    assert loaded.site.device.amp == "off"
+    assert loaded.federation.training.learning_rate == 1e-4
+    (folder / "peers.yaml").write_text(replaced(PEERS, "name: south", "name: no"))
+    assert [s.name for s in load(folder).others] == ["no"], "Norway is no boolean"
+
+
+def test_byte_order_mark_and_line_ends_of_windows(folder: Path) -> None:
+    (folder / "peers.yaml").write_bytes(codecs.BOM_UTF8 + PEERS.replace("\n", "\r\n").encode())
+    assert load(folder).federation.federation == "test"
+
+
+def test_a_section_with_only_comments_takes_its_defaults(folder: Path) -> None:
+    (folder / "peers.yaml").write_text(PEERS + "gossip:\n  # retries: 3\n")
+    assert load(folder).federation.gossip.retries == 2
+
+
+def test_two_certificates_during_a_rotation(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    new = trust.create_identity("south", tmp_path_factory.mktemp("new"))
+    doc = yaml.safe_load(PEERS)
+    doc["sites"][1]["certificate"] = ["certs/south.pem", new.certificate_pem.decode()]
+    doc["sites"][1]["id"] = new.site_id.lower().replace("-", " ")
+    (folder / "peers.yaml").write_text(yaml.safe_dump(doc))
+    assert len(load(folder).others[0].certificate) == 2
+
+
+def test_a_federation_without_sites_can_still_lend_its_task(folder: Path) -> None:
+    (folder / "peers.yaml").write_text(PEERS.partition("sites:")[0])
+    assert config.load_federation(folder / "peers.yaml").sites == []
+    assert "lists no sites" in str(refused(folder))
+
+
+def test_insecure_needs_no_certificates_on_loopback(folder: Path) -> None:
+    text = replaced(replaced(PEERS, "certs/north.pem", '""'), "certs/south.pem", '""')
+    (folder / "peers.yaml").write_text(text)
+    (folder / "site.yaml").write_text(SITE + "insecure: true\nlisten: localhost:7443\n")
+    assert load(folder).site.insecure
+
+
+# ---------------------------------------------------------------- what is refused: peers.yaml
+
+BAD_PEERS = {
+    "unknown key": (("federation: test", "federation: test\nsede: 3"), "sede", None, "`seed`"),
+    "unknown key goes first": (
+        ("  channels: 3", "  chanels: 3\n  spatial_dims: four"),
+        "task.chanels",
+        None,
+        "`channels`",
+    ),
+    "unknown key of a site": (("address: 127", "adress: 127"), "sites.0.adress", None, "`address`"),
+    "unknown key of an algorithm": (("lambda: 0.3", "lamda: 0.3"), "algorithm.lamda", None, "`lambda`"),
+    "unknown key of another section": (
+        ("federation: test", "federation: test\nlearning_rate: 1"),
+        "learning_rate",
+        None,
+        "`training.learning_rate`",
+    ),
+    "key of site.yaml": (
+        ("federation: test", "federation: test\nstate_dir: x"),
+        "state_dir",
+        None,
+        "`state_dir` in site.yaml",
+    ),
+    "unknown key like nothing": (
+        ("federation: test", "federation: test\nzzz: 1"),
+        "zzz",
+        None,
+        "Known keys here: federation, task",
+    ),
+    "key of another algorithm": (
+        ("name: gcml", "name: local"),
+        "algorithm.lambda",
+        None,
+        "Known keys here: name",
+    ),
+    "algorithm": (("name: gcml", "name: gmcl"), "algorithm.name", "gmcl", "`gcml`"),
+    "algorithm without name": (
+        ("  name: gcml\n", ""),
+        "algorithm.name",
+        None,
+        "gcml, local or gossip_average",
+    ),
+    "algorithm as text": (
+        ("algorithm:\n  name: gcml\n  lambda: 0.3", "algorithm: gcml"),
+        "algorithm",
+        "gcml",
+        "keys indented",
+    ),
+    "lambda twice": (
+        ("lambda: 0.3", "lambda: 0.3\n  lambda_: 0.4"),
+        "algorithm.lambda",
+        None,
+        "Keep `lambda`",
+    ),
+    "preset": (("preset: lan", "preset: lann"), "membership.preset", "lann", "`lan`"),
+    "preset as list": (("preset: lan", "preset: [lan]"), "membership.preset", ["lan"], "`lan`"),
+    "preset mistyped": (("preset: lan", "presett: lan"), "membership.presett", None, "`preset`"),
+    "missing key": (("federation: test\n", ""), "federation", None, "Add it"),
+    "empty key": (("federation: test", "federation:"), "federation", None, "Add it"),
+    "federation name": (("federation: test", "federation: ' test'"), "federation", " test", "printable"),
+    "site name": (("name: south", "name: South"), "sites.1.name", "South", "lower-case"),
+    "number as text": (("lambda: 0.3", "lambda: much"), "algorithm.lambda", "much", "number"),
+    "whole number": (("channels: 3", "channels: 3.5"), "task.channels", 3.5, "whole number"),
+    "boolean for a number": (("channels: 3", "channels: true"), "task.channels", True, "number"),
+    "text for a boolean": (
+        ("channels: 3", "channels: 3\n  convert_grey_to_rgb: maybe"),
+        "task.convert_grey_to_rgb",
+        "maybe",
+        "true or false",
+    ),
+    "number for text": (("1: vessel", "1: 5"), "task.labels.1", 5, "quotes"),
+    "text for a list": (
+        ("channels: 3", "channels: 3\n  patch_size: big"),
+        "task.patch_size",
+        "big",
+        "[a, b]",
+    ),
+    "text for a section": (("task:\n", "training: fast\ntask:\n"), "training", "fast", "keys indented"),
+    "choice": (("intensity: rgb", "intensity: rbg"), "task.intensity", "rbg", "`rgb`"),
+    "choice like nothing": (
+        ("intensity: rgb", "intensity: 7"),
+        "task.intensity",
+        7,
+        "Choose one of zscore, ct_window, rgb",
+    ),
+    "network": (("task:\n", "network: {name: sanett}\ntask:\n"), "network.name", "sanett", "`sanet`"),
+    "negative": (("lambda: 0.3", "lambda: -1"), "algorithm.lambda", -1, "Correct the number"),
+    "bool for lambda": (("lambda: 0.3", "lambda: true"), "algorithm.lambda", True, "number"),
+    "dropout": (("task:\n", "network: {dropout: 1}\ntask:\n"), "network.dropout", 1, "Correct"),
+    "rate above 1": (
+        ("task:\n", "gossip: {sender_rate: 1.5}\ntask:\n"),
+        "gossip.sender_rate",
+        1.5,
+        "Correct the number",
+    ),
+    "zero": (("task:\n", "training: {batch_size: 0}\ntask:\n"), "training.batch_size", 0, "Correct"),
+    "not a number": (
+        ("task:\n", "training: {learning_rate: .nan}\ntask:\n"),
+        "training.learning_rate",
+        "nan",
+        "Correct",
+    ),
+    "infinite": (
+        ("task:\n", "training: {guard_drop: .inf}\ntask:\n"),
+        "training.guard_drop",
+        float("inf"),
+        "",
+    ),
+    "patch size of 3": (
+        ("channels: 3", "channels: 3\n  patch_size: [9, 9, 9]"),
+        "task.patch_size",
+        [9, 9, 9],
+        "task.spatial_dims",
+    ),
+    "negative patch": (
+        ("channels: 3", "channels: 3\n  patch_size: [9, -9]"),
+        "task.patch_size",
+        [9, -9],
+        "Correct",
+    ),
+    "spacing of 3": (
+        ("channels: 3", "channels: 3\n  spacing_mm: [1, 1, 1]"),
+        "task.spacing_mm",
+        [1.0, 1.0, 1.0],
+        "per axis",
+    ),
+    "dimensions": (
+        ("channels: 3", "channels: 3\n  spatial_dims: 4"),
+        "task.spatial_dims",
+        4,
+        "Choose one of 2, 3",
+    ),
+    "labels with a gap": (
+        ("1: vessel", "2: vessel"),
+        "task.labels",
+        {0: "background", 2: "vessel"},
+        "label_map",
+    ),
+    "labels alike": (("1: vessel", "1: background"), "task.labels", None, "own name"),
+    "labels as list": (
+        ("{0: background, 1: vessel}", "[background, vessel]"),
+        "task.labels",
+        ["background", "vessel"],
+        "keys indented",
+    ),
+    "label map": (
+        ("channels: 3", "channels: 3\n  label_map: {255: 2}"),
+        "task.label_map",
+        {255: 2},
+        "Map file values to 0, 1",
+    ),
+    "rgb of one channel": (("channels: 3", "channels: 1"), "task.channels", 1, "Write 3"),
+    "orientation": (
+        ("channels: 3", "channels: 3\n  orientation: RAR"),
+        "task.orientation",
+        "RAR",
+        "three letters",
+    ),
+    "window upside down": (
+        ("channels: 3", "channels: 3\n  ct_window_hu: [240, -160]"),
+        "task.ct_window_hu",
+        [240.0, -160.0],
+        "[low, high]",
+    ),
+    "time-out longer than interval": (
+        ("preset: lan", "preset: lan\n  probe_timeout_s: 9"),
+        "membership.probe_timeout_s",
+        9.0,
+        "shorter",
+    ),
+    "two sites of one name": (("name: south", "name: north"), "sites.1.name", "north", "its own name"),
+    "two sites at one address": (
+        ('"[::1]:7443"', "127.0.0.1:7443"),
+        "sites.1.address",
+        "127.0.0.1:7443",
+        "its own address",
+    ),
+    "two sites of one key": (
+        ("certs/south.pem", "certs/north.pem"),
+        "sites.1.certificate",
+        None,
+        "makes its own identity",
+    ),
+    "address without port": (
+        ("127.0.0.1:7443", "127.0.0.1"),
+        "sites.0.address",
+        "127.0.0.1",
+        "127.0.0.1:7443",
+    ),
+    "address with a bad port": (
+        ("127.0.0.1:7443", "127.0.0.1:74443"),
+        "sites.0.address",
+        "127.0.0.1:74443",
+        "host:port",
+    ),
+    "address with port 0": (("127.0.0.1:7443", "127.0.0.1:0"), "sites.0.address", "127.0.0.1:0", "reach"),
+    "address of every interface": (("127.0.0.1", "0.0.0.0"), "sites.0.address", "0.0.0.0:7443", "reach"),
+    "address as URL": (
+        ("127.0.0.1:7443", "https://north:7443"),
+        "sites.0.address",
+        "https://north:7443",
+        "host:port",
+    ),
+    "address without brackets": (('"[::1]:7443"', '"::1"'), "sites.1.address", "::1", "[::1]:7443"),
+    "address with a blank": (
+        ("127.0.0.1:7443", "my host:7443"),
+        "sites.0.address",
+        "my host:7443",
+        "host:port",
+    ),
+    "address that is a number": (("127.0.0.1:7443", "7443"), "sites.0.address", 7443, "quotes"),
+    "no certificate": (("certs/south.pem", '""'), "sites.1.certificate", None, "gossipctl init"),
+    "certificate file missing": (
+        ("certs/south.pem", "x.pem"),
+        "sites.1.certificate",
+        "x.pem",
+        "cert.pem",
+    ),
+    "certificate file of something else": (
+        ("certs/south.pem", "site.yaml"),
+        "sites.1.certificate",
+        "site.yaml",
+        "cert.pem",
+    ),
+    "certificate of a wrong kind": (("certs/south.pem", "5"), "sites.1.certificate", 5, "quotes"),
+    "an ID with a mistake": (
+        ("name: south", "name: south\n    id: ABC"),
+        "sites.1.id",
+        "ABC",
+        "Copy it again",
+    ),
+    "sites as text": (
+        (PEERS[PEERS.index("sites:") :], "sites: north\n"),
+        "sites",
+        "north",
+        "lines that begin",
+    ),
+    "duplicate key": (("channels: 3", "channels: 3\n  channels: 1"), "task.channels", None, "Remove one"),
+    "duplicate key of a site": (
+        ("name: south", "name: south\n    name: west"),
+        "sites.1.name",
+        None,
+        "Remove",
+    ),
+    "version": (("federation: test", "federation: test\nversion: 2"), "version", 2, "Upgrade"),
+}
+
+
+@pytest.mark.parametrize(("edit", "key", "value", "remedy"), BAD_PEERS.values(), ids=BAD_PEERS.keys())
+def test_bad_peers_file(folder: Path, edit: tuple[str, str], key: str, value: object, remedy: str) -> None:
+    path = folder / "peers.yaml"
+    path.write_text(replaced(PEERS, *edit))
+    error = refused(folder)
+    text = str(error)
+    assert error.key == key, text
+    assert text.startswith(f"{path}: {key}"), text
+    if isinstance(value, float) and value == float("inf"):
+        assert error.value == value
+    elif value is not None:
+        shown = repr(value) if value != "nan" else "nan"
+        assert shown in text or str(value) in text, text
+    assert remedy in error.remedy, text
+
+
+def test_an_id_that_does_not_match_the_certificate(folder: Path, certificates: dict[str, str]) -> None:
+    wrong = trust.site_id(certificates["north"].encode())
+    (folder / "peers.yaml").write_text(replaced(PEERS, "name: south", f"name: south\n    id: {wrong}"))
+    error = refused(folder)
+    right = trust.site_id(certificates["south"].encode())
+    assert (error.file, error.key, error.value) == (folder / "peers.yaml", "sites.1.id", wrong)
+    assert right in str(error) and "read out its ID" in error.remedy
+
+
+def test_a_private_key_in_the_list(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    leaked = trust.create_identity("south", tmp_path_factory.mktemp("leaked"))
+    (folder / "certs" / "south.pem").write_bytes(leaked.key_pem)
+    error = refused(folder)
+    assert "PRIVATE KEY" in str(error) and "new identity" in error.remedy
+    assert leaked.key_pem.decode().splitlines()[1] not in str(error), "the key itself is not printed"
+
+
+def test_three_certificates(folder: Path) -> None:
+    listed = "[certs/south.pem, certs/south.pem, certs/south.pem]"
+    (folder / "peers.yaml").write_text(replaced(PEERS, "certs/south.pem", listed))
+    assert "two during a rotation" in refused(folder).remedy
+
+
+# ---------------------------------------------------------------- what is refused: site.yaml
+
+BAD_SITE = {
+    "unknown key": (("device:", "divice:"), "divice", None, "`device`"),
+    "unknown nested key": (("device: cpu", "divice: cpu"), "device.divice", None, "`device`"),
+    "key of peers.yaml": (("site: north", "site: north\nfederation: x"), "federation", None, "in peers.yaml"),
+    "site that is not listed": (("site: north", "site: nroth"), "site", "nroth", "`north`"),
+    "site like nothing": (("site: north", "site: zzz"), "site", "zzz", "listed: north, south"),
+    "no data": (("data:\n  path: images\n", ""), "data", None, "Add it"),
+    "empty data": (("  path: images\n", ""), "data", None, "Add it"),
+    "data as text": (("data:\n  path: images", "data: images"), "data", "images", "keys indented"),
+    "empty path": (("path: images", "path: ''"), "data.path", "", "path of a folder"),
+    "device": (("device: cpu", "device: cdua"), "device.device", "cdua", "`cuda`"),
+    "device number": (("device: cpu", "device: cuda:x"), "device.device", "cuda:x", "cuda"),
+    "threads": (("device: cpu", "threads: 0"), "device.threads", 0, "Correct"),
+    "threads as boolean": (("device: cpu", "threads: true"), "device.threads", True, "number"),
+    "rounds": (("site: north", "site: north\nrounds: -3"), "rounds", -3, "Correct"),
+    "listen": (("site: north", "site: north\nlisten: 7443"), "listen", 7443, "quotes"),
+    "listen without port": (
+        ("site: north", "site: north\nlisten: 0.0.0.0"),
+        "listen",
+        "0.0.0.0",
+        "0.0.0.0:7443",
+    ),
+    "advertise": (("site: north", "site: north\nadvertise: '[::]:7443'"), "advertise", "[::]:7443", "reach"),
+    "interface": (
+        ("site: north", "site: north\ndiscovery: {interfaces: [eth0]}"),
+        "discovery.interfaces.0",
+        "eth0",
+        "192.168.1.5",
+    ),
+    "level": (("site: north", "site: north\nlog: {level: warn}"), "log.level", "warn", "`warning`"),
+    "fractions": (
+        ("path: images", "path: images\n  test_fraction: 0.9"),
+        "data.test_fraction",
+        0.9,
+        "below 1",
+    ),
+    "long state_dir": (
+        ("site: north", "site: north\nstate_dir: " + "x" * 120),
+        "state_dir",
+        None,
+        "shorter path",
+    ),
+    "version": (("site: north", "site: north\nversion: '1.0'"), "version", "1.0", "version: 1"),
+}
+
+
+@pytest.mark.parametrize(("edit", "key", "value", "remedy"), BAD_SITE.values(), ids=BAD_SITE.keys())
+def test_bad_site_file(folder: Path, edit: tuple[str, str], key: str, value: object, remedy: str) -> None:
+    path = folder / "site.yaml"
+    path.write_text(replaced(SITE, *edit))
+    error = refused(folder)
+    text = str(error)
+    assert error.key == key, text
+    assert text.startswith(f"{path}: {key}"), text
+    assert value is None or repr(value) in text, text
+    assert remedy in error.remedy, text
+
+
+@pytest.mark.parametrize(
+    ("edit", "key"),
+    [
+        (("site: north", "site: north\ninsecure: true"), "listen"),
+        (
+            ("site: north", "site: north\ninsecure: true\nlisten: 127.0.0.1:1\nadvertise: 10.0.0.1:1"),
+            "advertise",
+        ),
+    ],
+)
+def test_plaintext_beyond_loopback(folder: Path, edit: tuple[str, str], key: str) -> None:
+    (folder / "site.yaml").write_text(replaced(SITE, *edit))
+    error = refused(folder)
+    assert (error.file, error.key) == (str(folder / "site.yaml"), key)
+    assert "Remove `insecure`" in error.remedy
+
+
+def test_plaintext_to_a_listed_site_beyond_loopback(folder: Path) -> None:
+    (folder / "site.yaml").write_text(SITE + "insecure: true\nlisten: 127.0.0.1:7443\n")
+    (folder / "peers.yaml").write_text(replaced(PEERS, '"[::1]:7443"', "127.example.org:7443"))
+    error = refused(folder)
+    assert (error.file, error.key) == (str(folder / "peers.yaml"), "sites.1.address")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key", "remedy"),
+    [
+        ("GOSSIPSEG_DEVICE__TREADS", "2", "device.treads", "`threads`"),
+        ("GOSSIPSEG_DEVICE__THREADS", "two", "device.threads", "whole number"),
+        ("GOSSIPSEG_ROUNDS", "-1", "rounds", "Correct"),
+        ("GOSSIPSEG_SITE__NAME", "x", "site.name", "Correct the name"),
+        ("GOSSIPSEG_LISTEN", "nowhere", "listen", "nowhere:7443"),
+    ],
+)
+def test_errors_name_the_environment_variable(
+    folder: Path, name: str, text: str, key: str, remedy: str
+) -> None:
+    error = refused(folder, env={name: text})
+    assert name in str(error), str(error)
+    assert error.key == key
+    assert remedy in error.remedy
+
+
+def test_errors_name_the_flag(folder: Path) -> None:
+    error = refused(folder, overrides={"device.device": "gpu"})
+    assert str(error).startswith("flag for device.device: device.device = 'gpu'")
+
+
+# ---------------------------------------------------------------- files that are no configuration
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "is empty"),
+        (b"# nothing but a comment\n", "is empty"),
+        (b"- a\n- b\n", "is not a YAML mapping"),
+        (b"just text", "is not a YAML mapping"),
+        (b"a: [1\n", "is not valid YAML in line 2"),
+        (b"task:\n\tname: x\n", "Indent with spaces"),
+        (b"a: b: c\n", "put text that holds `: `"),
+        ("federation: \u00e9tude\n".encode("latin-1"), "byte 0xe9 in line 1"),
+        ("federation: x\n".encode("utf-16"), "UTF-16"),
+        (b"a: *nobody\n", "is not valid YAML"),
+        (b"a: 1\n---\nb: 2\n", "is not valid YAML"),
+        (b"a: !!python/object:os.system x\n", "is not valid YAML"),
+        (b"1: x\n", "1: unknown key"),
+    ],
+)
+def test_files_that_cannot_be_read(folder: Path, data: bytes, words: str) -> None:
+    path = folder / "peers.yaml"
+    path.write_bytes(data)
+    text = str(refused(folder))
+    assert text.startswith(f"{path}: ") and words in text, text
+
+
+def test_missing_file_and_folder_in_its_place(folder: Path) -> None:
+    (folder / "peers.yaml").unlink()
+    error = refused(folder)
+    assert error.file == folder / "peers.yaml" and "gossipctl init" in error.remedy
+    (folder / "peers.yaml").mkdir()
+    assert "is a folder" in str(refused(folder))
+
+
+# ---------------------------------------------------------------- rules, contract, dump
+
+
+def dataclasses_within(kind: Any) -> Iterator[type]:
+    yield kind
+    for hint in typing.get_type_hints(kind).values():
+        for part in (hint, *typing.get_args(hint)):
+            if dataclasses.is_dataclass(part):
+                assert isinstance(part, type)
+                yield from dataclasses_within(part)
+
+
+@pytest.mark.parametrize("file", [FederationFile, SiteFile])
+def test_every_number_has_a_rule(file: type) -> None:
+    for kind in dataclasses_within(file):
+        annotated = typing.get_type_hints(kind, include_extras=True)
+        for name, hint in typing.get_type_hints(kind).items():
+            parts = {hint, *typing.get_args(hint)}
+            is_number = typing.get_origin(hint) is not dict and parts & {int, float}
+            if is_number and not hasattr(annotated[name], "__metadata__") and not name.startswith("__"):
+                assert name in rules.RANGES.get(kind, {}), f"{kind.__name__}.{name} has no range"
+        stray = set(rules.RANGES.get(kind, {})) - {f.name for f in dataclasses.fields(kind)}
+        assert not stray, f"rules for fields that {kind.__name__} has not: {stray}"
+
+
+def test_defaults_satisfy_their_own_rules(folder: Path) -> None:
+    loaded = load(folder)
+    rules.check_ranges(loaded.federation, config.reading.Source(folder, {}))
+    rules.check_ranges(loaded.site, config.reading.Source(folder, {}))
+
+
+def test_contract_is_stable_and_leaves_out_sites(folder: Path) -> None:
+    first = config.contract(load(folder).federation, "abc")
+    (folder / "peers.yaml").write_text(replaced(PEERS, "127.0.0.1:7443", "127.0.0.1:7444"))
+    assert config.contract(load(folder).federation, "abc") == first
+    assert dict(first)["algorithm.lambda"] == "0.3", "the key that stands in the file"
+    (folder / "peers.yaml").write_text(replaced(PEERS, "lambda: 0.3", "lambda: 0.4"))
+    other = config.contract(load(folder).federation, "abc")
+    assert {k for k, v in other if dict(first)[k] != v} == {"algorithm.lambda"}
+    assert config.fingerprint(first) != config.fingerprint(other)
+
+
+def test_contract_leaves_out_what_is_not_shared(folder: Path) -> None:
+    first = config.contract(load(folder).federation)
+    (folder / "peers.yaml").write_text(PEERS + "gossip: {retries: 9}\nwire: {max_model_bytes: 9}\n")
+    assert config.contract(load(folder).federation) == first
+
+
+def test_worker_spec_is_json_and_knows_no_keys(folder: Path) -> None:
+    spec = config.worker_spec(load(folder))
+    text = json.dumps(dataclasses.asdict(spec))
+    assert spec.algorithm["lambda_"] == 0.3
+    assert "BEGIN" not in text and "address" not in text
+
+
+def test_dump_reads_as_yaml_with_every_default(folder: Path) -> None:
+    shown = yaml.safe_load(config.dump(load(folder)))
+    assert shown["federation"]["algorithm"]["lambda"] == 0.3
+    assert shown["federation"]["task"]["labels"] == {0: "background", 1: "vessel"}
+    assert shown["federation"]["sites"][0]["certificate"] == "1 certificate(s)"
+    assert shown["site"]["disk_reserve_bytes"] == 256 << 20
+
+
+# ---------------------------------------------------------------- the example at the root
+
+
+def test_example_loads_and_has_three_sites() -> None:
+    example = config.load_federation(ROOT / "peers.yaml")
+    assert [s.name for s in example.sites] == ["north", "south", "west"]
+    assert all(len(s.certificate) == 1 for s in example.sites)
+
+
+def test_example_mentions_every_key() -> None:
+    text = (ROOT / "peers.yaml").read_text()
+    for kind in dataclasses_within(FederationFile):
+        for f in dataclasses.fields(kind):
+            key = f.name.removesuffix("_")
+            assert f"{key}:" in text, f"{kind.__name__}.{key} is not in the example"
+
+
+def test_example_shows_the_defaults() -> None:
+    """Everything in the example that does not describe its own task is the default."""
+    example = config.load_federation(ROOT / "peers.yaml")
+    for name in ("network", "algorithm", "training", "gossip", "membership", "wire"):
+        part = getattr(example, name)
+        assert part == type(part)(), name
+
+
+def test_example_membership_comments_are_the_defaults() -> None:
+    text = (ROOT / "peers.yaml").read_text()
+    block = text[
+        text.index("preset: wan") : text.index(
+            "# ---------------------------------------------------------------- the sites"
+        )
+    ]
+    commented = yaml.safe_load("\n".join(line.strip()[2:] for line in block.splitlines()[1:] if line.strip()))
+    defaults = dataclasses.asdict(config.load_federation(ROOT / "peers.yaml").membership)
+    assert commented == defaults
