@@ -63,6 +63,14 @@ TRANSITIONS: Mapping[tuple[MemberState, Evidence], MemberState] = {
 }
 """All changes of state there are; evidence without an entry changes none."""
 
+NOTES: Mapping[MemberState, str] = {state: f"member_{state.value}" for state in MemberState}
+ALIVE_REASONS: Mapping[MemberState, str] = {
+    MemberState.UNSEEN: "joined",
+    MemberState.SUSPECT: "refuted",
+    MemberState.DEAD: "returned",
+    MemberState.LEFT: "returned",
+}
+
 
 class Membership:
     """The members, the running suspicions and the records on their way round."""
@@ -127,8 +135,13 @@ class Membership:
 
     # -------------------------------------------------------------- records
 
-    def receive(self, records: Iterable[Record]) -> int:
-        """Take in verified records; returns how many changed something."""
+    def receive(self, records: Iterable[Record], synced_with: Site | None = None) -> int:
+        """Take in verified records; returns how many changed something.
+
+        What changed something is passed on. Of what a push/pull brought (`synced_with`), alive records
+        are passed on only of that site itself: the others have been on their way round already, and a
+        newcomer would repeat the whole list to everybody.
+        """
         members, changed = self.members, 0
         for record in records:
             if not 0 < record.incarnation < MAX_INCARNATION:
@@ -140,7 +153,9 @@ class Membership:
             if member is None or member.alive is record:
                 continue
             if isinstance(record, AliveRecord):
-                changed += self._is_alive(member, record)
+                if record.incarnation >= member.incarnation:
+                    spread = synced_with is None or record.site == synced_with
+                    changed += self._is_alive(member, record, spread)
             elif isinstance(record, LeftRecord):
                 changed += self._has_left(member, record)
             else:
@@ -158,7 +173,7 @@ class Membership:
         draft = SuspectRecord(site, member.incarnation, me)
         self._is_accused(member, replace(draft, signature=self._ctx.sign(payload(draft))))
 
-    def _is_alive(self, member: Member, record: AliveRecord) -> bool:
+    def _is_alive(self, member: Member, record: AliveRecord, spread: bool) -> bool:
         newer = record.incarnation > member.incarnation
         tie = record.incarnation == member.incarnation and record.nonce > member.nonce
         if not newer and not (tie and member.state is not MemberState.LEFT):
@@ -169,11 +184,9 @@ class Membership:
         member.incarnation, member.nonce, member.alive = record.incarnation, record.nonce, record
         member.address, member.cases = record.address, record.cases
         if newer:
-            reason = {MemberState.SUSPECT: "refuted", MemberState.UNSEEN: "joined"}.get(
-                member.state, "returned" if member.state is not MemberState.ALIVE else ""
-            )
-            self._move(member, Evidence.ALIVE, reason)
-        self._broadcasts.add(record)
+            self._move(member, Evidence.ALIVE, ALIVE_REASONS.get(member.state, ""))
+        if spread:
+            self._broadcasts.add(record)
         self._on_change(member, ended)
         return True
 
@@ -206,6 +219,7 @@ class Membership:
             member.suspicion = suspicion.begin(record, len(self.live) + 1, now, self._params)
             by = "this site" if record.accuser == self._ctx.site else record.accuser
             self._move(member, Evidence.SUSPECT, f"no answer to {by}")
+            self._on_change(member, False)
         elif member.state is not MemberState.SUSPECT or member.suspicion is None:
             return False
         else:
@@ -383,5 +397,4 @@ class Membership:
         elif was_live and not member.live:
             self.live.discard(member.site)
             self.down[member.site] = None
-        self._ctx.note(f"member_{state.value}", member.site, reason)
-        self._on_change(member, False)
+        self._ctx.note(NOTES[state], member.site, reason)

@@ -208,8 +208,8 @@ class Prober:
         self._syncing.discard(call.to)
         if isinstance(outcome, messages.SyncReply):
             before = len(self._membership.live)
-            self.contact(call.to, outcome.records, outcome.info)
-            if len(self._membership.live) - before > before // 8:
+            self.contact(call.to, outcome.records, outcome.info, synced=True)
+            if len(self._membership.live) - before > before // 32:
                 # Still joining: much was new, so the next one is due soon.
                 soon = self._ctx.now + self._params.probe_interval_s
                 self._sync_at = min(self._sync_at, soon)
@@ -222,11 +222,13 @@ class Prober:
 
     # -------------------------------------------------------------- contact
 
-    def contact(self, site: Site, records: tuple[Record, ...], info: PeerInfo | None) -> Member | None:
+    def contact(
+        self, site: Site, records: tuple[Record, ...], info: PeerInfo | None, *, synced: bool = False
+    ) -> Member | None:
         """A site spoke to this one: take in what it says, and see to it that both know each other."""
         member = self._membership.heard(site, info)
         if records:
-            self._membership.receive(records)
+            self._membership.receive(records, site if synced else None)
         if member is None or self._membership.leaving:
             return member
         goodbye = info is not None and info.phase is Phase.LEAVING
@@ -241,7 +243,7 @@ class Prober:
         self._ctx.respond(token, messages.Ack(self._membership.news_for(frm), self._ctx.info))
 
     def on_sync(self, frm: Site, token: int, body: messages.Sync) -> None:
-        self.contact(frm, body.records, body.info)
+        self.contact(frm, body.records, body.info, synced=True)
         self._ctx.respond(token, messages.SyncReply(self._known_to(frm), self._ctx.info))
 
     def _known_to(self, frm: Site) -> tuple[Record, ...]:
