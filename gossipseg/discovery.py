@@ -277,8 +277,9 @@ class MdnsDiscovery:
 def _open_zeroconf(interfaces: Sequence[str]) -> AsyncZeroconf:
     """Raises OSError, RuntimeError, ValueError. Without IPv6 in the kernel: IPv4 alone."""
     if interfaces:
-        for text in interfaces:
-            ipaddress.ip_address(text)
+        missing = {ipaddress.ip_address(text) for text in interfaces} - set(_machine_addresses())
+        if missing:  # zeroconf would fail later, and leave a socket open
+            raise ValueError(f"{', '.join(map(str, missing))}: not an address of this machine")
         return AsyncZeroconf(interfaces=list(interfaces))
     try:
         return AsyncZeroconf(interfaces=InterfaceChoice.All, ip_version=IPVersion.All)
@@ -315,9 +316,13 @@ def _interface_addresses(interfaces: Iterable[str]) -> list[_Address]:
     wanted = [ipaddress.ip_address(text) for text in interfaces]
     if wanted:
         return wanted
+    found = [a for a in _machine_addresses() if not a.is_loopback]
+    return sorted(found, key=lambda a: (a.is_link_local, a.version, a))
+
+
+def _machine_addresses() -> list[_Address]:
     texts = (ip.ip if isinstance(ip.ip, str) else ip.ip[0] for a in ifaddr.get_adapters() for ip in a.ips)
-    found = [ipaddress.ip_address(text.split("%")[0]) for text in texts]
-    return sorted((a for a in found if not a.is_loopback), key=lambda a: (a.is_link_local, a.version, a))
+    return [ipaddress.ip_address(text.split("%")[0]) for text in texts]
 
 
 async def _resolve(host: str) -> list[_Address]:
