@@ -76,7 +76,7 @@ def predict_labels(deployment: Deployment, case: Case) -> tuple[np.ndarray, Volu
     task, training = deployment.setup.task, deployment.setup.training
     prepared, volume = load_image(case, task)
     logits = predict_logits(deployment.net, prepared.image, task, training, deployment.compute.device)
-    return labels_of(restore(logits, prepared, task), training).numpy(), volume
+    return labels_of(restore(logits, prepared), training).numpy(), volume
 
 
 def write_label_map(out: Path, labels: np.ndarray, source: Path, volume: Volume) -> None:

@@ -90,7 +90,7 @@ def evaluate_case(
     assert case.label is not None
     label = load_label(case.label, volume, case, task)
     logits = predict_logits(deployment.net, prepared.image, task, training, deployment.compute.device)
-    predicted = labels_of(restore(logits, prepared, task), training)
+    predicted = labels_of(restore(logits, prepared), training)
     spacing = volume.spacing_mm
     scored = score_case(case.id, predicted, torch.from_numpy(label), task, hd95=True, spacing_mm=spacing)
     if save_overlay is not None:

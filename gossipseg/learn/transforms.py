@@ -35,6 +35,8 @@ class Prepared:
     """Voxel size of `image`; None where the file has none."""
     traced: MetaTensor
     """The image as MONAI traces it: what `restore` undoes."""
+    geometry: Compose
+    """The very transforms that made it: MONAI inverts by their identity."""
 
 
 def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:
@@ -44,29 +46,29 @@ def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:
         raise DataError(
             "holds NaN or infinite values", file=file, remedy="Repair the image, or take the case out."
         )
-    traced = _to_grid(array.astype(np.float32), volume.affine, task, file, mode="bilinear")
+    geometry = _geometry(task, "bilinear")
+    traced = _to_grid(array.astype(np.float32), volume.affine, task, file, geometry)
     image = _plain(_intensity(task)(traced.as_tensor()))
     spacing = None if volume.affine is None else spacing_of(traced.affine.numpy(), image.dim() - 1)
-    return Prepared(image.to(torch.float32).contiguous(), spacing, traced)
+    return Prepared(image.to(torch.float32).contiguous(), spacing, traced, geometry)
 
 
 def prepare_label(values: np.ndarray, affine: np.ndarray | None, task: TaskParams, file: Path) -> Tensor:
     """Label values (*spatial) of the task, on its grid: (1, *spatial) uint8."""
-    traced = _to_grid(values[None].astype(np.float32), affine, task, file, mode="nearest")
+    traced = _to_grid(values[None].astype(np.float32), affine, task, file, _geometry(task, "nearest"))
     return _plain(traced).round().to(torch.uint8).contiguous()
 
 
-def restore(logits: Tensor, prepared: Prepared, task: TaskParams) -> Tensor:
+def restore(logits: Tensor, prepared: Prepared) -> Tensor:
     """Logits (K, *task grid) → (K, *file grid): inverse of orientation and spacing, linear in the logits."""
     if not prepared.traced.applied_operations:
         return logits
     traced = MetaTensor(
         logits.float().cpu(),
         affine=prepared.traced.affine,
-        applied_operations=prepared.traced.applied_operations,
+        applied_operations=list(prepared.traced.applied_operations),
     )
-    back = _geometry(task, "bilinear").inverse(traced)
-    return _plain(back)
+    return _plain(prepared.geometry.inverse(traced))
 
 
 def match_channels(array: np.ndarray, task: TaskParams, file: Path) -> np.ndarray:
@@ -150,9 +152,8 @@ def _geometry(task: TaskParams, mode: str) -> Compose:
 
 
 def _to_grid(
-    array: np.ndarray, affine: np.ndarray | None, task: TaskParams, file: Path, mode: str
+    array: np.ndarray, affine: np.ndarray | None, task: TaskParams, file: Path, geometry: Compose
 ) -> MetaTensor:
-    geometry = _geometry(task, mode)
     if affine is None and geometry.transforms:
         raise DataError(
             "carries no voxel size or orientation, but the task asks for one",

@@ -1,0 +1,285 @@
+"""The MONAI bundle of a model: its configuration files, and the two parts that they name.
+
+What belongs here: configs/metadata.json, configs/inference.json, docs/README.md, and what their `_target_`s
+build. What must not: checkpoints, the command line (export.py).
+
+The bundle reads PNG or JPEG in 2-D and NIfTI in 3-D. It needs gossipseg installed (for the network), but not
+pytorch-ignite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import monai
+import numpy
+import torch
+from monai.utils import convert_to_dst_type
+from torch import Tensor, nn
+
+import gossipseg
+from gossipseg.learn.evaluate import WINDOWS_AT_ONCE, foreground_names
+from gossipseg.learn.model import output_channels
+from gossipseg.learn.setup import Setup
+from gossipseg.nets.params import NetworkParams
+from gossipseg.nets.registry import build
+
+SCHEMA = (
+    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+)
+Config = dict[str, Any]
+
+
+# ---------------------------------------------------------------- named by the configuration files
+
+
+def network_def(network: Mapping[str, Any], **task: Any) -> nn.Module:
+    """The registry's network with plain logits (B, K, *spatial) as output, which is what MONAI expects.
+
+    State-dict names are those of a checkpoint. `task`: spatial_dims, in_channels, out_channels, patch_size.
+    """
+    net = build(NetworkParams(**network), **task)
+    net.register_forward_hook(_logits_only)
+    return net
+
+
+def _logits_only(module: nn.Module, inputs: Any, output: Any) -> Tensor:
+    logits: Tensor = output.logits
+    return logits
+
+
+class Predictor:
+    """Predicts every image of a dataset: the bundle's `evaluator`, so that it runs without ignite."""
+
+    def __init__(
+        self,
+        dataset: Iterable[dict[str, Any]],
+        network: nn.Module,
+        inferer: Callable[[Tensor, nn.Module], Tensor],
+        postprocessing: Callable[[dict[str, Any]], dict[str, Any]],
+        checkpoint: str,
+        device: torch.device,
+    ) -> None:
+        self.dataset, self.network, self.inferer = dataset, network, inferer
+        self.postprocessing, self.checkpoint, self.device = postprocessing, checkpoint, device
+
+    def run(self) -> list[dict[str, Any]]:
+        """Load the weights, predict, save; returns the processed items (`image`, `pred`)."""
+        weights = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        self.network.load_state_dict(weights)
+        self.network.eval()
+        out = []
+        for item in self.dataset:
+            image = item["image"]
+            with torch.inference_mode():
+                logits = self.inferer(image.as_tensor()[None].to(self.device), self.network)[0]
+            item["pred"] = convert_to_dst_type(logits.clone(), dst=image)[0]
+            out.append(self.postprocessing(item))
+        return out
+
+
+# ---------------------------------------------------------------- the files
+
+
+def inference_config(setup: Setup) -> Config:
+    """configs/inference.json."""
+    task, training = setup.task, setup.training
+    pattern = "/*.nii*" if task.spatial_dims == 3 else "/*.[pj][np]*"
+    return {
+        "imports": ["$import glob", "$import os"],
+        "bundle_root": ".",
+        "dataset_dir": "$@bundle_root + '/data'",
+        "output_dir": "$@bundle_root + '/predictions'",
+        "checkpoint": "$@bundle_root + '/models/model.pt'",
+        "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
+        "datalist": f"$[{{'image': p}} for p in sorted(glob.glob(@dataset_dir + '{pattern}'))]",
+        "network_def": {
+            "_target_": "gossipseg.learn.bundle.network_def",
+            "network": asdict(setup.network),
+            "spatial_dims": task.spatial_dims,
+            "in_channels": task.channels,
+            "out_channels": output_channels(task, training),
+            "patch_size": list(task.patch_size),
+        },
+        "network": "$@network_def.to(@device)",
+        "preprocessing": {"_target_": "Compose", "transforms": preprocessing(setup)},
+        "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
+        "inferer": {
+            "_target_": "SlidingWindowInferer",
+            "roi_size": list(task.patch_size),
+            "sw_batch_size": WINDOWS_AT_ONCE,
+            "overlap": training.window_overlap,
+            "mode": "gaussian",
+        },
+        "postprocessing": {"_target_": "Compose", "transforms": postprocessing(setup)},
+        "evaluator": {
+            "_target_": "gossipseg.learn.bundle.Predictor",
+            "dataset": "@dataset",
+            "network": "@network",
+            "inferer": "@inferer",
+            "postprocessing": "@postprocessing",
+            "checkpoint": "@checkpoint",
+            "device": "@device",
+        },
+        "initialize": ["$os.makedirs(@output_dir, exist_ok=True) if os.path.isdir(@dataset_dir) else None"],
+        "run": ["$@evaluator.run()"],
+    }
+
+
+def preprocessing(setup: Setup) -> list[Config]:
+    """MONAI's dictionary transforms that do to an image what transforms.prepare_image does."""
+    task = setup.task
+    flat = task.spatial_dims == 2
+    reader: Config = {"_target_": "PILReader", "reverse_indexing": False}
+    if not flat:
+        reader = {"_target_": "NibabelReader"}
+    steps = [_on_image("LoadImaged", reader=reader), _on_image("EnsureChannelFirstd")]
+    if task.convert_grey_to_rgb and task.channels == 3:
+        grey = "$lambda x: x.repeat(3, *[1] * (x.dim() - 1)) if x.shape[0] == 1 else x"
+        steps.append(_on_image("Lambdad", func=grey))
+    if task.orientation and not flat:
+        sides = [["L", "R"], ["P", "A"], ["I", "S"]]
+        steps.append(_on_image("Orientationd", axcodes=task.orientation, labels=sides))
+    if task.spacing_mm:
+        steps.append(
+            _on_image("Spacingd", pixdim=list(task.spacing_mm), mode="bilinear", padding_mode="border")
+        )
+    if task.intensity == "ct_window":
+        low, high = task.ct_window_hu
+        return [*steps, _scale(low, high, clip=True)]
+    if task.intensity == "rgb":
+        steps.append(_scale(0, 255, clip=False))
+    return [*steps, _on_image("NormalizeIntensityd", channel_wise=True)]
+
+
+def postprocessing(setup: Setup) -> list[Config]:
+    """From logits to a saved label map on the image's own grid."""
+    task = setup.task
+    flat = task.spatial_dims == 2
+    steps: list[Config] = []
+    if task.spacing_mm or (task.orientation and not flat):
+        steps.append(
+            {
+                "_target_": "Invertd",
+                "keys": "pred",
+                "transform": "@preprocessing",
+                "orig_keys": "image",
+                "nearest_interp": False,
+            }
+        )
+    if setup.training.output == "softmax":
+        steps.append({"_target_": "AsDiscreted", "keys": "pred", "argmax": True})
+    else:
+        best = "$lambda z: torch.where(z.amax(0, keepdim=True) > 0, z.argmax(0, keepdim=True) + 1, 0)"
+        steps.append({"_target_": "Lambdad", "keys": "pred", "func": best})
+    if flat:
+        # MONAI's PNG writer turns rows into columns; our reader kept rows as rows.
+        steps.append({"_target_": "Transposed", "keys": "pred", "indices": [0, 2, 1]})
+    steps.append(
+        {
+            "_target_": "SaveImaged",
+            "keys": "pred",
+            "output_dir": "@output_dir",
+            "output_ext": ".png" if flat else ".nii.gz",
+            "output_postfix": "seg",
+            "output_dtype": "uint8",
+            "resample": False,
+            "separate_folder": False,
+            "print_log": False,
+        }
+    )
+    return steps
+
+
+def _on_image(target: str, **arguments: Any) -> Config:
+    return {"_target_": target, "keys": "image", **arguments}
+
+
+def _scale(low: float, high: float, *, clip: bool) -> Config:
+    return _on_image("ScaleIntensityRanged", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=clip)
+
+
+def metadata(setup: Setup, round: int) -> Config:
+    """configs/metadata.json (MONAI's meta schema 20240725)."""
+    task = setup.task
+    classes = {str(v): n for v, n in sorted(task.labels.items())}
+    spec = setup.spec
+    what = task.modality or "image"
+    if setup.training.output == "sigmoid":
+        classes = {str(i): n for i, n in enumerate(foreground_names(task).values())}
+    return {
+        "schema": SCHEMA,
+        "version": f"0.0.{round}",
+        "changelog": {f"0.0.{round}": f"model of site {spec.site} after round {round}"},
+        "monai_version": monai.__version__,
+        "pytorch_version": torch.__version__.split("+")[0],
+        "numpy_version": numpy.__version__,
+        "required_packages_version": {"gossipseg": gossipseg.__version__},
+        "name": f"{spec.federation}-{spec.site}",
+        "task": f"Segmentation of {', '.join(foreground_names(task).values())} in {what}",
+        "description": f"{setup.network.name} trained at {spec.site} in the federation {spec.federation} "
+        f"with {setup.algorithm.name}: the averaged (EMA) model after round {round}.",
+        "authors": f"site {spec.site}",
+        "copyright": "",
+        "intended_use": "Research. Not a medical device.",
+        "network_data_format": {
+            "inputs": {
+                "image": {
+                    "type": "image",
+                    "format": task.modality or "image",
+                    "modality": task.modality,
+                    "num_channels": task.channels,
+                    "spatial_shape": list(task.patch_size),
+                    "dtype": "float32",
+                    "value_range": [0, 1] if task.intensity == "ct_window" else [],
+                    "is_patch_data": True,
+                    "channel_def": {str(i): n for i, n in enumerate(_channels(task.channels))},
+                }
+            },
+            "outputs": {
+                "pred": {
+                    "type": "image",
+                    "format": "logits",
+                    "num_channels": output_channels(task, setup.training),
+                    "spatial_shape": list(task.patch_size),
+                    "dtype": "float32",
+                    "value_range": [],
+                    "is_patch_data": True,
+                    "channel_def": classes,
+                }
+            },
+        },
+    }
+
+
+def _channels(count: int) -> Sequence[str]:
+    return ("red", "green", "blue") if count == 3 else [f"channel {i}" for i in range(count)]
+
+
+def readme(setup: Setup, round: int) -> str:
+    """docs/README.md."""
+    labels = "\n".join(f"- {value}: {text}" for value, text in sorted(setup.task.labels.items()))
+    kind = "NIfTI volumes" if setup.task.spatial_dims == 3 else "PNG or JPEG pictures"
+    return f"""# {setup.spec.federation}-{setup.spec.site}
+
+The model of site `{setup.spec.site}` in the federation `{setup.spec.federation}` after round {round}:
+the average (EMA) over its rounds that the site itself predicts with. Network: `{setup.network.name}`.
+
+Labels of the output:
+
+{labels}
+
+With `gossipseg` installed, put {kind} into `data/` and run, in Python, from this folder
+
+    from monai.bundle import run
+    run(config_file="configs/inference.json", workflow_type="inference")
+
+The label maps appear in `predictions/`. Or load the network alone:
+
+    from monai.bundle import load  # nothing is downloaded: the weights are here
+    net = load(name="bundle", bundle_dir="..", workflow_type="inference", source="github")
+
+Research software. Not a medical device.
+"""
