@@ -128,10 +128,11 @@ class ScaleAttention(nn.Module):
         here = [bring(m) for bring, m in zip(self.to_scale, maps, strict=True)]
         pooled = torch.stack([global_pool(x) for x in here]).sum(dim=0)
         hidden = F.relu(self.down(pooled))
-        weights = torch.softmax(torch.stack([up(hidden) for up in self.up]), dim=0)
+        # autocast computes a softmax in float32; the maps stay in the type they came in
+        weights = torch.softmax(torch.stack([up(hidden) for up in self.up]), dim=0).to(hidden.dtype)
         skip: Tensor = weights[0] * here[0]
         for weight, x in zip(weights[1:], here[1:], strict=True):
-            skip = torch.addcmul(skip, weight, x)
+            skip = skip + weight * x
         return skip
 
 
