@@ -245,6 +245,12 @@ class Link:
                 f"{address} shows {shown}; listed for {self.site} is {expected}. Either that address is "
                 f"another machine's, or {self.site} has a new identity that is not in peers.yaml yet.",
             )
+        if "expired" in details or "not yet valid" in details:
+            return PeerUntrusted(
+                self.site,
+                "untrusted",
+                f"{address}: {self.site}'s certificate has expired or is not valid yet, by this machine's clock",
+            )
         if seen.reached and seen.accepted is False:
             return PeerUntrusted(
                 self.site,
