@@ -249,7 +249,7 @@ class Link:
             return PeerUntrusted(
                 self.site,
                 "untrusted",
-                f"{address}: {self.site}'s certificate has expired or is not valid yet, by this machine's clock",
+                f"{address}: {self.site}'s certificate has expired (or this site's clock is wrong)",
             )
         if seen.reached and seen.accepted is False:
             return PeerUntrusted(

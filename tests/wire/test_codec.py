@@ -1,0 +1,197 @@
+"""Messages as bytes: exact there and back, and strict on what a peer may have written."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossipseg.core import messages as m
+from gossipseg.core.types import AliveRecord, LeftRecord, ModelRef, PeerInfo, Phase, SuspectRecord
+from gossipseg.errors import PeerRefused
+from gossipseg.wire import codec
+from gossipseg.wire import peer_pb2 as pb
+from gossipseg.wire.params import CHUNK_BYTES
+
+sites = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True)
+counts = st.integers(0, 2**53 - 1)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+signatures = st.binary(max_size=80)
+records = st.one_of(
+    st.builds(AliveRecord, sites, st.integers(0, 2**64 - 1), counts, texts, counts, signatures),
+    st.builds(LeftRecord, sites, st.integers(0, 2**64 - 1), counts, signatures),
+    st.builds(SuspectRecord, sites, counts, sites, signatures),
+)
+some = st.lists(records, max_size=5).map(tuple)
+infos = st.builds(PeerInfo, counts, counts, counts, st.sampled_from(Phase), texts)
+models = st.builds(
+    ModelRef,
+    st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    st.integers(1, 2**53 - 1),
+    counts,
+    counts,
+    counts,
+    st.none() | st.floats(allow_nan=False, allow_infinity=False),
+)
+contracts = st.dictionaries(texts, texts, max_size=5).map(lambda d: tuple(sorted(d.items())))
+protocols = st.integers(0, 100)
+hello = (protocols, st.integers(100, 200), texts, contracts, infos)
+requests = st.one_of(
+    st.builds(m.Hello, *hello),
+    st.builds(m.Ping, some, infos),
+    st.builds(m.IndirectPing, sites, some),
+    st.builds(m.Sync, some, infos),
+    st.builds(m.Offer, models),
+)
+REPLIES = {
+    m.Hello: st.builds(m.HelloReply, *hello),
+    m.Ping: st.builds(m.Ack, some, infos),
+    m.IndirectPing: st.builds(m.IndirectAck, sites, st.booleans(), some),
+    m.Sync: st.builds(m.SyncReply, some, infos),
+    m.Offer: st.builds(
+        m.OfferReply, st.sampled_from(["accept", "busy", "reject"]), st.sampled_from(["", "too_large"])
+    ),
+}
+
+
+@given(requests, st.data())
+def test_there_and_back(request_, data):
+    rpc = codec.kind_of(request_).rpc
+    assert codec.decode_request(rpc, codec.encode_request(request_), "a") == request_
+    reply = data.draw(REPLIES[type(request_)])
+    assert codec.decode_reply(request_, codec.encode_reply(reply), "a") == reply
+
+
+@given(models, st.integers(0, 2**53 - 1))
+def test_a_streams_header_there_and_back(model, offset):
+    header = codec.PushHeader(model, offset)
+    assert codec.decode_chunk(codec.encode_header(header), "a") == header
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16383, 16384, CHUNK_BYTES])
+def test_data_is_written_byte_for_byte_as_protobuf_writes_it(size):
+    data = bytes(i % 251 for i in range(size))
+    written = codec.encode_data(data)
+    assert written == pb.PushChunk(data=data).SerializeToString()
+    assert codec.decode_chunk(written, "a") == data
+
+
+def test_data_that_another_protobuf_wrote_differently_is_read_all_the_same():
+    padded = b"\x12\x83\x80\x00abc"  # a length of 3 in three bytes
+    assert pb.PushChunk.FromString(padded).data == b"abc"
+    assert codec.decode_chunk(padded, "a") == b"abc"
+    newer = codec.encode_data(b"abc") + b"\x7a\x01x"  # with a field of a later version
+    assert codec.decode_chunk(newer, "a") == b"abc"
+
+
+def test_unknown_fields_are_skipped():
+    data = codec.encode_request(m.Offer(model())) + b"\xfa\x01\x03new"
+    assert codec.decode_request("Offer", data, "a") == m.Offer(model())
+
+
+@given(st.sampled_from(sorted(codec.KINDS)), st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_malformed(rpc, data):
+    for read in (
+        lambda: codec.decode_request(rpc, data, "a"),
+        lambda: codec.decode_chunk(data, "a"),
+        lambda: codec.decode_offset_request(data, "a"),
+        lambda: codec.decode_offset(data, "a", model()),
+    ):
+        try:
+            read()
+        except PeerRefused as e:
+            assert (e.peer, e.reason) == ("a", "malformed")
+
+
+def model(**changed):
+    return ModelRef(**{"hash": "0f" * 32, "size_bytes": 9, "round": 1, "steps": 2, "cases": 3} | changed)
+
+
+def info(**changed):
+    return pb.PeerInfo(**{"round": 1, "phase": pb.PHASE_TRAINING} | changed)
+
+
+def ping(*records_, **changed):
+    return pb.PingRequest(records=records_, info=info(**changed))
+
+
+def alive(**changed):
+    return pb.Record(alive=pb.AliveRecord(**{"site": "north"} | changed))
+
+
+def offer(**changed):
+    return pb.OfferRequest(model=pb.ModelRef(**{"hash": "0f" * 32, "size_bytes": 9} | changed))
+
+
+def hello_(**changed):
+    return pb.HelloRequest(**{"protocol_min": 1, "protocol_max": 1, "info": info()} | changed)
+
+
+def entries(*keys):
+    return [pb.ContractEntry(key=key, value="1") for key in keys]
+
+
+BAD = {
+    "no info": ("Ping", pb.PingRequest(), "info is missing"),
+    "no phase": ("Ping", ping(phase=0), "unknown phase 0"),
+    "a later phase": ("Ping", ping(phase=99), "unknown phase 99"),
+    "a round beyond all measure": ("Ping", ping(round=2**53), "round"),
+    "a long contract": ("Ping", ping(contract="x" * 257), "contract"),
+    "an empty record": ("Ping", ping(pb.Record()), "no known kind"),
+    "no name": ("Ping", ping(alive(site="")), "no site"),
+    "a path for a name": ("Ping", ping(alive(site="../../etc")), "no site"),
+    "a long name": ("Ping", ping(alive(site="n" * 64)), "no site"),
+    "capitals": ("Ping", ping(alive(site="North")), "no site"),
+    "a long address": ("Ping", ping(alive(address="h" * 300)), "address"),
+    "a long signature": ("Ping", ping(alive(signature=b"s" * 1025)), "signature"),
+    "a nameless accuser": (
+        "Ping",
+        ping(pb.Record(suspect=pb.SuspectRecord(site="north", accuser=""))),
+        "no site",
+    ),
+    "too many records": ("Sync", pb.SyncRequest(records=[alive()] * 8193, info=info()), "8193 records"),
+    "a nameless target": ("IndirectPing", pb.IndirectPingRequest(), "no site"),
+    "no model": ("Offer", pb.OfferRequest(), "model is missing"),
+    "a short hash": ("Offer", offer(hash="0f"), "64 hex"),
+    "a hash that is a path": ("Offer", offer(hash="../" * 21 + "x"), "64 hex"),
+    "capitals in a hash": ("Offer", offer(hash="0F" * 32), "64 hex"),
+    "no bytes": ("Offer", offer(size_bytes=0), "no bytes"),
+    "a size beyond all measure": ("Offer", offer(size_bytes=2**63), "size_bytes"),
+    "a Dice that is not a number": ("Offer", offer(dice_val=float("nan")), "finite"),
+    "an empty range": ("Hello", hello_(protocol_min=2), "protocol range"),
+    "a key twice": ("Hello", hello_(contract=entries("a", "a")), "sorted"),
+    "keys out of order": ("Hello", hello_(contract=entries("b", "a")), "sorted"),
+    "too many entries": ("Hello", hello_(contract=entries(*map(str, range(1025)))), "1025 contract"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_no_message_may_say_is_malformed(case):
+    rpc, message, what = BAD[case]
+    with pytest.raises(PeerRefused, match=what) as e:
+        codec.decode_request(rpc, message.SerializeToString(), "mallory")
+    assert (e.value.peer, e.value.reason) == ("mallory", "malformed")
+
+
+def test_replies_are_judged_as_strictly():
+    asked = m.Offer(model())
+    for reply in (pb.OfferResponse(), pb.OfferResponse(verdict=pb.VERDICT_BUSY, reason="Not Now\n")):
+        with pytest.raises(PeerRefused, match="malformed"):
+            codec.decode_reply(asked, reply.SerializeToString(), "mallory")
+    with pytest.raises(PeerRefused, match="offset 10 of 9"):
+        codec.decode_offset(pb.PushOffsetResponse(offset=10).SerializeToString(), "mallory", model())
+    with pytest.raises(PeerRefused, match="more than"):
+        codec.decode_chunk(pb.PushChunk(data=bytes(CHUNK_BYTES + 1)).SerializeToString(), "mallory")
+    with pytest.raises(PeerRefused, match="neither"):
+        codec.decode_chunk(b"", "mallory")
+    with pytest.raises(PeerRefused, match="model is missing"):
+        codec.decode_chunk(pb.PushChunk(header=pb.PushHeader(offset=1)).SerializeToString(), "mallory")
+
+
+def test_the_codec_knows_every_rpc_of_the_proto_and_no_other():
+    methods = pb.DESCRIPTOR.services_by_name["Peer"].methods_by_name
+    assert set(methods) == {*codec.KINDS, "Push", "PushOffset"}
+    assert pb.DESCRIPTOR.services_by_name["Peer"].full_name == codec.SERVICE
+    for rpc, kind in codec.KINDS.items():
+        assert methods[rpc].input_type is kind.request_message.DESCRIPTOR
+        assert methods[rpc].output_type is kind.reply_message.DESCRIPTOR
