@@ -31,6 +31,8 @@ def read_certificate(path: Path) -> str:
             file=path,
             remedy="Give the path of the site's cert.pem.",
         ) from None
+    if "-----BEGIN" not in text:
+        raise ConfigError("is no PEM file", file=path, remedy="Give the path of the site's cert.pem.")
     if "PRIVATE KEY" in text:
         raise ConfigError(
             "holds a private key",
@@ -109,12 +111,10 @@ def without_entry(text: str, index: int, path: Path) -> str:
         head = lines[key.end_mark.line]
         lines[key.end_mark.line] = head[: key.end_mark.column] + ": []" + head[key.end_mark.column + 1 :]
     elif index > 0:
-        while (
-            lines[start - 1].lstrip().startswith("#") and _indent(lines[start - 1]) == value.start_mark.column
-        ):
+        while _is_comment(lines[start - 1]) and _indent(lines[start - 1]) == value.start_mark.column:
             start -= 1
-    if end < len(lines) and not lines[end].strip() and not lines[start - 1].strip():
-        end += 1  # one of the two blank lines that would now follow each other
+    if not lines[start - 1].strip() and (end == len(lines) or not lines[end].strip()):
+        start -= 1  # the blank line that set it apart
     return _join(lines[:start] + lines[end:], text)
 
 
@@ -154,8 +154,9 @@ def _content_end(lines: list[str], items: Any, index: int) -> int:
         end = _dash_line(lines, items.value[index + 1])
     else:
         end = min(items.end_mark.line + (1 if items.end_mark.column else 0), len(lines))
-    while not lines[end - 1].strip() or lines[end - 1].lstrip().startswith("#"):
-        end -= 1
+    dash = items.start_mark.column
+    while not lines[end - 1].strip() or (_is_comment(lines[end - 1]) and _indent(lines[end - 1]) <= dash):
+        end -= 1  # comments further to the right than the dash belong to the entry
     return end
 
 
@@ -164,6 +165,10 @@ def _dash_line(lines: list[str], item: Any) -> int:
     while not lines[line].lstrip().startswith("-"):
         line -= 1  # the entry begins on the line behind its dash
     return line
+
+
+def _is_comment(line: str) -> bool:
+    return line.lstrip().startswith("#")
 
 
 def _indent(line: str) -> int:
