@@ -194,7 +194,7 @@ class Membership:
         if nonce == member.previous_nonce:
             self._ctx.note("duplicate_site", member.site, "two running daemons take turns under this name")
         member.previous_nonce = member.nonce
-        member.agreed, member.hello_for = False, None
+        member.agreed, member.hello_for, member.greeting = False, None, False
 
     def _has_left(self, member: Member, record: LeftRecord) -> bool:
         same_life = record.nonce == member.nonce
@@ -270,9 +270,10 @@ class Membership:
         if info is None or info is old:
             return member
         member.info = info
-        if info.cases:
+        recount = info.cases not in (0, member.cases)
+        if recount:
             member.cases = info.cases
-        if old is None or (old.phase, old.contract, old.cases) != (info.phase, info.contract, info.cases):
+        if recount or old is None or old.phase is not info.phase or old.contract != info.contract:
             self._on_change(member, False)
         return member
 

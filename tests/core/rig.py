@@ -113,8 +113,10 @@ class Rig:
     def meet(self, *sites: Site, info: PeerInfo = TRAINING) -> Rig:
         """These sites are alive, greeted and agree."""
         for site in sites:
-            self.hears(site, alive(site), info=info)
             self.asks(site, ms.Hello(1, 1, "f", SIGNED if info.contract else OPEN, info))
+            for sync in self.requests(ms.Sync):
+                self.fail(sync)
+            self.hears(site, alive(site), info=info)
         return self
 
     def ready(self, round: int = 5, steps: int = 50, cases: int = 10, **kw: Any) -> list[fx.Effect]:

@@ -1,0 +1,429 @@
+"""The exchange from both sides: GML's protocol as ALGORITHMS §1 has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gossipseg.core import effects as fx
+from gossipseg.core import events as ev
+from gossipseg.core import messages as ms
+from gossipseg.core.effects import InboxEntry, Snapshot
+from gossipseg.core.params import GossipParams
+from gossipseg.core.types import Phase
+from tests.core.rig import Rig, alive, left, model, phase, suspect
+
+
+def rig_of(*sites: str, round: int = 5, steps: int = 50, **changes: Any) -> Rig:
+    """`me`, past its warm-up and running a round, among sites that are alive and agree. It always sends."""
+    changes.setdefault("gossip", GossipParams(sender_rate=1.0))
+    rig = Rig(sites, **changes).start()
+    rig.meet(*sites)
+    rig.ready(round=round, steps=steps)
+    return rig
+
+
+def offered(rig: Rig) -> fx.Request:
+    return rig.request(ms.Offer)
+
+
+# ---------------------------------------------------------------- the sender
+
+
+def test_a_sender_is_drawn_when_the_round_starts_and_offers_to_one_when_it_ends() -> None:
+    # GML: "a sender picks ONE receiver uniformly at random, asks, and pushes only if the receiver accepts"
+    rig = rig_of("b", "c", "d")
+    assert rig.of(fx.StartRound) == [fx.StartRound(6, None, export=True)]
+    rig.round_done(export=model("mine", round=6))
+    offer = offered(rig)
+    assert offer.body.model == model("mine", round=6)
+    assert rig.of(fx.StartRound), "training does not wait for the answer"
+    rig.answer(offer, ms.OfferReply("accept"))
+    transfer = rig.of(fx.StartTransfer)[0]
+    assert (transfer.to, transfer.model) == (offer.to, offer.body.model)
+    assert [s.transferring for s in rig.node.sending] == [True]
+    rig.do(ev.TransferDone(transfer.id))
+    assert rig.node.sending == ()
+    assert rig.node.count("sent") == rig.node.count("sent", offer.to) == 1
+
+
+def test_every_peer_is_a_receiver_sooner_or_later() -> None:
+    receivers = set()
+    for seed in range(30):
+        rig = rig_of("b", "c", "d", seed=seed)
+        rig.round_done(export=model("mine", round=6))
+        receivers.add(offered(rig).to)
+    assert receivers == {"b", "c", "d"}
+
+
+def test_a_busy_receiver_leads_to_up_to_two_others_and_then_to_none() -> None:
+    rig = rig_of("b", "c", "d", "e")
+    rig.round_done(export=model("mine", round=6))
+    asked = []
+    for _ in range(3):
+        offer = offered(rig)
+        asked.append(offer.to)
+        rig.answer(offer, ms.OfferReply("busy", "busy"))
+        assert rig.notes("offer_busy")[0].site == offer.to
+    assert len(set(asked)) == 3
+    assert not rig.requests(ms.Offer) and rig.node.sending == ()
+
+
+def test_an_unanswered_offer_leads_to_another_site() -> None:
+    rig = rig_of("b", "c")
+    rig.round_done(export=model("mine", round=6))
+    first = offered(rig)
+    rig.fail(first)
+    assert offered(rig).to != first.to
+
+
+@pytest.mark.parametrize("reason", ["paused", "finished", "failed", "not_ready", "leaving"])
+def test_a_site_that_takes_no_models_is_left_out_until_it_says_otherwise(reason: str) -> None:
+    rig = rig_of("b")
+    rig.round_done(export=model("mine", round=6))
+    rig.answer(offered(rig), ms.OfferReply("reject", reason))
+    rig.round_done(export=model("mine2", round=7))
+    assert not rig.requests(ms.Offer)
+    rig.hears("b")
+    assert rig.round_done() is not None
+    assert rig.of(fx.StartRound)[0].export
+
+
+@pytest.mark.parametrize("state", [Phase.PAUSED, Phase.FINISHED, Phase.STARTING, Phase.FAILED])
+def test_only_sites_in_training_are_asked(state: Phase) -> None:
+    rig = rig_of("b", "c")
+    rig.hears("c", info=phase(state))
+    for n in range(6, 12):
+        rig.round_done(export=model(f"m{n}", round=n))
+        offer = offered(rig)
+        assert offer.to == "b"
+        rig.answer(offer, ms.OfferReply("busy"))
+
+
+def test_suspects_and_the_dead_are_not_asked() -> None:
+    rig = rig_of("b", "c")
+    rig.hears("b", suspect("c", "b"))
+    rig.round_done(export=model("mine", round=6))
+    assert offered(rig).to == "b"
+
+
+def test_a_site_not_yet_greeted_is_greeted_before_the_offer() -> None:
+    rig = rig_of("b")
+    rig.hears("b", alive("b", 2, nonce=99))
+    rig.round_done(export=model("mine", round=6))
+    assert not rig.requests(ms.Offer)
+    greeting = rig.request(ms.Hello)
+    rig.answer(greeting, ms.HelloReply(1, 1, "f", rig.node._ctx.contract, phase(Phase.TRAINING)))
+    assert offered(rig).to == "b"
+
+
+def test_nothing_is_sent_during_the_warm_up() -> None:
+    rig = rig_of("b", round=0, steps=0)
+    exports = [rig.of(fx.StartRound)[0].export]
+    for _ in range(3):
+        rig.round_done()
+        exports.append(rig.of(fx.StartRound)[0].export)
+    # rounds 1, 2, 3, 4 with warmup_rounds = 2: two rounds are behind the model at the end of round 2
+    assert exports == [False, True, True, True]
+
+
+def test_no_more_models_go_out_at_once_than_allowed() -> None:
+    rig = rig_of("b", "c", "d", gossip=GossipParams(sender_rate=1.0, max_parallel_transfers=2))
+    for n in (6, 7):
+        rig.round_done(export=model(f"m{n}", round=n))
+        rig.answer(offered(rig), ms.OfferReply("accept"))
+    rig.round_done(export=model("m8", round=8))
+    assert not rig.requests(ms.Offer)
+    assert rig.notes("model_dropped")[0].reason == "transfers_busy"
+    assert len({s.to for s in rig.node.sending}) == 2
+
+
+def test_a_failed_transfer_is_noted_and_not_repeated() -> None:
+    rig = rig_of("b")
+    rig.round_done(export=model("mine", round=6))
+    rig.answer(offered(rig), ms.OfferReply("accept"))
+    rig.do(ev.TransferFailed(rig.of(fx.StartTransfer)[0].id, "unreachable", "reset"))
+    assert rig.notes("transfer_failed")[0].reason == "unreachable"
+    assert rig.node.sending == () and rig.node.count("sent") == 0
+
+
+def test_an_algorithm_without_exchange_neither_sends_nor_takes() -> None:
+    rig = rig_of("b", exchanges=False)
+    assert not rig.of(fx.StartRound)[0].export
+    rig.asks("b", ms.Offer(model()))
+    assert rig.reply() == ms.OfferReply("reject", "exchanges_nothing")
+
+
+# ---------------------------------------------------------------- the receiver
+
+
+def test_an_accepted_model_arrives_waits_and_visits_exactly_once() -> None:
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model()))
+    assert rig.reply().verdict == "accept"
+    assert rig.node.expects("b", model().hash) == model()
+    assert rig.node.expects("c", model().hash) is None
+    rig.do(ev.ModelArrived("b", model()))
+    entry = InboxEntry("b", model(), 5)
+    assert rig.of(fx.Persist)[0].snapshot.inbox == (entry,)
+    assert rig.node.expects("b", model().hash) is None
+    rig.round_done()
+    assert rig.of(fx.StartRound)[0].visit == entry
+    assert rig.node.visiting == entry and rig.node.inbox == ()
+    rig.round_done(visit=ev.VisitResult(model().hash, "merged"))
+    assert rig.notes("visit_merged")[0].site == "b"
+    assert rig.of(fx.Persist)[0].snapshot.inbox == ()
+    assert rig.of(fx.StartRound)[0].visit is None
+    assert (rig.node.count("received"), rig.node.count("merged")) == (1, 1)
+
+
+@pytest.mark.parametrize("outcome", ["merged", "refused", "kept_out"])
+def test_what_became_of_a_visit_is_counted(outcome: Any) -> None:
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model()))
+    rig.do(ev.ModelArrived("b", model()))
+    rig.round_done()
+    rig.round_done(visit=ev.VisitResult(model().hash, outcome, "why"))
+    assert rig.notes(f"visit_{outcome}")[0].reason == "why"
+    assert rig.node.count(outcome, "b") == 1
+    rig.round_done(reverted=model().hash)
+    assert rig.notes("visit_reverted")[0].site == "b"
+
+
+@pytest.mark.parametrize(
+    ("reason", "event"),
+    [("paused", ev.Pause(True)), ("not_ready", ev.WorkerLost("oom")), ("failed", ev.WorkerLost("oom", True))],
+)
+def test_a_site_that_does_not_train_refuses_with_the_reason(reason: str, event: ev.Event) -> None:
+    rig = rig_of("b")
+    rig.do(event)
+    rig.asks("b", ms.Offer(model()))
+    assert rig.reply() == ms.OfferReply("reject", reason)
+
+
+def test_leaving_and_finished_sites_refuse() -> None:
+    rig = rig_of("b", rounds=6)
+    rig.asks("b", ms.Offer(model()))
+    assert rig.reply() == ms.OfferReply("reject", "finished"), "no later round could host it"
+    rig.round_done()
+    assert rig.of(fx.Finished) and rig.node.phase is Phase.FINISHED
+    rig.asks("b", ms.Offer(model()))
+    assert rig.reply() == ms.OfferReply("reject", "finished")
+    rig.do(ev.Leave())
+    rig.asks("b", ms.Offer(model()))
+    assert rig.reply() == ms.OfferReply("reject", "leaving")
+
+
+def test_warming_up_refuses_but_a_late_joiner_with_nothing_behind_it_takes_one() -> None:
+    rig = rig_of("b", round=1, steps=10)
+    rig.asks("b", ms.Offer(model()))
+    assert rig.reply() == ms.OfferReply("reject", "warming_up")
+    rig = rig_of("b", round=0, steps=0)
+    rig.asks("b", ms.Offer(model()))
+    assert rig.reply().verdict == "accept"
+
+
+@pytest.mark.parametrize(("steps", "verdict"), [(25, "accept"), (24, "reject")])
+def test_a_model_with_under_half_the_steps_is_stale(steps: int, verdict: str) -> None:
+    rig = rig_of("b", steps=50)
+    rig.asks("b", ms.Offer(model(steps=steps)))
+    assert rig.reply().verdict == verdict
+    assert rig.reply().reason == ("" if verdict == "accept" else "stale")
+
+
+def test_a_model_that_became_stale_while_it_waited_is_dropped_unvisited() -> None:
+    rig = rig_of("b", steps=50)
+    rig.asks("b", ms.Offer(model(steps=26)))
+    rig.do(ev.ModelArrived("b", model(steps=26)))
+    rig.round_done()  # 60 steps now
+    assert rig.of(fx.StartRound)[0].visit is None
+    assert rig.notes("model_dropped")[0].reason == "stale"
+
+
+def test_a_model_that_waited_too_long_is_dropped_unvisited() -> None:
+    old = InboxEntry("b", model(), arrived_round=1)
+    rig = rig_of("b", round=5, snapshot=Snapshot(incarnation=1, round=5, steps=50, inbox=(old,)))
+    assert rig.of(fx.StartRound)[0].visit is None
+    assert rig.notes("model_dropped")[0].reason == "too_old"
+    assert rig.of(fx.Persist)[-1].snapshot.inbox == ()
+
+
+def test_too_large_a_model_is_refused_before_a_byte_is_stored() -> None:
+    rig = rig_of("b", max_model_bytes=999)
+    rig.asks("b", ms.Offer(model(size=1000)))
+    assert rig.reply() == ms.OfferReply("reject", "too_large")
+
+
+def test_the_inbox_holds_one() -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", ms.Offer(model("1")))
+    rig.asks("c", ms.Offer(model("2")))
+    assert rig.reply() == ms.OfferReply("busy", "busy")
+    rig.do(ev.ModelArrived("b", model("1")))
+    rig.asks("c", ms.Offer(model("2")))
+    assert rig.reply() == ms.OfferReply("busy", "busy")
+    rig.round_done()
+    rig.asks("c", ms.Offer(model("2", steps=60)))
+    assert rig.reply().verdict == "accept", "the first one visits now: its place is free"
+
+
+def test_a_newer_model_of_the_same_peer_replaces_the_older() -> None:
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model("1", round=5)))
+    rig.do(ev.ModelArrived("b", model("1", round=5)))
+    rig.asks("b", ms.Offer(model("0", round=5)))
+    assert rig.reply().verdict == "busy", "not newer"
+    rig.asks("b", ms.Offer(model("2", round=6)))
+    assert rig.reply().verdict == "accept"
+    rig.do(ev.ModelArrived("b", model("2", round=6)))
+    assert [e.model for e in rig.node.inbox] == [model("2", round=6)]
+    assert rig.notes("model_dropped")[0].reason == "replaced"
+
+
+def test_the_same_offer_again_is_accepted_again() -> None:
+    rig = rig_of("b")
+    for _ in range(2):  # the first answer may have been lost
+        rig.asks("b", ms.Offer(model()))
+        assert rig.reply().verdict == "accept"
+
+
+def test_a_model_that_waits_visits_or_has_visited_is_a_duplicate() -> None:
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model()))
+    rig.do(ev.ModelArrived("b", model()))
+    for result in (None, None, ev.VisitResult(model().hash, "merged")):
+        rig.asks("b", ms.Offer(model(round=99)))
+        assert rig.reply() == ms.OfferReply("reject", "duplicate")
+        rig.round_done(visit=result)
+    rig.asks("b", ms.Offer(model(round=99)))
+    assert rig.reply() == ms.OfferReply("reject", "duplicate")
+
+
+# ---------------------------------------------------------------- promises that are not kept
+
+
+def test_a_promise_ends_at_its_deadline() -> None:
+    rig = rig_of("b", gossip=GossipParams(transfer_timeout_s=300))
+    rig.asks("b", ms.Offer(model()))
+    promised = rig.now
+    rig.until(promised + 299)
+    assert rig.node.reserved is not None
+    rig.until(promised + 301)
+    assert rig.node.reserved is None and rig.node.expects("b", model().hash) is None
+
+
+def test_a_promise_whose_stream_never_began_gives_way_to_another_site() -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", ms.Offer(model("1")))
+    rig.now += 39
+    rig.asks("c", ms.Offer(model("2")))
+    assert rig.reply().verdict == "busy"
+    rig.now += 2
+    rig.asks("c", ms.Offer(model("2")))
+    assert rig.reply().verdict == "accept"
+    rig.do(ev.ModelArrived("b", model("1")))
+    assert rig.node.inbox == () and rig.notes("model_dropped")[0].reason == "not_expected"
+
+
+def test_a_stream_that_began_is_not_displaced() -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", ms.Offer(model("1")))
+    rig.do(ev.TransferBegan("b", model("1").hash))
+    rig.now += 100
+    rig.asks("c", ms.Offer(model("2")))
+    assert rig.reply().verdict == "busy"
+
+
+@pytest.mark.parametrize("record", [alive("b", 2, nonce=99), left("b", 1)])
+def test_a_promise_ends_with_the_senders_life(record: Any) -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", ms.Offer(model()))
+    rig.hears("c", record)
+    assert rig.node.reserved is None
+    assert rig.notes("model_dropped")[0].reason == "sender_gone"
+
+
+def test_a_broken_model_frees_the_place_and_is_counted() -> None:
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model()))
+    rig.do(ev.ModelBroken("b", model().hash, "hash_mismatch"))
+    assert rig.notes("model_broken")[0].reason == "hash_mismatch"
+    assert rig.node.reserved is None and rig.node.count("refused", "b") == 1
+
+
+# ---------------------------------------------------------------- crashes and pauses
+
+
+def test_a_model_whose_visit_the_checkpoint_knows_is_not_visited_again() -> None:
+    entry = InboxEntry("b", model(), 5)
+    rig = Rig(("b",), snapshot=Snapshot(3, 5, 50, (entry,))).start()
+    rig.ready(round=6, steps=60, last_visit=model().hash)
+    assert rig.of(fx.StartRound)[0].visit is None
+    assert rig.of(fx.Persist)[-1].snapshot.inbox == ()
+
+
+def test_a_model_whose_visit_was_cut_off_visits_again() -> None:
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model()))
+    rig.do(ev.ModelArrived("b", model()))
+    rig.round_done()
+    rig.do(ev.WorkerLost("oom"))
+    assert rig.node.phase is Phase.STARTING and rig.node.visiting is None
+    rig.ready(round=6, steps=60)
+    assert rig.of(fx.StartRound)[0].visit == InboxEntry("b", model(), 5)
+
+
+def test_a_pause_lets_the_round_end_and_starts_no_other_until_resumed() -> None:
+    rig = rig_of("b")
+    rig.do(ev.Pause(True))
+    assert rig.notes("paused") and rig.of(fx.Persist)[0].snapshot.paused
+    rig.round_done(export=model("mine", round=6))
+    assert not rig.requests(ms.Offer) and not rig.of(fx.StartRound)
+    assert rig.notes("model_dropped")[0].reason == "paused"
+    rig.do(ev.Pause(True))
+    assert rig.out == []
+    rig.do(ev.Pause(False))
+    assert rig.notes("resumed") and rig.of(fx.StartRound)[0].round == 7
+
+
+def test_a_pause_survives_a_restart() -> None:
+    rig = Rig(("b",), snapshot=Snapshot(3, 5, 50, (), paused=True)).start()
+    rig.ready()
+    assert rig.node.phase is Phase.PAUSED and not rig.of(fx.StartRound)
+
+
+def test_counters_survive_a_restart() -> None:
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model()))
+    rig.do(ev.ModelArrived("b", model()))
+    snapshot = rig.of(fx.Persist)[-1].snapshot
+    again = Rig(("b",), snapshot=snapshot)
+    assert again.node.count("received", "b") == 1
+
+
+def test_the_budget_ends_training_and_what_still_waits_is_dropped() -> None:
+    rig = rig_of("b", rounds=7)
+    rig.round_done(export=model("mine", round=6))
+    rig.asks("b", ms.Offer(model(steps=70)))
+    assert rig.reply().reason == "finished"
+    rig.round_done(export=model("last", round=7))
+    assert rig.of(fx.Finished) and rig.notes("finished")
+    assert not rig.of(fx.StartRound)
+    rig.do(ev.WorkerLost("exited"))
+    assert rig.node.phase is Phase.FINISHED
+
+
+def test_models_in_use_are_kept_from_the_garbage_collector() -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", ms.Offer(model("in")))
+    rig.round_done(export=model("out", round=6))
+    assert rig.node.kept_models() == {model("in").hash, model("out").hash}
+
+
+def test_a_removed_sites_waiting_model_is_dropped() -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", ms.Offer(model()))
+    rig.do(ev.ModelArrived("b", model()))
+    rig.do(ev.SitesChanged({"c": "c:1"}))
+    assert rig.node.inbox == () and rig.notes("model_dropped")[0].reason == "no_longer_listed"
