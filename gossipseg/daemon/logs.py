@@ -44,9 +44,18 @@ class TextFormatter(logging.Formatter):
         else:
             clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created))
             head = f"{clock} {record.levelname.lower():<7} "
-        fields = " ".join(f"{k}={v}" for k, v in getattr(record, "fields", {}).items() if v not in (None, ""))
+        pairs = getattr(record, "fields", {}).items()
+        fields = " ".join(f"{k}={_short(v)}" for k, v in pairs if v not in (None, "", {}))
         text = f"{head}{getattr(record, 'event', record.name)}: {record.getMessage()} {fields}".rstrip()
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+
+def _short(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ",".join(f"{k}:{_short(v)}" for k, v in value.items())
+    return value
 
 
 def setup(form: str, level: str) -> None:

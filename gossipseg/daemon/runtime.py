@@ -187,7 +187,6 @@ class Runtime:
                 self._start_round(effect)
             case effects.Finished():
                 self.training.activity, self.training.fraction = "finished", 1.0
-                self.note("finished", round=self.node.round)
             case effects.Note(event=name, site=site, reason=reason, detail=detail):
                 self.note(name, site=site, reason=reason, **detail)
 
