@@ -6,7 +6,7 @@ What belongs here: choosing a slice, grey windows, colours, the caption. What mu
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from gossipseg.learn.readers import Volume
 
@@ -14,7 +14,8 @@ COLOURS = ((0, 230, 210), (255, 140, 30), (190, 100, 255), (110, 220, 60), (255,
 """Cyan first: it stands out of grey slices, of fundus pictures and of stained tissue alike."""
 OPACITY = 0.55
 SMALLEST_SIDE_PX = 256
-CAPTION_PX = 16
+CAPTION_PX = 26
+FONT_PX = 18
 GAP_PX = 4
 
 
@@ -70,5 +71,5 @@ def _side_by_side(panels: list[np.ndarray], captions: tuple[str, str, str]) -> I
     for i, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
         left = i * (width + GAP_PX)
         out.paste(Image.fromarray(np.ascontiguousarray(panel)), (left, CAPTION_PX))
-        draw.text((left + 2, 2), caption, fill="black")
+        draw.text((left + 2, 2), caption, fill="black", font=ImageFont.load_default(FONT_PX))
     return out
