@@ -29,25 +29,25 @@ class Preset:
 SMALL_2D = Preset(
     64,
     NetworkParams(width=8, dropout=0.1),
-    TrainingParams(steps_per_round=40, batch_size=4, learning_rate=2e-3, window_overlap=0.25),
+    TrainingParams(steps_per_round=40, batch_size=4, learning_rate=2e-3, ema_decay=0.7, window_overlap=0.25),
     12,
 )
 GREY_2D = Preset(
     96,
     NetworkParams(width=8, dropout=0.1),
-    TrainingParams(steps_per_round=25, batch_size=4, learning_rate=2e-3, window_overlap=0.25),
+    TrainingParams(steps_per_round=25, batch_size=4, learning_rate=2e-3, ema_decay=0.7, window_overlap=0.25),
     12,
 )
 RGB_2D = Preset(
     128,
     NetworkParams(width=8, dropout=0.1),
-    TrainingParams(steps_per_round=20, batch_size=4, learning_rate=2e-3, window_overlap=0.125),
+    TrainingParams(steps_per_round=20, batch_size=4, learning_rate=2e-3, ema_decay=0.7, window_overlap=0.125),
     10,
 )
 SMALL_3D = Preset(
     48,
     NetworkParams(width=8, dropout=0.1),
-    TrainingParams(steps_per_round=15, batch_size=2, learning_rate=2e-3, window_overlap=0.25),
+    TrainingParams(steps_per_round=15, batch_size=2, learning_rate=2e-3, ema_decay=0.7, window_overlap=0.25),
     10,
 )
 _PATCH_STEP = 16

@@ -6,6 +6,7 @@ not: drawing (plots.py), HTML (page.py), processes.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 from gossipseg import config
 from gossipseg.errors import GossipsegError, LocalError
+from gossipseg.learn.params import WorkerSpec
 from gossipseg.store import atomic_write
 from gossipseg.testbed.layout import Layout, SiteFolder
 from gossipseg.testbed.run import RunResult, SiteResult
@@ -196,9 +198,9 @@ def overlays(site: SiteFolder, folder: Path) -> list[Path]:
     return sorted(folder.glob("*.png"))
 
 
-def spec_json(spec: Any) -> str:
+def spec_json(spec: WorkerSpec) -> str:
     """A WorkerSpec as `--spec -` reads it."""
-    return json.dumps({name: getattr(spec, name) for name in spec.__dataclass_fields__})
+    return json.dumps(dataclasses.asdict(spec))
 
 
 def table_rows(doc: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

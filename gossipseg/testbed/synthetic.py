@@ -3,7 +3,7 @@
 What belongs here: drawing images, masks and data lists from a seed. What must not: training, daemons,
 real data.
 
-Each case is a slice through a body: a rim of fat, an organ, a pair of dark chambers, bright vessels, and
+Each case is a slice through a body: a rim of skin and fat, an organ, a pair of dark chambers, bright vessels, and
 lesions. Vessels are as bright as lesions but thin, cysts are as large but smooth and dark, so neither
 brightness nor size alone finds a lesion. A hospital's scanner then bends the contrast, blurs, loses
 resolution, adds a shading and Rician noise; its patients have lesions of another size and strength.
@@ -26,6 +26,7 @@ Point = NDArray[np.float64]
 TASK_NAME = "synthetic_lesions"
 LABELS = {0: "background", 1: "lesion"}
 SIZE_PX = 112
+_SKIN, _FAT = 0.55, 0.27
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +149,11 @@ def draw_anatomy(
     body_radii = size_px * rng.uniform((0.40, 0.34), (0.46, 0.41))
     turn = rng.uniform(-0.25, 0.25)
     body = _blob(rng, grid, middle, body_radii, turn, wobble=0.04)
+    fat = _blob(rng, grid, middle, body_radii - 2.0, turn, wobble=0.0)
     organ = _blob(rng, grid, middle, body_radii * rng.uniform(0.80, 0.87), turn, wobble=0.05)
     tissue = np.zeros((size_px, size_px), np.float32)
-    tissue = _paint(tissue, body, 0.62)
+    tissue = _paint(tissue, body, _SKIN)
+    tissue = _paint(tissue, fat, _FAT)
     level = float(rng.uniform(0.38, 0.46))
     tissue = _paint(tissue, organ, level)
     tissue += organ * (_texture(rng, size_px, 5.0) * 0.035 + _texture(rng, size_px, 1.5) * 0.03)
