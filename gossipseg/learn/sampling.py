@@ -115,6 +115,8 @@ def crop(tensor: Tensor, start: np.ndarray, size: np.ndarray) -> Tensor:
     """A copy of the box (C, *size) that begins at `start`, which may lie outside; zeros there."""
     shape = np.array(tensor.shape[1:])
     low, high = np.clip(start, 0, shape), np.clip(start + size, 0, shape)
+    if (high <= low).any():
+        return tensor.new_zeros((tensor.shape[0], *map(int, size)))
     inner = tensor[(slice(None), *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
     before, after = low - start, start + size - high
     if not (before.any() or after.any()):
