@@ -113,6 +113,19 @@ def test_two_sites_see_each_other_and_not_themselves() -> None:
     run(test)
 
 
+def test_its_own_announcement_is_no_news() -> None:
+    async def test() -> None:
+        link = Link()
+        alone = link.site("north", 7001, listed={})  # not even when it is not listed itself
+        async with running(alone):
+            own = link.ids["north"]
+            await link.until(lambda: any(a is not None and a.site_id == own for a in alone._seen.values()))
+            alone.set_listed({})
+        assert link.hints["north"] == link.foreign["north"] == []
+
+    run(test)
+
+
 def test_a_late_site_finds_those_before_it_and_a_restarted_one_its_new_port() -> None:
     async def test() -> None:
         link = Link()
