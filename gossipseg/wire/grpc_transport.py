@@ -23,7 +23,7 @@ from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, spl
 from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_unreachable
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_server import PeerServicer
-from gossipseg.wire.outgoing import file_chunks
+from gossipseg.wire.outgoing import STALLED_TRIES, file_chunks
 from gossipseg.wire.params import CHUNK_BYTES
 from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
@@ -179,7 +179,7 @@ class GrpcTransport:
     async def push(self, to: Site, model: ModelRef, path: Path, timeout_s: float) -> None:
         """Stream the file to the peer, resuming where an earlier try broke off.
 
-        A stream that breaks is taken up again as long as each try gets further. Raises PeerUnreachable,
+        A stream that breaks is taken up again as long as that gets it further. Raises PeerUnreachable,
         PeerUntrusted, PeerRefused; LocalError when the file cannot be read.
         """
         try:
@@ -189,12 +189,13 @@ class GrpcTransport:
             raise PeerUnreachable(to, "timeout", f"not through within {timeout_s:g} s") from None
 
     async def _push(self, to: Site, model: ModelRef, path: Path) -> None:
-        reached, broken = -1, None
+        reached, stalled, broken = -1, 0, None
         while True:
             link, ask = self._link(to), codec.encode_offset_request(model)
             answer = await link.call("PushOffset", ask, RESUME_WAIT_S, "bulk", wait=broken is not None)
             offset = codec.decode_offset(answer, to, model)
-            if broken is not None and offset <= reached:
+            stalled = stalled + 1 if offset <= reached else 0
+            if broken is not None and stalled >= STALLED_TRIES:
                 raise broken
             try:
                 return await self._stream(link, model, path, offset)

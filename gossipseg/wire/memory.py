@@ -25,7 +25,7 @@ from gossipseg.errors import (
     PeerUntrusted,
 )
 from gossipseg.wire import codec
-from gossipseg.wire.outgoing import open_model
+from gossipseg.wire.outgoing import STALLED_TRIES, open_model
 from gossipseg.wire.params import CHUNK_BYTES
 from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
@@ -256,13 +256,14 @@ class MemoryTransport:
     # ------------------------------------------------------------ models
 
     async def _pushed(self, to: Site, model: ModelRef, path: Path) -> None:
-        ask, reached = codec.encode_offset_request(model), -1
+        ask, reached, stalled = codec.encode_offset_request(model), -1, 0
         broken: PeerUnreachable | None = None
         async with self._sending:
             while True:
                 there = self._find(to)
                 offset = codec.decode_offset(await there.answer_offset(self, ask), to, model)
-                if broken is not None and offset <= reached:
+                stalled = stalled + 1 if offset <= reached else 0
+                if broken is not None and stalled >= STALLED_TRIES:
                     raise broken
                 try:
                     return await self._streamed(there, model, path, offset)

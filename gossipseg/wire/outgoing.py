@@ -13,6 +13,9 @@ from pathlib import Path
 
 from gossipseg.errors import LocalError
 
+STALLED_TRIES = 3
+"""A broken stream is taken up again until so many tries in a row have not got any further."""
+
 
 async def file_chunks(path: Path, offset: int, size: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
     """The file from `offset`, read in a thread, one chunk ahead. Raises LocalError."""

@@ -40,6 +40,7 @@ class StoreHandler:
         self.offsets: list[int] = []
         self.taking = self.most_at_once = 0
         self.on_chunk: Callable[[str, int], Awaitable[None]] | None = None
+        self.to_disk: Callable[..., Awaitable[Any]] = asyncio.to_thread
         self.ended: list[str] = []
         """How each stream ended: ok, or the reason."""
 
@@ -77,10 +78,10 @@ class StoreHandler:
                 raise PeerRefused(peer, "wrong_offset")
             try:
                 async for chunk in chunks:
-                    await asyncio.to_thread(partial.write, chunk)
+                    await self.to_disk(partial.write, chunk)
                     if self.on_chunk is not None:
                         await self.on_chunk(peer, partial.offset)
-                await asyncio.to_thread(partial.finish, model.hash, model.size_bytes)
+                await self.to_disk(partial.finish, model.hash, model.size_bytes)
             except (IncompleteModel, BrokenModel) as e:
                 raise PeerRefused(peer, e.reason, str(e)) from None
 
