@@ -6,17 +6,20 @@ They read the checkpoint from disk, whether or not the daemon runs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json as jsonlib
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gossipseg.ctl import context
+from gossipseg.ctl import output as out
 from gossipseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ def predict(
 ) -> int:
     """Segment images with this site's model. NIfTI keeps its affine; PNG in, PNG out."""
     arguments = ["-o", str(output), "--", *map(str, images)]
-    return run(context.load_config(config), "predict", arguments, None if json else _prediction_lines)
+    return run(context.load_config(config), "predict", arguments, _prediction_lines, json=json)
 
 
 def evaluate(
@@ -58,14 +61,14 @@ def evaluate(
             remedy="Name one of the three.",
         )
     arguments = ["--split", split, *(["--json", "-"] if json else []), *(["--csv", str(csv)] if csv else [])]
-    return run(context.load_config(config), "evaluate", arguments)
+    return run(context.load_config(config), "evaluate", arguments, json=json)
 
 
 def export(
     output: OutputOption, config: context.ConfigOption = None, json: context.JsonOption = False
 ) -> int:
     """Write model.pt (plain state dict), safetensors and a MONAI bundle of this site's model."""
-    return run(context.load_config(config), "export", ["-o", str(output)], None if json else _export_lines)
+    return run(context.load_config(config), "export", ["-o", str(output)], _export_lines, json=json)
 
 
 def _prediction_lines(document: Mapping[str, Any]) -> Iterator[str]:
@@ -76,9 +79,8 @@ def _prediction_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _export_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in document.items():
-        if key not in ("schema", "kind"):
-            yield f"{key}: {value}"
+    yield from map(str, document.get("files", []))
+    yield f"the model of {document.get('site')} after round {document.get('round')}"
 
 
 def command_line(module: str, arguments: Sequence[str]) -> list[str]:
@@ -98,31 +100,59 @@ def run(
     module: str,
     arguments: Sequence[str],
     to_lines: Callable[[Mapping[str, Any]], Iterable[str]] | None = None,
+    *,
+    json: bool,
 ) -> int:
-    """Run a learn module to its end and return its exit code; progress and errors pass through.
+    """Run a learn module to its end and return its exit code; its progress passes through as it comes.
 
-    Where `to_lines` is given, the JSON document that the module prints is shown as those lines.
+    Without `json`, a JSON document that it prints is shown as `to_lines` says. With `json`, an error
+    becomes a document.
     """
-    captured = subprocess.PIPE if to_lines else None
-    process = subprocess.Popen(
-        command_line(module, arguments), stdin=subprocess.PIPE, stdout=captured, text=True
-    )
-    try:
-        printed, _ = process.communicate(spec_json(config))
-    except KeyboardInterrupt:
-        process.wait()  # it got the same signal, and may have a file to finish
-        raise
-    if to_lines and printed:
-        _show(printed, to_lines)
+    errors: list[str] = []
+    code, printed = _run(command_line(module, arguments), spec_json(config), errors)
+    if code != 0 and not errors and not printed:
+        errors.append(f"gossipseg.learn.{module} ended with exit code {code} and said nothing.")
+        print(f"gossipctl: {errors[0]}", file=sys.stderr)
+    _show(printed, None if json else to_lines)
+    if json and code != 0 and not printed:
+        error = {"schema": 1, "kind": "error", "error": module, "message": " ".join(errors)}
+        out.print_json(error | {"exit_code": code})
+    return code
+
+
+def _run(command: Sequence[str], spec: str, errors: list[str]) -> tuple[int, str]:
+    """Exit code and standard output; standard error is passed on, and its errors are added to `errors`."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin and process.stdout and process.stderr
+        reader = threading.Thread(target=_pass_on, args=(process.stderr, errors))
+        reader.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it died before it read: its exit code says why
+                process.stdin.write(spec)
+                process.stdin.close()
+            printed = process.stdout.read()
+            process.wait()
+        finally:  # after Ctrl-C too: it got the same signal, and may have a file to finish
+            reader.join()
     # A death by signal N is reported as shells do it.
-    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode, printed
 
 
-def _show(printed: str, to_lines: Callable[[Mapping[str, Any]], Iterable[str]]) -> None:
-    try:
-        document = jsonlib.loads(printed)
-    except ValueError:
+def _pass_on(lines: IO[str], errors: list[str]) -> None:
+    """Progress and errors to stderr as they come; the errors are also kept."""
+    for line in lines:
+        if line.startswith("error: "):
+            line = line.removeprefix("error: ")
+            errors.append(line.strip())
+            line = f"gossipctl: {line}"
+        sys.stderr.write(line)
+        sys.stderr.flush()
+
+
+def _show(printed: str, to_lines: Callable[[Mapping[str, Any]], Iterable[str]] | None) -> None:
+    if to_lines is None or not printed:
         print(printed, end="")
         return
-    for line in to_lines(document):
+    for line in to_lines(jsonlib.loads(printed)):
         print(line)
