@@ -189,6 +189,8 @@ class Runtime:
                 self.training.activity, self.training.fraction = "finished", 1.0
             case effects.Note(event=name, site=site, reason=reason, detail=detail):
                 self.note(name, site=site, reason=reason, **detail)
+                if name == "member_alive" and site is not None:
+                    self._hint(site)
 
     async def _persist(self, snapshot: effects.Snapshot) -> None:
         try:
@@ -199,6 +201,13 @@ class Runtime:
             self.note("persist_failed", reason=str(e))
 
     # ------------------------------------------------------------ the wire
+
+    def _hint(self, site: Site) -> None:
+        """The address a site announces of itself is tried beside the listed one."""
+        member = self.node.members.get(site)
+        listed = {s.name: s.address for s in self.config.others}
+        if member is not None and member.address and member.address != listed.get(site):
+            self.transport.hint_address(site, member.address)
 
     async def _request(self, effect: effects.Request) -> None:
         begin = time.monotonic()

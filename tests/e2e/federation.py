@@ -143,9 +143,13 @@ class Federation:
         """Wait until the condition holds. Fails, with everybody's log, when it does not."""
         deadline = time.monotonic() + patience_s
         while not condition():
-            if time.monotonic() > deadline:
+            ended = [
+                s.name for s in self.sites.values() if s.process is not None and s.process.poll() is not None
+            ]
+            if ended or time.monotonic() > deadline:
                 logs = "\n".join(f"--- {s.name}\n{s.log}" for s in self.sites.values())
-                raise AssertionError(f"not within {patience_s:.0f} s: {what}\n{logs}")
+                problem = f"{ended} ended while waiting" if ended else f"not within {patience_s:.0f} s"
+                raise AssertionError(f"{problem}: {what}\n{logs}")
             time.sleep(POLL_S)
 
     def round_of(self, name: str) -> int:
