@@ -74,7 +74,10 @@ def export_wire(
             )
         tensors[name] = _to_wire(tensor, wire_dtype)
     texts = {key: "" if value is None else str(value) for key, value in metadata.items()}
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as e:
+        raise LocalError(f"{path.parent}: cannot be made: {e.strerror}. Check the state directory.") from e
     atomic_write(path, save(tensors, {"gossipseg": FORMAT_VERSION, **texts}))
 
 

@@ -1,0 +1,120 @@
+"""Checkpoints: which one a worker starts from, and what it refuses to start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gossipseg.algos.params import LocalParams
+from gossipseg.errors import ConfigError, DiskFull, LocalError
+from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
+from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.setup import read_setup
+from gossipseg.store import Checkpoints
+from tests.learn.harness import make_spec, same
+
+CONTRACT = {"network.signature": "abc", "algorithm.name": "gcml"}
+
+
+def state(round: int) -> dict[str, Any]:
+    return {"history": {"round": round, "steps": 10 * round}, "model": {"w": torch.full((3,), float(round))}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Checkpoints:
+    store = Checkpoints(tmp_path / "checkpoint")
+    for round in (1, 2, 3):
+        save_checkpoint(store, state(round), CONTRACT)
+    return store
+
+
+def test_the_newest_two_are_kept_and_the_newest_is_used(store: Checkpoints) -> None:
+    assert [p.name for p in store.newest()] == ["round-3.pt", "round-2.pt"]
+    loaded, warning = load_checkpoint(store, CONTRACT)
+    assert loaded is not None and warning == ""
+    assert (loaded["round"], loaded["steps"]) == (3, 30) and same(loaded["model"], state(3)["model"])
+
+
+def test_nothing_there_is_a_fresh_start(tmp_path: Path) -> None:
+    assert load_checkpoint(Checkpoints(tmp_path / "none"), CONTRACT) == (None, "")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "other"])
+def test_a_damaged_one_is_set_aside_for_the_one_before(store: Checkpoints, damage: str) -> None:
+    newest = store.newest()[0]
+    whole = newest.read_bytes()
+    if damage == "other":
+        torch.save({"something": "else"}, newest)
+    else:
+        newest.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "noise": b"x" * 500}[damage])
+    loaded, warning = load_checkpoint(store, CONTRACT)
+    assert loaded is not None and loaded["round"] == 2
+    assert "round-3.pt" in warning and "round-2.pt" in warning
+    assert [p.name for p in store.newest()] == ["round-2.pt"]
+    assert newest.with_name("round-3.pt.corrupt").exists()
+
+
+def test_no_readable_one_is_an_error_and_nothing_is_touched(store: Checkpoints) -> None:
+    for path in store.newest():
+        path.write_bytes(b"gone")
+    with pytest.raises(LocalError, match="backup"):
+        load_checkpoint(store, CONTRACT)
+    assert len(store.newest()) == 2
+
+
+def test_another_contract_is_refused_with_the_way_out(store: Checkpoints) -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.name = 'local'.*trained with.*'gcml'.*state_dir"):
+        load_checkpoint(store, {**CONTRACT, "algorithm.name": "local"})
+
+
+def test_code_in_a_checkpoint_does_not_run(store: Checkpoints) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("code of the checkpoint ran",))
+
+    torch.save({"format": 1, "contract": CONTRACT, "trap": Trap()}, store.newest()[0])
+    loaded, warning = load_checkpoint(store, CONTRACT)
+    assert loaded is not None and loaded["round"] == 2 and warning
+
+
+def test_a_full_disk_leaves_the_old_ones(store: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+    import os
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DiskFull):
+            save_checkpoint(store, state(4), CONTRACT)
+    assert [p.name for p in store.newest()] == ["round-3.pt", "round-2.pt"]
+    assert not [p for p in store.directory.iterdir() if p.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"federation": "other"}, "federation"),
+        ({"site": "west"}, "site"),
+        ({"seed": 8}, "seed"),
+        ({"algorithm": dataclasses.asdict(LocalParams())}, "algorithm.name"),
+        ({"training": {"optimizer": "sgd"}}, "training.optimizer"),
+        ({"training": {"learning_rate": 0.5}}, None),
+        ({"training": {"steps_per_round": 50}}, None),
+        ({"report_test": True}, None),
+    ],
+)
+def test_what_must_not_change_and_what_may(tmp_path: Path, change: dict[str, Any], key: str | None) -> None:
+    spec = make_spec(tmp_path, tmp_path)
+
+    def changed(spec: WorkerSpec) -> WorkerSpec:
+        merged = {k: {**getattr(spec, k), **v} if k == "training" else v for k, v in change.items()}
+        return dataclasses.replace(spec, **merged)
+
+    old, new = (contract_of(read_setup(s), "sig") for s in (spec, changed(spec)))
+    assert [k for k in old if old[k] != new[k]] == ([key] if key else [])

@@ -1,0 +1,172 @@
+"""Interrupted anywhere and resumed equals uninterrupted, bit for bit."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gossipseg.algos.params import LocalParams
+from gossipseg.learn import jobs
+from gossipseg.learn.link import StopRequested
+from tests.learn.harness import make_spec, make_trainer, same, worker, write_png_site
+
+ROUNDS = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_png_site(tmp_path_factory.mktemp("site"))
+
+
+def through_a_file(state: dict[str, Any]) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def final(trainer: Any) -> dict[str, Any]:
+    state = trainer.state()
+    del state["rng"]  # every step seeds anew: what is left over from the last one means nothing
+    return state  # type: ignore[no-any-return]
+
+
+class CountedGate:
+    """Lets `passes` calls through, then asks to stop."""
+
+    def __init__(self, passes: int) -> None:
+        self.left = passes
+
+    def __call__(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise StopRequested
+
+
+def test_a_local_run_stopped_at_every_point_in_turn(data: Path, tmp_path: Path) -> None:
+    training = {"schedule": "cosine", "schedule_rounds": 3, "steps_per_round": 3}
+    spec = make_spec(data, tmp_path, algorithm=LocalParams(), rounds=ROUNDS, training=training)
+    whole = make_trainer(spec)
+    terms = [whole.run_round(jobs.StartRound(r)) for r in range(1, ROUNDS + 1)]
+    points = 0
+    for point in range(100):
+        gate = CountedGate(point)
+        trainer = make_trainer(spec, gate, context=whole.site)
+        done: list[jobs.RoundDone] = []
+        try:
+            for r in range(1, ROUNDS + 1):
+                done.append(trainer.run_round(jobs.StartRound(r)))  # noqa: PERF401
+        except StopRequested:
+            assert trainer.resumable
+            resumed = make_trainer(spec, context=whole.site)
+            resumed.load(through_a_file(trainer.state()))
+            for r in range(resumed.history.round + 1, ROUNDS + 1):
+                done.append(resumed.run_round(jobs.StartRound(r)))  # noqa: PERF401
+            trainer = resumed
+            points += 1
+        assert same(final(trainer), final(whole)), f"stopped at gate {point}"
+        assert [(d.loss, d.terms, d.dice_val) for d in done] == [(d.loss, d.terms, d.dice_val) for d in terms]
+        if gate.left >= 0:
+            break
+    assert points == ROUNDS * (3 + 1 + 2)  # steps, their end, validation cases
+
+
+def test_a_visit_that_was_interrupted_starts_again_from_its_beginning(data: Path, tmp_path: Path) -> None:
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south"))
+    export = south.run_round(jobs.StartRound(1, export=True)).export
+    visit = jobs.Visit(export.path, "v", "south", 4, 2)
+    spec = make_spec(data, tmp_path / "n")
+    orders = [jobs.StartRound(1), jobs.StartRound(2, visit), jobs.StartRound(3)]
+    whole = make_trainer(spec)
+    for order in orders:
+        whole.run_round(order)
+
+    broken = make_trainer(spec)
+    broken.run_round(orders[0])
+    saved = through_a_file(broken.state())
+    broken._gate = CountedGate(4)
+    with pytest.raises(StopRequested):
+        broken.run_round(orders[1])
+    assert not broken.resumable
+    resumed = make_trainer(spec)
+    resumed.load(saved)
+    resumed.run_round(orders[1])
+    again = make_trainer(spec)  # and once more between the visit and its judgement
+    again.load(through_a_file(resumed.state()))
+    assert again.guard is not None and same(again.guard.snapshot, resumed.guard.snapshot)
+    again.run_round(orders[2])
+    assert same(final(again), final(whole))
+
+
+def newest(state_dir: Path) -> dict[str, Any]:
+    files = sorted((state_dir / "checkpoint").glob("round-*.pt"), key=lambda p: int(p.stem[6:]))
+    loaded: dict[str, Any] = torch.load(files[-1], weights_only=True)
+    del loaded["rng"]
+    return loaded
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_point_changes_nothing(data: Path, tmp_path: Path) -> None:
+    """A worker killed at its start, within steps, and before and after the end of a round."""
+    settings: dict[str, Any] = {"algorithm": LocalParams(), "rounds": 3, "training": {"steps_per_round": 6}}
+    with worker(make_spec(data, tmp_path / "whole", report_test=True, **settings)) as w:
+        w.wait(jobs.Ready)
+        for r in (1, 2, 3):
+            w.round(r)
+        assert w.stop() == 0
+
+    spec = make_spec(data, tmp_path / "killed", report_test=True, **settings)
+    with worker(spec) as w:
+        w.wait(jobs.Preparing)
+        w.kill()
+    with worker(spec) as w:
+        assert w.wait(jobs.Ready).round == 0
+        w.send(jobs.StartRound(1))
+        w.wait(jobs.Progress)
+        w.kill()
+    with worker(spec) as w:
+        assert w.wait(jobs.Ready).round == 0
+        w.round(1)
+        w.send(jobs.StartRound(2))
+        w.kill()
+    with worker(spec) as w:
+        assert w.wait(jobs.Ready).round == 1
+        w.round(2)
+        w.kill()
+    with worker(spec) as w:
+        assert w.wait(jobs.Ready).round == 2
+        w.round(3)
+        w.kill()
+    assert same(newest(tmp_path / "killed"), newest(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_stop_within_a_round_goes_on_at_its_step(data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"algorithm": LocalParams(), "training": {"steps_per_round": 60}}
+    with worker(make_spec(data, tmp_path / "whole", **settings)) as w:
+        w.wait(jobs.Ready)
+        whole = w.round(1)
+    spec = make_spec(data, tmp_path / "stopped", **settings)
+    with worker(spec) as w:
+        w.wait(jobs.Ready)
+        w.send(jobs.StartRound(1))
+        w.wait(jobs.Progress)
+        assert w.stop() == 0
+    history = newest(tmp_path / "stopped")["history"]
+    assert history["round"] == 0 and 0 < history["step"] < 60
+    with worker(spec) as w:
+        assert w.wait(jobs.Ready).steps == history["step"]
+        done = w.round(1)
+    assert (done.loss, done.terms, done.dice_val, done.steps) == (
+        whole.loss, whole.terms, whole.dice_val, whole.steps,
+    )  # fmt: skip
+    assert same(newest(tmp_path / "stopped"), newest(tmp_path / "whole"))

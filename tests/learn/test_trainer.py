@@ -1,0 +1,378 @@
+"""Rounds and visits of a real trainer on tiny real data, in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gossipseg.algos.params import GcmlParams, GossipAverageParams, LocalParams
+from gossipseg.errors import LocalError
+from gossipseg.learn import jobs
+from gossipseg.learn.evaluate import CaseScore, Scores
+from tests.learn.harness import make_spec, make_trainer, same, write_nifti_site, write_png_site
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_png_site(tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="module")
+def guest(data: Path, tmp_path_factory: pytest.TempPathFactory) -> jobs.Visit:
+    """The wire file of another site of the federation after one round."""
+    spec = make_spec(data, tmp_path_factory.mktemp("south"), site="south")
+    done = make_trainer(spec).run_round(jobs.StartRound(1, export=True))
+    return jobs.Visit(done.export.path, "g" * 64, "south", steps=50, cases=9)
+
+
+def trainer_after_one_round(data: Path, state_dir: Path, algorithm: Any = None, **more: Any) -> Any:
+    trainer = make_trainer(make_spec(data, state_dir, algorithm=algorithm, **more))
+    trainer.run_round(jobs.StartRound(1))
+    return trainer
+
+
+def copy_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def fix_scores(monkeypatch: pytest.MonkeyPatch, trainer: Any, by_call: list[float]) -> list[Any]:
+    """Let the validation say what it says, call by call; the training model only (the EMA: 0.5)."""
+    calls: list[Any] = []
+
+    def score(model: Any, split: str, on_progress: Any) -> Scores:
+        on_progress(1.0)
+        if model is trainer.student.ema:
+            value = 0.5
+        else:
+            calls.append(model)
+            value = by_call[len(calls) - 1]
+        cases = tuple(CaseScore(str(i), {"disc": value}, {}) for i in range(3))
+        return Scores(value, {"disc": value}, cases)
+
+    monkeypatch.setattr(trainer.site, "score", score)
+    return calls
+
+
+# ---------------------------------------------------------------- rounds
+
+
+def test_a_local_round(data: Path, tmp_path: Path) -> None:
+    reports: list[jobs.Progress] = []
+    trainer = make_trainer(make_spec(data, tmp_path, algorithm=LocalParams()), reports=reports)
+    before = copy_of(trainer.student.weights())
+    ema_before = copy_of(trainer.student.ema.state_dict())
+    done = trainer.run_round(jobs.StartRound(1, export=True))
+    assert (done.round, done.steps, done.warning, done.visit) == (1, 4, "", None)
+    assert done.loss is not None and done.terms["seg"] == pytest.approx(done.loss)
+    assert done.dice_val is not None and done.dice_val_local == [done.dice_val]
+    after = trainer.student.weights()
+    assert not any(torch.equal(before[n], after[n]) for n in before if n.endswith("conv.weight"))
+    for name, ema in trainer.student.ema.state_dict().items():
+        assert torch.allclose(ema, 0.9 * ema_before[name] + 0.1 * after[name], atol=1e-6), name
+    file = load_file(done.export.path)
+    assert file.keys() == after.keys()
+    assert all(torch.allclose(file[n].float(), after[n], atol=1e-3) for n in file)
+    assert [r.step for r in reports if r.activity == "training"] == [1, 2, 3, 4]
+    assert {r.activity for r in reports} == {"training", "validation"}
+
+
+def test_the_same_seed_trains_the_same_model_and_algorithms_see_the_same_batches(
+    data: Path, tmp_path: Path
+) -> None:
+    models = [
+        trainer_after_one_round(data, tmp_path, algorithm).student.weights()
+        for algorithm in (LocalParams(), LocalParams(), GcmlParams())
+    ]
+    assert same(models[0], models[1]) and same(models[0], models[2])
+
+
+def test_sites_of_a_federation_start_from_the_same_model(data: Path, tmp_path: Path) -> None:
+    north, south = (make_trainer(make_spec(data, tmp_path, site=site)) for site in ("north", "south"))
+    assert north.initial_hash == south.initial_hash and len(north.initial_hash) == 64
+    assert north.network_signature == south.network_signature
+    north.run_round(jobs.StartRound(1))
+    south.run_round(jobs.StartRound(1))
+    assert not same(north.student.weights(), south.student.weights())
+
+
+def test_a_round_out_of_turn_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(LocalError, match="asked for round 3"):
+        make_trainer(make_spec(data, tmp_path)).run_round(jobs.StartRound(3))
+
+
+def test_validation_is_as_rare_as_asked_and_never_left_out_at_the_end(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(data, tmp_path, algorithm=LocalParams(), rounds=3, training={"validate_every_rounds": 2})
+    trainer = make_trainer(dataclasses.replace(spec, report_test=True))
+    done = [trainer.run_round(jobs.StartRound(r)) for r in (1, 2, 3)]
+    assert [d.dice_val is not None for d in done] == [False, True, True]
+    assert [d.dice_test is not None for d in done] == [False, False, True]
+    assert [r for r, _ in trainer.history.dice_history] == [2, 3]
+
+
+@pytest.mark.parametrize("loss", ("dice_ce", "dice_focal", "generalized_dice"))
+@pytest.mark.parametrize("output", ("softmax", "sigmoid"))
+def test_every_loss_and_output_trains_with_a_visitor(
+    data: Path, tmp_path: Path, loss: str, output: str
+) -> None:
+    settings = {"loss": loss, "output": output, "steps_per_round": 2}
+    north = trainer_after_one_round(data, tmp_path / "n", training=settings)
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south", training=settings))
+    export = south.run_round(jobs.StartRound(1, export=True)).export
+    done = north.run_round(jobs.StartRound(2, jobs.Visit(export.path, "s", "south", 2, 2)))
+    assert done.visit.outcome == "merged" and done.loss is not None and done.warning == ""
+
+
+def test_three_dimensions_take_the_same_path(tmp_path: Path) -> None:
+    data = write_nifti_site(tmp_path / "site", cases=5)
+    settings = {"steps_per_round": 1, "batch_size": 1, "window_overlap": 0.0}
+    trainer = make_trainer(make_spec(data, tmp_path / "n", dims=3, training=settings))
+    first = trainer.run_round(jobs.StartRound(1, export=True))
+    visit = jobs.Visit(first.export.path, "h", "south", 1, 1)
+    done = trainer.run_round(jobs.StartRound(2, visit))
+    assert done.visit.outcome == "merged" and done.dice_val is not None
+
+
+# ---------------------------------------------------------------- visits
+
+
+def test_a_visit_trains_both_and_averages(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
+    reports: list[jobs.Progress] = []
+    trainer = make_trainer(make_spec(data, tmp_path), reports=reports)
+    trainer.run_round(jobs.StartRound(1))
+    seen: dict[str, Any] = {}
+    merge = trainer.algorithm.on_departure
+
+    def spy(local: Any, incoming: Any, score: Any) -> Any:
+        seen.update(local=copy_of(local), incoming=copy_of(incoming))
+        return merge(local, incoming, score)
+
+    trainer.algorithm.on_departure = spy
+    done = trainer.run_round(jobs.StartRound(2, guest))
+    assert (done.visit.outcome, done.visit.hash, done.visit.frm) == ("merged", guest.hash, "south")
+    assert {"seg", "pull", "push", "incoming_seg"} <= done.terms.keys()
+    assert done.steps == 50  # the larger of 8 own and 50 of the visitor
+    assert {(r.activity, r.frm) for r in reports if r.round == 2 and r.activity != "validation"} == {
+        ("visit", "south")
+    }
+    brought = load_file(guest.path)
+    assert not torch.equal(seen["incoming"]["network.head.weight"], brought["network.head.weight"].float())
+    for name, mine in seen["local"].items():
+        expected = (mine + seen["incoming"][name]) / 2
+        assert torch.allclose(trainer.student.weights()[name], expected, atol=1e-6), name
+    assert trainer.history.last_visit == guest.hash and trainer.history.visits == 1
+    assert trainer.guard is not None and trainer.guard.judge_round == 3
+
+
+def test_the_first_model_is_taken_over_outright(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
+    trainer = make_trainer(make_spec(data, tmp_path, training={"learning_rate": 0.0}))
+    done = trainer.run_round(jobs.StartRound(1, guest))
+    assert (done.visit.outcome, done.visit.reason, done.steps) == ("merged", "taken_over", 54)
+    brought = load_file(guest.path)
+    for model in (trainer.student.model, trainer.student.ema):
+        assert all(torch.allclose(t, brought[n].float(), atol=1e-6) for n, t in model.state_dict().items())
+    assert len(trainer.student.learner.optimizer.state) > 0 and trainer.guard is None
+    assert trainer.history.last_visit == guest.hash
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t["network.head.weight"].fill_(float("nan")), "not_finite"),
+        (lambda t: t.update(renamed=t.pop("network.head.bias")), "schema_mismatch"),
+        (lambda t: t.update({"network.head.bias": torch.zeros(7)}), "schema_mismatch"),
+    ],
+)
+def test_a_bad_model_is_refused_and_the_round_goes_on(
+    data: Path, tmp_path: Path, guest: jobs.Visit, change: Any, reason: str
+) -> None:
+    tensors = load_file(guest.path)
+    change(tensors)
+    save_file(tensors, tmp_path / "bad.safetensors")
+    alone = trainer_after_one_round(data, tmp_path / "a")
+    alone.run_round(jobs.StartRound(2))
+    trainer = trainer_after_one_round(data, tmp_path / "b")
+    bad = dataclasses.replace(guest, path=str(tmp_path / "bad.safetensors"), hash="b" * 64)
+    done = trainer.run_round(jobs.StartRound(2, bad))
+    assert (done.visit.outcome, done.visit.reason, done.visit.frm) == ("refused", reason, "south")
+    assert done.visit.detail and trainer.history.last_visit == bad.hash
+    assert same(trainer.student.weights(), alone.student.weights())
+
+
+def test_who_trains_alone_takes_nothing_in(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
+    trainer = trainer_after_one_round(data, tmp_path, LocalParams())
+    assert trainer.run_round(jobs.StartRound(2, guest)).visit.reason == "no_exchange"
+
+
+def test_gossip_average_merges_on_arrival_and_is_judged_in_the_same_round(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path, GossipAverageParams(), training={"learning_rate": 0.0})
+    before = copy_of(trainer.student.weights())
+    done = trainer.run_round(jobs.StartRound(2, guest))
+    brought = load_file(guest.path)
+    assert done.visit.outcome == "merged" and trainer.guard is None and done.reverted is None
+    for name, mine in before.items():
+        assert torch.allclose(trainer.student.weights()[name], (mine + brought[name]) / 2, atol=1e-6)
+    assert "incoming_seg" not in done.terms
+
+
+@pytest.mark.parametrize(
+    ("merge", "mine", "theirs", "outcome"),
+    [
+        ("none", 0.5, 0.9, "kept_out"),
+        ("best_of", 0.5, 0.4, "kept_out"),
+        ("best_of", 0.5, 0.9, "merged"),
+        ("val_weighted", 0.6, 0.2, "merged"),
+    ],
+)
+def test_merges_that_look_at_validation(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    tmp_path: Path,
+    guest: jobs.Visit,
+    merge: Any,
+    mine: float,
+    theirs: float,
+    outcome: str,
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path, GcmlParams(merge=merge))
+    calls = fix_scores(monkeypatch, trainer, [0.5, mine, theirs])  # before the visit, local, incoming
+    done = trainer.run_round(jobs.StartRound(2, guest))
+    assert done.visit.outcome == outcome
+    assert len(calls) == (1 if merge == "none" else 3)
+    if merge == "best_of":
+        assert (len(trainer.student.learner.optimizer.state) == 0) == (outcome == "merged")
+
+
+def test_private_norms_stay(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
+    algorithm = GossipAverageParams(private_norm=True)
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south", algorithm=algorithm))
+    export = south.run_round(jobs.StartRound(1, export=True)).export
+    norms = {n for n in south.student.weights() if ".norm." in n}
+    assert norms and not norms & load_file(export.path).keys()
+    trainer = trainer_after_one_round(data, tmp_path / "n", algorithm, training={"learning_rate": 0.0})
+    before = copy_of(trainer.student.weights())
+    assert (
+        trainer.run_round(jobs.StartRound(2, dataclasses.replace(guest, path=export.path))).visit.outcome
+        == "merged"
+    )
+    assert all(torch.equal(trainer.student.weights()[n], before[n]) for n in norms)
+    assert trainer.run_round(jobs.StartRound(3, guest)).visit.reason == "schema_mismatch"
+
+
+def test_running_statistics_of_batch_norm_do_not_travel(data: Path, tmp_path: Path) -> None:
+    network = {"norm": "batch"}
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south", network=network))
+    export = south.run_round(jobs.StartRound(1, export=True)).export
+    assert not [n for n in load_file(export.path) if "running" in n or "tracked" in n]
+    trainer = trainer_after_one_round(data, tmp_path / "n", network=network)
+    before = copy_of(trainer.student.weights())
+    done = trainer.run_round(jobs.StartRound(2, jobs.Visit(export.path, "h", "south", 4, 2)))
+    after = trainer.student.weights()
+    assert done.visit.outcome == "merged"
+    counter = next(n for n in after if n.endswith("num_batches_tracked"))
+    assert after[counter] == before[counter] + 4
+
+
+# ---------------------------------------------------------------- the guard
+
+
+def test_a_harmful_visit_is_undone_one_round_later(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path)
+    before = trainer.student.snapshot()
+    fix_scores(monkeypatch, trainer, [0.8, 0.6])
+    assert trainer.run_round(jobs.StartRound(2, guest)).reverted is None
+    restored: list[Any] = []
+    restore = trainer.student.restore
+    monkeypatch.setattr(trainer.student, "restore", lambda s: (restored.append(s), restore(s)))
+    done = trainer.run_round(jobs.StartRound(3))
+    assert (done.reverted, done.reverted_frm, done.steps) == (guest.hash, "south", 4)
+    assert trainer.guard is None and len(restored) == 1
+    now = trainer.student.snapshot()
+    assert all(same(now[part], before[part]) for part in ("model", "optimizer", "scaler"))
+    # The EMA was put back as well, and then took in the restored model at the round's end.
+    name = "network.head.weight"
+    expected = 0.9 * before["ema"][name] + 0.1 * before["model"][name]
+    assert torch.allclose(now["ema"][name], expected, atol=1e-6)
+
+
+def test_a_harmless_visit_stays(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path)
+    calls = fix_scores(monkeypatch, trainer, [0.8, 0.76])
+    trainer.run_round(jobs.StartRound(2, guest))
+    done = trainer.run_round(jobs.StartRound(3))
+    assert done.reverted is None and trainer.guard is None and done.steps == 54
+    trainer.run_round(jobs.StartRound(4))
+    assert len(calls) == 2  # scored around the visit only
+
+
+def test_visits_in_a_row_are_judged_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path)
+    calls = fix_scores(monkeypatch, trainer, [0.8, 0.79, 0.5])
+    second = dataclasses.replace(guest, hash="2" * 64, frm="west")
+    trainer.run_round(jobs.StartRound(2, guest))
+    done = trainer.run_round(jobs.StartRound(3, second))
+    assert done.reverted is None and done.visit.outcome == "merged"
+    assert trainer.guard.hash == second.hash and trainer.guard.before == [0.79] * 3
+    done = trainer.run_round(jobs.StartRound(4))
+    assert (done.reverted, done.reverted_frm) == (second.hash, "west") and len(calls) == 3
+
+
+def test_a_visitor_beside_an_undone_model_is_kept_out(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path)
+    fix_scores(monkeypatch, trainer, [0.8, 0.5])
+    trainer.run_round(jobs.StartRound(2, guest))
+    done = trainer.run_round(jobs.StartRound(3, dataclasses.replace(guest, hash="2" * 64)))
+    assert (done.reverted, done.visit.outcome) == (guest.hash, "kept_out")
+    assert done.visit.reason == "earlier_visit_reverted" and trainer.guard is None
+
+
+def test_a_model_that_is_no_longer_finite_is_undone(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
+    trainer = trainer_after_one_round(data, tmp_path)
+    trainer.run_round(jobs.StartRound(2, guest))
+    with torch.no_grad():
+        next(iter(trainer.student.model.parameters())).fill_(float("inf"))
+    done = trainer.run_round(jobs.StartRound(3))
+    assert done.reverted == guest.hash and "skipped" in done.warning
+    assert all(torch.isfinite(t).all() for t in trainer.student.weights().values())
+
+
+def test_a_visitor_that_diverges_is_sent_away(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
+    tensors = load_file(guest.path)
+    for name, tensor in tensors.items():
+        if name.endswith("weight") and tensor.dim() > 1:
+            tensors[name] = tensor.float() * 1e30  # finite on the wire, not in a forward pass
+    save_file(tensors, tmp_path / "wild.safetensors")
+    trainer = trainer_after_one_round(data, tmp_path / "n", training={"steps_per_round": 8})
+    done = trainer.run_round(
+        jobs.StartRound(2, dataclasses.replace(guest, path=str(tmp_path / "wild.safetensors")))
+    )
+    assert (done.visit.outcome, done.visit.reason) == ("refused", "diverged")
+    assert all(torch.isfinite(t).all() for t in trainer.student.weights().values())
+    assert done.loss is not None
+
+
+def test_a_failed_export_does_not_cost_the_round(data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_spec(data, tmp_path))
+    (tmp_path / "outbox").write_text("a file where the folder should be")
+    done = trainer.run_round(jobs.StartRound(1, export=True))
+    assert done.export is None and "not exported" in done.warning and trainer.history.round == 1
