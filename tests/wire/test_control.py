@@ -256,7 +256,8 @@ import asyncio, sys
 from pathlib import Path
 from gossipseg.wire.control import ControlServer
 async def main():
-    await ControlServer(Path(sys.argv[1]), None).start()
+    server = ControlServer(Path(sys.argv[1]), None)
+    await server.start()
     print("listening", flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
