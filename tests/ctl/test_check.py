@@ -1,0 +1,388 @@
+"""`gossipctl check`: each thing broken once, and found. Peers are real TLS servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from gossipseg import config as configuration
+from gossipseg import trust
+from gossipseg.core.messages import Hello, HelloReply, Reply, Request
+from gossipseg.core.types import ModelRef, PeerInfo, Phase
+from gossipseg.ctl import doctor, learn
+from gossipseg.errors import PeerRefused
+from gossipseg.wire import documents as doc
+from gossipseg.wire.grpc_transport import GrpcTransport
+from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
+from gossipseg.wire.transport import PeerEndpoint
+
+TASK = {"name": "t", "channels": 1, "labels": {0: "background", 1: "organ"}, "patch_size": [32, 32]}
+
+
+class South:
+    """The other site's daemon, as far as Hello goes."""
+
+    def __init__(self) -> None:
+        self.federation: configuration.FederationFile | None = None
+        self.protocol = (PROTOCOL_MIN, PROTOCOL_MAX)
+        self.refusal: PeerRefused | None = None
+
+    async def on_request(self, peer: str, body: Request) -> Reply:
+        assert isinstance(body, Hello) and self.federation is not None
+        if self.refusal is not None:
+            raise self.refusal
+        info = PeerInfo(4, 400, 9, Phase.TRAINING, "abc")
+        pairs = configuration.contract(self.federation, "signature")
+        return HelloReply(*self.protocol, self.federation.federation, pairs, info)
+
+    async def push_offset(self, peer: str, model: ModelRef) -> int:
+        raise PeerRefused(peer, "not_offered")
+
+    async def on_push(self, peer: str, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
+        raise PeerRefused(peer, "not_offered")
+
+
+class Loop:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+
+    def run(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
+
+
+@dataclasses.dataclass
+class Federation:
+    """North, whose doctor is asked, and south, which answers."""
+
+    folder: Path
+    doc: dict[str, Any]
+    south: South
+
+    @property
+    def site(self) -> Path:
+        return self.folder / "site.yaml"
+
+    def write(self) -> None:
+        (self.folder / "peers.yaml").write_text(yaml.safe_dump(self.doc))
+
+
+@pytest.fixture(scope="module")
+def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[str, trust.Identity]:
+    root = tmp_path_factory.mktemp("identities")
+    return {n: trust.create_identity(n, root / n) for n in ("north", "south", "other")}
+
+
+@pytest.fixture
+def federation(tmp_path: Path, identities: dict[str, trust.Identity]) -> Iterator[Federation]:
+    (north, south, _), handler, loop = identities.values(), South(), Loop()
+    listed = PeerEndpoint("north", "127.0.0.1:1", (north.certificate_pem,))
+
+    async def make() -> GrpcTransport:
+        made = GrpcTransport("south", listen="127.0.0.1:0", identity=south, peers={"north": listed})
+        await made.start(handler)
+        return made
+
+    transport = loop.run(make())
+    document = {
+        "federation": "test",
+        "task": TASK,
+        "sites": [
+            {"name": "north", "address": "127.0.0.1:7443", "certificate": north.certificate_pem.decode()},
+            {"name": "south", "address": transport.address, "certificate": south.certificate_pem.decode()},
+        ],
+    }
+    made = Federation(tmp_path, document, handler)
+    made.write()
+    handler.federation = configuration.load_federation(tmp_path / "peers.yaml")
+    site = {
+        "site": "north",
+        "data": {"path": "data"},
+        "listen": "127.0.0.1:0",
+        "device": {"device": "cpu"},
+        "identity": {"key": str(north.key_path), "certificate": str(north.certificate_path)},
+        "control_socket": "control.sock",
+        "disk_reserve_bytes": 1000,
+    }
+    made.site.write_text(yaml.safe_dump(site))
+    yield made
+    loop.run(transport.close())
+    loop.close()
+
+
+def examine(ctl: Any, federation: Federation, *flags: object) -> tuple[int, dict[str, list[dict[str, str]]]]:
+    """Exit code, and check → its findings."""
+    result = ctl("check", "--config", federation.site, "--json", "--no-data", *flags)
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in result.json["checks"]:
+        found.setdefault(row["check"], []).append(row)
+    return result.code, found
+
+
+def states(rows: list[dict[str, str]]) -> set[str]:
+    return {row["state"] for row in rows}
+
+
+# ---------------------------------------------------------------- all is well
+
+
+def test_a_healthy_site(ctl: Any, federation: Federation, identities: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(doctor, "synchronised", lambda: True)
+    code, found = examine(ctl, federation)
+    assert code == 0
+    assert list(found) == [
+        "config",
+        "identity",
+        "certificate",
+        "clock",
+        "disk",
+        "daemon",
+        "listen",
+        "data",
+        "peer south",
+    ]
+    assert {n: states(rows) for n, rows in found.items() if states(rows) != {"ok"}} == {
+        "daemon": {"skipped"},
+        "data": {"skipped"},
+    }
+    assert identities["north"].site_id in found["identity"][0]["detail"]
+    assert "contract right; training, round 4" in found["peer south"][0]["detail"]
+    shown = ctl("check", "--config", federation.site, "--no-data")
+    assert shown.code == 0 and shown.out.endswith("north: ok\n") and "\t" not in shown.out
+
+
+# ---------------------------------------------------------------- this machine
+
+
+def test_key_that_others_can_read(ctl: Any, federation: Federation, identities: Any, tmp_path: Path) -> None:
+    copy = tmp_path / "key.pem"
+    copy.write_bytes(identities["north"].key_pem)
+    copy.chmod(0o644)
+    site = yaml.safe_load(federation.site.read_text())
+    site["identity"]["key"] = str(copy)
+    federation.site.write_text(yaml.safe_dump(site))
+    code, found = examine(ctl, federation)
+    assert code == 1
+    assert states(found["identity"]) == {"failed"} and "chmod 600" in found["identity"][0]["detail"]
+    assert states(found["peers"]) == {"skipped"}, "there is nothing to show them"
+
+
+def test_key_that_is_not_the_listed_one(ctl: Any, federation: Federation, identities: Any) -> None:
+    federation.doc["sites"][0]["certificate"] = identities["other"].certificate_pem.decode()
+    federation.write()
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 1
+    assert identities["other"].site_id in found["identity"][0]["detail"]
+    assert identities["north"].site_id in found["identity"][0]["detail"]
+
+
+def certificate(name: str, days: int) -> str:
+    """A certificate that ends in so many days; it began a day ago, unless trust says otherwise."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    return trust._self_signed(name, key, days, ()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_own_certificate_that_ends_soon(
+    ctl: Any, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = trust.create_identity("north", tmp_path / "soon", days=10)
+    monkeypatch.setenv("GOSSIPSEG_IDENTITY__KEY", str(soon.key_path))
+    monkeypatch.setenv("GOSSIPSEG_IDENTITY__CERTIFICATE", str(soon.certificate_path))
+    federation.doc["sites"][0]["certificate"] = soon.certificate_pem.decode()
+    federation.write()
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 0, "a warning alone"
+    assert states(found["certificate"]) == {"warning"}
+    assert "expires in 10 days" in found["certificate"][0]["detail"]
+
+
+def test_listed_certificate_that_has_expired(ctl: Any, federation: Federation) -> None:
+    federation.doc["sites"][1]["certificate"] = certificate("south", 0)
+    federation.write()
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 0 and states(found["clock"]) == {"warning"}
+    assert "south's certificate expired" in found["clock"][0]["detail"]
+
+
+def test_clock_that_is_behind(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(trust, "_BACKDATED", -timedelta(days=3))
+        federation.doc["sites"][1]["certificate"] = certificate("south", 30)
+    federation.write()
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 1 and states(found["clock"]) == {"failed"}
+    assert "south's certificate begins on" in found["clock"][0]["detail"]
+    assert "Set the clock" in found["clock"][0]["remedy"]
+
+
+def test_clock_without_ntp(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "synchronised", lambda: False)
+    _, found = examine(ctl, federation, "--no-peers")
+    assert states(found["clock"]) == {"warning"}
+    assert doctor.synchronised() in (True, False, None)
+
+
+def test_disk(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOSSIPSEG_DISK_RESERVE_BYTES", str(10**16))
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 1 and "less than disk_reserve_bytes" in found["disk"][0]["detail"]
+    monkeypatch.delenv("GOSSIPSEG_DISK_RESERVE_BYTES")
+    (federation.folder / "state").write_text("a file")
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 1 and "not a folder" in found["disk"][0]["detail"]
+
+
+def test_occupied_port(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOSSIPSEG_LISTEN", federation.doc["sites"][1]["address"])
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 1
+    assert "in use" in found["listen"][0]["detail"] and "another address" in found["listen"][0]["remedy"]
+
+
+def test_a_running_daemon_gives_its_own_view(ctl: Any, federation: Federation, daemon: Any) -> None:
+    daemon.answers.status_doc = dataclasses.replace(
+        daemon.answers.status_doc, site="north", state="degraded", reasons=("south: suspect: no answer",)
+    )
+    row = doc.PeerRow("south", state="alive")
+    daemon.answers.peers_doc = doc.PeersDoc((row,))
+    code, found = examine(ctl, federation)
+    assert code == 0
+    assert states(found["daemon"]) == {"warning"} and "no answer" in found["daemon"][0]["detail"]
+    assert "listen" not in found, "the port is the daemon's own"
+    assert "the daemon sees it alive" in found["peer south"][0]["detail"]
+    row = dataclasses.replace(row, state="refused", refused="task.channels: 1 here, 3 there")
+    daemon.answers.peers_doc = doc.PeersDoc((row,))
+    code, found = examine(ctl, federation)
+    assert code == 1 and found["peer south"][0]["detail"] == "task.channels: 1 here, 3 there"
+    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="west")
+    _, found = examine(ctl, federation, "--no-peers")
+    assert "west's daemon" in found["daemon"][1]["detail"]
+
+
+# ---------------------------------------------------------------- the other site
+
+
+def test_peer_that_is_not_there(ctl: Any, federation: Federation) -> None:
+    federation.doc["sites"][1]["address"] = "127.0.0.1:1"
+    federation.write()
+    code, found = examine(ctl, federation)
+    assert code == 1
+    assert "refused" in found["peer south"][0]["detail"] and "firewalls" in found["peer south"][0]["remedy"]
+
+
+def test_peer_with_another_key(ctl: Any, federation: Federation, identities: Any) -> None:
+    federation.doc["sites"][1]["certificate"] = identities["other"].certificate_pem.decode()
+    federation.write()
+    code, found = examine(ctl, federation)
+    assert code == 1
+    detail = found["peer south"][0]["detail"]
+    assert f"shows the ID {identities['south'].site_id}" in detail
+    assert f"listed is {identities['other'].site_id}" in detail
+
+
+def test_peer_that_does_not_list_us(
+    ctl: Any, federation: Federation, identities: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = identities["other"]
+    monkeypatch.setenv("GOSSIPSEG_IDENTITY__KEY", str(other.key_path))
+    monkeypatch.setenv("GOSSIPSEG_IDENTITY__CERTIFICATE", str(other.certificate_path))
+    federation.doc["sites"][0]["certificate"] = other.certificate_pem.decode()
+    federation.write()
+    code, found = examine(ctl, federation)
+    assert code == 1
+    assert "does not accept this site's certificate" in found["peer south"][0]["detail"]
+    assert "Ask south to list" in found["peer south"][0]["remedy"]
+
+
+def test_peer_with_another_contract(ctl: Any, federation: Federation) -> None:
+    assert federation.south.federation is not None
+    other = dataclasses.replace(federation.south.federation, seed=5)
+    federation.south.federation = other
+    code, found = examine(ctl, federation)
+    assert code == 1
+    assert "seed: 0 here, 5 there" in found["peer south"][0]["detail"]
+
+
+def test_peer_of_another_protocol_or_federation(ctl: Any, federation: Federation) -> None:
+    south = federation.south
+    south.protocol = (PROTOCOL_MAX + 1, PROTOCOL_MAX + 1)
+    assert "protocol: " in examine(ctl, federation)[1]["peer south"][0]["detail"]
+    south.protocol = (PROTOCOL_MIN, PROTOCOL_MAX)
+    assert south.federation is not None
+    south.federation = dataclasses.replace(south.federation, federation="rest")
+    assert "'test' here, 'rest' there" in examine(ctl, federation)[1]["peer south"][0]["detail"]
+    south.refusal = PeerRefused("north", "leaving", "south is going away")
+    assert "leaving" in examine(ctl, federation)[1]["peer south"][0]["detail"]
+
+
+def test_no_other_site(ctl: Any, federation: Federation) -> None:
+    del federation.doc["sites"][1]
+    federation.write()
+    code, found = examine(ctl, federation)
+    assert code == 0 and states(found["peers"]) == {"warning"}
+
+    # ---------------------------------------------------------------- data and device
+
+
+def test_data_findings() -> None:
+    problem = {"file": "a.png", "key": "label", "value": 7, "problem": "is strange", "remedy": "Map it."}
+    no_cuda = {"file": None, "key": "device.device", "problem": "no CUDA", "remedy": "Use cpu."}
+    document = {
+        "schema": 1,
+        "problems": [problem, no_cuda],
+        "warnings": ["no test case"],
+        "splits": {"training": 9},
+        "device": "",
+    }
+    found = list(doctor.data_findings(document))
+    assert [(f.check, f.state) for f in found] == [
+        *(("device", "failed"), ("data", "failed"), ("data", "warning")),
+    ]
+    assert found[1].detail == "a.png: label = 7: is strange" and found[1].remedy == "Map it."
+    many = list(doctor.data_findings({"problems": [problem] * 50}))
+    assert len(many) == doctor.MAX_PROBLEMS + 1 and "30 more" in many[-1].detail
+    fine = list(doctor.data_findings({"problems": [], "splits": {"training": 9, "test": 2}, "device": "cpu"}))
+    assert [f.detail for f in fine] == ["cpu", "9 training, 2 test; every case can be read"]
+
+
+def test_data_check_that_dies(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys; print('[ 10%] x', file=sys.stderr); sys.exit('error: the spec is odd.')"
+    monkeypatch.setattr(learn, "command_line", lambda *_: [learn.sys.executable, "-c", script])
+    result = ctl("check", "--config", federation.site, "--json", "--no-peers")
+    assert result.code == 65
+    assert [r["detail"] for r in result.json["checks"] if r["check"] == "data"] == ["the spec is odd."]
+
+
+@pytest.mark.slow
+def test_real_data(ctl: Any, federation: Federation) -> None:
+    from gossipseg.testbed import synthetic
+
+    hospital = synthetic.hospitals(1)[0]
+    synthetic.write_site(federation.folder / "data", hospital, seed=0, index=0, size_px=48)
+    federation.doc["task"]["label_map"] = {255: 1}
+    federation.write()
+    broken = next((federation.folder / "data").rglob("*.png"))
+    broken.write_bytes(b"no picture")
+    result = ctl("check", "--config", federation.site, "--json", "--no-peers")
+    rows = {r["check"]: r for r in result.json["checks"]}
+    assert (result.code, rows["device"]["detail"]) == (65, "cpu")
+    problems = [r["detail"] for r in result.json["checks"] if (r["check"], r["state"]) == ("data", "failed")]
+    assert len(problems) == 1 and broken.name in problems[0], "the one that is broken, and no other"
