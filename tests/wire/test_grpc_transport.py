@@ -339,6 +339,29 @@ def test_a_stream_survives_that_its_peer_gets_another_address(over_grpc):
     asyncio.run(body())
 
 
+def test_a_receiver_that_is_slow_holds_the_sender_back(over_grpc):
+    async def body():
+        async with over_grpc(chunk_bytes=MIB) as f:
+            north, handler, gate = f.transports["north"], f.handlers["south-2"], asyncio.Event()
+            model, path = f.model(48 * MIB)
+            f.promise("south-2", model)
+
+            async def hold(peer, offset):
+                await gate.wait()
+
+            handler.on_chunk = hold
+            push = asyncio.create_task(north.push("south-2", model, path, 25.0))
+            await until(lambda: handler.taking == 1)
+            for _ in range(50):
+                assert await north.request("south-2", PING, 5.0)
+            assert north.traffic("south-2").bytes_out < 24 * MIB
+            handler.on_chunk = None
+            gate.set()
+            await push
+
+    asyncio.run(body())
+
+
 # ---------------------------------------------------------------- what a listed but ill-behaved peer may send
 
 
