@@ -10,21 +10,23 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import torch
 from PIL import Image
 
 from gossipseg.learn.params import DataParams, TaskParams, TrainingParams, WorkerSpec
 from gossipseg.nets.params import NetworkParams
+from gossipseg.store import Checkpoints
 
 GREY = TaskParams("blobs", 1, {0: "background", 1: "blob"}, patch_size=(32, 32))
 RGB = TaskParams("blobs", 3, {0: "background", 1: "blob"}, patch_size=(32, 32), intensity="rgb")
 VOLUME = TaskParams(
     "organs", 1, {0: "background", 1: "liver", 2: "spleen"}, spatial_dims=3, patch_size=(16, 16, 16)
 )
-NETWORK = NetworkParams(name="unet", width=4, dropout=0.0, options={"channels": [4, 8], "strides": [2]})
+NETWORK = NetworkParams("unet", width=4, dropout=0.0, options={"channels": [4, 8], "strides": [2]})
 
 
 def spec(path: Path, task: TaskParams, state: Path | None = None, **changes: Any) -> WorkerSpec:
-    """A WorkerSpec over the data at `path`; `data` and `training` in changes are updates of those sections."""
+    """A WorkerSpec over the data at `path`; `data` and `training` update those sections."""
     data = dataclasses.asdict(DataParams(str(path))) | changes.pop("data", {})
     training = dataclasses.asdict(TrainingParams(batch_size=2)) | changes.pop("training", {})
     made = WorkerSpec(
@@ -51,13 +53,23 @@ def spec_file(folder: Path, made: WorkerSpec) -> str:
 
 
 def blob(shape: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy image and its label: a bright off-centre box. Neither looks the same transposed or turned round."""
+    """A noisy image and its label, a bright off-centre box: neither looks the same transposed or turned."""
     rng = np.random.default_rng(seed)
     label = np.zeros(tuple(shape), np.uint8)
     low = [int(rng.integers(1, n // 3)) for n in shape]
     label[tuple(slice(a, a + n // 4 + 3 * i) for i, (a, n) in enumerate(zip(low, shape, strict=True)))] = 1
     image = rng.integers(20, 90, tuple(shape)) + 120 * label
     return image.astype(np.uint8), label
+
+
+def write_checkpoint(made: WorkerSpec, round: int = 3, *, shift: float = 0.0) -> Path:
+    """A checkpoint as the trainer leaves it: the weights of the seed, nudged by `shift`, as EMA."""
+    from gossipseg.learn.model import build_model
+    from gossipseg.learn.setup import read_setup
+
+    state = {name: t + shift for name, t in build_model(read_setup(made)).state_dict().items()}
+    content = {"model": state, "ema": state, "round": round, "steps": 100 * round}
+    return Checkpoints(Path(made.state_dir) / "checkpoint").save(round, lambda f: torch.save(content, f))
 
 
 def write_png(path: Path, array: np.ndarray) -> Path:

@@ -1,4 +1,4 @@
-"""Training batches: determined by (seed, site, round, step), where patches lie, and what augmentation does."""
+"""Training batches: determined by (seed, site, round, step); where patches lie; what augmentation does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from gossipseg.learn.augment import Draw, draw_augmentation, draw_intensity
 from gossipseg.learn.data import Item, SiteData
 from gossipseg.learn.datalist import Case, Splits
 from gossipseg.learn.params import TaskParams, TrainingParams
-from gossipseg.learn.sampling import FOREGROUND_VOXELS_KEPT, TrainBatches, crop, cut, foreground_voxels
+from gossipseg.learn.sampling import (
+    FOREGROUND_VOXELS_KEPT,
+    TrainBatches,
+    batch_rng,
+    crop,
+    cut,
+    foreground_voxels,
+)
 from tests.learn.imagery import GREY, RGB, VOLUME, nifti_site, png_site, spec
 
 
@@ -51,15 +58,10 @@ def test_batches_depend_on_seed_site_round_and_step_alone(tmp_path: Path, augmen
 
 
 def test_another_process_draws_the_same_numbers() -> None:
-    code = (
-        "from gossipseg.learn.sampling import batch_rng; print(batch_rng(1, 'north', 2, 3).integers(1 << 40))"
-    )
-
-    def draw(hashseed: str) -> bytes:
-        env = {"PYTHONHASHSEED": hashseed, "PATH": "", "OMP_NUM_THREADS": "1"}
-        return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=env).stdout
-
-    assert draw("1") == draw("2")
+    code = "from gossipseg.learn.sampling import batch_rng as r; print(r(1, 'north', 2, 3).integers(1 << 40))"
+    env = {"PYTHONHASHSEED": "12345", "PATH": "", "OMP_NUM_THREADS": "1"}
+    there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=env).stdout
+    assert int(there) == int(batch_rng(1, "north", 2, 3).integers(1 << 40))
 
 
 def test_foreground_patches_hold_foreground_and_the_others_seldom() -> None:

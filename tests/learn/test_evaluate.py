@@ -1,0 +1,202 @@
+"""Scores against values worked out by hand, sliding windows, and the evaluate command."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gossipseg.errors import EXIT_DATA, EXIT_FAILED
+from gossipseg.learn.data import Item
+from gossipseg.learn.datalist import Case
+from gossipseg.learn.evaluate import dice_per_case, labels_of, predict_logits, score, score_case, summarise
+from gossipseg.learn.overlays import CAPTION_PX, COLOURS, busiest_slice, triplet
+from gossipseg.learn.params import TaskParams, TrainingParams
+from gossipseg.learn.readers import Volume
+from gossipseg.learn.report import main
+from gossipseg.nets.output import NetOutput
+from tests.learn.imagery import RGB, VOLUME, nifti_site, png_site, spec, spec_file, write_checkpoint
+
+TASK = TaskParams("t", 1, {0: "b", 1: "one", 2: "two"}, patch_size=(8, 8))
+SOFTMAX = TrainingParams()
+SIGMOID = TrainingParams(output="sigmoid")
+
+
+class Echo(nn.Module):
+    """Says of each voxel what its image says: class 0, 1 or 2 by value. Records its mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[bool] = []
+
+    def forward(self, x: Tensor) -> NetOutput:
+        self.modes.append(self.training)
+        return NetOutput(torch.cat([(x - c).abs() * -10 for c in range(3)], 1))
+
+
+def item(label: Tensor, image: Tensor | None = None) -> Item:
+    return Item(Case("c", Path()), (label.float() if image is None else image), label, None)
+
+
+def squares(*corners: tuple[int, int, int, int]) -> Tensor:
+    """(16, 16) label values: the n-th corner (row, column, height, width) holds value n."""
+    out = torch.zeros(16, 16, dtype=torch.uint8)
+    for value, (r, c, h, w) in enumerate(corners, start=1):
+        out[r : r + h, c : c + w] = value
+    return out
+
+
+def test_dice_by_hand() -> None:
+    truth, guess = squares((0, 0, 4, 4), (8, 8, 2, 2)), squares((0, 2, 4, 4), (8, 8, 2, 4))
+    # one: |A∩B| = 8, |A| = |B| = 16 → 0.5;  two: 4, 4 and 8 → 2·4/12
+    assert dice_per_case(guess, truth, TASK) == pytest.approx({"one": 0.5, "two": 8 / 12})
+
+
+def test_empty_ground_truth_is_left_out_and_its_false_positives_reported() -> None:
+    empty = score_case("a", squares((0, 0, 2, 2), (5, 5, 2, 3)), squares((0, 0, 2, 2)), TASK)
+    assert empty.dice == {"one": 1.0, "two": None} and empty.mean == 1.0
+    assert empty.false_positive_voxels == {"two": 6}
+    missed = score_case("b", squares(), squares((0, 0, 2, 2), (5, 5, 2, 2)), TASK)
+    assert missed.dice == {"one": 0.0, "two": 0.0} and missed.false_positive_voxels == {}
+    scores = summarise([empty, missed], TASK)
+    assert scores.per_class == {"one": 0.5, "two": 0.0} and scores.mean == 0.25
+
+
+def test_nothing_to_score_gives_no_mean() -> None:
+    assert summarise([score_case("a", squares((0, 0, 2, 2)), squares(), TASK)], TASK).mean is None
+
+
+def test_hd95_by_hand_in_mm() -> None:
+    truth, guess = squares((4, 4, 1, 1)), squares((4, 7, 1, 1))
+    scored = score_case("a", guess, truth, TASK, hd95=True, spacing_mm=(1.0, 0.5))
+    assert scored.hd95 == {"one": pytest.approx(1.5), "two": None}
+    assert score_case("a", guess, truth, TASK, hd95=True).hd95["one"] == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (8, 8), (19, 23)])
+def test_windows_cover_every_voxel_in_place_also_of_small_images(shape: tuple[int, int]) -> None:
+    label = torch.randint(0, 3, (1, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    logits = predict_logits(Echo(), label.float(), TASK, SOFTMAX, "cpu")
+    assert logits.shape == (3, *shape) and logits.dtype == torch.float32
+    assert torch.equal(labels_of(logits, SOFTMAX), label[0])
+
+
+def test_the_network_is_evaluated_in_evaluation_mode_and_left_as_it_was() -> None:
+    net = Echo().train()
+    score(net, [item(squares((0, 0, 4, 4))[None])], TASK, SOFTMAX, "cpu")
+    assert net.modes and not any(net.modes) and net.training
+
+
+def test_score_skips_unlabelled_cases_and_reports_progress() -> None:
+    label = squares((0, 0, 4, 4), (8, 8, 4, 4))[None]
+    cases = [item(label), Item(Case("u", Path()), label.float(), None, None), item(label)]
+    seen: list[float] = []
+    scores = score(Echo(), cases, TASK, SOFTMAX, "cpu", seen.append)
+    assert scores.mean == 1.0 and len(scores.per_case) == 2
+    assert seen == pytest.approx([1 / 3, 2 / 3, 1.0])
+
+
+def test_labels_of_sigmoid_logits_take_the_best_channel_over_one_half() -> None:
+    logits = torch.tensor([[-1.0, 2.0, 1.0, 0.0], [-2.0, 1.0, 3.0, -1.0]])[:, None]
+    assert labels_of(logits, SIGMOID).tolist() == [[0, 1, 2, 0]]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_the_busiest_slice_is_shown() -> None:
+    label = np.zeros((4, 4, 7), np.uint8)
+    label[0, 0, 1] = 1
+    label[:2, :2, 3:6] = 2
+    assert busiest_slice(label) == 4 and busiest_slice(np.zeros((2, 2, 5))) == 2
+
+
+def test_a_triplet_shows_image_label_and_prediction() -> None:
+    label, guess = squares((0, 0, 8, 8)).numpy(), squares((8, 8, 8, 8)).numpy()
+    volume = Volume(np.zeros((1, 16, 16), np.uint8), None)
+    picture = np.asarray(triplet(volume, label, guess, ("a", "b", "c")))
+    height, side = 256, 256
+    assert picture.shape == (height + CAPTION_PX, 3 * side + 8, 3)
+    panels = [picture[CAPTION_PX:, i * (side + 4) : i * (side + 4) + side] for i in range(3)]
+    top, bottom = (slice(10, 100),) * 2, (slice(140, 240),) * 2
+    assert (panels[0] == 0).all()
+    for panel, tinted, plain in ((panels[1], top, bottom), (panels[2], bottom, top)):
+        assert (panel[plain] == 0).all()
+        np.testing.assert_allclose(panel[tinted][0, 0], 0.55 * np.array(COLOURS[0]), atol=1)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_evaluate_writes_json_csv_and_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    png_site(tmp_path, {"training": 1, "validation": 1, "test": 3}, rgb=True)
+    made = spec(tmp_path, RGB)
+    write_checkpoint(made, 3)
+    out = ["--json", str(tmp_path / "e.json"), "--csv", str(tmp_path / "e.csv")]
+    out += ["--overlays", str(tmp_path / "pictures"), "--max-overlays", "2"]
+    assert main(["--spec", spec_file(tmp_path, made), *out]) == 0
+    document = json.loads((tmp_path / "e.json").read_text())
+    assert (document["schema"], document["kind"], document["split"]) == (1, "evaluation", "test")
+    assert (document["weights"], document["round"], document["steps"]) == ("ema", 3, 300)
+    assert [c["id"] for c in document["cases"]] == ["test_0", "test_1", "test_2"]
+    assert document["hd95"]["unit"] == "px" and 0 <= document["dice"]["mean"] <= 1
+    rows = list(csv.DictReader((tmp_path / "e.csv").read_text().splitlines()))
+    assert [r["class"] for r in rows] == ["blob"] * 3
+    assert float(rows[0]["dice"]) == pytest.approx(document["cases"][0]["dice"]["blob"], abs=1e-6)
+    pictures = sorted(p.name for p in (tmp_path / "pictures").iterdir())
+    assert pictures == ["test_0.png", "test_1.png"]
+    with Image.open(tmp_path / "pictures/test_0.png") as picture:
+        assert picture.mode == "RGB"
+    captured = capsys.readouterr()
+    assert "mean" in captured.out and "[100%]" in captured.err
+
+
+def test_evaluate_of_volumes_is_in_mm_on_the_files_grid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nifti_site(tmp_path, {"training": 1, "validation": 1, "test": 1}, np.diag([1.0, 1.0, 2.0, 1.0]))
+    task = TaskParams(**{**spec(tmp_path, VOLUME).task, "spacing_mm": (1.5, 1.5, 1.5), "orientation": "LPS"})
+    made = spec(tmp_path, task)
+    assert main(["--spec", spec_file(tmp_path, made), "--initial", "--json", "-"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["hd95"]["unit"] == "mm" and document["weights"] == "initial" and document["round"] == 0
+    assert set(document["cases"][0]["dice"]) == {"liver", "spleen"}
+
+
+def test_the_trainers_score_and_the_commands_agree_without_resampling(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gossipseg.learn.data import SiteData
+    from gossipseg.learn.session import load_deployment
+
+    png_site(tmp_path, {"training": 1, "validation": 2}, rgb=True)
+    made = spec(tmp_path, RGB)
+    write_checkpoint(made)
+    assert main(["--spec", spec_file(tmp_path, made), "--split", "validation", "--json", "-"]) == 0
+    there = json.loads(capsys.readouterr().out)["dice"]["mean"]
+    d = load_deployment(made)
+    here = score(d.net, list(SiteData.open(made).items("validation")), RGB, d.setup.training, "cpu")
+    assert here.mean == pytest.approx(there, abs=1e-6)
+
+
+def test_evaluate_without_a_checkpoint_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png_site(tmp_path, {"training": 1, "validation": 1, "test": 1}, rgb=True)
+    assert main(["--spec", spec_file(tmp_path, spec(tmp_path, RGB))]) == EXIT_FAILED
+    assert "there is no checkpoint yet" in capsys.readouterr().err
+
+
+def test_evaluate_of_a_split_without_labels_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png_site(tmp_path, {"training": 1, "validation": 1}, rgb=True)
+    made = spec(tmp_path, RGB)
+    assert main(["--spec", spec_file(tmp_path, made), "--initial"]) == EXIT_DATA
+    assert "no case of this split has a label" in capsys.readouterr().err
