@@ -41,7 +41,6 @@ from gossipseg.config.rules import (
     check_federation,
     check_loopback,
     check_site,
-    check_socket_paths,
 )
 from gossipseg.core.params import MEMBERSHIP_PRESETS, membership_preset
 from gossipseg.errors import ConfigError
@@ -212,7 +211,6 @@ def _site(
     site: SiteFile = validate(SiteFile, source)
     check_site(site, source)
     site = _absolute(site, path)
-    check_socket_paths(site, source)
     return site, source
 
 

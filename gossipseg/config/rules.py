@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 from gossipseg.config.files import FederationFile, ListedSite, SiteFile
@@ -23,9 +22,6 @@ from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, Trainin
 from gossipseg.nets.params import NetworkName, NetworkParams
 from gossipseg.wire.addresses import is_loopback, split_address
 from gossipseg.wire.params import WireParams
-
-MAX_SOCKET_PATH_BYTES = 107
-"""What Linux takes as the path of a unix socket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,18 +187,6 @@ def check_loopback(site: SiteFile, site_source: Source, federation: FederationFi
                 address,
                 "Remove `insecure`, or use 127.0.0.1 addresses.",
             )
-
-
-def check_socket_paths(site: SiteFile, source: Source) -> None:
-    """Unix sockets have short names. `site` has absolute paths. Raises ConfigError."""
-    size = len(str(Path(site.state_dir) / "worker.sock").encode())
-    if size > MAX_SOCKET_PATH_BYTES:
-        raise source.error(
-            f"makes the path of the worker's socket {size} bytes long; {MAX_SOCKET_PATH_BYTES} is the most",
-            "state_dir",
-            site.state_dir,
-            "Choose a folder with a shorter path.",
-        )
 
 
 def _check_text(key: str, value: str, source: Source) -> None:
