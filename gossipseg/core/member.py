@@ -5,7 +5,7 @@ Members are keyed by the site's listed name. The shell reads these and changes n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gossipseg.core.types import AliveRecord, LeftRecord, MemberState, PeerInfo, Phase, Site, SuspectRecord
 
@@ -20,7 +20,9 @@ class Suspicion:
     minimum_s: float
     needed: int
     """Independent confirmations that bring the timeout down to its minimum (0: it starts there)."""
-    accusers: dict[Site, SuspectRecord]
+    called: bool = False
+    """It was pinged once more before it is given up."""
+    accusers: dict[Site, SuspectRecord] = field(default_factory=dict)
     """In the order they were heard of; the first one's accusation is not a confirmation."""
 
 

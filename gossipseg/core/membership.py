@@ -32,6 +32,8 @@ from gossipseg.core.types import (
     payload,
 )
 
+LAST_CALL_SHARE = 4.0
+"""A suspect is pinged once more this many ping timeouts before it is given up."""
 MAX_INCARNATION = 1 << 62
 """Records beyond it are dropped: nobody restarts or refutes that often, and it must fit the wire."""
 
@@ -105,8 +107,11 @@ class Membership:
         self._broadcasts = Broadcasts(self._is_current)
         self._timers: list[tuple[float, Site]] = []
         self._grace_until = 0.0
+        self._last_call_s = LAST_CALL_SHARE * params.probe_timeout_s
         self._limit_for = (-1, 0)
         self._foreign_lives: dict[int, int] = {}
+        self.refuted: Site | None = None
+        """Who accused this site of an incarnation it has just refuted; the prober tells them at once."""
 
     # -------------------------------------------------------------- this site's own record
 
@@ -162,16 +167,16 @@ class Membership:
                 changed += self._is_accused(member, record)
         return changed
 
-    def accuse(self, site: Site) -> None:
-        """This site itself could not reach `site`, neither directly nor through others."""
+    def accuse(self, site: Site) -> bool:
+        """This site itself could not reach `site`, neither directly nor through others; True if that counts."""
         member = self.members.get(site)
         if member is None or not member.live:
-            return
+            return False
         me = self._ctx.site
         if member.suspicion is not None and me in member.suspicion.accusers:
-            return
+            return False
         draft = SuspectRecord(site, member.incarnation, me)
-        self._is_accused(member, replace(draft, signature=self._ctx.sign(payload(draft))))
+        return self._is_accused(member, replace(draft, signature=self._ctx.sign(payload(draft))))
 
     def _is_alive(self, member: Member, record: AliveRecord, spread: bool) -> bool:
         newer = record.incarnation > member.incarnation
@@ -227,7 +232,7 @@ class Membership:
             not_before = heard + member.suspicion.minimum_s if heard is not None else 0.0
             if not suspicion.confirm(member.suspicion, record, not_before):
                 return False
-        heapq.heappush(self._timers, (member.suspicion.deadline, member.site))
+        heapq.heappush(self._timers, (member.suspicion.deadline - self._last_call_s, member.site))
         self._broadcasts.add(record)
         return True
 
@@ -241,6 +246,7 @@ class Membership:
                 return False
             self.health.change(+1)
             self.announce(own.incarnation + 1)
+            self.refuted = record.accuser
             return True
         if record.nonce == own.nonce or (record.incarnation, record.nonce) < (own.incarnation, own.nonce):
             return False
@@ -265,7 +271,8 @@ class Membership:
             member.blocked, member.refused = False, ""
             self._on_change(member, False)
         if member.suspicion is not None and member.state is MemberState.SUSPECT:
-            member.suspicion.deadline = max(member.suspicion.deadline, now + member.suspicion.minimum_s)
+            held = member.suspicion
+            held.deadline, held.called = max(held.deadline, now + held.minimum_s), False
         old = member.info
         if info is None or info is old:
             return member
@@ -300,21 +307,30 @@ class Membership:
         self.health.change(+1)
         self._grace_until = self._ctx.now + self._params.probe_interval_s
 
-    def expire(self) -> None:
-        """Give up the suspects whose time is over."""
-        now, timers = self._ctx.now, self._timers
+    def expire(self) -> list[Site]:
+        """Give up the suspects whose time is over; returns those whose time is nearly over.
+
+        They are to be pinged once more: a refutation that did not come this way must not cost a life.
+        """
+        now, timers, calls = self._ctx.now, self._timers, []
         while timers and timers[0][0] <= now:
             _, site = heapq.heappop(timers)
             member = self.members.get(site)
-            if member is None or member.state is not MemberState.SUSPECT or member.suspicion is None:
+            held = member.suspicion if member is not None else None
+            if member is None or held is None or member.state is not MemberState.SUSPECT:
                 continue
-            due = max(member.suspicion.deadline, self._grace_until)
+            due = max(held.deadline, self._grace_until)
+            if not held.called and now >= due - self._last_call_s:
+                held.called = True
+                held.deadline = due = max(due, now + self._last_call_s)
+                calls.append(site)
             if due > now:
-                heapq.heappush(timers, (due, site))
+                heapq.heappush(timers, (due if held.called else due - self._last_call_s, site))
                 continue
-            waited_s = now - member.suspicion.started
+            waited_s = now - held.started
             self._move(member, Evidence.TIMEOUT, f"suspected for {waited_s:.1f} s and did not refute")
             self._on_change(member, True)
+        return calls
 
     def next_deadline(self) -> float | None:
         return self._timers[0][0] if self._timers else None

@@ -181,7 +181,6 @@ class NodeState:
         return True
 
     def _tick(self, event: events.Tick) -> bool:
-        self._membership.expire()
         self._gossip.expire()
         self._prober.on_tick()
         return True

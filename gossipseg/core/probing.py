@@ -16,7 +16,7 @@ from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.greeting import Greeter
 from gossipseg.core.member import Member
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership import LAST_CALL_SHARE, Membership
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.types import MemberState, PeerInfo, Phase, Record, Site
 
@@ -27,6 +27,8 @@ PUSH_PULL_FLAT_UP_TO = 32
 """Beyond so many sites the push/pull interval grows with log2 N (memberlist's pushPullScale)."""
 HELPER_SHARE = 1.5
 """A helper's answer is waited for this many ping timeouts: it needs one itself."""
+SUSPECT_SHARE = LAST_CALL_SHARE
+"""A suspect is given this many ping timeouts to read that it is one."""
 SYNC_SHARE = 3.0
 """A push/pull carries everything: it gets this many ping timeouts."""
 
@@ -78,6 +80,8 @@ class Prober:
 
     def on_tick(self) -> None:
         now = self._ctx.now
+        for site in self._membership.expire():
+            self._tell(site, SUSPECT_SHARE * self._timeout_s())
         if now >= self._probe_at:
             self._probe_at = now + self._params.probe_interval_s * self._membership.health.factor
             self._probe_next()
@@ -155,7 +159,7 @@ class Prober:
         if not helpers:
             self._probing.discard(target)
             self._membership.health.change(+1)
-            self._membership.accuse(target)
+            self._accuse(target)
             return
         question = _Indirect(target, waiting=len(helpers))
         for helper in helpers:
@@ -179,7 +183,29 @@ class Prober:
         # Lifeguard §IV-A: a failed probe is held against this site only where helpers were silent too.
         self._membership.health.change(question.missed)
         if not question.void:
-            self._membership.accuse(question.target)
+            self._accuse(question.target)
+
+    def _accuse(self, target: Site) -> None:
+        """Suspect it, and tell it so: the ping waits at its door until a starved loop comes to read it."""
+        if self._membership.accuse(target):
+            self._tell(target, SUSPECT_SHARE * self._timeout_s())
+
+    def _tell(self, site: Site, timeout_s: float) -> None:
+        """A ping for the sake of what rides on it; silence is the probe cycle's to judge."""
+        body = messages.Ping(self._membership.news_for(site), self._ctx.info)
+        self._ctx.request(site, body, timeout_s, self._on_told)
+
+    def _on_told(self, call: Call, outcome: Outcome) -> None:
+        if isinstance(outcome, messages.Ack):
+            self.contact(call.to, outcome.records, outcome.info)
+
+    def _refute_at_once(self, accuser: Site) -> None:
+        """Tell the accuser and a few others now: a starved site's answers come too late to carry it."""
+        self._membership.refuted = None
+        k = self._params.indirect_checks
+        for site in (accuser, *self._membership.alive.sample(self._ctx.rng, k, accuser)):
+            if site in self._membership.members:
+                self._tell(site, self._timeout_s())
 
     # -------------------------------------------------------------- push/pull
 
@@ -229,6 +255,8 @@ class Prober:
         member = self._membership.heard(site, info)
         if records:
             self._membership.receive(records, site if synced else None)
+        if self._membership.refuted is not None:
+            self._refute_at_once(self._membership.refuted)
         if member is None or self._membership.leaving:
             return member
         goodbye = info is not None and info.phase is Phase.LEAVING

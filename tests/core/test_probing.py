@@ -217,8 +217,19 @@ def test_a_suspicion_that_ran_out_while_the_loop_stood_still_waits_for_the_backl
     held = rig.node.members["d"].suspicion
     assert held is not None
     rig.do(ev.Tick(), at=held.deadline + 60)
-    rig.until(rig.now + 6)
+    assert rig.requests(ms.Ping, to="d"), "it is called once more"
+    rig.until(rig.now + 13)
     assert rig.state("d") == "dead"
+
+
+def test_a_suspect_is_called_once_more_before_it_is_given_up(rig: Rig) -> None:
+    rig.hears("b", suspect("c", "b"))
+    held = rig.node.members["c"].suspicion
+    assert held is not None
+    calls = [e for e in rig.until(held.deadline - 0.1) if isinstance(e, fx.Request) and e.to == "c"]
+    assert suspect("c", "b") in calls[-1].body.records
+    rig.answer(calls[-1], ack(alive("c", 2)))
+    assert rig.state("c") == "alive"
 
 
 # ---------------------------------------------------------------- push/pull
