@@ -163,6 +163,21 @@ def test_a_key_that_others_can_read_is_refused(tmp_path, mode):
     assert Identity.load(made.key_path, made.certificate_path)
 
 
+def test_a_credential_of_systemd_shows_its_access_list_in_the_groups_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = create_identity("north", tmp_path / "identity")
+    made.key_path.chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "elsewhere"))
+    with pytest.raises(LocalError, match="other users"):
+        Identity.load(made.key_path, made.certificate_path)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "identity"))
+    assert Identity.load(made.key_path, made.certificate_path).site_id == made.site_id
+    made.key_path.chmod(0o444)
+    with pytest.raises(LocalError, match="other users"):
+        Identity.load(made.key_path, made.certificate_path)
+
+
 def test_files_that_are_missing_or_something_else(tmp_path, north):
     with pytest.raises(LocalError, match="gossipctl init"):
         Identity.load(tmp_path / "key.pem", north.certificate_path)
