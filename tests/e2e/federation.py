@@ -110,8 +110,12 @@ class Site:
             return None
 
     def events(self, *names: str) -> list[Mapping[str, Any]]:
-        with ControlClient(self.socket) as client:
-            return [e for e in client.events(limit=5000).events if not names or e["event"] in names]
+        """The event log, or the named events in it; empty while the daemon does not answer."""
+        try:
+            with ControlClient(self.socket) as client:
+                return [e for e in client.events(limit=5000).events if not names or e["event"] in names]
+        except DaemonUnreachable:
+            return []
 
     def edit(self, **changes: Any) -> None:
         """Change keys of site.yaml."""
