@@ -168,7 +168,7 @@ class Membership:
         return changed
 
     def accuse(self, site: Site) -> bool:
-        """This site itself could not reach `site`, neither directly nor through others; True if that counts."""
+        """This site itself could not reach `site`, directly or through others; False: no news."""
         member = self.members.get(site)
         if member is None or not member.live:
             return False
