@@ -1,8 +1,8 @@
 """gossipctl: its commands, and what becomes of their errors.
 
 What belongs here: the list of commands, exit codes. What must not: what a command does (one file each).
-Quick commands must stay quick: nothing here, or in a module imported here, imports grpc, pydantic, rich,
-cryptography, zeroconf or torch at its top.
+Quick commands must stay quick: only the module of the command that is named is imported, and no such module
+imports grpc, pydantic, rich, cryptography, zeroconf or torch at its top.
 """
 
 from __future__ import annotations
@@ -12,40 +12,62 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
-from gossipseg.ctl import check, control, identity, learn, peers, settings, status, tables, watch
 from gossipseg.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, GossipsegError
 
 EXIT_INTERRUPTED = 130
-LAZY = {
-    "testbed": ("gossipseg.ctl.testbed", "Several real daemons on this machine, on real data."),
-    "demo": ("gossipseg.ctl.demo", "Three synthetic hospitals on this machine: watch them learn."),
+MODULES = {
+    "identity": ("init", "id"),
+    "check": ("check",),
+    "settings": ("config",),
+    "status": ("status", "version"),
+    "peers": ("peers",),
+    "tables": ("exchanges", "models", "events"),
+    "watch": ("watch",),
+    "control": ("pause", "resume", "leave", "reload"),
+    "learn": ("predict", "evaluate", "export"),
 }
-"""Sub-commands that are imported only when they are asked for: name → (module, help)."""
+"""Module → the commands that its register() adds."""
+APPS = {
+    "testbed": "Several real daemons on this machine, on real data.",
+    "demo": "Three synthetic hospitals on this machine: watch them learn.",
+}
+"""Modules that hold a typer application of that name; imported only when they are named → help."""
 
 
 def build(argv: Sequence[str]) -> typer.Typer:
-    """The application. `argv` says which of the LAZY commands must be there."""
+    """The application: with the one command that `argv` names, or with all when it names none."""
     app = typer.Typer(
         name="gossipctl",
-        help="Ask and steer the gossipseg daemon of this site.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    for module in (identity, check, settings, status, peers, tables, watch, control, learn):
-        module.register(app)
-    named = next((a for a in argv if not a.startswith("-")), None)
-    for name, (module_name, text) in LAZY.items():
-        if named == name:
-            app.add_typer(importlib.import_module(module_name).app, name=name, help=text)
-        else:
+    app.callback()(_gossipctl)
+    named = argv[0] if argv else ""
+    if named in APPS:
+        app.add_typer(_module(named).app, name=named, help=APPS[named])
+        return app
+    owner = next((module for module, commands in MODULES.items() if named in commands), None)
+    for module in MODULES if owner is None else (owner,):
+        _module(module).register(app)
+    if owner is None:
+        for name, text in APPS.items():
             app.command(name, help=text)(_not_loaded)
     return app
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"gossipseg.ctl.{name}")
+
+
+def _gossipctl() -> None:
+    """Ask and steer the gossipseg daemon of this site."""
 
 
 def _not_loaded() -> int:

@@ -114,7 +114,7 @@ def add(
 
 @app.command("remove")
 def remove(
-    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    name: Annotated[str, typer.Option(help="Name of the site.")],
     file: FileArgument = None,
     config: context.ConfigOption = None,
     json: context.JsonOption = False,

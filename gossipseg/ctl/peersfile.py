@@ -53,7 +53,7 @@ def add_site(path: Path, entry: Mapping[str, str]) -> None:
             file=path,
             key=f"sites.{names.index(entry['name'])}.name",
             value=entry["name"],
-            remedy=f"Take it off first (`gossipctl peers remove {entry['name']}`), "
+            remedy=f"Take it off first (`gossipctl peers remove --name {entry['name']}`), "
             "or list its second certificate by hand during a rotation.",
         )
     _replace(path, text, with_entry(text, entry, path), [*listed, dict(entry)])

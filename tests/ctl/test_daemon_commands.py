@@ -260,6 +260,12 @@ def test_every_command_has_json_and_config(ctl: Any, command: str) -> None:
     assert "--json" in result.out and "--config" in result.out
 
 
+@pytest.mark.parametrize("command", ["testbed", "demo"])
+def test_larger_commands_are_loaded_when_named(ctl: Any, command: str) -> None:
+    result = ctl(command, "--help")
+    assert result.code == 0 and f"gossipctl {command}" in result.out
+
+
 # ---------------------------------------------------------------- which daemon
 
 

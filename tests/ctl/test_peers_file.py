@@ -83,7 +83,7 @@ def test_add_then_remove_restores_the_file(ctl: Any, peers: Path, certificate: P
     now = peers.read_bytes().decode()
     assert [line for line in text.splitlines() if line not in now.splitlines()] == [], "nothing is lost"
     assert now.count("\r\n") == (now.count("\n") if "\r\n" in text else 0)
-    assert ctl("peers", "remove", "new", peers).code == 0
+    assert ctl("peers", "remove", "--name", "new", peers).code == 0
     assert peers.read_bytes().decode().rstrip() == text.rstrip()
 
 
@@ -94,7 +94,7 @@ def test_add_the_first_site(ctl: Any, peers: Path, certificate: Path, text: str)
     assert names(peers) == ["new"]
     for comment in ("# our federation", "# its name", "# nobody yet", "# - name: later"):
         assert (comment in text) == (comment in peers.read_text())
-    assert ctl("peers", "remove", "new", peers).code == 0
+    assert ctl("peers", "remove", "--name", "new", peers).code == 0
     assert names(peers) == []
 
 
@@ -103,7 +103,7 @@ def test_add_the_first_site(ctl: Any, peers: Path, certificate: Path, text: str)
 def test_remove(ctl: Any, peers: Path, text: str, gone: str) -> None:
     peers.write_bytes(text.encode())
     before = config.load_federation(peers)
-    result = ctl("peers", "remove", gone, peers, "--json")
+    result = ctl("peers", "remove", "--name", gone, peers, "--json")
     assert (result.code, result.json["kind"]) == (0, "peer_removed")
     after = config.load_federation(peers)
     assert [s.name for s in after.sites] == [s for s in ("a", "b") if s != gone]
@@ -152,7 +152,7 @@ def test_what_is_refused_changes_nothing(ctl: Any, peers: Path, certificate: Pat
         assert result.code == 78, words
         assert words in result.err, result.err
         assert peers.read_bytes() == before
-    result = ctl("peers", "remove", "nobody", peers)
+    result = ctl("peers", "remove", "--name", "nobody", peers)
     assert result.code == 78 and "Listed: a, b" in result.err
     assert peers.read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["peers.yaml", "text.pem"], "no temporary is left"
@@ -194,6 +194,6 @@ def test_file_is_found_by_site_yaml_or_here(
     assert ctl("peers", "add", *options, "--config", tmp_path / "site.yaml").code == 0
     (tmp_path / "site.yaml").unlink()
     monkeypatch.chdir(tmp_path)
-    assert ctl("peers", "remove", "new").code == 0, "./peers.yaml"
+    assert ctl("peers", "remove", "--name", "new").code == 0, "./peers.yaml"
     peers.unlink()
-    assert ctl("peers", "remove", "new").code == 78
+    assert ctl("peers", "remove", "--name", "new").code == 78
