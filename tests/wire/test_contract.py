@@ -252,9 +252,12 @@ def test_a_push_that_takes_too_long_is_given_up(transports):
                 await go_on.wait()
 
             handler.on_chunk = hold
-            with pytest.raises(PeerUnreachable) as e:
-                await f.transports["chase_db1"].push("north", model, path, 0.1)
-            assert e.value.reason == "timeout"
+            for timeout_s in (0.1, 1.0, 5.0):  # on a busy machine nothing may have arrived so soon
+                with pytest.raises(PeerUnreachable) as e:
+                    await f.transports["chase_db1"].push("north", model, path, timeout_s)
+                assert e.value.reason == "timeout"
+                if handler.offsets:
+                    break
             go_on.set()
             await until(lambda: handler.taking == 0)
             assert handler.ended == ["cut_off"]

@@ -342,7 +342,7 @@ def test_without_insecure_an_identity_is_needed():
 
 def test_plaintext_between_loopback_addresses_knows_sites_by_their_word(tmp_path):
     async def body():
-        handler, names = StoreHandler(None), ("north", "south")
+        handler, names = StoreHandler(None), ("north", "south", "east")
         sites = {}
         for name in names:
             sites[name] = GrpcTransport(name, listen="[::1]:0", identity=None, peers={}, insecure=True)
@@ -358,7 +358,8 @@ def test_plaintext_between_loopback_addresses_knows_sites_by_their_word(tmp_path
             sites["south"].set_peers({})
             with pytest.raises(PeerUntrusted):
                 await sites["north"].request("south", PING, 5.0)
-            swapped = {"south": dataclasses.replace(listed["south"], address=sites["north"].address)}
+            assert await sites["north"].request("east", PING, 5.0)
+            swapped = {"south": dataclasses.replace(listed["south"], address=sites["east"].address)}
             sites["north"].set_peers(swapped)  # the port of another site: it says that it is not meant
             with pytest.raises(PeerUntrusted):
                 await sites["north"].request("south", PING, 5.0)
