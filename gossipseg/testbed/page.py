@@ -51,7 +51,7 @@ def render(
     result: RunResult,
     doc: Mapping[str, Any],
     learning: bytes,
-    timeline: bytes,
+    timeline: bytes | None,
     samples: bytes | None,
 ) -> str:
     """The whole page. Pictures are PNG bytes."""
@@ -67,9 +67,7 @@ def render(
         "<h2>Learning curves</h2>",
         _image(learning, "Validation Dice and training loss of each site by round"),
         "<h2>Exchange of models</h2>",
-        '<p class="faint">An arrow is a model that arrived, in its sender’s colour; the bar after it is the '
-        "time until the receiver was done with it.</p>",
-        _image(timeline, "Which site sent a model to which, and when"),
+        *_exchanges(timeline),
     ]
     if samples:
         parts += ["<h2>Test images, labels and predictions</h2>", _image(samples, "Predictions by site")]
@@ -80,6 +78,16 @@ def render(
         + "\n".join(parts)
         + "</body></html>\n"
     )
+
+
+def _exchanges(timeline: bytes | None) -> list[str]:
+    if timeline is None:
+        return ["<p>No model arrived at another site.</p>"]
+    return [
+        '<p class="faint">An arrow is a model that arrived, in its sender’s colour; the bar after it is the '
+        "time until the receiver was done with it.</p>",
+        _image(timeline, "Which site sent a model to which, and when"),
+    ]
 
 
 def _missing(result: RunResult) -> list[str]:

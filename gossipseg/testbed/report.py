@@ -150,9 +150,10 @@ def write_pages(layout: Layout, result: RunResult, folder: Path) -> list[str]:
     pictures, complaints = all_overlays(layout, folder / OVERLAY_FOLDER)
     curves = {site.name: curve(site, result.began_at) for site in result.sites}
     learning = plots.learning(curves)
-    timeline = plots.timeline([s.name for s in result.sites], exchanges(result), result.wall_s)
+    moved = exchanges(result)
+    timeline = plots.timeline([s.name for s in result.sites], moved, result.wall_s) if moved else None
     samples = plots.samples(pictures)
-    plots.together(folder / "report.png", [learning, timeline, *([samples] if samples else [])])
+    plots.together(folder / "report.png", [p for p in (learning, timeline, samples) if p])
     html = page.render(layout, result, document(result), learning, timeline, samples)
     atomic_write(folder / "report.html", html.encode())
     return complaints

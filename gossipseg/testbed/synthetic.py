@@ -3,8 +3,8 @@
 What belongs here: drawing images, masks and data lists from a seed. What must not: training, daemons,
 real data.
 
-Each case is a slice through a body: a rim of skin and fat, an organ, a pair of dark chambers, bright vessels, and
-lesions. Vessels are as bright as lesions but thin, cysts are as large but smooth and dark, so neither
+Each case is a slice through a body: a rim of skin and fat, an organ, a pair of dark chambers, bright
+vessels, and lesions. Vessels are as bright as lesions but thin, cysts are as large but smooth and dark, so neither
 brightness nor size alone finds a lesion. A hospital's scanner then bends the contrast, blurs, loses
 resolution, adds a shading and Rician noise; its patients have lesions of another size and strength.
 """
@@ -26,7 +26,7 @@ Point = NDArray[np.float64]
 TASK_NAME = "synthetic_lesions"
 LABELS = {0: "background", 1: "lesion"}
 SIZE_PX = 112
-_SKIN, _FAT = 0.55, 0.27
+_SKIN, _FAT = 0.78, 0.27
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Patients:
 
     lesions: tuple[int, int] = (1, 3)
     radius_px: tuple[float, float] = (6.0, 11.0)
-    strength: tuple[float, float] = (0.22, 0.36)
+    strength: tuple[float, float] = (0.20, 0.34)
     """Brightness above the organ's."""
 
 
@@ -70,14 +70,14 @@ HOSPITALS = (
     Hospital(
         "lakeside",
         (24, 8, 16),
-        Scanner(0.65, 0.85, 0.045, 0.8, 0.75, 0.13),
-        Patients((1, 2), (7.0, 12.0), (0.26, 0.38)),
+        Scanner(1.5, 1.1, 0.045, 0.6, 0.6, 0.13),
+        Patients((1, 4), (5.5, 10.0), (0.20, 0.32)),
     ),
     Hospital(
         "valley",
-        (6, 6, 16),
-        Scanner(1.5, 1.1, 0.045, 0.6, 0.6, 0.13),
-        Patients((1, 4), (5.5, 10.0), (0.22, 0.34)),
+        (4, 6, 16),
+        Scanner(0.65, 0.85, 0.045, 0.8, 0.75, 0.13),
+        Patients((1, 2), (7.0, 12.0), (0.24, 0.36)),
     ),
 )
 
@@ -154,7 +154,7 @@ def draw_anatomy(
     tissue = np.zeros((size_px, size_px), np.float32)
     tissue = _paint(tissue, body, _SKIN)
     tissue = _paint(tissue, fat, _FAT)
-    level = float(rng.uniform(0.38, 0.46))
+    level = float(rng.uniform(0.34, 0.48))
     tissue = _paint(tissue, organ, level)
     tissue += organ * (_texture(rng, size_px, 5.0) * 0.035 + _texture(rng, size_px, 1.5) * 0.03)
     tissue = _chambers(rng, tissue, grid, middle, body_radii, turn)
@@ -239,14 +239,14 @@ def _vessels(
     rng: np.random.Generator, tissue: Picture, grid: Picture, organ: Picture, patients: Patients
 ) -> Picture:
     """Thin bright curves, as bright as a lesion: arcs of large circles."""
-    for _ in range(int(rng.integers(3, 6))):
+    for _ in range(int(rng.integers(4, 7))):
         centre = rng.uniform(-0.45, 0.45, 2) * tissue.shape[0]
         radius = rng.uniform(0.15, 0.5) * tissue.shape[0]
         y, x = grid[0] - centre[0], grid[1] - centre[1]
         width = rng.uniform(0.9, 1.5)
         line = np.exp(-(((np.hypot(y, x) - radius) / width) ** 2))
         sector = np.cos(np.arctan2(y, x) - rng.uniform(0, 2 * np.pi)) > rng.uniform(0.2, 0.8)
-        tissue = tissue + organ * line * sector * np.float32(rng.uniform(*patients.strength))
+        tissue = tissue + organ * line * sector * np.float32(1.2 * rng.uniform(*patients.strength))
     return tissue.astype(np.float32)
 
 

@@ -191,6 +191,9 @@ def test_the_page_needs_nothing_else_and_names_the_missing(result: RunResult, tm
     text = page.render(made, result, doc, b"\x89PNG1", b"\x89PNG2", None)
     assert text.count("data:image/png;base64,") == 2
     assert "http" not in text
+    alone = page.render(made, result, doc, b"\x89PNG1", None, None)
+    assert alone.count("data:image/png;base64,") == 1
+    assert "No model arrived" in alone
     assert "<script" not in text
     assert "valley did not finish (gone): the daemon ended &lt;badly&gt;" in text
     assert "+0.460" in text
