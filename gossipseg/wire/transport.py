@@ -69,16 +69,23 @@ class Transport(Protocol):
     async def push(self, to: Site, model: ModelRef, path: Path, timeout_s: float) -> None:
         """Stream the file to the peer, resuming where an earlier try broke off.
 
-        Returns once the peer has stored it whole. Raises PeerUnreachable, PeerUntrusted, PeerRefused.
+        Returns once the peer has stored it whole. Raises PeerUnreachable, PeerUntrusted, PeerRefused;
+        LocalError when the file cannot be read here.
         """
         ...
 
     def set_peers(self, peers: Mapping[Site, PeerEndpoint]) -> None:
-        """The listed sites now. One no longer listed is refused at its next call, on open channels too."""
+        """The listed sites now. One no longer listed is refused at its next call, on open channels too.
+
+        Raises errors.ConfigError, changing nothing, for malformed addresses or certificates.
+        """
         ...
 
     def hint_address(self, site: Site, address: str) -> None:
-        """Another address to try beside the listed one; dropped unless a handshake there succeeds."""
+        """Another address to try beside the listed one; dropped unless a handshake there succeeds.
+
+        Unlisted sites and malformed texts are ignored: hints come from the network.
+        """
         ...
 
     def traffic(self, site: Site) -> Traffic:
