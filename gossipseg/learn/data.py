@@ -48,6 +48,8 @@ class SiteData:
     def open(cls, spec: WorkerSpec, on_progress: OnProgress = lambda activity, fraction: None) -> SiteData:
         """Read and check every case, and keep the preprocessed tensors where data.cache says so.
 
+        Test cases are kept only where the training process is to score them.
+
         Raises DataError for the first problem (`gossipctl check` lists them all).
         """
         setup = read_setup(spec)
@@ -60,7 +62,7 @@ class SiteData:
         for done, (split, index, case) in enumerate(data._all()):
             on_progress(f"reading {split} case {case.id}", done / total)
             item = load_item(case, task)
-            if params.cache:
+            if params.cache and (split != "test" or spec.report_test):
                 data._items[split, index] = item
         on_progress("data read", 1.0)
         return data

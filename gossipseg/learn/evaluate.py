@@ -25,6 +25,7 @@ from gossipseg.learn.data import Item
 from gossipseg.learn.params import TaskParams, TrainingParams
 
 WINDOWS_AT_ONCE = 8
+STITCHED_ON_DEVICE_BYTES = 1 << 29
 OnProgress = Callable[[float], None]
 ByClass = Mapping[str, float | None]
 
@@ -82,12 +83,18 @@ def predict_logits(
                 overlap=training.window_overlap,
                 mode="gaussian",
                 sw_device=device,
-                device="cpu",
+                device=_stitch_device(image, task, device),
             )
     finally:
         net.train(was_training)
     assert isinstance(logits, Tensor)
-    return logits[0].clone()
+    return logits[0].cpu().clone()
+
+
+def _stitch_device(image: Tensor, task: TaskParams, device: torch.device | str) -> torch.device | str:
+    """Where windows are added up: beside the network; in main memory for volumes that might fill a GPU."""
+    logits_bytes = 4 * len(task.labels) * image[0].numel()
+    return device if logits_bytes < STITCHED_ON_DEVICE_BYTES else "cpu"
 
 
 def _logits(output: Any) -> Tensor:

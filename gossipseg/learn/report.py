@@ -26,7 +26,6 @@ from gossipseg.learn.datalist import SPLITS, Case, load_cases
 from gossipseg.learn.evaluate import (
     CaseScore,
     Scores,
-    foreground_names,
     labels_of,
     predict_logits,
     score_case,
@@ -184,6 +183,3 @@ def _table(document: dict[str, Any], scores: Scores) -> str:
         f"{'mean':24} {number(scores.mean, 4):>7}   ({len(scores.per_case)} cases, {document['split']})"
     )
     return "\n".join(lines)
-
-
-__all__ = ["evaluate_case", "foreground_names", "main"]

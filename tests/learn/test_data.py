@@ -97,6 +97,22 @@ def test_spacing_and_orientation_and_the_way_back(tmp_path: Path) -> None:
         assert 2 * (back * label).sum() / (back.sum() + label.sum()) > 0.85
 
 
+def test_resampling_a_label_invents_no_class_between_two(tmp_path: Path) -> None:
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[3:8, 3:8, 3:8] = 2
+    file = write_nifti(tmp_path / "i.nii.gz", label.astype(np.float32))
+    label_file = write_nifti(tmp_path / "l.nii.gz", label)
+    item = load_item(Case("c", file, label_file), with_(VOLUME, spacing_mm=(0.7, 0.7, 0.7)))
+    assert item.label is not None and item.label.unique().tolist() == [0, 2]
+
+
+def test_test_cases_are_kept_only_where_they_will_be_scored(tmp_path: Path) -> None:
+    png_site(tmp_path, {"training": 1, "validation": 1, "test": 1})
+    for report_test in (False, True):
+        data = SiteData.open(spec(tmp_path, GREY, report_test=report_test))
+        assert (data.item("test", 0) is data.item("test", 0)) == report_test
+
+
 def test_cache_off_reads_anew_and_gives_the_same(tmp_path: Path) -> None:
     png_site(tmp_path, {"training": 1, "validation": 1})
     kept = SiteData.open(spec(tmp_path, GREY))
