@@ -101,12 +101,12 @@ class Daemon:
                     remedy="Restart the daemon for that; only the list of sites is reloaded.",
                 )
             identity, trusted = load_trust(new)
+            self.transport.set_peers(endpoints(new))
         except GossipsegError as e:
             self.runtime.note("config_refused", reason=str(e))
             raise
         self.config, self.identity, self.trust = new, identity, trusted
         self.runtime.config, self.runtime.intake.verifier = new, trusted
-        self.transport.set_peers(endpoints(new))
         if self._mdns is not None:
             self._mdns.set_listed(listed_ids(new))
         self.runtime.inject(events.SitesChanged({s.name: s.address for s in new.others}))

@@ -227,7 +227,7 @@ class Runtime:
             await self.transport.push(effect.to, effect.model, path, timeout_s)
         except PeerError as e:
             self.inject(events.TransferFailed(effect.id, e.reason, e.detail))
-        except OSError as e:
+        except (OSError, LocalError) as e:
             self.inject(events.TransferFailed(effect.id, "unreadable", str(e)))
         else:
             self.inject(events.TransferDone(effect.id))
