@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--initial", action="store_true", help="score the untrained model instead")
     parser.add_argument("--overlays", metavar="DIR", help="write pictures: image, label, prediction")
     parser.add_argument("--max-overlays", type=int, default=3)
+    parser.add_argument("--cases", type=int, metavar="N", help="only the first N labelled cases")
     return cli.run(_evaluate, parser, argv)
 
 
@@ -56,7 +57,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     deployment = load_deployment(spec, initial=args.initial)
     setup = deployment.setup
     cases = load_cases(setup.data, spec.site).of(args.split)
-    labelled = [c for c in cases if c.label is not None]
+    labelled = [c for c in cases if c.label is not None][: args.cases]
     if not labelled:
         raise DataError(
             "no case of this split has a label",

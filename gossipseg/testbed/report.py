@@ -181,7 +181,14 @@ def overlays(site: SiteFolder, folder: Path) -> list[Path]:
     """
     spec = config.worker_spec(config.load(site.config_path, env={}))
     command = [sys.executable, "-m", "gossipseg.learn.evaluate", "--spec", "-", "--split", "test"]
-    command += ["--overlays", str(folder), "--max-overlays", str(OVERLAYS_PER_SITE)]
+    command += [
+        "--overlays",
+        str(folder),
+        "--max-overlays",
+        str(OVERLAYS_PER_SITE),
+        "--cases",
+        str(OVERLAYS_PER_SITE),
+    ]
     try:
         done = subprocess.run(
             command,
