@@ -71,6 +71,12 @@ class Link:
             raise StopRequested
         return message
 
+    def check(self) -> None:
+        """Raises StopRequested; a pause does not hold here (a paused worker gets ready all the same)."""
+        with self._state:
+            if self._stopping:
+                raise StopRequested
+
     def gate(self) -> None:
         """Hold here while paused. Raises StopRequested."""
         with self._state:

@@ -51,6 +51,7 @@ def _acquire(lock: DirectoryLock, link: Link) -> None:
         except AlreadyRunning:
             if time.monotonic() > deadline_s:
                 raise
+        link.check()
         link.report(lambda: jobs.Preparing("waiting for the previous worker to end", 0.0))
         time.sleep(0.1)
 
@@ -102,6 +103,13 @@ class Life:
             self._warning = self._checkpoint()
         if self._warning:
             log.warning("%s", self._warning)
+        self._sweep_outbox()
+
+    def _sweep_outbox(self) -> None:
+        """Remove exports that a daemon never took; the newest may still be on its way into the store."""
+        for file in (Path(self._spec.state_dir) / "outbox").glob("round-*.safetensors"):
+            if file.name != f"round-{self._trainer.history.round}.safetensors":
+                file.unlink(missing_ok=True)
 
     def _round(self, order: jobs.StartRound) -> None:
         done = self._trainer.run_round(order)
@@ -121,7 +129,7 @@ class Life:
         return ""
 
     def _preparing(self, activity: str, fraction: float) -> None:
-        self._link.gate()
+        self._link.check()
         self._link.report(lambda: jobs.Preparing(activity, fraction))
 
     def _ready(self) -> jobs.Ready:

@@ -81,6 +81,7 @@ def test_a_life_with_local_rounds_and_visits(data: Path, tmp_path: Path) -> None
     with worker(spec) as w:
         ready = w.wait(jobs.Ready)
         assert (ready.round, ready.last_visit, ready.visits) == (4, "names", 1)
+        assert not Path(first.export.path).exists()  # nobody adopted it
         assert ready.dice_test_start is not None and ready.dice_val is not None
         assert not [m for m in w.messages if isinstance(m, jobs.Preparing) and m.activity == "testing"]
         for r in (5, 6):
@@ -91,8 +92,8 @@ def test_a_life_with_local_rounds_and_visits(data: Path, tmp_path: Path) -> None
 def test_a_paused_worker_holds_between_steps_and_can_be_stopped(data: Path, tmp_path: Path) -> None:
     spec = make_spec(data, tmp_path, training={"steps_per_round": 40})
     with worker(spec) as w:
-        w.wait(jobs.Ready)
         w.send(jobs.SetPaused(True))
+        w.wait(jobs.Ready)
         w.send(jobs.StartRound(1))
         with pytest.raises(AssertionError, match="no RoundDone"):
             w.wait(jobs.RoundDone, timeout_s=2.0)
@@ -181,6 +182,8 @@ def test_one_worker_a_state_directory(data: Path, tmp_path: Path, monkeypatch: p
     from gossipseg.learn import loop
 
     class Mute:
+        def check(self) -> None: ...
+
         def report(self, make: Any) -> None:
             assert "previous worker" in make().activity
 
