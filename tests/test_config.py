@@ -500,12 +500,6 @@ BAD_SITE = {
         0.9,
         "below 1",
     ),
-    "long state_dir": (
-        ("site: north", "site: north\nstate_dir: " + "x" * 120),
-        "state_dir",
-        None,
-        "shorter path",
-    ),
     "version": (("site: north", "site: north\nversion: '1.0'"), "version", "1.0", "version: 1"),
 }
 

@@ -7,7 +7,6 @@ Precedence: flag > GOSSIPSEG_… environment > site.yaml > default. Relative pat
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -43,6 +42,7 @@ from gossipseg.config.rules import (
     check_site,
 )
 from gossipseg.core.params import MEMBERSHIP_PRESETS, membership_preset
+from gossipseg.core.types import fingerprint
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import WorkerSpec
 
@@ -147,11 +147,6 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
         "network.signature": network_signature,
     }
     return tuple(sorted((k, json.dumps(v, sort_keys=True)) for k, v in _flatten(parts)))
-
-
-def fingerprint(pairs: tuple[tuple[str, str], ...]) -> str:
-    """32 hex digits that stand for a contract."""
-    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:32]
 
 
 def worker_spec(config: Config) -> WorkerSpec:

@@ -380,3 +380,13 @@ def test_a_reader_that_has_seen_enough_is_no_error(daemon: Any) -> None:
     ask = " ".join([*GOSSIPCTL, "events", "--socket", str(daemon.socket)])
     done = subprocess.run(["sh", "-c", f"{ask} | head -n 1"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_that_was_never_there_is_no_traceback(daemon: Any) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}  # written only at the end
+    ask = [*GOSSIPCTL, "status", "--socket", str(daemon.socket)]
+    process = subprocess.Popen(ask, stdout=writer, stderr=subprocess.PIPE, text=True, env=env)
+    os.close(writer)
+    assert (process.communicate(timeout=60)[1], process.returncode) == ("", 1)
