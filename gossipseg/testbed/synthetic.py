@@ -4,9 +4,9 @@ What belongs here: drawing images, masks and data lists from a seed. What must n
 real data.
 
 Each case is a slice through a body: a rim of skin and fat, an organ, a pair of dark chambers, bright
-vessels, and lesions. Vessels are as bright as lesions but thin, cysts are as large but smooth and dark, so neither
-brightness nor size alone finds a lesion. A hospital's scanner then bends the contrast, blurs, loses
-resolution, adds a shading and Rician noise; its patients have lesions of another size and strength.
+vessels, and lesions. Vessels are as bright as lesions but thin, cysts are as large but smooth and dark, so
+neither brightness nor size alone finds a lesion. A hospital's scanner then bends the contrast, blurs,
+loses resolution, adds a shading and Rician noise; its patients have lesions of another size and strength.
 """
 
 from __future__ import annotations
