@@ -34,7 +34,7 @@ TASK = {
 }
 TRAINING = {"steps_per_round": 6, "batch_size": 2, "learning_rate": 0.002}
 POLL_S = 0.1
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 
 
 @dataclass
