@@ -15,8 +15,8 @@ from dataclasses import replace
 from enum import StrEnum
 
 from gossipseg.core import suspicion
-from gossipseg.core.broadcasts import Broadcasts, retransmit_limit
 from gossipseg.core.context import Context
+from gossipseg.core.dissemination import Dissemination
 from gossipseg.core.member import Member
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.pool import SitePool
@@ -101,14 +101,11 @@ class Membership:
         """Newly alive since the prober last looked."""
         self.health = suspicion.SelfHealth(params.max_self_health)
         self.leaving = False
-        self.own: AliveRecord | LeftRecord = AliveRecord(
-            ctx.site, ctx.rng.getrandbits(62) + 1, incarnation, address, 0
-        )
-        self._broadcasts = Broadcasts(self._is_current)
+        own = AliveRecord(ctx.site, ctx.rng.getrandbits(62) + 1, incarnation, address, 0)
+        self.news = Dissemination(ctx, params, members=self.members, live=self.live, own=own)
         self._timers: list[tuple[float, Site]] = []
         self._grace_until = 0.0
         self._last_call_s = LAST_CALL_SHARE * params.probe_timeout_s
-        self._limit_for = (-1, 0)
         self._foreign_lives: dict[int, int] = {}
         self.refuted: Site | None = None
         """Who accused this site of an incarnation it has just refuted; the prober tells them at once."""
@@ -117,25 +114,25 @@ class Membership:
 
     @property
     def incarnation(self) -> int:
-        return self.own.incarnation
+        return self.news.own.incarnation
 
     def announce(self, incarnation: int) -> None:
         """Say "I am here" under a (new) incarnation, which is on disk before anybody hears of it."""
-        own = self.own
+        own = self.news.own
         if self.leaving or not isinstance(own, AliveRecord):
             return
         draft = replace(own, incarnation=incarnation, cases=self._ctx.info.cases, signature=b"")
-        self.own = replace(draft, signature=self._ctx.sign(payload(draft)))
+        self.news.own = replace(draft, signature=self._ctx.sign(payload(draft)))
         self._ctx.persist()
-        self._broadcasts.add(self.own)
+        self.news.add(self.news.own)
 
     def say_goodbye(self) -> LeftRecord:
         """From here on this site counts as left."""
         self.leaving = True
-        draft = LeftRecord(self._ctx.site, self.own.nonce, self.own.incarnation)
+        draft = LeftRecord(self._ctx.site, self.news.own.nonce, self.news.own.incarnation)
         left = replace(draft, signature=self._ctx.sign(payload(draft)))
-        self.own = left
-        self._broadcasts.add(left)
+        self.news.own = left
+        self.news.add(left)
         return left
 
     # -------------------------------------------------------------- records
@@ -191,7 +188,7 @@ class Membership:
         if newer:
             self._move(member, Evidence.ALIVE, ALIVE_REASONS.get(member.state, ""))
         if spread:
-            self._broadcasts.add(record)
+            self.news.add(record)
         self._on_change(member, ended)
         return True
 
@@ -211,7 +208,7 @@ class Membership:
             return False
         member.incarnation, member.nonce, member.left = record.incarnation, record.nonce, record
         self._move(member, Evidence.LEFT, "left")
-        self._broadcasts.add(record)
+        self.news.add(record)
         self._on_change(member, True)
         return True
 
@@ -233,14 +230,14 @@ class Membership:
             if not suspicion.confirm(member.suspicion, record, not_before):
                 return False
         heapq.heappush(self._timers, (member.suspicion.deadline - self._last_call_s, member.site))
-        self._broadcasts.add(record)
+        self.news.add(record)
         return True
 
     def _about_me(self, record: Record) -> bool:
         """Refute what is said of this site, or outbid another life of it."""
         if self.leaving:
             return False
-        own = self.own
+        own = self.news.own
         if isinstance(record, SuspectRecord):
             if record.incarnation != own.incarnation:
                 return False
@@ -334,47 +331,6 @@ class Membership:
 
     def next_deadline(self) -> float | None:
         return self._timers[0][0] if self._timers else None
-
-    # -------------------------------------------------------------- what is passed on
-
-    def news_for(self, site: Site) -> tuple[Record, ...]:
-        """Records to send with a message to `site`; first what is held against it, so that it can refute."""
-        live = len(self.live) + 1
-        if live != self._limit_for[0]:
-            self._limit_for = (live, retransmit_limit(live))
-        news = self._broadcasts.take(self._params.gossip_records_per_message, self._limit_for[1])
-        member = self.members.get(site)
-        if member is None or member.state is MemberState.ALIVE or member.state is MemberState.UNSEEN:
-            return news
-        held: list[Record] = [r for r in (member.alive, member.left, member.accusation) if r is not None]
-        return (*held, *news)
-
-    def known(self) -> tuple[Record, ...]:
-        """Everything this site believes, for a push/pull."""
-        records: list[Record] = [self.own]
-        forgotten = self._ctx.now - self._params.dead_kept_s
-        for member in self.members.values():
-            state = member.state
-            if member.alive is not None and member.live:
-                records.append(member.alive)
-            if member.left is not None and state is MemberState.LEFT:
-                records.append(member.left)
-            elif member.suspicion is not None and (
-                state is MemberState.SUSPECT or (state is MemberState.DEAD and member.since > forgotten)
-            ):
-                records.extend(member.suspicion.accusers.values())
-        return tuple(records)
-
-    def _is_current(self, record: Record) -> bool:
-        """Nothing newer is known that would make passing the record on pointless."""
-        if record.site == self._ctx.site:
-            return record is self.own
-        member = self.members.get(record.site)
-        if member is None:
-            return False
-        if isinstance(record, SuspectRecord):
-            return record.incarnation == member.incarnation and member.suspicion is not None
-        return record is member.alive or record is member.left
 
     # -------------------------------------------------------------- the list and the states
 

@@ -23,6 +23,7 @@ class MembershipParams:
     suspicion_multiplier: float = 6.0
     push_pull_interval_s: float = 60.0
     dead_kept_s: float = 60.0
+    """So long (one push/pull interval at least) the dead are told of to sites that sync."""
     gossip_records_per_message: int = 16
     max_self_health: int = 7
 

@@ -23,8 +23,6 @@ from gossipseg.core.types import MemberState, PeerInfo, Phase, Record, Site
 JOIN_SITES = 3
 """Listed sites dialled at once at the start."""
 FAREWELL_SITES = 4
-PUSH_PULL_FLAT_UP_TO = 32
-"""Beyond so many sites the push/pull interval grows with log2 N (memberlist's pushPullScale)."""
 HELPER_SHARE = 1.5
 """A helper's answer is waited for this many ping timeouts: it needs one itself."""
 SUSPECT_SHARE = LAST_CALL_SHARE
@@ -86,19 +84,13 @@ class Prober:
             self._probe_at = now + self._params.probe_interval_s * self._membership.health.factor
             self._probe_next()
         if now >= self._sync_at:
-            self._sync_at = now + self._params.push_pull_interval_s * self._push_pull_scale()
+            self._sync_at = now + self._membership.news.push_pull_interval_s()
             self._push_pull()
 
     def stalled(self) -> None:
         """This site's loop stood still: calls that were under way prove nothing when they fail."""
         self._stalled_at = self._ctx.now
         self._membership.stalled()
-
-    def _push_pull_scale(self) -> int:
-        live = len(self._membership.live) + 1
-        if live <= PUSH_PULL_FLAT_UP_TO:
-            return 1
-        return 1 + math.ceil(math.log2(live / PUSH_PULL_FLAT_UP_TO))
 
     # -------------------------------------------------------------- probes
 
@@ -130,7 +122,7 @@ class Prober:
 
     def _ping(self, site: Site) -> None:
         self._probing.add(site)
-        body = messages.Ping(self._membership.news_for(site), self._ctx.info)
+        body = messages.Ping(self._membership.news.ride_to(site), self._ctx.info)
         self._ctx.request(site, body, self._timeout_s(), self._on_ack)
 
     def _on_ack(self, call: Call, outcome: Outcome) -> None:
@@ -163,7 +155,7 @@ class Prober:
             return
         question = _Indirect(target, waiting=len(helpers))
         for helper in helpers:
-            body = messages.IndirectPing(target, self._membership.news_for(helper))
+            body = messages.IndirectPing(target, self._membership.news.ride_to(helper))
             self._ctx.request(helper, body, HELPER_SHARE * self._timeout_s(), self._on_helper, question)
 
     def _on_helper(self, call: Call, outcome: Outcome) -> None:
@@ -192,7 +184,7 @@ class Prober:
 
     def _tell(self, site: Site, timeout_s: float) -> None:
         """A ping for the sake of what rides on it; silence is the probe cycle's to judge."""
-        body = messages.Ping(self._membership.news_for(site), self._ctx.info)
+        body = messages.Ping(self._membership.news.ride_to(site), self._ctx.info)
         self._ctx.request(site, body, timeout_s, self._on_told)
 
     def _on_told(self, call: Call, outcome: Outcome) -> None:
@@ -268,7 +260,7 @@ class Prober:
 
     def on_ping(self, frm: Site, token: int, body: messages.Ping) -> None:
         self.contact(frm, body.records, body.info)
-        self._ctx.respond(token, messages.Ack(self._membership.news_for(frm), self._ctx.info))
+        self._ctx.respond(token, messages.Ack(self._membership.news.ride_to(frm), self._ctx.info))
 
     def on_sync(self, frm: Site, token: int, body: messages.Sync) -> None:
         self.contact(frm, body.records, body.info, synced=True)
@@ -277,9 +269,9 @@ class Prober:
     def _known_to(self, frm: Site) -> tuple[Record, ...]:
         member = self._membership.members.get(frm)
         if member is None or member.live:
-            return self._membership.known()
+            return self._membership.news.known()
         held: list[Record] = [r for r in (member.alive, member.accusation) if r is not None]
-        return (*held, *self._membership.known())
+        return (*held, *self._membership.news.known())
 
     def on_indirect_ping(self, frm: Site, token: int, body: messages.IndirectPing) -> None:
         self.contact(frm, body.records, None)
@@ -287,7 +279,7 @@ class Prober:
         if target == self._ctx.site or target not in self._membership.members:
             self._answer_helper(token, frm, target, reached=target == self._ctx.site)
             return
-        ping = messages.Ping(self._membership.news_for(target), self._ctx.info)
+        ping = messages.Ping(self._membership.news.ride_to(target), self._ctx.info)
         self._ctx.request(target, ping, self._params.probe_timeout_s, self._on_helped, (token, frm))
 
     def _on_helped(self, call: Call, outcome: Outcome) -> None:
@@ -300,7 +292,7 @@ class Prober:
         self._answer_helper(token, frm, call.to, reached=reached)
 
     def _answer_helper(self, token: int, frm: Site, target: Site, *, reached: bool) -> None:
-        self._ctx.respond(token, messages.IndirectAck(target, reached, self._membership.news_for(frm)))
+        self._ctx.respond(token, messages.IndirectAck(target, reached, self._membership.news.ride_to(frm)))
 
     # -------------------------------------------------------------- leaving
 
@@ -308,5 +300,5 @@ class Prober:
         """Tell a few peers at once that this site leaves."""
         self._membership.say_goodbye()
         for site in self._membership.alive.sample(self._ctx.rng, FAREWELL_SITES):
-            body = messages.Ping(self._membership.news_for(site), self._ctx.info)
+            body = messages.Ping(self._membership.news.ride_to(site), self._ctx.info)
             self._ctx.request(site, body, self._params.probe_timeout_s, then)

@@ -277,7 +277,7 @@ def test_the_push_pull_interval_grows_with_the_federation() -> None:
     for rig, factor in ((few, 1), (many, 4)):
         everybody = tuple(alive(s) for s in rig.node.members)
         rig.asks("s0", ms.Sync(everybody, TRAINING))
-        assert rig.node._prober._push_pull_scale() == factor
+        assert rig.node._membership.news.push_pull_interval_s() == 60.0 * factor
 
 
 def test_a_push_pull_with_much_news_is_soon_followed_by_another() -> None:
