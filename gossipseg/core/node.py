@@ -88,6 +88,7 @@ class NodeState:
         self.strict = strict
         self._stage = Stage.NEW
         self._due: float | None = None
+        self._missed: float | None = None
         self._stall_s = STALL_SHARE * membership.probe_timeout_s
         self._counts: Counter[tuple[str, Site]] = Counter({(w, s): n for w, s, n in then.counters})
         self._ctx = ctx = Context(
@@ -125,7 +126,9 @@ class NodeState:
         effects: list[Effect] = []
         ctx.effects = effects
         ctx.now = now
-        if self._due is not None and now - self._due > self._stall_s:
+        due = self._due
+        if due is not None and now - due > self._stall_s and due != self._missed:
+            self._missed = due  # one stall counts once, whatever comes before its tick
             self._prober.stalled()
         handler = HANDLERS.get((self._stage, type(event)))
         if handler is None or not handler(self, event):

@@ -195,6 +195,13 @@ def test_failures_seen_after_the_own_loop_stood_still_accuse_nobody(rig: Rig) ->
     assert rig.node.self_health >= 1
 
 
+def test_one_stall_counts_once_whatever_is_read_before_its_tick(rig: Rig) -> None:
+    rig.now += 30
+    for _ in range(3):
+        rig.hears("b")
+    assert rig.node.self_health == 1
+
+
 def test_silent_helpers_of_a_starved_site_accuse_nobody(rig: Rig) -> None:
     ping = next_ping(rig)
     helpers = nothing_from(rig, ping)
