@@ -69,6 +69,7 @@ class Link:
         message = self._orders.get()
         if isinstance(message, jobs.Stop):
             raise StopRequested
+        self._last_progress_s = float("-inf")  # a round's first step is told at once
         return message
 
     def check(self) -> None:
