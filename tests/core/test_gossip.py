@@ -329,10 +329,20 @@ def test_a_promise_whose_stream_never_began_gives_way_to_another_site() -> None:
 def test_a_stream_that_began_is_not_displaced() -> None:
     rig = rig_of("b", "c")
     rig.asks("b", ms.Offer(model("1")))
+    for _ in range(5):  # it goes on
+        rig.do(ev.TransferBegan("b", model("1").hash))
+        rig.now += 39
+        rig.asks("c", ms.Offer(model("2")))
+        assert rig.reply().verdict == "busy"
+
+
+def test_a_stream_that_came_to_a_halt_gives_way_in_the_end() -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", ms.Offer(model("1")))
     rig.do(ev.TransferBegan("b", model("1").hash))
-    rig.now += 100
+    rig.now += 41
     rig.asks("c", ms.Offer(model("2")))
-    assert rig.reply().verdict == "busy"
+    assert rig.reply().verdict == "accept"
 
 
 @pytest.mark.parametrize("record", [alive("b", 2, nonce=99), left("b", 1)])

@@ -116,6 +116,16 @@ def test_a_signature_that_turns_out_to_differ_is_found_and_named() -> None:
     assert rig.state("b") == "alive", "a refused site stays a member"
 
 
+def test_a_refused_site_is_not_greeted_again_while_nothing_changed() -> None:
+    rig = Rig().start()
+    rig.ready()
+    rig.hears("b", alive("b"))
+    rig.answer(rig.request(ms.Hello, to="b"), reply(OTHER))
+    for _ in range(3):
+        rig.hears("b", info=replace(TRAINING, contract=fingerprint(OTHER)))
+        assert not rig.requests(ms.Hello)
+
+
 def test_a_refused_site_that_corrected_its_file_is_accepted() -> None:
     rig = Rig().start()
     rig.ready()

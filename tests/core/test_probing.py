@@ -229,6 +229,18 @@ def test_a_suspicion_that_ran_out_while_the_loop_stood_still_waits_for_the_backl
     assert rig.state("d") == "dead"
 
 
+def test_a_stall_after_the_last_call_leaves_time_to_read_its_answer(rig: Rig) -> None:
+    rig.hears("b", suspect("c", "b"))
+    held = rig.node.members["c"].suspicion
+    assert held is not None
+    rig.until(held.deadline - 0.1)
+    assert held.called
+    rig.do(ev.Tick(), at=held.deadline + 60)
+    assert rig.state("c") == "suspect"
+    rig.until(rig.now + 6)
+    assert rig.state("c") == "dead"
+
+
 def test_a_suspect_is_called_once_more_before_it_is_given_up(rig: Rig) -> None:
     rig.hears("b", suspect("c", "b"))
     held = rig.node.members["c"].suspicion
