@@ -10,6 +10,8 @@ from gossipseg.core.messages import Hello, HelloReply
 SIGNATURE_KEY = "network.signature"
 _UNKNOWN = ("", '""')
 _NAMED = 3
+_MAX_SHOWN = 200
+"""Characters of a value that are shown: the other side may send any text, and it goes into logs."""
 
 
 def refusal(ours: Hello | HelloReply, theirs: Hello | HelloReply) -> str:
@@ -23,7 +25,7 @@ def refusal(ours: Hello | HelloReply, theirs: Hello | HelloReply) -> str:
             f"{theirs.protocol_min}-{theirs.protocol_max} there"
         )
     if ours.federation != theirs.federation:
-        return f"federation: {ours.federation!r} here, {theirs.federation!r} there"
+        return f"federation: {_short(ours.federation)!r} here, {_short(theirs.federation)!r} there"
     return _difference(dict(ours.contract), dict(theirs.contract))
 
 
@@ -34,7 +36,13 @@ def _difference(ours: dict[str, str], theirs: dict[str, str]) -> str:
     ):
         differing.remove(SIGNATURE_KEY)
     named = [
-        f"{k}: {ours.get(k, 'not set')} here, {theirs.get(k, 'not set')} there" for k in differing[:_NAMED]
+        f"{_short(k)}: {_short(ours.get(k))} here, {_short(theirs.get(k))} there" for k in differing[:_NAMED]
     ]
     more = len(differing) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "not set"
+    return value if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]}…"

@@ -48,6 +48,8 @@ class Training:
         self.paused = snapshot.paused
         self.leaving = False
         self._visitors: dict[str, Site] = {}
+        self._lost_with = ""
+        """Hash of the visitor during which the worker last died."""
         self._say_phase()
         ctx.say(round=snapshot.round, steps=snapshot.steps)
 
@@ -110,8 +112,18 @@ class Training:
 
     def _lose(self) -> None:
         self.worker = Worker.ABSENT
-        self._gossip.running_round = None
-        self._gossip.inbox.put_back()
+        gossip = self._gossip
+        gossip.running_round = None
+        visitor = gossip.inbox.visiting
+        if visitor is None:
+            return
+        if visitor.model.hash == self._lost_with:
+            # Twice in a row: it may be the cause (no memory for two models), and must not end all training.
+            gossip.inbox.visiting = None
+            gossip.dropped(visitor, "worker_lost")
+            self._ctx.persist()
+        self._lost_with = visitor.model.hash
+        gossip.inbox.put_back()
 
     def _round_finished(self, event: events.RoundFinished) -> bool:
         ctx, gossip = self._ctx, self._gossip

@@ -34,6 +34,8 @@ def test_equal_contracts_agree() -> None:
 
 def test_a_refusal_names_the_first_differing_keys_with_both_values() -> None:
     assert refusal(hello(), hello(OTHER)) == "training.lr: 0.003 here, 0.01 there"
+    endless = (("federation", '"f"'), ("training.lr", "9" * 60_000))
+    assert len(refusal(hello(), hello(endless))) < 1000, "it goes into logs and documents"
 
 
 def test_a_key_only_one_side_has_is_named() -> None:
