@@ -63,8 +63,8 @@ class TransferFailed:
 
 @dataclass(frozen=True, slots=True)
 class TransferBegan:
-    """The stream of a promised model from `frm` has begun. Optional: until it is told so, the core lets
-    another site's offer displace a promise that is not kept soon (the accept may have been lost)."""
+    """The stream of a promised model from `frm` has begun, or goes on: to be told every few seconds. The core
+    lets another site's offer displace a promise of which nothing is heard (the accept may have been lost)."""
 
     frm: Site
     hash: str

@@ -12,8 +12,8 @@ from gossipseg.core.params import GossipParams
 from gossipseg.core.types import ModelRef, Site
 
 BEGIN_SHARE = 4.0
-"""A promise whose stream has not begun within so many offer timeouts may be displaced by another site's:
-its sender may never have heard of the accept."""
+"""A promise of which nothing has come for so many offer timeouts may be displaced by another site's: its
+sender may never have heard of the accept, or have given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,13 @@ class Inbox:
         )
         return True
 
-    def began(self, frm: Site, hash: str) -> bool:
-        """The promised model streams: nobody may displace it any more."""
+    def began(self, frm: Site, hash: str, now: float) -> bool:
+        """The promised model streams: nobody may displace it for a while yet."""
         if self.expected(frm, hash) is None:
             return False
         assert self.reserved is not None
-        self.reserved = replace(self.reserved, firm_until=self.reserved.deadline)
+        firm_until = min(self.reserved.deadline, now + BEGIN_SHARE * self._params.offer_timeout_s)
+        self.reserved = replace(self.reserved, firm_until=firm_until)
         return True
 
     def expected(self, frm: Site, hash: str) -> ModelRef | None:

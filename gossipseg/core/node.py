@@ -113,7 +113,8 @@ class NodeState:
             exchanges=exchanges,
             rounds=rounds,
             max_model_bytes=max_model_bytes,
-            inbox=Inbox(gossip, tuple(then.inbox)),
+            # peers.yaml may have changed while this site was down: no removed site's model visits.
+            inbox=Inbox(gossip, tuple(e for e in then.inbox if e.frm in sites)),
             counts=self._counts,
         )
         self._training = Training(ctx, self._gossip, self._membership, rounds=rounds, snapshot=then)
@@ -228,7 +229,7 @@ class NodeState:
         return self._gossip.on_transfer(event)
 
     def _began(self, event: events.TransferBegan) -> bool:
-        self._gossip.inbox.began(event.frm, event.hash)
+        self._gossip.inbox.began(event.frm, event.hash, self._ctx.now)
         return True
 
     def _arrived(self, event: events.ModelArrived) -> bool:

@@ -384,6 +384,27 @@ def test_a_model_whose_visit_was_cut_off_visits_again() -> None:
     assert rig.of(fx.StartRound)[0].visit == InboxEntry("b", model(), 5)
 
 
+def test_a_visitor_under_which_the_worker_dies_twice_does_not_end_all_training() -> None:
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model()))
+    rig.do(ev.ModelArrived("b", model()))
+    rig.round_done()
+    rig.do(ev.WorkerLost("oom"))
+    rig.ready(round=6, steps=60)
+    rig.do(ev.WorkerLost("oom"))
+    assert rig.notes("model_dropped")[0].reason == "worker_lost"
+    assert rig.of(fx.Persist)[-1].snapshot.inbox == ()
+    rig.ready(round=6, steps=60)
+    assert rig.of(fx.StartRound)[0].visit is None
+
+
+def test_a_model_of_a_site_that_was_removed_while_this_one_was_down_does_not_visit() -> None:
+    entry = InboxEntry("b", model(), 5)
+    rig = Rig(("c",), snapshot=Snapshot(3, 5, 50, (entry,))).start()
+    rig.ready()
+    assert rig.node.inbox == () and rig.of(fx.StartRound)[0].visit is None
+
+
 def test_a_pause_lets_the_round_end_and_starts_no_other_until_resumed() -> None:
     rig = rig_of("b")
     rig.do(ev.Pause(True))
