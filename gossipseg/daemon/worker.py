@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +28,11 @@ MAX_QUICK_DEATHS = 5
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
 MAX_SOCKET_PATH_BYTES = 107
+MAX_LOG_BYTES = 4 << 20
+"""A larger worker.log is set aside as worker.1.log when a worker starts."""
+LAST_WORDS_S = 2.0
+"""How long the messages of a worker that has ended are still read."""
+WORKER_COMMAND = (sys.executable, "-m", "gossipseg.learn.worker")
 
 
 class Owner(Protocol):
@@ -50,7 +55,7 @@ class WorkerStatus:
 
 
 class WorkerSupervisor:
-    """Keeps one worker running. `clock` gives monotonic seconds; `socket_path` must fit a unix socket."""
+    """Keeps one worker running. `clock` gives monotonic seconds; `command` is what is executed."""
 
     def __init__(
         self,
@@ -60,95 +65,130 @@ class WorkerSupervisor:
         socket_path: Path,
         stuck_after_s: float,
         clock: Callable[[], float],
+        command: Sequence[str] = WORKER_COMMAND,
+        first_backoff_s: float = FIRST_BACKOFF_S,
     ) -> None:
         self.status = WorkerStatus()
+        self._command, self._first_backoff_s = tuple(command), first_backoff_s
         self._spec, self._owner, self._clock = spec, owner, clock
-        self._socket_path, self._stuck_after_s = short_enough(socket_path), stuck_after_s
+        self._wanted_path, self._socket_path = socket_path, short_enough(socket_path)
+        self._stuck_after_s = stuck_after_s
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._server: asyncio.Server | None = None
-        self._paused = self._stopping = self._busy = False
+        self._conversation: asyncio.Task[None] | None = None
+        self._paused = self._stopping = self._busy = self._running = self._was_ready = False
         self._fatal: jobs.Fatal | None = None
+        self._cause = ""
+        """Why this site killed the worker; "" if it did not."""
         self._last_sign_of_life = clock()
         self._quick_deaths = 0
-        self._wake = asyncio.Event()
+        self._wake, self._ended = asyncio.Event(), asyncio.Event()
 
     def send(self, message: jobs.ToWorker) -> None:
         """Give the worker an order; dropped when there is no worker (its Ready asks for orders anew)."""
         if isinstance(message, jobs.SetPaused):
             self._paused = message.paused
+        if self._writer is None:
+            return
         if isinstance(message, jobs.StartRound):
             self._busy, self.status.state = True, "training"
         self._last_sign_of_life = self._clock()
-        if self._writer is not None:
-            self._writer.write(jobs.encode(message))
+        self._writer.write(jobs.encode(message))
 
     async def run(self) -> None:
         """Start the worker and keep it running until `stop`, or until it has failed for good."""
-        self._socket_path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(
-            self._connected, self._socket_path, limit=jobs.MAX_LINE_BYTES
-        )
-        self._socket_path.chmod(0o600)
-        while not self._stopping:
-            reason = await self._one_life()
-            if self._stopping or not self._survives(reason):
-                break
-            await self._pause_before_restart()
+        self._running = True
+        try:
+            self._socket_path.unlink(missing_ok=True)
+            self._server = await asyncio.start_unix_server(
+                self._connected, self._socket_path, limit=jobs.MAX_LINE_BYTES
+            )
+            self._socket_path.chmod(0o600)
+            while not self._stopping:
+                reason = await self._one_life()
+                if self._stopping or not self._survives(reason):
+                    break
+                await self._pause_before_restart()
+        finally:
+            self._ended.set()
 
     async def stop(self, timeout_s: float) -> None:
-        """Ask the worker to checkpoint and exit; kill it when it has not by then."""
+        """Ask the worker to checkpoint and exit; kill it when it has not by then.
+
+        All it said is told to the owner before this returns.
+        """
         self._stopping = True
         self._wake.set()
         self.send(jobs.Stop())
-        process = self._process
-        if process is not None and process.returncode is None:
+        if self._writer is None:  # it has not been told what to do yet: there is nothing to save
+            self._kill(self._process)
+        if self._running:
             try:
-                await asyncio.wait_for(process.wait(), timeout_s)
+                await asyncio.wait_for(self._ended.wait(), timeout_s)
             except TimeoutError:
-                self._kill(process)
-                await process.wait()
+                self._kill(self._process)
+                await self._ended.wait()
         if self._server is not None:
             self._server.close()
         self._socket_path.unlink(missing_ok=True)
+        if self._socket_path != self._wanted_path:
+            with contextlib.suppress(OSError):
+                self._socket_path.parent.rmdir()
         self.status.state, self.status.pid = "stopped", None
 
     async def _one_life(self) -> str:
-        """Start a worker, wait for its end; returns why it ended."""
-        self._fatal, self._busy = None, False
+        """Start a worker, wait for its end and its last words; returns why it ended."""
+        self._fatal, self._busy, self._cause, self._conversation = None, False, "", None
         env = {**os.environ, jobs.SOCKET_ENV: str(self._socket_path)}
         log = Path(self._spec.state_dir) / "worker.log"
-        with log.open("ab") as stderr:
-            self._process = process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gossipseg.learn.worker", env=env, stdin=asyncio.subprocess.DEVNULL,
-                stdout=stderr, stderr=stderr, start_new_session=True,
-            )  # fmt: skip
+        try:
+            if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+                log.replace(log.with_name("worker.1.log"))
+            with log.open("ab") as stderr:
+                self._process = process = await asyncio.create_subprocess_exec(
+                    *self._command, env=env, stdin=asyncio.subprocess.DEVNULL,
+                    stdout=stderr, stderr=stderr, start_new_session=True,
+                )  # fmt: skip
+        except OSError as e:  # no memory or no process left, a read-only disk: it may pass
+            return f"the worker could not be started: {e}"
+        if self._stopping:
+            self._kill(process)
         self.status.pid, self._last_sign_of_life = process.pid, self._clock()
         watch = asyncio.create_task(self._watch(process))
-        code = await process.wait()
-        watch.cancel()
+        try:
+            code = await process.wait()
+        finally:
+            watch.cancel()
+        if self._conversation is not None:  # what it said last, its Fatal above all, may still be unread
+            await asyncio.wait({self._conversation}, timeout=LAST_WORDS_S)
         self._writer, self.status.pid = None, None
         return self._why(code, log)
 
     def _why(self, code: int, log: Path) -> str:
         if self._fatal is not None:
             return self._fatal.message
-        if self.status.reason.startswith("no progress"):
-            return self.status.reason
+        if self._cause:
+            return self._cause
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"worker ended: {how}; last words: {last_line(log)}"
 
     def _survives(self, reason: str) -> bool:
-        """Count the death; whether the worker will be started again."""
+        """Count the death; whether the worker will be started again.
+
+        What it calls fatal ends it at its first start, where somebody watches. Later the cause may pass (a
+        file server that is away, a disk error): it is tried again like any other death.
+        """
         self._quick_deaths += 1
-        final = self._fatal is not None or self._quick_deaths >= MAX_QUICK_DEATHS
+        hopeless = self._fatal is not None and (not self._was_ready or self._fatal.kind == "config")
+        final = hopeless or self._quick_deaths >= MAX_QUICK_DEATHS
         self.status.state, self.status.reason = ("failed" if final else "restarting"), reason
         self._owner.on_worker_lost(reason, final)
         return not final
 
     async def _pause_before_restart(self) -> None:
         self.status.restarts += 1
-        delay = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2 ** (self._quick_deaths - 1))
+        delay = min(MAX_BACKOFF_S, self._first_backoff_s * 2 ** (self._quick_deaths - 1))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), delay)
 
@@ -158,36 +198,50 @@ class WorkerSupervisor:
             silent_s = self._clock() - self._last_sign_of_life
             at_work = not self._paused and (self._busy or self.status.state in ("starting", "restarting"))
             if at_work and silent_s > self._stuck_after_s:
-                self.status.reason = f"no progress for {silent_s:.0f} s, killed"
+                self._cause = f"no progress for {silent_s:.0f} s, killed"
                 self._kill(process)
                 return
             await asyncio.sleep(max(0.05, min(5.0, self._stuck_after_s / 4)))
 
     @staticmethod
-    def _kill(process: asyncio.subprocess.Process) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+    def _kill(process: asyncio.subprocess.Process | None) -> None:
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        process, self._conversation = self._process, asyncio.current_task()
         self._writer = writer
-        self.send(jobs.Configure(asdict(self._spec)))
+        if self._stopping:
+            self.send(jobs.Stop())
+        else:
+            self.send(jobs.Configure(asdict(self._spec)))
         if self._paused:
             self.send(jobs.SetPaused(True))
         try:
             while line := await reader.readline():
-                self._received(jobs.decode(line))
-        except (jobs.JobError, ValueError, ConnectionError) as e:
-            self.status.reason = f"spoke nonsense: {e}"
-            if self._process is not None:
-                self._kill(self._process)
+                try:
+                    message = jobs.decode(line)
+                except jobs.JobError as e:
+                    self._cause = f"it spoke nonsense and was killed: {e}"
+                    break
+                self._received(message)
+        except ConnectionError:
+            pass  # it died with an order unread; its exit code will say more
+        except ValueError as e:
+            self._cause = f"it sent a line beyond all bounds and was killed: {e}"
         finally:
+            if self._writer is writer:
+                self._writer = None
             writer.close()
+            # Its end follows; one that hung up and lives on would never be given another round.
+            asyncio.get_running_loop().call_later(0 if self._cause else LAST_WORDS_S, self._kill, process)
 
     def _received(self, message: jobs.Message) -> None:
         self._last_sign_of_life = self._clock()
         match message:
             case jobs.Ready():
-                self.status.state, self.status.reason = "ready", ""
+                self.status.state, self.status.reason, self._was_ready = "ready", "", True
             case jobs.RoundDone():
                 self._busy, self._quick_deaths, self.status.state = False, 0, "ready"
             case jobs.Fatal():

@@ -1,0 +1,228 @@
+"""The supervisor against tiny real processes that speak the worker's protocol: deaths, last words, stops."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossipseg.daemon import worker
+from gossipseg.daemon.worker import MAX_QUICK_DEATHS, WorkerSupervisor, last_line, short_enough
+from gossipseg.learn import jobs
+
+PRELUDE = """
+import json, os, signal, socket, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+s = socket.socket(socket.AF_UNIX); s.connect(os.environ["GOSSIPSEG_WORKER_SOCKET"]); f = s.makefile()
+def say(type, /, **fields): s.sendall(json.dumps({"type": type, **fields}).encode() + b"\\n")
+def hear(): return json.loads(f.readline() or os._exit(69))["type"]
+def ready(): say("Ready", round=0, steps=0, cases=1, network_signature="n", tensors={}, parameters=1,
+                 device="cpu", amp="no", splits={})
+def done(n): say("RoundDone", round=n, steps=n, loss=None, terms={},
+                 dice_val=None, dice_val_local=None, seconds=0)
+"""
+
+
+@dataclass
+class Owner:
+    """Notes what it is told, in order."""
+
+    heard: list[Any] = field(default_factory=list)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def on_worker_message(self, message: jobs.FromWorker) -> None:
+        self.heard.append(message)
+        self.changed.set()
+
+    def on_worker_lost(self, reason: str, final: bool) -> None:
+        self.heard.append((reason, final))
+        self.changed.set()
+
+    @property
+    def deaths(self) -> list[tuple[str, bool]]:
+        return [h for h in self.heard if isinstance(h, tuple)]
+
+    def of(self, kind: type) -> list[Any]:
+        return [h for h in self.heard if isinstance(h, kind)]
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(20):
+            while not holds():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@dataclass(frozen=True)
+class Spec:
+    state_dir: str
+
+
+@asynccontextmanager
+async def supervised(
+    tmp_path: Path, script: str, **changes: Any
+) -> AsyncIterator[tuple[WorkerSupervisor, Owner]]:
+    owner = Owner()
+    given: dict[str, Any] = {
+        "socket_path": tmp_path / "w.sock",
+        "stuck_after_s": 60.0,
+        "clock": time.monotonic,
+        "command": (sys.executable, "-S", "-c", PRELUDE + script),
+        "first_backoff_s": 0.01,
+    }
+    supervisor = WorkerSupervisor(Spec(str(tmp_path)), owner, **{**given, **changes})  # type: ignore[arg-type]
+    running = asyncio.create_task(supervisor.run())
+    try:
+        yield supervisor, owner
+    finally:
+        await supervisor.stop(5.0)
+        await running
+
+
+async def test_a_worker_is_configured_works_and_stops(tmp_path: Path) -> None:
+    script = "assert hear() == 'Configure'; ready(); assert hear() == 'StartRound'; done(1); hear()"
+    async with supervised(tmp_path, script) as (supervisor, owner):
+        await owner.until(lambda: owner.of(jobs.Ready))
+        assert supervisor.status.state == "ready" and supervisor.status.pid
+        supervisor.send(jobs.StartRound(1))
+        assert supervisor.status.state == "training"
+        await owner.until(lambda: owner.of(jobs.RoundDone))
+    assert owner.deaths == [] and supervisor.status.state == "stopped" and supervisor.status.pid is None
+    assert not (tmp_path / "w.sock").exists()
+
+
+async def test_what_it_said_last_is_heard_before_its_death_is_told(tmp_path: Path) -> None:
+    script = (
+        "hear()\nfor i in range(4000): say('Preparing', activity='scan ' + 'x' * 500, fraction=0.5)\n"
+        "say('Fatal', kind='data', message='north/7.nii: unreadable.'); os._exit(65)"
+    )
+    async with supervised(tmp_path, script) as (supervisor, owner):
+        await owner.until(lambda: owner.deaths)
+        assert len(owner.of(jobs.Preparing)) == 4000
+        assert owner.deaths == [("north/7.nii: unreadable.", True)]
+        assert supervisor.status.state == "failed" and supervisor.status.restarts == 0
+
+
+async def test_the_last_round_is_heard_although_it_is_stopped(tmp_path: Path) -> None:
+    script = "hear(); ready(); hear()\nwhile hear() != 'Stop': pass\ndone(1)"
+    async with supervised(tmp_path, script) as (supervisor, owner):
+        await owner.until(lambda: owner.of(jobs.Ready))
+        supervisor.send(jobs.StartRound(1))
+        await supervisor.stop(10.0)
+        assert owner.of(jobs.RoundDone) and owner.deaths == []
+
+
+async def test_after_quick_deaths_it_has_failed_for_good(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "print('no memory', flush=True); os._exit(3)") as (supervisor, owner):
+        await owner.until(lambda: len(owner.deaths) == MAX_QUICK_DEATHS)
+        assert [final for _, final in owner.deaths] == [False] * (MAX_QUICK_DEATHS - 1) + [True]
+        assert "exit code 3" in owner.deaths[0][0] and "no memory" in owner.deaths[0][0]
+        assert supervisor.status.state == "failed" and supervisor.status.restarts == MAX_QUICK_DEATHS - 1
+
+
+async def test_a_finished_round_forgives_the_deaths_before_it(tmp_path: Path) -> None:
+    script = "hear(); ready(); hear(); done(1); os._exit(1)"
+    async with supervised(tmp_path, script) as (supervisor, owner):
+        for life in range(1, MAX_QUICK_DEATHS + 2):
+            await owner.until(lambda n=life: len(owner.of(jobs.Ready)) == n)  # type: ignore[misc]
+            supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: len(owner.deaths) > MAX_QUICK_DEATHS)
+        assert not any(final for _, final in owner.deaths)
+
+
+@pytest.mark.parametrize(("kind", "final"), [("config", True), ("data", False), ("local", False)])
+async def test_what_is_fatal_after_ready_may_pass(tmp_path: Path, kind: str, final: bool) -> None:
+    script = f"hear(); ready(); hear(); say('Fatal', kind='{kind}', message='m'); os._exit(1)"
+    async with supervised(tmp_path, script) as (supervisor, owner):
+        await owner.until(lambda: owner.of(jobs.Ready))
+        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.deaths)
+        assert owner.deaths == [("m", final)]
+
+
+async def test_one_that_says_nothing_is_killed_and_its_reason_told(tmp_path: Path) -> None:
+    script = "hear(); ready(); hear(); signal.pause()"
+    async with supervised(tmp_path, script, stuck_after_s=0.4) as (supervisor, owner):
+        await owner.until(lambda: owner.of(jobs.Ready))
+        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.deaths)
+        assert owner.deaths[0][0].startswith("no progress for")
+
+
+async def test_a_paused_worker_may_be_silent(tmp_path: Path) -> None:
+    script = "hear(); ready()\nwhile hear() != 'Stop': pass"
+    now = 0.0
+    async with supervised(tmp_path, script, stuck_after_s=0.2, clock=lambda: now) as (supervisor, owner):
+        await owner.until(lambda: owner.of(jobs.Ready))
+        supervisor.send(jobs.SetPaused(True))
+        supervisor.send(jobs.StartRound(1))
+        now = 1000.0
+        watched = asyncio.create_task(supervisor._watch(supervisor._process))  # type: ignore[arg-type]
+        done, _ = await asyncio.wait({watched}, timeout=0.2)
+        watched.cancel()
+        assert not done and owner.deaths == []
+
+
+async def test_nonsense_is_told_as_the_reason(tmp_path: Path) -> None:
+    script = "hear(); s.sendall(b'what?\\n'); signal.pause()"
+    async with supervised(tmp_path, script) as (_, owner):
+        await owner.until(lambda: owner.deaths)
+        assert "nonsense" in owner.deaths[0][0]
+
+
+async def test_one_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "", command=(str(tmp_path / "nothing"),)) as (_, owner):
+        await owner.until(lambda: len(owner.deaths) == MAX_QUICK_DEATHS)
+        assert "could not be started" in owner.deaths[0][0]
+
+
+async def test_a_stop_before_it_has_connected_is_quick(tmp_path: Path) -> None:
+    command = (sys.executable, "-S", "-c", "import signal; signal.pause()")
+    async with supervised(tmp_path, "", command=command) as (supervisor, owner):
+        async with asyncio.timeout(10):
+            while supervisor.status.pid is None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        begin = time.monotonic()
+        await supervisor.stop(60.0)
+        assert time.monotonic() - begin < 10 and owner.deaths == []
+
+
+async def test_one_that_is_stuck_is_killed_at_the_stop(tmp_path: Path) -> None:
+    async with supervised(tmp_path, "hear(); ready(); signal.pause()") as (supervisor, owner):
+        await owner.until(lambda: owner.of(jobs.Ready))
+        await supervisor.stop(0.1)
+        assert supervisor.status.state == "stopped"
+
+
+async def test_an_order_without_a_worker_changes_nothing(tmp_path: Path) -> None:
+    spec: Any = Spec(str(tmp_path))
+    supervisor = WorkerSupervisor(
+        spec, Owner(), socket_path=tmp_path / "w", stuck_after_s=1, clock=time.monotonic
+    )
+    supervisor.status.state = "restarting"
+    supervisor.send(jobs.StartRound(1))
+    assert supervisor.status.state == "restarting"
+
+
+async def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "MAX_LOG_BYTES", 10)
+    (tmp_path / "worker.log").write_text("much too long a text")
+    async with supervised(tmp_path, "hear(); ready(); hear()") as (_, owner):
+        await owner.until(lambda: owner.of(jobs.Ready))
+    assert (tmp_path / "worker.1.log").read_text() == "much too long a text"
+
+
+def test_last_line_and_long_paths(tmp_path: Path) -> None:
+    assert last_line(tmp_path / "none") == "none"
+    (tmp_path / "log").write_text("first\nlast words\n\n")
+    assert last_line(tmp_path / "log") == "last words"
+    assert short_enough(tmp_path / "s") == tmp_path / "s"
+    short = short_enough(tmp_path / ("d" * 120) / "w.sock")
+    assert len(str(short)) < 100
+    short.parent.rmdir()
