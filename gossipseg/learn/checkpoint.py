@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import blake3
 import torch
 
 from gossipseg.errors import ConfigError, LocalError
@@ -43,6 +44,7 @@ def save_checkpoint(store: Checkpoints, state: Mapping[str, Any], contract: Mapp
     """Write the trainer's state, whole or not at all. Raises DiskFull, LocalError: the earlier ones stay."""
     round, steps = state["history"]["round"], state["history"]["steps"]
     document = {"format": FORMAT, "contract": dict(contract), "round": round, "steps": steps, **state}
+    document["digest"] = digest(document)
     return store.save(round, lambda file: torch.save(document, file))
 
 
@@ -79,7 +81,39 @@ def _read(path: Path) -> dict[str, Any] | None:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         log.warning("%s is not a checkpoint of format %d", path, FORMAT)
         return None
+    if not intact(document):
+        log.warning("%s does not hold what was written", path)
+        return None
     return document
+
+
+def intact(document: Mapping[str, Any]) -> bool:
+    """Whether the content is what was written: torch does not check the sums of its files' parts."""
+    return document.get("digest") == digest({k: v for k, v in document.items() if k != "digest"})
+
+
+def digest(tree: Any) -> str:
+    """blake3 (hex) over a tree of mappings, lists, CPU tensors and plain values."""
+    hasher = blake3.blake3()
+    _hash_into(hasher, tree)
+    return str(hasher.hexdigest())
+
+
+def _hash_into(hasher: blake3.blake3, tree: Any) -> None:
+    if isinstance(tree, torch.Tensor):
+        hasher.update(f"tensor {tree.dtype} {tuple(tree.shape)}\n".encode())
+        hasher.update(tree.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(tree, Mapping):
+        hasher.update(f"mapping {len(tree)}\n".encode())
+        for key, value in tree.items():
+            hasher.update(f"{key!r}\n".encode())
+            _hash_into(hasher, value)
+    elif isinstance(tree, list | tuple):
+        hasher.update(f"list {len(tree)}\n".encode())
+        for value in tree:
+            _hash_into(hasher, value)
+    else:
+        hasher.update(f"{tree!r}\n".encode())
 
 
 def _warning(damaged: list[Path], used: Path) -> str:

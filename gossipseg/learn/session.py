@@ -6,7 +6,6 @@ not: training, writing checkpoints, the command lines that use this.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from gossipseg.errors import LocalError
 from gossipseg.learn.amp import Compute, choose_compute
+from gossipseg.learn.checkpoint import intact
 from gossipseg.learn.model import build_model
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.setup import Setup, read_setup
@@ -73,11 +73,15 @@ def newest_checkpoint(directory: Path) -> tuple[Path, dict[str, Any]]:
     for file in Checkpoints(directory).newest():
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
-            if isinstance(loaded, dict) and isinstance(loaded.get("ema"), Mapping):
-                return file, loaded
-            broken.append(f"{file.name} holds no averaged weights")
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        except Exception as e:  # torch.load raises whatever the damage leads to
             broken.append(f"{file.name} cannot be read ({type(e).__name__})")
+            continue
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("ema"), Mapping):
+            broken.append(f"{file.name} holds no averaged weights")
+        elif not intact(loaded):
+            broken.append(f"{file.name} is damaged")
+        else:
+            return file, loaded
     if broken:
         raise LocalError(
             f"{directory}: no usable checkpoint: {'; '.join(broken)}. Start the daemon: it goes on from "

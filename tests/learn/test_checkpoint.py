@@ -58,6 +58,18 @@ def test_a_damaged_one_is_set_aside_for_the_one_before(store: Checkpoints, damag
     assert newest.with_name("round-3.pt.corrupt").exists()
 
 
+def test_a_single_changed_bit_is_noticed(store: Checkpoints) -> None:
+    """torch reads a file whose tensors have changed on the disk without a word."""
+    newest = store.newest()[0]
+    whole = bytearray(newest.read_bytes())
+    at = whole.index(torch.full((3,), 3.0).numpy().tobytes())
+    whole[at + 2] ^= 1
+    newest.write_bytes(bytes(whole))
+    assert not same(torch.load(newest, weights_only=True)["model"], state(3)["model"])
+    loaded, warning = load_checkpoint(store, CONTRACT)
+    assert loaded is not None and loaded["round"] == 2 and "round-3.pt" in warning
+
+
 def test_no_readable_one_is_an_error_and_nothing_is_touched(store: Checkpoints) -> None:
     for path in store.newest():
         path.write_bytes(b"gone")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gossipseg.errors import LocalError
+from gossipseg.learn.checkpoint import digest
 from gossipseg.learn.model import build_model
 from gossipseg.learn.session import load_deployment
 from gossipseg.learn.setup import read_setup
@@ -17,7 +18,11 @@ from tests.learn.imagery import GREY, spec, write_checkpoint
 
 
 def kernel(net: torch.nn.Module) -> torch.Tensor:
-    return max(net.state_dict().values(), key=torch.numel)
+    return kernel_of(net.state_dict())
+
+
+def kernel_of(state: dict[str, torch.Tensor]) -> torch.Tensor:
+    return max(state.values(), key=torch.numel)
 
 
 def test_the_newest_ema_is_loaded_in_evaluation_mode(tmp_path: Path) -> None:
@@ -26,6 +31,8 @@ def test_the_newest_ema_is_loaded_in_evaluation_mode(tmp_path: Path) -> None:
     newest = write_checkpoint(made, 10, shift=2.0)
     content = torch.load(newest, weights_only=True)
     content["model"] = {n: t * 0 for n, t in content["model"].items()}
+    del content["digest"]
+    content["digest"] = digest(content)
     torch.save(content, newest)
     d = load_deployment(made)
     assert (d.weights, d.round, d.steps, d.file) == ("ema", 10, 1000, newest)
@@ -33,7 +40,7 @@ def test_the_newest_ema_is_loaded_in_evaluation_mode(tmp_path: Path) -> None:
     torch.testing.assert_close(kernel(d.net), kernel(build_model(read_setup(made))) + 2.0)
 
 
-@pytest.mark.parametrize("damage", ["torn", "empty", "not a checkpoint", "no ema"])
+@pytest.mark.parametrize("damage", ["torn", "empty", "not a checkpoint", "no ema", "changed"])
 def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage: str) -> None:
     made = spec(tmp_path, GREY)
     write_checkpoint(made, 4)
@@ -42,6 +49,10 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, d
     newest.write_bytes({"torn": good[: len(good) // 2], "empty": b""}.get(damage, b"hello"))
     if damage == "no ema":
         torch.save({"model": {}}, newest)
+    if damage == "changed":
+        content = torch.load(write_checkpoint(made, 5), weights_only=True)
+        kernel_of(content["ema"]).view(-1)[0] += 1e-3
+        torch.save(content, newest)
     assert load_deployment(made).round == 4
     for file in Checkpoints(tmp_path / "state/checkpoint").newest():
         file.write_bytes(b"")
