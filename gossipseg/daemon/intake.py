@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from gossipseg.core.node import NodeState
 
 ANSWER_TIMEOUT_S = 30.0
+TELL_EVERY_S = 2.0
+"""How often the core is told that a promised model is on its way."""
 _B = TypeVar("_B", bound=Body)
 
 
@@ -38,6 +41,9 @@ class Verifier(Protocol):
     """Checks signatures against the listed certificates (trust.TrustList)."""
 
     def verify(self, site: Site, payload: bytes, signature: bytes) -> bool: ...
+
+    @property
+    def sites(self) -> frozenset[Site]: ...
 
 
 class Intake:
@@ -52,12 +58,16 @@ class Intake:
         *,
         disk_reserve_bytes: int,
         moved: Callable[[str, Site, str, float], None],
-        forged: Callable[[Site, Record], None],
+        forged: Callable[[Site, Record, int], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`forged(peer, record, more)`: a message of `peer` held records their signer did not sign, one and
+        so many more. `clock` gives monotonic seconds."""
         self.verifier = verifier
         self.schema: Mapping[str, tuple[str, tuple[int, ...]]] = {}
         self._node, self._inject, self._store = node, inject, store
         self._reserve_bytes, self._moved, self._forged = disk_reserve_bytes, moved, forged
+        self._clock = clock
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
 
@@ -87,11 +97,16 @@ class Intake:
         records: tuple[Record, ...] = getattr(body, "records", ())
         if not records:
             return body
-        good = tuple(r for r in records if self.verifier.verify(signer_of(r), payload(r), r.signature))
+        good: list[Record] = []
+        bad: list[Record] = []
         for record in records:
-            if record not in good:
-                self._forged(peer, record)
-        return dataclasses.replace(body, records=good)  # type: ignore[arg-type]
+            signed = self.verifier.verify(signer_of(record), payload(record), record.signature)
+            (good if signed else bad).append(record)
+        # Lists are not reloaded everywhere at once: of a site that is not listed here nobody forged anything.
+        bad = [record for record in bad if signer_of(record) in self.verifier.sites]
+        if bad:  # told once a message: a thousand forgeries must not push all else out of the event log
+            self._forged(peer, bad[0], len(bad) - 1)
+        return dataclasses.replace(body, records=tuple(good))  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ models
 
@@ -104,13 +119,13 @@ class Intake:
     async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
         """Stream a promised model to disk, check it, hand it to the core."""
         self._require_promised(peer, model)
-        if self._store.free_bytes() - model.size_bytes < self._reserve_bytes:
-            self._broken(peer, model, "disk_full", "receiving it would leave too little free disk")
         with await self._open(peer, model) as partial:
             if offset != partial.offset:
                 raise PeerRefused(
                     peer, "wrong_offset", f"stream starts at {offset}, {partial.offset} are here"
                 )
+            if self._store.free_bytes() - (model.size_bytes - offset) < self._reserve_bytes:
+                self._broken(peer, model, "disk_full", "receiving it would leave too little free disk")
             try:
                 await self._write(peer, model, partial, chunks)
                 await asyncio.to_thread(partial.finish, model.hash, model.size_bytes)
@@ -121,21 +136,32 @@ class Intake:
             except DiskFull as e:
                 self._broken(peer, model, "disk_full", str(e))
         await self._check_header(peer, model)
+        if self._node.expects(peer, model.hash) is None:  # its time was over, or this site wants no more
+            self._forget(model)
+            raise PeerRefused(peer, "too_late", "it is not waited for any more")
         self._inject(events.ModelArrived(peer, model))
 
     async def _open(self, peer: Site, model: ModelRef) -> PartialModel:
         open_ = functools.partial(self._store.partial, model.hash, peer, size_bytes=model.size_bytes)
+        opening = asyncio.ensure_future(asyncio.to_thread(open_))
         try:
-            return await asyncio.to_thread(open_)
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the call broke off: nobody else will give the file and its lock back
+            opening.add_done_callback(_close_unused)
+            raise
         except PartialBusy as e:
             raise PeerRefused(peer, "busy", str(e)) from None
 
     async def _write(
         self, peer: Site, model: ModelRef, partial: PartialModel, chunks: AsyncIterator[bytes]
     ) -> None:
+        told_at = -TELL_EVERY_S
         async for chunk in chunks:
             await asyncio.to_thread(partial.write, chunk)
             self._moved("in", peer, model.hash, partial.offset / max(1, model.size_bytes))
+            if (now := self._clock()) - told_at >= TELL_EVERY_S:
+                told_at = now
+                self._inject(events.TransferBegan(peer, model.hash))
 
     async def _check_header(self, peer: Site, model: ModelRef) -> None:
         path = self._store.path(model.hash)
@@ -143,11 +169,18 @@ class Intake:
             header = await asyncio.to_thread(read_safetensors_header, path)
             difference = schema_difference(header, self.schema)
         except (ValueError, OSError, LocalError) as e:
-            self._store.remove(model.hash)
+            self._forget(model)
             self._broken(peer, model, "unreadable", str(e))
         if difference:
-            self._store.remove(model.hash)
+            self._forget(model)
             self._broken(peer, model, "schema_mismatch", difference)
+
+    def _forget(self, model: ModelRef) -> None:
+        """Remove a file that was not taken, unless the same model is wanted for another reason."""
+        held = {e.model.hash for e in self._node.inbox} | {s.model.hash for s in self._node.sending}
+        visiting = self._node.visiting
+        if model.hash not in held and (visiting is None or visiting.model.hash != model.hash):
+            self._store.remove(model.hash)
 
     def _require_promised(self, peer: Site, model: ModelRef) -> None:
         promised = self._node.expects(peer, model.hash)
@@ -163,6 +196,11 @@ class Intake:
         for future in self._waiting.values():
             with contextlib.suppress(asyncio.InvalidStateError):
                 future.cancel()
+
+
+def _close_unused(opening: asyncio.Future[PartialModel]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def schema_difference(header: Mapping[str, object], schema: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:

@@ -23,7 +23,7 @@ from gossipseg.core.types import ModelRef, Record, Site
 from gossipseg.daemon.intake import Intake, Verifier
 from gossipseg.daemon.ledger import Ledger
 from gossipseg.daemon.worker import WorkerSupervisor
-from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError, PeerError
+from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError, PeerError, PeerRefused
 from gossipseg.learn import jobs
 from gossipseg.store import EventLog, ModelStore, StateFile
 from gossipseg.wire.transport import Transport
@@ -31,7 +31,11 @@ from gossipseg.wire.transport import Transport
 log = logging.getLogger(__name__)
 
 _WARN = {"member_suspect", "member_dead", "peer_refused", "transfer_failed", "model_broken", "worker_lost",
-         "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused"}  # fmt: skip
+         "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused",
+         "internal_error", "export_failed", "persist_failed"}  # fmt: skip
+KEPT_S = 60.0
+"""A model that nothing refers to is removed at this age: those taken in a moment ago are about to be."""
+_News = jobs.FromWorker | events.WorkerLost
 _QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
 
 
@@ -50,7 +54,12 @@ class TrainingView:
     cases: int = 0
     splits: dict[str, int] = field(default_factory=dict)
     device: str = ""
-    warning: str = ""
+    warnings: dict[str, str] = field(default_factory=dict)
+    """What an administrator should know, by who says it: worker, state, events, store."""
+
+    def warn(self, who: str, text: str) -> None:
+        """Set, or with "" clear, one part's warning."""
+        self.warnings = {k: v for k, v in {**self.warnings, who: text}.items() if v}
 
 
 class Runtime:
@@ -71,7 +80,7 @@ class Runtime:
     ) -> None:
         self.config, self.node, self.transport, self.store = config, node, transport, store
         self.events, self.ledger, self.training = event_log, Ledger(time.time), TrainingView()
-        self.started_at, self.contract = time.time(), configuration.contract(config.federation)
+        self.started_at, self.contract = time.monotonic(), configuration.contract(config.federation)
         self.worker = WorkerSupervisor(
             configuration.worker_spec(config),
             self,
@@ -89,9 +98,10 @@ class Runtime:
             forged=self._forged,
         )
         self.changed = asyncio.Event()
-        """Set after every step; watchers clear it."""
+        """Set at the next step, and replaced by a fresh one: watchers clear nothing of each other's."""
         self._state, self._fail = state, fail
         self._queue: asyncio.Queue[effects.Effect] = asyncio.Queue()
+        self._news: asyncio.Queue[_News] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._was_ready = False
@@ -103,11 +113,12 @@ class Runtime:
         """Listen, start the worker, let the node begin. Raises LocalError when the port is taken."""
         await self.transport.start(self.intake)
         self.spawn(self._perform_all())
+        self.spawn(self._hear_worker())
         self.spawn(self.worker.run())
         self.note("daemon_started", version=_version(), site_id=self.config.me.id or "")
         self.inject(events.Start())
 
-    async def stop(self, reason: str, *, grace_s: float = 8.0) -> None:
+    async def stop(self, reason: str, *, grace_s: float = 7.0) -> None:
         """Say goodbye, let the worker checkpoint, close everything."""
         self.inject(events.Leave())
         stopping = asyncio.create_task(self.worker.stop(grace_s))
@@ -115,6 +126,8 @@ class Runtime:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._goodbye(), 1.0)
         await stopping
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._settled(), 1.0)
         self.note("daemon_stopped", reason=reason)
         if self._timer is not None:
             self._timer.cancel()
@@ -130,6 +143,11 @@ class Runtime:
         requests = [t for t in self._tasks if t.get_name().startswith("request")]
         await asyncio.gather(*requests, return_exceptions=True)
 
+    async def _settled(self) -> None:
+        """Wait until the worker's last news, such as a finished round, have come to the disk."""
+        await self._news.join()
+        await self._queue.join()
+
     @property
     def outgoing_models(self) -> set[str]:
         """Hashes of the models being sent now."""
@@ -143,22 +161,46 @@ class Runtime:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("internal error", exc_info=error)
-            self._fail(
-                error if isinstance(error, GossipsegError) else LocalError(f"internal error: {error!r}")
-            )
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self._broke(error)
+
+    def _broke(self, error: Exception) -> None:
+        """A mistake of ours that the daemon cannot live with."""
+        log.error("internal error", exc_info=error)
+        known = isinstance(error, GossipsegError)
+        self._fail(error if known else LocalError(f"internal error: {error!r}"))  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ the core
 
     def inject(self, event: events.Event) -> None:
         """Let something happen to the node."""
         self.ledger.event(event)
-        for effect in self.node.step(event, time.monotonic()):
-            self.ledger.effect(effect)
-            self._queue.put_nowait(effect)
-        self._arm()
-        self.changed.set()
+        try:
+            for effect in self.node.step(event, time.monotonic()):
+                self.ledger.effect(effect)
+                self._queue.put_nowait(effect)
+        finally:
+            self._arm()
+        self.tell_watchers()
+
+    def hear_peer(self, event: events.Event) -> None:
+        """inject() for what a peer has a hand in: whatever it says must not end this daemon."""
+        try:
+            self.inject(event)
+        except Exception as e:
+            log.error("a peer's %s could not be handled", type(event).__name__, exc_info=e)
+            self.note("internal_error", reason=f"{type(event).__name__}: {e!r}"[:300])
+
+    def tell_watchers(self) -> None:
+        """Something changed."""
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+    def _tick(self) -> None:
+        try:
+            self.inject(events.Tick())
+        except Exception as e:  # the loop would only log it, and the node would never tick again
+            self._broke(e)
 
     def _arm(self) -> None:
         if self._timer is not None:
@@ -166,7 +208,7 @@ class Runtime:
         deadline = self.node.next_deadline()
         if deadline is not None:
             delay = max(0.0, deadline - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self.inject, events.Tick())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     async def _perform_all(self) -> None:
         while True:
@@ -195,9 +237,9 @@ class Runtime:
     async def _persist(self, snapshot: effects.Snapshot) -> None:
         try:
             await asyncio.to_thread(self._state.save, dataclasses.asdict(snapshot))
-            self.training.warning = ""
+            self.training.warn("state", "")
         except LocalError as e:  # the old state stays valid; training goes on, status shows it
-            self.training.warning = str(e)
+            self.training.warn("state", str(e))
             self.note("persist_failed", reason=str(e))
 
     # ------------------------------------------------------------ the wire
@@ -213,11 +255,11 @@ class Runtime:
         begin = time.monotonic()
         try:
             body = await self.transport.request(effect.to, effect.body, effect.timeout_s)
-        except PeerError as e:
-            self.inject(events.RequestFailed(effect.id, e.reason, e.detail))
-        else:
             body = self.intake.verified(effect.to, body)
-            self.inject(events.Reply(effect.id, body, time.monotonic() - begin))
+        except (Exception, asyncio.CancelledError) as e:
+            self.hear_peer(events.RequestFailed(effect.id, *_why(e, in_core_words=True)))
+        else:
+            self.hear_peer(events.Reply(effect.id, body, time.monotonic() - begin))
 
     async def _transfer(self, effect: effects.StartTransfer) -> None:
         self._outgoing[effect.id] = effect.model.hash
@@ -225,10 +267,8 @@ class Runtime:
         try:
             timeout_s = self.config.federation.gossip.transfer_timeout_s
             await self.transport.push(effect.to, effect.model, path, timeout_s)
-        except PeerError as e:
-            self.inject(events.TransferFailed(effect.id, e.reason, e.detail))
-        except (OSError, LocalError) as e:
-            self.inject(events.TransferFailed(effect.id, "unreadable", str(e)))
+        except (Exception, asyncio.CancelledError) as e:
+            self.inject(events.TransferFailed(effect.id, *_why(e)))
         else:
             self.inject(events.TransferDone(effect.id))
         finally:
@@ -245,24 +285,35 @@ class Runtime:
         self.worker.send(jobs.StartRound(effect.round, visit, effect.export))
 
     def on_worker_message(self, message: jobs.FromWorker) -> None:
-        """What the worker says, as news for the core and for status."""
+        """What the worker says: its progress for status at once, the rest in its turn."""
         match message:
             case jobs.Preparing(activity=activity, fraction=fraction):
                 self.training.activity, self.training.fraction = activity, fraction
             case jobs.Progress():
                 self._progress(message)
-            case jobs.Ready():
-                self._ready(message)
-            case jobs.RoundDone():
-                self.spawn(self._round_done(message), "round done")
-            case jobs.Fatal(kind=kind, message=text) if not self._was_ready:
-                self._fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
-        self.changed.set()
+            case _:
+                self._news.put_nowait(message)
+        self.tell_watchers()
 
     def on_worker_lost(self, reason: str, final: bool) -> None:
         self.training.activity, self.training.fraction = ("failed" if final else "restarting"), 0.0
-        self.note("worker_lost", reason=reason, final=final)
-        self.inject(events.WorkerLost(reason, final))
+        self._news.put_nowait(events.WorkerLost(reason, final))
+
+    async def _hear_worker(self) -> None:
+        """The worker's news in turn: its death must not overtake a round whose model is being taken in."""
+        while True:
+            news = await self._news.get()
+            match news:
+                case jobs.Ready():
+                    self._ready(news)
+                case jobs.RoundDone():
+                    await self._round_done(news)
+                case jobs.Fatal(kind=kind, message=text) if not self._was_ready:
+                    self._fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
+                case events.WorkerLost(reason=reason, final=final):
+                    self.note("worker_lost", reason=reason, final=final)
+                    self.inject(news)
+            self._news.task_done()
 
     def _progress(self, message: jobs.Progress) -> None:
         view = self.training
@@ -281,6 +332,7 @@ class Runtime:
         view.dice_val, view.dice_test = message.dice_val, message.dice_test
         view.dice_test_start, view.activity = message.dice_test_start, "waiting"
         view.steps_per_round = self.config.federation.training.steps_per_round
+        view.warn("worker", message.warning)
         self._was_ready, self.intake.schema = True, message.tensors
         self.contract = configuration.contract(self.config.federation, message.network_signature)
         self.note(
@@ -304,7 +356,8 @@ class Runtime:
 
     async def _round_done(self, message: jobs.RoundDone) -> None:
         view = self.training
-        view.loss, view.warning = message.loss, message.warning
+        view.loss = message.loss
+        view.warn("worker", message.warning)
         view.dice_val = message.dice_val if message.dice_val is not None else view.dice_val
         view.dice_test = message.dice_test if message.dice_test is not None else view.dice_test
         view.activity, view.fraction = "waiting", 0.0
@@ -320,7 +373,7 @@ class Runtime:
                 message.round, message.steps, message.dice_val, export, outcome, message.reverted
             )
         )
-        await self._collect_garbage()
+        self.spawn(self._collect_garbage(), "garbage")
 
     async def _adopt(self, message: jobs.RoundDone) -> ModelRef | None:
         export = message.export
@@ -335,7 +388,11 @@ class Runtime:
 
     async def _collect_garbage(self) -> None:
         keep = self.node.kept_models() | self.outgoing_models
-        await asyncio.to_thread(self.store.collect, keep, now_s=time.time(), older_than_s=600.0)
+        try:
+            await asyncio.to_thread(self.store.collect, keep, now_s=time.time(), older_than_s=KEPT_S)
+            self.training.warn("store", "")
+        except (OSError, LocalError) as e:  # nothing is lost; status shows it
+            self.training.warn("store", f"old models cannot be removed: {e}")
 
     # ------------------------------------------------------------ operators
 
@@ -350,12 +407,37 @@ class Runtime:
         try:
             self.events.append(event, t=time.time(), **fields)
         except (OSError, LocalError) as e:
-            self.training.warning = f"the event log cannot be written: {e}"
+            self.training.warn("events", f"the event log cannot be written: {e}")
+        else:
+            if "events" in self.training.warnings:
+                self.training.warn("events", "")
         level = logging.WARNING if event in _WARN else logging.DEBUG if event in _QUIET else logging.INFO
         log.log(level, "", extra={"event": event, "fields": fields})
 
-    def _forged(self, peer: Site, record: Record) -> None:
-        self.note("record_forged", site=peer, reason=f"{type(record).__name__} about {record.site}")
+    def _forged(self, peer: Site, record: Record, more: int) -> None:
+        others = f" and {more} more" if more else ""
+        self.note("record_forged", site=peer, reason=f"{type(record).__name__} about {record.site}{others}")
+
+
+def _why(error: BaseException, *, in_core_words: bool = False) -> tuple[str, str]:
+    """(reason, detail) of a call that came to nothing. Re-raises the cancellation of our own task.
+
+    `in_core_words`: of the reasons that events.RequestFailed knows; a peer that answers and says no, in
+    whatever words, has refused (and lives).
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise error
+        return "unreachable", "its connection was closed here"  # a channel went while the call was under way
+    if isinstance(error, PeerRefused) and in_core_words and error.reason != "refused":
+        return "refused", f"{error.reason}: {error.detail}" if error.detail else error.reason
+    if isinstance(error, PeerError):
+        return error.reason, error.detail
+    if isinstance(error, OSError | LocalError):
+        return "unreadable", str(error)
+    log.error("a call failed", exc_info=error)
+    return "internal", repr(error)
 
 
 def restore(doc: dict[str, Any]) -> effects.Snapshot:

@@ -72,7 +72,7 @@ class Service:
             bytes_out=sum(t.bytes_out for t in traffic),
             bytes_in=sum(t.bytes_in for t in traffic),
             inbox=len(r.node.inbox),
-            uptime_s=time.time() - r.started_at,
+            uptime_s=time.monotonic() - r.started_at,
             self_health=r.node.self_health,
             contract=fingerprint(r.contract),
             control=str(r.config.control_socket),
@@ -117,11 +117,11 @@ class Service:
     async def watch(self) -> AsyncIterator[doc.WatchDoc]:
         """A document whenever something changed, at most twice a second, and at least every five."""
         while True:
+            changed = self._runtime.changed
             yield doc.WatchDoc(status=await self.status(), peers=await self.peers(0))
-            self._runtime.changed.clear()
             await asyncio.sleep(WATCH_INTERVAL_S)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._runtime.changed.wait(), 5.0)
+                await asyncio.wait_for(changed.wait(), 5.0)
 
     async def pause(self) -> doc.OkDoc:
         self._runtime.pause(True)
@@ -153,8 +153,7 @@ class Service:
         reasons = []
         if r.worker.status.state in ("failed", "restarting"):
             reasons.append(f"training: {r.worker.status.state}: {r.worker.status.reason}")
-        if r.training.warning:
-            reasons.append(r.training.warning)
+        reasons.extend(r.training.warnings.values())
         for name, member in sorted(r.node.members.items()):
             if member.refused:
                 reasons.append(f"{name}: refused: {member.refused}")

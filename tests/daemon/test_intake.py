@@ -1,0 +1,285 @@
+"""What peers ask and send: a real node, a real store, and bytes that are not always what was promised."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+
+from gossipseg.core import events as ev
+from gossipseg.core import messages as ms
+from gossipseg.core.types import ModelRef, Record
+from gossipseg.daemon.intake import Intake, schema_difference
+from gossipseg.errors import PeerRefused, PeerUnreachable
+from gossipseg.store import ModelStore
+from tests.core.rig import TRAINING, Rig, alive, suspect
+
+SCHEMA: dict[str, tuple[str, tuple[int, ...]]] = {"w": ("F16", (10, 20))}
+
+
+def safetensors(shape: tuple[int, ...] = (10, 20), dtype: str = "F16", fill: bytes = b"\0") -> bytes:
+    data = fill * (2 * shape[0] * shape[1])
+    header = json.dumps({"w": {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}}).encode()
+    return struct.pack("<Q", len(header)) + header + data
+
+
+def ref(data: bytes, **changes: Any) -> ModelRef:
+    return replace(ModelRef(blake3(data).hexdigest(), len(data), 5, 50, 10), **changes)
+
+
+class Signatures:
+    """Believes signatures that say so; knows b and c."""
+
+    sites = frozenset({"b", "c"})
+
+    def __init__(self) -> None:
+        self.checked = 0
+
+    def verify(self, site: str, payload: bytes, signature: bytes) -> bool:
+        self.checked += 1
+        return site in self.sites and signature == b"good"
+
+
+class Bench:
+    """An intake before a node in training that knows b and c."""
+
+    def __init__(self, tmp_path: Path, *, reserve: int = 0) -> None:
+        self.rig = Rig(("b", "c")).start()
+        self.rig.meet("b", "c")
+        self.rig.ready()
+        self.store, self.verifier = ModelStore(tmp_path / "models"), Signatures()
+        self.forged: list[tuple[str, Record, int]] = []
+        self.moved: list[float] = []
+        self.events: list[ev.Event] = []
+        self.now = 0.0
+        self.intake = Intake(
+            self.rig.node,
+            self.inject,
+            self.store,
+            self.verifier,
+            disk_reserve_bytes=reserve,
+            moved=lambda *args: self.moved.append(args[-1]),
+            forged=lambda *args: self.forged.append(args),
+            clock=lambda: self.now,
+        )
+        self.intake.schema = SCHEMA
+
+    def inject(self, event: ev.Event) -> None:
+        self.events.append(event)
+        for effect in self.rig.do(event):
+            if hasattr(effect, "token"):
+                self.intake.respond(effect.token, effect.body)
+
+    async def promise(self, data: bytes, frm: str = "b", **changes: Any) -> ModelRef:
+        model = ref(data, **changes)
+        reply = await self.intake.on_request(frm, ms.Offer(model))
+        assert reply == ms.OfferReply("accept")
+        return model
+
+    async def push(self, model: ModelRef, data: bytes, frm: str = "b", chunk: int = 40) -> None:
+        offset = await self.intake.push_offset(frm, model)
+        await self.intake.on_push(frm, model, offset, chunks(data[offset:], chunk))
+
+    async def refused(self, model: ModelRef, data: bytes, frm: str = "b") -> str:
+        with pytest.raises(PeerRefused) as e:
+            await self.push(model, data, frm)
+        return e.value.reason
+
+
+async def chunks(data: bytes, size: int = 40, cut: bool = False) -> AsyncIterator[bytes]:
+    for i in range(0, len(data), size):
+        yield data[i : i + size]
+    if cut:
+        raise PeerUnreachable("b", "cut_off")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+# ---------------------------------------------------------------- requests
+
+
+async def test_the_core_answers(bench: Bench) -> None:
+    reply = await bench.intake.on_request("b", ms.Ping((), TRAINING))
+    assert isinstance(reply, ms.Ack)
+
+
+async def test_records_that_their_signer_did_not_sign_do_not_reach_the_core(bench: Bench) -> None:
+    good = replace(alive("c", 5), signature=b"good")
+    body = ms.Ping((replace(suspect("c", "b"), signature=b"bad"), good, alive("b", 9)), TRAINING)
+    kept = bench.intake.verified("b", body)
+    assert kept.records == (good,)
+    assert [(peer, record.site, more) for peer, record, more in bench.forged] == [("b", "c", 1)]
+
+
+async def test_a_flood_of_forgeries_is_told_once_and_each_record_looked_at_once(bench: Bench) -> None:
+    signed = [replace(alive("c", i + 1), signature=b"good") for i in range(4000)]
+    forged = [alive("b", i + 1) for i in range(4000)]
+    kept = bench.intake.verified("b", ms.Sync((*forged, *signed), TRAINING))
+    assert len(kept.records) == 4000 and bench.verifier.checked == 8000
+    assert len(bench.forged) == 1 and bench.forged[0][2] == 3999
+
+
+async def test_records_of_a_site_not_listed_here_are_no_forgery(bench: Bench) -> None:
+    body = ms.Ping((alive("newcomer"),), TRAINING)
+    assert bench.intake.verified("b", body).records == () and bench.forged == []
+
+
+async def test_nobody_is_left_waiting(bench: Bench) -> None:
+    waiting = asyncio.create_task(bench.intake.on_request("b", ms.IndirectPing("c", ())))
+    await asyncio.sleep(0)
+    assert len(bench.intake._waiting) == 1
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    assert bench.intake._waiting == {}
+    bench.intake.respond(99, ms.Ack((), TRAINING))
+
+
+# ---------------------------------------------------------------- models
+
+
+async def test_a_promised_model_is_stored_and_told(bench: Bench) -> None:
+    data = safetensors()
+    model = await bench.promise(data)
+    await bench.push(model, data)
+    assert bench.store.path(model.hash).read_bytes() == data
+    assert bench.events[-1] == ev.ModelArrived("b", model) and bench.rig.node.inbox[0].model == model
+    assert bench.moved[-1] == 1.0 and bench.moved == sorted(bench.moved)
+
+
+async def test_the_core_hears_that_it_comes_every_few_seconds(bench: Bench) -> None:
+    data = safetensors()
+    model = await bench.promise(data)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        async for chunk in chunks(data, 100):
+            bench.now += 0.5
+            yield chunk
+
+    await bench.intake.on_push("b", model, 0, slowly())
+    told = [e for e in bench.events if isinstance(e, ev.TransferBegan)]
+    assert 2 <= len(told) <= 5
+
+
+async def test_what_was_not_promised_is_not_taken(bench: Bench) -> None:
+    data = safetensors()
+    assert await bench.refused(ref(data), data) == "not_offered"
+    model = await bench.promise(data)
+    assert await bench.refused(model, data, frm="c") == "not_offered"
+    assert await bench.refused(replace(model, size_bytes=1), data) == "not_offered"
+
+
+async def test_a_cut_stream_goes_on_where_it_broke_off(bench: Bench) -> None:
+    data = safetensors()
+    model = await bench.promise(data)
+    with pytest.raises(PeerUnreachable):
+        await bench.intake.on_push("b", model, 0, chunks(data[:200], 40, cut=True))
+    assert await bench.intake.push_offset("b", model) == 200
+    with pytest.raises(PeerRefused, match="wrong_offset"):
+        await bench.intake.on_push("b", model, 100, chunks(data[100:]))
+    await bench.push(model, data)
+    assert bench.store.has(model.hash)
+
+
+async def test_a_stream_that_ends_early_keeps_the_promise(bench: Bench) -> None:
+    data = safetensors()
+    model = await bench.promise(data)
+    assert await bench.refused(model, data[:-5]) == "incomplete"
+    assert bench.rig.node.expects("b", model.hash) == model
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (safetensors((20, 10)), "schema_mismatch"),
+        (safetensors(dtype="I16"), "schema_mismatch"),
+        (b"\x80\x04pickled, and no safetensors file at all", "unreadable"),
+    ],
+)
+async def test_a_model_that_does_not_fit_is_refused_counted_and_removed(
+    bench: Bench, data: bytes, reason: str
+) -> None:
+    model = await bench.promise(data)
+    assert await bench.refused(model, data) == reason
+    assert not bench.store.has(model.hash) and bench.rig.node.reserved is None
+    assert bench.rig.node.count("refused", "b") == 1
+
+
+async def test_other_bytes_than_promised_are_refused(bench: Bench) -> None:
+    data = safetensors()
+    model = await bench.promise(data)
+    assert await bench.refused(model, safetensors(fill=b"\1")) == "hash_mismatch"
+    assert bench.store.list() == [] and list(bench.store.root.glob("partial/*")) == []
+
+
+async def test_a_model_for_which_there_is_no_room_is_refused_before_it_comes(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, reserve=1 << 60)
+    model = await bench.promise(safetensors())
+    assert await bench.refused(model, safetensors()) == "disk_full"
+    assert bench.moved == [] and bench.rig.node.reserved is None
+
+
+async def test_a_model_that_comes_too_late_is_refused_and_does_not_stay(bench: Bench) -> None:
+    data = safetensors()
+    model = await bench.promise(data)
+
+    async def until_too_late() -> AsyncIterator[bytes]:
+        async for chunk in chunks(data):
+            yield chunk
+        bench.rig.until(bench.rig.now + 4000)  # the promise has run out
+
+    with pytest.raises(PeerRefused, match="too_late"):
+        await bench.intake.on_push("b", model, 0, until_too_late())
+    assert not bench.store.has(model.hash)
+
+
+async def test_a_call_broken_off_while_the_file_is_opened_leaves_no_lock(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = safetensors()
+    model = await bench.promise(data)
+    opened, go_on, real = threading.Event(), threading.Event(), bench.store.partial
+
+    def slow(*args: Any, **kw: Any) -> Any:
+        partial = real(*args, **kw)
+        opened.set()
+        go_on.wait(10)
+        return partial
+
+    monkeypatch.setattr(bench.store, "partial", slow)
+    asking = asyncio.create_task(bench.intake.push_offset("b", model))
+    await asyncio.to_thread(opened.wait, 10)
+    asking.cancel()
+    await asyncio.wait({asking})
+    go_on.set()
+    monkeypatch.setattr(bench.store, "partial", real)
+    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+    await asyncio.sleep(0)
+    await bench.push(model, data)  # not "busy"
+    assert bench.store.has(model.hash)
+
+
+def test_a_difference_of_schemas_is_named() -> None:
+    class Info:
+        def __init__(self, dtype: str, shape: tuple[int, ...]) -> None:
+            self.dtype, self.shape = dtype, shape
+
+    assert schema_difference({"w": Info("F16", (10, 20))}, SCHEMA) == ""
+    assert schema_difference({"w": Info("F32", (10, 20))}, SCHEMA) == "", "out of range for F16"
+    assert (
+        schema_difference({"w": Info("F16", (20, 10))}, SCHEMA) == "w has shape [20, 10], expected [10, 20]"
+    )
+    assert schema_difference({}, SCHEMA) == "w is missing"
+    assert (
+        schema_difference({"v": Info("F16", (1,)), "w": Info("F16", (10, 20))}, SCHEMA) == "v is unknown here"
+    )

@@ -1,0 +1,198 @@
+"""The shell around the core, with a real core and store: order, warnings, and what may not end the daemon."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossipseg.core import effects as fx
+from gossipseg.core import events as ev
+from gossipseg.core import messages as ms
+from gossipseg.core.types import Phase
+from gossipseg.daemon.main import Daemon, load_config
+from gossipseg.daemon.runtime import Runtime
+from gossipseg.errors import GossipsegError, LocalError, PeerRefused
+from gossipseg.learn import jobs
+from tests.core.rig import TRAINING
+from tests.e2e.federation import Federation, federation
+
+READY = jobs.Ready(0, 0, 8, "net", {}, 1, "cpu", "no", {"training": 8})
+
+
+def arguments(site: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        config=str(site), set=[], listen=None, state_dir=None, rounds=None, device=None
+    )  # fmt: skip
+
+
+def daemon_of(f: Federation, name: str = "north") -> Daemon:
+    """A daemon put together and not started: no port, no worker."""
+    f[name].folder.joinpath("state").mkdir(exist_ok=True)
+    args = arguments(f[name].config)
+    daemon = Daemon(load_config(args), args)
+    daemon.transport = daemon._transport()
+    daemon.runtime = daemon._runtime()
+    return daemon
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("tests.e2e.federation.write_data", lambda *_: None)
+    with federation(tmp_path, ["north", "south"], gossip={"warmup_rounds": 0}) as f:
+        yield f
+
+
+@asynccontextmanager
+async def running(f: Federation) -> AsyncIterator[tuple[Runtime, list[GossipsegError]]]:
+    """A runtime whose queues are served; what would have ended the daemon is collected."""
+    runtime, failures = daemon_of(f).runtime, []
+    runtime._fail = failures.append
+    runtime.spawn(runtime._perform_all())
+    runtime.spawn(runtime._hear_worker())
+    runtime.inject(ev.Start())
+    try:
+        yield runtime, failures
+    finally:
+        if runtime._timer is not None:
+            runtime._timer.cancel()
+        for task in list(runtime._tasks):
+            task.cancel()
+        await asyncio.gather(*runtime._tasks, return_exceptions=True)
+        await runtime.transport.close()
+
+
+def done(number: int, **changes: Any) -> jobs.RoundDone:
+    return jobs.RoundDone(
+        **{
+            "round": number,
+            "steps": number,
+            "loss": 0.5,
+            "terms": {},
+            "dice_val": 0.5,
+            "dice_val_local": None,
+            "seconds": 1.0,
+            **changes,
+        }
+    )
+
+
+async def test_a_death_does_not_overtake_the_round_finished_before_it(
+    files: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, failures):
+        r.on_worker_message(READY)
+        await r._settled()
+        assert r.node.phase is Phase.TRAINING
+        go_on, real = threading.Event(), r.store.adopt
+        monkeypatch.setattr(r.store, "adopt", lambda file: (go_on.wait(10), real(file))[1])
+        exported = tmp_path / "round-1.safetensors"
+        exported.write_bytes(b"model")
+        r.on_worker_message(done(1, export=jobs.Export(str(exported), 8, 1)))
+        r.on_worker_lost("killed", False)
+        r.on_worker_message(READY.__class__(**{**_fields(READY), "round": 1, "steps": 1}))
+        go_on.set()
+        await r._settled()
+        assert (r.node.round, r.node.phase, failures) == (1, Phase.TRAINING, [])
+        names = [e["event"] for e in r.events.tail(50)]
+        assert names.index("round_finished") < names.index("worker_lost")
+        assert "dropped_event" not in names
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    return {name: getattr(message, name) for name in message.__dataclass_fields__}
+
+
+async def test_a_warning_of_the_worker_stays_until_it_is_withdrawn(files: Federation) -> None:
+    async with running(files) as (r, _):
+        r.on_worker_message(jobs.Ready(**{**_fields(READY), "warning": "a damaged checkpoint"}))
+        await r._settled()
+        assert list(r.training.warnings.values()) == ["a damaged checkpoint"]
+        r.on_worker_message(done(1, warning="checkpoint not written: disk full"))
+        await r._settled()  # the node's own state was written meanwhile
+        assert list(r.training.warnings.values()) == ["checkpoint not written: disk full"]
+        r.on_worker_message(done(2))
+        await r._settled()
+        assert r.training.warnings == {}
+
+
+async def test_models_that_cannot_be_collected_are_a_warning(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, failures):
+
+        def broken(*_: Any, **__: Any) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(r.store, "collect", broken)
+        await r._collect_garbage()
+        assert failures == [] and "Permission denied" in r.training.warnings["store"]
+
+
+async def test_what_a_peer_says_does_not_end_the_daemon(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, failures):
+        real = r.node.step
+
+        def step(event: ev.Event, now: float) -> list[fx.Effect]:
+            if isinstance(event, ev.Reply):
+                raise KeyError("a mistake of ours that a peer found")
+            return real(event, now)
+
+        async def request(*_: Any) -> Any:
+            return ms.Ack((), TRAINING)
+
+        monkeypatch.setattr(type(r.node), "step", lambda self, e, now: step(e, now))
+        monkeypatch.setattr(r.transport, "request", request)
+        await r._request(fx.Request(77, "south", ms.Ping((), TRAINING), 1.0))
+        assert failures == [] and r.events.tail(1)[0]["event"] == "internal_error"
+
+
+async def test_a_tick_that_fails_ends_the_daemon_and_not_the_clock_alone(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, failures):
+
+        def step(self: Any, event: ev.Event, now: float) -> list[fx.Effect]:
+            raise KeyError("a mistake of ours")
+
+        monkeypatch.setattr(type(r.node), "step", step)
+        r._tick()
+        assert len(failures) == 1 and isinstance(failures[0], LocalError)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "detail"),
+    [
+        (asyncio.CancelledError(), "unreachable", "its connection was closed here"),
+        (PeerRefused("south", "no_answer", "too slow"), "refused", "no_answer: too slow"),
+        (ZeroDivisionError("x"), "internal", "ZeroDivisionError('x')"),
+    ],
+)
+async def test_every_request_has_an_outcome(
+    files: Federation, monkeypatch: pytest.MonkeyPatch, error: BaseException, reason: str, detail: str
+) -> None:
+    async with running(files) as (r, failures):
+        heard: list[ev.Event] = []
+
+        async def request(*_: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(r.transport, "request", request)
+        monkeypatch.setattr(r, "hear_peer", heard.append)
+        await r._request(fx.Request(5, "south", ms.Ping((), TRAINING), 1.0))
+        assert heard == [ev.RequestFailed(5, reason, detail)] and failures == []
+
+
+async def test_two_watchers_both_see_a_change(files: Federation) -> None:
+    async with running(files) as (r, _):
+        first = second = r.changed
+        r.tell_watchers()
+        assert first.is_set() and second.is_set() and not r.changed.is_set()
