@@ -102,7 +102,7 @@ def digest(tree: Any) -> str:
 def _hash_into(hasher: blake3.blake3, tree: Any) -> None:
     if isinstance(tree, torch.Tensor):
         hasher.update(f"tensor {tree.dtype} {tuple(tree.shape)}\n".encode())
-        hasher.update(tree.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(tree.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     elif isinstance(tree, Mapping):
         hasher.update(f"mapping {len(tree)}\n".encode())
         for key, value in tree.items():
