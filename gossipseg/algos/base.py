@@ -74,7 +74,7 @@ class Algorithm:
     """Whether an incoming model is trained beside the local one for the round of its visit."""
 
     replaces_on_merge: bool = False
-    """Whether weights from `on_departure` are the visitor's outright: the optimizer then starts afresh."""
+    """Whether weights from `on_departure` are the visitor's outright: first moments then start at 0."""
 
     def __init__(self, private_names: Collection[str] = ()) -> None:
         self._private_names = frozenset(private_names)

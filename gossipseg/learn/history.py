@@ -31,6 +31,8 @@ class History:
     dice_val: float | None = None
     dice_test_start: float | None = None
     dice_test: float | None = None
+    reverted: tuple[str, str] | None = None
+    """Hash and site of a visit that was undone in the present round and has not been told of yet."""
     dice_history: list[tuple[int, float | None]] = field(default_factory=list)
     """(round, validation Dice of the EMA)."""
 
@@ -42,7 +44,8 @@ class History:
     def of(cls, state: Mapping[str, Any]) -> History:
         """From what state() gave."""
         past = [(int(r), d) for r, d in state["dice_history"]]
-        return cls(**{**state, "dice_history": past})
+        reverted = tuple(state["reverted"]) if state.get("reverted") else None
+        return cls(**{**state, "dice_history": past, "reverted": reverted})
 
 
 class Tally:

@@ -18,6 +18,9 @@ from gossipseg.learn.setup import Setup
 from gossipseg.learn.step import Learner, make_learner
 from gossipseg.nets.segmenter import Segmenter
 
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
+"""What Adam and SGD call them."""
+
 
 class Student:
     """The training model with its optimizer, and the EMA of it."""
@@ -40,6 +43,16 @@ class Student:
     def renew_optimizer(self) -> None:
         """Forget the moments: they belonged to other weights."""
         self.learner = make_learner(self.model, self._setup.training, self._compute)
+
+    def forget_direction(self) -> None:
+        """After another site's weights replaced W: first moments to 0, second ones kept (ALGORITHMS §1).
+
+        The direction belonged to the old weights; the scale of the gradients is the data's.
+        """
+        for state in self.learner.optimizer.state.values():
+            for name in FIRST_MOMENTS:
+                if isinstance(state.get(name), Tensor):
+                    state[name].zero_()
 
     def become(self, incoming: Weights) -> None:
         """Take over the named weights outright: model and EMA, with a fresh optimizer."""
@@ -72,6 +85,8 @@ class Student:
         self.model.load_state_dict(snapshot["model"])
         self.ema.load_state_dict(snapshot["ema"])
         self.learner.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
+        for group in self.learner.optimizer.param_groups:
+            group["weight_decay"] = self._setup.training.weight_decay  # the settings' own, not the file's
         if snapshot["scaler"] and self.learner.scaler.is_enabled():
             self.learner.scaler.load_state_dict(snapshot["scaler"])
 

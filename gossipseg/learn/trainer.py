@@ -16,7 +16,7 @@ with a visitor starts again from its beginning, because the visitor is not kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from gossipseg.learn.guard import Guard, harmful
 from gossipseg.learn.history import History, Pace, Tally
 from gossipseg.learn.losses import make_target, segmentation_loss
 from gossipseg.learn.model import build_model
+from gossipseg.learn.normstats import BATCHES, reestimate
 from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.site import SiteContext
@@ -91,8 +92,8 @@ class Trainer:
         export, warning = self._export(order) if order.export else (None, "")
         done = self._done(order, scores, started)
         done |= {"export": export, "visit": visit, "warning": _join(self._skips(), warning)}
-        if undone is not None:
-            done |= {"reverted": undone.hash, "reverted_frm": undone.frm}
+        if self.history.reverted is not None:
+            done["reverted"], done["reverted_frm"] = self.history.reverted
         self._end_round(order.round)
         return jobs.RoundDone(**done)
 
@@ -117,6 +118,7 @@ class Trainer:
 
     def _end_round(self, round: int) -> None:
         self.history.round, self.history.step, self.history.averaged = round, 0, False
+        self.history.reverted = None
         self.tally = Tally()
         self.resumable = True
 
@@ -227,13 +229,17 @@ class Trainer:
         guard = self.guard
         if guard is None or guard.judge_round > round:
             return None
-        self.guard = None
-        if all_finite(self.student.weights()):
+        bad = not all_finite(self.student.weights())
+        if not bad:
             self._last_scores = self._case_scores(round)
-            if not harmful(guard.before, self._last_scores, self.setup.training.guard_drop):
-                return None
+            bad = harmful(guard.before, self._last_scores, self.setup.training.guard_drop)
+        # Only now: the worker may be stopped while it scores, and the visit is then still to be judged.
+        self.guard = None
+        if not bad:
+            return None
         self.student.restore(guard.snapshot)
         self.history.steps = guard.steps
+        self.history.reverted = (guard.hash, guard.frm)
         return guard
 
     def _open_guard(self, visitor: Visitor, judge_round: int, before: list[float | None]) -> Guard:
@@ -268,14 +274,22 @@ class Trainer:
             return
         self._merge(visitor, weights)
         if self.algorithm.replaces_on_merge:
-            self.student.renew_optimizer()
+            self.student.forget_direction()
 
     def _role_score(self, role: Role, visitor: Visitor, round: int) -> float:
         model = self.student.model
         if role == "incoming":
             model = visitor.learner.model if visitor.learner is not None else dress(visitor, model)
+            reestimate(model, lambda: self._unseen_images(round), self.compute)
         mean = self._score(model, "validation", round).mean
         return float("nan") if mean is None else mean
+
+    def _unseen_images(self, round: int) -> Iterator[Tensor]:
+        """Batches of this round beyond those it trains on: for batch norm's statistics."""
+        first = self.setup.training.steps_per_round
+        for _, batch in self.site.batches(round, first, first + BATCHES):
+            self._gate()
+            yield batch["image"]
 
     # ------------------------------------------------------------ close
 

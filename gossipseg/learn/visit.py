@@ -27,7 +27,7 @@ MAX_BAD_STEPS = 3
 
 @dataclass(slots=True)
 class Visitor:
-    """An admitted model. `incoming`: its shared tensors as they came, on the device."""
+    """An admitted model. `incoming`: its shared tensors as they came, on the device; empty once it trains."""
 
     order: jobs.Visit
     incoming: dict[str, Tensor]
@@ -79,5 +79,9 @@ def dress(visitor: Visitor, model: Segmenter) -> Segmenter:
 
 
 def seat(visitor: Visitor, model: Segmenter, training: TrainingParams, compute: Compute) -> None:
-    """Give the visitor a learner of its own, to train beside the local one."""
+    """Give the visitor a learner of its own, to train beside the local one.
+
+    What came is let go of: a device holds two models during a visit (and the EMA), not three.
+    """
     visitor.learner = make_learner(dress(visitor, model), training, compute)
+    visitor.incoming = {}

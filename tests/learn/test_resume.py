@@ -107,6 +107,46 @@ def test_a_visit_that_was_interrupted_starts_again_from_its_beginning(data: Path
     assert same(final(again), final(whole))
 
 
+@pytest.mark.parametrize("harmful", (True, False))
+def test_stopped_while_an_earlier_visit_is_judged(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmful: bool
+) -> None:
+    """The verdict is neither lost nor passed twice, and an undone visit is told of."""
+    monkeypatch.setattr("gossipseg.learn.trainer.harmful", lambda *scores: harmful)
+    settings: dict[str, Any] = {"training": {"steps_per_round": 1}}
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south", **settings))
+    export = south.run_round(jobs.StartRound(1, export=True)).export
+    spec = make_spec(data, tmp_path / "n", **settings)
+    whole = make_trainer(spec, context=south.site)
+    whole.run_round(jobs.StartRound(1))
+    whole.run_round(jobs.StartRound(2, jobs.Visit(export.path, "v", "south", 1, 2)))
+    saved = through_a_file(whole.state())
+    expected = whole.run_round(jobs.StartRound(3))
+    assert (expected.reverted, expected.reverted_frm) == (("v", "south") if harmful else (None, None))
+    points = 1 + 1 + 2 + 2  # step, its end, cases of the judgement, cases of the EMA
+    for point in range(points):
+        broken = make_trainer(spec, context=south.site)
+        broken.load(saved)
+        broken._gate = CountedGate(point)
+        with pytest.raises(StopRequested):
+            broken.run_round(jobs.StartRound(3))
+        assert broken.resumable
+        resumed = make_trainer(spec, context=south.site)
+        resumed.load(through_a_file(broken.state()))
+        done = resumed.run_round(jobs.StartRound(3))
+        assert (done.reverted, done.reverted_frm) == (expected.reverted, expected.reverted_frm), point
+        assert same(final(resumed), final(whole)), point
+    assert resumed.run_round(jobs.StartRound(4)).reverted is None
+
+
+def test_a_resumed_optimizer_obeys_the_present_settings(data: Path, tmp_path: Path) -> None:
+    before = make_trainer(make_spec(data, tmp_path, training={"weight_decay": 0.0}))
+    before.run_round(jobs.StartRound(1))
+    after = make_trainer(make_spec(data, tmp_path, training={"weight_decay": 0.25}))
+    after.load(through_a_file(before.state()))
+    assert [g["weight_decay"] for g in after.student.learner.optimizer.param_groups] == [0.25]
+
+
 def newest(state_dir: Path) -> dict[str, Any]:
     files = sorted((state_dir / "checkpoint").glob("round-*.pt"), key=lambda p: int(p.stem[6:]))
     loaded: dict[str, Any] = torch.load(files[-1], weights_only=True)

@@ -15,6 +15,7 @@ from gossipseg.algos.params import GcmlParams, GossipAverageParams, LocalParams
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.evaluate import CaseScore, Scores
+from gossipseg.learn.visit import admit, seat
 from tests.learn.harness import make_spec, make_trainer, same, write_nifti_site, write_png_site
 
 
@@ -251,8 +252,11 @@ def test_merges_that_look_at_validation(
     done = trainer.run_round(jobs.StartRound(2, guest))
     assert done.visit.outcome == outcome
     assert len(calls) == (1 if merge == "none" else 3)
-    if merge == "best_of":
-        assert (len(trainer.student.learner.optimizer.state) == 0) == (outcome == "merged")
+    moments = trainer.student.learner.optimizer.state.values()
+    forgotten = merge == "best_of" and outcome == "merged"
+    # Replacing W outright zeroes m and keeps v; the other merges keep both.
+    assert all((float(m["exp_avg"].abs().sum()) == 0) == forgotten for m in moments if m["exp_avg_sq"].any())
+    assert any(m["exp_avg_sq"].any() for m in moments)
 
 
 def test_private_norms_stay(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
@@ -283,6 +287,59 @@ def test_running_statistics_of_batch_norm_do_not_travel(data: Path, tmp_path: Pa
     assert done.visit.outcome == "merged"
     counter = next(n for n in after if n.endswith("num_batches_tracked"))
     assert after[counter] == before[counter] + 4
+
+
+def test_batch_norm_of_a_visitor_is_measured_anew_before_it_is_scored(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"network": {"norm": "batch"}, "algorithm": GcmlParams(merge="best_of")}
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south", **settings))
+    export = south.run_round(jobs.StartRound(1, export=True)).export
+    trainer = trainer_after_one_round(data, tmp_path / "n", **settings)
+    seen: list[dict[str, Tensor]] = []
+    score = trainer.site.score
+
+    def spy(model: Any, split: str, on_progress: Any) -> Scores:
+        if model is not trainer.student.model and model is not trainer.student.ema:
+            seen.append(copy_of(model.state_dict()))
+        return score(model, split, on_progress)
+
+    monkeypatch.setattr(trainer.site, "score", spy)
+    trainer.run_round(jobs.StartRound(2, jobs.Visit(export.path, "h", "south", 4, 2)))
+    assert len(seen) == 1
+    assert {int(t) for n, t in seen[0].items() if n.endswith("num_batches_tracked")} == {10}
+
+
+def test_a_visitor_has_the_receivers_private_part_and_a_fresh_optimizer(data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"network": {"norm": "batch"}}
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south", **settings))
+    export = south.run_round(jobs.StartRound(1, export=True)).export
+    trainer = trainer_after_one_round(data, tmp_path / "n", **settings)
+    visitor = admit(
+        jobs.Visit(export.path, "h", "south"),
+        trainer.student.model,
+        trainer.algorithm,
+        "float16",
+        trainer.compute,
+    )
+    brought = visitor.incoming
+    seat(visitor, trainer.student.model, trainer.setup.training, trainer.compute)
+    assert visitor.learner is not None and not visitor.learner.optimizer.state
+    assert visitor.learner.scaler is not trainer.student.learner.scaler
+    mine = trainer.student.weights()
+    for name, tensor in visitor.learner.model.state_dict().items():
+        assert torch.equal(tensor, brought[name] if name in brought else mine[name]), name
+    assert brought.keys() != mine.keys()
+    assert not visitor.incoming  # two models during a visit, not three
+
+
+def test_lambda_counts_the_visits_before_the_present_one(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = make_trainer(make_spec(data, tmp_path, training={"steps_per_round": 1}))
+    taken_over = trainer.run_round(jobs.StartRound(1, guest))  # no visit: nothing was learnt from each other
+    lambdas = [trainer.run_round(jobs.StartRound(r, guest)).terms["lambda"] for r in (2, 3, 4)]
+    assert "lambda" not in taken_over.terms and lambdas == pytest.approx([0.0, 0.04, 0.08])
 
 
 # ---------------------------------------------------------------- the guard
