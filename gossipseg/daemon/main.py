@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ from pathlib import Path
 from gossipseg import __version__, trust
 from gossipseg import config as configuration
 from gossipseg.core import events
+from gossipseg.core.effects import Snapshot
 from gossipseg.core.node import NodeState
 from gossipseg.daemon import logs
 from gossipseg.daemon.notify import Notifier
@@ -48,6 +50,7 @@ class Daemon:
         self._ended: asyncio.Future[tuple[str, GossipsegError | None]] | None = None
         self._foreign: list[str] = []
         self._mdns: MdnsDiscovery | None = None
+        self._up = self._hung_up = False
 
     async def run(self) -> int:
         """Run until a signal, `gossipctl leave` or an error; returns the exit code."""
@@ -67,18 +70,26 @@ class Daemon:
         )
         control = ControlServer(self.config.control_socket, service)
         await self.runtime.start()
-        await control.start()
-        self._mdns = self._discovery()
-        if self._mdns is not None:
-            await self._mdns.start()
-        self.notifier.ready(f"{self.config.site.site} in {self.config.federation.federation}")
+        try:
+            await control.start()
+        except GossipsegError as e:  # the worker runs already: it is ended like at any other end
+            self.end("failed", e)
+        self._up = True
+        if not self._ended.done():
+            self._mdns = self._discovery()
+            if self._mdns is not None:
+                await self._mdns.start()
+            if self._hung_up:
+                self._hangup()
+            self.notifier.ready(self._status)
         feeding = asyncio.create_task(self._feed_watchdog())
         reason, error = await self._ended
         self.notifier.stopping(reason)
         feeding.cancel()
+        goodbyes = [self.runtime.stop(reason)]
         if self._mdns is not None:
-            await self._mdns.close()
-        await self.runtime.stop(reason)
+            goodbyes.append(self._mdns.close())
+        await asyncio.gather(*goodbyes)
         await control.close()
         if error is not None:
             print(f"gossipsegd: {error}", file=sys.stderr)
@@ -91,9 +102,20 @@ class Daemon:
             self._ended.set_result((reason, error))
 
     def reload(self) -> None:
-        """Read peers.yaml again. Raises ConfigError, changing nothing, when it is invalid."""
+        """Read peers.yaml again. Raises ConfigError, changing nothing, when it is invalid.
+
+        site.yaml must be valid too, but what it says now counts from the next start: half of it (ports,
+        directories, the budget, `insecure`) cannot change under a running daemon.
+        """
         try:
-            new = load_config(self._reread)
+            new = dataclasses.replace(load_config(self._reread), site=self.config.site)
+            if self.config.site.site not in [s.name for s in new.federation.sites]:
+                raise ConfigError(
+                    f"this site ({self.config.site.site}) is no longer in the list",
+                    file=new.federation_path,
+                    key="sites",
+                    remedy="List it again, or let the daemon leave (`gossipctl leave`).",
+                )
             if configuration.contract(new.federation) != configuration.contract(self.config.federation):
                 raise ConfigError(
                     "the contract (task, network, algorithm, training) changed",
@@ -101,11 +123,17 @@ class Daemon:
                     remedy="Restart the daemon for that; only the list of sites is reloaded.",
                 )
             identity, trusted = load_trust(new)
+            if identity is not None and identity.certificate_pem != self._certificate:
+                raise ConfigError(
+                    "this site's own certificate changed",
+                    file=identity.certificate_path,
+                    remedy="Restart the daemon for that; only the list of sites is reloaded.",
+                )
             self.transport.set_peers(endpoints(new))
         except GossipsegError as e:
             self.runtime.note("config_refused", reason=str(e))
             raise
-        self.config, self.identity, self.trust = new, identity, trusted
+        self.config, self.trust = new, trusted
         self.runtime.config, self.runtime.intake.verifier = new, trusted
         if self._mdns is not None:
             self._mdns.set_listed(listed_ids(new))
@@ -113,12 +141,24 @@ class Daemon:
         self.runtime.note("config_reloaded", sites=len(new.federation.sites))
 
     def _hangup(self) -> None:
+        if not self._up:  # the node has not begun yet: once it has
+            self._hung_up = True
+            return
         self.notifier.reloading(time.monotonic_ns() // 1000)
         try:
             self.reload()
         except GossipsegError as e:
             log.warning("the old list stays in force: %s", e, extra={"event": "config_refused"})
-        self.notifier.ready(f"{self.config.site.site} in {self.config.federation.federation}")
+        finally:
+            self.notifier.ready(self._status)
+
+    @property
+    def _status(self) -> str:
+        return f"{self.config.site.site} in {self.config.federation.federation}"
+
+    @property
+    def _certificate(self) -> bytes:
+        return self.identity.certificate_pem if self.identity is not None else b""
 
     def _transport(self) -> GrpcTransport:
         site = self.config.site
@@ -136,7 +176,8 @@ class Daemon:
         f, s = self.config.federation, self.config.site
         state_dir = Path(s.state_dir)
         state = StateFile(state_dir / "node.json")
-        snapshot = restore(state.load() or {})
+        event_log = EventLog(state_dir / "events.jsonl")
+        snapshot = remembered(state, event_log)
         identity = self.identity
         node = NodeState(
             s.site,
@@ -159,7 +200,7 @@ class Daemon:
             self.transport,
             ModelStore(state_dir / "models"),
             state,
-            EventLog(state_dir / "events.jsonl"),
+            event_log,
             self.trust,
             lambda error: self.end("failed", error),
             worker_socket=state_dir / "worker.sock",
@@ -202,6 +243,24 @@ class Daemon:
         while interval is not None:
             self.notifier.watchdog()
             await asyncio.sleep(interval)
+
+
+def remembered(state: StateFile, event_log: EventLog) -> Snapshot:
+    """What the node knew at its last end; nothing, with a word in the logs, when the file is damaged.
+
+    Then nothing of the model is lost: round and weights are the worker's, and peers make up for the rest.
+    """
+    doc = state.load()
+    try:
+        snapshot = restore(doc or {})
+    except (TypeError, KeyError, ValueError, AttributeError):
+        snapshot, state.corrupt_copy = Snapshot(), state.path.with_name(state.path.name + ".corrupt")
+        state.path.replace(state.corrupt_copy)
+    if state.corrupt_copy is not None:
+        reason = f"{state.path.name} is damaged and was set aside as {state.corrupt_copy.name}"
+        log.warning("", extra={"event": "state_damaged", "fields": {"reason": reason}})
+        event_log.append("state_damaged", t=time.time(), reason=reason)
+    return snapshot
 
 
 def listed_ids(config: configuration.Config) -> dict[str, str]:

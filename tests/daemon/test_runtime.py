@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,36 +15,19 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.types import Phase
-from gossipseg.daemon.main import Daemon, load_config
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError, LocalError, PeerRefused
 from gossipseg.learn import jobs
 from tests.core.rig import TRAINING
-from tests.e2e.federation import Federation, federation
+from tests.daemon.harness import daemon_of, files_only
+from tests.e2e.federation import Federation
 
 READY = jobs.Ready(0, 0, 8, "net", {}, 1, "cpu", "no", {"training": 8})
 
 
-def arguments(site: Path) -> argparse.Namespace:
-    return argparse.Namespace(
-        config=str(site), set=[], listen=None, state_dir=None, rounds=None, device=None
-    )  # fmt: skip
-
-
-def daemon_of(f: Federation, name: str = "north") -> Daemon:
-    """A daemon put together and not started: no port, no worker."""
-    f[name].folder.joinpath("state").mkdir(exist_ok=True)
-    args = arguments(f[name].config)
-    daemon = Daemon(load_config(args), args)
-    daemon.transport = daemon._transport()
-    daemon.runtime = daemon._runtime()
-    return daemon
-
-
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("tests.e2e.federation.write_data", lambda *_: None)
-    with federation(tmp_path, ["north", "south"], gossip={"warmup_rounds": 0}) as f:
+def files(tmp_path: Path) -> Iterator[Federation]:
+    with files_only(tmp_path, "north", "south") as f:
         yield f
 
 
@@ -96,7 +78,7 @@ async def test_a_death_does_not_overtake_the_round_finished_before_it(
         exported.write_bytes(b"model")
         r.on_worker_message(done(1, export=jobs.Export(str(exported), 8, 1)))
         r.on_worker_lost("killed", False)
-        r.on_worker_message(READY.__class__(**{**_fields(READY), "round": 1, "steps": 1}))
+        r.on_worker_message(jobs.Ready(**{**_fields(READY), "round": 1, "steps": 1}))
         go_on.set()
         await r._settled()
         assert (r.node.round, r.node.phase, failures) == (1, Phase.TRAINING, [])
