@@ -72,6 +72,10 @@ class Ledger:
                 self._set("in", frm, hash_, "refused", reason)
             case events.RoundFinished():
                 self._round(event)
+            case events.WorkerReady(dice_val=dice_val):
+                self._dice_val = dice_val if dice_val is not None else self._dice_val
+            case events.WorkerLost():
+                self._visit_cut_off()
 
     def moved(self, direction: str, site: Site, hash_: str, fraction: float) -> None:
         """A transfer has got this far."""
@@ -95,6 +99,11 @@ class Ledger:
         if done.reverted is not None and (site := self._visitors.get(done.reverted)) is not None:
             self._set("in", site, done.reverted, "reverted", "validation Dice fell", dice_after=done.dice_val)
         self._dice_val = done.dice_val if done.dice_val is not None else self._dice_val
+
+    def _visit_cut_off(self) -> None:
+        """The visitor waits again: the worker died during its visit."""
+        for direction, peer, hash_ in [key for key, row in self.rows.items() if row.state == "visiting"]:
+            self._set(direction, peer, hash_, "stored")
 
     def _put(self, direction: str, peer: Site, model: ModelRef, state: str, reason: str = "") -> None:
         key = (direction, peer, model.hash)

@@ -53,6 +53,8 @@ class TextFormatter(logging.Formatter):
 def _short(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, str) and not value.isprintable():  # a peer's text must not make up lines of its own
+        return json.dumps(value)
     if isinstance(value, dict):
         return ",".join(f"{k}:{_short(v)}" for k, v in value.items())
     return value

@@ -92,22 +92,16 @@ class Service:
 
     async def models(self) -> doc.ModelsDoc:
         r = self._runtime
-        waiting = {e.model.hash: e for e in r.node.inbox}
-        outgoing = r.outgoing_models
+        stored = await asyncio.to_thread(r.store.list)
+        known = {s.model.hash: ("outgoing", r.config.site.site, s.model.round) for s in r.node.sending}
+        known |= {e.model.hash: ("inbox", e.frm, e.model.round) for e in r.node.inbox}
+        if (visit := r.node.visiting) is not None:
+            known[visit.model.hash] = ("visiting", visit.frm, visit.model.round)
         rows = []
-        for stored in await asyncio.to_thread(r.store.list):
-            entry = waiting.get(stored.hash)
-            kind = "inbox" if entry else "outgoing" if stored.hash in outgoing else "other"
-            rows.append(
-                doc.ModelRow(
-                    hash=stored.hash,
-                    bytes=stored.size_bytes,
-                    kind=kind,
-                    frm=entry.frm if entry else "",
-                    round=entry.model.round if entry else None,
-                    age_s=max(0.0, time.time() - stored.mtime),
-                )
-            )
+        for file in stored:
+            kind, frm, round_ = known.get(file.hash, ("other", "", None))
+            age_s = max(0.0, time.time() - file.mtime)
+            rows.append(doc.ModelRow(file.hash, file.size_bytes, kind, frm, round_, age_s))
         return doc.ModelsDoc(models=tuple(rows))
 
     async def events(self, limit: int, since: int) -> doc.EventsDoc:

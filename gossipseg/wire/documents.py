@@ -206,8 +206,8 @@ class ExchangeRow:
     round: int = 0
     """The sender's round."""
     state: str = ""
-    """offered | busy | rejected | sending | sent | failed | receiving | stored | merged | refused |
-    kept_out | reverted | dropped"""
+    """offered | accepted | busy | rejected | sending | sent | failed | receiving | stored | visiting |
+    merged | refused | kept_out | reverted | dropped"""
     reason: str = ""
     fraction: float | None = None
     """Of the transfer, 0 to 1."""

@@ -1,0 +1,111 @@
+"""The ledger: what becomes of a row as the core's events and effects go by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gossipseg.core import effects as fx
+from gossipseg.core import events as ev
+from gossipseg.core import messages as ms
+from gossipseg.core.effects import InboxEntry
+from gossipseg.daemon import ledger as module
+from gossipseg.daemon.ledger import Ledger
+from tests.core.rig import OPEN, model
+
+ACCEPT, BUSY = ms.OfferReply("accept"), ms.OfferReply("busy", "busy")
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    ticks = iter(range(10_000))
+    return Ledger(lambda: float(next(ticks)))
+
+
+def row(ledger: Ledger) -> Any:
+    return ledger.recent(1)[0]
+
+
+def offer(ledger: Ledger, id: int = 1, to: str = "b") -> None:
+    ledger.effect(fx.Request(id, to, ms.Offer(model()), 10.0))
+
+
+def arrive(ledger: Ledger) -> None:
+    ledger.event(ev.Incoming("b", 7, ms.Offer(model())))
+    ledger.effect(fx.Respond(7, ACCEPT))
+    ledger.event(ev.ModelArrived("b", model()))
+
+
+def visit(ledger: Ledger) -> None:
+    ledger.effect(fx.StartRound(6, InboxEntry("b", model(), 5), False))
+
+
+def test_a_model_on_its_way_out(ledger: Ledger) -> None:
+    offer(ledger)
+    assert (row(ledger).direction, row(ledger).peer, row(ledger).state) == ("out", "b", "offered")
+    ledger.event(ev.Reply(1, ACCEPT, 0.1))
+    assert row(ledger).state == "accepted"
+    ledger.effect(fx.StartTransfer(2, "b", model()))
+    ledger.moved("out", "b", model().hash, 0.5)
+    assert (row(ledger).state, row(ledger).fraction) == ("sending", 0.5)
+    ledger.event(ev.TransferDone(2))
+    assert (row(ledger).state, row(ledger).fraction) == ("sent", 1.0)
+    assert ledger._offers == {} and len(ledger.rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "state", "reason"),
+    [
+        (ev.Reply(1, BUSY, 0.1), "busy", "busy"),
+        (ev.Reply(1, ms.OfferReply("reject", "stale"), 0.1), "rejected", "stale"),
+        (ev.RequestFailed(1, "timeout"), "failed", "timeout"),
+    ],
+)
+def test_an_offer_that_leads_nowhere(ledger: Ledger, outcome: ev.Event, state: str, reason: str) -> None:
+    offer(ledger)
+    ledger.event(outcome)
+    assert (row(ledger).state, row(ledger).reason) == (state, reason) and ledger._offers == {}
+
+
+def test_a_broken_transfer(ledger: Ledger) -> None:
+    ledger.effect(fx.StartTransfer(2, "b", model()))
+    ledger.event(ev.TransferFailed(2, "timeout"))
+    assert (row(ledger).state, row(ledger).reason) == ("failed", "timeout") and ledger._offers == {}
+
+
+def test_a_visit_from_the_offer_to_the_merge(ledger: Ledger) -> None:
+    ledger.event(ev.WorkerReady(5, 50, 10, OPEN, dice_val=0.4))
+    arrive(ledger)
+    assert row(ledger).state == "stored" and ledger._asked == {}
+    visit(ledger)
+    assert (row(ledger).state, row(ledger).dice_before) == ("visiting", 0.4)
+    ledger.event(ev.RoundFinished(6, 60, 0.5, visit=ev.VisitResult(model().hash, "merged")))
+    assert (row(ledger).state, row(ledger).dice_before, row(ledger).dice_after) == ("merged", 0.4, 0.5)
+    ledger.event(ev.RoundFinished(7, 70, 0.3, reverted=model().hash))
+    assert row(ledger).state == "reverted"
+
+
+def test_a_visit_cut_off_by_the_workers_death_waits_again(ledger: Ledger) -> None:
+    arrive(ledger)
+    visit(ledger)
+    ledger.event(ev.WorkerLost("oom"))
+    assert row(ledger).state == "stored"
+
+
+def test_a_model_dropped_or_broken(ledger: Ledger) -> None:
+    arrive(ledger)
+    ledger.effect(fx.Note("model_dropped", "b", "too_old", {"hash": model().hash}))
+    assert (row(ledger).state, row(ledger).reason) == ("dropped", "too_old")
+    ledger.event(ev.ModelBroken("b", model().hash, "hash_mismatch"))
+    assert (row(ledger).state, row(ledger).reason) == ("refused", "hash_mismatch")
+
+
+def test_rows_are_bounded_and_the_newest_come_first(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ROWS", 3)
+    for i, to in enumerate("bcdef"):
+        offer(ledger, i, to)
+    assert [r.peer for r in ledger.recent(0)] == ["f", "e", "d"]
+    assert [r.peer for r in ledger.recent(1)] == ["f"]
+    ledger.event(ev.RequestFailed(0, "timeout"))  # its row is gone already
+    assert len(ledger.rows) == 3
