@@ -32,6 +32,8 @@ MAX_LOG_BYTES = 4 << 20
 """A larger worker.log is set aside as worker.1.log when a worker starts."""
 LAST_WORDS_S = 2.0
 """How long the messages of a worker that has ended are still read."""
+UNREADY_STOP_S = 1.0
+"""How long a worker may take to stop that is not ready: it has nothing to save, and importing torch is slow."""
 WORKER_COMMAND = (sys.executable, "-m", "gossipseg.learn.worker")
 
 
@@ -123,6 +125,8 @@ class WorkerSupervisor:
         self.send(jobs.Stop())
         if self._writer is None:  # it has not been told what to do yet: there is nothing to save
             self._kill(self._process)
+        if self.status.state in ("starting", "restarting"):
+            timeout_s = min(timeout_s, UNREADY_STOP_S)
         if self._running:
             try:
                 await asyncio.wait_for(self._ended.wait(), timeout_s)

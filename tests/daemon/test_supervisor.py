@@ -193,6 +193,18 @@ async def test_a_stop_before_it_has_connected_is_quick(tmp_path: Path) -> None:
         assert time.monotonic() - begin < 10 and owner.deaths == []
 
 
+async def test_one_that_is_not_ready_has_nothing_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "UNREADY_STOP_S", 0.1)
+    script = "say('Preparing', activity='importing', fraction=0)\nwhile hear(): pass"
+    async with supervised(tmp_path, script) as (supervisor, owner):
+        await owner.until(lambda: owner.heard)
+        begin = time.monotonic()
+        await supervisor.stop(60.0)
+        assert time.monotonic() - begin < 10 and owner.deaths == []
+
+
 async def test_one_that_is_stuck_is_killed_at_the_stop(tmp_path: Path) -> None:
     async with supervised(tmp_path, "hear(); ready(); signal.pause()") as (supervisor, owner):
         await owner.until(lambda: owner.of(jobs.Ready))
