@@ -263,10 +263,14 @@ class Runtime:
 
     async def _transfer(self, effect: effects.StartTransfer) -> None:
         self._outgoing[effect.id] = effect.model.hash
-        path = self.store.path(effect.model.hash)
+        path, size = self.store.path(effect.model.hash), max(1, effect.model.size_bytes)
+
+        def moved(handed_over_bytes: int) -> None:
+            self.ledger.moved("out", effect.to, effect.model.hash, handed_over_bytes / size)
+
         try:
             timeout_s = self.config.federation.gossip.transfer_timeout_s
-            await self.transport.push(effect.to, effect.model, path, timeout_s)
+            await self.transport.push(effect.to, effect.model, path, timeout_s, moved)
         except (Exception, asyncio.CancelledError) as e:
             self.inject(events.TransferFailed(effect.id, *_why(e)))
         else:

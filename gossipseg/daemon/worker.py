@@ -33,7 +33,7 @@ MAX_LOG_BYTES = 4 << 20
 LAST_WORDS_S = 2.0
 """How long the messages of a worker that has ended are still read."""
 UNREADY_STOP_S = 1.0
-"""How long a worker may take to stop that is not ready: it has nothing to save, and importing torch is slow."""
+"""How long a worker that is not ready may take to stop: it has nothing to save, and imports may be slow."""
 WORKER_COMMAND = (sys.executable, "-m", "gossipseg.learn.worker")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 
 from grpc import aio
@@ -176,7 +176,14 @@ class GrpcTransport:
         answer = await self._link(to).call(rpc, codec.encode_request(body), timeout_s)
         return codec.decode_reply(body, answer, to)
 
-    async def push(self, to: Site, model: ModelRef, path: Path, timeout_s: float) -> None:
+    async def push(
+        self,
+        to: Site,
+        model: ModelRef,
+        path: Path,
+        timeout_s: float,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         """Stream the file to the peer, resuming where an earlier try broke off.
 
         A stream that breaks is taken up again as long as that gets it further. Raises PeerUnreachable,
@@ -184,11 +191,11 @@ class GrpcTransport:
         """
         try:
             async with asyncio.timeout(timeout_s), self._sending:
-                await self._push(to, model, path)
+                await self._push(to, model, path, progress or _unheard)
         except TimeoutError:
             raise PeerUnreachable(to, "timeout", f"not through within {timeout_s:g} s") from None
 
-    async def _push(self, to: Site, model: ModelRef, path: Path) -> None:
+    async def _push(self, to: Site, model: ModelRef, path: Path, progress: Callable[[int], None]) -> None:
         reached, stalled, broken = -1, 0, None
         while True:
             link, ask = self._link(to), codec.encode_offset_request(model)
@@ -198,11 +205,13 @@ class GrpcTransport:
             if broken is not None and stalled >= STALLED_TRIES:
                 raise broken
             try:
-                return await self._stream(link, model, path, offset)
+                return await self._stream(link, model, path, offset, progress)
             except PeerUnreachable as e:
                 reached, broken = offset, e
 
-    async def _stream(self, link: Link, model: ModelRef, path: Path, offset: int) -> None:
+    async def _stream(
+        self, link: Link, model: ModelRef, path: Path, offset: int, progress: Callable[[int], None]
+    ) -> None:
         call, explain = link.stream()
         verdict = asyncio.ensure_future(call.initial_metadata())
         try:
@@ -214,6 +223,8 @@ class GrpcTransport:
                             raise refusal
                         await call.write(codec.encode_data(chunk))
                         link.traffic.bytes_out += len(chunk)
+                        offset += len(chunk)
+                        progress(offset)
                 await call.done_writing()
                 await call
         except aio.AioRpcError as e:
@@ -227,6 +238,10 @@ class GrpcTransport:
 
     def _chunks(self, path: Path, offset: int, model: ModelRef) -> AsyncGenerator[bytes, None]:
         return file_chunks(path, offset, model.size_bytes, self._chunk_bytes)
+
+
+def _unheard(handed_over_bytes: int) -> None:
+    """Nobody follows the progress."""
 
 
 async def _early_end(link: Link, call: aio.StreamUnaryCall, explain: Explain) -> PeerError:

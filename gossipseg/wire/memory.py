@@ -129,12 +129,19 @@ class MemoryTransport:
         answer = await self._call(to, timeout_s, lambda there: there.answer(self, rpc, data), data)
         return codec.decode_reply(body, answer, to)
 
-    async def push(self, to: Site, model: ModelRef, path: Path, timeout_s: float) -> None:
+    async def push(
+        self,
+        to: Site,
+        model: ModelRef,
+        path: Path,
+        timeout_s: float,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         """Stream the file to the peer, resuming where an earlier try broke off, as long as it gets further.
 
         Raises PeerUnreachable, PeerUntrusted, PeerRefused; LocalError when the file cannot be read.
         """
-        work = self._spawn(self._pushed(to, model, path))
+        work = self._spawn(self._pushed(to, model, path, progress))
         await self._within(to, work, timeout_s)
 
     def set_peers(self, peers: Mapping[Site, PeerEndpoint]) -> None:
@@ -255,7 +262,9 @@ class MemoryTransport:
 
     # ------------------------------------------------------------ models
 
-    async def _pushed(self, to: Site, model: ModelRef, path: Path) -> None:
+    async def _pushed(
+        self, to: Site, model: ModelRef, path: Path, progress: Callable[[int], None] | None
+    ) -> None:
         ask, reached, stalled = codec.encode_offset_request(model), -1, 0
         broken: PeerUnreachable | None = None
         async with self._sending:
@@ -266,14 +275,21 @@ class MemoryTransport:
                 if broken is not None and stalled >= STALLED_TRIES:
                     raise broken
                 try:
-                    return await self._streamed(there, model, path, offset)
+                    return await self._streamed(there, model, path, offset, progress)
                 except PeerUnreachable as e:
                     reached, broken = offset, e
 
-    async def _streamed(self, there: MemoryTransport, model: ModelRef, path: Path, offset: int) -> None:
+    async def _streamed(
+        self,
+        there: MemoryTransport,
+        model: ModelRef,
+        path: Path,
+        offset: int,
+        progress: Callable[[int], None] | None,
+    ) -> None:
         handler = there._admit(self)
         async with there._taking:
-            stream = _Stream(self, there)
+            stream = _Stream(self, there, progress)
             chunks = stream.chunks(open_model(path, model.size_bytes), offset)
             work = handler.on_push(self.site, model, offset, chunks)
             stream.task = asyncio.get_running_loop().create_task(_awaited(work))
@@ -301,9 +317,14 @@ class MemoryTransport:
 class _Stream:
     """One model on its way from one transport to another."""
 
-    def __init__(self, sender: MemoryTransport, receiver: MemoryTransport) -> None:
+    def __init__(
+        self,
+        sender: MemoryTransport,
+        receiver: MemoryTransport,
+        progress: Callable[[int], None] | None,
+    ) -> None:
         self.site = sender.site
-        self._sender, self._receiver = sender, receiver
+        self._sender, self._receiver, self._progress = sender, receiver, progress
         self.error: PeerError | None = None
         self.task: asyncio.Task[Any] | None = None
 
@@ -322,6 +343,8 @@ class _Stream:
                 self._sender.traffic(self._receiver.site).bytes_out += len(data)
                 self._receiver.traffic(self.site).bytes_in += len(data)
                 yield data
+                if self._progress is not None:
+                    self._progress(f.tell())
 
     async def end(self, error: PeerError) -> None:
         """Let the chunks end with this error, and wait for the handler to put away what came."""

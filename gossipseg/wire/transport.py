@@ -6,7 +6,7 @@ One contract suite (tests/wire/test_contract.py) runs against every transport.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -66,10 +66,18 @@ class Transport(Protocol):
         """One request, one reply. Raises PeerUnreachable, PeerUntrusted or PeerRefused."""
         ...
 
-    async def push(self, to: Site, model: ModelRef, path: Path, timeout_s: float) -> None:
+    async def push(
+        self,
+        to: Site,
+        model: ModelRef,
+        path: Path,
+        timeout_s: float,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
         """Stream the file to the peer, resuming where an earlier try broke off.
 
-        Returns once the peer has stored it whole. Raises PeerUnreachable, PeerUntrusted, PeerRefused;
+        `progress` is told how many bytes of the file have been handed over. Returns once the peer has
+        stored it whole. Raises PeerUnreachable, PeerUntrusted, PeerRefused;
         LocalError when the file cannot be read here.
         """
         ...

@@ -18,7 +18,7 @@ from gossipseg.core.types import Phase
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError, LocalError, PeerRefused
 from gossipseg.learn import jobs
-from tests.core.rig import TRAINING
+from tests.core.rig import TRAINING, model
 from tests.daemon.harness import daemon_of, files_only
 from tests.e2e.federation import Federation
 
@@ -171,6 +171,23 @@ async def test_every_request_has_an_outcome(
         monkeypatch.setattr(r, "hear_peer", heard.append)
         await r._request(fx.Request(5, "south", ms.Ping((), TRAINING), 1.0))
         assert heard == [ev.RequestFailed(5, reason, detail)] and failures == []
+
+
+async def test_a_transfer_shows_how_far_it_has_come(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, _):
+        seen: list[float | None] = []
+
+        async def push(to: str, ref: Any, path: Path, timeout_s: float, progress: Any) -> None:
+            progress(ref.size_bytes // 4)
+            seen.append(r.ledger.recent(1)[0].fraction)
+
+        monkeypatch.setattr(r.transport, "push", push)
+        start = fx.StartTransfer(9, "south", model())
+        r.ledger.effect(start)
+        await r._transfer(start)
+        assert seen == [0.25] and r.ledger.recent(1)[0].fraction == 1.0
 
 
 async def test_two_watchers_both_see_a_change(files: Federation) -> None:

@@ -162,9 +162,11 @@ def test_a_promised_model_arrives_whole(transports, size):
         async with transports() as f:
             model, path = f.model(size)
             f.promise("north", model)
-            await f.transports["chase_db1"].push("north", model, path, 20.0)
+            told: list[int] = []
+            await f.transports["chase_db1"].push("north", model, path, 20.0, told.append)
             assert f.handlers["north"].store.path(model.hash).read_bytes() == path.read_bytes()
             assert f.handlers["north"].offsets == [0]
+            assert told[-1] == size and told == sorted(told)
             out, in_ = f.transports["chase_db1"].traffic("north"), f.transports["north"].traffic("chase_db1")
             assert size <= out.bytes_out < size + 1000
             assert size <= in_.bytes_in < size + 1000
