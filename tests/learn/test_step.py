@@ -116,6 +116,34 @@ def test_a_partner_is_shown_with_its_dropout_off(batch: tuple[Tensor, Tensor]) -
         assert not torch.allclose(out.logits, expected[role])
 
 
+def scaled(seed: int, scale: float, training: TrainingParams) -> Learner:
+    """A learner whose gradients are scaled as for fp16; the scaler works on the CPU as well."""
+    model = small_net(seed)
+    return Learner(model, make_optimizer(model, training), torch.amp.GradScaler("cpu", init_scale=scale))
+
+
+def test_scaled_gradients_are_clipped_at_their_true_size(batch: tuple[Tensor, Tensor]) -> None:
+    training = TrainingParams(optimizer="sgd", learning_rate=0.5, clip_grad_norm=0.01)
+    plain, fp16 = make_learner(small_net(0), training, CPU), scaled(0, 1024.0, training)
+    for learner in (plain, fp16):
+        assert not step({"local": learner}, batch, training=training).skipped
+    pairs = zip(weights(plain.model), weights(fp16.model), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+
+
+def test_an_overflow_of_one_model_leaves_the_others_scale_alone(batch: tuple[Tensor, Tensor]) -> None:
+    training = TrainingParams()
+    mine, its = scaled(0, 1024.0, training), scaled(1, 1e38, training)
+    before = weights(its.model)
+    for parameter in its.model.parameters():
+        parameter.register_hook(lambda g: g * 1e6)
+    result = step({"local": mine, "incoming": its}, batch, Gcml(GcmlParams(lambda_=0.0)))
+    # The search for a scale is not a bad step: the weights wait, nothing is reported.
+    assert not result.skipped and mine.optimizer.state
+    assert all(torch.equal(a, b) for a, b in zip(weights(its.model), before, strict=True))
+    assert mine.scaler.get_scale() == 1024.0 and its.scaler.get_scale() < 0.6e38
+
+
 class _Poison(Algorithm):
     """A loss that is not a number, for one of the models."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from gossipseg.algos.params import GcmlParams, GossipAverageParams, LocalParams
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
+from gossipseg.learn import trainer as trainer_module
 from gossipseg.learn.evaluate import CaseScore, Scores
 from gossipseg.learn.visit import admit, seat
 from tests.learn.harness import make_spec, make_trainer, same, write_nifti_site, write_png_site
@@ -285,6 +286,8 @@ def test_running_statistics_of_batch_norm_do_not_travel(data: Path, tmp_path: Pa
     done = trainer.run_round(jobs.StartRound(2, jobs.Visit(export.path, "h", "south", 4, 2)))
     after = trainer.student.weights()
     assert done.visit.outcome == "merged"
+    deployed = trainer.student.ema.state_dict()  # buffers are copied into the EMA, not averaged
+    assert all(torch.equal(deployed[n], after[n]) for n in after if "running" in n or "tracked" in n)
     counter = next(n for n in after if n.endswith("num_batches_tracked"))
     assert after[counter] == before[counter] + 4
 
@@ -333,6 +336,25 @@ def test_a_visitor_has_the_receivers_private_part_and_a_fresh_optimizer(data: Pa
     assert not visitor.incoming  # two models during a visit, not three
 
 
+def test_both_models_follow_the_schedule(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    rates: list[dict[str, float]] = []
+    step = trainer_module.train_step
+
+    def spy(learners: Any, *args: Any) -> Any:
+        rates.append({role: learner.optimizer.param_groups[0]["lr"] for role, learner in learners.items()})
+        return step(learners, *args)
+
+    monkeypatch.setattr(trainer_module, "train_step", spy)
+    training = {"schedule": "cosine", "schedule_rounds": 2, "learning_rate": 0.01, "steps_per_round": 2}
+    trainer_after_one_round(data, tmp_path, training=training).run_round(jobs.StartRound(2, guest))
+    assert [r.keys() for r in rates] == [{"local"}] * 2 + [{"local", "incoming"}] * 2
+    assert all(r["incoming"] == r["local"] for r in rates[2:])
+    local = [r["local"] for r in rates]
+    assert local == sorted(local, reverse=True) and len(set(local)) == 4
+
+
 def test_lambda_counts_the_visits_before_the_present_one(
     data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
@@ -376,6 +398,15 @@ def test_a_harmless_visit_stays(
     assert done.reverted is None and trainer.guard is None and done.steps == 54
     trainer.run_round(jobs.StartRound(4))
     assert len(calls) == 2  # scored around the visit only
+
+
+def test_how_much_harm_is_too_much_is_a_setting(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path, training={"guard_drop": 0.3})
+    fix_scores(monkeypatch, trainer, [0.8, 0.6])
+    trainer.run_round(jobs.StartRound(2, guest))
+    assert trainer.run_round(jobs.StartRound(3)).reverted is None
 
 
 def test_visits_in_a_row_are_judged_one_by_one(
