@@ -12,7 +12,7 @@ loses resolution, adds a shading and Rician noise; its patients have lesions of 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +63,8 @@ class Hospital:
     """Training, validation, test."""
     scanner: Scanner = Scanner()
     patients: Patients = Patients()
+    seen: Patients | None = None
+    """Its training cases, where they are not like the patients that it will see (validation and test)."""
 
 
 HOSPITALS = (
@@ -70,14 +72,15 @@ HOSPITALS = (
     Hospital(
         "lakeside",
         (24, 8, 16),
-        Scanner(1.5, 1.1, 0.045, 0.6, 0.6, 0.13),
+        Scanner(1.3, 1.1, 0.045, 0.6, 0.65, 0.13),
         Patients((1, 4), (5.5, 10.0), (0.20, 0.32)),
     ),
     Hospital(
         "valley",
         (4, 6, 16),
-        Scanner(0.65, 0.85, 0.045, 0.8, 0.75, 0.13),
-        Patients((1, 2), (7.0, 12.0), (0.24, 0.36)),
+        Scanner(0.75, 0.85, 0.045, 0.7, 0.75, 0.13),
+        Patients((1, 3), (5.5, 10.0), (0.22, 0.34)),
+        seen=Patients((1, 1), (10.0, 13.0), (0.38, 0.46)),
     ),
 )
 
@@ -115,7 +118,9 @@ def write_site(folder: Path, hospital: Hospital, *, seed: int, index: int, size_
     number = 0
     for split, count in zip(lists, hospital.cases, strict=True):
         for _ in range(count):
-            image, mask = draw_case(np.random.default_rng([seed, index, number]), hospital, size_px)
+            patients = (hospital.seen if split == "training" else None) or hospital.patients
+            rng = np.random.default_rng([seed, index, number])
+            image, mask = draw_case(rng, replace(hospital, patients=patients), size_px)
             name = f"case_{number:03d}.png"
             Image.fromarray(image).save(folder / "images" / name)
             Image.fromarray(mask * np.uint8(255)).save(folder / "masks" / name)
