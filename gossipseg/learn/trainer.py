@@ -50,6 +50,10 @@ Gate = Callable[[], None]
 """Called between steps and between cases: holds while paused, raises when the worker shall stop."""
 
 
+LATE_JOINER_RATIO = 20
+"""A site takes its first visitor's model over when that has so many times its own steps behind it."""
+
+
 class Trainer:
     """One site's training model W, its optimizer, its EMA, and where they stand."""
 
@@ -137,13 +141,19 @@ class Trainer:
             return None, jobs.VisitDone(order.visit.hash, "refused", e.reason, e.detail, order.visit.frm)
         self.resumable = False
         self.history.step, self.history.averaged, self.tally = 0, False, Tally()
-        if self.history.round == 0:
+        if self._joins_late(visitor):
             return None, self._take_over(visitor)
         self._greet(order.round, visitor)
         return visitor, None
 
+    def _joins_late(self, visitor: Visitor) -> bool:
+        """Nothing behind this site, or so little beside its first visitor that averaging would only harm."""
+        young = self.history.visits == 0 and LATE_JOINER_RATIO * self.history.steps <= visitor.order.steps
+        return self.history.round == 0 or young
+
     def _take_over(self, visitor: Visitor) -> jobs.VisitDone:
-        """A site with nothing behind it starts from the first model that comes."""
+        """A late joiner starts from the first model that comes."""
+        self.guard = None
         self.student.become(visitor.incoming)
         self.history.steps = visitor.order.steps
         self.history.last_visit = visitor.order.hash

@@ -16,6 +16,7 @@ from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn import trainer as trainer_module
 from gossipseg.learn.evaluate import CaseScore, Scores
+from gossipseg.learn.trainer import LATE_JOINER_RATIO
 from gossipseg.learn.visit import admit, seat
 from tests.learn.harness import make_spec, make_trainer, same, write_nifti_site, write_png_site
 
@@ -187,6 +188,22 @@ def test_the_first_model_is_taken_over_outright(data: Path, tmp_path: Path, gues
     assert trainer.history.last_visit == guest.hash
 
 
+def test_a_late_joiner_takes_over_the_first_model_and_averages_from_then_on(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = make_trainer(make_spec(data, tmp_path))
+    own = trainer.run_round(jobs.StartRound(1)).steps
+    far_ahead = dataclasses.replace(guest, steps=own * LATE_JOINER_RATIO)
+    done = trainer.run_round(jobs.StartRound(2, far_ahead))
+    assert done.visit is not None and done.visit.reason == "taken_over"
+    assert done.steps == far_ahead.steps + own
+
+    other = make_trainer(make_spec(data, tmp_path / "other"))
+    own = other.run_round(jobs.StartRound(1)).steps
+    done = other.run_round(jobs.StartRound(2, dataclasses.replace(guest, steps=own * LATE_JOINER_RATIO - 1)))
+    assert done.visit is not None and done.visit.reason != "taken_over"
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -348,7 +365,9 @@ def test_both_models_follow_the_schedule(
 
     monkeypatch.setattr(trainer_module, "train_step", spy)
     training = {"schedule": "cosine", "schedule_rounds": 2, "learning_rate": 0.01, "steps_per_round": 2}
-    trainer_after_one_round(data, tmp_path, training=training).run_round(jobs.StartRound(2, guest))
+    trainer_after_one_round(data, tmp_path, training=training).run_round(
+        jobs.StartRound(2, dataclasses.replace(guest, steps=4))
+    )
     assert [r.keys() for r in rates] == [{"local"}] * 2 + [{"local", "incoming"}] * 2
     assert all(r["incoming"] == r["local"] for r in rates[2:])
     local = [r["local"] for r in rates]
