@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from gossipseg.core.node import NodeState
 from gossipseg.core.types import ModelRef, Record, Site
 from gossipseg.daemon.intake import Intake, Verifier
 from gossipseg.daemon.ledger import Ledger
+from gossipseg.daemon.training import TrainingView
 from gossipseg.daemon.worker import WorkerSupervisor
 from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError, PeerError, PeerRefused
 from gossipseg.learn import jobs
@@ -37,29 +37,6 @@ KEPT_S = 60.0
 """A model that nothing refers to is removed at this age: those taken in a moment ago are about to be."""
 _News = jobs.FromWorker | events.WorkerLost
 _QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
-
-
-@dataclass(slots=True)
-class TrainingView:
-    """The last the worker said of itself, for status."""
-
-    activity: str = "starting"
-    fraction: float = 0.0
-    step: int = 0
-    steps_per_round: int = 0
-    loss: float | None = None
-    dice_val: float | None = None
-    dice_test_start: float | None = None
-    dice_test: float | None = None
-    cases: int = 0
-    splits: dict[str, int] = field(default_factory=dict)
-    device: str = ""
-    warnings: dict[str, str] = field(default_factory=dict)
-    """What an administrator should know, by who says it: worker, state, events, store."""
-
-    def warn(self, who: str, text: str) -> None:
-        """Set, or with "" clear, one part's warning."""
-        self.warnings = {k: v for k, v in {**self.warnings, who: text}.items() if v}
 
 
 class Runtime:
@@ -228,7 +205,7 @@ class Runtime:
             case effects.StartRound():
                 self._start_round(effect)
             case effects.Finished():
-                self.training.activity, self.training.fraction = "finished", 1.0
+                self.training.begin("finished", 1.0)
             case effects.Note(event=name, site=site, reason=reason, detail=detail):
                 self.note(name, site=site, reason=reason, **detail)
                 if name == "member_alive" and site is not None:
@@ -292,15 +269,15 @@ class Runtime:
         """What the worker says: its progress for status at once, the rest in its turn."""
         match message:
             case jobs.Preparing(activity=activity, fraction=fraction):
-                self.training.activity, self.training.fraction = activity, fraction
+                self.training.begin(activity, fraction)
             case jobs.Progress():
-                self._progress(message)
+                self.training.progress(message)
             case _:
                 self._news.put_nowait(message)
         self.tell_watchers()
 
     def on_worker_lost(self, reason: str, final: bool) -> None:
-        self.training.activity, self.training.fraction = ("failed" if final else "restarting"), 0.0
+        self.training.begin("failed" if final else "restarting")
         self._news.put_nowait(events.WorkerLost(reason, final))
 
     async def _hear_worker(self) -> None:
@@ -319,24 +296,8 @@ class Runtime:
                     self.inject(news)
             self._news.task_done()
 
-    def _progress(self, message: jobs.Progress) -> None:
-        view = self.training
-        visiting = f"learning with {message.frm}" if message.frm else message.activity
-        view.activity = visiting if message.activity == "visit" else message.activity
-        view.step, view.steps_per_round, view.fraction = (
-            message.step,
-            message.steps_per_round,
-            message.fraction,
-        )
-        view.loss = message.loss if message.loss is not None else view.loss
-
     def _ready(self, message: jobs.Ready) -> None:
-        view = self.training
-        view.cases, view.splits, view.device = message.cases, message.splits, message.device
-        view.dice_val, view.dice_test = message.dice_val, message.dice_test
-        view.dice_test_start, view.activity = message.dice_test_start, "waiting"
-        view.steps_per_round = self.config.federation.training.steps_per_round
-        view.warn("worker", message.warning)
+        self.training.ready(message, self.config.federation.training.steps_per_round)
         self._was_ready, self.intake.schema = True, message.tensors
         self.contract = configuration.contract(self.config.federation, message.network_signature)
         self.note(
@@ -359,12 +320,7 @@ class Runtime:
         )
 
     async def _round_done(self, message: jobs.RoundDone) -> None:
-        view = self.training
-        view.loss = message.loss
-        view.warn("worker", message.warning)
-        view.dice_val = message.dice_val if message.dice_val is not None else view.dice_val
-        view.dice_test = message.dice_test if message.dice_test is not None else view.dice_test
-        view.activity, view.fraction = "waiting", 0.0
+        self.training.round_done(message)
         visit, export = message.visit, await self._adopt(message)
         fields = dataclasses.asdict(message)
         for nested in ("export", "visit", "dice_val_local"):
