@@ -104,12 +104,10 @@ class Run:
     def _watch(self, begin: float) -> None:
         while True:
             self._poll()
-            if all(v.state in _ENDED for v in self._views.values()):
+            if self._never_started() or all(v.state in _ENDED for v in self._views.values()):
                 return
             if self._timeout_s is not None and self._clock() - begin > self._timeout_s:
                 self._display.say(f"stopped: not all sites finished within {self._timeout_s:.0f} s")
-                return
-            if self._never_started():
                 return
             self._pause(POLL_S)
 
