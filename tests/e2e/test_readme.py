@@ -69,7 +69,8 @@ class Newcomer:
             case _:
                 cwd = self.home
         done = subprocess.run(words, cwd=cwd, env=self.env, capture_output=True, text=True, timeout=300)
-        allowed = (0, 1) if words[:2] in (["gossipctl", "status"], ["gossipctl", "peers"]) else (0,)
+        # A status may honestly be "degraded" (1): a peer that starts up on a busy machine is suspect at first.
+        allowed = (0, 1) if "status" in words else (0,)
         assert done.returncode in allowed, f"{line}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
