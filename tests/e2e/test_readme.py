@@ -69,7 +69,7 @@ class Newcomer:
             case _:
                 cwd = self.home
         done = subprocess.run(words, cwd=cwd, env=self.env, capture_output=True, text=True, timeout=300)
-        # A status may honestly be "degraded" (1): a peer that starts up on a busy machine is suspect at first.
+        # A status may honestly be "degraded" (1): a peer that is just starting may be suspect at first.
         allowed = (0, 1) if "status" in words else (0,)
         assert done.returncode in allowed, f"{line}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -79,8 +79,8 @@ class Newcomer:
         return line.replace(":7501", f":{self.ports[0]}").replace(":7502", f":{self.ports[1]}")
 
     def start(self, words: list[str]) -> str:
-        log = (self.home / f"daemon{len(self.daemons)}.log").open("wb")
-        self.daemons.append(subprocess.Popen(words, cwd=self.home, env=self.env, stdout=log, stderr=log))
+        with (self.home / f"daemon{len(self.daemons)}.log").open("wb") as log:
+            self.daemons.append(subprocess.Popen(words, cwd=self.home, env=self.env, stdout=log, stderr=log))
         self.until_trained(self.home / Path(words[-1]).parent / "state" / "control.sock")
         return ""
 
