@@ -43,7 +43,7 @@ class Link:
         self._orders: queue.SimpleQueue[jobs.Configure | jobs.StartRound | jobs.Stop] = queue.SimpleQueue()
         self._state = threading.Condition()
         self._paused = self._stopping = False
-        self._last_progress_s = float("-inf")
+        self._last_progress_s, self._last_activity = float("-inf"), ""
         threading.Thread(target=self._read, name="orders", daemon=True).start()
 
     # ------------------------------------------------------------ out
@@ -55,11 +55,11 @@ class Link:
         except OSError:
             os._exit(EXIT_UNREACHABLE)
 
-    def report(self, make: Callable[[], jobs.Preparing | jobs.Progress]) -> None:
-        """Send what `make` gives, if the last report is a quarter of a second old."""
+    def report(self, make: Callable[[], jobs.Preparing | jobs.Progress], activity: str = "") -> None:
+        """Send what `make` gives, if the last report is a quarter of a second old or of another activity."""
         now_s = time.monotonic()
-        if now_s - self._last_progress_s >= PROGRESS_INTERVAL_S:
-            self._last_progress_s = now_s
+        if activity != self._last_activity or now_s - self._last_progress_s >= PROGRESS_INTERVAL_S:
+            self._last_progress_s, self._last_activity = now_s, activity
             self.send(make())
 
     # ------------------------------------------------------------ in

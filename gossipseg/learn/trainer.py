@@ -43,8 +43,8 @@ from gossipseg.learn.visit import Visitor, admit, dress, seat
 from gossipseg.learn.weights import all_finite, content_hash, export_wire, wire_schema
 from gossipseg.nets import registry as networks
 
-Report = Callable[[Callable[[], jobs.Progress]], None]
-"""Takes a maker of Progress, and calls it only when it is time for another one."""
+Report = Callable[[Callable[[], jobs.Progress], jobs.Activity], None]
+"""Takes a maker of Progress, and calls it only when it is time for another one, or the activity is new."""
 
 Gate = Callable[[], None]
 """Called between steps and between cases: holds while paused, raises when the worker shall stop."""
@@ -180,6 +180,7 @@ class Trainer:
 
     def _steps(self, round: int, visitor: Visitor | None) -> None:
         pace = Pace()
+        activity: jobs.Activity = "training" if visitor is None else "visit"
         for step, batch in self.site.batches(round, self.history.step, self.setup.training.steps_per_round):
             self._gate()
             result = self._step(round, step, batch, visitor)
@@ -192,7 +193,7 @@ class Trainer:
                 visitor.note_step(skipped)
             self.history.step, self.history.steps = step + 1, self.history.steps + 1
             pace.tick()
-            self._report(lambda: self._training_progress(round, pace, visitor))
+            self._report(lambda: self._training_progress(round, pace, activity, visitor), activity)
         self._gate()
 
     def _step(
@@ -218,14 +219,16 @@ class Trainer:
             training.clip_grad_norm,
         )
 
-    def _training_progress(self, round: int, pace: Pace, visitor: Visitor | None) -> jobs.Progress:
+    def _training_progress(
+        self, round: int, pace: Pace, activity: jobs.Activity, visitor: Visitor | None
+    ) -> jobs.Progress:
         total = self.setup.training.steps_per_round
         loss = self.tally.last_loss
         return jobs.Progress(
             round,
             self.history.step,
             total,
-            "visit" if visitor is not None else "training",
+            activity,
             self.history.step / total,
             None if loss is None else float(loss),
             pace.steps_per_s,
@@ -324,11 +327,12 @@ class Trainer:
         self.history.dice_test_start = scores.mean
 
     def _score(self, model: nn.Module, split: SplitName, round: int) -> Scores:
+        activity: jobs.Activity = "test" if split == "test" else "validation"
+
         def on_progress(fraction: float) -> None:
             self._gate()
             step, total = self.history.step, self.setup.training.steps_per_round
-            activity: jobs.Activity = "test" if split == "test" else "validation"
-            self._report(lambda: jobs.Progress(round, step, total, activity, fraction))
+            self._report(lambda: jobs.Progress(round, step, total, activity, fraction), activity)
 
         return self.site.score(model, split, on_progress)
 

@@ -129,7 +129,7 @@ class ReadyBatches(SiteContext):
 def compare_loops(setup: Setup, compute: Compute, repeats: int) -> dict[str, Any]:
     """Steps per second of Trainer's steps and of the loop one would write by hand, on the same batches."""
     batches = [compute.stage(batch_of(setup, seed)) for seed in range(8)]
-    trainer = Trainer(ReadyBatches(setup, compute, batches), lambda make: None, lambda: None)
+    trainer = Trainer(ReadyBatches(setup, compute, batches), lambda make, activity: None, lambda: None)
     learner = learner_of(setup, compute)
     steps = setup.training.steps_per_round
 

@@ -209,7 +209,7 @@ def make_trainer(
     setup = read_setup(spec)
     if context is None:
         context = SiteContext(setup, SiteData.open(spec), choose_compute(setup.device))
-    return Trainer(context, lambda make: None if reports is None else reports.append(make()), gate)
+    return Trainer(context, lambda make, activity: None if reports is None else reports.append(make()), gate)
 
 
 def same(a: Any, b: Any) -> bool:
