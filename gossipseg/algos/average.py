@@ -6,12 +6,12 @@ What belongs here: arithmetic on named tensors. What must not: who sends what, f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from gossipseg.algos.base import Weights
+from gossipseg.algos.base import Update, Weights
 
 
 def weighted_average(models: Sequence[Weights], weights: Sequence[float]) -> dict[str, Tensor]:
@@ -36,6 +36,26 @@ def _normalised(weights: Sequence[float], count: int) -> list[float]:
     if not math.isfinite(total) or min(weights) < 0 or total <= 0:
         raise ValueError(f"weights must be finite, not negative and not all zero: {list(weights)}")
     return [w / total for w in weights]
+
+
+def running_average(updates: Sequence[Update], weights: Sequence[float]) -> Iterator[tuple[str, Tensor]]:
+    """weighted_average() of models that lie on disk, a tensor at a time: two of them are in memory at most.
+
+    Raises ValueError as weighted_average() does.
+    """
+    shares = _normalised(weights, len(updates))
+    first = updates[0]
+    for other in updates[1:]:
+        if set(other.names) != set(first.names):
+            name = min(set(other.names) ^ set(first.names))
+            raise ValueError(f"{name} is in one update and not in another: nothing to average it with")
+    for name in sorted(first.names):
+        total = first.tensor(name)
+        if torch.is_floating_point(total):
+            total = total * shares[0]
+            for update, share in zip(updates[1:], shares[1:], strict=True):
+                total.add_(update.tensor(name), alpha=share)
+        yield name, total
 
 
 def _check_alike(first: Weights, other: Weights) -> None:

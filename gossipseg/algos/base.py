@@ -8,13 +8,20 @@ A round with a visitor runs so:
     weights = algorithm.on_arrival(local, incoming)        before the first step
     E × algorithm.losses(...)                              learn.step does backward and optimizer
     weights = algorithm.on_departure(local, incoming, ...) after the last step
+
+and one under a rotating coordinator so:
+
+    weights = algorithm.on_global(local, global)           before the first step
+    E × algorithm.losses(...)
+    update  = algorithm.update_of(local, anchor)           to the coordinator, whose worker then runs
+    global  = algorithm.aggregate(updates)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +29,8 @@ from torch import Tensor
 Weights = Mapping[str, Tensor]
 """Named tensors of a model, as in a state dict."""
 
-Role = Literal["local", "incoming"]
+Role = Literal["local", "incoming", "personal"]
+"""local: the site's model that travels; incoming: a visitor; personal: one that never leaves the site."""
 
 SegmentationLoss = Callable[["Outputs", Tensor], Tensor]
 
@@ -52,6 +60,57 @@ class StepContext:
     """Visits this site has finished before the present one: the ramp of λ."""
     segmentation_loss: SegmentationLoss
     """L_seg with its deep supervision; the only place where `aux` weighs in."""
+    parameters: Mapping[Role, Weights] = field(default_factory=dict)
+    """The live parameters of the models that train, for terms on weights."""
+    anchor: Weights = field(default_factory=dict)
+    """The shared tensors of the last common model, detached; empty before the first, and for algorithms
+    that do not ask for it (`needs_anchor`)."""
+    moment: Moment | None = None
+    """Where the site stands; None where nobody asked (a plain batch outside a round)."""
+    noise_seed: int = 0
+    """For an algorithm's own random numbers: another one each step, the same after a resume."""
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Where a site stands when a round of its begins."""
+
+    round: int
+    """The site's own, from 1."""
+    step: int = 0
+    """Within the round, from 0."""
+    steps_per_round: int = 1
+    finetuning: bool = False
+    """One of the last rounds, trained alone from the last common model."""
+    settling_in: bool = False
+    """The first round of a site that joined after the others had begun."""
+
+
+class Update(Protocol):
+    """What one site sent to the coordinator, on disk: tensors are read one at a time."""
+
+    @property
+    def site(self) -> str: ...
+    @property
+    def cases(self) -> int: ...
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, on the CPU: floating-point ones in float32, or wider if they came so."""
+        ...
+
+
+@dataclass(slots=True)
+class Combined:
+    """What an aggregation gives: the tensors of the next common model, made one at a time.
+
+    A name may be `site:name`: that tensor is for this site alone, which then gets all of its tensors so.
+    `notes` is filled at the latest when the last tensor has been made; JSON values, shown to users.
+    """
+
+    tensors: Iterator[tuple[str, Tensor]]
+    notes: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +128,13 @@ class Algorithm:
 
     name: str = "base"
     exchanges: bool = False
-    """Whether models are sent and taken in."""
+    """Whether models of other sites visit."""
+    needs_anchor: bool = False
+    """Whether `losses` or `update_of` want the last common model beside the present weights."""
+    has_personal: bool = False
+    """Whether a second model trains beside the one that travels; it is the one that is deployed."""
+    keeps_best_finetuned: bool = False
+    """Whether the deployed model is the best of the fine-tuning rounds on validation, not the last."""
     trains_visitor: bool = False
     """Whether an incoming model is trained beside the local one for the round of its visit."""
 
@@ -104,6 +169,27 @@ class Algorithm:
         `score(role)` is the mean validation Dice of a model as it is now (computed when asked for).
         """
         return None
+
+    # ------------------------------------------------------------ under a rotating coordinator
+
+    def is_frozen(self, name: str, moment: Moment) -> bool:
+        """Whether the named parameter keeps its value throughout the round."""
+        return False
+
+    def on_global(self, local: Weights, incoming: Weights) -> Weights:
+        """New local weights from the tensors of a common model that are for this site: by default those."""
+        return {name: incoming.get(name, tensor) for name, tensor in local.items()}
+
+    def update_of(self, local: Weights, anchor: Weights) -> Weights:
+        """What the site sends to the coordinator after its steps: by default the shared tensors."""
+        return {name: tensor for name, tensor in local.items() if self.is_shared(name)}
+
+    def aggregate(self, updates: Sequence[Update], round: int) -> Combined:
+        """The next common model from the updates of federation round `round` (from 1); at least one.
+
+        Memory must not grow with the number of updates: read them a tensor at a time.
+        """
+        raise NotImplementedError(f"{self.name} has no coordinator")
 
 
 def float_names(weights: Weights) -> list[str]:

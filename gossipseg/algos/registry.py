@@ -8,17 +8,35 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from gossipseg.algos.base import Algorithm
+from gossipseg.algos.fedavg import Ditto, FedAvg, FedAvgFinetune, FedBn, FedProx
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage
 from gossipseg.algos.local import Local
-from gossipseg.algos.params import AlgorithmParams, GcmlParams, GossipAverageParams, LocalParams
+from gossipseg.algos.params import (
+    AlgorithmParams,
+    DittoParams,
+    FedAvgFinetuneParams,
+    FedAvgParams,
+    FedBnParams,
+    FedProxParams,
+    GcmlParams,
+    GossipAverageParams,
+    LocalParams,
+)
+from gossipseg.errors import ConfigError
 
 
-def build(params: AlgorithmParams, norm_names: Collection[str] = frozenset()) -> Algorithm:
+def build(
+    params: AlgorithmParams,
+    norm_names: Collection[str] = frozenset(),
+    private_names: Collection[str] = frozenset(),
+) -> Algorithm:
     """The algorithm of these settings.
 
     `norm_names`: the tensors of the network's normalisation layers (nets.registry.norm_parameter_names),
-    which stay at the site when the settings say `private_norm`.
+    which stay at the site when the settings say so. `private_names`: those of the parts that the network
+    itself declares to be a site's own (nets.registry.private_names); only FedOAP and FedSCA look at them.
+    Raises ConfigError when the network lacks what the algorithm needs.
     """
     match params:
         case GcmlParams():
@@ -27,3 +45,15 @@ def build(params: AlgorithmParams, norm_names: Collection[str] = frozenset()) ->
             return GossipAverage(norm_names if params.private_norm else ())
         case LocalParams():
             return Local()
+        case FedAvgParams():
+            return FedAvg(params.weighting)
+        case FedAvgFinetuneParams():
+            return FedAvgFinetune(params.weighting)
+        case FedProxParams():
+            return FedProx(params.mu, params.weighting)
+        case FedBnParams():
+            return FedBn(params.weighting, norm_names)
+        case DittoParams():
+            return Ditto(params.lambda_, params.weighting)
+        case _:
+            raise ConfigError("no such algorithm", key="algorithm.name", value=params.name)

@@ -232,9 +232,9 @@ def _apply_membership_preset(source: Source) -> None:
 
 
 def _name_lambda(source: Source) -> None:
-    """`lambda` in the file is GcmlParams.lambda_ (a Python keyword cannot name a field)."""
+    """`lambda` in the file is a Params' lambda_ (a Python keyword cannot name a field)."""
     section = source.raw.get("algorithm")
-    if not isinstance(section, dict) or "lambda" not in section or section.get("name") != "gcml":
+    if not isinstance(section, dict) or "lambda" not in section:
         return
     if "lambda_" in section:
         raise source.error("stands here as lambda and as lambda_", "algorithm.lambda", None, "Keep `lambda`.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gossipseg.core import messages
-from gossipseg.core.types import ModelRef, Site
+from gossipseg.core.types import ModelRef, Proposal, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,22 @@ class InboxEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundsRecord:
+    """What a site must remember of the rounds under a coordinator: fsynced before any word of it is given."""
+
+    committed: Proposal | None = None
+    """The newest common model known to be committed; its file is kept."""
+    promised_round: int = 1
+    promised_attempt: int = -1
+    """No attempt below this one of that round is listened to."""
+    accepted: Proposal | None = None
+    """What is stored for the round after the committed one; its file is kept."""
+    update_round: int = 0
+    update: ModelRef | None = None
+    """This site's update for that round."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All a node must remember across a crash. Small: it is written whole each time."""
 
@@ -58,6 +74,7 @@ class Snapshot:
     paused: bool = False
     counters: tuple[tuple[str, Site, int], ...] = ()
     """(what, site, how often): models sent, received, merged, … so that counts outlive a restart."""
+    rounds: RoundsRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +92,22 @@ class StartRound:
     visit: InboxEntry | None
     export: bool
     """Write the wire model at the end: this site is a sender this round."""
+    start_from: ModelRef | None = None
+    """The common model to begin with; None: from the weights as they are."""
+    settling_in: bool = False
+    """The first round of a site that joined after the others had begun."""
+    finetuning: bool = False
+    """One of the last rounds, trained alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Let the worker make the common model of a round; the outcome is events.Aggregated or
+    AggregationFailed. A later one replaces it."""
+
+    round: int
+    attempt: int
+    updates: tuple[tuple[Site, ModelRef], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +123,9 @@ class Note:
     Exchange: offer_sent, offer_accepted, offer_busy, offer_rejected, offer_in_accepted, offer_in_busy,
     offer_in_rejected, transfer_done, transfer_failed, model_arrived, model_broken, model_dropped.
     Rounds: visit_merged, visit_refused, visit_kept_out, visit_reverted, finished, paused, resumed.
+    Coordinator: round_led (an attempt begins here), round_passed (to the next attempt, with the reason),
+    round_committed (contributors and absent in `detail`), round_alone (this site trains on without the
+    others), update_refused (this site's update, with the reason).
     Anything else: dropped_event. Exchange notes carry hash, bytes and round in `detail`.
     """
 
@@ -99,4 +135,4 @@ class Note:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-Effect = Request | Respond | StartTransfer | Persist | StartRound | Finished | Note
+Effect = Request | Respond | StartTransfer | Persist | StartRound | Aggregate | Finished | Note

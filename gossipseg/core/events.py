@@ -100,6 +100,8 @@ class WorkerReady:
     last_visit: str | None = None
     """Hash of the last visiting model its checkpoint has behind it (visited, refused or reverted)."""
     dice_val: float | None = None
+    last_global: str | None = None
+    """Hash of the last common model that its weights were taken from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,29 @@ class RoundFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Aggregated:
+    """The worker made the common model of effects.Aggregate(round, attempt); it is in the store."""
+
+    round: int
+    attempt: int
+    model: ModelRef
+    contributors: tuple[Site, ...]
+    """The sites whose updates are in it."""
+    refused: tuple[tuple[Site, str], ...] = ()
+    """Updates that failed the worker's checks, with a stable reason code."""
+
+
+@dataclass(frozen=True, slots=True)
+class AggregationFailed:
+    """Nothing came of effects.Aggregate(round, attempt)."""
+
+    round: int
+    attempt: int
+    reason: str
+    refused: tuple[tuple[Site, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """An operator pauses (or, with paused=False, resumes) training and exchange."""
 
@@ -168,6 +193,8 @@ Event = (
     | WorkerReady
     | WorkerLost
     | RoundFinished
+    | Aggregated
+    | AggregationFailed
     | Pause
     | Leave
     | SitesChanged

@@ -1,7 +1,8 @@
 """Requests and replies between sites, as values. The wire gives them bytes; the core gives them meaning.
 
 Every request is answered by one reply: Hello → HelloReply, Ping → Ack, IndirectPing → IndirectAck,
-Sync → SyncReply, Offer → OfferReply.
+Sync → SyncReply, Offer → OfferReply, Prepare → PrepareReply, Fetch → FetchReply, Accept → AcceptReply,
+Commit → CommitReply.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gossipseg.core.types import ModelRef, PeerInfo, Record, Site
+from gossipseg.core.types import ModelKind, ModelRef, PeerInfo, Proposal, Record, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,105 @@ class OfferReply:
     duplicate, too_large, contract_mismatch, exchanges_nothing, warming_up, leaving."""
 
 
-Request = Hello | Ping | IndirectPing | Sync | Offer
-Reply = HelloReply | Ack | IndirectAck | SyncReply | OfferReply
+# ---------------------------------------------------------------- rounds under a rotating coordinator
+#
+# `run` stands for federation, contract and run number; `sites` for the list of sites. A site whose own
+# differ refuses with `other_run` or `other_sites`.
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """The coordinator of (round, attempt) asks for a promise, and who has an update."""
+
+    run: str
+    sites: str
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareReply:
+    """`promised`: the attempt of that round this site has promised now, perhaps a later one."""
+
+    promise: bool
+    promised: int
+    reason: str = ""
+    """A stable lower_case code when there is no promise: other_run, other_sites, later_attempt, behind,
+    not_coordinator, already_committed."""
+    accepted: Proposal | None = None
+    """What it has stored for this round."""
+    committed: Proposal | None = None
+    """The newest common model that it knows to be committed."""
+    update: ModelRef | None = None
+    """Its update for this round, if it is there."""
+    waiting_for: str = ""
+    """Why there is no update yet: training, paused, failed, finished, not_ready …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Please stream me this file: your update for the round, or a common model that you have stored."""
+
+    run: str
+    sites: str
+    kind: ModelKind
+    round: int
+    attempt: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchReply:
+    """When accepted, the stream of `model` follows."""
+
+    verdict: Literal["accept", "busy", "reject"]
+    reason: str = ""
+    model: ModelRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accept:
+    """Please store this durably as the common model of its round, unless you promised a later attempt."""
+
+    run: str
+    sites: str
+    proposal: Proposal
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptReply:
+    """`missing`: the file is not here yet; the site fetches it and is to be asked again."""
+
+    verdict: Literal["stored", "missing", "reject"]
+    reason: str = ""
+    promised: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A quorum has stored it: this is the common model of its round."""
+
+    run: str
+    sites: str
+    proposal: Proposal
+
+
+@dataclass(frozen=True, slots=True)
+class CommitReply:
+    verdict: Literal["known", "reject"]
+    reason: str = ""
+
+
+Request = Hello | Ping | IndirectPing | Sync | Offer | Prepare | Fetch | Accept | Commit
+Reply = (
+    HelloReply
+    | Ack
+    | IndirectAck
+    | SyncReply
+    | OfferReply
+    | PrepareReply
+    | FetchReply
+    | AcceptReply
+    | CommitReply
+)
 Body = Request | Reply

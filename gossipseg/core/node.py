@@ -205,9 +205,11 @@ class NodeState:
             self._prober.on_indirect_ping(frm, token, body)
         elif isinstance(body, messages.Sync):
             self._prober.on_sync(frm, token, body)
-        else:
+        elif isinstance(body, messages.Hello):
             self._greeter.on_hello(frm, token, body)
             self._prober.contact(frm, (), body.info)
+        else:
+            return False
         return True
 
     def _reply(self, event: events.Reply) -> bool:

@@ -69,3 +69,23 @@ class GossipParams:
     transfer_timeout_s: float = 3600.0
     """A reserved inbox place is freed when the promised model has not come by then."""
     max_parallel_transfers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsParams:
+    """Rounds under a rotating coordinator (DESIGN §2). Only for algorithms that exchange by `rounds`."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    quorum: int | None = None
+    """Sites that must contribute, and store, for a round to close; None: a majority of the listed sites."""
+    deadline_s: float = 1800.0
+    """A site that is alive and has not delivered so long after a quorum had is left out of the round."""
+    patience_s: float = 60.0
+    """An attempt of which nothing is heard for so long gives way to the next coordinator's."""
+    alone_after_s: float = 3600.0
+    """A site that waits so long for a common model trains another round alone."""
+    request_timeout_s: float = 10.0
+    transfer_timeout_s: float = 3600.0
+    max_parallel_transfers: int = 2
+    """Updates that the coordinator fetches at once."""

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 1
@@ -109,6 +110,12 @@ class PeerInfo:
     phase: Phase
     contract: str
     """Fingerprint of its contract with the network signature; "" until its worker has reported."""
+    committed: int = 0
+    """The newest federation round whose common model it knows to be committed."""
+
+
+ModelKind = Literal["model", "update", "global"]
+"""What a file holds: a model for gossip, a site's update for a coordinator, a common model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +129,18 @@ class ModelRef:
     steps: int
     cases: int
     dice_val: float | None = None
+    kind: ModelKind = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A common model that the coordinator of (round, attempt) made from the contributors' updates."""
+
+    round: int
+    """Federation round, from 1; round 0 is W_0, which all sites make from the seed."""
+    attempt: int
+    model: ModelRef
+    contributors: tuple[Site, ...]
+    """Sorted; each counted once."""
+    absent: tuple[tuple[Site, str], ...] = ()
+    """Listed sites that are not in it, with the reason."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 MAX_LINE_BYTES = 8 << 20
@@ -53,6 +53,15 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
+class CommonModel:
+    """A common model in the store: its wire file, blake3 `hash` and federation round."""
+
+    path: str
+    hash: str
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class StartRound:
     """Run round number `round` (1-based: the round to complete), with a visitor or alone."""
 
@@ -60,6 +69,31 @@ class StartRound:
     visit: Visit | None = None
     export: bool = False
     """Write the wire model to outbox/ at the end and name it in RoundDone."""
+    start_from: CommonModel | None = None
+    """The common model to begin with; None: from the weights as they are."""
+    settling_in: bool = False
+    """The first round of a site that joined after the others had begun."""
+    finetuning: bool = False
+    """One of the last rounds, trained alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFile:
+    """One site's update in the store."""
+
+    site: str
+    path: str
+    cases: int
+    steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """Make the common model of a federation round; only between two rounds of this site's own."""
+
+    round: int
+    attempt: int
+    updates: list[UpdateFile]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +144,10 @@ class Ready:
     """blake3 over the shared tensors of W_0: equal at all sites of a federation."""
     warning: str = ""
     """Something an administrator should know, such as a damaged checkpoint that was passed over."""
+    last_global: str | None = None
+    """Hash of the last common model that its weights were taken from."""
+    update_tensors: WireSchema = field(default_factory=dict)
+    """What an update holds, where the algorithm has a coordinator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +213,24 @@ class RoundDone:
 
 
 @dataclass(frozen=True, slots=True)
+class AggregateDone:
+    """What came of Aggregate(round, attempt): a file in outbox/, or the reason why there is none."""
+
+    round: int
+    attempt: int
+    export: Export | None
+    contributors: list[str]
+    refused: dict[str, str]
+    """Site → stable reason code of an update that failed the checks: unreadable, schema_mismatch,
+    not_finite."""
+    reason: str = ""
+    detail: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the algorithm wants seen, such as the similarity of the sites."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Fatal:
     """The worker cannot go on; it exits next with the code of errors.py."""
 
@@ -182,16 +238,30 @@ class Fatal:
     message: str
 
 
-ToWorker = Configure | StartRound | SetPaused | Stop
-FromWorker = Preparing | Ready | Progress | RoundDone | Fatal
+ToWorker = Configure | StartRound | Aggregate | SetPaused | Stop
+FromWorker = Preparing | Ready | Progress | RoundDone | AggregateDone | Fatal
 Message = ToWorker | FromWorker
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (Configure, StartRound, SetPaused, Stop, Preparing, Ready, Progress, RoundDone, Fatal)
+    for kind in (
+        Configure,
+        StartRound,
+        Aggregate,
+        SetPaused,
+        Stop,
+        Preparing,
+        Ready,
+        Progress,
+        RoundDone,
+        AggregateDone,
+        Fatal,
+    )
 }
 _NESTED: dict[tuple[str, str], type[Any]] = {
     ("StartRound", "visit"): Visit,
+    ("StartRound", "start_from"): CommonModel,
+    ("AggregateDone", "export"): Export,
     ("RoundDone", "export"): Export,
     ("RoundDone", "visit"): VisitDone,
 }
@@ -220,8 +290,11 @@ def _build(kind: type[Any], name: str, doc: dict[str, Any]) -> Any:
     for (owner, key), nested in _NESTED.items():
         if owner == name and doc.get(key) is not None:
             doc[key] = _build(nested, nested.__name__, doc[key])
-    if name == "Ready" and isinstance(doc.get("tensors"), dict):
-        doc["tensors"] = {k: (v[0], tuple(v[1])) for k, v in doc["tensors"].items()}
+    for key in ("tensors", "update_tensors"):
+        if name == "Ready" and isinstance(doc.get(key), dict):
+            doc[key] = {k: (v[0], tuple(v[1])) for k, v in doc[key].items()}
+    if name == "Aggregate":
+        doc["updates"] = [_build(UpdateFile, "UpdateFile", u) for u in doc.get("updates", [])]
     try:
         return kind(**doc)
     except TypeError as e:

@@ -25,7 +25,7 @@ from gossipseg.nets.sanet import SANet
 from gossipseg.nets.segmenter import DynUNetSegmenter, Segmenter, SelfDescribing
 
 __all__ = ["NetOutput", "Segmenter", "build", "check_patch", "initialise", "names", "network_signature"]
-__all__ += ["norm_parameter_names", "stride_product"]
+__all__ += ["norm_parameter_names", "private_names", "stride_product"]
 
 MIN_BOTTLENECK = 2
 """Voxels per axis that must be left at the coarsest scale: instance norm of one voxel is always zero."""
@@ -143,6 +143,19 @@ def norm_parameter_names(module: nn.Module) -> frozenset[str]:
         if isinstance(layer, kinds)
         for name in layer.state_dict()
     )
+
+
+def private_names(module: nn.Module) -> frozenset[str]:
+    """State-dict names of the parts that a network declares to be a site's own.
+
+    A network declares them by an attribute `private_parts`: module names relative to itself.
+    """
+    found = set()
+    for prefix, layer in module.named_modules():
+        for part in getattr(layer, "private_parts", ()):
+            path = f"{prefix}.{part}." if prefix else f"{part}."
+            found |= {name for name in module.state_dict() if name.startswith(path)}
+    return frozenset(found)
 
 
 # ---------------------------------------------------------------- from settings to arguments

@@ -1,4 +1,4 @@
-"""Settings of the algorithms. Torch-free, so that the network process and gossipctl may read them."""
+"""Settings of GCML and its controls."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-_FORBID: dict[str, Any] = {"extra": "forbid"}
+from gossipseg.algos.params.common import FORBID, Exchange
 
 
 @dataclass(frozen=True, slots=True)
 class LocalParams:
     """No exchange: each site trains alone. The floor of every comparison."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+    exchange: ClassVar[Exchange] = "none"
     name: Literal["local"] = "local"
 
 
@@ -22,7 +23,8 @@ class LocalParams:
 class GossipAverageParams:
     """Average with each model that arrives, then train on: gossip without mutual learning."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+    exchange: ClassVar[Exchange] = "gossip"
     name: Literal["gossip_average"] = "gossip_average"
     private_norm: bool = False
     """Keep the affine weights of normalisation layers at the site."""
@@ -32,7 +34,8 @@ class GossipAverageParams:
 class GcmlParams:
     """Gossip contrastive mutual learning (arXiv 2503.03883); symbols as in ALGORITHMS §1."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+    exchange: ClassVar[Exchange] = "gossip"
     name: Literal["gcml"] = "gcml"
     lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
     """Weight of the mutual term, reached after `lambda_ramp_visits` visits."""
@@ -45,6 +48,3 @@ class GcmlParams:
     merge: Literal["average", "none", "val_weighted", "best_of"] = "average"
     private_norm: bool = False
     """Keep the affine weights of normalisation layers at the site."""
-
-
-AlgorithmParams = GcmlParams | LocalParams | GossipAverageParams

@@ -1,0 +1,18 @@
+"""Settings of FedCoWPro."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gossipseg.algos.params.common import Coordinated
+
+
+@dataclass(frozen=True, slots=True)
+class FedCoWProParams(Coordinated):
+    """Self-supervised one-shot segmentation (arXiv 2503.23507); symbols as in ALGORITHMS §3."""
+
+    name: Literal["fedcowpro"] = "fedcowpro"
+    pseudo_labels: Literal["alp", "cow"] = "alp"
+    """Superpixels of the plain slice, or merged regions of the smoothed one."""
+    weighting: Literal["cases", "uniform"] = "uniform"

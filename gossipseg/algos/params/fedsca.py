@@ -1,0 +1,24 @@
+"""Settings of FedSCA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gossipseg.algos.params.common import Coordinated
+
+
+@dataclass(frozen=True, slots=True)
+class FedScaParams(Coordinated):
+    """Federated tuning of adapters with similarity-guided aggregation (arXiv 2503.15390)."""
+
+    name: Literal["fedsca"] = "fedsca"
+    aggregation: Literal["similarity", "simplex", "fedavg"] = "similarity"
+    tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    """Temperature of the similarities."""
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Of the `simplex` option: data share + s_i / (2·alpha), projected on the simplex."""
+    warmup_rounds: Annotated[int, Field(ge=0)] = 1
+    """Rounds of plain averaging at the beginning."""
