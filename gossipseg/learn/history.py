@@ -33,6 +33,10 @@ class History:
     dice_test: float | None = None
     reverted: tuple[str, str] | None = None
     """Hash and site of a visit that was undone in the present round and has not been told of yet."""
+    last_global: str | None = None
+    """Hash of the last common model that the weights were taken from."""
+    best_finetuned: float | None = None
+    """Validation Dice of the best model of the fine-tuning rounds, where the algorithm keeps it."""
     dice_history: list[tuple[int, float | None]] = field(default_factory=list)
     """(round, validation Dice of the EMA)."""
 

@@ -40,7 +40,9 @@ class Link:
             raise DaemonUnreachable(
                 f"{path}: no daemon listens here: {e.strerror}. The worker is started by gossipsegd."
             ) from None
-        self._orders: queue.SimpleQueue[jobs.Configure | jobs.StartRound | jobs.Stop] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[jobs.Configure | jobs.StartRound | jobs.Aggregate | jobs.Stop] = (
+            queue.SimpleQueue()
+        )
         self._state = threading.Condition()
         self._paused = self._stopping = False
         self._last_progress_s, self._last_activity = float("-inf"), ""
@@ -64,7 +66,7 @@ class Link:
 
     # ------------------------------------------------------------ in
 
-    def order(self) -> jobs.Configure | jobs.StartRound:
+    def order(self) -> jobs.Configure | jobs.StartRound | jobs.Aggregate:
         """Wait for the next order. Raises StopRequested."""
         message = self._orders.get()
         if isinstance(message, jobs.Stop):
@@ -106,7 +108,7 @@ class Link:
                     self._stopping = True
                     self._state.notify_all()
                 self._orders.put(message)
-            case jobs.Configure() | jobs.StartRound():
+            case jobs.Configure() | jobs.StartRound() | jobs.Aggregate():
                 self._orders.put(message)
             case _:
                 raise jobs.JobError(f"{type(message).__name__} is not for a worker")

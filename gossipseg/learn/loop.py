@@ -82,10 +82,13 @@ class Life:
             self._begin()
             self._link.send(self._ready())
             while True:
-                order = self._link.order()
-                if not isinstance(order, jobs.StartRound):
-                    raise LocalError("the daemon configured this worker twice; restart the daemon.")
-                self._round(order)
+                match self._link.order():
+                    case jobs.StartRound() as order:
+                        self._round(order)
+                    case jobs.Aggregate() as order:
+                        self._aggregate(order)
+                    case _:
+                        raise LocalError("the daemon configured this worker twice; restart the daemon.")
         except StopRequested:
             within_a_round = self._trainer.history.step > 0
             if self._trainer.resumable and (within_a_round or self._unsaved):
@@ -107,7 +110,7 @@ class Life:
 
     def _sweep_outbox(self) -> None:
         """Remove exports that a daemon never took; the newest may still be on its way into the store."""
-        for file in (Path(self._spec.state_dir) / "outbox").glob("round-*.safetensors"):
+        for file in (Path(self._spec.state_dir) / "outbox").glob("*.safetensors"):
             if file.name != f"round-{self._trainer.history.round}.safetensors":
                 file.unlink(missing_ok=True)
 
@@ -116,6 +119,15 @@ class Life:
         warning = "; ".join(filter(None, [self._warning, done.warning, self._checkpoint()]))
         self._warning = ""
         self._link.send(replace(done, warning=warning))
+
+    def _aggregate(self, order: jobs.Aggregate) -> None:
+        try:
+            done = self._trainer.aggregate(order)
+        except LocalError as e:  # no room for it: another site may have
+            log.warning("the common model of round %d was not made: %s", order.round, e)
+            sites = [update.site for update in order.updates]
+            done = jobs.AggregateDone(order.round, order.attempt, None, sites, {}, "local", str(e))
+        self._link.send(done)
 
     def _checkpoint(self) -> str:
         """Write a checkpoint; "" or why it failed. Training goes on: the one before stays valid."""
@@ -150,5 +162,7 @@ class Life:
             dice_test_start=history.dice_test_start,
             dice_test=history.dice_test,
             initial_hash=trainer.initial_hash,
+            last_global=history.last_global,
+            update_tensors=trainer.update_schema,
             warning=self._warning,
         )

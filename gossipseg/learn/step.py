@@ -59,7 +59,7 @@ def train_step(
     `image`: (B, C, *spatial) float32 on the device; `target`: as losses.make_target gives it.
     A learner whose gradient is not finite keeps its weights and is named in `skipped`.
     """
-    partners = len(learners) > 1
+    partners = "incoming" in learners
     outputs: dict[Role, Outputs] = {
         role: _forward(learner.model, image, compute, partners) for role, learner in learners.items()
     }

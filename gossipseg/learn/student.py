@@ -25,16 +25,27 @@ FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 class Student:
     """The training model with its optimizer, and the EMA of it."""
 
-    def __init__(self, model: Segmenter, setup: Setup, compute: Compute) -> None:
+    def __init__(
+        self, model: Segmenter, setup: Setup, compute: Compute, *, has_personal: bool = False
+    ) -> None:
+        """`has_personal`: a second model with the same beginning, which never travels and is deployed."""
         self._setup, self._compute = setup, compute
         model = compute.place_model(model, setup.task.spatial_dims)
         self.learner: Learner = make_learner(model, setup.training, compute)
+        self.personal: Learner | None = None
+        if has_personal:
+            self.personal = make_learner(copy.deepcopy(model), setup.training, compute)
         self.ema: Segmenter = copy.deepcopy(model).requires_grad_(False).eval()
 
     @property
     def model(self) -> Segmenter:
         """The training model W: what is sent."""
         return self.learner.model
+
+    @property
+    def deployed(self) -> Segmenter:
+        """The model whose average is deployed: the personal one where there is one, else W."""
+        return self.learner.model if self.personal is None else self.personal.model
 
     def weights(self) -> dict[str, Tensor]:
         """W's state dict, live."""
@@ -56,7 +67,7 @@ class Student:
 
     def become(self, incoming: Weights) -> None:
         """Take over the named weights outright: model and EMA, with a fresh optimizer."""
-        for model in (self.model, self.ema):
+        for model in (self.model, self.deployed, self.ema):
             model.load_state_dict(dict(incoming), strict=False)
         self.renew_optimizer()
 
@@ -64,38 +75,48 @@ class Student:
     def update_ema(self) -> None:
         """e ← d·e + (1−d)·W over the parameters; buffers are copied."""
         decay = self._setup.training.ema_decay
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), 1 - decay)
-        for mine, its in zip(self.ema.buffers(), self.model.buffers(), strict=True):
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.deployed.parameters()), 1 - decay)
+        for mine, its in zip(self.ema.buffers(), self.deployed.buffers(), strict=True):
             mine.copy_(its)
 
     def snapshot(self) -> dict[str, Any]:
         """Copies on the CPU, which restore() puts back."""
-        copied: dict[str, Any] = _cpu_copy(
-            {
-                "model": self.model.state_dict(),
-                "ema": self.ema.state_dict(),
-                "optimizer": self.learner.optimizer.state_dict(),
-                "scaler": self.learner.scaler.state_dict(),
-            }
-        )
+        state = {**_state(self.learner), "ema": self.ema.state_dict()}
+        if self.personal is not None:
+            state["personal"] = _state(self.personal)
+        copied: dict[str, Any] = cpu_copy(state)
         return copied
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Back to a snapshot, perhaps one from another device."""
-        self.model.load_state_dict(snapshot["model"])
         self.ema.load_state_dict(snapshot["ema"])
-        self.learner.optimizer.load_state_dict(copy.deepcopy(snapshot["optimizer"]))
-        for group in self.learner.optimizer.param_groups:
+        self._restore(self.learner, snapshot)
+        if self.personal is not None:
+            self._restore(self.personal, snapshot["personal"])
+
+    def _restore(self, learner: Learner, state: Mapping[str, Any]) -> None:
+        learner.model.load_state_dict(state["model"])
+        learner.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        for group in learner.optimizer.param_groups:
             group["weight_decay"] = self._setup.training.weight_decay  # the settings' own, not the file's
-        if snapshot["scaler"] and self.learner.scaler.is_enabled():
-            self.learner.scaler.load_state_dict(snapshot["scaler"])
+        if state["scaler"] and learner.scaler.is_enabled():
+            learner.scaler.load_state_dict(state["scaler"])
 
 
-def _cpu_copy(tree: Any) -> Any:
+def _state(learner: Learner) -> dict[str, Any]:
+    return {
+        "model": learner.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+    }
+
+
+def cpu_copy(tree: Any) -> Any:
+    """A tree of mappings and lists, its tensors copied to the CPU."""
     if isinstance(tree, Tensor):
         return tree.detach().to("cpu", copy=True)
     if isinstance(tree, Mapping):
-        return {key: _cpu_copy(value) for key, value in tree.items()}
+        return {key: cpu_copy(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_cpu_copy(value) for value in tree]
+        return [cpu_copy(value) for value in tree]
     return tree

@@ -3,6 +3,7 @@
 What belongs here: the order of events in a round.
 What must not: the step (step.py), sockets, checkpoint files, anything an algorithm decides.
 
+    start     under a coordinator, the common model replaces the tensors that travel
     arrival   an incoming model is checked; a site with no round behind it takes it over outright
     steps     E steps, both models on identical batches where the algorithm trains the visitor
     judgement the guard undoes an earlier visit that did harm
@@ -25,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from gossipseg.algos import registry as algorithms
-from gossipseg.algos.base import Role, StepContext, Weights
+from gossipseg.algos.base import Moment, Role, StepContext, Weights
 from gossipseg.errors import DiskFull, LocalError, PeerRefused
 from gossipseg.learn import jobs
+from gossipseg.learn.aggregate import aggregate
+from gossipseg.learn.common import CommonModels, everything, frozen
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.guard import Guard, harmful
 from gossipseg.learn.history import History, Pace, Tally
@@ -38,7 +41,7 @@ from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.site import SiteContext
 from gossipseg.learn.step import Learner, StepResult, train_step
-from gossipseg.learn.student import Student
+from gossipseg.learn.student import Student, cpu_copy
 from gossipseg.learn.visit import Visitor, admit, dress, seat
 from gossipseg.learn.weights import all_finite, content_hash, export_wire, wire_schema
 from gossipseg.nets import registry as networks
@@ -61,21 +64,38 @@ class Trainer:
         self.site, self._report, self._gate = site, report, gate
         self.setup, self.compute = site.setup, site.compute
         model = build_model(self.setup)
-        self.algorithm = algorithms.build(self.setup.algorithm, networks.norm_parameter_names(model))
+        self.algorithm = algorithms.build(
+            self.setup.algorithm, networks.norm_parameter_names(model), networks.private_names(model)
+        )
         self.network_signature = networks.network_signature(model, self.algorithm.is_shared)
         self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
-        self.student = Student(model, self.setup, self.compute)
+        self.student = Student(model, self.setup, self.compute, has_personal=self.algorithm.has_personal)
+        self.common = CommonModels(self.algorithm, self.student, self.setup.spec)
         self.history, self.tally = History(), Tally()
         self.guard: Guard | None = None
         self.resumable = True
         """Whether the present position, perhaps within a round, may be checkpointed."""
         self._last_scores: list[float | None] = []
+        self._best: dict[str, Tensor] | None = None
         self._segmentation_loss = segmentation_loss(self.setup.training, self.setup.task.spatial_dims)
 
     @property
     def schema(self) -> jobs.WireSchema:
         """What travels."""
         return wire_schema(self.student.weights(), self.algorithm.is_shared, self.setup.spec.wire_dtype)
+
+    @property
+    def update_schema(self) -> jobs.WireSchema:
+        """What goes to a coordinator; empty where the algorithm has none."""
+        if self.setup.algorithm.exchange != "rounds":
+            return {}
+        return wire_schema(self.common.update(), everything, self.setup.spec.wire_dtype)
+
+    def aggregate(self, order: jobs.Aggregate) -> jobs.AggregateDone:
+        """The coordinator's work, between two rounds of this site's own. Raises LocalError, DiskFull."""
+        spec = self.setup.spec
+        outbox = Path(spec.state_dir) / "outbox"
+        return aggregate(order, self.algorithm, self.update_schema, spec.wire_dtype, outbox)
 
     # ------------------------------------------------------------ a round
 
@@ -87,15 +107,17 @@ class Trainer:
                 "The daemon and its worker disagree; restart the daemon."
             )
         started = time.perf_counter()
+        trouble = self._start(order)
         visitor, visit = self._arrival(order)
-        self._steps(order.round, visitor)
+        with frozen(self.student.learner, self.algorithm, self._moment(order, 0)):
+            self._steps(order, visitor)
         undone = self._judgement(order.round)
         if visitor is not None:
             visit = self._departure(order.round, visitor, undone)
-        scores = self._close(order.round)
+        scores = self._close(order)
         export, warning = self._export(order) if order.export else (None, "")
         done = self._done(order, scores, started)
-        done |= {"export": export, "visit": visit, "warning": _join(self._skips(), warning)}
+        done |= {"export": export, "visit": visit, "warning": _join(trouble, self._skips(), warning)}
         if self.history.reverted is not None:
             done["reverted"], done["reverted_frm"] = self.history.reverted
         self._end_round(order.round)
@@ -125,6 +147,22 @@ class Trainer:
         self.history.reverted = None
         self.tally = Tally()
         self.resumable = True
+
+    # ------------------------------------------------------------ start
+
+    def _start(self, order: jobs.StartRound) -> str:
+        """Take the common model in, unless that was done before an interruption; what went wrong, or ""."""
+        common = order.start_from
+        if common is None or common.hash == self.history.last_global:
+            return ""
+        self.history.step, self.history.averaged, self.tally = 0, False, Tally()
+        trouble = self.common.begin(common, settling_in=order.settling_in)
+        self.history.last_global = common.hash
+        return trouble
+
+    def _moment(self, order: jobs.StartRound, step: int) -> Moment:
+        total = self.setup.training.steps_per_round
+        return Moment(order.round, step, total, order.finetuning, order.settling_in)
 
     # ------------------------------------------------------------ arrival
 
@@ -178,12 +216,12 @@ class Trainer:
 
     # ------------------------------------------------------------ steps
 
-    def _steps(self, round: int, visitor: Visitor | None) -> None:
-        pace = Pace()
+    def _steps(self, order: jobs.StartRound, visitor: Visitor | None) -> None:
+        pace, round = Pace(), order.round
         activity: jobs.Activity = "training" if visitor is None else "visit"
         for step, batch in self.site.batches(round, self.history.step, self.setup.training.steps_per_round):
             self._gate()
-            result = self._step(round, step, batch, visitor)
+            result = self._step(self._moment(order, step), batch, visitor)
             skipped = bool(result.skipped)
             if "local" in result.skipped:
                 self.tally.skipped += 1
@@ -196,11 +234,12 @@ class Trainer:
             self._report(lambda: self._training_progress(round, pace, activity, visitor), activity)
         self._gate()
 
-    def _step(
-        self, round: int, step: int, batch: Mapping[str, Tensor], visitor: Visitor | None
-    ) -> StepResult:
+    def _step(self, moment: Moment, batch: Mapping[str, Tensor], visitor: Visitor | None) -> StepResult:
         training, spec = self.setup.training, self.setup.spec
+        round, step = moment.round, moment.step
         learners: dict[Role, Learner] = {"local": self.student.learner}
+        if self.student.personal is not None:
+            learners["personal"] = self.student.personal
         if visitor is not None and visitor.learner is not None:
             learners["incoming"] = visitor.learner
         for learner in learners.values():
@@ -208,7 +247,15 @@ class Trainer:
             set_learning_rate(learner.optimizer, learning_rate(training, round, step))
         torch.manual_seed(step_seed(spec.seed, spec.site, round, step))
         target = make_target(batch["label"], training.output, len(self.setup.task.labels))
-        context = StepContext(training.output, self.history.visits, self._segmentation_loss)
+        context = StepContext(
+            training.output,
+            self.history.visits,
+            self._segmentation_loss,
+            {role: dict(learner.model.named_parameters()) for role, learner in learners.items()},
+            self.common.anchor,
+            moment,
+            step_seed(spec.seed, f"{spec.site}/noise", round, step),
+        )
         return train_step(
             learners,
             batch["image"],
@@ -306,20 +353,32 @@ class Trainer:
 
     # ------------------------------------------------------------ close
 
-    def _close(self, round: int) -> Scores | None:
+    def _close(self, order: jobs.StartRound) -> Scores | None:
         """EMA, then its validation where it is due, and the test split after the last round."""
+        round = order.round
+        picks = order.finetuning and self.algorithm.keeps_best_finetuned
         if not self.history.averaged:
             self.student.update_ema()
             self.history.averaged = True
         last = round == self.setup.spec.rounds
-        due = last or round % max(1, self.setup.training.validate_every_rounds) == 0
+        due = last or picks or round % max(1, self.setup.training.validate_every_rounds) == 0
         scores = self._score(self.student.ema, "validation", round) if due else None
+        if picks and scores is not None:
+            self._pick(scores.mean, last)
         if last and self.setup.spec.report_test:
             self.history.dice_test = self._score(self.student.ema, "test", round).mean
         if scores is not None:
             self.history.dice_val = scores.mean
             self.history.dice_history.append((round, scores.mean))
         return scores
+
+    def _pick(self, dice: float | None, last: bool) -> None:
+        """Keep the deployment model of the best fine-tuning round; deploy it after the last one."""
+        best = self.history.best_finetuned
+        if self._best is None or (dice is not None and (best is None or dice > best)):
+            self._best, self.history.best_finetuned = cpu_copy(self.student.ema.state_dict()), dice
+        if last:
+            self.student.ema.load_state_dict(self._best)
 
     def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
         """The test split before the first round (kept in the checkpoint)."""
@@ -348,7 +407,7 @@ class Trainer:
             "dice_val": history.dice_val,
         }
         try:
-            export_wire(path, self.student.weights(), self.algorithm.is_shared, spec.wire_dtype, metadata)
+            export_wire(path, self.common.update(), everything, spec.wire_dtype, metadata)
         except LocalError as e:
             full = "the disk is full: " if isinstance(e, DiskFull) else ""
             return None, f"the model was not exported: {full}{e}"
@@ -370,6 +429,8 @@ class Trainer:
             "guard": guard,
             "schedule": schedule,
             "rng": rng,
+            "anchor": cpu_copy(self.common.anchor),
+            "best": self._best,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -378,6 +439,8 @@ class Trainer:
         self.history = History.of(state["history"])
         self.tally.load(state["tally"])
         self.guard = Guard(**state["guard"]) if state["guard"] is not None else None
+        self.common.set_anchor(state.get("anchor", {}))
+        self._best = state.get("best")
         torch.set_rng_state(state["rng"]["torch"])
         if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)

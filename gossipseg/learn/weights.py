@@ -11,8 +11,8 @@ from pathlib import Path
 
 import blake3
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from gossipseg.algos.base import Weights
@@ -28,7 +28,7 @@ _DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-_CODES: dict[torch.dtype, str] = {
+CODES: dict[torch.dtype, str] = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float32: "F32",
@@ -53,7 +53,7 @@ def wire_schema(state: Weights, is_shared: IsShared, wire_dtype: str) -> WireSch
     A floating-point tensor may also come as F32, where its values do not fit the wire dtype.
     """
     return {
-        name: (_CODES[_wire_dtype(tensor, wire_dtype)], tuple(tensor.shape))
+        name: (CODES[_wire_dtype(tensor, wire_dtype)], tuple(tensor.shape))
         for name, tensor in shared(state, is_shared).items()
     }
 
@@ -68,11 +68,11 @@ def export_wire(
     """
     tensors = {}
     for name, tensor in shared(state, is_shared).items():
-        if not _finite(tensor):
+        if not finite(tensor):
             raise LocalError(
                 f"{name}: this site's own model holds values that are not finite; it is not sent."
             )
-        tensors[name] = _to_wire(tensor, wire_dtype)
+        tensors[name] = to_wire(tensor, wire_dtype)
     texts = {key: "" if value is None else str(value) for key, value in metadata.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -93,17 +93,50 @@ def load_incoming(
         header = read_safetensors_header(path)
     except (BadSafetensors, OSError) as e:
         raise PeerRefused(frm, "unreadable", str(e)) from e
-    difference = _difference(
-        {name: (info.dtype, info.shape) for name, info in header.items()},
-        wire_schema(reference, is_shared, wire_dtype),
-    )
+    theirs = {name: (info.dtype, info.shape) for name, info in header.items()}
+    return _load(path, theirs, reference, wire_schema(reference, is_shared, wire_dtype), frm)
+
+
+def load_common(
+    path: Path, site: str, reference: Weights, is_shared: IsShared, wire_dtype: str
+) -> dict[str, Tensor] | None:
+    """The tensors of a common model that are for this site: checked and typed as load_incoming() does.
+
+    None when the file holds tensors `site:name` of other sites only (this one's update was not in it).
+    Raises PeerRefused.
+    """
+    try:
+        header = read_safetensors_header(path)
+    except (BadSafetensors, OSError) as e:
+        raise PeerRefused("coordinator", "unreadable", str(e)) from e
+    own = {name: (i.dtype, i.shape) for name, i in header.items() if _addressee(name) == site}
+    if not own and any(_addressee(name) for name in header):
+        return None
+    theirs = own or {name: (info.dtype, info.shape) for name, info in header.items()}
+    return _load(path, theirs, reference, wire_schema(reference, is_shared, wire_dtype), "coordinator")
+
+
+def _addressee(name: str) -> str:
+    """The site that a tensor of a common model is for; "" where it is for all."""
+    return name.partition(":")[0] if ":" in name else ""
+
+
+def _load(
+    path: Path, theirs: WireSchema, reference: Weights, schema: WireSchema, frm: str
+) -> dict[str, Tensor]:
+    """The named tensors of a file, under their plain names."""
+    plain = {name.rpartition(":")[2]: name for name in theirs}
+    difference = schema_difference({name: theirs[given] for name, given in plain.items()}, schema)
     if difference:
         raise PeerRefused(frm, "schema_mismatch", difference)
     try:
-        raw = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            return {
+                name: _taken_in(name, file.get_tensor(given), reference[name], frm)
+                for name, given in sorted(plain.items())
+            }
     except (SafetensorError, OSError, ValueError) as e:
         raise PeerRefused(frm, "unreadable", str(e)) from e
-    return {name: _taken_in(name, tensor, reference[name], frm) for name, tensor in sorted(raw.items())}
 
 
 def content_hash(state: Weights, is_shared: IsShared) -> str:
@@ -117,10 +150,11 @@ def content_hash(state: Weights, is_shared: IsShared) -> str:
 
 def all_finite(state: Weights) -> bool:
     """Whether no floating-point tensor holds NaN or infinity."""
-    return all(_finite(tensor) for tensor in state.values())
+    return all(finite(tensor) for tensor in state.values())
 
 
-def _finite(tensor: Tensor) -> bool:
+def finite(tensor: Tensor) -> bool:
+    """Whether a floating-point tensor holds neither NaN nor infinity; others always are."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
@@ -130,14 +164,16 @@ def _wire_dtype(tensor: Tensor, wire_dtype: str) -> torch.dtype:
     return _DTYPES[wire_dtype] if tensor.dim() >= 2 else torch.float32
 
 
-def _to_wire(tensor: Tensor, wire_dtype: str) -> Tensor:
+def to_wire(tensor: Tensor, wire_dtype: str) -> Tensor:
+    """As it travels: contiguous, on the CPU, in the wire dtype or, where that cannot hold it, in float32."""
     small = tensor.to(_wire_dtype(tensor, wire_dtype))
-    if not _finite(small):
+    if not finite(small):
         small = tensor.to(torch.float32)
     return small.cpu().contiguous()
 
 
-def _difference(theirs: WireSchema, ours: WireSchema) -> str:
+def schema_difference(theirs: WireSchema, ours: WireSchema) -> str:
+    """The first tensor in which a file's schema differs from what is expected, in words; "" if none does."""
     for name in sorted(theirs.keys() | ours.keys()):
         if name not in ours:
             return f"{name} is not among the shared tensors"
@@ -153,6 +189,6 @@ def _difference(theirs: WireSchema, ours: WireSchema) -> str:
 
 def _taken_in(name: str, tensor: Tensor, reference: Tensor, frm: str) -> Tensor:
     wide = tensor.to(reference.dtype)
-    if not _finite(wide):
+    if not finite(wide):
         raise PeerRefused(frm, "not_finite", f"{name} holds values that are not finite")
     return wide

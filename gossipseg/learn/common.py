@@ -1,0 +1,96 @@
+"""A site's side of a coordinated round: the common model taken in, what is frozen, the update sent.
+
+What belongs here: the bridge from a common model's file to the weights and back to an update. What must not:
+when a round starts (core/rounds), the combination of updates (aggregate.py, algos), the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gossipseg.algos.base import Algorithm, Moment, Weights
+from gossipseg.errors import PeerRefused
+from gossipseg.learn import jobs
+from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.step import Learner
+from gossipseg.learn.student import Student
+from gossipseg.learn.weights import load_common
+
+
+def everything(name: str) -> bool:
+    """The predicate of a file that holds all it was given."""
+    return True
+
+
+class CommonModels:
+    """The last common model's part in a site's training."""
+
+    def __init__(self, algorithm: Algorithm, student: Student, spec: WorkerSpec) -> None:
+        self._algorithm, self._student, self._spec = algorithm, student, spec
+        self.anchor: dict[str, Tensor] = {}
+        """The shared tensors of the last common model (W_0 before the first), on the device; empty unless
+        the algorithm asks for them."""
+        self._remember()
+
+    def begin(self, common: jobs.CommonModel, *, settling_in: bool) -> str:
+        """Let the round start from a common model. What went wrong, in words, or "".
+
+        A site that joined after the others had begun takes it over outright, its EMA too.
+        """
+        student, spec = self._student, self._spec
+        local = student.weights()
+        try:
+            incoming = load_common(
+                Path(common.path), spec.site, local, self._algorithm.is_shared, spec.wire_dtype
+            )
+        except PeerRefused as e:
+            return f"the common model of round {common.round} was not taken: {e.reason}: {e.detail}"
+        if incoming is None:
+            return ""
+        weights = self._algorithm.on_global(local, incoming)
+        if settling_in:
+            student.become(weights)
+        else:
+            student.model.load_state_dict(dict(weights), strict=False)
+        self._remember()
+        return ""
+
+    def update(self) -> Weights:
+        """What the site sends: to a coordinator, or in gossip."""
+        return self._algorithm.update_of(self._student.weights(), self.anchor)
+
+    def set_anchor(self, anchor: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint's."""
+        device = next(self._student.model.parameters()).device
+        self.anchor = {name: tensor.to(device) for name, tensor in anchor.items()}
+
+    def _remember(self) -> None:
+        if self._algorithm.needs_anchor:
+            self.anchor = {
+                name: tensor.detach().clone()
+                for name, tensor in self._student.weights().items()
+                if self._algorithm.is_shared(name) and torch.is_floating_point(tensor)
+            }
+
+
+@contextmanager
+def frozen(learner: Learner, algorithm: Algorithm, moment: Moment) -> Iterator[None]:
+    """Within it, the parameters that the algorithm freezes for this round do not train."""
+    held = [
+        parameter
+        for name, parameter in learner.model.named_parameters()
+        if parameter.requires_grad and algorithm.is_frozen(name, moment)
+    ]
+    try:
+        for parameter in held:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        yield
+    finally:
+        for parameter in held:
+            parameter.requires_grad_(True)
