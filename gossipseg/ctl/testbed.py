@@ -162,7 +162,7 @@ def init(
     ] = False,
 ) -> int:
     """Only write identities, peers.yaml and site files; start nothing."""
-    from gossipseg.testbed import experiment
+    from gossipseg.testbed import dataset, experiment
     from gossipseg.testbed import layout as layouts
 
     wanted = replace(_wanted(algorithm, rounds, steps, seed, peers, endless=containers), mdns=mdns)
@@ -176,7 +176,7 @@ def init(
     elif data is None:
         layout = layouts.init_empty(out_dir, experiment.site_count(sites), wanted)
     else:
-        layout = layouts.init_testbed(out_dir, layouts.choose_sites(data, sites), wanted)
+        layout = layouts.init_testbed(out_dir, dataset.choose_sites(data, sites), wanted)
     for site in layout.sites:
         print(f"{site.name}: {site.config_path} ({site.address}, data {site.data})")
     return EXIT_OK

@@ -16,7 +16,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from PIL import Image
 
-from gossipseg.errors import DataError
+from gossipseg.errors import ConfigError, DataError
 from gossipseg.learn.params import TaskParams
 
 SPLITS = ("training", "validation", "test")
@@ -56,6 +56,34 @@ def site_folders(root: Path) -> list[Path]:
             remedy="Each site is a subfolder with dataset.json, or with images/ and masks/ or labels/.",
         )
     return found
+
+
+def choose_sites(root: Path, chosen: str | None) -> list[Path]:
+    """Data folders of the chosen sites: all, the first N, or those named (comma separated)."""
+    folders = site_folders(root)
+    if chosen is None:
+        return folders
+    if chosen.strip().isdigit():
+        count = int(chosen)
+        if not 1 <= count <= len(folders):
+            raise ConfigError(
+                f"{root} has {len(folders)} sites",
+                key="--sites",
+                value=count,
+                remedy="Ask for at most that many.",
+            )
+        return folders[:count]
+    by_name = {folder.name: folder for folder in folders}
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    for name in names:
+        if name not in by_name:
+            raise ConfigError(
+                f"no such site in {root}",
+                key="--sites",
+                value=name,
+                remedy=f"It has {', '.join(by_name)}.",
+            )
+    return [by_name[name] for name in dict.fromkeys(names)]
 
 
 def describe(folder: Path) -> SiteData:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import AlreadyRunning, ConfigError
+from gossipseg.testbed import dataset, processes, report, synthetic
 from gossipseg.testbed import layout as layouts
-from gossipseg.testbed import processes, report, synthetic
 from gossipseg.testbed.layout import Layout, Wanted
 from gossipseg.testbed.live import Display
 from gossipseg.testbed.run import Run, RunResult, remove_states
@@ -40,7 +40,7 @@ def make_testbed(root: Path, data: Path | None, sites: str | None, wanted: Wante
     """
     refuse_running(root)
     if data is not None:
-        folders = layouts.choose_sites(data, sites)
+        folders = dataset.choose_sites(data, sites)
     else:
         hospitals = synthetic.hospitals(site_count(sites), wanted.seed or 0)
         folders = synthetic.write_federation(root / layouts.DATA_FOLDER, hospitals, seed=wanted.seed or 0)

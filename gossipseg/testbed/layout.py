@@ -9,7 +9,6 @@ What belongs here: writing and finding those files. What must not: processes (ru
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import yaml
 from gossipseg import config, trust
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import TaskParams
-from gossipseg.testbed import dataset, presets, synthetic
+from gossipseg.testbed import presets, synthetic
 
 ALGORITHMS = ("gcml", "local", "gossip_average")
 DATA_FOLDER = "data"
@@ -144,34 +143,6 @@ def load_layout(root: Path) -> Layout:
     )
 
 
-def choose_sites(root: Path, chosen: str | None) -> list[Path]:
-    """Data folders of the chosen sites: all, the first N, or those named (comma separated)."""
-    folders = dataset.site_folders(root)
-    if chosen is None:
-        return folders
-    if chosen.strip().isdigit():
-        count = int(chosen)
-        if not 1 <= count <= len(folders):
-            raise ConfigError(
-                f"{root} has {len(folders)} sites",
-                key="--sites",
-                value=count,
-                remedy="Ask for at most that many.",
-            )
-        return folders[:count]
-    by_name = {folder.name: folder for folder in folders}
-    names = [name.strip() for name in chosen.split(",") if name.strip()]
-    for name in names:
-        if name not in by_name:
-            raise ConfigError(
-                f"no such site in {root}",
-                key="--sites",
-                value=name,
-                remedy=f"It has {', '.join(by_name)}.",
-            )
-    return [by_name[name] for name in dict.fromkeys(names)]
-
-
 def _addresses(names: list[str], address: str) -> list[str]:
     """host:port for each site."""
     if "{site}" in address:
@@ -198,7 +169,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int | None]:
     """The sections of peers.yaml without the sites, and the number of rounds."""
-    sections, rounds = _from_file(wanted.peers) if wanted.peers else _from_data(data)
+    sections, rounds = presets.from_file(wanted.peers) if wanted.peers else _from_data(data)
     if wanted.algorithm is not None and sections["algorithm"]["name"] != wanted.algorithm:
         _check_algorithm(wanted.algorithm)
         sections["algorithm"] = {"name": wanted.algorithm}
@@ -209,44 +180,18 @@ def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int | N
     return sections, wanted.rounds or (None if wanted.endless else rounds)
 
 
-def _from_file(path: Path) -> tuple[dict[str, Any], int]:
-    """Everything but the sites from another peers.yaml."""
-    federation = dataclasses.asdict(config.load_federation(path))
-    federation.pop("sites")
-    explicit = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "membership" not in explicit:
-        federation["membership"] = {"preset": "local"}
-    return _plain(federation), presets.SMALL_2D.rounds
-
-
 def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:
     """Task and sizes derived from the data folders (of the synthetic task, where they are still empty)."""
     if any(folder.is_dir() for folder in data):
-        described = [dataset.describe(folder) for folder in data]
-        task = dataset.task_of(described[0].task or data[0].parent.absolute().name, described)
-        sizes = [size for site in described for size in site.sizes]
-    else:
-        task = TaskParams(
-            name=synthetic.TASK_NAME,
-            channels=1,
-            labels=synthetic.LABELS,
-            modality="synthetic",
-            label_map={255: 1},
-        )
-        sizes = [(synthetic.SIZE_PX, synthetic.SIZE_PX)]
-    preset, task = presets.choose(task, sizes)
-    sections = {
-        "version": 1,
-        "federation": f"testbed-{task.name}".replace("/", "-"),
-        "seed": 0,
-        "task": _changed(task),
-        "network": _changed(preset.network),
-        "algorithm": {"name": "gcml"},
-        "training": _changed(preset.training),
-        "gossip": _changed(preset.gossip),
-        "membership": {"preset": "local"},
-    }
-    return _plain({k: v for k, v in sections.items() if v != {}}), preset.rounds
+        return presets.from_data(data)
+    task = TaskParams(
+        name=synthetic.TASK_NAME,
+        channels=1,
+        labels=synthetic.LABELS,
+        modality="synthetic",
+        label_map={255: 1},
+    )
+    return presets.sections(task, [(synthetic.SIZE_PX, synthetic.SIZE_PX)])
 
 
 def _write_site(root: Path, site: SiteFolder, rounds: int | None, wanted: Wanted) -> None:
@@ -296,26 +241,6 @@ def _represent_text(dumper: _Dumper, text: str) -> yaml.Node:
 
 
 _Dumper.add_representer(str, _represent_text)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples become lists; keys keep their types (labels are numbered by integers)."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _changed(params: Any) -> dict[str, Any]:
-    """The fields of a Params dataclass that differ from their defaults."""
-    shown = {}
-    for field in dataclasses.fields(params):
-        value = getattr(params, field.name)
-        default = (
-            field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-        )
-        if value != default:
-            shown[field.name] = value
-    return shown
 
 
 def _check_algorithm(name: str) -> None:

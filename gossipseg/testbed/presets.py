@@ -1,18 +1,26 @@
 """Sizes for a quick run on a CPU: patch, network width, steps and rounds for a kind of data.
 
-What belongs here: the testbed's defaults, all of which --peers FILE replaces. What must not: the product's
-own defaults (they are in each part's params.py). With so few rounds the running average must be quicker than
-the product's (0.9 a round would still hold a quarter of the untrained model after a dozen).
+What belongs here: the defaults of testbed and lab, all of which --peers FILE replaces, as sections of a
+peers.yaml. What must not: the product's own defaults (they are in each part's params.py). With so few rounds
+the running average must be quicker than the product's (0.9 a round would still hold a quarter of the
+untrained model after a dozen).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
+import yaml
+
+from gossipseg import config
 from gossipseg.core.params import GossipParams
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkParams
+from gossipseg.testbed import dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +87,61 @@ def choose(task: TaskParams, sizes: list[tuple[int, ...]]) -> tuple[Preset, Task
 
 def _edge(size: float, largest: int) -> int:
     return max(_PATCH_STEP * 2, min(largest, _PATCH_STEP * round(size / _PATCH_STEP)))
+
+
+# ---------------------------------------------------------------- as sections of a peers.yaml
+
+
+def from_data(folders: list[Path]) -> tuple[dict[str, Any], int]:
+    """The sections of a peers.yaml without its sites, and the rounds, for these sites' data.
+
+    Raises DataError naming the site, its file and what is wrong with it or differs from the others.
+    """
+    described = [dataset.describe(folder) for folder in folders]
+    task = dataset.task_of(described[0].task or folders[0].parent.absolute().name, described)
+    return sections(task, [size for site in described for size in site.sizes])
+
+
+def sections(task: TaskParams, sizes: list[tuple[int, ...]]) -> tuple[dict[str, Any], int]:
+    """The same for a task whose images have these sizes."""
+    preset, task = choose(task, sizes)
+    found = {
+        "version": 1,
+        "federation": f"testbed-{task.name}".replace("/", "-"),
+        "seed": 0,
+        "task": _changed(task),
+        "network": _changed(preset.network),
+        "algorithm": {"name": "gcml"},
+        "training": _changed(preset.training),
+        "gossip": _changed(preset.gossip),
+        "membership": {"preset": "local"},
+    }
+    return _plain({k: v for k, v in found.items() if v != {}}), preset.rounds
+
+
+def from_file(path: Path) -> tuple[dict[str, Any], int]:
+    """Everything but the sites from another peers.yaml, and a quick run's rounds. Raises ConfigError."""
+    federation = dataclasses.asdict(config.load_federation(path))
+    federation.pop("sites")
+    explicit = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "membership" not in explicit:
+        federation["membership"] = {"preset": "local"}
+    return _plain(federation), SMALL_2D.rounds
+
+
+def _changed(params: Any) -> dict[str, Any]:
+    """The fields of a Params dataclass that differ from their defaults."""
+    shown = {}
+    for f in dataclasses.fields(params):
+        value = getattr(params, f.name)
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if value != default:
+            shown[f.name] = value
+    return shown
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become lists; keys keep their types (labels are numbered by integers)."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -143,15 +143,15 @@ def test_a_folder_without_testbed_is_refused(tmp_path: Path) -> None:
 
 def test_sites_are_chosen_by_name_or_number(data: list[Path], tmp_path: Path) -> None:
     root = tmp_path / "data"
-    assert [p.name for p in layout.choose_sites(root, None)] == ["lakeside", "north", "valley"]
-    assert [p.name for p in layout.choose_sites(root, "2")] == ["lakeside", "north"]
-    assert [p.name for p in layout.choose_sites(root, "valley, north,valley")] == ["valley", "north"]
+    assert [p.name for p in dataset.choose_sites(root, None)] == ["lakeside", "north", "valley"]
+    assert [p.name for p in dataset.choose_sites(root, "2")] == ["lakeside", "north"]
+    assert [p.name for p in dataset.choose_sites(root, "valley, north,valley")] == ["valley", "north"]
     with pytest.raises(ConfigError, match=r"--sites = 'norht'.*lakeside, north, valley"):
-        layout.choose_sites(root, "norht")
+        dataset.choose_sites(root, "norht")
     with pytest.raises(ConfigError, match="has 3 sites"):
-        layout.choose_sites(root, "4")
+        dataset.choose_sites(root, "4")
     with pytest.raises(DataError, match="holds no site"):
-        layout.choose_sites(tmp_path / "data" / "north", None)
+        dataset.choose_sites(tmp_path / "data" / "north", None)
 
 
 def test_free_ports_are_different_and_free() -> None:
