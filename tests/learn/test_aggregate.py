@@ -1,0 +1,131 @@
+"""The coordinator's work on real files: checks, averages, the file it writes, the memory it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gossipseg.algos.base import Algorithm, Combined
+from gossipseg.algos.fedavg import FedAvg
+from gossipseg.learn import jobs
+from gossipseg.learn.aggregate import aggregate
+from gossipseg.learn.common import everything
+from gossipseg.learn.weights import export_wire, load_common, wire_schema
+from gossipseg.store import read_safetensors_header
+
+STATE = {"conv.weight": torch.randn(4, 3), "conv.bias": torch.randn(3), "count": torch.tensor([5])}
+SCHEMA = wire_schema(STATE, everything, "float16")
+
+
+def sent(folder: Path, site: str, cases: int, **changes: Tensor) -> jobs.UpdateFile:
+    path = folder / f"{site}.safetensors"
+    export_wire(path, {**STATE, **changes}, everything, "float16", {"site": site})
+    return jobs.UpdateFile(site, str(path), cases, steps=cases)
+
+
+def run(folder: Path, *files: jobs.UpdateFile, algorithm: Algorithm | None = None) -> jobs.AggregateDone:
+    order = jobs.Aggregate(3, 1, list(files))
+    return aggregate(order, algorithm or FedAvg(), SCHEMA, "float16", folder / "outbox")
+
+
+def test_an_average_of_files_is_the_average_of_models(tmp_path: Path) -> None:
+    files = [
+        sent(tmp_path, f"s{i}", n, **{"conv.weight": torch.full((4, 3), float(i))})
+        for i, n in ((1, 1), (4, 3))
+    ]
+    done = run(tmp_path, *files)
+    assert (done.round, done.attempt, done.contributors, done.refused) == (3, 1, ["s1", "s4"], {})
+    assert done.export is not None and (done.export.cases, done.export.steps) == (4, 3)
+    found = load_common(Path(done.export.path), "s1", STATE, everything, "float16")
+    assert found is not None
+    assert torch.equal(found["conv.weight"], torch.full((4, 3), 3.25))
+    assert torch.allclose(found["conv.bias"], STATE["conv.bias"]) and found["count"].tolist() == [5]
+
+
+def test_the_file_is_a_good_wire_file_whatever_the_order_of_its_items(tmp_path: Path) -> None:
+    """An odd number of two-byte items before four-byte ones must not put these on odd places."""
+    done = run(
+        tmp_path, sent(tmp_path, "a", 1, **{"conv.weight": torch.full((4, 3), 1e6)}), sent(tmp_path, "b", 1)
+    )
+    assert done.export is not None
+    header = read_safetensors_header(Path(done.export.path))
+    assert header["conv.weight"].dtype == "F32"  # half of 1e6 does not fit float16
+    assert {n: i.shape for n, i in header.items()} == {n: tuple(t.shape) for n, t in STATE.items()}
+    assert load_file(done.export.path)["conv.bias"].dtype == torch.float32
+
+
+def test_bad_updates_are_left_out_with_their_reasons(tmp_path: Path) -> None:
+    good = sent(tmp_path, "good", 2)
+    nan = tmp_path / "nan.safetensors"
+    save_file(
+        {**{n: t.clone() for n, t in STATE.items()}, "conv.bias": torch.tensor([1.0, float("nan"), 0.0])}, nan
+    )
+    other = tmp_path / "other.safetensors"
+    save_file({"conv.weight": torch.zeros(4, 3)}, other)
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(Path(good.path).read_bytes()[:-1])
+    files = [jobs.UpdateFile(p.stem, str(p), 5) for p in (nan, other, torn)]
+    done = run(tmp_path, good, *files)
+    assert done.contributors == ["good"]
+    assert done.refused == {"nan": "not_finite", "other": "schema_mismatch", "torn": "unreadable"}
+    none = run(tmp_path, *files)
+    assert none.export is None and none.reason == "no_update" and "torn" in none.detail
+
+
+def test_an_overflow_is_no_common_model(tmp_path: Path) -> None:
+    class Exploding(FedAvg):
+        def aggregate(self, updates, round):  # type: ignore[no-untyped-def]
+            return Combined((n, t.float() * 1e39) for n, t in FedAvg().aggregate(updates, round).tensors)
+
+    done = run(tmp_path, sent(tmp_path, "a", 1), algorithm=Exploding())
+    assert done.export is None and done.reason == "not_finite"
+    assert not list((tmp_path / "outbox").iterdir())
+
+
+def test_tensors_for_one_site_alone(tmp_path: Path) -> None:
+    path = tmp_path / "common.safetensors"
+    tensors = {
+        f"{site}:{name}": t.half() + i if t.dim() > 1 else t.clone()
+        for i, site in enumerate(("a", "b"))
+        for name, t in STATE.items()
+    }
+    save_file(tensors, path)
+    mine = load_common(path, "b", STATE, everything, "float16")
+    assert mine is not None and torch.allclose(mine["conv.weight"], STATE["conv.weight"] + 1, atol=5e-3)
+    assert load_common(path, "c", STATE, everything, "float16") is None
+
+
+_MEASURE = """
+import resource, sys
+from gossipseg.algos.fedavg import FedAvg
+from gossipseg.learn import jobs
+from gossipseg.learn.aggregate import aggregate
+from gossipseg.store import read_safetensors_header
+from pathlib import Path
+folder = Path(sys.argv[1])
+files = [jobs.UpdateFile(p.stem, str(p), 1) for p in sorted(folder.glob("s*.safetensors"))]
+schema = {n: (i.dtype, i.shape) for n, i in read_safetensors_header(Path(files[0].path)).items()}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+done = aggregate(jobs.Aggregate(1, 0, files), FedAvg(), schema, "float16", folder / "outbox")
+assert done.export is not None, done
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.parametrize("sites", [2, 8])
+def test_memory_does_not_grow_with_the_number_of_sites(tmp_path: Path, sites: int) -> None:
+    """Models of 12 MB in tensors of 1 MB: some tensors' worth, however many models."""
+    state = {f"layer{i}.weight": torch.randn(1024, 512) for i in range(12)}
+    export_wire(tmp_path / "s0.safetensors", state, everything, "float16", {})
+    for i in range(1, sites):
+        (tmp_path / f"s{i}.safetensors").hardlink_to(tmp_path / "s0.safetensors")
+    out = subprocess.run(
+        [sys.executable, "-c", _MEASURE, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert int(out.stdout) < 12 << 10  # KiB: under one model

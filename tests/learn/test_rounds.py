@@ -1,0 +1,175 @@
+"""A site's side of a coordinated round: taking a common model in, sending an update, personal parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gossipseg.algos.params import DittoParams, FedAvgParams, FedBnParams, FedProxParams
+from gossipseg.learn import jobs
+from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
+from gossipseg.learn.params import WorkerSpec
+from gossipseg.store import Checkpoints
+from tests.learn.harness import make_spec, make_trainer, same, worker, write_png_site
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_png_site(tmp_path_factory.mktemp("site"))
+
+
+def spec_of(data: Path, state: Path, algorithm: Any = None, **more: Any) -> WorkerSpec:
+    return make_spec(data, state, algorithm=algorithm or FedAvgParams(), **more)
+
+
+def common_of(trainer: Any, order: jobs.StartRound, folder: Path) -> jobs.CommonModel:
+    """Run a round, and make a common model of this site's update alone."""
+    done = trainer.run_round(order)
+    assert done.export is not None, done.warning
+    update = jobs.UpdateFile("north", done.export.path, done.export.cases, done.export.steps)
+    made = trainer.aggregate(jobs.Aggregate(order.round, 0, [update]))
+    assert made.export is not None, made
+    kept = folder / f"common{order.round}.safetensors"
+    Path(made.export.path).rename(kept)
+    return jobs.CommonModel(str(kept), f"{order.round}" * 64, order.round)
+
+
+def test_a_round_starts_from_the_common_model(data: Path, tmp_path: Path) -> None:
+    one = make_trainer(spec_of(data, tmp_path / "a"))
+    common = common_of(one, jobs.StartRound(1, export=True), tmp_path)
+    other = make_trainer(spec_of(data, tmp_path / "b", site="south"))
+    other.run_round(jobs.StartRound(1))
+    seen: list[dict[str, torch.Tensor]] = []
+    other._gate = lambda: seen.append({n: t.clone() for n, t in other.student.weights().items()})
+    done = other.run_round(jobs.StartRound(2, start_from=common, export=True))
+    assert done.export is not None and not done.warning
+    taken = load_file(common.path)
+    assert all(torch.equal(seen[0][n], t.to(seen[0][n].dtype)) for n, t in taken.items())
+    assert other.history.last_global == common.hash
+
+
+def test_a_bad_common_model_is_told_of_and_training_goes_on(data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(spec_of(data, tmp_path / "a"))
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"no model")
+    done = trainer.run_round(jobs.StartRound(1, start_from=jobs.CommonModel(str(torn), "f" * 64, 7)))
+    assert "the common model of round 7 was not taken: unreadable" in done.warning
+    assert done.steps == 4
+
+
+def test_normalisation_layers_of_fedbn_never_travel(data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(spec_of(data, tmp_path / "a", FedBnParams()))
+    done = trainer.run_round(jobs.StartRound(1, export=True))
+    sent = load_file(done.export.path)
+    assert sent and not [n for n in sent if "norm" in n]
+    assert sorted(sent) == sorted(trainer.update_schema)
+
+
+def test_proximal_training_stays_nearer_to_the_common_model(data: Path, tmp_path: Path) -> None:
+    """From the same common model and the same batches: the larger μ, the shorter the way."""
+
+    def distance(mu: float) -> float:
+        trainer = make_trainer(spec_of(data, tmp_path / f"mu{mu}", FedProxParams(mu=mu)))
+        common = common_of(trainer, jobs.StartRound(1, export=True), tmp_path / f"mu{mu}")
+        trainer.run_round(jobs.StartRound(2, start_from=common))
+        anchor = trainer.common.anchor
+        weights = trainer.student.weights()
+        return float(sum(((weights[n] - t) ** 2).sum() for n, t in anchor.items()))
+
+    assert distance(0.0) > distance(100.0) > 0
+
+
+def test_the_personal_model_of_ditto_is_deployed_and_survives_a_restart(data: Path, tmp_path: Path) -> None:
+    spec = spec_of(
+        data, tmp_path / "a", DittoParams(lambda_=0.0), training={"ema_decay": 0.0}, network={"dropout": 0.0}
+    )
+    trainer = make_trainer(spec)
+    common = common_of(trainer, jobs.StartRound(1, export=True), tmp_path)
+    trainer.run_round(jobs.StartRound(2, start_from=common, export=True))
+    personal = trainer.student.personal
+    assert personal is not None
+    assert same(dict(trainer.student.ema.state_dict()), dict(personal.model.state_dict()))
+    # λ = 0: the personal model is what a site alone would have got from the same batches
+    alone = make_trainer(
+        make_spec(data, tmp_path / "b", training={"ema_decay": 0.0}, network={"dropout": 0.0})
+    )
+    for r in (1, 2):
+        alone.run_round(jobs.StartRound(r))
+    assert same(dict(personal.model.state_dict()), dict(alone.student.model.state_dict()))
+
+    store, contract = Checkpoints(tmp_path / "c"), contract_of(trainer.setup, trainer.network_signature)
+    save_checkpoint(store, trainer.state(), contract)
+    again = make_trainer(spec)
+    state, _ = load_checkpoint(store, contract)
+    assert state is not None
+    again.load(state)
+    assert same(again.state(), trainer.state())
+    assert again.history.last_global == common.hash
+
+
+def test_an_interrupted_round_goes_on_from_where_it_was_and_not_from_its_beginning(
+    data: Path, tmp_path: Path
+) -> None:
+    """Killed after two steps of a round that began with a common model: the same end, bit by bit."""
+    spec = spec_of(data, tmp_path / "a", FedProxParams(mu=1.0))
+    straight = make_trainer(spec)
+    common = common_of(straight, jobs.StartRound(1, export=True), tmp_path)
+    store, contract = Checkpoints(tmp_path / "c"), contract_of(straight.setup, straight.network_signature)
+    save_checkpoint(store, straight.state(), contract)
+    state, _ = load_checkpoint(store, contract)
+    assert state is not None
+    order = jobs.StartRound(2, start_from=common)
+    straight.run_round(order)
+
+    class Stopped(Exception):
+        pass
+
+    calls = []
+
+    def gate() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stopped
+
+    first = make_trainer(spec, gate)
+    first.load(state)
+    with pytest.raises(Stopped):
+        first.run_round(order)
+    assert first.resumable and first.history.step == 2
+    middle = first.state()
+    second = make_trainer(spec)
+    second.load(middle)
+    second.run_round(order)
+    assert same(second.state(), straight.state())
+
+
+def test_a_late_joiner_takes_the_common_model_over_with_its_average(data: Path, tmp_path: Path) -> None:
+    one = make_trainer(spec_of(data, tmp_path / "a"))
+    common = common_of(one, jobs.StartRound(1, export=True), tmp_path)
+    late = make_trainer(spec_of(data, tmp_path / "b", training={"ema_decay": 1.0}))
+    late.run_round(jobs.StartRound(1, start_from=common, settling_in=True))
+    taken = load_file(common.path)
+    ema = late.student.ema.state_dict()
+    assert all(torch.equal(ema[n], t.to(ema[n].dtype)) for n, t in taken.items())
+
+
+def test_the_worker_process_aggregates_between_rounds(data: Path, tmp_path: Path) -> None:
+    spec = spec_of(data, tmp_path / "state")
+    with worker(spec) as w:
+        ready = w.wait(jobs.Ready)
+        assert ready.update_tensors == ready.tensors and ready.last_global is None
+        done = w.round(1, export=True)
+        assert done.export is not None
+        w.send(jobs.Aggregate(1, 2, [jobs.UpdateFile("north", done.export.path, 2, 4)]))
+        made = w.wait(jobs.AggregateDone)
+        assert made.export is not None and (made.round, made.attempt, made.contributors) == (1, 2, ["north"])
+        common = jobs.CommonModel(made.export.path, "c" * 64, 1)
+        w.send(jobs.StartRound(2, start_from=common))
+        w.wait(jobs.RoundDone)
+        assert w.stop() == 0, w.stderr
+    with worker(spec) as w:
+        assert w.wait(jobs.Ready).last_global == "c" * 64
