@@ -18,7 +18,7 @@ from gossipseg.config.problems import nearest
 from gossipseg.config.reading import Source
 from gossipseg.core.params import GossipParams, MembershipParams
 from gossipseg.errors import ConfigError
-from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams
+from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, one_shot_problem
 from gossipseg.nets.params import NetworkName, NetworkParams
 from gossipseg.wire.addresses import is_loopback, split_address
 from gossipseg.wire.params import WireParams
@@ -81,6 +81,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "patch_size": COUNT,
         "spacing_mm": POSITIVE,
         "ct_window_hu": ANY,
+        "slice_axis": Range(0, 2),
     },
     TrainingParams: {
         "steps_per_round": COUNT,
@@ -89,6 +90,8 @@ RANGES: dict[type, dict[str, Range]] = {
         "weight_decay": NATURAL,
         "clip_grad_norm": POSITIVE,
         "schedule_rounds": COUNT,
+        "decay_every_steps": COUNT,
+        "decay_factor": Range(0, 1, low_open=True),
         "foreground_patches": SHARE,
         "ema_decay": SHARE_BELOW_1,
         "guard_drop": NATURAL,
@@ -139,6 +142,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
     check_ranges(federation, source)
     _check_task(federation.task, source)
     _check_network(federation.network, source)
+    _check_one_shot(federation, source)
     m = federation.membership
     if m.probe_timeout_s > m.probe_interval_s:
         raise source.error(
@@ -269,6 +273,14 @@ def _check_network(network: NetworkParams, source: Source) -> None:
         )
 
 
+def _check_one_shot(federation: FederationFile, source: Source) -> None:
+    names = federation.algorithm.name, federation.network.name
+    found = one_shot_problem(*names, federation.task, federation.training)
+    if found is not None:
+        problem, key, value, remedy = found
+        raise source.error(problem, key, value, remedy)
+
+
 # ---------------------------------------------------------------- the task
 
 
@@ -278,11 +290,13 @@ def _check_task(task: TaskParams, source: Source) -> None:
 
 
 def _task_problems(task: TaskParams) -> Iterator[tuple[str, str, object, str]]:
-    for key in ("patch_size", "spacing_mm"):
+    if task.slice_axis is not None and task.spatial_dims != 2:
+        yield "is for 2-D networks", "slice_axis", task.slice_axis, "Remove it, or write spatial_dims: 2."
+    for key, dims in (("patch_size", task.spatial_dims), ("spacing_mm", task.image_dims)):
         value = getattr(task, key)
-        if value is not None and len(value) != task.spatial_dims:
+        if value is not None and len(value) != dims:
             yield (
-                f"needs {task.spatial_dims} numbers, one for each spatial dimension",
+                f"needs {dims} numbers, one for each spatial dimension",
                 key,
                 list(value),
                 "Give one number per axis, or change task.spatial_dims.",
@@ -331,7 +345,7 @@ def _intensity_problems(task: TaskParams) -> Iterator[tuple[str, str, object, st
             task.orientation,
             "Write three letters, one of R/L, A/P and S/I each, such as RAS.",
         )
-    if task.orientation is not None and task.spatial_dims == 2:
+    if task.orientation is not None and task.image_dims == 2:
         yield "is for 3-D images", "orientation", task.orientation, "Remove it, or write spatial_dims: 3."
 
 

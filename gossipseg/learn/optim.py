@@ -37,6 +37,9 @@ def learning_rate(training: TrainingParams, round: int, step: int) -> float:
     """
     if training.schedule == "constant":
         return training.learning_rate
+    if training.schedule == "step_decay":
+        steps = (round - 1) * training.steps_per_round + step
+        return training.learning_rate * training.decay_factor ** (steps // training.decay_every_steps)
     done = (round - 1 + step / training.steps_per_round) / max(1, training.schedule_rounds)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return training.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)

@@ -36,6 +36,13 @@ class TaskParams:
     """Accept grey images in a three-channel task by repeating the channel (declared, never silent)."""
     label_map: dict[int, int] = field(default_factory=dict)
     """File value → label value, such as {255: 1} for masks saved as 0/255."""
+    slice_axis: int | None = None
+    """Read volumes as stacks of slices along this axis, for a 2-D network; None: images are as they are."""
+
+    @property
+    def image_dims(self) -> int:
+        """Spatial dimensions of an image file: those of the network, but for stacks of slices."""
+        return self.spatial_dims if self.slice_axis is None else 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +58,12 @@ class TrainingParams:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     clip_grad_norm: float = 1.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "step_decay"] = "constant"
     schedule_rounds: int = 100
     """Length of the cosine; constant afterwards."""
+    decay_every_steps: int = 1000
+    """Of `step_decay`: the learning rate is multiplied by `decay_factor` after each so many steps."""
+    decay_factor: float = 0.95
     loss: Literal["dice_ce", "dice_focal", "generalized_dice"] = "dice_ce"
     output: Literal["softmax", "sigmoid"] = "softmax"
     """sigmoid: one channel per foreground label; softmax: one per label with the background."""
@@ -123,3 +133,31 @@ class WorkerSpec:
 
 
 SplitName = Literal["training", "validation", "test"]
+
+ONE_SHOT_ALGORITHM, ONE_SHOT_NETWORK = "fedcowpro", "cowpro_encoder"
+
+
+def one_shot_problem(
+    algorithm: str, network: str, task: TaskParams, training: TrainingParams
+) -> tuple[str, str, object, str] | None:
+    """What does not fit together about one-shot learning: (problem, key, value, remedy), or None."""
+    if (algorithm == ONE_SHOT_ALGORITHM) != (network == ONE_SHOT_NETWORK):
+        problem = (
+            f"{ONE_SHOT_ALGORITHM} and the network {ONE_SHOT_NETWORK} go together, and with nothing else"
+        )
+        remedy = (
+            f"Write network.name: {ONE_SHOT_NETWORK} and algorithm.name: {ONE_SHOT_ALGORITHM}, or neither."
+        )
+        return f"{problem} (algorithm.name is {algorithm})", "network.name", network, remedy
+    if algorithm != ONE_SHOT_ALGORITHM:
+        if task.slice_axis is not None:
+            remedy = f"Remove it, or use algorithm.name: {ONE_SHOT_ALGORITHM}."
+            return f"{algorithm} does not read slices", "task.slice_axis", task.slice_axis, remedy
+        return None
+    if task.spatial_dims != 2:
+        remedy = "Write 2; for volumes give task.slice_axis, the axis they are sliced along."
+        return f"{ONE_SHOT_ALGORITHM} works on slices", "task.spatial_dims", task.spatial_dims, remedy
+    if training.output != "softmax":
+        problem = f"{ONE_SHOT_ALGORITHM} tells one class from the rest by softmax"
+        return problem, "training.output", training.output, "Write softmax."
+    return None
