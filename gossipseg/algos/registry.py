@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from gossipseg.algos.base import Algorithm
 from gossipseg.algos.fedavg import Ditto, FedAvg, FedAvgFinetune, FedBn, FedProx
+from gossipseg.algos.fedoap import FedOap
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage
 from gossipseg.algos.local import Local
@@ -18,6 +19,7 @@ from gossipseg.algos.params import (
     FedAvgFinetuneParams,
     FedAvgParams,
     FedBnParams,
+    FedOapParams,
     FedProxParams,
     GcmlParams,
     GossipAverageParams,
@@ -55,5 +57,7 @@ def build(
             return FedBn(params.weighting, norm_names)
         case DittoParams():
             return Ditto(params.lambda_, params.weighting)
+        case FedOapParams():
+            return FedOap(params, private_names)
         case _:
             raise ConfigError("no such algorithm", key="algorithm.name", value=params.name)

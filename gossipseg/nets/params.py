@@ -7,7 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-NetworkName = Literal["sanet", "unet", "dynunet", "segresnet", "swinunetr"]
+NetworkName = Literal["sanet", "unet", "dynunet", "segresnet", "swinunetr", "dca_unet"]
+
+WITH_PRIVATE_PARTS = ("dca_unet",)
+"""Networks that declare some parts to be a site's own: what FedOAP needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +20,7 @@ class NetworkParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     name: str = "sanet"
-    """`sanet` or one of MONAI's in the registry: `unet`, `dynunet`, `segresnet`, `swinunetr`."""
+    """`sanet`; one of MONAI's: `unet`, `dynunet`, `segresnet`, `swinunetr`; or `dca_unet`, FedOAP's."""
     width: Annotated[int, Field(ge=1)] = 12
     """Channels of the first scale; deeper scales double it."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2

@@ -1,4 +1,4 @@
-"""Which settings build which network: SA-Net, and MONAI's UNet, DynUNet, SegResNet and SwinUNETR.
+"""Which settings build which network: MONAI's, and our own.
 
 What belongs here: how our few settings translate into each constructor, the checks that must fail at start
 and not an hour into training, and what the contract says of a network. What must not: layers, losses.
@@ -19,6 +19,7 @@ from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
 from gossipseg.errors import ConfigError
+from gossipseg.nets.dca_unet import DcaUNet
 from gossipseg.nets.output import NetOutput
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.sanet import SANet
@@ -271,4 +272,5 @@ _NETWORKS: dict[str, Entry] = {
     "dynunet": Entry(DynUNet, _dynunet, lambda a: a["strides"], DynUNetSegmenter),
     "segresnet": Entry(SegResNet, _segresnet, lambda a: [2] * (len(a.get("blocks_down", [1] * 4)) - 1)),
     "swinunetr": Entry(SwinUNETR, _swinunetr, lambda a: [a.get("patch_size", 2)] + [2] * 4, width_step=12),
+    "dca_unet": Entry(DcaUNet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
 }

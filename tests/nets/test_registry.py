@@ -14,7 +14,7 @@ from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.registry import build, initialise, network_signature, norm_parameter_names
 from gossipseg.nets.segmenter import Segmenter, cropped, dropout_off, padding
 
-SMALLEST = {"sanet": 32, "unet": 32, "dynunet": 32, "segresnet": 16, "swinunetr": 64}
+SMALLEST = {"sanet": 32, "unet": 32, "dynunet": 32, "segresnet": 16, "swinunetr": 64, "dca_unet": 32}
 EVERY_NORM = [
     (n, norm) for n in SMALLEST for norm in ("instance", "group", "batch") if (n, norm) != ("unet", "group")
 ]
@@ -46,7 +46,7 @@ def test_one_step_of_each_network(name: str, norm: str) -> None:
         assert net(x).aux == ()
 
 
-@pytest.mark.parametrize("name", ["sanet", "unet", "dynunet", "segresnet", "swinunetr"])
+@pytest.mark.parametrize("name", ["sanet", "unet", "dynunet", "segresnet", "swinunetr", "dca_unet"])
 def test_three_dimensions(name: str) -> None:
     net = make(name, dims=3, width=12 if name == "swinunetr" else 4)
     kinds = {type(m).__name__ for m in net.modules()}
