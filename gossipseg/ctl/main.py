@@ -26,6 +26,7 @@ MODULES = {
     "status": ("status", "version"),
     "peers": ("peers",),
     "tables": ("exchanges", "models", "events"),
+    "rounds": ("rounds",),
     "watch": ("watch",),
     "control": ("pause", "resume", "leave", "reload"),
     "learn": ("predict", "evaluate", "export"),

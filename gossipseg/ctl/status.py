@@ -48,6 +48,8 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
     yield "cases", f"{s.splits.training} training, {s.splits.validation} validation, {s.splits.test} test"
     yield "learning", f"{s.algorithm or out.NOTHING} on {s.device or out.NOTHING}"
     yield "models", models(s)
+    if s.exchange == "rounds":
+        yield "rounds", f"common model of round {s.committed or 0}; led by {s.coordinator or out.NOTHING} now"
     yield "bytes", f"{out.bytes_text(s.bytes_out)} out, {out.bytes_text(s.bytes_in)} in"
     yield "members", members(s)
     yield "worker", worker(s)

@@ -33,6 +33,7 @@ from gossipseg.wire.documents import (
     ModelsDoc,
     OkDoc,
     PeersDoc,
+    RoundsDoc,
     StatusDoc,
     WatchDoc,
 )
@@ -56,6 +57,8 @@ class ControlHandler(Protocol):
     async def exchanges(self, limit: int) -> ExchangesDoc: ...
 
     async def models(self) -> ModelsDoc: ...
+
+    async def rounds(self) -> RoundsDoc: ...
 
     async def events(self, limit: int, since: int) -> EventsDoc: ...
 
@@ -143,6 +146,9 @@ class _Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     async def Models(self, query: Any, context: Any) -> Any:
         return await _answer(self._handler.models, context)
 
+    async def Rounds(self, query: Any, context: Any) -> Any:
+        return await _answer(self._handler.rounds, context)
+
     async def Events(self, query: Any, context: Any) -> Any:
         return await _answer(lambda: self._handler.events(_limit(query), query.since), context)
 
@@ -229,6 +235,9 @@ class ControlClient:
 
     def models(self) -> ModelsDoc:
         return self._ask("Models", ModelsDoc)
+
+    def rounds(self) -> RoundsDoc:
+        return self._ask("Rounds", RoundsDoc)
 
     def events(self, limit: int = 0, since: int = 0) -> EventsDoc:
         """The newest `limit` events with seq > `since`, oldest first."""

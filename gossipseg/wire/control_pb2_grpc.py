@@ -54,6 +54,11 @@ class ControlStub:
                 request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
                 response_deserializer=gossipseg_dot_wire_dot_control__pb2.Document.FromString,
                 _registered_method=True)
+        self.Rounds = channel.unary_unary(
+                '/gossipseg.wire.Control/Rounds',
+                request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_control__pb2.Document.FromString,
+                _registered_method=True)
         self.Events = channel.unary_unary(
                 '/gossipseg.wire.Control/Events',
                 request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
@@ -108,6 +113,12 @@ class ControlServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Models(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rounds(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +181,11 @@ def add_ControlServicer_to_server(servicer, server):
             ),
             'Models': grpc.unary_unary_rpc_method_handler(
                     servicer.Models,
+                    request_deserializer=gossipseg_dot_wire_dot_control__pb2.Query.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_control__pb2.Document.SerializeToString,
+            ),
+            'Rounds': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rounds,
                     request_deserializer=gossipseg_dot_wire_dot_control__pb2.Query.FromString,
                     response_serializer=gossipseg_dot_wire_dot_control__pb2.Document.SerializeToString,
             ),
@@ -310,6 +326,33 @@ class Control:
             request,
             target,
             '/gossipseg.wire.Control/Models',
+            gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
+            gossipseg_dot_wire_dot_control__pb2.Document.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rounds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Control/Rounds',
             gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
             gossipseg_dot_wire_dot_control__pb2.Document.FromString,
             options,

@@ -74,7 +74,7 @@ class MemberCounts:
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     state: str = "starting"
-    """starting | ready | training | restarting | failed | stopped"""
+    """starting | ready | training | aggregating | restarting | failed | stopped"""
     pid: int | None = None
     restarts: int = 0
     reason: str = ""
@@ -133,6 +133,12 @@ class StatusDoc(Document):
     cases: int = 0
     splits: Splits = field(default_factory=Splits, metadata={"part": Splits})
     algorithm: str = ""
+    exchange: str = ""
+    """How models travel: none | gossip | rounds"""
+    committed: int | None = None
+    """The newest federation round whose common model is committed; null without a coordinator."""
+    coordinator: str = ""
+    """Of the round under way."""
     device: str = ""
     members: MemberCounts = field(default_factory=MemberCounts, metadata={"part": MemberCounts})
     sent: int = 0
@@ -204,7 +210,7 @@ class ExchangeRow:
     hash: str = ""
     bytes: int = 0
     round: int = 0
-    """The sender's round."""
+    """The sender's round; the federation's for a common model."""
     state: str = ""
     """offered | accepted | busy | rejected | sending | sent | failed | receiving | stored | visiting |
     merged | refused | kept_out | reverted | dropped"""
@@ -214,6 +220,8 @@ class ExchangeRow:
     dice_before: float | None = None
     """Validation Dice of the round before the visit, and of the round after it."""
     dice_after: float | None = None
+    holds: str = "model"
+    """model (gossip) | update (to a coordinator) | global (a common model)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +253,46 @@ class ModelsDoc(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class RoundRow:
+    """A listed site's part in a round, this site included."""
+
+    site: str = ""
+    state: str = ""
+    """delivered | has_update | training | stored | left_out | …"""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsDoc(Document):
+    """The round under the rotating coordinator as this site sees it."""
+
+    kind: ClassVar[str] = "rounds"
+    exchange: str = "none"
+    """rounds; otherwise there is no coordinator, and all else is empty."""
+    round: int = 0
+    """The federation round under way, from 1."""
+    attempt: int = 0
+    coordinator: str = ""
+    leading: bool = False
+    """This site is the coordinator."""
+    state: str = ""
+    """What this site does for the round, in words."""
+    quorum: int = 0
+    """Sites that must contribute, and store."""
+    deadline_s: float | None = None
+    """Seconds until sites that have not delivered are left out; null: none is set yet."""
+    committed: int = 0
+    """The newest round whose common model is committed; 0: only the initial model."""
+    committed_hash: str = ""
+    contributors: tuple[str, ...] = ()
+    """Sites whose updates are in it."""
+    absent: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    """Listed sites that are not in it, and why."""
+    sites: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    """The listed sites in the round under way."""
+
+
+@dataclass(frozen=True, slots=True)
 class EventsDoc(Document):
     """Lines of the event log, oldest first: seq, t, event, and what belongs to that event."""
 
@@ -271,7 +319,7 @@ class WatchDoc(Document):
 
 
 KINDS: Mapping[str, type[Document]] = {
-    d.kind: d for d in (StatusDoc, PeersDoc, ExchangesDoc, ModelsDoc, EventsDoc, OkDoc, WatchDoc)
+    d.kind: d for d in (StatusDoc, PeersDoc, ExchangesDoc, ModelsDoc, RoundsDoc, EventsDoc, OkDoc, WatchDoc)
 }
 
 

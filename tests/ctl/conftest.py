@@ -27,6 +27,7 @@ class Answers:
     peers_doc: doc.PeersDoc = PEERS
     exchanges_doc: doc.ExchangesDoc = field(default_factory=doc.ExchangesDoc)
     models_doc: doc.ModelsDoc = field(default_factory=doc.ModelsDoc)
+    rounds_doc: doc.RoundsDoc = field(default_factory=doc.RoundsDoc)
     events_doc: doc.EventsDoc = field(default_factory=doc.EventsDoc)
     ok_doc: doc.OkDoc = field(default_factory=lambda: doc.OkDoc(True, "done"))
     frames: tuple[doc.WatchDoc, ...] = (doc.WatchDoc(STATUS, PEERS),)
@@ -53,6 +54,10 @@ class Answers:
     async def models(self) -> doc.ModelsDoc:
         self._note("models")
         return self.models_doc
+
+    async def rounds(self) -> doc.RoundsDoc:
+        self._note("rounds")
+        return self.rounds_doc
 
     async def events(self, limit: int, since: int) -> doc.EventsDoc:
         self._note("events", limit, since)

@@ -52,3 +52,23 @@ PEERS = doc.PeersDoc(
         doc.PeerRow("far", "", "10.0.0.5:7443"),
     )
 )
+
+ROUNDS = doc.RoundsDoc(
+    exchange="rounds",
+    round=8,
+    attempt=1,
+    coordinator="south",
+    leading=False,
+    state="waiting for the common model",
+    quorum=2,
+    deadline_s=95.0,
+    committed=7,
+    committed_hash=HASH,
+    contributors=("north", "south"),
+    absent=(doc.RoundRow("west", "left_out", "dead"),),
+    sites=(
+        doc.RoundRow("north", "delivered"),
+        doc.RoundRow("south", "training", "step 25 of 100"),
+        doc.RoundRow("west", "left_out", "dead"),
+    ),
+)

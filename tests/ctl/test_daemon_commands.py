@@ -16,9 +16,21 @@ import pytest
 
 from gossipseg.errors import ConfigError
 from gossipseg.wire import documents as doc
-from tests.ctl.samples import HASH, PEERS, STATUS
+from tests.ctl.samples import HASH, PEERS, ROUNDS, STATUS
 
-ASKING = ("status", "peers", "exchanges", "models", "events", "watch", "pause", "resume", "leave", "reload")
+ASKING = (
+    "status",
+    "peers",
+    "exchanges",
+    "models",
+    "rounds",
+    "events",
+    "watch",
+    "pause",
+    "resume",
+    "leave",
+    "reload",
+)
 GOSSIPCTL = [sys.executable, "-m", "gossipseg.ctl.main"]
 
 
@@ -123,6 +135,34 @@ def test_exchanges_table(daemon: Any, ctl: Any) -> None:
     assert "sending 42 %" in result.lines[1]
     assert re.search(r"reverted +0\.700 +0\.500 +Dice fell$", result.lines[2])
     assert HASH[:12] in result.out and HASH[:13] not in result.out
+
+
+def test_rounds_say_who_leads_who_is_missing_and_why(daemon: Any, ctl: Any) -> None:
+    daemon.answers.rounds_doc = ROUNDS
+    result = ctl("rounds", "--socket", daemon.socket)
+    assert result.code == 1, "the last round was closed without a listed site"
+    assert plain(result.out)
+    for line in (
+        r"round +8, attempt 1, led by south",
+        r"here +waiting for the common model",
+        r"quorum +2 of 3 sites",
+        r"deadline +in 1 min",
+        r"common model +of round 7, 5f3c5f3c, from north, south",
+        r" +- closed without west: dead",
+        r"south +training +step 25 of 100",
+    ):
+        assert re.search(f"^{line}", result.out, re.M), line
+    whole = dataclasses.replace(ROUNDS, absent=(), committed=0, leading=True)
+    daemon.answers.rounds_doc = whole
+    result = ctl("rounds", "--socket", daemon.socket)
+    assert result.code == 0 and "led by this site" in result.out and "the initial one" in result.out
+    assert doc.parse(ctl("rounds", "--socket", daemon.socket, "--json").out) == whole
+
+
+def test_rounds_of_a_gossiping_federation(daemon: Any, ctl: Any) -> None:
+    daemon.answers.rounds_doc = doc.RoundsDoc(exchange="gossip")
+    result = ctl("rounds", "--socket", daemon.socket)
+    assert result.code == 0 and "no coordinator" in result.out
 
 
 def test_models_table(daemon: Any, ctl: Any) -> None:

@@ -45,6 +45,11 @@ class Daemon:
         await self.never.wait()
         return doc.ModelsDoc()
 
+    async def rounds(self) -> doc.RoundsDoc:
+        return doc.RoundsDoc(
+            exchange="rounds", committed=3, absent=(doc.RoundRow("west", "left_out", "dead"),)
+        )
+
     async def events(self, limit: int, since: int) -> doc.EventsDoc:
         return doc.EventsDoc(({"seq": since + 1, "limit": limit},))
 
