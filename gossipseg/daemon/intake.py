@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from gossipseg.core import events
 from gossipseg.core.messages import Body, Reply, Request
-from gossipseg.core.types import ModelRef, Record, Site, payload, signer_of
+from gossipseg.core.types import ModelKind, ModelRef, Record, Site, payload, signer_of
 from gossipseg.errors import DiskFull, LocalError, PeerRefused
 from gossipseg.store import (
     BrokenModel,
@@ -25,6 +25,7 @@ from gossipseg.store import (
     ModelStore,
     PartialBusy,
     PartialModel,
+    TensorInfo,
     read_safetensors_header,
 )
 
@@ -35,6 +36,8 @@ ANSWER_TIMEOUT_S = 30.0
 TELL_EVERY_S = 2.0
 """How often the core is told that a promised model is on its way."""
 _B = TypeVar("_B", bound=Body)
+Schema = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name → (dtype, shape) of the tensors in a file."""
 
 
 class Verifier(Protocol):
@@ -47,7 +50,7 @@ class Verifier(Protocol):
 
 
 class Intake:
-    """The wire's Handler. `inject` feeds the core; `schema` is what travels, from the worker."""
+    """The wire's Handler. `inject` feeds the core; `schemas` are what travels, from the worker."""
 
     def __init__(
         self,
@@ -64,7 +67,8 @@ class Intake:
         """`forged(peer, record, more)`: a message of `peer` held records their signer did not sign, one and
         so many more. `clock` gives monotonic seconds."""
         self.verifier = verifier
-        self.schema: Mapping[str, tuple[str, tuple[int, ...]]] = {}
+        self.schemas: Mapping[str, Schema] = {}
+        """What a file of each kind holds (core.types.ModelKind)."""
         self._node, self._inject, self._store = node, inject, store
         self._reserve_bytes, self._moved, self._forged = disk_reserve_bytes, moved, forged
         self._clock = clock
@@ -167,13 +171,28 @@ class Intake:
         path = self._store.path(model.hash)
         try:
             header = await asyncio.to_thread(read_safetensors_header, path)
-            difference = schema_difference(header, self.schema)
+            difference = self._difference(header, model.kind)
         except (ValueError, OSError, LocalError) as e:
             self._forget(model)
             self._broken(peer, model, "unreadable", str(e))
         if difference:
             self._forget(model)
             self._broken(peer, model, "schema_mismatch", difference)
+
+    def _difference(self, header: Mapping[str, TensorInfo], kind: ModelKind) -> str:
+        """What is wrong with a header; common models may hold `site:name` tensors, complete for each."""
+        schema = self.schemas.get(kind, {})
+        if kind != "global" or not any(":" in name for name in header):
+            return schema_difference(header, schema)
+        parts: dict[str, dict[str, TensorInfo]] = {}
+        for name, info in header.items():
+            site, _, plain = name.rpartition(":")
+            parts.setdefault(site, {})[plain] = info
+        strangers = sorted(set(parts) - self.verifier.sites)
+        if strangers:
+            return f"it holds tensors for {strangers[0] or 'nobody'!r}, which is no listed site"
+        differences = (schema_difference(part, schema) for _, part in sorted(parts.items()))
+        return next(filter(None, differences), "")
 
     def _forget(self, model: ModelRef) -> None:
         """Remove a file that was not taken, unless the same model is wanted for another reason."""
@@ -203,7 +222,7 @@ def _close_unused(opening: asyncio.Future[PartialModel]) -> None:
         opening.result().close()
 
 
-def schema_difference(header: Mapping[str, object], schema: Mapping[str, tuple[str, tuple[int, ...]]]) -> str:
+def schema_difference(header: Mapping[str, TensorInfo], schema: Schema) -> str:
     """What a file's header has that the shared tensors have not, or the other way round; "" if they agree.
 
     A tensor may travel as F32 where its values do not fit the wire dtype.
@@ -212,9 +231,8 @@ def schema_difference(header: Mapping[str, object], schema: Mapping[str, tuple[s
         return f"{name} is {'unknown here' if name in header else 'missing'}"
     for name, (dtype, shape) in schema.items():
         info = header[name]
-        its_dtype, its_shape = getattr(info, "dtype", None), tuple(getattr(info, "shape", ()))
-        if its_shape != tuple(shape):
-            return f"{name} has shape {list(its_shape)}, expected {list(shape)}"
-        if its_dtype not in (dtype, "F32"):
-            return f"{name} is {its_dtype}, expected {dtype}"
+        if info.shape != tuple(shape):
+            return f"{name} has shape {list(info.shape)}, expected {list(shape)}"
+        if info.dtype not in (dtype, "F32"):
+            return f"{name} is {info.dtype}, expected {dtype}"
     return ""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gossipseg.core import effects, events
-from gossipseg.core.messages import Offer, OfferReply
+from gossipseg.core.messages import Fetch, FetchReply, Offer, OfferReply
 from gossipseg.core.types import ModelRef, Site
 from gossipseg.wire.documents import ExchangeRow
 
@@ -25,6 +25,7 @@ class Ledger:
     clock: Callable[[], float]
     rows: OrderedDict[tuple[str, Site, str], ExchangeRow] = field(default_factory=OrderedDict)
     _offers: dict[int, tuple[Site, ModelRef]] = field(default_factory=dict)
+    _fetches: dict[int, Site] = field(default_factory=dict)
     _asked: dict[int, tuple[Site, ModelRef]] = field(default_factory=dict)
     _visitors: OrderedDict[str, Site] = field(default_factory=OrderedDict)
     _dice_val: float | None = None
@@ -35,6 +36,8 @@ class Ledger:
             case effects.Request(id=id_, to=to, body=Offer(model=model)):
                 self._offers[id_] = (to, model)
                 self._put("out", to, model, "offered")
+            case effects.Request(id=id_, to=to, body=Fetch()):
+                self._fetches[id_] = to
             case effects.StartTransfer(id=id_, to=to, model=model):
                 self._offers[id_] = (to, model)
                 self._put("out", to, model, "sending")
@@ -57,6 +60,12 @@ class Ledger:
                 site, model = self._offers.pop(id_)
                 state = {"accept": "accepted", "busy": "busy", "reject": "rejected"}[reply.verdict]
                 self._set("out", site, model.hash, state, reply.reason)
+            case events.Reply(id=id_, body=FetchReply() as reply) if id_ in self._fetches:
+                site = self._fetches.pop(id_)
+                if reply.verdict == "accept" and reply.model is not None:
+                    self._put("in", site, reply.model, "accepted")
+            case events.RequestFailed(id=id_) if id_ in self._fetches:
+                del self._fetches[id_]
             case events.RequestFailed(id=id_, reason=reason) if id_ in self._offers:
                 site, model = self._offers.pop(id_)
                 self._set("out", site, model.hash, "failed", reason)
@@ -119,6 +128,7 @@ class Ledger:
             fraction=0.0,
             dice_before=None,
             dice_after=None,
+            holds=model.kind,
         )
         self.rows.move_to_end(key)
         while len(self.rows) > MAX_ROWS:

@@ -18,7 +18,7 @@ from typing import Any
 from gossipseg import config as configuration
 from gossipseg.core import effects, events
 from gossipseg.core.node import NodeState
-from gossipseg.core.types import ModelRef, Record, Site
+from gossipseg.core.types import ModelKind, ModelRef, Proposal, Record, Site
 from gossipseg.daemon.intake import Intake, Verifier
 from gossipseg.daemon.ledger import Ledger
 from gossipseg.daemon.training import TrainingView
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 _WARN = {"member_suspect", "member_dead", "peer_refused", "transfer_failed", "model_broken", "worker_lost",
          "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused",
-         "internal_error", "export_failed", "persist_failed"}  # fmt: skip
+         "internal_error", "export_failed", "persist_failed", "round_passed", "round_alone",
+         "update_refused"}  # fmt: skip
 KEPT_S = 60.0
 """A model that nothing refers to is removed at this age: those taken in a moment ago are about to be."""
 _News = jobs.FromWorker | events.WorkerLost
@@ -204,6 +205,8 @@ class Runtime:
                 self.spawn(self._transfer(effect), f"transfer {effect.id}")
             case effects.StartRound():
                 self._start_round(effect)
+            case effects.Aggregate():
+                self._aggregate(effect)
             case effects.Finished():
                 self.training.begin("finished", 1.0)
             case effects.Note(event=name, site=site, reason=reason, detail=detail):
@@ -262,8 +265,21 @@ class Runtime:
         if (entry := effect.visit) is not None:
             path = str(self.store.path(entry.model.hash))
             visit = jobs.Visit(path, entry.model.hash, entry.frm, entry.model.steps, entry.model.cases)
+        common = None
+        if (model := effect.start_from) is not None:
+            common = jobs.CommonModel(str(self.store.path(model.hash)), model.hash, model.round)
         self.training.step, self.training.fraction = 0, 0.0
-        self.worker.send(jobs.StartRound(effect.round, visit, effect.export))
+        self.worker.send(
+            jobs.StartRound(effect.round, visit, effect.export, common, effect.settling_in, effect.finetuning)
+        )
+
+    def _aggregate(self, effect: effects.Aggregate) -> None:
+        files = [
+            jobs.UpdateFile(site, str(self.store.path(model.hash)), model.cases, model.steps)
+            for site, model in effect.updates
+        ]
+        self.training.begin(f"combining {len(files)} updates")
+        self.worker.send(jobs.Aggregate(effect.round, effect.attempt, files))
 
     def on_worker_message(self, message: jobs.FromWorker) -> None:
         """What the worker says: its progress for status at once, the rest in its turn."""
@@ -289,6 +305,8 @@ class Runtime:
                     self._ready(news)
                 case jobs.RoundDone():
                     await self._round_done(news)
+                case jobs.AggregateDone():
+                    await self._aggregate_done(news)
                 case jobs.Fatal(kind=kind, message=text) if not self._was_ready:
                     self._fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):
@@ -298,7 +316,12 @@ class Runtime:
 
     def _ready(self, message: jobs.Ready) -> None:
         self.training.ready(message, self.config.federation.training.steps_per_round)
-        self._was_ready, self.intake.schema = True, message.tensors
+        self._was_ready = True
+        self.intake.schemas = {
+            "model": message.tensors,
+            "global": message.tensors,
+            "update": message.update_tensors,
+        }
         self.contract = configuration.contract(self.config.federation, message.network_signature)
         self.note(
             "worker_ready",
@@ -316,12 +339,15 @@ class Runtime:
                 self.contract,
                 message.last_visit,
                 message.dice_val,
+                message.last_global,
             )
         )
 
     async def _round_done(self, message: jobs.RoundDone) -> None:
         self.training.round_done(message)
-        visit, export = message.visit, await self._adopt(message)
+        kind: ModelKind = "update" if self.config.federation.algorithm.exchange == "rounds" else "model"
+        visit, export = message.visit, await self._adopt(message.export, message.round, kind)
+        export = export and dataclasses.replace(export, dice_val=message.dice_val)
         fields = dataclasses.asdict(message)
         for nested in ("export", "visit", "dice_val_local"):
             del fields[nested]
@@ -335,8 +361,29 @@ class Runtime:
         )
         self.spawn(self._collect_garbage(), "garbage")
 
-    async def _adopt(self, message: jobs.RoundDone) -> ModelRef | None:
-        export = message.export
+    async def _aggregate_done(self, message: jobs.AggregateDone) -> None:
+        self.training.begin("waiting")
+        refused = tuple(sorted(message.refused.items()))
+        model = await self._adopt(message.export, message.round, "global")
+        self.note(
+            "aggregated" if model else "aggregation_failed",
+            round=message.round,
+            attempt=message.attempt,
+            contributors=message.contributors,
+            refused=message.refused,
+            reason=message.reason,
+            detail=message.detail,
+            notes=message.notes,
+            seconds=message.seconds,
+        )
+        if model is None:
+            reason = message.reason or "not_stored"
+            self.inject(events.AggregationFailed(message.round, message.attempt, reason, refused))
+        else:
+            contributors = tuple(sorted(message.contributors))
+            self.inject(events.Aggregated(message.round, message.attempt, model, contributors, refused))
+
+    async def _adopt(self, export: jobs.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
         if export is None:
             return None
         try:
@@ -344,7 +391,7 @@ class Runtime:
         except (OSError, LocalError) as e:
             self.note("export_failed", reason=str(e))
             return None
-        return ModelRef(hash_, size, message.round, export.steps, export.cases, message.dice_val)
+        return ModelRef(hash_, size, round, export.steps, export.cases, kind=kind)
 
     async def _collect_garbage(self) -> None:
         keep = self.node.kept_models() | self.outgoing_models
@@ -406,8 +453,28 @@ def restore(doc: dict[str, Any]) -> effects.Snapshot:
     known["inbox"] = tuple(
         effects.InboxEntry(e["frm"], ModelRef(**e["model"]), e["arrived_round"]) for e in doc.get("inbox", ())
     )
+    known["rounds"] = _rounds_record(doc.get("rounds"))
     known["counters"] = tuple((what, site, n) for what, site, n in doc.get("counters", ()))
     return effects.Snapshot(**known)
+
+
+def _rounds_record(doc: dict[str, Any] | None) -> effects.RoundsRecord | None:
+    if doc is None:
+        return None
+    known = {k: v for k, v in doc.items() if k in effects.RoundsRecord.__dataclass_fields__}
+    for key in ("committed", "accepted"):
+        if (raw := known.get(key)) is not None:
+            known[key] = Proposal(
+                **{
+                    **raw,
+                    "model": ModelRef(**raw["model"]),
+                    "contributors": tuple(raw["contributors"]),
+                    "absent": tuple((site, reason) for site, reason in raw["absent"]),
+                }
+            )
+    if known.get("update") is not None:
+        known["update"] = ModelRef(**known["update"])
+    return effects.RoundsRecord(**known)
 
 
 def _version() -> str:

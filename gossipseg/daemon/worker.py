@@ -93,8 +93,9 @@ class WorkerSupervisor:
             self._paused = message.paused
         if self._writer is None:
             return
-        if isinstance(message, jobs.StartRound):
-            self._busy, self.status.state = True, "training"
+        if isinstance(message, jobs.StartRound | jobs.Aggregate):
+            self._busy = True
+            self.status.state = "training" if isinstance(message, jobs.StartRound) else "aggregating"
         self._last_sign_of_life = self._clock()
         self._writer.write(jobs.encode(message))
 
@@ -248,9 +249,11 @@ class WorkerSupervisor:
                 self.status.state, self.status.reason, self._was_ready = "ready", "", True
             case jobs.RoundDone():
                 self._busy, self._quick_deaths, self.status.state = False, 0, "ready"
+            case jobs.AggregateDone():
+                self._busy, self.status.state = False, "ready"
             case jobs.Fatal():
                 self._fatal = message
-        if isinstance(message, jobs.Preparing | jobs.Ready | jobs.Progress | jobs.RoundDone | jobs.Fatal):
+        if isinstance(message, jobs.FromWorker):
             self._owner.on_worker_message(message)
 
 

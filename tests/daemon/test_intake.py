@@ -70,7 +70,7 @@ class Bench:
             forged=lambda *args: self.forged.append(args),
             clock=lambda: self.now,
         )
-        self.intake.schema = SCHEMA
+        self.intake.schemas = dict.fromkeys(("model", "update", "global"), SCHEMA)
 
     def inject(self, event: ev.Event) -> None:
         self.events.append(event)
