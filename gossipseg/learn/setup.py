@@ -12,7 +12,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from gossipseg.algos.params import AlgorithmParams
 from gossipseg.errors import ConfigError
-from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, WorkerSpec
+from gossipseg.learn.params import (
+    DataParams,
+    DeviceParams,
+    TaskParams,
+    TrainingParams,
+    WorkerSpec,
+    one_shot_problem,
+)
 from gossipseg.nets.params import NetworkParams
 
 
@@ -38,7 +45,7 @@ def read_spec(raw: dict[str, Any]) -> WorkerSpec:
 def read_setup(spec: WorkerSpec) -> Setup:
     """The typed settings of a spec. Raises ConfigError naming the section, key and value."""
     algorithm: Any = Annotated[AlgorithmParams, Field(discriminator="name")]
-    return Setup(
+    setup = Setup(
         spec,
         _read(TaskParams, spec.task, "task"),
         _read(NetworkParams, spec.network, "network"),
@@ -47,6 +54,11 @@ def read_setup(spec: WorkerSpec) -> Setup:
         _read(DataParams, spec.data, "data"),
         _read(DeviceParams, spec.device, "device"),
     )
+    problem = one_shot_problem(setup.algorithm.name, setup.network.name, setup.task, setup.training)
+    if problem is not None:
+        text, key, value, remedy = problem
+        raise ConfigError(text, key=key, value=value, remedy=remedy)
+    return setup
 
 
 def _read(kind: Any, raw: dict[str, Any], section: str) -> Any:

@@ -62,6 +62,20 @@ class SelfDescribing(Segmenter):
         return output
 
 
+class FeatureMaps(SelfDescribing):
+    """For networks that return features at their stride, not logits: nothing to pad, nothing to crop.
+
+    The input's size must be a multiple of the stride: the map then covers the image exactly.
+    """
+
+    def forward(self, x: Tensor) -> NetOutput:
+        """(B, channels, *spatial) → NetOutput with features (B, C, *spatial / stride) as its logits."""
+        size = tuple(x.shape[2:])
+        if any(n % s for n, s in zip(size, self.stride, strict=True)):
+            raise ValueError(f"an image of {size} is no multiple of {self.stride}")
+        return self.predict(x)
+
+
 class DynUNetSegmenter(Segmenter):
     """MONAI's DynUNet: its deep-supervision heads as they are, coarse, not stacked at full size.
 
