@@ -5,11 +5,15 @@ What belongs here: one line for each algorithm. What must not: behaviour of any 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection
+from typing import Any
 
 from gossipseg.algos.base import Algorithm
 from gossipseg.algos.fedavg import Ditto, FedAvg, FedAvgFinetune, FedBn, FedProx
+from gossipseg.algos.fedcowpro import FedCoWPro
 from gossipseg.algos.fedoap import FedOap
+from gossipseg.algos.fedsca import FedSca
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage
 from gossipseg.algos.local import Local
@@ -19,8 +23,10 @@ from gossipseg.algos.params import (
     FedAvgFinetuneParams,
     FedAvgParams,
     FedBnParams,
+    FedCoWProParams,
     FedOapParams,
     FedProxParams,
+    FedScaParams,
     GcmlParams,
     GossipAverageParams,
     LocalParams,
@@ -57,7 +63,33 @@ def build(
             return FedBn(params.weighting, norm_names)
         case DittoParams():
             return Ditto(params.lambda_, params.weighting)
+        case FedCoWProParams():
+            return FedCoWPro(params.weighting)
         case FedOapParams():
             return FedOap(params, private_names)
+        case FedScaParams():
+            return FedSca(params, private_names)
         case _:
-            raise ConfigError("no such algorithm", key="algorithm.name", value=params.name)
+            return _brought(params, norm_names, private_names)
+
+
+def _brought(params: Any, norm_names: Collection[str], private_names: Collection[str]) -> Algorithm:
+    """The algorithm of an installed package: its Params class names the maker."""
+    module, _, function = str(type(params).algorithm).partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+        algorithm = make(params, norm_names, private_names)
+    except (ImportError, AttributeError, TypeError) as e:
+        raise ConfigError(
+            f"the package that brings this algorithm cannot make it: {type(e).__name__}: {e}",
+            key="algorithm.name",
+            value=params.name,
+            remedy=f"Correct or update the package of {type(params).algorithm}.",
+        ) from e
+    if not isinstance(algorithm, Algorithm):
+        raise ConfigError(
+            f"{type(params).algorithm} made a {type(algorithm).__name__}, which is no Algorithm",
+            key="algorithm.name",
+            value=params.name,
+        )
+    return algorithm

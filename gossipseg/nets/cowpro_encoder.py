@@ -4,7 +4,7 @@ What belongs here: the network, and how pretrained weights fit into it. What mus
 reading files (pretrained.py).
 
 Structure [P, their published code]: ResNet (He 2016) whose last two stages keep their resolution and dilate
-by 2 and 4 instead (the first block of each still as the stage before it, as torchvision has it); no ASPP; then
+by 2 and 4 instead (the first block of each as the stage before it, as torchvision has it); no ASPP; then
 1×1 to 256 channels. Module names are torchvision's, so that its state dicts, and those of the `backbone` of
 its segmentation models, fit. Batch norm exists only pretrained and frozen; random weights take group norm.
 """
