@@ -48,7 +48,7 @@ class FederationFile:
     version: Literal[1] = 1
     seed: int = 0
     network: NetworkParams = field(default_factory=NetworkParams)
-    algorithm: Annotated[AlgorithmParams, Field(discriminator="name")] = field(default_factory=GcmlParams)
+    algorithm: AlgorithmParams = field(default_factory=GcmlParams)
     training: TrainingParams = field(default_factory=TrainingParams)
     gossip: GossipParams = field(default_factory=GossipParams)
     membership: MembershipParams = field(default_factory=MembershipParams)

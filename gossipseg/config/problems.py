@@ -13,12 +13,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from gossipseg.algos.params import names, why_broken
 from gossipseg.config.files import FederationFile, SiteFile
 from gossipseg.config.reading import Source
 from gossipseg.errors import ConfigError
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument", "invalid_key")
-_TAGS = {"gcml", "local", "gossip_average", "str", "list[str]"}
+_TAGS = {*names(), "str", "list[str]"}
 _FILES = {"peers.yaml": FederationFile, "site.yaml": SiteFile}
 
 _WORDS = {
@@ -102,6 +103,9 @@ def _translate(e: ValidationError, kind: Any, source: Source) -> ConfigError:
         if first["type"] == "union_tag_invalid":
             key, value = f"{key}.name", value.get("name") if isinstance(value, dict) else value
             remedy = nearest(str(value), options)
+            if why := why_broken(str(value)):
+                problem = f"the package that brings this algorithm cannot be loaded: {why}"
+                return source.error(problem, key, value, "Correct or update that package.")
         return source.error(f"is not one of {listed}", key, value, remedy or f"Choose one of {listed}.")
     if first["type"] == "string_pattern_mismatch":
         return source.error("is not a valid name", key, value, _PATTERNS.get(shown[-1], "Correct the name."))
@@ -133,7 +137,7 @@ def _options(error: Any) -> list[str]:
 
 def _missing_remedy(error: Any) -> str:
     if error["type"] == "union_tag_not_found":
-        return "Name the algorithm: gcml, local or gossip_average."
+        return f"Name the algorithm: {', '.join(names())}."
     return "Add it; README, configuration reference, says what it means."
 
 

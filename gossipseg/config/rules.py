@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from gossipseg.config.files import FederationFile, ListedSite, SiteFile
 from gossipseg.config.problems import nearest
@@ -19,7 +19,7 @@ from gossipseg.config.reading import Source
 from gossipseg.core.params import GossipParams, MembershipParams
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, one_shot_problem
-from gossipseg.nets.params import NetworkName, NetworkParams
+from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, split_address
 from gossipseg.wire.params import WireParams
 
@@ -263,7 +263,7 @@ def _check_unique(sites: list[ListedSite], source: Source) -> None:
 
 
 def _check_network(network: NetworkParams, source: Source) -> None:
-    known = get_args(NetworkName)
+    known = network_names()
     if network.name not in known:
         raise source.error(
             f"is not one of {', '.join(known)}",

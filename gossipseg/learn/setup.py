@@ -6,9 +6,9 @@ What belongs here: reading the job's settings. What must not: defaults, torch, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from gossipseg.algos.params import AlgorithmParams
 from gossipseg.errors import ConfigError
@@ -44,7 +44,7 @@ def read_spec(raw: dict[str, Any]) -> WorkerSpec:
 
 def read_setup(spec: WorkerSpec) -> Setup:
     """The typed settings of a spec. Raises ConfigError naming the section, key and value."""
-    algorithm: Any = Annotated[AlgorithmParams, Field(discriminator="name")]
+    algorithm: Any = AlgorithmParams
     setup = Setup(
         spec,
         _read(TaskParams, spec.task, "task"),

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-NetworkName = Literal["sanet", "unet", "dynunet", "segresnet", "swinunetr", "dca_unet"]
+NetworkName = Literal[
+    "sanet",
+    "unet",
+    "dynunet",
+    "segresnet",
+    "swinunetr",
+    "dca_unet",
+    "adapted_unetr",
+    "adapted_swinunetr",
+    "cowpro_encoder",
+]
 
-WITH_PRIVATE_PARTS = ("dca_unet",)
-"""Networks that declare some parts to be a site's own: what FedOAP needs."""
+WITH_ADAPTERS = ("adapted_unetr", "adapted_swinunetr")
+"""Networks with adapters, all but the low ones a site's own: what FedSCA needs."""
+WITH_PRIVATE_PARTS = ("dca_unet", *WITH_ADAPTERS)
+"""Networks that declare some parts to be a site's own: what FedOAP needs; its own is the first."""
+
+NETWORK_GROUP = "gossipseg.networks"
+"""Entry points of packages that bring a network: its name, and a nets.registry.Entry."""
+
+
+def network_names() -> tuple[str, ...]:
+    """All networks, those of installed packages last; nothing is loaded for it."""
+    built_in = get_args(NetworkName)
+    brought = {point.name for point in entry_points(group=NETWORK_GROUP)} - set(built_in)
+    return (*built_in, *sorted(brought))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +43,13 @@ class NetworkParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     name: str = "sanet"
-    """`sanet`; one of MONAI's: `unet`, `dynunet`, `segresnet`, `swinunetr`; or `dca_unet`, FedOAP's."""
+    """`sanet`; one of MONAI's: `unet`, `dynunet`, `segresnet`, `swinunetr`; `dca_unet`, FedOAP's;
+    `adapted_unetr` and `adapted_swinunetr`, FedSCA's."""
     width: Annotated[int, Field(ge=1)] = 12
     """Channels of the first scale; deeper scales double it."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     norm: Literal["instance", "group", "batch"] = "instance"
     options: dict[str, Any] = field(default_factory=dict)
-    """Passed to the MONAI network's constructor as they are."""
+    """Passed to the MONAI network's constructor as they are. Of `cowpro_encoder`: depth (18, 50 or 101).
+    Of adapted networks: adapter_width, adapter_scale. Of both: encoder_weights, encoder_weights_sha256, the
+    name and the checksum of a file of pretrained weights, which each site has in its data folder."""

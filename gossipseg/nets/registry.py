@@ -12,6 +12,8 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +21,13 @@ from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
 from gossipseg.errors import ConfigError
+from gossipseg.nets.adapted import adapted_swinunetr, adapted_unetr
+from gossipseg.nets.cowpro_encoder import STRIDE, cowpro_encoder
 from gossipseg.nets.dca_unet import DcaUNet
 from gossipseg.nets.output import NetOutput
-from gossipseg.nets.params import NetworkParams
+from gossipseg.nets.params import NETWORK_GROUP, NetworkParams, network_names
 from gossipseg.nets.sanet import SANet
-from gossipseg.nets.segmenter import DynUNetSegmenter, Segmenter, SelfDescribing
+from gossipseg.nets.segmenter import DynUNetSegmenter, FeatureMaps, Segmenter, SelfDescribing
 
 __all__ = ["NetOutput", "Segmenter", "build", "check_patch", "initialise", "names", "network_signature"]
 __all__ += ["norm_parameter_names", "private_names", "stride_product"]
@@ -31,6 +35,10 @@ __all__ += ["norm_parameter_names", "private_names", "stride_product"]
 MIN_BOTTLENECK = 2
 """Voxels per axis that must be left at the coarsest scale: instance norm of one voxel is always zero."""
 FROM_THE_TASK = ("spatial_dims", "in_channels", "out_channels")
+UNETR_HIDDEN = 12
+"""Width of a UNETR's encoder per width of its decoder, unless network.options says otherwise."""
+OF_PRETRAINABLE = ("img_size", "weights_folder")
+"""What constructors of networks with a pretrained encoder take too: the padded patch, the file's folder."""
 
 Arguments = dict[str, Any]
 
@@ -49,11 +57,15 @@ class Entry:
     width_step: int = 1
     """The width must be a multiple of this."""
     norms: tuple[str, ...] = ("instance", "group", "batch")
+    pretrainable: bool = False
+    """Whether the constructor takes OF_PRETRAINABLE too."""
+    least_cells: int = MIN_BOTTLENECK
+    """Voxels per axis that must be left at the coarsest scale."""
 
 
 def names() -> list[str]:
     """Networks that can be built."""
-    return list(_NETWORKS)
+    return list(network_names())
 
 
 def build(
@@ -63,21 +75,28 @@ def build(
     in_channels: int,
     out_channels: int,
     patch_size: Sequence[int],
+    weights_folder: Path | None = None,
 ) -> Segmenter:
     """The network of these settings, on the CPU, in training mode, with torch's present random state.
 
+    `weights_folder`: where files of pretrained weights lie that the options name; None leaves them out,
+    because a checkpoint follows.
     Raises ConfigError (keys `network.…`, `task.patch_size`) for an unknown name or option, values that the
     network does not take, and a patch that leaves under two voxels at the coarsest scale.
     """
     check_patch(params, spatial_dims=spatial_dims, patch_size=patch_size)
     entry = _entry(params)
     arguments = _arguments(params, spatial_dims)
-    task = dict(zip(FROM_THE_TASK, (spatial_dims, in_channels, out_channels), strict=True))
+    task: Arguments = dict(zip(FROM_THE_TASK, (spatial_dims, in_channels, out_channels), strict=True))
+    stride = stride_product(params, spatial_dims=spatial_dims)
+    if entry.pretrainable:
+        padded = [math.ceil(n / s) * s for n, s in zip(patch_size, stride, strict=True)]
+        task |= dict(zip(OF_PRETRAINABLE, (padded, weights_folder), strict=True))
     try:
         network = entry.constructor(**task, **arguments)
     except _REFUSALS as e:
         raise _refused(params, e) from e
-    return entry.segmenter(network, stride_product(params, spatial_dims=spatial_dims))
+    return entry.segmenter(network, stride)
 
 
 def stride_product(params: NetworkParams, *, spatial_dims: int) -> tuple[int, ...]:
@@ -101,13 +120,21 @@ def check_patch(params: NetworkParams, *, spatial_dims: int, patch_size: Sequenc
             value=list(patch_size),
             remedy="Give one number per axis, or change task.spatial_dims.",
         )
-    if any(math.ceil(n / s) < MIN_BOTTLENECK for n, s in zip(patch_size, stride, strict=True)):
-        smallest = [MIN_BOTTLENECK * s for s in stride]
+    entry = _entry(params)
+    if any(math.ceil(n / s) < entry.least_cells for n, s in zip(patch_size, stride, strict=True)):
+        smallest = [entry.least_cells * s for s in stride]
         raise ConfigError(
-            f"{params.name} halves the patch down to fewer than {MIN_BOTTLENECK} voxels along an axis",
+            f"{params.name} halves the patch down to fewer than {entry.least_cells} voxels along an axis",
             key="task.patch_size",
             value=list(patch_size),
             remedy=f"Use at least {smallest}, best in multiples of {list(stride)}, or a shallower network.",
+        )
+    if entry.segmenter is FeatureMaps and any(n % s for n, s in zip(patch_size, stride, strict=True)):
+        raise ConfigError(
+            f"{params.name} needs multiples of {stride[0]}: its features must cover the patch exactly",
+            key="task.patch_size",
+            value=list(patch_size),
+            remedy=f"Try {[round(n / s) * s for n, s in zip(patch_size, stride, strict=True)]}.",
         )
 
 
@@ -175,11 +202,30 @@ def _refused(params: NetworkParams, error: Exception) -> ConfigError:
 
 
 def _entry(params: NetworkParams) -> Entry:
-    if params.name not in _NETWORKS:
+    if params.name in _NETWORKS:
+        return _NETWORKS[params.name]
+    if params.name not in names():
         raise ConfigError(
-            "no such network", key="network.name", value=params.name, remedy=_nearest(params.name, _NETWORKS)
+            "no such network", key="network.name", value=params.name, remedy=_nearest(params.name, names())
         )
-    return _NETWORKS[params.name]
+    return _brought(params.name)
+
+
+def _brought(name: str) -> Entry:
+    """The network of an installed package: its entry point is an Entry."""
+    point = next(iter(entry_points(group=NETWORK_GROUP, name=name)))
+    try:
+        entry = point.load()
+        if not isinstance(entry, Entry):
+            raise TypeError(f"{point.value} is a {type(entry).__name__}, not a gossipseg.nets.registry.Entry")
+    except Exception as e:  # whatever a package does at import
+        raise ConfigError(
+            f"the package that brings this network cannot be loaded: {type(e).__name__}: {e}",
+            key="network.name",
+            value=name,
+            remedy="Correct or update that package.",
+        ) from e
+    return entry
 
 
 def _arguments(params: NetworkParams, dims: int) -> Arguments:
@@ -204,12 +250,15 @@ def _arguments(params: NetworkParams, dims: int) -> Arguments:
     return entry.arguments(params, dims) | params.options
 
 
+_NO_OPTIONS = FROM_THE_TASK + OF_PRETRAINABLE
+
+
 def _check_options(params: NetworkParams, entry: Entry) -> None:
-    known = [n for n in inspect.signature(entry.constructor).parameters if n not in FROM_THE_TASK]
+    known = [n for n in inspect.signature(entry.constructor).parameters if n not in _NO_OPTIONS]
     if not entry.takes_options:
         known = []
     for option in params.options:
-        if option in FROM_THE_TASK:
+        if option in _NO_OPTIONS and option not in known:
             problem, remedy = (
                 "this comes from the task",
                 "Remove it; see task.spatial_dims, channels and labels.",
@@ -265,6 +314,19 @@ def _swinunetr(params: NetworkParams, dims: int) -> Arguments:
     return {"feature_size": params.width, "norm_name": _norm(params), "drop_rate": params.dropout}
 
 
+def _cowpro_encoder(params: NetworkParams, dims: int) -> Arguments:
+    return {"width": params.width, "norm": params.norm}
+
+
+def _cowpro_strides(arguments: Arguments) -> Sequence[int]:
+    return [STRIDE]
+
+
+def _adapted_unetr(params: NetworkParams, dims: int) -> Arguments:
+    shape: Arguments = {"feature_size": params.width, "hidden_size": UNETR_HIDDEN * params.width}
+    return shape | {"norm_name": _norm(params), "dropout_rate": params.dropout}
+
+
 _NETWORKS: dict[str, Entry] = {
     "sanet": Entry(SANet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
     # norms: UNet normalises its class channels as well, and few classes cannot be divided into groups
@@ -273,4 +335,18 @@ _NETWORKS: dict[str, Entry] = {
     "segresnet": Entry(SegResNet, _segresnet, lambda a: [2] * (len(a.get("blocks_down", [1] * 4)) - 1)),
     "swinunetr": Entry(SwinUNETR, _swinunetr, lambda a: [a.get("patch_size", 2)] + [2] * 4, width_step=12),
     "dca_unet": Entry(DcaUNet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
+    "adapted_unetr": Entry(adapted_unetr, _adapted_unetr, lambda a: [16], pretrainable=True),
+    "adapted_swinunetr": Entry(
+        adapted_swinunetr, _swinunetr, lambda a: [2] * 5, width_step=12, pretrainable=True
+    ),
+    # 4 cells: the windows of its prototypes in training
+    "cowpro_encoder": Entry(
+        cowpro_encoder,
+        _cowpro_encoder,
+        _cowpro_strides,
+        FeatureMaps,
+        norms=("group", "batch"),
+        pretrainable=True,
+        least_cells=4,
+    ),
 }
