@@ -5,6 +5,8 @@ What belongs here: task and settings → network. What must not: training, loadi
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.learn.setup import Setup
 from gossipseg.nets.registry import Segmenter, build, initialise
@@ -18,7 +20,8 @@ def output_channels(task: TaskParams, training: TrainingParams) -> int:
 def build_model(setup: Setup) -> Segmenter:
     """The network with its initial weights, the same at every site: on the CPU, in training mode.
 
-    Raises ConfigError for settings that the network does not take.
+    Files of pretrained weights that the settings name lie in the site's data folder. Raises ConfigError for
+    settings that the network does not take, and for such a file that is missing or another one.
     """
     task = setup.task
 
@@ -29,6 +32,7 @@ def build_model(setup: Setup) -> Segmenter:
             in_channels=task.channels,
             out_channels=output_channels(task, setup.training),
             patch_size=task.patch_size,
+            weights_folder=Path(setup.data.path),
         )
 
     model = initialise(factory, setup.spec.seed)
