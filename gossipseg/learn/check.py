@@ -19,7 +19,7 @@ import numpy as np
 from gossipseg.errors import EXIT_DATA, EXIT_OK, ConfigError, DataError, LocalError
 from gossipseg.learn import cli
 from gossipseg.learn.amp import choose_compute
-from gossipseg.learn.data import Item, load_item
+from gossipseg.learn.data import Item, load_item, needs_labels
 from gossipseg.learn.datalist import Case, Splits, scan_cases
 from gossipseg.learn.evaluate import foreground_names
 from gossipseg.learn.params import TaskParams, WorkerSpec
@@ -43,7 +43,7 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
     """Read every listed case and collect what is wrong."""
     setup = read_setup(spec)
     problems: list[Problem] = []
-    splits = scan_cases(setup.data, spec.site, problems.append)
+    splits = scan_cases(setup.data, spec.site, problems.append, needs_labels=needs_labels(setup))
     findings = _Findings(setup.task)
     total = max(1, sum(splits.counts.values()))
     for done, (split, case) in enumerate(splits):

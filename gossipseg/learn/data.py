@@ -15,9 +15,9 @@ from torch import Tensor
 
 from gossipseg.errors import DataError
 from gossipseg.learn.datalist import Case, Splits, load_cases
-from gossipseg.learn.params import DataParams, SplitName, TaskParams, WorkerSpec
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, SplitName, TaskParams, WorkerSpec
 from gossipseg.learn.readers import Volume, read_volume
-from gossipseg.learn.setup import read_setup
+from gossipseg.learn.setup import Setup, read_setup
 from gossipseg.learn.transforms import Prepared, map_labels, prepare_image, prepare_label
 
 OnProgress = Callable[[str, float], None]
@@ -54,7 +54,7 @@ class SiteData:
         """
         setup = read_setup(spec)
         task, params = setup.task, setup.data
-        splits = load_cases(params, spec.site)
+        splits = load_cases(params, spec.site, needs_labels=needs_labels(setup))
         if spec.report_test:
             _need_test(splits, params)
         data = cls(task, splits, cache=params.cache)
@@ -101,13 +101,13 @@ def load_item(case: Case, task: TaskParams) -> Item:
 
 def load_image(case: Case, task: TaskParams) -> tuple[Prepared, Volume]:
     """The preprocessed image and the volume as it is in the file."""
-    volume = read_volume(case.image, task.spatial_dims)
+    volume = read_volume(case.image, task.image_dims)
     return prepare_image(volume, task, case.files[0]), volume
 
 
 def load_label(file: Path, image: Volume, case: Case, task: TaskParams) -> np.ndarray:
     """Label values (*spatial) uint8 on the file's own grid, checked against the image and the task."""
-    volume = read_volume(file, task.spatial_dims)
+    volume = read_volume(file, task.image_dims)
     _check_geometry(image, volume, file, case)
     return map_labels(volume.array, task, file)
 
@@ -146,6 +146,11 @@ def _corner_distance_voxels(a: Volume, b: Volume) -> float:
 
 def _mm(volume: Volume) -> str:
     return "×".join(f"{s:g}" for s in volume.spacing_mm or ())
+
+
+def needs_labels(setup: Setup) -> bool:
+    """Whether cases for training and validation are of no use without a label: not where masks are made."""
+    return setup.algorithm.name != ONE_SHOT_ALGORITHM
 
 
 def _need_test(splits: Splits, params: DataParams) -> None:

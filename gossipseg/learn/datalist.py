@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,7 @@ Report = Callable[[DataError], None]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One image with its label. `label` is None only in the test split."""
+    """One image with its label. `label` is None only in the test split, or where no labels are needed."""
 
     id: str
     image: Path | tuple[Path, ...]
@@ -59,13 +59,17 @@ class Splits:
         return ((name, case) for name in SPLITS for case in self.of(name))
 
 
-def load_cases(data: DataParams, site: str) -> Splits:
-    """The site's cases by split. Raises DataError for the first problem found."""
-    return scan_cases(data, site, _raise)
+def load_cases(data: DataParams, site: str, *, needs_labels: bool = True) -> Splits:
+    """The site's cases by split. Raises DataError for the first problem found.
+
+    `needs_labels` False: training and validation cases may lack a label, as test cases always may.
+    """
+    return scan_cases(data, site, _raise, needs_labels=needs_labels)
 
 
-def scan_cases(data: DataParams, site: str, report: Report) -> Splits:
+def scan_cases(data: DataParams, site: str, report: Report, *, needs_labels: bool = True) -> Splits:
     """As load_cases, but hands each problem to `report` and goes on where that makes sense."""
+    may_lack = frozenset(SPLITS) if not needs_labels else frozenset({"test"})
     root = Path(data.path)
     if not root.is_dir():
         report(
@@ -79,9 +83,9 @@ def scan_cases(data: DataParams, site: str, report: Report) -> Splits:
         return Splits()
     listed = root / (data.list or "dataset.json")
     if data.list is not None or listed.is_file():
-        splits = _from_list(listed, data, report)
+        splits = _from_list(listed, data, may_lack, report)
     else:
-        splits = _from_folders(root, data, report)
+        splits = _from_folders(root, data, needs_labels, report)
     source = listed if listed.is_file() else root
     _check_files(splits, source, report)
     _check_disjoint(splits, source, report)
@@ -99,11 +103,11 @@ def case_stem(path: Path) -> str:
 # ---------------------------------------------------------------- Decathlon lists
 
 
-def _from_list(file: Path, data: DataParams, report: Report) -> Splits:
+def _from_list(file: Path, data: DataParams, may_lack: Collection[str], report: Report) -> Splits:
     raw = _read_json(file, report)
     if raw is None:
         return Splits()
-    parsed = {name: tuple(_entries(raw.get(name), name, file, report)) for name in SPLITS}
+    parsed = {name: tuple(_entries(raw.get(name), name, file, name in may_lack, report)) for name in SPLITS}
     splits = Splits(**_unique_ids(parsed))
     if "validation" not in raw and splits.training:
         splits = _carve_validation(splits, data)
@@ -134,19 +138,19 @@ def _read_json(file: Path, report: Report) -> dict[str, Any] | None:
     return raw
 
 
-def _entries(entries: Any, split: SplitName, file: Path, report: Report) -> Iterator[Case]:
+def _entries(entries: Any, split: SplitName, file: Path, may_lack: bool, report: Report) -> Iterator[Case]:
     if entries is None:
         return
     if not isinstance(entries, list):
         report(DataError("must be a list of cases", file=file, key=split, remedy="Write it in brackets."))
         return
     for i, entry in enumerate(entries):
-        case = _entry(entry, f"{split}.{i}", split, file, report)
+        case = _entry(entry, f"{split}.{i}", may_lack, file, report)
         if case is not None:
             yield case
 
 
-def _entry(entry: Any, key: str, split: SplitName, file: Path, report: Report) -> Case | None:
+def _entry(entry: Any, key: str, may_lack: bool, file: Path, report: Report) -> Case | None:
     if isinstance(entry, str):
         entry = {"image": entry}
     image = entry.get("image") if isinstance(entry, dict) else None
@@ -166,7 +170,7 @@ def _entry(entry: Any, key: str, split: SplitName, file: Path, report: Report) -
         return None
     if isinstance(label, list) and len(label) == 1:
         label = label[0]
-    if not isinstance(label, str) and (label is not None or split != "test"):
+    if not isinstance(label, str) and (label is not None or not may_lack):
         report(
             DataError(
                 "this image has no label",
@@ -215,9 +219,9 @@ def _carve_validation(splits: Splits, data: DataParams) -> Splits:
 # ---------------------------------------------------------------- plain folders
 
 
-def _from_folders(root: Path, data: DataParams, report: Report) -> Splits:
+def _from_folders(root: Path, data: DataParams, needs_labels: bool, report: Report) -> Splits:
     images, folders = root / "images", [root / n for n in LABEL_FOLDERS if (root / n).is_dir()]
-    if not images.is_dir() or len(folders) != 1:
+    if not images.is_dir() or len(folders) > 1 or (needs_labels and not folders):
         found = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "no folders"
         report(
             DataError(
@@ -229,10 +233,12 @@ def _from_folders(root: Path, data: DataParams, report: Report) -> Splits:
         )
         return Splits()
     by_id = _by_stem(images, report)
-    labels = _by_stem(folders[0], report)
-    for name in sorted(by_id.keys() ^ labels.keys()):
+    labels = _by_stem(folders[0], report) if folders else {}
+    unpaired = by_id.keys() ^ labels.keys() if needs_labels else labels.keys() - by_id.keys()
+    for name in sorted(unpaired):
         _report_unpaired(name, by_id, labels, folders[0], report)
-    cases = [Case(name, by_id[name], labels[name]) for name in sorted(by_id.keys() & labels.keys())]
+    usable = by_id.keys() & labels.keys() if needs_labels else by_id.keys()
+    cases = [Case(name, by_id[name], labels.get(name)) for name in sorted(usable)]
     return split_by_hash(cases, data.test_fraction, data.validation_fraction)
 
 

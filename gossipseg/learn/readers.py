@@ -82,7 +82,8 @@ def _read_one(path: Path, spatial_dims: int) -> Volume:
             file=path,
             key="shape",
             value=array.shape,
-            remedy="Take it out of the data list, or correct task.spatial_dims in peers.yaml at all sites.",
+            remedy="Take it out of the data list, or correct task.spatial_dims (or task.slice_axis) in "
+            "peers.yaml at all sites.",
         )
     array = np.moveaxis(array, -1, 0) if array.ndim == spatial_dims + 1 else array[None]
     return Volume(np.ascontiguousarray(array), affine)

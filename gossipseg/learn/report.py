@@ -21,7 +21,7 @@ import torch
 
 from gossipseg.errors import DataError
 from gossipseg.learn import cli
-from gossipseg.learn.data import load_image, load_label
+from gossipseg.learn.data import load_image, load_label, needs_labels
 from gossipseg.learn.datalist import SPLITS, Case, load_cases
 from gossipseg.learn.evaluate import (
     CaseScore,
@@ -56,7 +56,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     spec = cli.spec_of(args)
     deployment = load_deployment(spec, initial=args.initial)
     setup = deployment.setup
-    cases = load_cases(setup.data, spec.site).of(args.split)
+    cases = load_cases(setup.data, spec.site, needs_labels=needs_labels(setup)).of(args.split)
     labelled = [c for c in cases if c.label is not None][: args.cases]
     if not labelled:
         raise DataError(

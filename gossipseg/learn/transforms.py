@@ -143,7 +143,7 @@ def _some(values: list[Any]) -> str:
 
 def _geometry(task: TaskParams, mode: str) -> Compose:
     steps: list[Any] = []
-    if task.orientation and task.spatial_dims == 3:
+    if task.orientation and task.image_dims == 3:
         steps.append(Orientation(axcodes=task.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
     if task.spacing_mm:
         padding = "border" if mode == "bilinear" else "zeros"

@@ -7,12 +7,15 @@ from typing import Literal
 
 from gossipseg.algos.params.common import Coordinated
 
+PseudoLabelMethod = Literal["alp", "cow"]
+
 
 @dataclass(frozen=True, slots=True)
 class FedCoWProParams(Coordinated):
     """Self-supervised one-shot segmentation (arXiv 2503.23507); symbols as in ALGORITHMS §3."""
 
     name: Literal["fedcowpro"] = "fedcowpro"
-    pseudo_labels: Literal["alp", "cow"] = "alp"
+    pseudo_labels: PseudoLabelMethod = "alp"
     """Superpixels of the plain slice, or merged regions of the smoothed one."""
     weighting: Literal["cases", "uniform"] = "uniform"
+    """CT scans have many more slices than MR: uniform unless said otherwise."""
