@@ -27,6 +27,19 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"core", "errors", "trust", "certificates", "wire.addresses"},
     "testbed": {"config", "trust", "wire.control", "wire.documents", "store", "errors"},
     "daemon": {"config", "core", "discovery", "errors", "learn.jobs", "store", "trust", "wire"},
+    "lab": {
+        "algos",
+        "config",
+        "core",
+        "errors",
+        "learn",
+        "nets",
+        "store",
+        "testbed.dataset",
+        "testbed.plots",
+        "testbed.presets",
+        "wire",
+    },
     "ctl": {"config", "discovery", "errors", "store", "testbed", "trust", "wire", "core", "certificates"},
 }
 THIRD_PARTY_OF_CORE: set[str] = set()

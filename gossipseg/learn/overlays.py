@@ -30,7 +30,7 @@ def triplet(
     if label.ndim == 3:
         k = busiest_slice(label)
         array, label, predicted = array[..., k], label[..., k], predicted[..., k]
-    picture = _displayable(array)
+    picture = displayable(array)
     panels = [picture, _tinted(picture, label), _tinted(picture, predicted)]
     if volume.affine is not None:
         panels = [np.rot90(p) for p in panels]
@@ -45,7 +45,7 @@ def busiest_slice(label: np.ndarray) -> int:
     return int(best[len(best) // 2])
 
 
-def _displayable(array: np.ndarray) -> np.ndarray:
+def displayable(array: np.ndarray) -> np.ndarray:
     """(C, H, W) of any range → (H, W, 3) uint8; three 8-bit channels are taken as the picture they are."""
     if array.shape[0] == 3 and array.dtype == np.uint8:
         return np.moveaxis(array, 0, -1)

@@ -1,0 +1,69 @@
+"""`gossiplab compare` and `report`: the order of their steps.
+
+What belongs here: that order, and what is printed. What must not: options (main.py), runs, statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gossipseg.errors import EXIT_FAILED, EXIT_OK
+from gossipseg.lab import results, runs, study, variants
+from gossipseg.lab.progress import make_display
+from gossipseg.lab.study import Wanted
+
+
+def compare(
+    wanted: Wanted,
+    algorithms: str,
+    seeds: str,
+    out: Path,
+    *,
+    jobs: int,
+    as_json: bool,
+    command: Sequence[str],
+) -> int:
+    """Run what is not there yet, collect, draw. Raises ConfigError, DataError, LocalError."""
+    chosen, seed_numbers = variants.parse(algorithms), study.read_seeds(seeds)
+    common = study.study(wanted)
+    plans = study.plans(common, chosen, seed_numbers, out / "pictures")
+    settings = json.loads(json.dumps(common.document()))
+    runs.prepare(out, settings)
+    display = make_display(quiet=as_json)
+    try:
+        outcome = runs.run_all(out, plans, jobs, display)
+    finally:
+        display.end()
+    documents = [outcome.done[plan.key] for plan in plans if plan.key in outcome.done]
+    document = results.collect(documents, settings, command, outcome.failed)
+    results.write(out, document)
+    _show(out, document, as_json)
+    for key, why in outcome.failed.items():
+        print(f"gossiplab: {key} failed: {why}", file=sys.stderr)
+    return outcome.exit_code or (EXIT_FAILED if outcome.failed else EXIT_OK)
+
+
+def redraw(out: Path, *, as_json: bool) -> int:
+    """Tables and report again, from results.json. Raises ConfigError."""
+    _show(out, results.read(out), as_json)
+    return EXIT_OK
+
+
+def _show(out: Path, document: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+        return
+    for row in document["runs"]:
+        print(
+            row["algorithm"],
+            row["seed"],
+            row["site"],
+            row["dice_test"],
+            row["dice_val_tail"],
+            row["model_bytes_out"],
+            row["seconds_by"],
+        )

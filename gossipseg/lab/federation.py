@@ -1,0 +1,291 @@
+"""A whole federation in one process and one thread: sites over a network in memory, in virtual time.
+
+What belongs here: putting the parts of a run together, and its result as JSON. What must not: what a site
+does (site.py), comparisons between runs (statistics.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gossipseg import config
+from gossipseg.core.node import NodeState
+from gossipseg.core.params import MembershipParams
+from gossipseg.errors import LocalError
+from gossipseg.lab import virtual_time
+from gossipseg.lab.pace import STEP_S, Pace
+from gossipseg.lab.pictures import Pictures
+from gossipseg.lab.site import LabSite
+from gossipseg.lab.study import RunPlan
+from gossipseg.lab.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
+from gossipseg.learn.datalist import Case, load_cases
+from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.params import DataParams, WorkerSpec
+from gossipseg.store import ModelStore
+from gossipseg.wire.memory import MemoryNetwork, MemoryTransport
+from gossipseg.wire.transport import PeerEndpoint
+
+DELAY_S = (0.005, 0.05)
+"""Of a message or a piece of a model: a wide-area network's."""
+PATIENCE = 50.0
+"""A run has gone wrong when it takes so many times as long as its slowest site needs alone."""
+TAIL = 0.1
+"""`dice_val_tail` is the mean over the last tenth of the rounds."""
+
+
+def run(plan: RunPlan, cache: DataCache, progress: Progress) -> list[dict[str, Any]]:
+    """The rows of results.json of one run, a row per site. Raises ConfigError, DataError, LocalError."""
+    with tempfile.TemporaryDirectory(prefix="gossiplab-") as folder:
+        federation = _Federation(plan, Path(folder), cache, progress)
+        virtual_time.run(federation.train())
+        return federation.rows()
+
+
+class _Federation:
+    """The sites of one run."""
+
+    def __init__(self, plan: RunPlan, folder: Path, cache: DataCache, progress: Progress) -> None:
+        self._plan, self._folder, self._progress = plan, folder, progress
+        self._settings = plan.parsed()
+        self._network = MemoryNetwork(plan.seed, delay_s=DELAY_S)
+        self._away: dict[str, int] = {}
+        self._paces: dict[str, Pace] = {}
+        self._sites: dict[str, LabSite] = {}
+        self._specs = {name: self._spec(name, Path(data)) for name, data in plan.sites.items()}
+        self._trainings = {
+            name: Training(spec, cache, progress, equal_evaluations=plan.equal_evaluations)
+            for name, spec in self._specs.items()
+        }
+
+    def _spec(self, site: str, data: Path) -> WorkerSpec:
+        own = self._folder / site
+        own.mkdir(parents=True)
+        params = kept(DataParams(str(data)), site, self._plan.kept_cases.get(site), own)
+        budget = self._plan.budget(site)
+        return make_spec(self._settings, site, params, own, budget, self._plan.device)
+
+    # ------------------------------------------------------------ training
+
+    async def train(self) -> None:
+        """Run every site to its last round. Raises what a site's shell could not live with."""
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sites = {name: self._site(name) for name in self._plan.sites}
+        everybody = asyncio.ensure_future(self._lives())
+        either: set[asyncio.Future[None]] = {everybody, self._failed}
+        try:
+            async with asyncio.timeout(self._limit_s()):
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                if self._failed.done():
+                    self._failed.result()
+                await everybody
+        except TimeoutError:
+            late = [name for name, site in self._sites.items() if not site.finished.is_set()]
+            raise LocalError(
+                f"run {self._plan.key}: {', '.join(late)} did not come to the last round: a mistake of ours."
+            ) from None
+        finally:
+            everybody.cancel()
+            await asyncio.gather(everybody, return_exceptions=True)
+            self._bytes = {name: self._traffic(site) for name, site in self._sites.items()}
+            for site in self._sites.values():
+                await site.close()
+
+    async def _lives(self) -> None:
+        await asyncio.gather(*(self._life(site) for site in self._sites.values()))
+
+    async def _life(self, site: LabSite) -> None:
+        await asyncio.sleep((self._plan.late_join.get(site.name, 1) - 1) * self._round_s)
+        await site.start()
+        await site.finished.wait()
+
+    @property
+    def _round_s(self) -> float:
+        return self._settings.training.steps_per_round * STEP_S
+
+    def _limit_s(self) -> float:
+        slowest = max(self._plan.speed.values(), default=1.0)
+        return PATIENCE * self._plan.rounds * self._round_s * slowest
+
+    def _site(self, name: str) -> LabSite:
+        plan, training = self._plan, self._trainings[name]
+        peers = {s: PeerEndpoint(s, _address(s)) for s in plan.sites}
+        contract = config.contract(self._settings, training.trainer.network_signature)
+        pace = self._paces[name] = Pace(
+            name,
+            plan.seed,
+            slowness=plan.speed.get(name, 1.0),
+            steps_per_round=self._settings.training.steps_per_round,
+            dropout=plan.site_dropout,
+            away=lambda seconds: self._vanish(name, seconds),
+        )
+        return LabSite(
+            self._node(name, contract),
+            training,
+            MemoryTransport(self._network, name, listen=_address(name), peers=peers),
+            ModelStore(self._folder / name / "models"),
+            pace,
+            contract,
+            transfer_timeout_s=self._settings.gossip.transfer_timeout_s,
+            broke=self._break,
+        )
+
+    def _node(self, name: str, contract: tuple[tuple[str, str], ...]) -> NodeState:
+        plan, settings = self._plan, self._settings
+        return NodeState(
+            name,
+            address=_address(name),
+            sites={s: _address(s) for s in plan.sites if s != name},
+            federation=settings.federation,
+            contract=contract,
+            membership=membership_in(self._round_s),
+            gossip=settings.gossip,
+            exchanges=settings.algorithm.exchange == "gossip",
+            rounds=plan.budget(name),
+            rng=random.Random(f"{plan.seed}/{name}/node"),
+            sign=_sign,
+            max_model_bytes=settings.wire.max_model_bytes,
+            strict=True,
+        )
+
+    def _break(self, error: BaseException) -> None:
+        if not self._failed.done():
+            self._failed.set_exception(error)
+
+    # ------------------------------------------------------------ absences
+
+    def _vanish(self, name: str, seconds: float) -> None:
+        self._away[name] = self._away.get(name, 0) + 1
+        self._cut()
+        asyncio.get_running_loop().call_later(seconds, self._return, name)
+
+    def _return(self, name: str) -> None:
+        self._away[name] -= 1
+        self._cut()
+
+    def _cut(self) -> None:
+        self._network.partition(*([_address(n)] for n, times in self._away.items() if times))
+
+    # ------------------------------------------------------------ the result
+
+    def _traffic(self, site: LabSite) -> tuple[int, int]:
+        """(out, in): bytes of messages and models together."""
+        with_each = [site.transport.traffic(other) for other in self._plan.sites if other != site.name]
+        return sum(t.bytes_out for t in with_each), sum(t.bytes_in for t in with_each)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Score every site's deployment model on its own test cases."""
+        return [self._row(name) for name in self._plan.sites]
+
+    def _row(self, name: str) -> dict[str, Any]:
+        training, site, plan = self._trainings[name], self._sites[name], self._plan
+        self._progress(0, f"testing {name}")
+        pictures = Pictures(Path(plan.pictures), plan.key, name) if plan.pictures else None
+        scores = training.test(self._specs[name], pictures)
+        out_bytes, in_bytes = self._bytes[name]
+        node = site.node
+        others = [s for s in plan.sites if s != name]
+        return {
+            **row(plan, name, scores, training, training.curve),
+            "rounds": node.round,
+            "bytes_out": out_bytes,
+            "bytes_in": in_bytes,
+            "model_bytes_out": site.moved.bytes_out,
+            "model_bytes_in": site.moved.bytes_in,
+            "sent": sum(site.moved.sent_to.values()),
+            "sent_to": dict(sorted(site.moved.sent_to.items())),
+            "merged": node.count("merged"),
+            "merged_from": {s: n for s in others if (n := node.count("merged", s))},
+            "reverted": node.count("reverted"),
+            "absences": self._paces[name].absences,
+            "notes": dict(sorted(site.moved.notes.items())),
+            "warnings": site.warnings,
+        }
+
+
+def row(
+    plan: RunPlan, site: str, scores: Scores, training: Training, curve: list[tuple[int, float | None]]
+) -> dict[str, Any]:
+    """What every algorithm's row holds of learning."""
+    validated = [dice for _, dice in curve if dice is not None]
+    first = plan.rounds - max(1, round(TAIL * plan.rounds)) + 1 if curve else 0
+    shift = plan.rounds - curve[-1][0] if curve else 0  # a late joiner's own rounds end with the others'
+    tail = [dice for number, dice in curve if number + shift >= first and dice is not None]
+    return {
+        "algorithm": plan.label,
+        "seed": plan.seed,
+        "site": site,
+        "cases_training": training.trainer.site.splits["training"],
+        "dice_test": scores.mean,
+        "dice_test_per_class": dict(scores.per_class),
+        "dice_val": validated[-1] if validated else None,
+        "dice_val_tail": statistics.fmean(tail) if tail else None,
+        "hd95": mean_hd95(scores.hd95),
+        "rounds": plan.rounds,
+        "steps": training.trainer.history.steps,
+        "gradient_evaluations": training.evaluations,
+        "parameters": sum(p.numel() for p in training.trainer.student.model.parameters()),
+        "seconds": round(sum(training.spent_s.values()), 3),
+        "seconds_by": {what: round(s, 3) for what, s in sorted(training.spent_s.items())},
+        "cases": case_rows(scores),
+        "curve": [[number, dice] for number, dice in curve],
+    }
+
+
+NO_TRAFFIC: Mapping[str, Any] = {
+    **dict.fromkeys(("bytes_out", "bytes_in", "model_bytes_out", "model_bytes_in"), 0),
+    **dict.fromkeys(("sent", "merged", "reverted", "absences"), 0),
+    "sent_to": {},
+    "merged_from": {},
+    "notes": {},
+    "warnings": [],
+}
+
+
+def kept(data: DataParams, site: str, share: float | None, folder: Path) -> DataParams:
+    """The data with that share of the training cases, evenly chosen: a list of its own in `folder`."""
+    if share is None:
+        return data
+    splits = load_cases(data, site)
+    count = max(1, round(share * len(splits.training)))
+    chosen = [splits.training[i * len(splits.training) // count] for i in range(count)]
+    return write_list(folder, {"training": chosen, "validation": splits.validation, "test": splits.test})
+
+
+def write_list(folder: Path, lists: Mapping[str, Any]) -> DataParams:
+    """A data list of these cases, where they lie."""
+    document = {split: [_entry(case) for case in cases] for split, cases in lists.items()}
+    (folder / "dataset.json").write_text(json.dumps(document), encoding="utf-8")
+    return DataParams(str(folder))
+
+
+def _entry(case: Case) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": [str(file) for file in case.files]}
+    return entry | ({"label": str(case.label)} if case.label is not None else {})
+
+
+def membership_in(round_s: float) -> MembershipParams:
+    """A failure detector that notices within about a round, and whose messages cost little."""
+    return replace(
+        MembershipParams(),
+        probe_interval_s=round_s / 2,
+        probe_timeout_s=round_s / 4,
+        suspicion_multiplier=2.0,
+        push_pull_interval_s=4 * round_s,
+        dead_kept_s=4 * round_s,
+    )
+
+
+def _address(site: str) -> str:
+    return f"{site}:1"
+
+
+def _sign(payload: bytes) -> bytes:
+    return b"lab"  # there is nobody here who would forge

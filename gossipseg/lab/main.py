@@ -1,0 +1,147 @@
+"""gossiplab: its two commands, and what becomes of their errors.
+
+What belongs here: options and exit codes. What must not: what a command does (compare.py, report.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossipseg.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, GossipsegError
+from gossipseg.lab.signals import ended_by_signals
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="gossiplab",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _gossiplab() -> None:
+    """Compare algorithms on the data of several sites, all in one process."""
+
+
+@app.command()
+def compare(
+    data: Annotated[Path, typer.Option("--data", help="Folder with one folder per site.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for results; runs found there are kept.")],
+    algorithms: Annotated[
+        str,
+        typer.Option(
+            "--algorithms",
+            help="Names with commas between; name@3 exchanges every third round, name[key=value,…] sets "
+            "what differs. pooled trains on all images together.",
+        ),
+    ] = "local,gossip_average,gcml",
+    rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds that each site trains.")] = None,
+    seeds: Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")] = "0",
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")] = None,
+    sites: Annotated[
+        str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")] = 1,
+    peers: Annotated[
+        Path | None, typer.Option("--peers", help="Take task, network and training from this peers.yaml.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value: a dotted key of peers.yaml, for all algorithms."),
+    ] = None,
+    site_dropout: Annotated[
+        float, typer.Option("--site-dropout", help="Chance a round that a site vanishes for a while.")
+    ] = 0.0,
+    late_join: Annotated[
+        list[str] | None, typer.Option("--late-join", help="SITE:ROUND: it begins when the others are there.")
+    ] = None,
+    heterogeneity: Annotated[str, typer.Option("--heterogeneity", help="speed, cases or cases:SITE.")] = "",
+    equal_evaluations: Annotated[
+        bool,
+        typer.Option("--equal-evaluations", help="Where two models train, each takes half of the steps."),
+    ] = False,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "cpu",
+    json: Annotated[bool, typer.Option("--json", help="Print results.json, and nothing else.")] = False,
+) -> int:
+    """Run every algorithm with every seed, then write results.json and report.html."""
+    from gossipseg.lab.compare import compare as run_comparison
+    from gossipseg.lab.study import Wanted
+
+    wanted = Wanted(
+        data,
+        sites,
+        rounds,
+        steps,
+        peers,
+        tuple(settings or ()),
+        site_dropout,
+        tuple(late_join or ()),
+        heterogeneity,
+        equal_evaluations,
+        device,
+    )
+    with ended_by_signals():
+        return run_comparison(wanted, algorithms, seeds, out, jobs=jobs, as_json=json, command=sys.argv)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("--out", help="The folder that compare wrote into.")],
+    json: Annotated[bool, typer.Option("--json", help="Print results.json, and nothing else.")] = False,
+) -> int:
+    """Draw tables and report.html again from results.json."""
+    from gossipseg.lab.compare import redraw
+
+    return redraw(out, as_json=json)
+
+
+def run(argv: Sequence[str]) -> int:
+    """One command; returns its exit code. Errors are printed, never raised."""
+    as_json = "--json" in argv
+    try:
+        code = app(args=list(argv), prog_name="gossiplab", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else EXIT_OK
+    except GossipsegError as e:
+        return _report(str(e), e.exit_code, type(e).__name__, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        print("gossiplab: interrupted; the same command goes on with the runs that are left", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as e:
+        format_message = getattr(e, "format_message", None)
+        if format_message is None:
+            raise
+        text = " ".join(str(format_message()).split())  # typer's own: wrong usage
+        code = int(getattr(e, "exit_code", EXIT_USAGE))
+        return _report(f"{text} Try `gossiplab --help`.", code, "UsageError", as_json)
+
+
+def _report(message: str, code: int, error: str, as_json: bool) -> int:
+    if as_json:
+        document = {"schema": 1, "kind": "error", "error": error, "message": message, "exit_code": code}
+        print(json.dumps(document, ensure_ascii=False), flush=True)
+    print(f"gossiplab: {message}", file=sys.stderr)
+    return code
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""How long things take in virtual time, and who is away: all drawn from the run's seed.
+
+What belongs here: durations and absences. What must not: a clock (virtual_time.py), what is trained.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+STEP_S = 1.0
+"""One gradient evaluation of a site of ordinary speed."""
+JITTER = 0.1
+"""No two rounds of life take the same time: each is so much shorter or longer, at most."""
+AWAY_ROUNDS = (0.5, 2.5)
+"""A site that vanishes is away for a time between these, in rounds of its own."""
+
+
+class Pace:
+    """One site's times. `away(gone)` cuts it off from the others, or lets it back."""
+
+    def __init__(
+        self,
+        site: str,
+        seed: int,
+        *,
+        slowness: float,
+        steps_per_round: int,
+        dropout: float,
+        away: Callable[[float], None],
+    ) -> None:
+        self._site, self._seed = site, seed
+        self._step_s, self._steps, self._dropout = STEP_S * slowness, steps_per_round, dropout
+        self._away = away
+        self.absences = 0
+
+    def before(self, round: int) -> float:
+        """Seconds until the round may begin: 0, unless the site vanishes now."""
+        rng = self._rng("away", round)
+        if rng.random() >= self._dropout:
+            return 0.0
+        away_s = rng.uniform(*AWAY_ROUNDS) * self._steps * self._step_s
+        self.absences += 1
+        self._away(away_s)
+        return away_s
+
+    def of_round(self, round: int, evaluations: int) -> float:
+        """Seconds that a round of so many gradient evaluations takes."""
+        return evaluations * self._step_s * self._rng("pace", round).uniform(1 - JITTER, 1 + JITTER)
+
+    def _rng(self, what: str, round: int) -> random.Random:
+        return random.Random(f"{self._seed}/{self._site}/{what}/{round}")

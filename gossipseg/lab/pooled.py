@@ -1,0 +1,103 @@
+"""`pooled`: one trainer over the cases of all sites, scored at each. The ceiling of every comparison.
+
+What belongs here: the union of the lists, and the scores by site. What must not: sites that exchange
+(federation.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gossipseg.lab.federation import NO_TRAFFIC, kept, row, write_list
+from gossipseg.lab.pictures import Pictures
+from gossipseg.lab.study import RunPlan
+from gossipseg.lab.training import DataCache, Progress, Training, make_spec
+from gossipseg.learn import jobs
+from gossipseg.learn.datalist import Case, load_cases
+from gossipseg.learn.params import DataParams
+from gossipseg.learn.setup import read_setup
+from gossipseg.learn.site import SiteContext
+
+NAME = "pooled"
+NEVER = 1 << 30
+
+
+def run(plan: RunPlan, cache: DataCache, progress: Progress) -> list[dict[str, Any]]:
+    """The rows of results.json, a row per site. Raises ConfigError, DataError, LocalError."""
+    with tempfile.TemporaryDirectory(prefix="gossiplab-") as folder:
+        return _Pooled(plan, Path(folder), cache, progress).rows()
+
+
+class _Pooled:
+    def __init__(self, plan: RunPlan, folder: Path, cache: DataCache, progress: Progress) -> None:
+        self._plan, self._progress = plan, progress
+        settings = plan.parsed()
+        self._validate_every = settings.training.validate_every_rounds
+        site_data = {name: self._site_data(name, data, folder) for name, data in plan.sites.items()}
+        self._specs = {
+            name: make_spec(settings, name, data, folder / name, plan.rounds, plan.device)
+            for name, data in site_data.items()
+        }
+        # Validation is done here, site by site.
+        steps = settings.training.steps_per_round * (len(plan.sites) if plan.pooled_steps == "all" else 1)
+        training = dataclasses.replace(settings.training, steps_per_round=steps, validate_every_rounds=NEVER)
+        union = make_spec(
+            dataclasses.replace(settings, training=training),
+            NAME,
+            _union(site_data, folder / NAME),
+            folder / NAME,
+            plan.rounds + 1,
+            plan.device,
+        )
+        self._training = Training(union, cache, progress)
+        compute = self._training.trainer.compute
+        self._contexts = {
+            name: SiteContext(read_setup(spec), cache.open(spec), compute)
+            for name, spec in self._specs.items()
+        }
+        self._curves: dict[str, list[tuple[int, float | None]]] = {name: [] for name in plan.sites}
+
+    def _site_data(self, name: str, data: str, folder: Path) -> DataParams:
+        (folder / name).mkdir(parents=True)
+        return kept(DataParams(data), name, self._plan.kept_cases.get(name), folder / name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Train, then score each site's test cases."""
+        for number in range(1, self._plan.rounds + 1):
+            self._training.run(jobs.StartRound(number))
+            if number % self._validate_every == 0 or number == self._plan.rounds:
+                self._validate(number)
+        return [self._row(name) for name in self._plan.sites]
+
+    def _validate(self, number: int) -> None:
+        model = self._training.trainer.student.ema
+        for name, context in self._contexts.items():
+            scores = self._training.score(context, model)
+            self._curves[name].append((number, scores.mean))
+
+    def _row(self, name: str) -> dict[str, Any]:
+        plan = self._plan
+        self._progress(0, f"testing {name}")
+        pictures = Pictures(Path(plan.pictures), plan.key, name) if plan.pictures else None
+        scores = self._training.test(self._specs[name], pictures)
+        found = row(plan, name, scores, self._training, self._curves[name])
+        # One trainer served all: each site's row bears its share of the cost.
+        share = len(plan.sites)
+        found["seconds"] = round(found["seconds"] / share, 3)
+        found["seconds_by"] = {k: round(v / share, 3) for k, v in found["seconds_by"].items()}
+        found["gradient_evaluations"] //= share
+        return {**found, **NO_TRAFFIC}
+
+
+def _union(site_data: dict[str, DataParams], folder: Path) -> DataParams:
+    """Training and validation cases of all sites in one list."""
+    folder.mkdir(parents=True)
+    lists: dict[str, list[Case]] = {"training": [], "validation": []}
+    for name, data in site_data.items():
+        splits = load_cases(data, name)
+        lists["training"] += splits.training
+        lists["validation"] += splits.validation
+    return write_list(folder, lists)

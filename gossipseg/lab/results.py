@@ -1,0 +1,64 @@
+"""results.json: every run of a comparison, a row per algorithm, seed and site.
+
+What belongs here: collecting and reading that document. What must not: means (statistics.py), drawing.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from gossipseg import __version__
+from gossipseg.errors import ConfigError
+from gossipseg.lab.runs import SCHEMA, read_json, write_json
+
+FILE = "results.json"
+_PACKAGES = ("torch", "monai", "numpy")
+
+
+def collect(
+    documents: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    command: Sequence[str],
+    failed: Mapping[str, str],
+) -> dict[str, Any]:
+    """The document of these runs, in their order."""
+    return {
+        "schema": SCHEMA,
+        "command": list(command),
+        "settings": dict(settings),
+        "versions": versions(),
+        "written_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "algorithms": list(dict.fromkeys(d["algorithm"] for d in documents)),
+        "seeds": list(dict.fromkeys(d["seed"] for d in documents)),
+        "sites": list(settings["sites"]),
+        "failed": dict(failed),
+        "run_seconds": {f"{d['algorithm']}, seed {d['seed']}": d["seconds"] for d in documents},
+        "runs": [row for d in documents for row in d["rows"]],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that numbers may depend on."""
+    found = {"gossipseg": __version__, "python": platform.python_version()}
+    return found | {name: metadata.version(name) for name in _PACKAGES}
+
+
+def write(out: Path, document: Mapping[str, Any]) -> None:
+    """Into the comparison's folder."""
+    write_json(out / FILE, document)
+
+
+def read(out: Path) -> dict[str, Any]:
+    """Raises ConfigError when there is none."""
+    if not (out / FILE).is_file():
+        raise ConfigError(
+            "holds no results.json",
+            file=out,
+            remedy="Give the --out of a `gossiplab compare` that has finished.",
+        )
+    return read_json(out / FILE)

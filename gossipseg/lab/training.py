@@ -1,0 +1,177 @@
+"""One site's trainer in the lab: rounds in one go, what they cost, and the scores at the end.
+
+What belongs here: making a Trainer from a plan, counting gradient evaluations and seconds, scoring test
+cases. What must not: messages, virtual time, tables.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gossipseg.config.files import FederationFile
+from gossipseg.learn import jobs
+from gossipseg.learn.amp import choose_compute
+from gossipseg.learn.data import SiteData
+from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.evaluate import Scores, summarise
+from gossipseg.learn.params import DataParams, DeviceParams, WorkerSpec
+from gossipseg.learn.report import SaveOverlay, evaluate_case
+from gossipseg.learn.session import Deployment
+from gossipseg.learn.setup import read_setup
+from gossipseg.learn.site import SiteContext
+from gossipseg.learn.trainer import Trainer
+
+Progress = Callable[[int, str], None]
+"""Told of so many gradient evaluations done, and of what goes on."""
+
+
+class DataCache:
+    """Preprocessed images by data list and task: the runs of one process share them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, SiteData] = {}
+
+    def open(self, spec: WorkerSpec) -> SiteData:
+        """As SiteData.open. Raises DataError."""
+        key = repr((spec.data, spec.task))
+        if key not in self._held:
+            self._held[key] = SiteData.open(spec)
+        return self._held[key]
+
+
+def make_spec(
+    federation: FederationFile, site: str, data: DataParams, folder: Path, rounds: int, device: str
+) -> WorkerSpec:
+    """What a daemon would tell its worker; the lab scores the test split itself."""
+    threads = 1 if device == "cpu" else None
+    return WorkerSpec(
+        site=site,
+        federation=federation.federation,
+        seed=federation.seed,
+        task=dataclasses.asdict(federation.task),
+        network=dataclasses.asdict(federation.network),
+        algorithm=dataclasses.asdict(federation.algorithm),
+        training=dataclasses.asdict(federation.training),
+        data=dataclasses.asdict(data),
+        device=dataclasses.asdict(
+            DeviceParams(device, amp="off" if device == "cpu" else "auto", threads=threads)
+        ),
+        wire_dtype=federation.wire.dtype,
+        state_dir=str(folder),
+        rounds=rounds,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A finished round and its cost."""
+
+    report: jobs.RoundDone
+    evaluations: int
+    """Gradients computed: two a step where two models trained."""
+
+
+class Training:
+    """A trainer with its costs so far."""
+
+    def __init__(
+        self, spec: WorkerSpec, cache: DataCache, progress: Progress, *, equal_evaluations: bool = False
+    ) -> None:
+        setup = read_setup(spec)
+        compute = choose_compute(setup.device)
+        self.trainer = Trainer(SiteContext(setup, cache.open(spec), compute), self._on_report, lambda: None)
+        self.evaluations = 0
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
+        """Real seconds by activity: training, visit, validation, test."""
+        self._progress, self._equal = progress, equal_evaluations
+        self._last_s = time.perf_counter()
+
+    def run(self, order: jobs.StartRound) -> Round:
+        """Run the round. Raises LocalError as the trainer does."""
+        self._last_s = time.perf_counter()
+        models = self._models(order)
+        with self._steps_shared(models):
+            steps = self.trainer.setup.training.steps_per_round
+            report = self.trainer.run_round(order)
+        trained = 1 if report.visit is not None and report.visit.reason == "taken_over" else models
+        self.evaluations += steps * trained
+        self._spend("other")
+        return Round(report, steps * trained)
+
+    def _models(self, order: jobs.StartRound) -> int:
+        """How many models take gradients in this round."""
+        algorithm = self.trainer.algorithm
+        return 1 + algorithm.has_personal + (order.visit is not None and algorithm.trains_visitor)
+
+    @contextmanager
+    def _steps_shared(self, models: int) -> Iterator[None]:
+        """Where evaluations shall be equal, two models share the steps of one."""
+        before = self.trainer.setup
+        if self._equal and models > 1:
+            steps = max(1, before.training.steps_per_round // models)
+            training = dataclasses.replace(before.training, steps_per_round=steps)
+            self.trainer.setup = dataclasses.replace(before, training=training)
+        try:
+            yield
+        finally:
+            self.trainer.setup = before
+
+    def _on_report(self, make: Callable[[], jobs.Progress], activity: jobs.Activity) -> None:
+        self._spend(activity)
+        if activity in ("training", "visit"):
+            algorithm = self.trainer.algorithm
+            beside = activity == "visit" and algorithm.trains_visitor
+            self._progress(1 + algorithm.has_personal + beside, activity)
+
+    def _spend(self, activity: str) -> None:
+        now = time.perf_counter()
+        self.spent_s[activity] += now - self._last_s
+        self._last_s = now
+
+    # ------------------------------------------------------------ scores
+
+    def score(self, context: SiteContext, model: nn.Module) -> Scores:
+        """Validation of a model at another site than the trainer's own."""
+        self._last_s = time.perf_counter()
+        scores = context.score(model, "validation", lambda fraction: None)
+        self._spend("validation")
+        return scores
+
+    def test(self, spec: WorkerSpec, save: SaveOverlay | None = None) -> Scores:
+        """Dice and HD95 of the deployment model over the test cases of `spec`'s data, on the files' grids."""
+        self._last_s = time.perf_counter()
+        setup = read_setup(spec)
+        trainer = self.trainer
+        deployed = trainer.student.ema
+        deployment = Deployment(
+            deployed, setup, trainer.compute, "ema", trainer.history.round, trainer.history.steps, None
+        )
+        labelled = [case for case in load_cases(setup.data, spec.site).test if case.label is not None]
+        found = [evaluate_case(deployment, case, save)[0] for case in labelled]
+        self._spend("test")
+        return summarise(found, setup.task)
+
+    @property
+    def curve(self) -> list[tuple[int, float | None]]:
+        """(round, validation Dice of the deployment model)."""
+        return list(self.trainer.history.dice_history)
+
+
+def case_rows(scores: Scores) -> list[dict[str, Any]]:
+    """Per-case results, as JSON."""
+    return [{"id": c.id, "dice": c.mean, "hd95": mean_hd95(c.hd95)} for c in scores.per_case]
+
+
+def mean_hd95(by_class: Mapping[str, float | None]) -> float | None:
+    """Mean over the classes for which there is a distance."""
+    known = [v for v in by_class.values() if v is not None]
+    return sum(known) / len(known) if known else None
