@@ -61,6 +61,10 @@ class RoundsRecord:
     update_round: int = 0
     update: ModelRef | None = None
     """This site's update for that round."""
+    base_round: int = 0
+    """This site's own rounds behind it when it began to work towards the next common model."""
+    run: str = ""
+    """Federation, contract and run number that all of this belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +129,8 @@ class Note:
     Rounds: visit_merged, visit_refused, visit_kept_out, visit_reverted, finished, paused, resumed.
     Coordinator: round_led (an attempt begins here), round_passed (to the next attempt, with the reason),
     round_committed (contributors and absent in `detail`), round_alone (this site trains on without the
-    others), update_refused (this site's update, with the reason).
+    others), update_refused (this site's update, with the reason), round_refused (a message of another run
+    or list of sites), rounds_forgotten (what was remembered belongs to another run).
     Anything else: dropped_event. Exchange notes carry hash, bytes and round in `detail`.
     """
 

@@ -112,11 +112,11 @@ class PrepareReply:
     promised: int
     reason: str = ""
     """A stable lower_case code when there is no promise: other_run, other_sites, later_attempt, behind,
-    not_coordinator, already_committed."""
+    not_coordinator, already_committed, not_ready, leaving."""
     accepted: Proposal | None = None
     """What it has stored for this round."""
     committed: Proposal | None = None
-    """The newest common model that it knows to be committed."""
+    """With already_committed: the newest common model that it knows to be committed."""
     update: ModelRef | None = None
     """Its update for this round, if it is there."""
     waiting_for: str = ""
@@ -125,7 +125,10 @@ class PrepareReply:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Please stream me this file: your update for the round, or a common model that you have stored."""
+    """Please stream me this file: your update for the round, or a common model that you have stored.
+
+    With an empty hash and kind `global` it asks which one is the newest committed; no stream follows.
+    """
 
     run: str
     sites: str
@@ -141,7 +144,11 @@ class FetchReply:
 
     verdict: Literal["accept", "busy", "reject"]
     reason: str = ""
+    """A stable lower_case code when not accepted: busy, not_here, other_run, other_sites, later_attempt,
+    not_coordinator, not_ready, leaving."""
     model: ModelRef | None = None
+    proposal: Proposal | None = None
+    """The newest common model that it knows to be committed: with an empty hash, and with not_here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +166,10 @@ class AcceptReply:
 
     verdict: Literal["stored", "missing", "reject"]
     reason: str = ""
-    promised: int = 0
+    """As in PrepareReply, and: too_few_contributors, unlisted_contributor, too_large, other_model."""
+    promised: int = -1
+    committed: Proposal | None = None
+    """With already_committed: the newest common model that it knows to be committed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,8 @@ class RoundsParams:
     """An attempt of which nothing is heard for so long gives way to the next coordinator's."""
     alone_after_s: float = 3600.0
     """A site that waits so long for a common model trains another round alone."""
+    poll_interval_s: float = 2.0
+    """So often the coordinator asks sites that are still training whether they have done."""
     request_timeout_s: float = 10.0
     transfer_timeout_s: float = 3600.0
     max_parallel_transfers: int = 2

@@ -37,6 +37,8 @@ class Phase(StrEnum):
     STARTING = "starting"
     """The worker has not reported yet: pings are answered, weights refused with `not_ready`."""
     TRAINING = "training"
+    ENDING = "ending"
+    """It trains its last rounds alone: it still votes on common models, and contributes to none."""
     PAUSED = "paused"
     FAILED = "failed"
     """Training has failed for good; the site stays a member."""

@@ -14,9 +14,11 @@ from typing import Any
 from gossipseg.core.types import (
     AliveRecord,
     LeftRecord,
+    ModelKind,
     ModelRef,
     PeerInfo,
     Phase,
+    Proposal,
     Record,
     Site,
     SuspectRecord,
@@ -25,12 +27,24 @@ from gossipseg.wire import peer_pb2 as pb
 
 MAX_RECORDS = 8192
 MAX_CONTRACT_ENTRIES = 1024
+MAX_SITES = 4096
+"""Contributors, or absent sites, of a common model."""
+MAX_ATTEMPT = 1 << 31
 _MAX_COUNT = 1 << 53
 _MAX_TEXT, _MAX_VALUE, _MAX_SIGNATURE = 256, 64 << 10, 1024
 _SITE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_CODE = re.compile(r"[a-z0-9_]{0,64}")
+_FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _PHASES = {phase: getattr(pb, f"PHASE_{phase.name}") for phase in Phase}
 _PHASE_OF = {number: phase for phase, number in _PHASES.items()}
+_KINDS: dict[ModelKind, Any] = {
+    "model": pb.MODEL_KIND_MODEL,
+    "update": pb.MODEL_KIND_UPDATE,
+    "global": pb.MODEL_KIND_GLOBAL,
+}
+_KIND_OF: dict[int, ModelKind] = {number: kind for kind, number in _KINDS.items()}
+_KIND_OF[pb.MODEL_KIND_UNSPECIFIED] = "model"
 
 
 class Malformed(ValueError):
@@ -44,6 +58,7 @@ def write_info(info: PeerInfo) -> Any:
         cases=info.cases,
         phase=_PHASES[info.phase],
         contract=info.contract,
+        committed=info.committed,
     )
 
 
@@ -56,6 +71,7 @@ def read_info(message: Any) -> PeerInfo:
         cases=count(info.cases, "cases"),
         phase=_PHASE_OF[info.phase],
         contract=text(info.contract, "contract"),
+        committed=count(info.committed, "committed"),
     )
 
 
@@ -120,6 +136,7 @@ def write_model(model: ModelRef) -> Any:
         steps=model.steps,
         cases=model.cases,
         dice_val=model.dice_val,
+        kind=write_kind(model.kind),
     )
 
 
@@ -135,7 +152,57 @@ def read_model(ref: Any) -> ModelRef:
         steps=count(ref.steps, "steps"),
         cases=count(ref.cases, "cases"),
         dice_val=dice,
+        kind=read_kind(ref.kind),
     )
+
+
+def write_kind(kind: ModelKind) -> Any:
+    return _KINDS[kind]
+
+
+def read_kind(number: int) -> ModelKind:
+    require(number in _KIND_OF, f"unknown kind of model {number}")
+    return _KIND_OF[number]
+
+
+def write_proposal(proposal: Proposal) -> Any:
+    return pb.Proposal(
+        round=proposal.round,
+        attempt=proposal.attempt,
+        model=write_model(proposal.model),
+        contributors=proposal.contributors,
+        absent=[pb.Absence(site=site, reason=reason) for site, reason in proposal.absent],
+    )
+
+
+def read_proposal(message: Any) -> Proposal:
+    contributors = [site_name(site) for site in _few(message.contributors)]
+    absent = [(site_name(a.site), code(a.reason)) for a in _few(message.absent)]
+    missing = [site for site, _ in absent]
+    require(contributors == sorted(set(contributors)), "contributors are not sorted, or one is there twice")
+    require(missing == sorted(set(missing)), "absent sites are not sorted, or one is there twice")
+    require(set(contributors).isdisjoint(missing), "a site both contributes and is absent")
+    require(message.round > 0, "a common model of no round")
+    return Proposal(
+        round=count(message.round, "round"),
+        attempt=attempt(message.attempt),
+        model=read_model(sub(message, "model")),
+        contributors=tuple(contributors),
+        absent=tuple(absent),
+    )
+
+
+def _few(entries: Any) -> Any:
+    require(len(entries) <= MAX_SITES, f"{len(entries)} sites, at most {MAX_SITES}")
+    return entries
+
+
+def optional_proposal(message: Any, name: str) -> Proposal | None:
+    return read_proposal(getattr(message, name)) if message.HasField(name) else None
+
+
+def optional_model(message: Any, name: str) -> ModelRef | None:
+    return read_model(getattr(message, name)) if message.HasField(name) else None
 
 
 def write_contract(pairs: Iterable[tuple[str, str]]) -> list[Any]:
@@ -165,6 +232,26 @@ def sub(message: Any, name: str) -> Any:
 
 def count(value: int, name: str) -> int:
     require(value < _MAX_COUNT, f"{name} is beyond all measure")
+    return value
+
+
+def attempt(value: int) -> int:
+    require(value < MAX_ATTEMPT, f"attempt {value} is beyond all measure")
+    return value
+
+
+def code(value: str) -> str:
+    require(_CODE.fullmatch(value) is not None, "a reason that is no lower_case code")
+    return value
+
+
+def hash_or_nothing(value: str) -> str:
+    require(not value or _HASH.fullmatch(value) is not None, "a model's hash must be 64 hex digits")
+    return value
+
+
+def fingerprint(value: str, name: str) -> str:
+    require(_FINGERPRINT.fullmatch(value) is not None, f"{name} must be 32 hex digits")
     return value
 
 

@@ -16,6 +16,14 @@ class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PHASE_FAILED: _ClassVar[Phase]
     PHASE_FINISHED: _ClassVar[Phase]
     PHASE_LEAVING: _ClassVar[Phase]
+    PHASE_ENDING: _ClassVar[Phase]
+
+class ModelKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MODEL_KIND_UNSPECIFIED: _ClassVar[ModelKind]
+    MODEL_KIND_MODEL: _ClassVar[ModelKind]
+    MODEL_KIND_UPDATE: _ClassVar[ModelKind]
+    MODEL_KIND_GLOBAL: _ClassVar[ModelKind]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -23,6 +31,13 @@ class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VERDICT_ACCEPT: _ClassVar[Verdict]
     VERDICT_BUSY: _ClassVar[Verdict]
     VERDICT_REJECT: _ClassVar[Verdict]
+
+class StoreVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STORE_VERDICT_UNSPECIFIED: _ClassVar[StoreVerdict]
+    STORE_VERDICT_STORED: _ClassVar[StoreVerdict]
+    STORE_VERDICT_MISSING: _ClassVar[StoreVerdict]
+    STORE_VERDICT_REJECT: _ClassVar[StoreVerdict]
 PHASE_UNSPECIFIED: Phase
 PHASE_STARTING: Phase
 PHASE_TRAINING: Phase
@@ -30,24 +45,35 @@ PHASE_PAUSED: Phase
 PHASE_FAILED: Phase
 PHASE_FINISHED: Phase
 PHASE_LEAVING: Phase
+PHASE_ENDING: Phase
+MODEL_KIND_UNSPECIFIED: ModelKind
+MODEL_KIND_MODEL: ModelKind
+MODEL_KIND_UPDATE: ModelKind
+MODEL_KIND_GLOBAL: ModelKind
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_ACCEPT: Verdict
 VERDICT_BUSY: Verdict
 VERDICT_REJECT: Verdict
+STORE_VERDICT_UNSPECIFIED: StoreVerdict
+STORE_VERDICT_STORED: StoreVerdict
+STORE_VERDICT_MISSING: StoreVerdict
+STORE_VERDICT_REJECT: StoreVerdict
 
 class PeerInfo(_message.Message):
-    __slots__ = ("round", "steps", "cases", "phase", "contract")
+    __slots__ = ("round", "steps", "cases", "phase", "contract", "committed")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     CASES_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
     round: int
     steps: int
     cases: int
     phase: Phase
     contract: str
-    def __init__(self, round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., contract: _Optional[str] = ...) -> None: ...
+    committed: int
+    def __init__(self, round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., contract: _Optional[str] = ..., committed: _Optional[int] = ...) -> None: ...
 
 class AliveRecord(_message.Message):
     __slots__ = ("site", "nonce", "incarnation", "address", "cases", "signature")
@@ -100,20 +126,22 @@ class Record(_message.Message):
     def __init__(self, alive: _Optional[_Union[AliveRecord, _Mapping]] = ..., left: _Optional[_Union[LeftRecord, _Mapping]] = ..., suspect: _Optional[_Union[SuspectRecord, _Mapping]] = ...) -> None: ...
 
 class ModelRef(_message.Message):
-    __slots__ = ("hash", "size_bytes", "round", "steps", "cases", "dice_val")
+    __slots__ = ("hash", "size_bytes", "round", "steps", "cases", "dice_val", "kind")
     HASH_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     CASES_FIELD_NUMBER: _ClassVar[int]
     DICE_VAL_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
     hash: str
     size_bytes: int
     round: int
     steps: int
     cases: int
     dice_val: float
-    def __init__(self, hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., dice_val: _Optional[float] = ...) -> None: ...
+    kind: ModelKind
+    def __init__(self, hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., dice_val: _Optional[float] = ..., kind: _Optional[_Union[ModelKind, str]] = ...) -> None: ...
 
 class ContractEntry(_message.Message):
     __slots__ = ("key", "value")
@@ -246,3 +274,123 @@ class PushChunk(_message.Message):
 class PushResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Absence(_message.Message):
+    __slots__ = ("site", "reason")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    reason: str
+    def __init__(self, site: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Proposal(_message.Message):
+    __slots__ = ("round", "attempt", "model", "contributors", "absent")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTORS_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    attempt: int
+    model: ModelRef
+    contributors: _containers.RepeatedScalarFieldContainer[str]
+    absent: _containers.RepeatedCompositeFieldContainer[Absence]
+    def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., absent: _Optional[_Iterable[_Union[Absence, _Mapping]]] = ...) -> None: ...
+
+class PrepareRequest(_message.Message):
+    __slots__ = ("run", "sites", "round", "attempt")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sites: str
+    round: int
+    attempt: int
+    def __init__(self, run: _Optional[str] = ..., sites: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class PrepareResponse(_message.Message):
+    __slots__ = ("promise", "promised", "reason", "accepted", "committed", "update", "waiting_for")
+    PROMISE_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FOR_FIELD_NUMBER: _ClassVar[int]
+    promise: bool
+    promised: int
+    reason: str
+    accepted: Proposal
+    committed: Proposal
+    update: ModelRef
+    waiting_for: str
+    def __init__(self, promise: _Optional[bool] = ..., promised: _Optional[int] = ..., reason: _Optional[str] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., committed: _Optional[_Union[Proposal, _Mapping]] = ..., update: _Optional[_Union[ModelRef, _Mapping]] = ..., waiting_for: _Optional[str] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("run", "sites", "kind", "round", "attempt", "hash")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sites: str
+    kind: ModelKind
+    round: int
+    attempt: int
+    hash: str
+    def __init__(self, run: _Optional[str] = ..., sites: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., hash: _Optional[str] = ...) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("verdict", "reason", "model", "proposal")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
+    verdict: Verdict
+    reason: str
+    model: ModelRef
+    proposal: Proposal
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ...) -> None: ...
+
+class AcceptRequest(_message.Message):
+    __slots__ = ("run", "sites", "proposal")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sites: str
+    proposal: Proposal
+    def __init__(self, run: _Optional[str] = ..., sites: _Optional[str] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ...) -> None: ...
+
+class AcceptResponse(_message.Message):
+    __slots__ = ("verdict", "reason", "promised", "committed")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    verdict: StoreVerdict
+    reason: str
+    promised: int
+    committed: Proposal
+    def __init__(self, verdict: _Optional[_Union[StoreVerdict, str]] = ..., reason: _Optional[str] = ..., promised: _Optional[int] = ..., committed: _Optional[_Union[Proposal, _Mapping]] = ...) -> None: ...
+
+class CommitRequest(_message.Message):
+    __slots__ = ("run", "sites", "proposal")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SITES_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sites: str
+    proposal: Proposal
+    def __init__(self, run: _Optional[str] = ..., sites: _Optional[str] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ...) -> None: ...
+
+class CommitResponse(_message.Message):
+    __slots__ = ("known", "reason")
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    known: bool
+    reason: str
+    def __init__(self, known: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...

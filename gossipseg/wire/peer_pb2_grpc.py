@@ -59,6 +59,26 @@ class PeerStub:
                 request_serializer=gossipseg_dot_wire_dot_peer__pb2.OfferRequest.SerializeToString,
                 response_deserializer=gossipseg_dot_wire_dot_peer__pb2.OfferResponse.FromString,
                 _registered_method=True)
+        self.Prepare = channel.unary_unary(
+                '/gossipseg.wire.Peer/Prepare',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.PrepareRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.PrepareResponse.FromString,
+                _registered_method=True)
+        self.Fetch = channel.unary_unary(
+                '/gossipseg.wire.Peer/Fetch',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.FetchRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.FetchResponse.FromString,
+                _registered_method=True)
+        self.Accept = channel.unary_unary(
+                '/gossipseg.wire.Peer/Accept',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.AcceptRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.AcceptResponse.FromString,
+                _registered_method=True)
+        self.Commit = channel.unary_unary(
+                '/gossipseg.wire.Peer/Commit',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.CommitRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.CommitResponse.FromString,
+                _registered_method=True)
         self.PushOffset = channel.unary_unary(
                 '/gossipseg.wire.Peer/PushOffset',
                 request_serializer=gossipseg_dot_wire_dot_peer__pb2.PushOffsetRequest.SerializeToString,
@@ -109,6 +129,34 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prepare(self, request, context):
+        """Will you follow me as the coordinator of this round's attempt, and have you an update?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """Please push me this update or common model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Accept(self, request, context):
+        """Please store this as the common model of its round.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Commit(self, request, context):
+        """A quorum has stored it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PushOffset(self, request, context):
         """How much of an accepted model is already there?
         """
@@ -150,6 +198,26 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Offer,
                     request_deserializer=gossipseg_dot_wire_dot_peer__pb2.OfferRequest.FromString,
                     response_serializer=gossipseg_dot_wire_dot_peer__pb2.OfferResponse.SerializeToString,
+            ),
+            'Prepare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prepare,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.PrepareRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.PrepareResponse.SerializeToString,
+            ),
+            'Fetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.FetchRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.FetchResponse.SerializeToString,
+            ),
+            'Accept': grpc.unary_unary_rpc_method_handler(
+                    servicer.Accept,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.AcceptRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.AcceptResponse.SerializeToString,
+            ),
+            'Commit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Commit,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.CommitRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.CommitResponse.SerializeToString,
             ),
             'PushOffset': grpc.unary_unary_rpc_method_handler(
                     servicer.PushOffset,
@@ -297,6 +365,114 @@ class Peer:
             '/gossipseg.wire.Peer/Offer',
             gossipseg_dot_wire_dot_peer__pb2.OfferRequest.SerializeToString,
             gossipseg_dot_wire_dot_peer__pb2.OfferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prepare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/Prepare',
+            gossipseg_dot_wire_dot_peer__pb2.PrepareRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.PrepareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/Fetch',
+            gossipseg_dot_wire_dot_peer__pb2.FetchRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.FetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Accept(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/Accept',
+            gossipseg_dot_wire_dot_peer__pb2.AcceptRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.AcceptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Commit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/Commit',
+            gossipseg_dot_wire_dot_peer__pb2.CommitRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.CommitResponse.FromString,
             options,
             channel_credentials,
             insecure,
