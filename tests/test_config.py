@@ -215,7 +215,7 @@ BAD_PEERS = {
         ("  name: gcml\n", ""),
         "algorithm.name",
         None,
-        "gcml, local or gossip_average",
+        "Name the algorithm: gcml, local, gossip_average, fedavg",
     ),
     "algorithm as text": (
         ("algorithm:\n  name: gcml\n  lambda: 0.3", "algorithm: gcml"),

@@ -138,6 +138,9 @@ class Algorithm:
     trains_visitor: bool = False
     """Whether an incoming model is trained beside the local one for the round of its visit."""
 
+    resident_rounds: int = 1
+    """Rounds that a visitor stays and trains, if no other one comes."""
+
     replaces_on_merge: bool = False
     """Whether weights from `on_departure` are the visitor's outright: first moments then start at 0."""
 

@@ -29,6 +29,10 @@ Limits: γ = 0 is regional mutual learning (GML). With region = whole besides th
 all voxels. λ = 0 is two independent trainings. Identical models have L_pos = 0.
 
 After the visit, merge [O]:  W_r ← (W_r + W_s)/2 | none | val_weighted | best_of                          (7)
+
+Resident partner [O], resident_rounds > 1: (7) is applied on arrival, and the visitor stays to train beside
+the local model for so many rounds or until another one comes: the same bytes, more compute, and a partner
+that gets more than one round of steps to learn from these data.
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ from gossipseg.algos.terms import (
     sigmoid_prediction,
     softmax_prediction,
 )
+from gossipseg.errors import ConfigError
 
 MIN_REGION = 0.01
 """Share of all voxels by which the terms are divided at least, equation (4)."""
@@ -69,6 +74,14 @@ class Gcml(Algorithm):
         super().__init__(private_names)
         self.params = params
         self.replaces_on_merge = params.merge == "best_of"
+        self.resident_rounds = params.resident_rounds
+        if self.resident_rounds > 1 and params.merge not in ("average", "none"):
+            raise ConfigError(
+                "a resident visitor is averaged on arrival, or not at all",
+                key="algorithm.merge",
+                value=params.merge,
+                remedy="Write `merge: average` or `merge: none`, or remove resident_rounds.",
+            )
 
     def losses(self, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext) -> Losses:
         """Equation (5) for both models; L_seg alone when there is no visitor."""
@@ -91,10 +104,18 @@ class Gcml(Algorithm):
             terms |= {prefix + key: value.detach() for key, value in found.items()}
         return Losses(total, terms)
 
+    def on_arrival(self, local: Weights, incoming: Weights) -> Weights | None:
+        """Equation (7) for a resident visitor: the models train on from their average and from W_s."""
+        if self.resident_rounds == 1 or self.params.merge == "none":
+            return None
+        return merged(local, incoming, self.is_shared, share_of_incoming=0.5)
+
     def on_departure(
         self, local: Weights, incoming: Weights, score: Callable[[Role], float]
     ) -> Weights | None:
-        """Equation (7)."""
+        """Equation (7), unless it was applied on arrival."""
+        if self.resident_rounds > 1:
+            return None
         share = share_of_incoming(self.params.merge, score)
         return None if share == 0 else merged(local, incoming, self.is_shared, share_of_incoming=share)
 

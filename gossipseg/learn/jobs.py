@@ -206,6 +206,8 @@ class RoundDone:
     reverted: str | None = None
     """Hash of an earlier visitor whose effect the validation guard has just undone."""
     reverted_frm: str | None = None
+    beside: str | None = None
+    """Site whose model trained beside the local one, as a visitor or as a resident of an earlier visit."""
     dice_test: float | None = None
     dice_test_start: float | None = None
     warning: str = ""

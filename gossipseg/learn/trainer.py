@@ -77,6 +77,9 @@ class Trainer:
         """Whether the present position, perhaps within a round, may be checkpointed."""
         self._last_scores: list[float | None] = []
         self._best: dict[str, Tensor] | None = None
+        self._resident: Visitor | None = None
+        """A visitor that trains on beside the local model in rounds without another one. Not kept across a
+        restart: such a round then goes on, or starts again, without it."""
         self._segmentation_loss = segmentation_loss(self.setup.training, self.setup.task.spatial_dims)
 
     @property
@@ -109,14 +112,17 @@ class Trainer:
         started = time.perf_counter()
         trouble = self._start(order)
         visitor, visit = self._arrival(order)
+        partner = visitor or self._resident_partner(order)
         with frozen(self.student.learner, self.algorithm, self._moment(order, 0)):
-            self._steps(order, visitor)
+            self._steps(order, partner)
         undone = self._judgement(order.round)
         if visitor is not None:
             visit = self._departure(order.round, visitor, undone)
+        self._keep_resident(order.round, partner, undone)
         scores = self._close(order)
         export, warning = self._export(order) if order.export else (None, "")
         done = self._done(order, scores, started)
+        done["beside"] = partner.order.frm if partner is not None and partner.learner is not None else None
         done |= {"export": export, "visit": visit, "warning": _join(trouble, self._skips(), warning)}
         if self.history.reverted is not None:
             done["reverted"], done["reverted_frm"] = self.history.reverted
@@ -208,6 +214,24 @@ class Trainer:
             self._merge(visitor, merged)
         if self.algorithm.trains_visitor:
             seat(visitor, self.student.model, self.setup.training, self.compute)
+
+    def _resident_partner(self, order: jobs.StartRound) -> Visitor | None:
+        """The resident of an earlier visit, while its time is not over and nothing newer came."""
+        partner = self._resident
+        if partner is None or order.visit is not None:
+            return None
+        self.resumable = False
+        self.history.step, self.history.averaged, self.tally = 0, False, Tally()
+        return partner
+
+    def _keep_resident(self, round: int, partner: Visitor | None, undone: Guard | None) -> None:
+        """Let a partner stay for the next round, unless its time is over or its visit was undone."""
+        self._resident = None
+        if partner is None or partner.learner is None or undone is not None or not partner.stays:
+            return
+        partner.rounds += 1
+        if partner.rounds < self.algorithm.resident_rounds:
+            self._resident = partner
 
     def _merge(self, visitor: Visitor, weights: Weights) -> None:
         self.student.model.load_state_dict(dict(weights), strict=False)

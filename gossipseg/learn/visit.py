@@ -36,6 +36,8 @@ class Visitor:
     reason: str = ""
     outcome: jobs.VisitOutcome = "kept_out"
     bad_steps: int = 0
+    rounds: int = 0
+    """It has trained here for so many."""
 
     def note_step(self, skipped: bool) -> bool:
         """Count steps on end that came to nothing; whether the visitor must leave."""

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gossipseg.algos.params import GcmlParams, GossipAverageParams, LocalParams
-from gossipseg.errors import LocalError
+from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn import trainer as trainer_module
 from gossipseg.learn.evaluate import CaseScore, Scores
@@ -483,3 +483,53 @@ def test_a_failed_export_does_not_cost_the_round(data: Path, tmp_path: Path) -> 
     (tmp_path / "outbox").write_text("a file where the folder should be")
     done = trainer.run_round(jobs.StartRound(1, export=True))
     assert done.export is None and "not exported" in done.warning and trainer.history.round == 1
+
+
+# ---------------------------------------------------------------- residents
+
+
+def test_a_resident_is_averaged_on_arrival_and_trains_for_its_rounds(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    """Three rounds beside the local model, the average once, and alone again in the fourth."""
+    spec = make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=3))
+    trainer = make_trainer(spec)
+    trainer.run_round(jobs.StartRound(1))
+    before = {n: t.clone() for n, t in trainer.student.weights().items()}
+    seen: list[dict[str, torch.Tensor]] = []
+    trainer._gate = lambda: seen.append({n: t.clone() for n, t in trainer.student.weights().items()})
+    done = [trainer.run_round(jobs.StartRound(2, guest))]
+    incoming = load_file(guest.path)
+    average = {n: (before[n] + t.float()) / 2 for n, t in incoming.items()}
+    assert any(all(torch.allclose(w[n], t, atol=1e-6) for n, t in average.items()) for w in seen)
+    done += [trainer.run_round(jobs.StartRound(r)) for r in (3, 4, 5)]
+    assert [d.beside for d in done] == ["south", "south", "south", None]
+    assert [d.visit is not None and d.visit.outcome == "merged" for d in done] == [True, False, False, False]
+    assert ["pull" in d.terms for d in done] == [True, True, True, False]
+    assert trainer.history.visits == 1
+
+
+def test_a_newer_visitor_takes_the_residents_place(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
+    trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=4)))
+    trainer.run_round(jobs.StartRound(1))
+    trainer.run_round(jobs.StartRound(2, guest))
+    newer = dataclasses.replace(guest, hash="newer", frm="west")
+    assert trainer.run_round(jobs.StartRound(3, newer)).beside == "west"
+    assert trainer.run_round(jobs.StartRound(4)).beside == "west"
+
+
+def test_a_resident_whose_visit_is_undone_leaves(
+    data: Path, tmp_path: Path, guest: jobs.Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=4)))
+    trainer.run_round(jobs.StartRound(1))
+    fix_scores(monkeypatch, trainer, [0.9, 0.1])
+    assert trainer.run_round(jobs.StartRound(2, guest)).beside == "south"
+    undone = trainer.run_round(jobs.StartRound(3))
+    assert (undone.reverted, undone.beside) == (guest.hash, "south")
+    assert trainer.run_round(jobs.StartRound(4)).beside is None
+
+
+def test_a_resident_is_not_merged_by_score(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="algorithm.merge"):
+        make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=2, merge="best_of")))

@@ -46,5 +46,8 @@ class GcmlParams:
     """Margin of the push, in nats of KL divergence."""
     region: Literal["union", "label", "whole"] = "union"
     merge: Literal["average", "none", "val_weighted", "best_of"] = "average"
+    resident_rounds: Annotated[int, Field(ge=1)] = 1
+    """Rounds that a visitor stays to train beside the local model, until another one comes. Above 1 the
+    models are averaged on arrival and `merge` must be `average` or `none`."""
     private_norm: bool = False
     """Keep the affine weights of normalisation layers at the site."""
