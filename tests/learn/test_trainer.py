@@ -531,5 +531,5 @@ def test_a_resident_whose_visit_is_undone_leaves(
 
 
 def test_a_resident_is_not_merged_by_score(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="algorithm.merge"):
+    with pytest.raises(ConfigError, match=r"algorithm\.merge"):
         make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=2, merge="best_of")))
