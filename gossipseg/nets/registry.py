@@ -178,12 +178,12 @@ def private_names(module: nn.Module) -> frozenset[str]:
 
     A network declares them by an attribute `private_parts`: module names relative to itself.
     """
-    found = set()
-    for prefix, layer in module.named_modules():
-        for part in getattr(layer, "private_parts", ()):
-            path = f"{prefix}.{part}." if prefix else f"{part}."
-            found |= {name for name in module.state_dict() if name.startswith(path)}
-    return frozenset(found)
+    paths = tuple(
+        f"{prefix}.{part}." if prefix else f"{part}."
+        for prefix, layer in module.named_modules()
+        for part in getattr(layer, "private_parts", ())
+    )
+    return frozenset(name for name in module.state_dict() if name.startswith(paths))
 
 
 # ---------------------------------------------------------------- from settings to arguments
