@@ -21,7 +21,7 @@ from gossipseg.learn.data import SiteData
 from gossipseg.learn.link import Link, StopRequested
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.setup import read_setup
-from gossipseg.learn.site import SiteContext
+from gossipseg.learn.sites import open_site
 from gossipseg.learn.trainer import Trainer
 from gossipseg.store import Checkpoints, DirectoryLock
 
@@ -69,7 +69,7 @@ class Life:
             # Patches have one size: the search for the fastest convolution pays off after a few steps.
             torch.backends.cudnn.benchmark = True
         data = SiteData.open(spec, self._preparing)
-        self._trainer = Trainer(SiteContext(setup, data, compute), link.report, link.gate)
+        self._trainer = Trainer(open_site(setup, data, compute, self._preparing), link.report, link.gate)
         self._contract = contract_of(setup, self._trainer.network_signature)
         self._store = Checkpoints(Path(spec.state_dir) / "checkpoint", keep=2)
         self._warning = ""

@@ -52,7 +52,7 @@ OnSlice = Callable[[int, int], None]
 
 
 def regions(grey: np.ndarray, method: PseudoLabelMethod) -> np.ndarray:
-    """Candidates of a slice (H, W), numbered 1 … n, 0 elsewhere: uint16 (H, W); all 0 where there are none."""
+    """Candidates of a slice (H, W): uint16 (H, W), numbered from 1, 0 elsewhere; all 0 if there are none."""
     grey = np.asarray(grey, dtype=np.float64)
     if grey.max() <= grey.min():
         return np.zeros(grey.shape, np.uint16)

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +27,25 @@ MAX_READERS = 4
 Batch = dict[str, Tensor]
 
 
-class SiteContext:
-    """One site's data on one device. Stateless: any batch of any round can be had at any time."""
+class Batches(Protocol):
+    """Where training batches come from: any of them, in any order, from any thread."""
 
-    def __init__(self, setup: Setup, data: SiteData, compute: Compute) -> None:
+    def batch(self, seed: int, site: str, round: int, step: int) -> Batch: ...
+
+
+class SiteContext:
+    """One site's data on one device. Stateless: any batch of any round can be had at any time.
+
+    `batches`: another source than patches of the training cases.
+    """
+
+    def __init__(
+        self, setup: Setup, data: SiteData, compute: Compute, batches: Batches | None = None
+    ) -> None:
         self.setup, self.compute = setup, compute
         self.splits = dict(data.counts)
         self._data = data
-        self._batches = TrainBatches(data, setup.task, setup.training)
+        self._batches = batches or TrainBatches(data, setup.task, setup.training)
 
     @property
     def cases(self) -> int:

@@ -203,12 +203,12 @@ def make_trainer(
     from gossipseg.learn.amp import choose_compute
     from gossipseg.learn.data import SiteData
     from gossipseg.learn.setup import read_setup
-    from gossipseg.learn.site import SiteContext
+    from gossipseg.learn.sites import open_site
     from gossipseg.learn.trainer import Trainer
 
     setup = read_setup(spec)
     if context is None:
-        context = SiteContext(setup, SiteData.open(spec), choose_compute(setup.device))
+        context = open_site(setup, SiteData.open(spec), choose_compute(setup.device))
     return Trainer(context, lambda make, activity: None if reports is None else reports.append(make()), gate)
 
 

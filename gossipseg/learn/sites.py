@@ -1,0 +1,55 @@
+"""Which kind of site a trainer gets: one that cuts patches of labelled cases, or one that makes episodes.
+
+What belongs here: the choice, and the one-shot site. What must not: what they are made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gossipseg.algos.params import FedCoWProParams
+from gossipseg.learn.amp import Compute
+from gossipseg.learn.data import OnProgress, SiteData
+from gossipseg.learn.episodes import EpisodeBatches, find_candidates
+from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.oneshot import one_shot
+from gossipseg.learn.params import SplitName
+from gossipseg.learn.pseudolabels import PseudoLabels
+from gossipseg.learn.setup import Setup
+from gossipseg.learn.site import SiteContext
+
+
+class EpisodeSite(SiteContext):
+    """Trains on episodes of unlabelled slices; scores one-shot, every labelled scan in turn as support."""
+
+    def score(self, model: nn.Module, split: SplitName, on_progress: Callable[[float], None]) -> Scores:
+        """Dice over the organ's range, mean over the supports; None with fewer than two labelled scans."""
+        with torch.no_grad(), self.compute.autocast():
+            found = one_shot(
+                model, lambda: self._data.items(split), self.setup.task, self.compute.device, on_progress
+            )
+        return found.scores(self.setup.task)
+
+
+def open_site(
+    setup: Setup,
+    data: SiteData,
+    compute: Compute,
+    on_progress: OnProgress = lambda activity, fraction: None,
+) -> SiteContext:
+    """The site that the algorithm trains on. Pseudo-masks are made here, where they are needed and missing.
+
+    Raises DataError where no slice has any, LocalError where they cannot be kept in the state directory.
+    """
+    algorithm, size = setup.algorithm, setup.task.patch_size
+    if not isinstance(algorithm, FedCoWProParams):
+        return SiteContext(setup, data, compute)
+    method = algorithm.pseudo_labels
+    folder = Path(setup.spec.state_dir) / "pseudolabels"
+    candidates = find_candidates(data, PseudoLabels(folder, method, size, setup.task.slice_axis), on_progress)
+    batches = EpisodeBatches(data, candidates, method, setup.training.batch_size, size)
+    return EpisodeSite(setup, data, compute, batches)
