@@ -181,7 +181,7 @@ class PseudoLabels:
             item.image.shape,
         )
         hasher = blake3.blake3(repr(what).encode())
-        hasher.update(item.image.contiguous().numpy().data)
+        hasher.update(item.image.contiguous().numpy().tobytes())
         return str(hasher.hexdigest(length=16))
 
 
