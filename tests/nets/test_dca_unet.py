@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from gossipseg.errors import ConfigError
 from gossipseg.nets.dca_unet import CrossAttention, DcaUNet, SpatialAdapter, attention
@@ -48,6 +49,25 @@ def test_every_query_voxel_asks_for_itself() -> None:
     q = torch.tensor([[[[60.0, -60.0], [-60.0, 60.0]]]])  # sharp: each looks at one key
     k, v = torch.tensor([[[[1.0, -1.0]]]]), torch.tensor([[[[3.0, 7.0]]]])
     torch.testing.assert_close(attention(q, k, v), torch.tensor([[[[3.0, 7.0], [7.0, 3.0]]]]))
+
+
+def test_the_query_comes_from_one_bottleneck_key_and_value_from_the_other() -> None:
+    net = make().network
+    seen: dict[str, tuple[Tensor, ...]] = {}
+    for name in ("query_bottleneck", "key_value_bottleneck", "query", "attention", "attention.key"):
+        net.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: (*inputs, output)})
+        )
+    net.get_submodule("attention.value").register_forward_pre_hook(
+        lambda module, inputs: seen.update({"attention.value": inputs})
+    )
+    net(torch.randn(1, 1, 32, 32))
+    pooled, z_q = seen["query_bottleneck"]
+    same_map, z_kv = seen["key_value_bottleneck"]
+    assert same_map is pooled and seen["query"][0] is z_q
+    assert seen["attention.key"][0] is z_kv and seen["attention.value"][0] is z_kv
+    query, added, other, _ = seen["attention"]
+    assert query is seen["query"][1] and added is z_q and other is z_kv
 
 
 def test_the_query_is_added_and_normalised() -> None:

@@ -238,6 +238,18 @@ def test_lambda_0_is_plain_finetuning_bit_for_bit() -> None:
     assert not same(steps(0.5, FINETUNING), steps(0.0, FINETUNING)), "or the test shows nothing"
 
 
+def test_lambda_0_costs_nothing() -> None:
+    calls = []
+
+    def count(outputs: Outputs, target: Tensor) -> Tensor:
+        calls.append(1)
+        return outputs.logits.mean()
+
+    z = torch.zeros(1, 1, 2, 2)
+    losses = fedoap(lambda_=0.0).losses({"local": Outputs(z)}, z, context(segmentation_loss=count))
+    assert len(calls) == 1 and set(losses.terms) == {"seg"}
+
+
 def test_before_the_finetuning_nothing_is_perturbed() -> None:
     assert same(steps(0.9, Moment(round=1)), steps(0.0, None))
 
