@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import EXIT_FAILED, EXIT_OK
-from gossipseg.lab import results, runs, study, variants
+from gossipseg.lab import report, results, runs, statistics, study, table, variants
 from gossipseg.lab.progress import make_display
 from gossipseg.lab.study import Wanted
 
@@ -40,8 +40,7 @@ def compare(
         display.end()
     documents = [outcome.done[plan.key] for plan in plans if plan.key in outcome.done]
     document = results.collect(documents, settings, command, outcome.failed)
-    results.write(out, document)
-    _show(out, document, as_json)
+    _finish(out, document, as_json)
     for key, why in outcome.failed.items():
         print(f"gossiplab: {key} failed: {why}", file=sys.stderr)
     return outcome.exit_code or (EXIT_FAILED if outcome.failed else EXIT_OK)
@@ -49,21 +48,18 @@ def compare(
 
 def redraw(out: Path, *, as_json: bool) -> int:
     """Tables and report again, from results.json. Raises ConfigError."""
-    _show(out, results.read(out), as_json)
+    _finish(out, results.read(out), as_json)
     return EXIT_OK
 
 
-def _show(out: Path, document: dict[str, Any], as_json: bool) -> None:
+def _finish(out: Path, document: dict[str, Any], as_json: bool) -> None:
+    """Reckon, write, print. The figures are written before the report is drawn."""
+    summaries = statistics.summarise(document)
+    document["summary"] = statistics.as_json(summaries)
+    results.write(out, document)
+    path = report.write(out, document, summaries)
     if as_json:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))
         return
-    for row in document["runs"]:
-        print(
-            row["algorithm"],
-            row["seed"],
-            row["site"],
-            row["dice_test"],
-            row["dice_val_tail"],
-            row["model_bytes_out"],
-            row["seconds_by"],
-        )
+    table.show(document, summaries)
+    print(f"\nReport: {path}")

@@ -219,6 +219,7 @@ def row(
     shift = plan.rounds - curve[-1][0] if curve else 0  # a late joiner's own rounds end with the others'
     tail = [dice for number, dice in curve if number + shift >= first and dice is not None]
     return {
+        "run": plan.key,
         "algorithm": plan.label,
         "seed": plan.seed,
         "site": site,
@@ -231,6 +232,7 @@ def row(
         "rounds": plan.rounds,
         "steps": training.trainer.history.steps,
         "gradient_evaluations": training.evaluations,
+        "wire_model_bytes": training.wire_bytes,
         "parameters": sum(p.numel() for p in training.trainer.student.model.parameters()),
         "seconds": round(sum(training.spent_s.values()), 3),
         "seconds_by": {what: round(s, 3) for what, s in sorted(training.spent_s.items())},

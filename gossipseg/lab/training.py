@@ -7,6 +7,7 @@ cases. What must not: messages, virtual time, tables.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,20 @@ from gossipseg.learn.session import Deployment
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.site import SiteContext
 from gossipseg.learn.trainer import Trainer
+
+ITEM_BYTES = {
+    "F16": 2,
+    "BF16": 2,
+    "F32": 4,
+    "F64": 8,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Of the dtypes of safetensors."""
 
 Progress = Callable[[int, str], None]
 """Told of so many gradient evaluations done, and of what goes on."""
@@ -93,24 +108,30 @@ class Training:
         self.spent_s: defaultdict[str, float] = defaultdict(float)
         """Real seconds by activity: training, visit, validation, test."""
         self._progress, self._equal = progress, equal_evaluations
+        self._stayed = 0
         self._last_s = time.perf_counter()
 
     def run(self, order: jobs.StartRound) -> Round:
         """Run the round. Raises LocalError as the trainer does."""
         self._last_s = time.perf_counter()
-        models = self._models(order)
-        with self._steps_shared(models):
-            steps = self.trainer.setup.training.steps_per_round
+        before = self.evaluations
+        with self._steps_shared(self._models(order)):
             report = self.trainer.run_round(order)
-        trained = 1 if report.visit is not None and report.visit.reason == "taken_over" else models
-        self.evaluations += steps * trained
+        self._note_partner(report)
         self._spend("other")
-        return Round(report, steps * trained)
+        return Round(report, self.evaluations - before)
 
     def _models(self, order: jobs.StartRound) -> int:
-        """How many models take gradients in this round."""
+        """How many models will take gradients in this round."""
         algorithm = self.trainer.algorithm
-        return 1 + algorithm.has_personal + (order.visit is not None and algorithm.trains_visitor)
+        resident = 0 < self._stayed < algorithm.resident_rounds
+        beside = algorithm.trains_visitor and (order.visit is not None or resident)
+        return 1 + algorithm.has_personal + beside
+
+    def _note_partner(self, report: jobs.RoundDone) -> None:
+        """For how many rounds a visitor has been training here."""
+        gone = report.beside is None or report.reverted is not None
+        self._stayed = 0 if gone else 1 if report.visit is not None else self._stayed + 1
 
     @contextmanager
     def _steps_shared(self, models: int) -> Iterator[None]:
@@ -129,8 +150,9 @@ class Training:
         self._spend(activity)
         if activity in ("training", "visit"):
             algorithm = self.trainer.algorithm
-            beside = activity == "visit" and algorithm.trains_visitor
-            self._progress(1 + algorithm.has_personal + beside, activity)
+            models = 1 + algorithm.has_personal + (activity == "visit" and algorithm.trains_visitor)
+            self.evaluations += models
+            self._progress(models, activity)
 
     def _spend(self, activity: str) -> None:
         now = time.perf_counter()
@@ -159,6 +181,11 @@ class Training:
         found = [evaluate_case(deployment, case, save)[0] for case in labelled]
         self._spend("test")
         return summarise(found, setup.task)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Size of what this site sends, without the file's header."""
+        return sum(math.prod(shape) * ITEM_BYTES[code] for code, shape in self.trainer.schema.values())
 
     @property
     def curve(self) -> list[tuple[int, float | None]]:

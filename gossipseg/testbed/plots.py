@@ -30,8 +30,8 @@ _OUTCOME_STYLE = {
     "dropped": ("#b5bac4", "s"),
     "waiting": ("#b5bac4", "s"),
 }
-_INK, _FAINT = "#2b2f36", "#e4e7ec"
-_WIDTH_IN, _DPI = 10.0, 120
+INK, FAINT = "#2b2f36", "#e4e7ec"
+WIDTH_IN, DPI = 10.0, 120
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -41,7 +41,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def learning(curves: Mapping[str, Curve]) -> bytes:
     """Validation Dice and training loss by round; dots where another site's model was merged."""
-    figure = Figure(figsize=(_WIDTH_IN, 3.7), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, 3.7), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     colour = colours(list(curves))
     merged_any = False
@@ -53,8 +53,8 @@ def learning(curves: Mapping[str, Curve]) -> bytes:
             axes.scatter(
                 [r for r, _ in taken], [v for _, v in taken], s=22, color=colour[name], zorder=3, linewidth=0
             )
-    _axes(left, "Validation Dice", "round")
-    _axes(right, "Training loss", "round")
+    dress(left, "Validation Dice", "round")
+    dress(right, "Training loss", "round")
     left.set_ylim(0, 1)
     right.set_ylim(bottom=0)
     for axes in (left, right):
@@ -65,18 +65,18 @@ def learning(curves: Mapping[str, Curve]) -> bytes:
         labels.append("merged a peer's model")
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def timeline(names: Sequence[str], exchanges: Sequence[Exchange], wall_s: float) -> bytes:
     """A lane per site; an arrow per model, from its sender to its receiver at the time of its arrival."""
     height = 1.5 + 0.62 * max(2, len(names))
-    figure = Figure(figsize=(_WIDTH_IN, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     colour = colours(names)
     lane = {name: len(names) - 1 - i for i, name in enumerate(names)}
     for name in names:
-        axes.axhline(lane[name], color=_FAINT, linewidth=6, zorder=0, solid_capstyle="round")
+        axes.axhline(lane[name], color=FAINT, linewidth=6, zorder=0, solid_capstyle="round")
     for e in exchanges:
         if e.sender in lane and e.receiver in lane:
             _arrow(axes, e, lane, colour[e.sender])
@@ -86,12 +86,12 @@ def timeline(names: Sequence[str], exchanges: Sequence[Exchange], wall_s: float)
         label.set_fontweight("bold")
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.set_xlim(0, max(1.0, wall_s))
-    _axes(axes, "Models exchanged", "seconds since the start")
+    dress(axes, "Models exchanged", "seconds since the start")
     axes.grid(False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
     _outcome_legend(figure, {e.outcome for e in exchanges})
-    return _png(figure)
+    return png(figure)
 
 
 def _arrow(axes: Any, e: Exchange, lane: Mapping[str, int], colour: str) -> None:
@@ -134,9 +134,9 @@ def samples(pictures: Mapping[str, Sequence[Path]], per_site: int = 2) -> bytes 
     columns = max(len(paths) for paths in rows.values())
     loaded = {name: [_read(p) for p in paths] for name, paths in rows.items()}
     aspect = max(a.shape[1] / a.shape[0] for arrays in loaded.values() for a in arrays)
-    cell_in = (_WIDTH_IN - 0.3) / columns
+    cell_in = (WIDTH_IN - 0.3) / columns
     height = len(rows) * (cell_in / aspect + 0.3) + 0.3
-    figure = Figure(figsize=(_WIDTH_IN, height), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, height), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     colour = colours(list(pictures))
     for line, (name, arrays) in zip(grid, loaded.items(), strict=True):
@@ -145,7 +145,7 @@ def samples(pictures: Mapping[str, Sequence[Path]], per_site: int = 2) -> bytes 
         for axes, array in zip(line, arrays, strict=False):
             axes.imshow(array, interpolation="nearest")
         line[0].set_title(name, loc="left", fontsize=10, fontweight="bold", color=colour[name])
-    return _png(figure)
+    return png(figure)
 
 
 def together(path: Path, parts: Sequence[bytes]) -> None:
@@ -165,19 +165,21 @@ def _read(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return np.asarray(image.convert("RGB"))
 
 
-def _axes(axes: Any, title: str, x_label: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axes.set_xlabel(x_label, color=_INK)
-    axes.grid(True, color=_FAINT, linewidth=0.8)
+def dress(axes: Any, title: str, x_label: str) -> None:
+    """The look of every diagram: a bold title on the left, a faint grid, no box."""
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_xlabel(x_label, color=INK)
+    axes.grid(True, color=FAINT, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, labelsize=9)
+    axes.tick_params(colors=INK, labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color("#b9c0ca")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

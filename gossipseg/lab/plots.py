@@ -1,0 +1,350 @@
+"""The pictures of a comparison. results.json in, PNG bytes out.
+
+What belongs here: drawing. What must not: arithmetic on results (statistics.py), HTML (report.py).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import ndimage
+
+from gossipseg.lab.statistics import FLOOR, Summary, rows_of
+from gossipseg.lab.variants import POOLED
+from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
+from gossipseg.testbed.plots import COLOURS, DPI, FAINT, INK, WIDTH_IN, dress, png
+
+Document = Mapping[str, Any]
+_GREY = "#8b93a1"
+_MARKERS = "osD^vPX*"
+_CROP_PX = 320
+"""A larger picture is cut down to this part, where most of the label lies: outlines must be seen."""
+
+
+def colours(algorithms: Sequence[str]) -> dict[str, str]:
+    """A colour per algorithm, the same in every picture; the floor and the ceiling are grey and black."""
+    own = [a for a in algorithms if a != FLOOR and not a.startswith(POOLED)]
+    found = {a: COLOURS[i % len(COLOURS)] for i, a in enumerate(own)}
+    return {a: found.get(a, _GREY if a == FLOOR else INK) for a in algorithms}
+
+
+# ---------------------------------------------------------------- curves
+
+
+def learning(document: Document) -> bytes | None:
+    """Validation Dice by round: the mean over sites, then each site; a band spans the seeds."""
+    sites, algorithms = list(document["sites"]), list(document["algorithms"])
+    curves = {a: _curves(document, a) for a in algorithms}
+    if not any(curves.values()):
+        return None
+    columns = 3
+    rows = math.ceil((len(sites) + 1) / columns)
+    figure = Figure(figsize=(WIDTH_IN, 2.7 * rows + 0.5), dpi=DPI, layout="constrained")
+    grid = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    colour = colours(algorithms)
+    for axes, site in zip(grid, [None, *sites], strict=False):
+        for name in algorithms:
+            _curve(axes, curves[name], site, colour[name], name)
+        dress(axes, site or "all sites (mean)", "round")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[len(sites) + 1 :]:
+        axes.set_visible(False)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)), frameon=False)
+    return png(figure)
+
+
+def _curves(document: Document, algorithm: str) -> dict[tuple[str, int], dict[int, float]]:
+    """(site, seed) → round → Dice."""
+    return {
+        (row["site"], row["seed"]): {n: d for n, d in row["curve"] if d is not None}
+        for row in rows_of(document, algorithm)
+        if row["curve"]
+    }
+
+
+def _curve(
+    axes: Any, curves: Mapping[tuple[str, int], Mapping[int, float]], site: str | None, colour: str, name: str
+) -> None:
+    by_seed: defaultdict[int, list[Mapping[int, float]]] = defaultdict(list)
+    for (where, seed), curve in curves.items():
+        if site in (None, where):
+            by_seed[seed].append(curve)
+    lines = [_mean_curve(several) for several in by_seed.values()]
+    rounds = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
+    if not rounds:
+        return
+    values = np.array([[line[n] for n in rounds] for line in lines])
+    marker = "o" if len(rounds) < 3 else None
+    axes.plot(rounds, values.mean(0), color=colour, linewidth=1.8, label=name, marker=marker, markersize=4)
+    if len(lines) > 1:
+        axes.fill_between(rounds, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+
+
+def _mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Over the sites, in the rounds that all of them have."""
+    common = set.intersection(*(set(c) for c in curves))
+    return {n: statistics.fmean(c[n] for c in curves) for n in common}
+
+
+# ---------------------------------------------------------------- figures by site and case
+
+
+def sites(document: Document, summaries: Sequence[Summary]) -> bytes:
+    """Bars of test Dice by site; whiskers are the standard deviation over the seeds."""
+    names = list(document["sites"])
+    figure = Figure(figsize=(WIDTH_IN, 3.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    colour = colours([s.algorithm for s in summaries])
+    width = 0.84 / max(1, len(summaries))
+    for i, s in enumerate(summaries):
+        groups = [*(s.by_site.get(n) for n in names), s.overall]
+        at = [g + (i - (len(summaries) - 1) / 2) * width for g in range(len(groups))]
+        axes.bar(
+            at,
+            [g.mean if g else 0.0 for g in groups],
+            width * 0.92,
+            color=colour[s.algorithm],
+            yerr=[(g.sd or 0.0) if g else 0.0 for g in groups] if any(g and g.sd for g in groups) else None,
+            error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 2},
+            label=s.algorithm,
+        )
+    axes.axvline(len(names) - 0.5, color=FAINT, linewidth=1.5)
+    dress(axes, "Test Dice by site", "")
+    axes.set_xticks(range(len(names) + 1), [*names, "all sites"])
+    axes.grid(False, axis="x")
+    axes.set_ylim(*_dice_limits([g.mean for s in summaries for g in s.by_site.values()]))
+    figure.legend(loc="outside lower center", ncols=min(5, len(summaries)), frameon=False)
+    return png(figure)
+
+
+def _dice_limits(values: Sequence[float]) -> tuple[float, float]:
+    """From 0, so that bars may be compared by their length."""
+    return 0.0, min(1.0, 1.12 * max([*values, 0.1]))
+
+
+def cases(document: Document) -> bytes:
+    """A box per algorithm over all test cases, each averaged over the seeds; a dot is a case."""
+    algorithms, names = list(document["algorithms"]), list(document["sites"])
+    figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.62 * len(algorithms)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    colour = colours(algorithms)
+    rng = np.random.default_rng(0)
+    for i, name in enumerate(reversed(algorithms)):
+        by_site = _case_means(document, name)
+        values = [v for site in names for v in by_site.get(site, [])]
+        if not values:
+            continue
+        axes.boxplot(
+            [values],
+            positions=[i],
+            orientation="horizontal",
+            widths=0.55,
+            showfliers=False,
+            medianprops={"color": INK, "linewidth": 1.6},
+            boxprops={"color": colour[name], "linewidth": 1.4},
+            whiskerprops={"color": colour[name]},
+            capprops={"color": colour[name]},
+        )
+        for marker, site in zip(_MARKERS * len(names), names, strict=False):
+            found = by_site.get(site, [])
+            jitter = i + rng.uniform(-0.2, 0.2, len(found))
+            axes.scatter(found, jitter, s=13, marker=marker, color=colour[name], alpha=0.55, linewidth=0)
+    for marker, site in zip(_MARKERS * len(names), names, strict=False):
+        axes.scatter([], [], s=22, marker=marker, color=_GREY, label=site)
+    dress(axes, "Test Dice of every case", "Dice")
+    axes.set_yticks(range(len(algorithms)), list(reversed(algorithms)))
+    axes.grid(False, axis="y")
+    figure.legend(loc="outside lower center", ncols=min(6, len(names)), frameon=False)
+    return png(figure)
+
+
+def _case_means(document: Document, algorithm: str) -> dict[str, list[float]]:
+    """Site → Dice of each test case, averaged over the seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows_of(document, algorithm):
+        for case in row["cases"]:
+            if case["dice"] is not None:
+                found.setdefault(row["site"], {}).setdefault(case["id"], []).append(case["dice"])
+    return {site: [statistics.fmean(v) for v in by_case.values()] for site, by_case in found.items()}
+
+
+def intervals(summaries: Sequence[Summary], reference: str) -> bytes | None:
+    """Differences from a reference with their 95 % intervals: all sites, and the worst site's as a cross."""
+    shown = [s for s in summaries if reference in s.against]
+    if not shown:
+        return None
+    figure = Figure(figsize=(WIDTH_IN, 1.1 + 0.42 * len(shown)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    colour = colours([s.algorithm for s in summaries])
+    for i, s in enumerate(reversed(shown)):
+        found = s.against[reference]
+        ink = colour[s.algorithm]
+        axes.plot([found.low, found.high], [i, i], color=ink, linewidth=3, solid_capstyle="round")
+        axes.scatter([found.mean], [i], s=52, color=ink, zorder=3, linewidth=0)
+        if reference == FLOOR and s.worst_gain is not None:
+            axes.scatter([s.worst_gain], [i], s=34, marker="x", color=ink, zorder=3)
+    axes.axvline(0, color=INK, linewidth=1)
+    words = {FLOOR: "training alone"}.get(reference, reference)
+    cross = "; cross: the site that gains least" if reference == FLOOR else ""
+    dress(axes, f"Difference from {words}", f"Dice (dot: mean over sites, bar: 95 % interval{cross})")
+    axes.set_yticks(range(len(shown)), [s.algorithm for s in reversed(shown)])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.grid(False, axis="y")
+    return png(figure)
+
+
+# ---------------------------------------------------------------- who sent to whom
+
+
+def exchange(document: Document) -> bytes | None:
+    """A graph per algorithm: an arrow's width is the number of models sent, mean over the seeds."""
+    graphs = {a: _sent(document, a) for a in document["algorithms"]}
+    graphs = {a: sent for a, sent in graphs.items() if sent}
+    if not graphs:
+        return None
+    columns = min(4, len(graphs))
+    rows = math.ceil(len(graphs) / columns)
+    side = WIDTH_IN / 4
+    figure = Figure(figsize=(WIDTH_IN, rows * (side + 0.25)), dpi=DPI, layout="constrained")
+    grid = list(figure.subplots(rows, 4, squeeze=False).flat)
+    colour = colours(list(document["algorithms"]))
+    shown = [axes for i, axes in enumerate(grid) if i % 4 < columns]
+    for axes, (name, sent) in zip(shown, graphs.items(), strict=False):
+        _graph(axes, list(document["sites"]), sent, colour[name])
+        total = sum(sent.values())
+        axes.set_title(f"{name}: {total:.0f} models", loc="left", fontsize=9.5, fontweight="bold", color=INK)
+    for axes in grid:
+        axes.set_axis_off()
+    return png(figure)
+
+
+def _sent(document: Document, algorithm: str) -> dict[tuple[str, str], float]:
+    """(sender, receiver) → models a run, mean over the seeds."""
+    rows = rows_of(document, algorithm)
+    seeds = len({row["seed"] for row in rows}) or 1
+    total: defaultdict[tuple[str, str], float] = defaultdict(float)
+    for row in rows:
+        for receiver, count in row["sent_to"].items():
+            total[row["site"], receiver] += count / seeds
+    return dict(total)
+
+
+def _graph(axes: Any, names: Sequence[str], sent: Mapping[tuple[str, str], float], colour: str) -> None:
+    angle = {name: math.pi / 2 - 2 * math.pi * i / len(names) for i, name in enumerate(names)}
+    place = {name: (math.cos(a), math.sin(a)) for name, a in angle.items()}
+    most = max(sent.values())
+    for (frm, to), count in sent.items():
+        axes.annotate(
+            "",
+            xy=place[to],
+            xytext=place[frm],
+            arrowprops={
+                "arrowstyle": "-|>,head_width=0.22,head_length=0.4",
+                "connectionstyle": "arc3,rad=0.16",
+                "color": colour,
+                "alpha": 0.85,
+                "linewidth": 0.5 + 2.2 * count / most,
+                "shrinkA": 7,
+                "shrinkB": 7,
+            },
+        )
+    for name, (x, y) in place.items():
+        axes.scatter([x], [y], s=70, color=INK, zorder=3, linewidth=0)
+        axes.text(1.22 * x, 1.2 * y, name, ha="center", va="center", fontsize=7.5, color=INK)
+    axes.set_xlim(-1.75, 1.75)
+    axes.set_ylim(-1.4, 1.4)
+    axes.set_aspect("equal")
+
+
+# ---------------------------------------------------------------- predictions
+
+
+def predictions(document: Document, folder: Path) -> bytes | None:
+    """A row per test case: the image, the expert's label, then each algorithm's prediction.
+
+    Predictions are tinted; the thin line is the outline of the expert's label.
+    """
+    found = _kept(document, folder)
+    if not found:
+        return None
+    algorithms = [a for a in document["algorithms"] if any(a in shown for *_, shown in found)]
+    columns = 2 + len(algorithms)
+    cell_in = max(1.25, WIDTH_IN / columns)
+    figure = Figure(figsize=(cell_in * columns, len(found) * (cell_in + 0.32)), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(found), columns, squeeze=False)
+    for line, (site, case, image, label, shown) in zip(grid, found, strict=True):
+        for axes in line:
+            axes.set_axis_off()
+        line[0].imshow(image)
+        line[0].set_title(f"{site}\n{case}", loc="left", fontsize=8, fontweight="bold", color=INK)
+        line[1].imshow(overlay(image, label, label))
+        line[1].set_title("expert's label", fontsize=8, color=INK)
+        for axes, name in zip(line[2:], algorithms, strict=True):
+            if name in shown:
+                predicted, dice = shown[name]
+                axes.imshow(overlay(image, predicted, label))
+                axes.set_title(f"{name}\nDice {dice}", fontsize=8, color=INK)
+    return png(figure)
+
+
+_Shown = dict[str, tuple[np.ndarray, str]]
+
+
+def _kept(document: Document, folder: Path) -> list[tuple[str, str, np.ndarray, np.ndarray, _Shown]]:
+    """(site, case, image, label, algorithm → prediction and its Dice) of the pictures of the first seed."""
+    rows = [row for row in document["runs"] if row["seed"] == document["seeds"][0]]
+    found = []
+    for site in document["sites"]:
+        for path in sorted((folder / "cases" / site).glob("*.image.png")):
+            case = path.name.removesuffix(".image.png")
+            shown: _Shown = {}
+            window = None
+            label = _read(path.with_name(f"{case}.label.png"))
+            window = crop(label)
+            for row in rows:
+                picture = folder / str(row.get("run", "")) / site / f"{case}.png"
+                dice = next((c["dice"] for c in row["cases"] if c["id"] == case), None)
+                if row["site"] == site and picture.is_file():
+                    words = "-" if dice is None else f"{dice:.3f}"
+                    shown[row["algorithm"]] = (_read(picture)[window], words)
+            if shown:
+                found.append((site, case, _read(path)[window], label[window], shown))
+    return found
+
+
+def crop(label: np.ndarray) -> tuple[slice, slice]:
+    """The part of a large picture that is shown: a square around the middle of the label."""
+    where = np.argwhere(label > 0)
+    middle = where.mean(0) if len(where) else np.array(label.shape) / 2
+    begin = [
+        int(np.clip(m - _CROP_PX / 2, 0, max(0, n - _CROP_PX)))
+        for m, n in zip(middle, label.shape, strict=True)
+    ]
+    return slice(begin[0], begin[0] + _CROP_PX), slice(begin[1], begin[1] + _CROP_PX)
+
+
+def overlay(image: np.ndarray, predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the prediction as a tint, the label's outline as a line of one pixel."""
+    out = image.astype(np.float32)
+    for value in np.unique(predicted[predicted > 0]):
+        tint = np.array(LABEL_COLOURS[(int(value) - 1) % len(LABEL_COLOURS)], np.float32)
+        where = predicted == value
+        out[where] = 0.55 * out[where] + 0.45 * tint
+    for value in np.unique(label[label > 0]):
+        mask = label == value
+        out[mask & ~ndimage.binary_erosion(mask)] = (255, 235, 59)
+    return out.clip(0, 255).astype(np.uint8)
+
+
+def _read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)

@@ -1,0 +1,193 @@
+"""The comparison as one HTML file for people who treat patients: pictures are inside, there is no script.
+
+What belongs here: HTML, and which picture comes when. What must not: drawing (plots.py), arithmetic
+(statistics.py), wording of judgements (words.py).
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from gossipseg.lab import plots, table, words
+from gossipseg.lab.statistics import BASELINE, FLOOR, Summary, bootstrap, site_differences
+from gossipseg.store import atomic_write
+
+FILE = "report.html"
+_STYLE = """
+body{font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;color:#2b2f36;background:#fff;
+max-width:64rem;margin:2.5rem auto;padding:0 1.25rem}
+h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.15rem;margin:2.4rem 0 .5rem}
+p,li{margin:.4rem 0;max-width:50rem}.faint{color:#68707d}.bad{color:#b3261e}
+.answer{background:#f3f6fa;border-left:4px solid #2f6db3;padding:.6rem 1rem;margin:1rem 0}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
+th{text-align:right;font-weight:600;color:#68707d;border-bottom:2px solid #d5dae1;padding:.35rem .6rem}
+td{text-align:right;border-bottom:1px solid #e9ecf0;padding:.4rem .6rem;white-space:nowrap}
+th:first-child,td:first-child{text-align:left;font-weight:600}
+img{max-width:100%;height:auto;display:block}.scroll{overflow-x:auto}
+details{margin:.6rem 0}pre{white-space:pre-wrap;font-size:.85rem;background:#f6f7f9;padding:.6rem}
+"""
+
+
+def write(out: Path, document: Mapping[str, Any], summaries: Sequence[Summary]) -> Path:
+    """report.html in the comparison's folder."""
+    path = out / FILE
+    atomic_write(path, render(document, summaries, out / "pictures").encode())
+    return path
+
+
+def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: Path) -> str:
+    """The whole page."""
+    settings = document["settings"]
+    task = settings["federation"]["task"]
+    lead = _first_against_next(document, summaries)
+    title = f"{task['name']}: {len(document['algorithms'])} methods at {len(document['sites'])} sites"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="faint">{escape(_about(document))}</p>',
+        *_failed(document),
+        '<div class="answer">',
+        *(f"<p>{escape(line)}</p>" for line in words.verdict(summaries, lead)),
+        "</div>",
+        f"<p>{escape(words.DICE)}</p>",
+        *(f"<p>{escape(line)}</p>" for line in words.conditions(settings)),
+        "<h2>How well each method outlines, site by site</h2>",
+        _table(*table.dice_table(document, summaries)),
+        f'<p class="faint">Mean ± standard deviation over the seeds (repetitions with other random numbers). '
+        f"{escape(words.HD95)}</p>",
+        _image(plots.sites(document, summaries), "Test Dice by site and method"),
+        *_compared(summaries),
+        "<h2>Every test case</h2>",
+        "<p>A dot is one test image. The box holds the middle half of them, its line is the median.</p>",
+        _image(plots.cases(document), "Test Dice of every case by method"),
+        *_pictures(document, pictures),
+        *_learning(document),
+        *_traffic(document, summaries),
+        *_fine_print(document),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
+        + "\n".join(parts)
+        + "</body></html>\n"
+    )
+
+
+def _about(document: Mapping[str, Any]) -> str:
+    settings = document["settings"]
+    seeds, steps = len(document["seeds"]), settings["federation"]["training"]["steps_per_round"]
+    return (
+        f"{settings['rounds']} rounds of {steps} steps at each site; {seeds} seed{'s' if seeds > 1 else ''}; "
+        f"{document['written_at']}; "
+        f"gossipseg {document['versions']['gossipseg']}"
+    )
+
+
+def _failed(document: Mapping[str, Any]) -> list[str]:
+    return [
+        f'<p class="bad">The run {escape(key)} failed, and is not in the figures: {escape(why)}</p>'
+        for key, why in document["failed"].items()
+    ]
+
+
+def _first_against_next(document: Mapping[str, Any], summaries: Sequence[Summary]) -> Any:
+    ranked = words.ranking(summaries)
+    if len(ranked) < 2:
+        return None
+    return bootstrap(site_differences(document, ranked[0].algorithm, ranked[1].algorithm))
+
+
+def _compared(summaries: Sequence[Summary]) -> list[str]:
+    parts = ["<h2>Is it worth it? Each method against training alone, and against FedAvg</h2>"]
+    parts.append(f"<p>{escape(words.INTERVAL)} {escape(words.LIMITS)}</p>")
+    for reference in (FLOOR, BASELINE):
+        picture = plots.intervals(summaries, reference)
+        if picture is None:
+            continue
+        parts.append(_image(picture, f"Differences from {words.called(reference)} with intervals"))
+        parts.append("<ul>")
+        for s in summaries:
+            if reference in s.against:
+                said = words.against(s.algorithm, reference, s.against[reference])
+                more = words.sites_worse(s) if reference == FLOOR else ""
+                parts.append(f"<li>{escape(f'{said} {more}'.strip())}</li>")
+        parts.append("</ul>")
+    if len(parts) == 2:
+        parts.append(
+            "<p>Neither <code>local</code> nor <code>fedavg</code> was run: add them to compare.</p>"
+        )
+    return parts
+
+
+def _pictures(document: Mapping[str, Any], folder: Path) -> list[str]:
+    picture = plots.predictions(document, folder)
+    if picture is None:
+        return []
+    return [
+        "<h2>What the methods draw</h2>",
+        "<p>A few test images of each site. The tint is what the method marks; the thin yellow line is the "
+        "expert’s outline.</p>",
+        _image(picture, "Predictions of each method with the outline of the label"),
+    ]
+
+
+def _learning(document: Mapping[str, Any]) -> list[str]:
+    picture = plots.learning(document)
+    if picture is None:
+        return []
+    band = " A band spans the seeds." if len(document["seeds"]) > 1 else ""
+    return [
+        "<h2>How they learn</h2>",
+        f"<p>Dice on each site’s validation images as training goes on.{band}</p>",
+        _image(picture, "Validation Dice by round"),
+    ]
+
+
+def _traffic(document: Mapping[str, Any], summaries: Sequence[Summary]) -> list[str]:
+    measured = any(s.algorithm == BASELINE for s in summaries)
+    yardstick = (
+        "100 % is what FedAvg moved in this comparison."
+        if measured
+        else "100 % is what FedAvg would move: two models a round for each site but the coordinator."
+    )
+    parts = [
+        "<h2>What it costs</h2>",
+        f"<p>Images never leave a site; models do. {yardstick} A gradient is one step of one model.</p>",
+        _table(*table.gain_table(summaries)),
+    ]
+    picture = plots.exchange(document)
+    if picture is not None:
+        parts.append("<p>Who sent models to whom; the wider the arrow, the more.</p>")
+        parts.append(_image(picture, "Graph of the models sent between sites"))
+    return parts
+
+
+def _fine_print(document: Mapping[str, Any]) -> list[str]:
+    cases = [
+        (site, *(str(v["cases"][split]) for split in ("training", "validation", "test")))
+        for site, v in document["settings"]["sites"].items()
+    ]
+    versions = ", ".join(f"{k} {v}" for k, v in document["versions"].items())
+    return [
+        "<h2>Fine print</h2>",
+        _table(("site", "training images", "validation", "test"), cases),
+        "<p>All methods began with the same model and saw the same batches of images in the same order; the "
+        "model judged is the running average of the training model. Images whose names tell that they are of "
+        "one patient counted as one patient in the intervals.</p>",
+        f"<details><summary>Command and versions</summary><pre>{escape(' '.join(document['command']))}\n"
+        f"{escape(versions)}</pre></details>",
+    ]
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heading)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _image(picture: bytes, alt: str) -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'

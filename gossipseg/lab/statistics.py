@@ -1,0 +1,248 @@
+"""What the runs of a comparison say together: means, gains, traffic, and intervals by the paired bootstrap.
+
+What belongs here: arithmetic on results.json. What must not: drawing, words, files.
+
+A site's figure is the mean over its test cases; an algorithm's is the mean over sites, so that every site
+counts once, however many cases it has.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gossipseg.lab.variants import POOLED
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+BOOTSTRAP_SEED = 0
+"""Any fixed number: the same results give the same intervals."""
+FLOOR, BASELINE = "local", "fedavg"
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A mean over seeds; `sd` is the sample standard deviation, None for a single seed."""
+
+    mean: float
+    sd: float | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean difference and the range that the patients at hand are compatible with."""
+
+    mean: float
+    low: float
+    high: float
+    cases: int
+    patients: int
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or unclear."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One algorithm."""
+
+    algorithm: str
+    overall: Spread | None
+    by_site: Mapping[str, Spread]
+    hd95: Spread | None
+    dice_val_tail: Spread | None
+    model_bytes: float
+    """Over all sites, mean over seeds."""
+    relative_bytes: float | None
+    """In units of FedAvg's, measured or worked out."""
+    worst_site: str | None
+    worst_gain: float | None
+    """The smallest of the sites' gains over training alone."""
+    against: Mapping[str, Interval]
+    """Reference → difference from it."""
+    by_site_against_local: Mapping[str, Interval]
+    gradient_evaluations: float
+    seconds: float
+
+
+def summarise(document: Document) -> list[Summary]:
+    """Every algorithm of the document, in its order."""
+    yardstick = fedavg_bytes(document)
+    return [_summary(document, name, yardstick) for name in document["algorithms"]]
+
+
+def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """For results.json."""
+    return [asdict(s) for s in summaries]
+
+
+def _summary(document: Document, name: str, yardstick: float | None) -> Summary:
+    rows = rows_of(document, name)
+    moved = per_run(rows, "model_bytes_out", sum)
+    worst = worst_gain(document, name)
+    references = [r for r in (FLOOR, BASELINE) if r != name and r in document["algorithms"]]
+    compared = {r: difference(document, name, r) for r in references}
+    by_site = site_differences(document, name, FLOOR) if name != FLOOR else {}
+    return Summary(
+        name,
+        spread(per_run(rows, "dice_test", statistics.fmean)),
+        {site: s for site in document["sites"] if (s := site_spread(rows, site)) is not None},
+        spread(per_run(rows, "hd95", statistics.fmean)),
+        spread(per_run(rows, "dice_val_tail", statistics.fmean)),
+        statistics.fmean(moved) if moved else 0.0,
+        statistics.fmean(moved) / yardstick if moved and yardstick and name != POOLED else None,
+        worst[0] if worst else None,
+        worst[1] if worst else None,
+        {r: found for r, found in compared.items() if found is not None},
+        {site: found for site, d in by_site.items() if (found := bootstrap({site: d})) is not None},
+        statistics.fmean(per_run(rows, "gradient_evaluations", sum) or [0.0]),
+        statistics.fmean(per_run(rows, "seconds", sum) or [0.0]),
+    )
+
+
+# ---------------------------------------------------------------- means
+
+
+def rows_of(document: Document, algorithm: str) -> list[dict[str, Any]]:
+    """The algorithm's rows, all seeds and sites."""
+    return [row for row in document["runs"] if row["algorithm"] == algorithm]
+
+
+def per_run(rows: Sequence[Mapping[str, Any]], key: str, over_sites: Any) -> list[float]:
+    """One figure for each seed: `over_sites` of the sites' figures, those without one left out."""
+    by_seed: defaultdict[int, list[float]] = defaultdict(list)
+    for row in rows:
+        if row[key] is not None:
+            by_seed[row["seed"]].append(row[key])
+    return [float(over_sites(by_seed[seed])) for seed in sorted(by_seed)]
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and sample standard deviation; None without values."""
+    if not values:
+        return None
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), sd, len(values))
+
+
+def site_spread(rows: Sequence[Mapping[str, Any]], site: str) -> Spread | None:
+    """Test Dice of one site over the seeds."""
+    return spread([r["dice_test"] for r in rows if r["site"] == site and r["dice_test"] is not None])
+
+
+def worst_gain(document: Document, algorithm: str) -> tuple[str, float] | None:
+    """The site that gains least over training alone, and how much; None without `local` to compare with."""
+    if algorithm == FLOOR or FLOOR not in document["algorithms"]:
+        return None
+    mine, alone = rows_of(document, algorithm), rows_of(document, FLOOR)
+    gains = {}
+    for site in document["sites"]:
+        a, b = site_spread(mine, site), site_spread(alone, site)
+        if a is not None and b is not None:
+            gains[site] = a.mean - b.mean
+    return min(gains.items(), key=lambda item: item[1]) if gains else None
+
+
+def fedavg_bytes(document: Document) -> float | None:
+    """Bytes of models that FedAvg moves in a run: measured where it was run, else worked out."""
+    measured = per_run(rows_of(document, BASELINE), "model_bytes_out", sum)
+    if any(measured):
+        return statistics.fmean(measured)
+    sizes = [row.get("wire_model_bytes") or 0 for row in document["runs"]]
+    sites = len(document["sites"])
+    if not any(sizes) or sites < 2:
+        return None
+    return fedavg_models(sites, document["settings"]["rounds"]) * float(max(sizes))
+
+
+def fedavg_models(sites: int, rounds: int) -> int:
+    """Models that FedAvg moves under a rotating coordinator: N−1 to it and N−1 from it, each round."""
+    return 2 * (sites - 1) * rounds
+
+
+# ---------------------------------------------------------------- the paired bootstrap
+
+Differences = Mapping[str, Sequence[float]]
+"""Patient → differences of its cases."""
+
+
+def difference(document: Document, algorithm: str, reference: str) -> Interval | None:
+    """The mean difference of test Dice, paired by case; None where no case can be paired."""
+    return bootstrap(site_differences(document, algorithm, reference))
+
+
+def site_differences(document: Document, algorithm: str, reference: str) -> dict[str, Differences]:
+    """Site → patient → differences of its cases, each averaged over the seeds that both were run with."""
+    mine, other = _case_dice(document, algorithm), _case_dice(document, reference)
+    found: dict[str, dict[str, list[float]]] = {}
+    for (site, case), by_seed in mine.items():
+        seeds = by_seed.keys() & other.get((site, case), {}).keys()
+        if seeds:
+            d = statistics.fmean(by_seed[s] - other[site, case][s] for s in sorted(seeds))
+            found.setdefault(site, {}).setdefault(patient_of(case), []).append(d)
+    return dict(found)
+
+
+def _case_dice(document: Document, algorithm: str) -> dict[tuple[str, str], dict[int, float]]:
+    """(site, case) → seed → test Dice."""
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows_of(document, algorithm):
+        for case in row["cases"]:
+            if case["dice"] is not None:
+                found.setdefault((row["site"], case["id"]), {})[row["seed"]] = case["dice"]
+    return found
+
+
+def bootstrap(
+    by_site: Mapping[str, Differences], *, resamples: int = RESAMPLES, seed: int = BOOTSTRAP_SEED
+) -> Interval | None:
+    """Percentile interval of the mean over sites of the sites' means over cases.
+
+    Patients are drawn with replacement within each site, with all of their cases: cases of one patient are
+    alike, and count as one piece of evidence. None without any difference.
+    """
+    sites = {site: patients for site, patients in sorted(by_site.items()) if patients}
+    if not sites:
+        return None
+    rng = np.random.default_rng(seed)
+    drawn, means, cases = np.zeros(resamples), [], 0
+    for patients in sites.values():
+        sums = np.array([sum(ds) for ds in patients.values()], float)
+        counts = np.array([len(ds) for ds in patients.values()], float)
+        index = rng.integers(0, len(sums), (resamples, len(sums)))
+        drawn += sums[index].sum(1) / counts[index].sum(1) / len(sites)
+        means.append(sums.sum() / counts.sum())
+        cases += int(counts.sum())
+    edge = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(drawn, [edge, 1 - edge])
+    return Interval(
+        float(np.mean(means)), float(low), float(high), cases, sum(len(p) for p in sites.values())
+    )
+
+
+_SLICE = re.compile(r"(?P<patient>.*\d.*)[-_]\d+")
+_EYE = re.compile(r"(?P<patient>.*\d)[LR]")
+
+
+def patient_of(case: str) -> str:
+    """The patient, as far as a case's name tells.
+
+    A trailing number is a slice of the patient (or a date of one) where a number stands before it, too;
+    a trailing L or R behind a number is an eye: PANCREAS_0002-1090 → PANCREAS_0002, 10010_12 → 10010,
+    Image_01L → Image_01; hippocampus_034 is a patient as it stands.
+    """
+    if (eye := _EYE.fullmatch(case)) is not None:
+        return eye["patient"]
+    while (match := _SLICE.fullmatch(case)) is not None:
+        case = match["patient"]
+    return case

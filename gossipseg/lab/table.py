@@ -1,0 +1,110 @@
+"""The comparison on a terminal.
+
+What belongs here: two tables as text. What must not: arithmetic (statistics.py), HTML (report.py).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Spread, Summary
+from gossipseg.lab.words import figure, range_text
+
+NOTHING = "-"
+Row = Sequence[str]
+
+
+def show(document: Mapping[str, Any], summaries: Sequence[Summary]) -> None:
+    """Print the tables: aligned columns on a terminal and on a pipe."""
+    _print("Test Dice, mean ± sd over seeds", *dice_table(document, summaries))
+    _print("Against training alone, against FedAvg, and what was moved", *gain_table(summaries))
+
+
+def dice_table(document: Mapping[str, Any], summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
+    """Heading and rows: every site, all sites, HD95."""
+    sites = list(document["sites"])
+    rows = [
+        (
+            s.algorithm,
+            *(spread_text(s.by_site.get(site)) for site in sites),
+            spread_text(s.overall),
+            spread_text(s.hd95, 1),
+        )
+        for s in summaries
+    ]
+    return ("algorithm", *sites, "all sites", "HD95"), rows
+
+
+def gain_table(summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
+    """Heading and rows: differences with intervals, the worst site, bytes, gradients."""
+    rows = [
+        (
+            s.algorithm,
+            interval_text(s.against.get(FLOOR)),
+            interval_text(s.against.get(BASELINE)),
+            NOTHING if s.worst_gain is None else f"{figure(s.worst_gain)} {s.worst_site}",
+            share_text(s.relative_bytes),
+            f"{s.gradient_evaluations:.0f}",
+            f"{s.seconds:.0f}",
+        )
+        for s in summaries
+    ]
+    heading = (
+        "algorithm",
+        "gain over local [95 %]",
+        "gain over fedavg [95 %]",
+        "worst site's gain",
+        "bytes/FedAvg",
+        "gradients",
+        "s",
+    )
+    return heading, rows
+
+
+def spread_text(spread: Spread | None, digits: int = 3) -> str:
+    """`0.712 ± 0.004`."""
+    if spread is None:
+        return NOTHING
+    sd = "" if spread.sd is None else f" ± {spread.sd:.{digits}f}"
+    return f"{spread.mean:.{digits}f}{sd}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """`+0.012 [+0.003 to +0.021]`."""
+    return NOTHING if interval is None else f"{figure(interval.mean)} [{range_text(interval)}]"
+
+
+def share_text(share: float | None) -> str:
+    """`33 %`."""
+    return NOTHING if share is None else f"{100 * share:.0f} %"
+
+
+def plain(heading: Row, rows: Sequence[Row]) -> str:
+    """Aligned by spaces; all but the first column flush right."""
+    lines = [list(heading), *[list(row) for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _print(title: str, heading: Row, rows: Sequence[Row]) -> None:
+    if not sys.stdout.isatty():
+        print(f"\n{title}\n{plain(heading, rows)}")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", title=title, title_justify="left")
+    for i, name in enumerate(heading):
+        table.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False).print(table)

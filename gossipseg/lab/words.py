@@ -1,0 +1,160 @@
+"""What the figures mean, in sentences for people who treat patients.
+
+What belongs here: wording, and the judgement that an interval allows. What must not: HTML, arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Summary
+from gossipseg.lab.variants import POOLED
+
+NAMES = {
+    FLOOR: "training alone",
+    POOLED: "training on all images together",
+    BASELINE: "federated averaging (FedAvg)",
+}
+
+DICE = (
+    "Dice measures how well the computer's outline covers the expert's: 1 means that the two are the same, 0 "
+    "that they do not touch. A site's figure is the mean over its test images, which no method has seen and "
+    "on which nothing was chosen; “all sites” is the mean over the sites, each counted once."
+)
+INTERVAL = (
+    "The 95 % interval says which differences the test patients at hand are compatible with. Where it holds "
+    "0, the difference may be due to the choice of patients alone, and no method has been shown to be the "
+    "better one. It was found by drawing patients again and again within each site, both methods always "
+    "judged on the same patients."
+)
+HD95 = (
+    "HD95 is the distance that 95 % of one outline keeps within of the other, in millimetres, or in pixels "
+    "where the images carry no size: smaller is better."
+)
+LIMITS = (
+    "The intervals speak of other patients of the same sites. They say nothing of other hospitals, other "
+    "scanners, or other settings of the methods."
+)
+
+
+def called(algorithm: str) -> str:
+    """An algorithm in a sentence."""
+    return NAMES.get(algorithm, algorithm)
+
+
+def figure(value: float) -> str:
+    """A difference: +0.012, with a true minus sign."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def range_text(interval: Interval) -> str:
+    """`−0.004 to +0.012`."""
+    return f"{figure(interval.low)} to {figure(interval.high)}"
+
+
+def against(algorithm: str, reference: str, interval: Interval) -> str:
+    """One comparison as a sentence."""
+    detail = f"difference {figure(interval.mean)} Dice, 95 % interval {range_text(interval)}"
+    if interval.verdict == "better":
+        return f"{_capital(called(algorithm))} is better than {called(reference)} ({detail})."
+    if interval.verdict == "worse":
+        return f"{_capital(called(algorithm))} is worse than {called(reference)} ({detail})."
+    return (
+        f"{_capital(called(algorithm))} has not been shown to be better or worse than {called(reference)} "
+        f"({detail})."
+    )
+
+
+def sites_worse(summary: Summary) -> str:
+    """Whether some site is served worse than alone, as a sentence; "" where that was not compared."""
+    if summary.worst_site is None or summary.worst_gain is None:
+        return ""
+    worse = [s for s, i in summary.by_site_against_local.items() if i.verdict == "worse"]
+    if worse:
+        return f"Harmed: {', '.join(worse)} would be better off training alone."
+    if summary.worst_gain < 0:
+        return (
+            f"The site that fares worst is {summary.worst_site} ({figure(summary.worst_gain)} against "
+            "training alone), a loss that may be due to the choice of patients."
+        )
+    return f"No site loses: the smallest gain over training alone is {figure(summary.worst_gain)} " + (
+        f"({summary.worst_site})."
+    )
+
+
+def verdict(summaries: Sequence[Summary], best_against_next: Interval | None) -> list[str]:
+    """The short answer: who is first, whether that is certain, who does not win."""
+    ranked = ranking(summaries)
+    if not ranked:
+        return ["No run has come to its end, so there is nothing to compare."]
+    first = ranked[0]
+    assert first.overall is not None
+    said = [f"The highest mean Dice is {first.overall.mean:.3f}: {called(first.algorithm)}."]
+    if len(ranked) > 1 and best_against_next is not None:
+        second = called(ranked[1].algorithm)
+        if best_against_next.verdict == "better":
+            said.append(
+                f"It is ahead of the next, {second}, by more than chance ({_detail(best_against_next)})."
+            )
+        else:
+            said.append(
+                f"That does not make it the winner: against the next, {second}, the difference is "
+                f"{_detail(best_against_next)}, which chance alone can explain."
+            )
+    said += _losers(ranked)
+    return said
+
+
+def _detail(interval: Interval) -> str:
+    return f"{figure(interval.mean)}, 95 % interval {range_text(interval)}"
+
+
+def _losers(ranked: Sequence[Summary]) -> list[str]:
+    """Who has not been shown to be better than the floor, or than the baseline, said plainly."""
+    said = []
+    for reference in (FLOOR, BASELINE):
+        failed = [
+            s.algorithm
+            for s in ranked
+            if s.algorithm != FLOOR
+            and (interval := s.against.get(reference)) is not None
+            and interval.verdict != "better"
+        ]
+        if failed:
+            verb = "does" if len(failed) == 1 else "do"
+            said.append(f"{', '.join(failed)} {verb} not win against {called(reference)} in this comparison.")
+    return said
+
+
+def ranking(summaries: Sequence[Summary]) -> list[Summary]:
+    """Best first, without `pooled`: no federation can choose that."""
+    scored = [s for s in summaries if s.overall is not None and not s.algorithm.startswith(POOLED)]
+    return sorted(scored, key=lambda s: -(s.overall.mean if s.overall else 0.0))
+
+
+def conditions(settings: Mapping[str, Any]) -> list[str]:
+    """What was made harder, or equal, on purpose."""
+    said = []
+    if settings["site_dropout"]:
+        said.append(
+            f"Each time a site would begin a round, it vanished with a chance of "
+            f"{100 * settings['site_dropout']:.0f} % for about one and a half rounds."
+        )
+    for site, number in settings["late_join"].items():
+        said.append(f"{site} joined late, in round {number} of the others.")
+    if settings["speed"]:
+        slowest = max(settings["speed"], key=lambda s: float(settings["speed"][s]))
+        said.append(f"The sites differed in speed, up to ×{settings['speed'][slowest]:g} ({slowest}).")
+    for site, share in settings["kept_cases"].items():
+        said.append(f"{site} kept {100 * share:.0f} % of its training cases.")
+    if settings["equal_evaluations"]:
+        said.append(
+            "Where two models trained on a batch, each took half of the steps: every method computed as many "
+            "gradients."
+        )
+    return said
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
