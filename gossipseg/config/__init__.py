@@ -146,6 +146,8 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
         "wire.dtype": federation.wire.dtype,
         "network.signature": network_signature,
     }
+    if federation.algorithm.exchange == "rounds":
+        parts["rounds.quorum"] = federation.rounds.quorum
     return tuple(sorted((k, json.dumps(v, sort_keys=True)) for k, v in _flatten(parts)))
 
 

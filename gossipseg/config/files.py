@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from gossipseg.algos.params import AlgorithmParams, GcmlParams
-from gossipseg.core.params import GossipParams, MembershipParams
+from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
 from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkParams
 from gossipseg.wire.params import WireParams
@@ -51,6 +51,7 @@ class FederationFile:
     algorithm: AlgorithmParams = field(default_factory=GcmlParams)
     training: TrainingParams = field(default_factory=TrainingParams)
     gossip: GossipParams = field(default_factory=GossipParams)
+    rounds: RoundsParams = field(default_factory=RoundsParams)
     membership: MembershipParams = field(default_factory=MembershipParams)
     wire: WireParams = field(default_factory=WireParams)
     sites: list[ListedSite] = field(default_factory=list)

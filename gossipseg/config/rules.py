@@ -16,7 +16,7 @@ from typing import Any
 from gossipseg.config.files import FederationFile, ListedSite, SiteFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import Source
-from gossipseg.core.params import GossipParams, MembershipParams
+from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, one_shot_problem
 from gossipseg.nets.params import NetworkParams, network_names
@@ -72,6 +72,16 @@ RANGES: dict[type, dict[str, Range]] = {
         "retries": NATURAL,
         "max_age_rounds": COUNT,
         "offer_timeout_s": POSITIVE,
+        "transfer_timeout_s": POSITIVE,
+        "max_parallel_transfers": COUNT,
+    },
+    RoundsParams: {
+        "quorum": COUNT,
+        "deadline_s": NATURAL,
+        "patience_s": POSITIVE,
+        "alone_after_s": POSITIVE,
+        "poll_interval_s": POSITIVE,
+        "request_timeout_s": POSITIVE,
         "transfer_timeout_s": POSITIVE,
         "max_parallel_transfers": COUNT,
     },
@@ -152,6 +162,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
             "Make the time-out the shorter of the two.",
         )
     _check_unique(federation.sites, source)
+    _check_quorum(federation, source)
     for i, site in enumerate(federation.sites):
         _check_address(site.address, f"sites.{i}.address", source, dialled=True)
 
@@ -260,6 +271,19 @@ def _check_unique(sites: list[ListedSite], source: Source) -> None:
                     f"Each site needs its own {noun}; correct or remove one of them.",
                 )
             seen[value] = i
+
+
+def _check_quorum(federation: FederationFile, source: Source) -> None:
+    """Two quorums must have a site in common, or two common models could be committed for one round."""
+    quorum, listed = federation.rounds.quorum, len(federation.sites)
+    if quorum is None or not listed or listed // 2 < quorum <= listed:
+        return
+    raise source.error(
+        f"must be more than half of the {listed} listed sites, and not more than all",
+        "rounds.quorum",
+        quorum,
+        f"Write a number from {listed // 2 + 1} to {listed}, or remove the key: then it is a majority.",
+    )
 
 
 def _check_network(network: NetworkParams, source: Source) -> None:

@@ -6,6 +6,7 @@ from gossipseg.core.context import Context
 from gossipseg.core.gossip import Gossip
 from gossipseg.core.member import Member
 from gossipseg.core.membership import Membership
+from gossipseg.core.rounds import Rounds
 from gossipseg.core.training import Training, Worker
 from gossipseg.core.types import MemberState
 
@@ -56,3 +57,32 @@ def _check_exchange(ctx: Context, gossip: Gossip) -> None:
     targets = [o.to for o in gossip.outgoing if o.to]
     assert len(set(targets)) == len(targets), "two models on their way to one site"
     assert all(call.to != ctx.site for call in ctx.calls.values()), "a call to itself"
+
+
+def check_rounds(ctx: Context, rounds: Rounds, training: Training) -> None:
+    """Of the rounds under a coordinator."""
+    acceptor, attempt = rounds.acceptor, rounds.attempt
+    record, electorate = acceptor.record, acceptor.electorate
+    assert ctx.info.committed == acceptor.committed, "it tells of another committed round than its record"
+    assert electorate.sites == tuple(sorted((ctx.site, *rounds.members))), "another list of sites"
+    assert 2 * electorate.votes > len(electorate.sites), "two quorums without a site in common"
+    for proposal in (record.committed, record.accepted):
+        if proposal is not None:
+            names = proposal.contributors
+            assert list(names) == sorted(set(names)), "a contributor counted twice"
+            assert set(names).isdisjoint(s for s, _ in proposal.absent), "a site both in it and absent"
+    if record.accepted is not None:
+        assert record.accepted.round == acceptor.round, "stored for a round that is over"
+        assert record.accepted.attempt <= acceptor.promised, "stored without a promise"
+    if record.update is not None:
+        assert record.update.kind == "update" and record.update_round <= acceptor.round, "an odd update"
+    assert (rounds.making is not None) == (training.worker is Worker.AGGREGATING), "combining unasked"
+    assert (rounds.plan.running is not None) == (training.worker is Worker.RUNNING), "a round out of plan"
+    assert len(rounds.serving.transfers) <= rounds.limit, "too many files on their way out"
+    asked = [w for w in rounds.fetcher.wants.values() if w.frm and w.model.kind == "update"]
+    assert len(asked) <= rounds.limit, "too many updates on their way here"
+    if attempt is not None:
+        assert not attempt.over, "an attempt that is over is still led"
+        assert (attempt.round, attempt.attempt) == (acceptor.round, acceptor.promised), "led unpromised"
+        assert electorate.coordinator(attempt.round, attempt.attempt) == ctx.site, "led out of turn"
+        assert ctx.site not in attempt.rows, "it asks itself"

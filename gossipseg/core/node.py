@@ -1,7 +1,7 @@
 """A node: everything a site's daemon decides, as one state machine.
 
-What belongs here: the dispatch of events to the parts (membership, probing, greeting, gossip, training)
-and the views the shell reads. What must not: I/O, clocks, threads, randomness of its own, logging.
+What belongs here: the dispatch of events to the parts (membership, probing, greeting, gossip, rounds,
+training) and the views the shell reads. What must not: I/O, clocks, threads, randomness of its own, logging.
 
 `step(event, now)` returns effects to be carried out in order; what comes of them returns as events.
 The shell calls `step(Tick(), now)` when `next_deadline()` has come.
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from gossipseg.core import events, messages
 from gossipseg.core.context import Call, Context, Outcome
@@ -25,15 +25,17 @@ from gossipseg.core.events import Event
 from gossipseg.core.gossip import Gossip
 from gossipseg.core.greeting import Greeter
 from gossipseg.core.inbox import Inbox, Reservation
-from gossipseg.core.invariants import check
+from gossipseg.core.invariants import check, check_rounds
 from gossipseg.core.member import Member
 from gossipseg.core.membership import Membership
-from gossipseg.core.params import GossipParams, MembershipParams
+from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
 from gossipseg.core.probing import Prober
+from gossipseg.core.rounds import Rounds, refusal
+from gossipseg.core.rounds_view import RoundsView
 from gossipseg.core.training import Training
 from gossipseg.core.types import PROTOCOL_MAX, PROTOCOL_MIN, ModelRef, PeerInfo, Phase, Sign, Site
 
-__all__ = ["Member", "NodeState", "Reservation", "Sending", "UnexpectedEvent"]
+__all__ = ["Member", "NodeState", "Reservation", "RoundsView", "Sending", "UnexpectedEvent"]
 
 STALL_SHARE = 0.5
 """A step this share of the ping timeout behind its deadline means that this site's own loop stood still."""
@@ -74,16 +76,23 @@ class NodeState:
         contract: tuple[tuple[str, str], ...],
         membership: MembershipParams,
         gossip: GossipParams,
-        exchanges: bool,
+        exchange: Literal["none", "gossip", "rounds"],
         rounds: int | None,
         rng: random.Random,
         sign: Sign,
+        rounds_params: RoundsParams | None = None,
+        every_rounds: int = 1,
+        finetune_rounds: int = 0,
         max_model_bytes: int = 2 << 30,
         snapshot: Snapshot | None = None,
         protocol: tuple[int, int] = (PROTOCOL_MIN, PROTOCOL_MAX),
         strict: bool = False,
     ) -> None:
-        """`sites`: name → listed address of the others. `strict`: an event that fits no state raises."""
+        """`sites`: name → listed address of the others. `strict`: an event that fits no state raises.
+
+        `rounds` is the training budget; `every_rounds` and `finetune_rounds` are of its own rounds, and like
+        `rounds_params` only for `exchange="rounds"`.
+        """
         then = snapshot or Snapshot()
         self.strict = strict
         self._stage = Stage.NEW
@@ -110,14 +119,30 @@ class NodeState:
             gossip,
             self._membership,
             self._greeter,
-            exchanges=exchanges,
+            exchanges=exchange == "gossip",
             rounds=rounds,
             max_model_bytes=max_model_bytes,
             # peers.yaml may have changed while this site was down: no removed site's model visits.
             inbox=Inbox(gossip, tuple(e for e in then.inbox if e.frm in sites)),
             counts=self._counts,
         )
-        self._training = Training(ctx, self._gossip, self._membership, rounds=rounds, snapshot=then)
+        self._rounds: Rounds | None = None
+        if exchange == "rounds":
+            self._rounds = Rounds(
+                ctx,
+                rounds_params or RoundsParams(),
+                self._membership,
+                budget=rounds,
+                every_rounds=every_rounds,
+                finetune_rounds=finetune_rounds,
+                max_model_bytes=max_model_bytes,
+                record=then.rounds,
+            )
+        self._training = Training(
+            ctx, self._gossip, self._membership, rounds=rounds, snapshot=then, coordinated=self._rounds
+        )
+        if self._rounds is not None:
+            self._rounds.worker = self._training
 
     # -------------------------------------------------------------- events in, effects out
 
@@ -134,6 +159,8 @@ class NodeState:
         handler = HANDLERS.get((self._stage, type(event)))
         if handler is None or not handler(self, event):
             self._unexpected(event)
+        if self._rounds is not None and self._stage is Stage.UP:
+            self._rounds.settle()
         self._due = self._next_deadline()
         return effects
 
@@ -144,6 +171,8 @@ class NodeState:
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself. For tests."""
         check(self._ctx, self._membership, self._gossip, self._training)
+        if self._rounds is not None:
+            check_rounds(self._ctx, self._rounds, self._training)
 
     def _next_deadline(self) -> float | None:
         if self._stage is not Stage.UP:
@@ -152,6 +181,8 @@ class NodeState:
         for other in (self._membership.next_deadline(), self._gossip.next_deadline()):
             if other is not None and other < due:
                 due = other
+        if self._rounds is not None:
+            due = min(due, self._rounds.next_deadline())
         return None if due == math.inf else due
 
     def _unexpected(self, event: Event) -> None:
@@ -170,11 +201,14 @@ class NodeState:
             inbox=self._gossip.inbox.entries,
             paused=self._training.paused,
             counters=counters,
+            rounds=self._rounds.acceptor.record if self._rounds is not None else None,
         )
         ctx.effects.append(Persist(snapshot))
 
     def _on_change(self, member: Member, ended: bool) -> None:
         self._gossip.on_change(member, ended)
+        if self._rounds is not None:
+            self._rounds.on_change(member, ended)
 
     # -------------------------------------------------------------- one handler for each kind of event
 
@@ -182,6 +216,8 @@ class NodeState:
         self._stage = Stage.UP
         self._membership.announce(self._membership.incarnation)
         self._prober.start()
+        if self._rounds is not None:
+            self._rounds.start()
         return True
 
     def _tick(self, event: events.Tick) -> bool:
@@ -208,6 +244,12 @@ class NodeState:
         elif isinstance(body, messages.Hello):
             self._greeter.on_hello(frm, token, body)
             self._prober.contact(frm, (), body.info)
+        elif isinstance(body, messages.Prepare | messages.Fetch | messages.Accept | messages.Commit):
+            self._prober.contact(frm, (), None)
+            if self._rounds is not None:
+                self._rounds.on_request(frm, token, body)
+            else:
+                self._ctx.respond(token, refusal(body, "other_run"))
         else:
             return False
         return True
@@ -228,18 +270,23 @@ class NodeState:
         return True
 
     def _transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
+        if self._rounds is not None and self._rounds.on_transfer(event):
+            return True
         return self._gossip.on_transfer(event)
 
     def _began(self, event: events.TransferBegan) -> bool:
-        self._gossip.inbox.began(event.frm, event.hash, self._ctx.now)
+        if self._rounds is None or not self._rounds.fetcher.began(event.frm, event.hash):
+            self._gossip.inbox.began(event.frm, event.hash, self._ctx.now)
         return True
 
     def _arrived(self, event: events.ModelArrived) -> bool:
-        self._gossip.on_arrived(event)
+        if self._rounds is None or not self._rounds.fetcher.arrived(event.frm, event.model):
+            self._gossip.on_arrived(event)
         return True
 
     def _broken(self, event: events.ModelBroken) -> bool:
-        self._gossip.on_broken(event)
+        if self._rounds is None or not self._rounds.fetcher.broken(event):
+            self._gossip.on_broken(event)
         return True
 
     def _worker(self, event: Event) -> bool:
@@ -252,6 +299,8 @@ class NodeState:
     def _leave(self, event: events.Leave) -> bool:
         self._stage = Stage.GONE
         self._training.leave()
+        if self._rounds is not None:
+            self._rounds.leave()
         self._prober.say_goodbye(_ignore)
         self._ctx.note("left")
         return True
@@ -262,6 +311,8 @@ class NodeState:
     def _sites_changed(self, event: events.SitesChanged) -> bool:
         for site in self._membership.set_sites(event.sites):
             self._gossip.drop_waiting("no_longer_listed", site)
+        if self._rounds is not None:
+            self._rounds.set_sites(event.sites)
         self._ctx.persist()
         return True
 
@@ -308,7 +359,10 @@ class NodeState:
     @property
     def sending(self) -> tuple[Sending, ...]:
         """Models offered or being transferred now."""
-        return tuple(Sending(o.to, o.model, o.transferring) for o in self._gossip.outgoing)
+        sending = [Sending(o.to, o.model, o.transferring) for o in self._gossip.outgoing]
+        if self._rounds is not None:
+            sending += [Sending(t.to, t.model, True) for t in self._rounds.serving.transfers.values()]
+        return tuple(sending)
 
     @property
     def self_health(self) -> int:
@@ -316,11 +370,13 @@ class NodeState:
         return self._membership.health.score
 
     def kept_models(self) -> frozenset[str]:
-        """Hashes the store must not collect: waiting, visiting, promised, on their way out."""
+        """Hashes the store must not collect: waiting, visiting, promised, on their way out; of the rounds."""
         inbox = self._gossip.inbox
         models = [e.model for e in inbox.entries] + [o.model for o in self._gossip.outgoing]
         if inbox.reserved is not None:
             models.append(inbox.reserved.model)
+        if self._rounds is not None:
+            models += self._rounds.kept_models()
         return frozenset(m.hash for m in models)
 
     def count(self, what: str, site: Site | None = None) -> int:
@@ -329,8 +385,15 @@ class NodeState:
         return sum(n for (w, s), n in self._counts.items() if w == what and site in (None, s))
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:
-        """The accepted offer whose stream may come now, or None."""
+        """The accepted offer, or the fetched file, whose stream may come now, or None."""
+        if self._rounds is not None and (model := self._rounds.expects(frm, hash)) is not None:
+            return model
         return self._gossip.inbox.expected(frm, hash)
+
+    @property
+    def rounds_view(self) -> RoundsView | None:
+        """The round under way, as far as this site knows; None without a coordinator."""
+        return self._rounds.view() if self._rounds is not None else None
 
 
 def _ignore(call: Call, outcome: Outcome) -> None:
@@ -350,6 +413,8 @@ _ALWAYS: Mapping[type, _Handler] = {
     events.WorkerReady: NodeState._worker,
     events.WorkerLost: NodeState._worker,
     events.RoundFinished: NodeState._worker,
+    events.Aggregated: NodeState._worker,
+    events.AggregationFailed: NodeState._worker,
     events.Pause: NodeState._pause,
     events.SitesChanged: NodeState._sites_changed,
 }

@@ -1,7 +1,8 @@
 """Rounds: when the worker runs the next one, with which visitor, and what came of it.
 
 What belongs here: the states of the worker as the core sees them. What must not: processes, weights.
-There is no barrier: a round starts when the last one is done, whatever the other sites do.
+In gossip there is no barrier: a round starts when the last one is done, whatever the other sites do.
+Under a coordinator the plan (rounds.py) says when, and from which model.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any
 
 from gossipseg.core import events
 from gossipseg.core.context import Context
-from gossipseg.core.effects import Finished, Snapshot, StartRound
+from gossipseg.core.effects import Aggregate, Finished, Snapshot, StartRound
 from gossipseg.core.gossip import Gossip, describe
 from gossipseg.core.membership import Membership
+from gossipseg.core.rounds import Rounds
 from gossipseg.core.types import Phase, Site
 
 REMEMBERED_VISITORS = 8
@@ -27,6 +29,7 @@ class Worker(StrEnum):
     ABSENT = "absent"
     IDLE = "idle"
     RUNNING = "running"
+    AGGREGATING = "aggregating"
     FAILED = "failed"
 
 
@@ -41,8 +44,10 @@ class Training:
         *,
         rounds: int | None,
         snapshot: Snapshot,
+        coordinated: Rounds | None = None,
     ) -> None:
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
+        self._coordinated = coordinated
         self._rounds = rounds
         self.worker = Worker.ABSENT
         self.paused = snapshot.paused
@@ -77,6 +82,24 @@ class Training:
         self.leaving = True
         self._say_phase()
 
+    # -------------------------------------------------------------- for the coordinator (rounds.Worker)
+
+    @property
+    def free(self) -> bool:
+        """The worker is up and has nothing to do."""
+        return self.worker is Worker.IDLE and not self.paused and not self.leaving and not self.finished
+
+    def aggregate(self, effect: Aggregate) -> None:
+        """Let the worker combine updates."""
+        self.worker = Worker.AGGREGATING
+        self._ctx.effects.append(effect)
+
+    def resume(self) -> None:
+        """Start the next round if there is one to start now."""
+        if self.free:
+            self._go_on()
+        self._say_phase()
+
     # -------------------------------------------------------------- the worker's events
 
     def _ready(self, event: events.WorkerReady) -> bool:
@@ -88,6 +111,8 @@ class Training:
         ctx.say(round=event.round, steps=event.steps, cases=event.cases)
         ctx.contract_known(event.contract)
         gossip.last_visit = event.last_visit
+        if self._coordinated is not None:
+            self._coordinated.ready(event)
         if event.last_visit is not None:
             # Exactly once: the checkpoint has this visit behind it, its report was lost.
             visited = gossip.inbox.remove(event.last_visit)
@@ -114,6 +139,8 @@ class Training:
         self.worker = Worker.ABSENT
         gossip = self._gossip
         gossip.running_round = None
+        if self._coordinated is not None:
+            self._coordinated.lost()
         visitor = gossip.inbox.visiting
         if visitor is None:
             return
@@ -136,11 +163,19 @@ class Training:
             frm = self._visitors.get(event.reverted)
             gossip.counts["reverted", frm or ""] += 1
             ctx.note("visit_reverted", frm, "validation", hash=event.reverted)
+        if self._coordinated is not None:
+            self._coordinated.plan.round_over(event)
         ctx.persist()
-        if event.export is not None:
+        if event.export is not None and self._coordinated is None:
             gossip.send(event.export)
         self._go_on()
         return True
+
+    def _aggregated(self, event: events.Aggregated | events.AggregationFailed) -> bool:
+        if self._coordinated is None:
+            return False
+        self.worker = Worker.IDLE
+        return self._coordinated.on_aggregated(event)
 
     def _visit_over(self, event: events.RoundFinished) -> None:
         gossip, result = self._gossip, event.visit
@@ -175,6 +210,11 @@ class Training:
         if self.paused:
             return
         round = ctx.info.round + 1
+        if self._coordinated is not None:
+            if (order := self._coordinated.next_round(round)) is not None:
+                self.worker, gossip.running_round = Worker.RUNNING, round
+                ctx.effects.append(order)
+            return
         visitor, dropped = gossip.inbox.take(ctx.info.round, ctx.info.steps)
         for entry, reason in dropped:
             gossip.dropped(entry, reason)
@@ -198,7 +238,10 @@ class Training:
             return Phase.FINISHED
         if self.paused:
             return Phase.PAUSED
-        return Phase.STARTING if self.worker is Worker.ABSENT else Phase.TRAINING
+        if self.worker is Worker.ABSENT:
+            return Phase.STARTING
+        ending = self._coordinated is not None and self._coordinated.plan.ending
+        return Phase.ENDING if ending else Phase.TRAINING
 
 
 _Action = Callable[[Training, Any], bool]
@@ -206,11 +249,15 @@ TABLE: Mapping[tuple[Worker, type], _Action] = {
     (Worker.ABSENT, events.WorkerReady): Training._ready,
     (Worker.IDLE, events.WorkerReady): Training._ready,
     (Worker.RUNNING, events.WorkerReady): Training._ready,
+    (Worker.AGGREGATING, events.WorkerReady): Training._ready,
     (Worker.FAILED, events.WorkerReady): Training._ready,
     (Worker.ABSENT, events.WorkerLost): Training._lost,
     (Worker.IDLE, events.WorkerLost): Training._lost,
     (Worker.RUNNING, events.WorkerLost): Training._lost,
+    (Worker.AGGREGATING, events.WorkerLost): Training._lost,
     (Worker.FAILED, events.WorkerLost): Training._lost,
+    (Worker.AGGREGATING, events.Aggregated): Training._aggregated,
+    (Worker.AGGREGATING, events.AggregationFailed): Training._aggregated,
     (Worker.RUNNING, events.RoundFinished): Training._round_finished,
 }
 """What the worker may say in which state; anything else is an error in tests and a note in production."""

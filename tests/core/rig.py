@@ -66,7 +66,7 @@ class Rig:
             "contract": OPEN,
             "membership": MembershipParams(),
             "gossip": GossipParams(),
-            "exchanges": True,
+            "exchange": "gossip",
             "rounds": None,
             "rng": random.Random(seed),
             "sign": lambda data: hashlib.sha256(b"me" + data).digest(),

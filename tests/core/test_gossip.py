@@ -149,7 +149,7 @@ def test_a_failed_transfer_is_noted_and_not_repeated() -> None:
 
 
 def test_an_algorithm_without_exchange_neither_sends_nor_takes() -> None:
-    rig = rig_of("b", exchanges=False)
+    rig = rig_of("b", exchange="none")
     assert not rig.of(fx.StartRound)[0].export
     rig.asks("b", ms.Offer(model()))
     assert rig.reply() == ms.OfferReply("reject", "exchanges_nothing")

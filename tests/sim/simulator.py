@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages
 from gossipseg.core.node import NodeState
-from gossipseg.core.params import GossipParams, MembershipParams
-from gossipseg.core.types import MemberState, ModelRef, Site
+from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
+from gossipseg.core.types import MemberState, ModelRef, Proposal, Site
 
 CONTRACT = (("federation", '"sim"'), ("network.signature", '""'), ("training.lr", "0.003"))
 
@@ -54,11 +54,33 @@ class Worker:
     round: int = 0
     steps: int = 0
     last_visit: str | None = None
+    last_global: str | None = None
+    aggregate_s: float = 3.0
     heard_of: int = 0
     """Bit mask of the sites whose training has reached this model."""
     visits: list[str] = field(default_factory=list)
     running: int = 0
     """Serial of the round now computed; a result with another serial is void."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a site's update was made from."""
+
+    site: Site
+    base: str | None
+    """Hash of the common model; None: W_0."""
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A site has put on disk that this is the common model of its round."""
+
+    t: float
+    site: Site
+    proposal: Proposal
+    stored_by: frozenset[Site]
+    """Sites on whose disks, at that moment, it is the stored or committed model of that round."""
 
 
 @dataclass
@@ -78,6 +100,8 @@ class SimNode:
     """Request id → (sent at, deadline)."""
     sent: Counter[str] = field(default_factory=Counter)
     notes: list[tuple[float, fx.Note]] = field(default_factory=list)
+    files: set[str] = field(default_factory=set)
+    """The store: what is in it survives a crash. Kept in order with a coordinator only."""
     finished_at: float | None = None
     round_times: list[float] = field(default_factory=list)
 
@@ -98,7 +122,10 @@ class Simulator:
         gossip: GossipParams | None = None,
         net: Net | None = None,
         rounds: int | None = None,
-        exchanges: bool = True,
+        exchange: Literal["none", "gossip", "rounds"] = "gossip",
+        rounds_params: RoundsParams | None = None,
+        every_rounds: int = 1,
+        finetune_rounds: int = 0,
         cases: Callable[[int], int] = lambda i: 20,
         round_s: Callable[[int], float] = lambda i: 20.0,
         with_workers: bool = True,
@@ -111,7 +138,16 @@ class Simulator:
         self.membership = membership or MembershipParams()
         self.gossip = gossip or GossipParams()
         self.net = net or Net()
-        self.exchanges, self.with_workers, self.model_bytes = exchanges, with_workers, model_bytes
+        self.exchange, self.with_workers, self.model_bytes = exchange, with_workers, model_bytes
+        self.rounds_params = rounds_params or RoundsParams()
+        self.every_rounds, self.finetune_rounds = every_rounds, finetune_rounds
+        self.updates: dict[str, Update] = {}
+        """Of each exported update, what it was made from."""
+        self.contents: dict[str, tuple[tuple[Site, str], ...]] = {}
+        """Of each common model, the updates in it."""
+        self.commits: list[Committed] = []
+        self.refused_updates: set[Site] = set()
+        """Sites whose updates fail the worker's checks."""
         self.check_every, self.keep_notes = check_every, keep_notes
         self.now, self.steps, self._seq = 0.0, 0, 0
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -166,8 +202,11 @@ class Simulator:
             contract=tuple((k, '""' if k == "network.signature" else v) for k, v in node.worker.contract),
             membership=self.membership,
             gossip=self.gossip,
-            exchanges=self.exchanges,
+            exchange=self.exchange,
             rounds=node.rounds,
+            rounds_params=self.rounds_params,
+            every_rounds=self.every_rounds,
+            finetune_rounds=self.finetune_rounds,
             rng=random.Random(self._seeds[site] + node.life),
             sign=lambda data: b"",
             snapshot=node.disk,
@@ -231,6 +270,8 @@ class Simulator:
             EXECUTE[type(effect)](self, node, effect)
             if node.life != life or node.state is None:
                 return
+        if self.exchange == "rounds":
+            node.files &= state.kept_models() | {s.model.hash for s in state.sending}
         due = state.next_deadline()
         if due is not None and due != node.tick_at:
             node.tick_at = due
@@ -251,7 +292,25 @@ class Simulator:
             self._step(node, ev.Tick())
 
     def _persist(self, node: SimNode, effect: fx.Persist) -> None:
-        node.disk = effect.snapshot
+        before, node.disk = node.disk, effect.snapshot
+        record = effect.snapshot.rounds
+        if record is None or record.committed is None:
+            return
+        if before is None or before.rounds is None or before.rounds.committed != record.committed:
+            assert record.committed.model.hash in node.files, "committed without the file"
+            stored = frozenset(n.site for n in self.nodes.values() if self._has_stored(n, record.committed))
+            self.commits.append(Committed(self.now, node.site, record.committed, stored))
+
+    def _has_stored(self, node: SimNode, proposal: Proposal) -> bool:
+        record = node.disk.rounds if node.disk is not None else None
+        if record is None:
+            return False
+        stored = [p for p in (record.committed, record.accepted) if p is not None]
+        later = record.committed is not None and record.committed.round > proposal.round
+        return later or any(
+            (p.round, p.model.hash) == (proposal.round, proposal.model.hash) and p.model.hash in node.files
+            for p in stored
+        )
 
     def _note(self, node: SimNode, effect: fx.Note) -> None:
         self.events[effect.event] += 1
@@ -329,6 +388,8 @@ class Simulator:
 
     def _start_transfer(self, node: SimNode, effect: fx.StartTransfer) -> None:
         node.sent["transfer"] += 1
+        if self.exchange == "rounds":
+            assert effect.model.hash in node.files, "it sends a file that it has not"
         duration = effect.model.size_bytes / self.net.bytes_per_s
         target = self.nodes[effect.to]
         if target.state is not None and self._reachable(node.site, effect.to):
@@ -352,7 +413,10 @@ class Simulator:
             and node.life == life
         )
         if arrives:
+            target.files.add(hash)
             self._step(target, ev.ModelArrived(node.site, effect.model))
+        elif self.exchange == "rounds":
+            pass  # nobody tells the receiver that a stream has broken off
         elif target.life == target_life and target.state is not None:
             self._step(target, ev.ModelBroken(node.site, hash, "cut"))
         if node.life == life and node.state is not None:
@@ -365,11 +429,15 @@ class Simulator:
         if node.life != life or node.state is None:
             return
         w = node.worker
-        self._step(node, ev.WorkerReady(w.round, w.steps, w.cases, w.contract, w.last_visit))
+        self._step(
+            node, ev.WorkerReady(w.round, w.steps, w.cases, w.contract, w.last_visit, None, w.last_global)
+        )
 
     def _start_round(self, node: SimNode, effect: fx.StartRound) -> None:
         w = node.worker
         w.running += 1
+        if effect.start_from is not None:
+            assert effect.start_from.hash in node.files, "it starts from a file that it has not"
         took = w.round_s * (0.9 + 0.2 * self.rng.random()) * (2 if effect.visit else 1)
         self.at(self.now + took, self._round_done, node, node.life, w.running, effect)
 
@@ -386,11 +454,14 @@ class Simulator:
             w.heard_of |= self.lineage.get(model.hash, 0)
             w.steps = max(w.steps, model.steps)
             visit = ev.VisitResult(model.hash, "merged")
+        if effect.start_from is not None:
+            w.last_global = effect.start_from.hash
         # Here the checkpoint is on disk; the daemon may die before it hears of it.
         export = None
         if effect.export:
             hash = blake2b(f"{node.site} {w.round} {life}".encode(), digest_size=32).hexdigest()
             self.lineage[hash] = w.heard_of
+            self.updates[hash] = Update(node.site, w.last_global)
             export = ModelRef(hash, self.model_bytes, w.round, w.steps, w.cases)
         node.round_times.append(self.now)
         if self.now < node.busy_until:
@@ -408,7 +479,38 @@ class Simulator:
         visit: ev.VisitResult | None,
     ) -> None:
         if node.life == life and node.state is not None:
+            if export is not None:
+                node.files.add(export.hash)
             self._step(node, ev.RoundFinished(round, steps, None, export, visit))
+
+    def _aggregate(self, node: SimNode, effect: fx.Aggregate) -> None:
+        w = node.worker
+        w.running += 1
+        assert len({site for site, _ in effect.updates}) == len(effect.updates), "a site twice"
+        for site, model in effect.updates:
+            assert model.hash in node.files, "it combines a file that it has not"
+            assert self.updates[model.hash].site == site, "another site's update"
+        self.at(self.now + w.aggregate_s, self._aggregated, node, node.life, w.running, effect)
+
+    def _aggregated(self, node: SimNode, life: int, serial: int, effect: fx.Aggregate) -> None:
+        if node.life != life or node.state is None or node.worker.running != serial:
+            return
+        if self.now < node.busy_until:
+            self.at(node.busy_until, self._aggregated, node, life, serial, effect)
+            return
+        used = tuple((s, m.hash) for s, m in effect.updates if s not in self.refused_updates)
+        refused = tuple((s, "not_finite") for s, _ in effect.updates if s in self.refused_updates)
+        if not used:
+            failed = ev.AggregationFailed(effect.round, effect.attempt, "no_update_left", refused)
+            self._step(node, failed)
+            return
+        name = f"{effect.round} {effect.attempt} {node.site} {life} {used}"
+        hash = blake2b(name.encode(), digest_size=32).hexdigest()
+        self.contents[hash] = used
+        node.files.add(hash)
+        model = ModelRef(hash, self.model_bytes, effect.round, 0, 0, kind="global")
+        sites = tuple(s for s, _ in used)
+        self._step(node, ev.Aggregated(effect.round, effect.attempt, model, sites, refused))
 
     def kill_worker(self, site: Site, restart_after_s: float = 5.0) -> None:
         """The training process dies; the daemon restarts it from its checkpoint."""
@@ -451,7 +553,8 @@ EXECUTE: dict[type, Callable[[Simulator, SimNode, Any], None]] = {
     fx.Respond: Simulator._respond,
     fx.StartTransfer: Simulator._start_transfer,
     fx.StartRound: Simulator._start_round,
+    fx.Aggregate: Simulator._aggregate,
     fx.Finished: Simulator._finished,
 }
 
-__all__ = ["CONTRACT", "Net", "SimNode", "Simulator", "Worker", "signed_contract"]
+__all__ = ["CONTRACT", "Committed", "Net", "SimNode", "Simulator", "Update", "Worker", "signed_contract"]

@@ -1,0 +1,158 @@
+"""What a site has promised, stored and knows to be committed: the acceptor of one Paxos decree a round.
+
+"Paxos Made Simple" (Lamport 2001), with the attempt as the proposal's number and the common model as its
+value. What belongs here: the rules that keep two models from being committed for one round, and the
+record they act on. What must not: messages to anybody, files, timers.
+
+Every method that changes the record persists it before it returns: then the answer may be given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from gossipseg.core import messages
+from gossipseg.core.context import Context
+from gossipseg.core.effects import RoundsRecord
+from gossipseg.core.electorate import Electorate
+from gossipseg.core.types import ModelRef, Proposal, Site
+
+
+class Acceptor:
+    """The durable side of the rounds. `electorate` is replaced when the list of sites changes."""
+
+    def __init__(
+        self, ctx: Context, electorate: Electorate, record: RoundsRecord, *, max_model_bytes: int
+    ) -> None:
+        self._ctx, self._max_model_bytes = ctx, max_model_bytes
+        self.electorate, self.record = electorate, record
+        self.run = ""
+        """"" until the worker has reported the network signature in this life."""
+        self.relist(electorate)
+
+    # -------------------------------------------------------------- what is known
+
+    @property
+    def committed(self) -> int:
+        """The newest round whose common model is committed and here; 0: W_0 alone."""
+        return self.record.committed.round if self.record.committed else 0
+
+    @property
+    def round(self) -> int:
+        """The round this site works towards."""
+        return self.committed + 1
+
+    @property
+    def promised(self) -> int:
+        """The attempt of that round below which nobody is listened to; -1: none."""
+        return self.record.promised_attempt if self.record.promised_round == self.round else -1
+
+    @property
+    def accepted(self) -> Proposal | None:
+        """What is stored for that round."""
+        accepted = self.record.accepted
+        return accepted if accepted is not None and accepted.round == self.round else None
+
+    def holds(self, hash: str) -> Proposal | None:
+        """The common model with this hash, if its file is kept here."""
+        for proposal in (self.record.committed, self.accepted):
+            if proposal is not None and proposal.model.hash == hash:
+                return proposal
+        return None
+
+    # -------------------------------------------------------------- the rules
+
+    def stranger(self, frm: Site, run: str, sites: str) -> str:
+        """Why a message is none of this run's; "" if it is."""
+        if not self.run:
+            return "not_ready"
+        if run != self.run:
+            return "other_run"
+        if sites != self.electorate.key or frm not in self.electorate.sites:
+            return "other_sites"
+        return ""
+
+    def prepare(self, frm: Site, body: messages.Prepare) -> str:
+        """Promise the attempt, or say why not. Phase 1b: none below the promised one is listened to."""
+        reason = self._out_of_turn(frm, body.round, body.attempt)
+        if not reason and body.attempt > self.promised:
+            self.change(promised_round=self.round, promised_attempt=body.attempt)
+        return reason
+
+    def objection(self, frm: Site, proposal: Proposal) -> str:
+        """Why this site does not store it now; "" if it does, once the file is here."""
+        return self._out_of_turn(frm, proposal.round, proposal.attempt) or self.fault(proposal)
+
+    def store(self, proposal: Proposal) -> bool:
+        """Its file is here. Phase 2b: stored unless a later attempt was promised meanwhile."""
+        if proposal.round != self.round or proposal.attempt < self.promised:
+            return False
+        if proposal != self.accepted:
+            self.change(promised_round=self.round, promised_attempt=proposal.attempt, accepted=proposal)
+        return True
+
+    def commit(self, proposal: Proposal) -> bool:
+        """A quorum has stored it, and its file is here; False: something as new is known already."""
+        if proposal.round <= self.committed:
+            return False
+        self.record = replace(
+            self.record,
+            committed=proposal,
+            promised_round=proposal.round + 1,
+            promised_attempt=-1,
+            accepted=None,
+            update_round=0,
+            update=None,
+        )
+        self._ctx.say(committed=proposal.round)
+        self._ctx.persist()
+        return True
+
+    def fault(self, proposal: Proposal) -> str:
+        """Why nobody should store it, whoever proposes it."""
+        if proposal.model.kind != "global":
+            return "other_model"
+        if self.too_large(proposal.model):
+            return "too_large"
+        return self.electorate.fault(proposal)
+
+    def too_large(self, model: ModelRef) -> bool:
+        """It declares more bytes than this site takes."""
+        return model.size_bytes > self._max_model_bytes
+
+    def _out_of_turn(self, frm: Site, round: int, attempt: int) -> str:
+        if self.electorate.coordinator(round, attempt) != frm:
+            return "not_coordinator"
+        if round < self.round:
+            return "already_committed"
+        if round > self.round:
+            return "behind"
+        return "later_attempt" if attempt < self.promised else ""
+
+    # -------------------------------------------------------------- the record
+
+    def change(self, **changes: Any) -> None:
+        """Put it on disk before any later effect of this step."""
+        self.record = replace(self.record, **changes)
+        self._ctx.persist()
+
+    def begin(self, run: str) -> None:
+        """The contract is known. What another run has left behind says nothing in this one."""
+        self.run = run
+        if self.record.run not in ("", run):
+            forgotten = self.record.committed.round if self.record.committed else 0
+            self._ctx.note("rounds_forgotten", None, "other_run", committed=forgotten)
+            self.record = RoundsRecord()
+            self._ctx.say(committed=0)
+        self.record = replace(self.record, run=run)
+
+    def relist(self, electorate: Electorate) -> None:
+        """The list of sites has changed.
+
+        A stored model that could not be proposed under the new list is given up. (Quorums of lists that
+        differ by one site at a time have a site in common; larger changes want a quiet moment.)
+        """
+        self.electorate = electorate
+        if self.accepted is not None and electorate.fault(self.accepted):
+            self.record = replace(self.record, accepted=None)

@@ -1,0 +1,483 @@
+"""One attempt at a round, as its coordinator leads it: ask, gather, let combine, have stored, commit.
+
+"Paxos Made Simple" (Lamport 2001): phase 1 is Prepare, phase 2 is Accept. The coordinator may choose the
+value only where its quorum of promises reports none; then it gathers the updates and has them combined.
+What belongs here: the stages of an attempt and what each site is in it. What must not: whose turn it is
+(rounds.py), what may be promised or stored (acceptor.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Protocol
+
+from gossipseg.core import events, messages
+from gossipseg.core.acceptor import Acceptor
+from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.effects import Aggregate
+from gossipseg.core.fetching import Fetcher, Serving, Want
+from gossipseg.core.membership import Membership
+from gossipseg.core.params import RoundsParams
+from gossipseg.core.types import MemberState, ModelRef, Phase, Proposal, Site
+
+HEARTBEAT_SHARE = 0.25
+"""A site that has done its part hears from the coordinator this often, in units of the patience."""
+POLLED_SITES = 32
+"""In a larger federation each site is asked less often, so that the coordinator's messages stay few."""
+MAX_BROKEN = 3
+"""A site whose update could not be fetched so often is left out of the attempt."""
+COMING = ("training", "has_update", "fetching")
+"""States of sites that will deliver."""
+CANNOT = ("paused", "failed", "finished", "ending", "leaving")
+"""Reasons for having no update that will not pass soon."""
+
+
+class Stage(StrEnum):
+    """How far an attempt has come."""
+
+    ASKING = "asking"
+    """For promises."""
+    RECOVERING = "recovering"
+    """Fetching a model that an earlier attempt may have committed."""
+    GATHERING = "gathering"
+    """Updates."""
+    AGGREGATING = "aggregating"
+    STORING = "storing"
+    COMMITTED = "committed"
+    GIVEN_UP = "given_up"
+
+
+class Evidence(StrEnum):
+    """What moves an attempt from one stage to another."""
+
+    PROMISED = "promised"
+    """A quorum promises, and reports no stored model."""
+    REPORTED = "reported"
+    """A quorum promises, and one of it has stored a model."""
+    COMPLETE = "complete"
+    """Every site has delivered or cannot, or the deadline is over; a quorum has."""
+    MADE = "made"
+    """The worker has combined the updates."""
+    FOUND = "found"
+    """The reported model is here."""
+    STORED = "stored"
+    """A quorum has stored it."""
+    GIVE_UP = "give_up"
+
+
+TRANSITIONS: Mapping[tuple[Stage, Evidence], Stage] = {
+    (Stage.ASKING, Evidence.PROMISED): Stage.GATHERING,
+    (Stage.ASKING, Evidence.REPORTED): Stage.RECOVERING,
+    (Stage.GATHERING, Evidence.REPORTED): Stage.RECOVERING,
+    (Stage.GATHERING, Evidence.COMPLETE): Stage.AGGREGATING,
+    (Stage.RECOVERING, Evidence.FOUND): Stage.STORING,
+    (Stage.AGGREGATING, Evidence.MADE): Stage.STORING,
+    (Stage.STORING, Evidence.STORED): Stage.COMMITTED,
+    **{
+        (stage, Evidence.GIVE_UP): Stage.GIVEN_UP
+        for stage in Stage
+        if stage not in (Stage.COMMITTED, Stage.GIVEN_UP)
+    },
+}
+"""All changes of stage there are."""
+OVER = (Stage.COMMITTED, Stage.GIVEN_UP)
+
+
+class Shop(Protocol):
+    """What an attempt needs of this site."""
+
+    collected: dict[str, ModelRef]
+    """Updates of this round that are here, also from an earlier attempt."""
+
+    def worker_free(self) -> bool:
+        """It may combine updates now."""
+        ...
+
+    def aggregate(self, effect: Aggregate) -> None:
+        """Let the worker do so."""
+        ...
+
+    def learn(self, proposal: Proposal, frm: Site) -> None:
+        """A site knows this one to be committed."""
+        ...
+
+
+@dataclass(slots=True)
+class Row:
+    """Another site in an attempt."""
+
+    site: Site
+    promised: bool = False
+    stored: bool = False
+    refused: str = ""
+    """Why it makes no promise, for as long as the attempt lasts."""
+    waiting_for: str = ""
+    """Why it has no update yet, in its own word."""
+    update: ModelRef | None = None
+    delivered: ModelRef | None = None
+    failed: str = ""
+    """Why its update will not be in the model."""
+    broken: int = 0
+    accepted: Proposal | None = None
+    heard_at: float = -math.inf
+    """When it last answered anything."""
+    answered_at: float = -math.inf
+    """When it last answered with yes."""
+    asking: bool = False
+    ask_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt that this site leads. `settle` is called after every event; see the module docstring."""
+
+    ctx: Context
+    params: RoundsParams
+    membership: Membership
+    acceptor: Acceptor
+    fetcher: Fetcher
+    serving: Serving
+    shop: Shop
+    round: int
+    attempt: int
+    stage: Stage = Stage.ASKING
+    reason: str = ""
+    """Why it was given up."""
+    rows: dict[Site, Row] = field(default_factory=dict)
+    deadline: float = math.inf
+    """Sites that have not delivered by then are left out."""
+    proposal: Proposal | None = None
+    progress_at: float = 0.0
+    began_at: float = 0.0
+    _chosen: tuple[tuple[Site, ModelRef], ...] = ()
+    _left_out: dict[Site, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        now = self.ctx.now
+        self.began_at = self.progress_at = now
+        others = (s for s in self.acceptor.electorate.sites if s != self.ctx.site)
+        self.rows = {site: Row(site, ask_at=now) for site in others}
+
+    @property
+    def over(self) -> bool:
+        return self.stage in OVER
+
+    @property
+    def kept(self) -> list[ModelRef]:
+        """Files that must not go."""
+        models = [model for _, model in self._chosen]
+        models += [r.delivered for r in self.rows.values() if r.delivered is not None]
+        return models + ([self.proposal.model] if self.proposal is not None else [])
+
+    @property
+    def delivered(self) -> int:
+        """Updates that are here, this site's own among them."""
+        return len(self._updates())
+
+    def settle(self) -> None:
+        """Do what is due."""
+        if self.over:
+            return
+        if reason := self._hopeless():
+            self.give_up(reason)
+            return
+        if self.stage in (Stage.ASKING, Stage.GATHERING):
+            self._weigh_promises()
+        if self.stage is Stage.GATHERING:
+            self._gather()
+        if self.stage is Stage.STORING:
+            self._count_stores()
+        if not self.over:
+            self._ask()
+
+    def give_up(self, reason: str) -> None:
+        self.reason = reason
+        self._move(Evidence.GIVE_UP)
+
+    def _move(self, evidence: Evidence) -> None:
+        self.stage = TRANSITIONS[self.stage, evidence]
+        self.progress_at = self.ctx.now
+
+    # -------------------------------------------------------------- whether it can come to anything
+
+    def _hopeless(self) -> str:
+        """Why this attempt is to be given up; "" while there is hope."""
+        electorate, phase = self.acceptor.electorate, self.ctx.info.phase
+        if self.acceptor.round != self.round:
+            return "already_committed"
+        if self.acceptor.promised != self.attempt:
+            return "later_attempt"
+        refusals = [r.refused for r in self.rows.values() if r.refused]
+        if len(electorate.sites) - len(refusals) < electorate.votes:
+            return refusals[0]
+        needs_worker = self.stage in (Stage.ASKING, Stage.GATHERING, Stage.AGGREGATING)
+        if needs_worker and phase is not Phase.TRAINING:
+            return phase.value
+        since = self.ctx.now - self.params.patience_s
+        if self.began_at <= since and self._answered_since(since) + 1 < electorate.votes:
+            return "no_quorum"
+        if self._at_work():
+            self.progress_at = self.ctx.now
+        return self._why_stuck() if self.progress_at <= since else ""
+
+    def _answered_since(self, since: float) -> int:
+        return sum(1 for r in self.rows.values() if r.answered_at > since)
+
+    def _at_work(self) -> bool:
+        """Something is under way that will change what is known here."""
+        if self.stage is Stage.AGGREGATING:
+            return True
+        if self.stage is Stage.STORING:
+            assert self.proposal is not None
+            return any(self.serving.to(s, self.proposal.model.hash) for s in self.rows)
+        if self.stage is Stage.RECOVERING:
+            return any(self.fetcher.streaming(w) for w in self.fetcher.wants)
+        if self.stage is not Stage.GATHERING:
+            return False
+        enough = self.delivered >= self.acceptor.electorate.quorum
+        return enough or any(state in COMING for state, _ in self._states().values())
+
+    def _why_stuck(self) -> str:
+        return {
+            Stage.ASKING: "no_quorum",
+            Stage.GATHERING: "too_few_updates",
+            Stage.RECOVERING: "not_found",
+        }.get(self.stage, "not_stored")
+
+    # -------------------------------------------------------------- asking
+
+    def _ask(self) -> None:
+        """Prepare until there is something to store, then Accept; again and again, as a sign of life."""
+        now, acceptor = self.ctx.now, self.acceptor
+        run, sites = acceptor.run, acceptor.electorate.key
+        for row in self.rows.values():
+            if row.asking or now < row.ask_at:
+                continue
+            body: messages.Request
+            if self.stage is Stage.STORING:
+                assert self.proposal is not None
+                body = messages.Accept(run, sites, self.proposal)
+            else:
+                body = messages.Prepare(run, sites, self.round, self.attempt)
+            row.asking = True
+            self.ctx.request(row.site, body, self.params.request_timeout_s, self._on_answer, (self, row))
+
+    def next_deadline(self) -> float:
+        if self.over:
+            return math.inf
+        due = min((r.ask_at for r in self.rows.values() if not r.asking), default=math.inf)
+        gathering = self.stage is Stage.GATHERING and self.deadline > self.ctx.now
+        return min(due, self.progress_at + self.params.patience_s, self.deadline if gathering else math.inf)
+
+    def _pause_s(self, row: Row) -> float:
+        patience_s, poll_s = self.params.patience_s, self.params.poll_interval_s
+        member = self.membership.members.get(row.site)
+        if row.refused or member is None or not member.live:
+            return patience_s
+        if row.stored or (self.stage is not Stage.STORING and row.delivered is not None):
+            return max(poll_s, HEARTBEAT_SHARE * patience_s)
+        return min(poll_s * max(1.0, len(self.rows) / POLLED_SITES), HEARTBEAT_SHARE * patience_s)
+
+    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+        attempt, row = call.about
+        assert attempt is self
+        row.asking = False
+        row.ask_at = self.ctx.now + self._pause_s(row)
+        if self.over:
+            return
+        if not isinstance(outcome, events.RequestFailed):
+            row.heard_at = self.ctx.now
+        if isinstance(outcome, messages.PrepareReply):
+            self._on_prepared(row, outcome)
+        elif isinstance(outcome, messages.AcceptReply):
+            self._on_accepted(row, outcome)
+        if isinstance(outcome, messages.PrepareReply) and self.stage is Stage.STORING:
+            row.ask_at = self.ctx.now  # it was asked in the stage before
+
+    def _on_prepared(self, row: Row, reply: messages.PrepareReply) -> None:
+        if not reply.promise:
+            self._refused(row, reply.reason, reply.committed)
+            return
+        row.answered_at = self.ctx.now
+        if not row.promised:
+            self.progress_at = self.ctx.now
+        row.promised, row.accepted, row.refused = True, reply.accepted, ""
+        row.update, row.waiting_for = reply.update, reply.waiting_for
+
+    def _on_accepted(self, row: Row, reply: messages.AcceptReply) -> None:
+        if reply.verdict == "reject":
+            self._refused(row, reply.reason, reply.committed)
+            return
+        row.answered_at = self.ctx.now
+        if reply.verdict == "stored" and not row.stored:
+            row.stored, row.promised = True, True
+            self.progress_at = self.ctx.now
+
+    def _refused(self, row: Row, reason: str, committed: Proposal | None) -> None:
+        if committed is not None:
+            self.shop.learn(committed, row.site)
+        if reason in ("behind", "not_ready"):
+            row.waiting_for = reason  # it will catch up
+        elif reason != "already_committed":
+            row.refused = reason or "reject"
+
+    # -------------------------------------------------------------- phase 1: promises, and what they report
+
+    def _weigh_promises(self) -> None:
+        promised = [r for r in self.rows.values() if r.promised and not r.refused]
+        if len(promised) + 1 < self.acceptor.electorate.votes:
+            return
+        own = self.acceptor.accepted
+        reported = [(r.accepted, r.site) for r in promised if r.accepted is not None]
+        reported += [(own, self.ctx.site)] if own is not None else []
+        if not reported:
+            if self.stage is Stage.ASKING:
+                self._move(Evidence.PROMISED)
+            return
+        newest = max((proposal for proposal, _ in reported), key=lambda p: p.attempt)
+        self._move(Evidence.REPORTED)
+        self.proposal = replace(newest, attempt=self.attempt)
+        if self.acceptor.holds(newest.model.hash):
+            self._propose(Evidence.FOUND)
+            return
+        sources = [site for proposal, site in reported if proposal.model.hash == newest.model.hash]
+        self.fetcher.want(newest.model, self.round, newest.attempt, sources, self._on_found)
+
+    def _on_found(self, want: Want, reason: str) -> None:
+        if self.stage is not Stage.RECOVERING:
+            return
+        if reason:
+            self.give_up("not_found")
+        else:
+            self._propose(Evidence.FOUND)
+
+    # -------------------------------------------------------------- updates
+
+    def state_of(self, row: Row) -> tuple[str, str]:
+        """(state, reason) of a site while updates are gathered; with a reason it will not deliver."""
+        if row.delivered is not None:
+            return "delivered", ""
+        if row.failed or row.refused:
+            return "left_out", row.failed or row.refused
+        member = self.membership.members.get(row.site)
+        if member is None or member.state is not MemberState.ALIVE:
+            return "left_out", member.state.value if member is not None else "unlisted"
+        if row.update is not None:
+            want = self.fetcher.wants.get(row.update.hash)
+            return "fetching" if want is not None and want.frm else "has_update", ""
+        if member.refused:
+            return "left_out", "contract_mismatch"
+        phase = member.info.phase.value if member.info is not None else ""
+        if phase in CANNOT or row.waiting_for in CANNOT:
+            return "left_out", phase if phase in CANNOT else row.waiting_for
+        if max(row.heard_at, self.began_at) <= self.ctx.now - self.params.patience_s:
+            return "left_out", "no_answer"
+        return ("training", "") if row.promised or row.waiting_for else ("asked", "")
+
+    def _states(self) -> dict[Site, tuple[str, str]]:
+        return {row.site: self.state_of(row) for row in self.rows.values()}
+
+    def _updates(self) -> dict[Site, ModelRef]:
+        """What is here, one for each site."""
+        record = self.acceptor.record
+        updates = {r.site: r.delivered for r in self.rows.values() if r.delivered is not None}
+        if record.update is not None and record.update_round == self.round:
+            updates[self.ctx.site] = record.update
+        return updates
+
+    def _gather(self) -> None:
+        for row in self.rows.values():
+            self._fetch(row)
+        states = self._states()
+        enough = self.delivered >= self.acceptor.electorate.quorum
+        if enough and self.deadline == math.inf:
+            self.deadline = self.ctx.now + self.params.deadline_s
+            self.progress_at = self.ctx.now
+        late = self.ctx.now >= self.deadline
+        pending = [s for s, (state, reason) in states.items() if state != "delivered" and not reason]
+        if not enough or (pending and not late) or not self.shop.worker_free():
+            return
+        self._chosen = tuple(sorted(self._updates().items()))
+        self._left_out = {
+            s: reason or "late" for s, (state, reason) in states.items() if state != "delivered"
+        }
+        self._move(Evidence.COMPLETE)
+        self.shop.aggregate(Aggregate(self.round, self.attempt, self._chosen))
+
+    def _fetch(self, row: Row) -> None:
+        update = row.update
+        if update is None or row.delivered is not None or row.failed or row.refused:
+            return
+        if update.kind != "update" or self.acceptor.too_large(update):
+            row.failed = "too_large" if update.kind == "update" else "other_model"
+        elif update.hash in self.shop.collected:
+            row.delivered = self.shop.collected[update.hash]
+        elif update.hash not in self.fetcher.wants:
+
+            def then(want: Want, reason: str) -> None:
+                self._on_update(row, want, reason)
+
+            self.fetcher.want(update, self.round, self.attempt, [row.site], then)
+
+    def _on_update(self, row: Row, want: Want, reason: str) -> None:
+        if not reason:
+            self.shop.collected[want.model.hash] = row.delivered = want.model
+            self.progress_at = self.ctx.now
+            return
+        row.broken += 1
+        row.update, row.ask_at = None, self.ctx.now  # perhaps it has another one by now
+        row.failed = reason if row.broken >= MAX_BROKEN else ""
+
+    def on_aggregated(self, event: events.Aggregated) -> None:
+        """The worker is done. The model must still be of a quorum's updates."""
+        if self.stage is not Stage.AGGREGATING:
+            return
+        contributors = tuple(sorted(event.contributors))
+        self._refuse(event.refused)
+        for site, _ in self._chosen:
+            if site not in contributors:
+                self._left_out.setdefault(site, "not_used")
+        absent = tuple(sorted(self._left_out.items()))
+        model = replace(event.model, kind="global", round=self.round)
+        proposal = Proposal(self.round, self.attempt, model, contributors, absent)
+        if reason := self.acceptor.fault(proposal):
+            self.give_up(reason)
+            return
+        self.proposal = proposal
+        self._propose(Evidence.MADE)
+
+    def on_failed(self, event: events.AggregationFailed) -> None:
+        """The worker could make nothing of them."""
+        if self.stage is Stage.AGGREGATING:
+            self._refuse(event.refused)
+            self.give_up(event.reason or "aggregation_failed")
+
+    def _refuse(self, refused: tuple[tuple[Site, str], ...]) -> None:
+        for site, reason in refused:
+            self._left_out[site] = f"refused_{reason}"[:64]
+
+    # -------------------------------------------------------------- phase 2
+
+    def _propose(self, evidence: Evidence) -> None:
+        """Store it here first, then ask the others to."""
+        assert self.proposal is not None
+        if not self.acceptor.store(self.proposal):
+            self.give_up("later_attempt")
+            return
+        self._move(evidence)
+        for row in self.rows.values():
+            row.ask_at = self.ctx.now
+
+    def _count_stores(self) -> None:
+        stored = 1 + sum(1 for r in self.rows.values() if r.stored)
+        if stored >= self.acceptor.electorate.votes:
+            self._move(Evidence.STORED)
+
+    def transferred(self, to: Site) -> None:
+        """A file has gone over to a site: it may have stored it now."""
+        row = self.rows.get(to)
+        if row is not None and self.stage is Stage.STORING:
+            row.ask_at = self.ctx.now

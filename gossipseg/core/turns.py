@@ -1,0 +1,118 @@
+"""Whose turn it is to coordinate a round, as seen from here.
+
+What belongs here: passing over sites that cannot lead, and patience with those that could. What must not:
+leading (coordinator.py), promises (acceptor.py). A wrong view costs time, never agreement.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gossipseg.core.acceptor import Acceptor
+from gossipseg.core.context import Context
+from gossipseg.core.membership import Membership
+from gossipseg.core.params import RoundsParams
+from gossipseg.core.types import MemberState, Phase, Site
+
+JITTER = 0.25
+"""Patience differs by up to this share, so that two sites seldom lose it together."""
+
+
+class Turns:
+    """The attempt that this site expects to see led now."""
+
+    def __init__(
+        self, ctx: Context, params: RoundsParams, membership: Membership, acceptor: Acceptor
+    ) -> None:
+        self._ctx, self._params, self._membership, self._acceptor = ctx, params, membership, acceptor
+        self._round = acceptor.round
+        self._floor = 0
+        self._met_by = math.inf
+        """Sites that have not been met by then count as absent."""
+        self.current: int | None = None
+        """None: nobody can lead, as far as is known."""
+        self._quiet_at = math.inf
+        self._waiting = False
+
+    def start(self) -> None:
+        self._met_by = self._ctx.now + self._params.patience_s
+
+    @property
+    def coordinator(self) -> Site | None:
+        if self.current is None:
+            return None
+        return self._acceptor.electorate.coordinator(self._round, self.current)
+
+    def objection(self, site: Site) -> str:
+        """Why another site cannot lead now; "" if it can."""
+        member = self._membership.members.get(site)
+        if member is None:
+            return "unlisted"
+        if member.state is MemberState.UNSEEN:
+            return "" if self._ctx.now < self._met_by else "unseen"
+        if member.state is not MemberState.ALIVE:
+            return member.state.value
+        if member.refused:
+            return "contract_mismatch"
+        if member.info is not None and member.info.phase is not Phase.TRAINING:
+            return member.info.phase.value
+        return ""
+
+    def progress(self) -> None:
+        """Something was heard of the current attempt."""
+        share = 1 + JITTER * self._ctx.rng.random()
+        self._quiet_at = self._ctx.now + share * self._params.patience_s
+
+    def settle(self, *, mine: str, waiting: bool) -> None:
+        """`mine`: why this site itself cannot lead; `waiting`: it has delivered all it can, and leads not."""
+        if self._round != self._acceptor.round:
+            self._round, self._floor, self.current = self._acceptor.round, 0, None
+        if waiting and not self._waiting:
+            self.progress()
+        self._waiting = waiting
+        if self.current is not None and waiting and self._ctx.now >= self._quiet_at:
+            self.pass_on("silent")
+        current = self._first(mine)
+        if current == self.current:
+            return
+        passed = self.coordinator
+        if current is not None and self.current is not None and current > self.current and waiting:
+            assert passed is not None
+            self._note(
+                passed, (mine if passed == self._ctx.site else self.objection(passed)) or "later_attempt"
+            )
+        self.current = current
+        self.progress()
+
+    def pass_on(self, reason: str) -> None:
+        """The current attempt has come to nothing."""
+        if self.current is None or self.coordinator is None:
+            return
+        self._note(self.coordinator, reason)
+        self._floor, self.current = self.current + 1, None
+
+    def restarted(self, site: Site) -> None:
+        """A site has begun a new life: what it led in the last one is over."""
+        if site == self.coordinator and self.current == self._acceptor.promised:
+            self.pass_on("restarted")
+
+    def next_deadline(self) -> float:
+        if self.current is None or not self._waiting:
+            return math.inf
+        return self._quiet_at
+
+    def _first(self, mine: str) -> int | None:
+        """The first attempt, from the floor on, whose coordinator can lead it."""
+        promised, electorate = self._acceptor.promised, self._acceptor.electorate
+        floor = max(self._floor, promised)
+        for attempt in range(max(floor, 0), max(floor, 0) + len(electorate.sites)):
+            site = electorate.coordinator(self._round, attempt)
+            if site == self._ctx.site:
+                if not mine and attempt > promised:
+                    return attempt
+            elif not self.objection(site):
+                return attempt
+        return None
+
+    def _note(self, site: Site, reason: str) -> None:
+        self._ctx.note("round_passed", site, reason, round=self._round, attempt=self.current)
