@@ -49,8 +49,9 @@ def rounds(
 def pairs(d: RoundsDoc) -> Iterator[tuple[str, str]]:
     """The round for people: label and text of each line."""
     leader = "this site" if d.leading else d.coordinator or "nobody"
-    yield "round", f"{d.round}, attempt {d.attempt}, led by {leader}"
-    yield "here", d.state
+    attempt = "no attempt" if d.attempt is None else f"attempt {d.attempt}"
+    yield "round", f"{d.round}, {attempt}, led by {leader}"
+    yield "here", d.state + (f": {d.reason}" if d.reason else "")
     yield "quorum", f"{d.quorum} of {len(d.sites)} sites"
     yield "deadline", "none yet" if d.deadline_s is None else f"in {out.duration_text(d.deadline_s)}"
     if not d.committed:

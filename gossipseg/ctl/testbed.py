@@ -38,7 +38,7 @@ SitesOption = Annotated[
     str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
 ]
 AlgorithmOption = Annotated[
-    str | None, typer.Option("--algorithm", help="gcml, local or gossip_average. Default: gcml.")
+    str | None, typer.Option("--algorithm", help="gcml, local, gossip_average, fedavg … Default: gcml.")
 ]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds that each site trains.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")]

@@ -40,7 +40,7 @@ class Service:
 
     async def status(self) -> doc.StatusDoc:
         r, view, node = self._runtime, self._runtime.training, self._runtime.node
-        reasons = self._reasons()
+        reasons, view_of_rounds = self._reasons(), node.rounds_view
         traffic = [r.transport.traffic(s.name) for s in r.config.others]
         return doc.StatusDoc(
             site=r.config.site.site,
@@ -63,6 +63,9 @@ class Service:
             cases=view.cases,
             splits=doc.Splits(**view.splits),
             algorithm=r.config.federation.algorithm.name,
+            exchange=r.config.federation.algorithm.exchange,
+            committed=view_of_rounds.committed if view_of_rounds else None,
+            coordinator=view_of_rounds.coordinator or "" if view_of_rounds else "",
             device=view.device,
             members=self._member_counts(),
             sent=node.count("sent"),
@@ -103,6 +106,30 @@ class Service:
             age_s = max(0.0, time.time() - file.mtime)
             rows.append(doc.ModelRow(file.hash, file.size_bytes, kind, frm, round_, age_s))
         return doc.ModelsDoc(models=tuple(rows))
+
+    async def rounds(self) -> doc.RoundsDoc:
+        exchange, view = self._runtime.config.federation.algorithm.exchange, self._runtime.node.rounds_view
+        if view is None:
+            return doc.RoundsDoc(exchange=exchange)
+        last = view.last
+        return doc.RoundsDoc(
+            exchange=exchange,
+            round=view.round,
+            attempt=view.attempt,
+            coordinator=view.coordinator or "",
+            leading=view.leading,
+            state=view.state,
+            reason=view.reason,
+            quorum=view.quorum,
+            deadline_s=view.deadline_s,
+            committed=view.committed,
+            committed_hash=last.model.hash if last else "",
+            contributors=last.contributors if last else (),
+            absent=tuple(doc.RoundRow(site, "left_out", reason) for site, reason in last.absent)
+            if last
+            else (),
+            sites=tuple(doc.RoundRow(row.site, row.state, row.reason) for row in view.rows),
+        )
 
     async def events(self, limit: int, since: int) -> doc.EventsDoc:
         rows = await asyncio.to_thread(self._runtime.events.tail, limit or 100, since)
@@ -153,6 +180,12 @@ class Service:
                 reasons.append(f"{name}: refused: {member.refused}")
             elif member.state in (MemberState.SUSPECT, MemberState.DEAD):
                 reasons.append(f"{name}: {member.state.value}: {member.reason}")
+        if (view := r.node.rounds_view) is not None:
+            if view.last is not None and view.last.absent:
+                without = ", ".join(f"{site} ({reason})" for site, reason in view.last.absent)
+                reasons.append(f"round {view.last.round} was closed without {without}")
+            if view.state == "alone":
+                reasons.append(f"this site trains alone: {view.reason}")
         if self._identity and (days := self._identity.days_left(time.time())) < 30:
             reasons.append(f"this site's certificate expires in {days:.0f} days")
         return tuple(reasons)

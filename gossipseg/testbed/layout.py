@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 
 from gossipseg import config, trust
+from gossipseg.algos.params import params_class
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import TaskParams
 from gossipseg.testbed import presets, synthetic
 
-ALGORITHMS = ("gcml", "local", "gossip_average")
 DATA_FOLDER = "data"
 
 
@@ -172,7 +172,7 @@ def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int | N
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else _from_data(data)
     if wanted.algorithm is not None and sections["algorithm"]["name"] != wanted.algorithm:
         _check_algorithm(wanted.algorithm)
-        sections["algorithm"] = {"name": wanted.algorithm}
+        presets.set_algorithm(sections, wanted.algorithm)
     if wanted.steps is not None:
         sections["training"]["steps_per_round"] = wanted.steps
     if wanted.seed is not None:
@@ -244,13 +244,10 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _check_algorithm(name: str) -> None:
-    if name not in ALGORITHMS:
-        raise ConfigError(
-            "no such algorithm",
-            key="--algorithm",
-            value=name,
-            remedy=f"Choose one of {', '.join(ALGORITHMS)}.",
-        )
+    try:
+        params_class(name)
+    except ConfigError as e:
+        raise ConfigError(e.problem, key="--algorithm", value=name, remedy=e.remedy) from None
 
 
 def _site_name(folder: Path) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from gossipseg import config
-from gossipseg.core.params import GossipParams
+from gossipseg.core.params import GossipParams, RoundsParams
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkParams
 from gossipseg.testbed import dataset
@@ -70,6 +70,8 @@ SMALL_3D = Preset(
     TrainingParams(steps_per_round=15, batch_size=2, learning_rate=2e-3, ema_decay=0.7, window_overlap=0.25),
     10,
 )
+LOCAL_ROUNDS = RoundsParams(deadline_s=60.0, patience_s=15.0, alone_after_s=120.0, poll_interval_s=1.0)
+"""A round takes seconds here, and a site that is killed on purpose is not waited for through a night."""
 _PATCH_STEP = 16
 
 
@@ -114,9 +116,15 @@ def sections(task: TaskParams, sizes: list[tuple[int, ...]]) -> tuple[dict[str, 
         "algorithm": {"name": "gcml"},
         "training": _changed(preset.training),
         "gossip": _changed(preset.gossip),
+        "rounds": _changed(LOCAL_ROUNDS),
         "membership": {"preset": "local"},
     }
     return _plain({k: v for k, v in found.items() if v != {}}), preset.rounds
+
+
+def set_algorithm(sections: dict[str, Any], name: str) -> None:
+    """Let the sections of a peers.yaml use this algorithm, with the network that it needs."""
+    sections["algorithm"] = {"name": name}
 
 
 def from_file(path: Path) -> tuple[dict[str, Any], int]:

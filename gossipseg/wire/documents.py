@@ -271,12 +271,14 @@ class RoundsDoc(Document):
     """rounds; otherwise there is no coordinator, and all else is empty."""
     round: int = 0
     """The federation round under way, from 1."""
-    attempt: int = 0
+    attempt: int | None = None
+    """null: nobody can lead."""
     coordinator: str = ""
     leading: bool = False
     """This site is the coordinator."""
     state: str = ""
-    """What this site does for the round, in words."""
+    """What this site does for the round: core.rounds_view.RoundsView"""
+    reason: str = ""
     quorum: int = 0
     """Sites that must contribute, and store."""
     deadline_s: float | None = None

@@ -144,7 +144,7 @@ def test_rounds_say_who_leads_who_is_missing_and_why(daemon: Any, ctl: Any) -> N
     assert plain(result.out)
     for line in (
         r"round +8, attempt 1, led by south",
-        r"here +waiting for the common model",
+        r"here +waiting: for the common model",
         r"quorum +2 of 3 sites",
         r"deadline +in 1 min",
         r"common model +of round 7, 5f3c5f3c, from north, south",

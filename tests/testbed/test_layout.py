@@ -132,8 +132,8 @@ def test_a_peers_file_decides_and_flags_decide_over_it(data: list[Path], tmp_pat
 
 
 def test_an_unknown_algorithm_is_named_with_the_known_ones(data: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--algorithm = 'fedavg'.*gcml, local, gossip_average"):
-        layout.init_testbed(tmp_path / "bed", data, Wanted(algorithm="fedavg"))
+    with pytest.raises(ConfigError, match=r"--algorithm = 'fedsgd'.*gcml, local, gossip_average"):
+        layout.init_testbed(tmp_path / "bed", data, Wanted(algorithm="fedsgd"))
 
 
 def test_a_folder_without_testbed_is_refused(tmp_path: Path) -> None:
