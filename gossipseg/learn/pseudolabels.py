@@ -103,10 +103,11 @@ def body(grey: np.ndarray) -> np.ndarray:
 
 
 def merge_alike(segments: np.ndarray, image: np.ndarray, below: float) -> np.ndarray:
-    """Unite touching segments whose means differ by less than `below`; integers from 1."""
+    """Unite segments that touch, also at a corner, and whose means differ by less than `below`; from 1."""
     count = int(segments.max()) + 1
     means = ndimage.mean(image, segments, np.arange(count))
     pairs = [(segments[1:], segments[:-1]), (segments[:, 1:], segments[:, :-1])]
+    pairs += [(segments[1:, 1:], segments[:-1, :-1]), (segments[1:, :-1], segments[:-1, 1:])]
     a, b = (np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1))
     alike = np.abs(means[a] - means[b]) < below
     graph = sparse.coo_array((np.ones(int(alike.sum())), (a[alike], b[alike])), shape=(count, count))
@@ -189,6 +190,6 @@ def _read(path: Path) -> np.ndarray | None:
     """The file, mapped; None where there is none, or only a part of one."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     return found if isinstance(found, np.ndarray) else None
