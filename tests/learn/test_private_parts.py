@@ -1,0 +1,144 @@
+"""Algorithms whose networks have parts of a site's own, through the real trainer: FedOAP and FedSCA."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gossipseg.algos.params import FedOapParams, FedScaParams
+from gossipseg.learn import jobs
+from tests.learn.harness import make_spec, make_trainer, write_png_site
+
+ADAPTED = {"name": "adapted_unetr", "width": 2, "dropout": 0.0, "options": {"adapter_width": 3}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_png_site(tmp_path_factory.mktemp("site"))
+
+
+def oap(data: Path, state: Path, site: str = "north", **algorithm: Any) -> Any:
+    spec = make_spec(
+        data,
+        state,
+        site=site,
+        algorithm=FedOapParams(**algorithm),
+        network={"name": "dca_unet"},
+        training={"output": "sigmoid"},
+    )
+    return make_trainer(spec)
+
+
+def sca(data: Path, state: Path, site: str = "north", **algorithm: Any) -> Any:
+    spec = make_spec(
+        data,
+        state,
+        site=site,
+        algorithm=FedScaParams(**{"warmup_rounds": 0, **algorithm}),
+        network=ADAPTED,
+        training={"learning_rate": 0.01},
+    )
+    return make_trainer(spec)
+
+
+def weights(trainer: Any) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in trainer.student.weights().items()}
+
+
+def update_of(trainer: Any, order: jobs.StartRound) -> jobs.UpdateFile:
+    done = trainer.run_round(order)
+    assert done.export is not None, done.warning
+    site = trainer.setup.spec.site
+    return jobs.UpdateFile(site, done.export.path, done.export.cases, done.export.steps)
+
+
+def common_of(trainer: Any, round: int, *updates: jobs.UpdateFile) -> tuple[jobs.CommonModel, Any]:
+    made = trainer.aggregate(jobs.Aggregate(round, 0, list(updates)))
+    assert made.export is not None and not made.refused, made
+    return jobs.CommonModel(made.export.path, f"{round}" * 64, round), made.notes
+
+
+def first_weights(trainer: Any, order: jobs.StartRound) -> dict[str, Tensor]:
+    """Those with which a round begins; runs it."""
+    seen: list[dict[str, Tensor]] = []
+    trainer._gate = lambda: seen.append(weights(trainer))
+    assert not trainer.run_round(order).warning
+    return seen[0]
+
+
+# ---------------------------------------------------------------- FedOAP
+
+
+def test_rho_stays_at_the_site(data: Path, tmp_path: Path) -> None:
+    one, two = oap(data, tmp_path / "a"), oap(data, tmp_path / "b", "south")
+    updates = [update_of(t, jobs.StartRound(1, export=True)) for t in (one, two)]
+    common, _ = common_of(one, 1, *updates)
+    travelled, before = load_file(common.path), weights(two)
+    rho = {n for n in before if n.split(".")[1] in ("query_bottleneck", "query", "adapter", "head")}
+    assert rho and travelled.keys() == before.keys() - rho
+    begun = first_weights(two, jobs.StartRound(2, start_from=common))
+    assert all(torch.equal(begun[n], before[n]) for n in rho)
+    assert all(torch.equal(begun[n], travelled[n].float()) for n in travelled)
+    after = weights(two)
+    assert all(any(not torch.equal(after[n], begun[n]) for n in names) for names in (rho, travelled))
+
+
+def test_a_late_joiner_keeps_gamma_for_a_round(data: Path, tmp_path: Path) -> None:
+    one, late = oap(data, tmp_path / "a"), oap(data, tmp_path / "b", "south")
+    common, _ = common_of(one, 1, update_of(one, jobs.StartRound(1, export=True)))
+    begun = first_weights(late, jobs.StartRound(1, start_from=common, settling_in=True))
+    after = weights(late)
+    changed = {n.split(".")[1] for n in begun if not torch.equal(begun[n], after[n])}
+    assert changed == {"query_bottleneck", "query", "adapter", "head"}
+
+
+def test_finetuning_perturbs_and_the_best_is_deployed(data: Path, tmp_path: Path) -> None:
+    trainer = oap(data, tmp_path / "a", tau=0.3, sigma=1.0, lambda_=0.5)
+    assert "perturbed" not in trainer.run_round(jobs.StartRound(1)).terms
+    done = trainer.run_round(jobs.StartRound(2, finetuning=True))
+    assert done.terms["perturbed"] != done.terms["seg"] and 0 < done.terms["wrong"] <= 1
+    assert trainer.history.best_finetuned == done.dice_val
+
+
+# ---------------------------------------------------------------- FedSCA
+
+
+def test_each_site_goes_on_from_its_own_mixture(data: Path, tmp_path: Path) -> None:
+    sites = ("north", "south", "west")
+    trainers = {site: sca(data, tmp_path / site, site) for site in sites}
+    initial = weights(trainers["west"])
+    updates = [update_of(trainers[s], jobs.StartRound(1, export=True)) for s in sites[:2]]
+    sent = [load_file(u.path) for u in updates]
+    low = {n for n in initial if ".low_adapter." in n}
+    assert all(s.keys() == low | {f"delta/{n}" for n in low} for s in sent)
+    up = next(n for n in low if n.endswith("up.weight"))
+    assert torch.equal(sent[0]["delta/" + up], sent[0][up]), "W_0, where up is 0, is the first anchor"
+
+    common, notes = common_of(trainers["north"], 1, *updates)
+    assert notes["similarity"]["sites"] == ["north", "south"]
+    travelled = load_file(common.path)
+    assert travelled.keys() == {f"{s}:{n}" for s in sites[:2] for n in low}
+
+    before = weights(trainers["south"])
+    begun = first_weights(trainers["south"], jobs.StartRound(2, start_from=common, export=True))
+    assert all(torch.equal(begun[n], travelled[f"south:{n}"].float()) for n in low)
+    assert all(torch.equal(begun[n], before[n]) for n in begun.keys() - low)
+    outbox = tmp_path / "south" / "outbox" / "round-2.safetensors"
+    after, second = weights(trainers["south"]), load_file(outbox)
+    torch.testing.assert_close(second["delta/" + up].float(), after[up] - begun[up], rtol=1e-3, atol=1e-6)
+
+    begun = first_weights(trainers["west"], jobs.StartRound(1, start_from=common))
+    assert all(torch.equal(begun[n], initial[n]) for n in low), "its update was not in it"
+
+
+def test_in_the_warm_up_all_get_the_average(data: Path, tmp_path: Path) -> None:
+    one, west = sca(data, tmp_path / "a", warmup_rounds=1), sca(data, tmp_path / "b", "west", warmup_rounds=1)
+    common, _ = common_of(one, 1, update_of(one, jobs.StartRound(1, export=True)))
+    travelled = load_file(common.path)
+    begun = first_weights(west, jobs.StartRound(1, start_from=common))
+    assert travelled and all(torch.equal(begun[n], t.float()) for n, t in travelled.items())
