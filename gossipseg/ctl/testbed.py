@@ -219,6 +219,9 @@ def name_missing(outcome: Outcome) -> None:
     """To stderr: sites that did not finish, and what the report lacks."""
     for complaint in outcome.complaints:
         print(f"gossipctl: {complaint}", file=sys.stderr)
+    for round, sites in outcome.document["closed_without"].items():
+        without = ", ".join(f"{site} ({reason})" for site, reason in sites.items())
+        print(f"gossipctl: round {round} was closed without {without}", file=sys.stderr)
     for site in outcome.result.missing:
         print(f"gossipctl: {site.name} did not finish: {site.state}. {site.reason}".rstrip(), file=sys.stderr)
 

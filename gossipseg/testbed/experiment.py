@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gossipseg.errors import AlreadyRunning, ConfigError
+from gossipseg.errors import EXIT_FAILED, EXIT_OK, AlreadyRunning, ConfigError
 from gossipseg.testbed import dataset, processes, report, synthetic
 from gossipseg.testbed import layout as layouts
 from gossipseg.testbed.layout import Layout, Wanted
@@ -76,6 +76,8 @@ def site_count(sites: str | None) -> int:
 def run_experiment(layout: Layout, display: Display, *, timeout_s: float | None = None) -> Outcome:
     """Run to the end and write report.json, report.png and report.html into the testbed's folder."""
     result = Run(layout, display, timeout_s=timeout_s).run()
+    if report.closed_without(result) and result.exit_code == EXIT_OK:
+        result.exit_code = EXIT_FAILED
     report.write_json(result, layout.root)
     outcome = Outcome(result, report.document(result), layout.root)
     if any(site.status is not None for site in result.sites):

@@ -198,6 +198,9 @@ def members(status: StatusDoc) -> Text:
     return Text(", ".join(shown), style="yellow" if worried else "")
 
 
+_HELD = {"update": "its update", "global": "the common model"}
+
+
 def sentence(record: Record) -> str | None:
     """An event of the log in words; None for what is not worth a line."""
     peer, reason = record.get("site", ""), record.get("reason", "")
@@ -208,7 +211,17 @@ def sentence(record: Record) -> str | None:
         case "round_finished":
             return _round(record)
         case "transfer_done":
-            return f"sent its model to {peer}"
+            return f"sent {_HELD.get(str(record.get('holds')), 'its model')} to {peer}"
+        case "round_led":
+            return f"leads round {record.get('round')}, attempt {record.get('attempt')}"
+        case "round_committed":
+            return _committed(record)
+        case "round_passed":
+            return f"round {record.get('round')} goes to the next coordinator{because}"
+        case "round_alone":
+            return f"trains alone{because}"
+        case "update_refused":
+            return f"{peer} did not take its update{because}"
         case "visit_refused":
             return f"refused {peer}'s model{because}"
         case "visit_reverted":
@@ -224,6 +237,13 @@ def sentence(record: Record) -> str | None:
         case "finished":
             return "finished"
     return None
+
+
+def _committed(record: Record) -> str:
+    contributors, absent = record.get("contributors") or (), record.get("absent") or {}
+    text = f"round {record.get('round')} is closed, with {', '.join(contributors)}"
+    missing = ", ".join(f"{site} ({reason})" for site, reason in absent.items())
+    return text + (f"; without {missing}" if missing else "")
 
 
 def _round(record: Record) -> str:

@@ -60,6 +60,7 @@ def render(
         f'<p class="faint">{_when(result)} &middot; {_minutes(result.wall_s)} &middot; '
         f"gossipseg {escape(__version__)}</p>",
         *(_missing(result)),
+        *(_incomplete(doc)),
         "<h2>Segmentation quality and traffic</h2>",
         f'<div class="scroll">{_table(doc)}</div>',
         '<p class="faint">Dice of each site’s deployment model (the running average of its training model) '
@@ -88,6 +89,15 @@ def _exchanges(timeline: bytes | None) -> list[str]:
         "time until the receiver was done with it.</p>",
         _image(timeline, "Which site sent a model to which, and when"),
     ]
+
+
+def _incomplete(doc: Mapping[str, Any]) -> list[str]:
+    """Rounds that were closed without a listed site."""
+    lines = []
+    for number, sites in doc["closed_without"].items():
+        without = ", ".join(f"{site} ({reason})" for site, reason in sites.items())
+        lines.append(f'<p class="bad">Round {escape(number)} was closed without {escape(without)}.</p>')
+    return lines
 
 
 def _missing(result: RunResult) -> list[str]:

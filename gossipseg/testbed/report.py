@@ -70,6 +70,7 @@ def document(result: RunResult) -> dict[str, Any]:
         "schema": SCHEMA,
         "algorithm": result.algorithm,
         "wall_s": round(result.wall_s, 2),
+        "closed_without": {str(number): sites for number, sites in closed_without(result).items()},
         "sites": [_site(site) for site in result.sites],
     }
 
@@ -93,8 +94,20 @@ def _site(site: SiteResult) -> dict[str, Any]:
 
 
 def merged(site: SiteResult) -> int:
-    """Models whose content this site took in (from its event log, so that a restart loses none)."""
-    return sum(1 for e in site.events if e.get("event") == "round_finished" and e.get("visit") == "merged")
+    """Models whose content this site took in (from its event log, so that a restart loses none): visitors,
+    or common models."""
+    visits = sum(1 for e in site.events if e.get("event") == "round_finished" and e.get("visit") == "merged")
+    return visits + len({e.get("round") for e in site.events if e.get("event") == "round_committed"})
+
+
+def closed_without(result: RunResult) -> dict[int, dict[str, str]]:
+    """Federation round → the listed sites whose updates are not in its common model, and why."""
+    found: dict[int, dict[str, str]] = {}
+    for site in result.sites:
+        for e in site.events:
+            if e.get("event") == "round_committed" and e.get("absent"):
+                found[int(e["round"])] = dict(e["absent"])
+    return dict(sorted(found.items()))
 
 
 def curve(site: SiteResult, began_at: float) -> Curve:
@@ -122,6 +135,8 @@ def exchanges(result: RunResult) -> list[Exchange]:
             key, at = (sender, str(e.get("hash", ""))), float(e["t"]) - result.began_at
             if name == "model_arrived":
                 arrived[key] = Exchange(sender, site.name, at)
+                if e.get("holds") in ("update", "global"):  # it waits for nobody's visit
+                    arrived[key].outcome, arrived[key].done_s = "merged", at
                 found.append(arrived[key])
             elif name in _OUTCOMES and key in arrived:
                 arrived[key].outcome, arrived[key].done_s = _OUTCOMES[name], at

@@ -76,6 +76,14 @@ def test_the_table_says_why_a_site_is_gone() -> None:
             "round 4, kept out north's model, test Dice 0.500",
         ),
         ({"event": "transfer_done", "site": "north"}, "sent its model to north"),
+        ({"event": "transfer_done", "site": "north", "holds": "update"}, "sent its update to north"),
+        ({"event": "transfer_done", "site": "north", "holds": "global"}, "sent the common model to north"),
+        ({"event": "round_led", "round": 3, "attempt": 1}, "leads round 3, attempt 1"),
+        (
+            {"event": "round_committed", "round": 3, "contributors": ["a", "b"], "absent": {"c": "dead"}},
+            "round 3 is closed, with a, b; without c (dead)",
+        ),
+        ({"event": "round_alone", "reason": "no quorum"}, "trains alone (no quorum)"),
         ({"event": "member_dead", "site": "north"}, "north is dead"),
         (
             {"event": "peer_refused", "site": "north", "reason": "contract: task.channels"},

@@ -32,11 +32,15 @@ SITE_SCHEMA = {
 }
 REPORT_SCHEMA = {
     "type": "object",
-    "required": ["schema", "algorithm", "wall_s", "sites"],
+    "required": ["schema", "algorithm", "wall_s", "closed_without", "sites"],
     "properties": {
         "schema": {"const": 1},
         "algorithm": {"enum": ["gcml", "local", "gossip_average"]},
         "wall_s": {"type": "number"},
+        "closed_without": {
+            "type": "object",
+            "additionalProperties": {"type": "object", "additionalProperties": {"type": "string"}},
+        },
         "sites": {"type": "array", "items": SITE_SCHEMA, "minItems": 1},
     },
     "additionalProperties": False,
@@ -113,6 +117,20 @@ def test_the_report_has_the_promised_fields_and_no_others(result: RunResult, tmp
 
 def test_merged_models_are_counted_from_the_event_log(result: RunResult) -> None:
     assert [report.merged(site) for site in result.sites] == [0, 2]
+
+
+def test_rounds_closed_without_a_site_are_told_with_the_reason() -> None:
+    def committed(t: float, number: int, absent: dict[str, str]) -> dict[str, Any]:
+        common = exchange(t, "round_committed", "north", "cc", round=number, contributors=["north"])
+        return {**common, "absent": absent}
+
+    events = [committed(5, 1, {}), committed(9, 2, {"valley": "dead"})]
+    arrived = exchange(8, "model_arrived", "valley", "uu", round=2, holds="update")
+    run = RunResult("fedavg", BEGAN, 12, [SiteResult("north", "finished", events=[arrived, *events])])
+    assert report.closed_without(run) == {2: {"valley": "dead"}}
+    assert report.document(run)["closed_without"] == {"2": {"valley": "dead"}}
+    assert report.merged(run.sites[0]) == 2
+    assert [e.outcome for e in report.exchanges(run)] == ["merged"], "an update waits for nobody's visit"
 
 
 def test_a_site_that_never_answered_is_in_the_report(tmp_path: Path) -> None:
