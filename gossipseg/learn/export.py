@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gossipseg.errors import LocalError
 from gossipseg.learn import bundle, cli
-from gossipseg.learn.session import Deployment, load_deployment
+from gossipseg.learn.session import Deployment, load_deployment, must_segment
 from gossipseg.store import atomic_write
 
 OUTPUT_MODE = 0o644
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     deployment = load_deployment(cli.spec_of(args))
+    must_segment(deployment)
     files = export(deployment, Path(args.out))
     document = {
         "schema": 1,

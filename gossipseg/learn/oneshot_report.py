@@ -29,7 +29,7 @@ from gossipseg.learn.datalist import SPLITS, load_cases
 from gossipseg.learn.evaluate import foreground_names, mean_of
 from gossipseg.learn.oneshot import OneShot, OnPrediction, one_shot
 from gossipseg.learn.overlays import triplet
-from gossipseg.learn.params import ONE_SHOT_ALGORITHM, SplitName
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, SplitName, WorkerSpec
 from gossipseg.learn.readers import Volume
 from gossipseg.learn.session import Deployment, load_deployment
 from gossipseg.learn.slices import slices_of
@@ -50,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(args: argparse.Namespace) -> int:
-    spec = cli.spec_of(args)
+    return evaluate(cli.spec_of(args), args)
+
+
+def evaluate(spec: WorkerSpec, args: argparse.Namespace) -> int:
+    """The command, also as `python -m gossipseg.learn.evaluate` of a site with a one-shot algorithm."""
     deployment = load_deployment(spec, initial=args.initial)
     saver = _overlay_saver(Path(args.overlays), args.max_overlays, deployment) if args.overlays else None
     show = cli.progress()

@@ -28,7 +28,7 @@ from gossipseg.learn.data import load_image
 from gossipseg.learn.datalist import Case, case_stem
 from gossipseg.learn.evaluate import foreground_names, labels_of, predict_logits
 from gossipseg.learn.readers import Volume, is_raster
-from gossipseg.learn.session import Deployment, load_deployment
+from gossipseg.learn.session import Deployment, load_deployment, must_segment
 from gossipseg.learn.transforms import restore
 from gossipseg.store import atomic_write
 
@@ -47,6 +47,7 @@ def _predict(args: argparse.Namespace) -> int:
     cases = [_case(text) for text in args.images]
     outputs = _output_paths(cases, Path(args.out))
     deployment = load_deployment(cli.spec_of(args))
+    must_segment(deployment)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     show, done, failed = cli.progress(), [], 0
     for i, (case, out) in enumerate(zip(cases, outputs, strict=True)):

@@ -5,6 +5,7 @@ What belongs here: `python -m gossipseg.learn.evaluate`. What must not: how a sc
 The document: {"schema": 1, "kind": "evaluation", "site", "split", "weights": "ema" | "initial", "round",
 "steps", "dice": {"mean", "per_class"}, "hd95": {"unit", "per_class"}, "cases": [{"id", "mean", "dice",
 "hd95", "false_positive_voxels", "false_positive_mm3"}], "unlabelled": [ids]}.
+With a one-shot algorithm it is that of oneshot_report.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from gossipseg.errors import DataError
-from gossipseg.learn import cli
+from gossipseg.learn import cli, oneshot_report
 from gossipseg.learn.data import load_image, load_label, needs_labels
 from gossipseg.learn.datalist import SPLITS, Case, load_cases
 from gossipseg.learn.evaluate import (
@@ -33,7 +34,9 @@ from gossipseg.learn.evaluate import (
 )
 from gossipseg.learn.overlays import triplet
 from gossipseg.learn.readers import Volume
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM
 from gossipseg.learn.session import Deployment, load_deployment
+from gossipseg.learn.setup import read_setup
 from gossipseg.learn.transforms import restore
 
 SaveOverlay = Callable[[Case, Volume, np.ndarray, np.ndarray, CaseScore], None]
@@ -54,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     spec = cli.spec_of(args)
+    if read_setup(spec).algorithm.name == ONE_SHOT_ALGORITHM:
+        return oneshot_report.evaluate(spec, args)
     deployment = load_deployment(spec, initial=args.initial)
     setup = deployment.setup
     cases = load_cases(setup.data, spec.site, needs_labels=needs_labels(setup)).of(args.split)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossipseg.errors import LocalError
+from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.amp import Compute, choose_compute
 from gossipseg.learn.checkpoint import intact
 from gossipseg.learn.model import build_model
-from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, WorkerSpec
 from gossipseg.learn.setup import Setup, read_setup
 from gossipseg.store import Checkpoints
 
@@ -62,6 +62,18 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
         int(checkpoint.get("steps", 0)),
         file,
     )
+
+
+def must_segment(deployment: Deployment) -> None:
+    """Raises ConfigError where the network gives features, which need a labelled scan to become labels."""
+    algorithm = deployment.setup.algorithm.name
+    if algorithm == ONE_SHOT_ALGORITHM:
+        raise ConfigError(
+            "its network segments by the example of a labelled scan only",
+            key="algorithm.name",
+            value=algorithm,
+            remedy="`gossipctl evaluate` takes each labelled scan of a split as the example in turn.",
+        )
 
 
 def newest_checkpoint(directory: Path) -> tuple[Path, dict[str, Any]]:

@@ -16,6 +16,7 @@ from gossipseg.learn import jobs
 from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.data import Item, SiteData
 from gossipseg.learn.datalist import Case
+from gossipseg.learn.export import main as export
 from gossipseg.learn.oneshot import (
     OneShot,
     PairScore,
@@ -26,6 +27,8 @@ from gossipseg.learn.oneshot import (
 )
 from gossipseg.learn.oneshot_report import main
 from gossipseg.learn.params import TaskParams
+from gossipseg.learn.predict import main as predict
+from gossipseg.learn.report import main as evaluate
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.sites import open_site
 from gossipseg.nets.output import NetOutput
@@ -56,7 +59,7 @@ class Colours(nn.Module):
 def scan(
     name: str, looks: list[int | None], *, decoys: tuple[int, ...] = (), stone: int | None = None
 ) -> Item:
-    """A volume whose organ, 4 rows high, looks so in each slice (None: none); a pixel has one of four colours.
+    """A volume whose organ, 4 rows high, looks so in each slice (None: none); pixels have one of four colours.
 
     `decoys`: slices in which the same pixels look like the first part, but are not labelled.
     """
@@ -312,6 +315,27 @@ def test_the_command_writes_the_full_table(
     assert [p.name for p in shown] == ["validation_0.png", "validation_1.png"]
     with Image.open(shown[0]) as picture:
         assert picture.size[0] > 3 * 256 - 100
+
+
+def test_evaluate_is_one_shot_where_the_algorithm_is(scans: Path, tmp_path: Path) -> None:
+    spec = make_spec(scans, tmp_path / "state")
+    write_checkpoint(spec)
+    _, wanted = report(spec, tmp_path, "--split", "test")
+    out = tmp_path / "evaluate.json"
+    assert evaluate(["--spec", spec_file(tmp_path, spec), "--split", "test", "--json", str(out)]) == 0
+    assert json.loads(out.read_text()) == wanted
+
+
+@pytest.mark.parametrize("command", [predict, export])
+def test_features_are_no_segmentation(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: Any
+) -> None:
+    spec = make_spec(scans, tmp_path / "state")
+    write_checkpoint(spec)
+    image = str(scans / "images" / "test_0.nii.gz")
+    images = [image] if command is predict else []
+    assert command(["--spec", spec_file(tmp_path, spec), "-o", str(tmp_path / "out"), *images]) == 78
+    assert "gossipctl evaluate" in capsys.readouterr().err
 
 
 def test_slices_are_said_to_be_slices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
