@@ -33,8 +33,8 @@ from gossipseg.learn.evaluate import (
     summarise,
 )
 from gossipseg.learn.overlays import triplet
-from gossipseg.learn.readers import Volume
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM
+from gossipseg.learn.readers import Volume
 from gossipseg.learn.session import Deployment, load_deployment
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.transforms import restore

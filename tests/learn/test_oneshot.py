@@ -59,7 +59,7 @@ class Colours(nn.Module):
 def scan(
     name: str, looks: list[int | None], *, decoys: tuple[int, ...] = (), stone: int | None = None
 ) -> Item:
-    """A volume whose organ, 4 rows high, looks so in each slice (None: none); pixels have one of four colours.
+    """A volume whose organ, 4 rows high, looks so in each slice (None: none), in one of four colours.
 
     `decoys`: slices in which the same pixels look like the first part, but are not labelled.
     """
