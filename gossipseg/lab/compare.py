@@ -32,7 +32,7 @@ def compare(
     common = study.study(wanted)
     plans = study.plans(common, chosen, seed_numbers, out / "pictures")
     settings = json.loads(json.dumps(common.document()))
-    runs.prepare(out, settings)
+    runs.prepare(out, common.identity())
     display = make_display(quiet=as_json)
     try:
         outcome = runs.run_all(out, plans, jobs, display)

@@ -18,7 +18,7 @@ from typing import Any
 
 from gossipseg import config
 from gossipseg.core.node import NodeState
-from gossipseg.core.params import MembershipParams
+from gossipseg.core.params import MembershipParams, RoundsParams
 from gossipseg.errors import LocalError
 from gossipseg.lab import virtual_time
 from gossipseg.lab.pace import STEP_S, Pace
@@ -134,6 +134,7 @@ class _Federation:
             pace,
             contract,
             transfer_timeout_s=self._settings.gossip.transfer_timeout_s,
+            coordinated=self._settings.algorithm.exchange == "rounds",
             broke=self._break,
         )
 
@@ -147,12 +148,28 @@ class _Federation:
             contract=contract,
             membership=membership_in(self._round_s),
             gossip=settings.gossip,
-            exchanges=settings.algorithm.exchange == "gossip",
+            exchange=settings.algorithm.exchange,
+            rounds_params=self._rounds_params(),
+            every_rounds=getattr(settings.algorithm, "every_rounds", 1),
+            finetune_rounds=getattr(settings.algorithm, "finetune_rounds", 0),
             rounds=plan.budget(name),
             rng=random.Random(f"{plan.seed}/{name}/node"),
             sign=_sign,
             max_model_bytes=settings.wire.max_model_bytes,
             strict=True,
+        )
+
+    def _rounds_params(self) -> RoundsParams:
+        """A coordinator that waits for the slowest site, and not for one that is away."""
+        every = getattr(self._settings.algorithm, "every_rounds", 1)
+        turn_s = every * self._round_s * max(self._plan.speed.values(), default=1.0)
+        return replace(
+            self._settings.rounds,
+            deadline_s=2 * turn_s,
+            patience_s=self._round_s,
+            alone_after_s=8 * turn_s,
+            poll_interval_s=self._round_s / 20,
+            request_timeout_s=self._round_s / 4,
         )
 
     def _break(self, error: BaseException) -> None:
@@ -201,7 +218,7 @@ class _Federation:
             "model_bytes_in": site.moved.bytes_in,
             "sent": sum(site.moved.sent_to.values()),
             "sent_to": dict(sorted(site.moved.sent_to.items())),
-            "merged": node.count("merged"),
+            "merged": node.count("merged") + site.moved.commons,
             "merged_from": {s: n for s in others if (n := node.count("merged", s))},
             "reverted": node.count("reverted"),
             "absences": self._paces[name].absences,
@@ -236,6 +253,7 @@ def row(
         "parameters": sum(p.numel() for p in training.trainer.student.model.parameters()),
         "seconds": round(sum(training.spent_s.values()), 3),
         "seconds_by": {what: round(s, 3) for what, s in sorted(training.spent_s.items())},
+        "cpu_seconds_by": {what: round(s, 3) for what, s in sorted(training.cpu_s.items())},
         "cases": case_rows(scores),
         "curve": [[number, dice] for number, dice in curve],
     }

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 STEP_S = 1.0
 """One gradient evaluation of a site of ordinary speed."""
+COMBINING_STEPS = 0.5
+"""The coordinator's work takes as long as so many steps."""
 JITTER = 0.1
 """No two rounds of life take the same time: each is so much shorter or longer, at most."""
 AWAY_ROUNDS = (0.5, 2.5)
@@ -33,6 +35,7 @@ class Pace:
         self._step_s, self._steps, self._dropout = STEP_S * slowness, steps_per_round, dropout
         self._away = away
         self.absences = 0
+        self.combining_s = COMBINING_STEPS * STEP_S * slowness
 
     def before(self, round: int) -> float:
         """Seconds until the round may begin: 0, unless the site vanishes now."""

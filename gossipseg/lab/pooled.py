@@ -87,7 +87,8 @@ class _Pooled:
         # One trainer served all: each site's row bears its share of the cost.
         share = len(plan.sites)
         found["seconds"] = round(found["seconds"] / share, 3)
-        found["seconds_by"] = {k: round(v / share, 3) for k, v in found["seconds_by"].items()}
+        for key in ("seconds_by", "cpu_seconds_by"):
+            found[key] = {k: round(v / share, 3) for k, v in found[key].items()}
         found["gradient_evaluations"] //= share
         return {**found, **NO_TRAFFIC}
 

@@ -45,16 +45,16 @@ class Outcome:
 # ---------------------------------------------------------------- the folder
 
 
-def prepare(out: Path, settings: Mapping[str, Any]) -> None:
+def prepare(out: Path, identity: Mapping[str, Any]) -> None:
     """Make the folder one for these settings. Raises ConfigError when it holds runs of others."""
     file = out / "settings.json"
-    wanted = json.loads(json.dumps(settings))
+    wanted = json.loads(json.dumps(identity))
     if file.exists():
         held = read_json(file)
         if held.get("settings") != wanted:
             key, ours, theirs = first_difference(wanted, held.get("settings"))
             raise ConfigError(
-                f"this folder holds runs with {theirs}",
+                f"this folder holds runs {theirs}",
                 file=file,
                 key=key,
                 value=ours,
@@ -76,7 +76,7 @@ def finished(out: Path, plan: RunPlan) -> dict[str, Any] | None:
     document = read_json(file)
     if document.get("fingerprint") != plan.settings:
         raise ConfigError(
-            f"{plan.label} was run here with other settings of the algorithm or of the code's defaults",
+            f"{plan.label} was run here with other settings of the algorithm",
             file=file,
             remedy="Remove the file to run it again, or give another --out.",
         )
@@ -105,7 +105,7 @@ def first_difference(ours: Any, theirs: Any, prefix: str = "") -> tuple[str, Any
         for key in sorted({**ours, **theirs}):
             if ours.get(key) != theirs.get(key):
                 return first_difference(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else key)
-    return prefix, ours, "nothing there" if theirs is None else repr(theirs)
+    return prefix, ours, "without it" if theirs is None else f"with {theirs!r}"
 
 
 # ---------------------------------------------------------------- running

@@ -12,14 +12,14 @@ import asyncio
 import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from gossipseg.core import effects, events
 from gossipseg.core.messages import Reply, Request
 from gossipseg.core.node import NodeState
-from gossipseg.core.types import ModelRef, Site
+from gossipseg.core.types import ModelKind, ModelRef, Site
 from gossipseg.errors import PeerError, PeerRefused
 from gossipseg.lab.pace import Pace
 from gossipseg.lab.training import Training
@@ -37,6 +37,8 @@ class Moved:
     bytes_out: int = 0
     bytes_in: int = 0
     sent_to: Counter[str] = field(default_factory=Counter)
+    commons: int = 0
+    """Rounds that began from a common model."""
     notes: Counter[str] = field(default_factory=Counter)
     """How often the core noted what."""
 
@@ -54,6 +56,7 @@ class LabSite:
         contract: Contract,
         *,
         transfer_timeout_s: float,
+        coordinated: bool,
         broke: Callable[[BaseException], None],
     ) -> None:
         self.name, self.node, self.training = transport.site, node, training
@@ -61,7 +64,7 @@ class LabSite:
         self.finished = asyncio.Event()
         self.warnings: list[str] = []
         self._pace, self._contract, self._broke = pace, contract, broke
-        self._transfer_timeout_s = transfer_timeout_s
+        self._transfer_timeout_s, self._coordinated = transfer_timeout_s, coordinated
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -120,6 +123,8 @@ class LabSite:
             case effects.StartRound():
                 away_s = self._pace.before(effect.round)
                 self._loop.call_later(away_s, self._round, effect)
+            case effects.Aggregate():
+                self._loop.call_later(self._pace.combining_s, self._aggregate, effect)
             case effects.Note(event=name):
                 self.moved.notes[name] += 1
             case effects.Finished():
@@ -215,14 +220,21 @@ class LabSite:
         if (entry := effect.visit) is not None:
             path = str(self.store.path(entry.model.hash))
             visit = jobs.Visit(path, entry.model.hash, entry.frm, entry.model.steps, entry.model.cases)
-        return jobs.StartRound(effect.round, visit, effect.export)
+        common = None
+        if (model := effect.start_from) is not None:
+            common = jobs.CommonModel(str(self.store.path(model.hash)), model.hash, model.round)
+            self.moved.commons += 1
+        return jobs.StartRound(
+            effect.round, visit, effect.export, common, effect.settling_in, effect.finetuning
+        )
 
     def _round_done(self, report: jobs.RoundDone) -> None:
         visit = report.visit
         if report.warning:
             self.warnings.append(f"round {report.round}: {report.warning}")
         outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason) if visit else None
-        export = self._adopted(report)
+        export = self._adopted(report.export, report.round, "update" if self._coordinated else "model")
+        export = export and replace(export, dice_val=report.dice_val)
         self.inject(
             events.RoundFinished(
                 report.round, report.steps, report.dice_val, export, outcome, report.reverted
@@ -230,11 +242,32 @@ class LabSite:
         )
         self._collect()
 
-    def _adopted(self, report: jobs.RoundDone) -> ModelRef | None:
-        if report.export is None:
+    def _aggregate(self, effect: effects.Aggregate) -> None:
+        """The coordinator's work."""
+        files = [
+            jobs.UpdateFile(site, str(self.store.path(model.hash)), model.cases, model.steps)
+            for site, model in effect.updates
+        ]
+        try:
+            done = self.training.trainer.aggregate(jobs.Aggregate(effect.round, effect.attempt, files))
+            model = self._adopted(done.export, done.round, "global")
+        except Exception as e:
+            self._broke(e)
+            raise
+        refused = tuple(sorted(done.refused.items()))
+        if model is None:
+            reason = done.reason or "not_stored"
+            self.warnings.append(f"federation round {done.round}: not combined: {reason} {done.detail}")
+            self.inject(events.AggregationFailed(done.round, done.attempt, reason, refused))
+        else:
+            sites = tuple(sorted(done.contributors))
+            self.inject(events.Aggregated(done.round, done.attempt, model, sites, refused))
+
+    def _adopted(self, export: jobs.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
+        if export is None:
             return None
-        hash_, size = self.store.adopt(Path(report.export.path))
-        return ModelRef(hash_, size, report.round, report.steps, report.export.cases, report.dice_val)
+        hash_, size = self.store.adopt(Path(export.path))
+        return ModelRef(hash_, size, round, export.steps, export.cases, kind=kind)
 
     def _collect(self) -> None:
         """Remove the files nobody will ask for again."""

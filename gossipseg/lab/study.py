@@ -92,11 +92,16 @@ class Study:
         return [site.name for site in self.sites]
 
     def document(self) -> dict[str, Any]:
-        """As JSON; two documents differ where results may."""
+        """All settings, defaults among them, as JSON."""
         federation = dataclasses.asdict(variants.validated(self.sections, "peers.yaml"))
         del federation["sites"], federation["algorithm"], federation["seed"]
+        return {**self.identity(), "federation": _plain(federation)}
+
+    def identity(self) -> dict[str, Any]:
+        """What was chosen, as JSON: runs of one folder agree in it. A setting that a later version adds is
+        not among them, so that a study can go on."""
         return {
-            "federation": _plain(federation),
+            "chosen": _plain({k: v for k, v in self.sections.items() if k != "seed"}),
             "sites": {s.name: {"cases": dict(s.cases), "digest": s.digest} for s in self.sites},
             "rounds": self.rounds,
             "site_dropout": self.site_dropout,
@@ -205,7 +210,13 @@ def _plan(study: Study, variant: Variant, seed: int, pictures: Path | None) -> R
     del sections["sites"]
     sections["seed"] = seed
     pooled = variants.pooled_steps(variant) if variant.name == POOLED else "all"
-    settings = {**study.document(), "algorithm": sections, "name": variant.name, "pooled": pooled}
+    settings = {
+        **study.identity(),
+        "algorithm": _plain(dataclasses.asdict(federation.algorithm)),
+        "variant": [variant.name, *variant.options],
+        "seed": seed,
+        "pooled": pooled,
+    }
     if isinstance(federation.algorithm, Coordinated) and federation.algorithm.finetune_rounds >= study.rounds:
         raise ConfigError(
             f"finetune_rounds ({federation.algorithm.finetune_rounds}) leaves no round to learn together",

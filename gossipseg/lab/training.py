@@ -107,13 +107,15 @@ class Training:
         self.evaluations = 0
         self.spent_s: defaultdict[str, float] = defaultdict(float)
         """Real seconds by activity: training, visit, validation, test."""
+        self.cpu_s: defaultdict[str, float] = defaultdict(float)
+        """The same of this process' own time, which other work on the machine does not stretch."""
         self._progress, self._equal = progress, equal_evaluations
         self._stayed = 0
-        self._last_s = time.perf_counter()
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
 
     def run(self, order: jobs.StartRound) -> Round:
         """Run the round. Raises LocalError as the trainer does."""
-        self._last_s = time.perf_counter()
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
         before = self.evaluations
         with self._steps_shared(self._models(order)):
             report = self.trainer.run_round(order)
@@ -155,22 +157,23 @@ class Training:
             self._progress(models, activity)
 
     def _spend(self, activity: str) -> None:
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         self.spent_s[activity] += now - self._last_s
-        self._last_s = now
+        self.cpu_s[activity] += cpu - self._last_cpu_s
+        self._last_s, self._last_cpu_s = now, cpu
 
     # ------------------------------------------------------------ scores
 
     def score(self, context: SiteContext, model: nn.Module) -> Scores:
         """Validation of a model at another site than the trainer's own."""
-        self._last_s = time.perf_counter()
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
         scores = context.score(model, "validation", lambda fraction: None)
         self._spend("validation")
         return scores
 
     def test(self, spec: WorkerSpec, save: SaveOverlay | None = None) -> Scores:
         """Dice and HD95 of the deployment model over the test cases of `spec`'s data, on the files' grids."""
-        self._last_s = time.perf_counter()
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
         setup = read_setup(spec)
         trainer = self.trainer
         deployed = trainer.student.ema
