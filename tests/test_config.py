@@ -277,6 +277,31 @@ BAD_PEERS = {
         "nan",
         "Correct",
     ),
+    "growing learning rate": (
+        ("task:\n", "training: {decay_factor: 1.1}\ntask:\n"),
+        "training.decay_factor",
+        1.1,
+        "Correct",
+    ),
+    "a fourth axis": (("channels: 3", "channels: 3\n  slice_axis: 3"), "task.slice_axis", 3, "Correct"),
+    "slices for another algorithm": (
+        ("channels: 3", "channels: 3\n  slice_axis: 2"),
+        "task.slice_axis",
+        2,
+        "fedcowpro",
+    ),
+    "slices for a 3-D network": (
+        ("channels: 3", "channels: 3\n  spatial_dims: 3\n  patch_size: [9, 9, 9]\n  slice_axis: 2"),
+        "task.slice_axis",
+        2,
+        "spatial_dims: 2",
+    ),
+    "encoder of another algorithm": (
+        ("task:\n", "network: {name: cowpro_encoder}\ntask:\n"),
+        "network.name",
+        "cowpro_encoder",
+        "fedcowpro",
+    ),
     "infinite": (
         ("task:\n", "training: {guard_drop: .inf}\ntask:\n"),
         "training.guard_drop",
@@ -598,6 +623,47 @@ def test_missing_file_and_folder_in_its_place(folder: Path) -> None:
     assert error.file == folder / "peers.yaml" and "gossipctl init" in error.remedy
     (folder / "peers.yaml").mkdir()
     assert "is a folder" in str(refused(folder))
+
+
+ONE_SHOT = """\
+federation: one-shot
+task: {name: organs, channels: 1, labels: {0: background, 1: liver}, patch_size: [96, 96], slice_axis: 2,
+       spacing_mm: [1.5, 1.5, 3], orientation: RAS}
+network: {name: cowpro_encoder, norm: group, width: 16, options: {depth: 18}}
+algorithm: {name: fedcowpro, pseudo_labels: cow}
+training: {optimizer: sgd, schedule: step_decay}
+"""
+
+
+def test_a_federation_that_learns_from_slices_of_volumes(tmp_path: Path) -> None:
+    path = tmp_path / "peers.yaml"
+    path.write_text(ONE_SHOT)
+    federation = config.load_federation(path)
+    assert federation.task.image_dims == 3
+    assert dict(config.contract(federation))["task.slice_axis"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("edit", "key", "remedy"),
+    [
+        (("cowpro_encoder", "unet"), "network.name", "fedcowpro"),
+        (("step_decay}", "step_decay, output: sigmoid}"), "training.output", "softmax"),
+        (("slice_axis: 2", "slice_axis: null"), "task.spacing_mm", "one number per axis"),
+        (("[96, 96]", "[96, 96, 96]"), "task.patch_size", "one number per axis"),
+        (
+            ("[96, 96], slice_axis: 2,", "[96, 96, 96], spatial_dims: 3,"),
+            "task.spatial_dims",
+            "slice_axis",
+        ),
+    ],
+)
+def test_bad_one_shot_federation(tmp_path: Path, edit: tuple[str, str], key: str, remedy: str) -> None:
+    path = tmp_path / "peers.yaml"
+    path.write_text(replaced(ONE_SHOT, *edit))
+    with pytest.raises(ConfigError) as caught:
+        config.load_federation(path)
+    assert caught.value.key == key
+    assert remedy in caught.value.remedy
 
 
 # ---------------------------------------------------------------- rules, contract, dump

@@ -192,6 +192,30 @@ def test_no_list_and_no_folders_says_what_is_expected(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_labels_may_be_lacking_where_none_are_needed(tmp_path: Path) -> None:
+    touch(tmp_path / "list", "images/a.png", "images/b.png", "masks/b.png")
+    write_list(tmp_path / "list", {"training": [{"image": "images/a.png"}], "validation": [entry("b")]})
+    splits = load_cases(DataParams(str(tmp_path / "list")), "north", needs_labels=False)
+    assert [case.label for case in splits.training] == [None]
+    assert splits.validation[0].label == tmp_path / "list" / "masks/b.png"
+    with pytest.raises(DataError, match="no label"):
+        load(tmp_path / "list")
+
+
+def test_folders_without_labels_or_with_some(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"images/c{i}.png" for i in range(9)))
+    data = DataParams(str(tmp_path))
+    assert sum(load_cases(data, "north", needs_labels=False).counts.values()) == 9
+    with pytest.raises(DataError, match="masks"):
+        load(tmp_path)
+    touch(tmp_path, "masks/c3.png")
+    splits = load_cases(data, "north", needs_labels=False)
+    assert {case.id for _, case in splits if case.label} == {"c3"}
+    touch(tmp_path, "masks/stray.png")
+    with pytest.raises(DataError, match="no image"):
+        load_cases(data, "north", needs_labels=False)
+
+
 def test_a_new_case_moves_no_old_one_to_another_split() -> None:
     cases = [Case(f"case{i}", Path(f"{i}.png"), Path("l")) for i in range(60)]
 
