@@ -167,6 +167,14 @@ def test_a_federation_without_sites_can_still_lend_its_task(folder: Path) -> Non
     assert "lists no sites" in str(refused(folder))
 
 
+def test_an_algorithm_that_needs_more_sites_than_are_listed(folder: Path) -> None:
+    doc = yaml.safe_load(PEERS)
+    doc.update(algorithm={"name": "fedsca"}, network={"name": "adapted_unetr"}, sites=doc["sites"][:1])
+    (folder / "peers.yaml").write_text(yaml.safe_dump(doc))
+    said = str(refused(folder))
+    assert "algorithm.name" in said and "needs 2 sites or more, and 1 is listed" in said
+
+
 def test_insecure_needs_no_certificates_on_loopback(folder: Path) -> None:
     text = replaced(replaced(PEERS, "certs/north.pem", '""'), "certs/south.pem", '""')
     (folder / "peers.yaml").write_text(text)
@@ -177,6 +185,18 @@ def test_insecure_needs_no_certificates_on_loopback(folder: Path) -> None:
 # ---------------------------------------------------------------- what is refused: peers.yaml
 
 BAD_PEERS = {
+    "network without private parts": (
+        ("  name: gcml\n  lambda: 0.3", "  name: fedoap"),
+        "network.name",
+        "sanet",
+        "dca_unet",
+    ),
+    "network without adapters": (
+        ("  name: gcml\n  lambda: 0.3", "  name: fedsca"),
+        "network.name",
+        "sanet",
+        "adapted_unetr",
+    ),
     "unknown key": (("federation: test", "federation: test\nsede: 3"), "sede", None, "`seed`"),
     "unknown key goes first": (
         ("  channels: 3", "  chanels: 3\n  spatial_dims: four"),

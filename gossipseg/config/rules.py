@@ -18,7 +18,14 @@ from gossipseg.config.problems import nearest
 from gossipseg.config.reading import Source
 from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
 from gossipseg.errors import ConfigError
-from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, one_shot_problem
+from gossipseg.learn.params import (
+    ONE_SHOT_NETWORK,
+    DataParams,
+    DeviceParams,
+    TaskParams,
+    TrainingParams,
+    one_shot_problem,
+)
 from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, split_address
 from gossipseg.wire.params import WireParams
@@ -162,6 +169,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
             "Make the time-out the shorter of the two.",
         )
     _check_unique(federation.sites, source)
+    _check_algorithm(federation, source)
     _check_quorum(federation, source)
     for i, site in enumerate(federation.sites):
         _check_address(site.address, f"sites.{i}.address", source, dialled=True)
@@ -271,6 +279,27 @@ def _check_unique(sites: list[ListedSite], source: Source) -> None:
                     f"Each site needs its own {noun}; correct or remove one of them.",
                 )
             seen[value] = i
+
+
+def _check_algorithm(federation: FederationFile, source: Source) -> None:
+    """The network has the parts that the algorithm needs, and there are enough sites for it."""
+    algorithm, network, listed = federation.algorithm, federation.network.name, len(federation.sites)
+    suited = getattr(algorithm, "networks", None)
+    if suited is not None and network not in suited and network != ONE_SHOT_NETWORK:
+        raise source.error(
+            f"{algorithm.name} needs a network with parts of a site's own",
+            "network.name",
+            network,
+            f"Write one of {', '.join(suited)}, or another algorithm.",
+        )
+    least = getattr(algorithm, "min_sites", 1)
+    if 0 < listed < least:
+        raise source.error(
+            f"needs {least} sites or more, and {listed} is listed",
+            "algorithm.name",
+            algorithm.name,
+            "List the other sites (`gossipctl peers add`), or choose `local`.",
+        )
 
 
 def _check_quorum(federation: FederationFile, source: Source) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from gossipseg import config
+from gossipseg.algos.params import params_class
 from gossipseg.core.params import GossipParams, RoundsParams
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkParams
@@ -72,6 +73,11 @@ SMALL_3D = Preset(
 )
 LOCAL_ROUNDS = RoundsParams(deadline_s=60.0, patience_s=15.0, alone_after_s=120.0, poll_interval_s=1.0)
 """A round takes seconds here, and a site that is killed on purpose is not waited for through a night."""
+NETWORK_OF = {
+    "fedoap": NetworkParams(name="dca_unet", width=8, dropout=0.0),
+    "fedsca": NetworkParams(name="adapted_unetr", width=8, dropout=0.0, options={"adapter_width": 16}),
+}
+"""Small networks for the algorithms that need one of their own."""
 _PATCH_STEP = 16
 
 
@@ -125,6 +131,9 @@ def sections(task: TaskParams, sizes: list[tuple[int, ...]]) -> tuple[dict[str, 
 def set_algorithm(sections: dict[str, Any], name: str) -> None:
     """Let the sections of a peers.yaml use this algorithm, with the network that it needs."""
     sections["algorithm"] = {"name": name}
+    suited = getattr(params_class(name), "networks", None)
+    if suited is not None and sections.get("network", {}).get("name", "sanet") not in suited:
+        sections["network"] = _plain(_changed(NETWORK_OF[name]))
 
 
 def from_file(path: Path) -> tuple[dict[str, Any], int]:

@@ -20,6 +20,10 @@ class Coordinated:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "rounds"
+    min_sites: ClassVar[int] = 1
+    """With fewer listed sites the algorithm means nothing, and is refused at start."""
+    networks: ClassVar[tuple[str, ...] | None] = None
+    """Networks that have the parts it needs, its own one first; None: any."""
     every_rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds that a site trains between two exchanges; 3 moves a third of the bytes."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 0

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from gossipseg.algos.params.common import Coordinated
+from gossipseg.nets.params import WITH_PRIVATE_PARTS
 
 
 @dataclass(frozen=True, slots=True)
 class FedOapParams(Coordinated):
     """Organ-agnostic personalised segmentation (arXiv 2511.18847); symbols as in ALGORITHMS §4."""
 
+    networks: ClassVar[tuple[str, ...] | None] = WITH_PRIVATE_PARTS
     name: Literal["fedoap"] = "fedoap"
     finetune_rounds: Annotated[int, Field(ge=0)] = 5
     """F: rounds of local fine-tuning with the perturbed boundary loss, at the end of the budget."""

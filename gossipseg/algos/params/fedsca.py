@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from gossipseg.algos.params.common import Coordinated
+from gossipseg.nets.params import WITH_ADAPTERS
 
 
 @dataclass(frozen=True, slots=True)
 class FedScaParams(Coordinated):
     """Federated tuning of adapters with similarity-guided aggregation (arXiv 2503.15390)."""
 
+    min_sites: ClassVar[int] = 2
+    networks: ClassVar[tuple[str, ...] | None] = WITH_ADAPTERS
     name: Literal["fedsca"] = "fedsca"
     aggregation: Literal["similarity", "simplex", "fedavg"] = "similarity"
     tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
