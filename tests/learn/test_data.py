@@ -308,3 +308,22 @@ def test_label_map_translates_and_leaves_other_values(tmp_path: Path) -> None:
     task = with_(VOLUME, label_map={255: 1, 128: 2, 7: 0})
     values = map_labels(np.array([[0, 1, 2, 7, 128, 255]], np.uint8), task, Path("l"))
     assert values.tolist() == [0, 1, 2, 0, 2, 1]
+
+
+def test_volumes_as_stacks_of_slices_keep_their_geometry(tmp_path: Path) -> None:
+    """For a 2-D network whose task names the axis: read, turned and resampled as volumes."""
+    affine = np.diag([-1.0, 2.0, 1.0, 1.0])
+    nifti_site(tmp_path, {"training": 1}, affine)
+    case = Case("training_0", tmp_path / "images/training_0.nii.gz", tmp_path / "labels/training_0.nii.gz")
+    volume = with_(VOLUME, orientation="RAS", spacing_mm=(1.0, 1.0, 2.0))
+    sliced = with_(volume, spatial_dims=2, slice_axis=2, patch_size=(32, 32))
+    wanted, found = load_item(case, volume), load_item(case, sliced)
+    assert found.image.shape == (1, 20, 47, 10)
+    assert torch.equal(found.image, wanted.image)
+    assert found.label is not None
+    assert wanted.label is not None
+    assert torch.equal(found.label, wanted.label)
+    png_site(tmp_path / "png", {"training": 1})
+    flat = Case("training_0", tmp_path / "png/images/training_0.png")
+    with pytest.raises(DataError, match="slice_axis"):
+        load_item(flat, with_(sliced, orientation=None, spacing_mm=None))
