@@ -214,7 +214,7 @@ def exchange(document: Document) -> bytes | None:
     columns = min(4, len(graphs))
     rows = math.ceil(len(graphs) / columns)
     side = WIDTH_IN / 4
-    figure = Figure(figsize=(WIDTH_IN, rows * (side + 0.25)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, rows * (0.66 * side + 0.3)), dpi=DPI, layout="constrained")
     grid = list(figure.subplots(rows, 4, squeeze=False).flat)
     colour = colours(list(document["algorithms"]))
     shown = [axes for i, axes in enumerate(grid) if i % 4 < columns]
@@ -259,10 +259,17 @@ def _graph(axes: Any, names: Sequence[str], sent: Mapping[tuple[str, str], float
         )
     for name, (x, y) in place.items():
         axes.scatter([x], [y], s=70, color=INK, zorder=3, linewidth=0)
-        axes.text(1.22 * x, 1.2 * y, name, ha="center", va="center", fontsize=7.5, color=INK)
-    axes.set_xlim(-1.75, 1.75)
-    axes.set_ylim(-1.4, 1.4)
+        side = "center" if abs(x) < 0.3 else "left" if x > 0 else "right"
+        axes.text(1.2 * x, 1.26 * y, _short(name), ha=side, va="center", fontsize=7.5, color=INK)
+    axes.set_xlim(-2.3, 2.3)
+    axes.set_ylim(-1.45, 1.45)
     axes.set_aspect("equal")
+
+
+def _short(name: str) -> str:
+    """A long name on two lines."""
+    middle = name.find("_", len(name) // 2 - 2)
+    return name if len(name) < 12 or middle < 0 else f"{name[: middle + 1]}\n{name[middle + 1 :]}"
 
 
 # ---------------------------------------------------------------- predictions

@@ -36,6 +36,11 @@ LIMITS = (
     "The intervals speak of other patients of the same sites. They say nothing of other hospitals, other "
     "scanners, or other settings of the methods."
 )
+ONE_SEED = (
+    "Each method was trained once. Trained again with other random numbers it may well change places with "
+    "another one, and the intervals do not know that: repeat with more --seeds before believing a small "
+    "difference."
+)
 
 
 def called(algorithm: str) -> str:
@@ -72,7 +77,7 @@ def sites_worse(summary: Summary) -> str:
         return ""
     worse = [s for s, i in summary.by_site_against_local.items() if i.verdict == "worse"]
     if worse:
-        return f"Harmed: {', '.join(worse)} would be better off training alone."
+        return f"Worse off than alone: {', '.join(worse)}."
     if summary.worst_gain < 0:
         return (
             f"The site that fares worst is {summary.worst_site} ({figure(summary.worst_gain)} against "
@@ -157,4 +162,5 @@ def conditions(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """The beginning of a sentence; an algorithm's name stays as the tables have it."""
+    return text[:1].upper() + text[1:] if text in NAMES.values() else text

@@ -1,0 +1,169 @@
+"""Means, gains, traffic and intervals against values worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gossipseg.lab import statistics
+from gossipseg.lab.statistics import bootstrap, patient_of
+
+
+def row(algorithm: str, seed: int, site: str, dice: dict[str, float], **more: Any) -> dict[str, Any]:
+    return {
+        "algorithm": algorithm,
+        "seed": seed,
+        "site": site,
+        "dice_test": sum(dice.values()) / len(dice),
+        "dice_val_tail": 0.5,
+        "hd95": 3.0,
+        "model_bytes_out": 0,
+        "gradient_evaluations": 10,
+        "seconds": 1.0,
+        "wire_model_bytes": 100,
+        "cases": [{"id": case, "dice": value} for case, value in dice.items()],
+        **more,
+    }
+
+
+def document(*runs: dict[str, Any], rounds: int = 4) -> dict[str, Any]:
+    names = list(dict.fromkeys(r["algorithm"] for r in runs))
+    sites = list(dict.fromkeys(r["site"] for r in runs))
+    return {"runs": list(runs), "algorithms": names, "sites": sites, "settings": {"rounds": rounds}}
+
+
+TWO_SITES = document(
+    row("local", 0, "a", {"p": 0.5, "q": 0.7}),
+    row("local", 0, "b", {"r": 0.4}),
+    row("local", 1, "a", {"p": 0.5, "q": 0.5}),
+    row("local", 1, "b", {"r": 0.6}),
+    row("gcml", 0, "a", {"p": 0.6, "q": 0.8}, model_bytes_out=300),
+    row("gcml", 0, "b", {"r": 0.4}, model_bytes_out=100),
+    row("gcml", 1, "a", {"p": 0.7, "q": 0.5}, model_bytes_out=200),
+    row("gcml", 1, "b", {"r": 0.5}, model_bytes_out=200),
+)
+
+
+def test_means_over_sites_then_seeds() -> None:
+    local, gcml = statistics.summarise(TWO_SITES)
+    # seed 0: (0.6 + 0.4)/2 = 0.5; seed 1: (0.5 + 0.6)/2 = 0.55
+    assert local.overall is not None and gcml.overall is not None
+    assert local.overall.mean == pytest.approx(0.525)
+    assert local.overall.sd == pytest.approx(0.05 / np.sqrt(2))
+    # seed 0: (0.7 + 0.4)/2 = 0.55; seed 1: (0.6 + 0.5)/2 = 0.55
+    assert (gcml.overall.mean, gcml.overall.sd) == (pytest.approx(0.55), pytest.approx(0.0))
+    assert gcml.by_site["a"].mean == pytest.approx(0.65)
+
+
+def test_the_worst_sites_gain_over_training_alone() -> None:
+    # a: 0.65 − 0.55 = +0.10; b: 0.45 − 0.50 = −0.05
+    assert statistics.worst_gain(TWO_SITES, "gcml") == ("b", pytest.approx(-0.05))
+    assert statistics.worst_gain(TWO_SITES, "local") is None
+
+
+def test_bytes_in_units_of_fedavg_that_was_not_run() -> None:
+    # 2 sites, 4 rounds: 2·(2−1)·4 = 8 models of 100 bytes; gcml moved 400 bytes a run
+    assert statistics.fedavg_models(2, 4) == 8
+    assert statistics.summarise(TWO_SITES)[1].relative_bytes == pytest.approx(400 / 800)
+
+
+def test_bytes_in_units_of_fedavg_as_it_was_measured() -> None:
+    runs = [*TWO_SITES["runs"]]
+    runs += [row("fedavg", 0, s, {"p": 0.5}, model_bytes_out=250) for s in ("a", "b")]
+    gcml, fedavg = statistics.summarise(document(*runs))[1:]
+    assert gcml.relative_bytes == pytest.approx(400 / 500)
+    assert fedavg.relative_bytes == pytest.approx(1.0)
+
+
+def test_differences_are_paired_by_case_and_averaged_over_the_seeds_of_both() -> None:
+    # p: seeds +0.1, +0.2 → +0.15; q: +0.1, 0 → +0.05; r: 0, −0.1 → −0.05
+    found = statistics.site_differences(TWO_SITES, "gcml", "local")
+    assert found["a"] == {"p": [pytest.approx(0.15)], "q": [pytest.approx(0.05)]}
+    assert found["b"] == {"r": [pytest.approx(-0.05)]}
+    interval = statistics.difference(TWO_SITES, "gcml", "local")
+    assert interval is not None
+    assert interval.mean == pytest.approx((0.10 - 0.05) / 2)
+    assert (interval.cases, interval.patients) == (3, 3)
+
+
+def test_a_seed_that_only_one_of_them_has_does_not_count() -> None:
+    runs = [r for r in TWO_SITES["runs"] if (r["algorithm"], r["seed"]) != ("local", 1)]
+    found = statistics.site_differences(document(*runs), "gcml", "local")
+    assert found["a"]["p"] == [pytest.approx(0.1)]
+
+
+def test_the_bootstrap_of_one_site_of_two_patients() -> None:
+    """Drawn with replacement the mean of (0, 1) is 0, ½ or 1 with chances ¼, ½, ¼: the interval is all."""
+    interval = bootstrap({"a": {"p": [0.0], "q": [1.0]}})
+    assert interval is not None
+    assert (interval.mean, interval.low, interval.high) == (0.5, 0.0, 1.0)
+    assert interval.verdict == "unclear"
+
+
+def test_the_bootstrap_agrees_with_the_normal_interval_of_many_patients() -> None:
+    values = np.random.default_rng(3).normal(0.02, 0.05, 400)
+    interval = bootstrap({"a": {str(i): [float(v)] for i, v in enumerate(values)}})
+    assert interval is not None
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+    assert interval.verdict == "better"
+
+
+def test_sites_count_once_each_however_many_cases_they_have() -> None:
+    many = {str(i): [0.1] for i in range(99)}
+    interval = bootstrap({"big": many, "small": {"p": [-0.3]}})
+    assert interval is not None
+    assert interval.mean == pytest.approx((0.1 - 0.3) / 2)
+    assert interval.low == pytest.approx(interval.high)
+
+
+def test_slices_of_a_patient_are_one_piece_of_evidence() -> None:
+    """Ten slices of two patients: the interval is that of two patients, not of ten."""
+    slices = {"p": [0.0] * 5, "q": [1.0] * 5}
+    apart = {f"{p}{i}": [v] for p, vs in slices.items() for i, v in enumerate(vs)}
+    together, independent = bootstrap({"a": slices}), bootstrap({"a": apart})
+    assert together is not None and independent is not None
+    assert (together.low, together.high) == (0.0, 1.0)
+    assert independent.low > 0.1
+    assert (together.cases, together.patients, independent.patients) == (10, 2, 10)
+
+
+def test_the_same_results_give_the_same_interval() -> None:
+    data = {"a": {"p": [0.1], "q": [0.3], "r": [-0.2]}}
+    assert bootstrap(data) == bootstrap(data)
+    assert bootstrap({}) is None
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("PANCREAS_0002-1090", "PANCREAS_0002"),
+        ("10010_12", "10010"),
+        ("a_10026_60", "a_10026"),
+        ("TCGA_CS_4943_20000902_13", "TCGA_CS_4943"),
+        ("Image_01L", "Image_01"),
+        ("Image_01R", "Image_01"),
+        ("hippocampus_034", "hippocampus_034"),
+        ("case_001", "case_001"),
+        ("01_dr", "01_dr"),
+        ("im0001", "im0001"),
+        ("1002", "1002"),
+    ],
+)
+def test_the_patient_as_far_as_a_name_tells(case: str, patient: str) -> None:
+    assert patient_of(case) == patient
+
+
+def test_cases_without_any_foreground_are_left_out() -> None:
+    with_none = document(
+        row("local", 0, "a", {"p": 0.5}),
+        row("gcml", 0, "a", {"p": 0.6}),
+    )
+    for r in with_none["runs"]:
+        r["cases"].append({"id": "empty", "dice": None})
+    interval = statistics.difference(with_none, "gcml", "local")
+    assert interval is not None
+    assert interval.cases == 1
