@@ -141,6 +141,9 @@ class Plan:
         fresh = common is not None and common.hash != self._last_global
         settling_in = common is not None and common.round > 1 and self._last_global is None
         export = round <= self._last_export and not self.hopeless
+        last_common = round == self._finetune_from and self.update is not None
+        if last_common and not (self.hopeless or self._ctx.now >= self._alone_at):
+            return None  # fine-tuning begins with the common model that this update goes into
         if round >= self._finetune_from:
             start = common if round == self._finetune_from else None
             order = StartRound(round, None, False, start, settling_in and start is not None, True)
