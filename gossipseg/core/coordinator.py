@@ -416,13 +416,10 @@ class Attempt:
         elif update.hash in self.shop.collected:
             row.delivered = self.shop.collected[update.hash]
         elif update.hash not in self.fetcher.wants:
+            self.fetcher.want(update, self.round, self.attempt, [row.site], self._on_update, row)
 
-            def then(want: Want, reason: str) -> None:
-                self._on_update(row, want, reason)
-
-            self.fetcher.want(update, self.round, self.attempt, [row.site], then)
-
-    def _on_update(self, row: Row, want: Want, reason: str) -> None:
+    def _on_update(self, want: Want, reason: str) -> None:
+        row: Row = want.about
         if not reason:
             self.shop.collected[want.model.hash] = row.delivered = want.model
             self.progress_at = self.ctx.now

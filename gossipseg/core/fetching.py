@@ -40,6 +40,8 @@ class Want:
     sources: list[Site]
     then: Then
     """Called once: with "" when it is here, or with the reason why it is not to be had."""
+    about: Any = None
+    """What the caller wants back with it."""
     frm: Site = ""
     """Whom it was asked of last; "" while nobody is asked."""
     streaming: bool = False
@@ -56,13 +58,21 @@ class Fetcher:
         self._ctx, self._params, self._acceptor = ctx, params, acceptor
         self.wants: dict[str, Want] = {}
 
-    def want(self, model: ModelRef, round: int, attempt: int, sources: Iterable[Site], then: Then) -> None:
+    def want(
+        self,
+        model: ModelRef,
+        round: int,
+        attempt: int,
+        sources: Iterable[Site],
+        then: Then,
+        about: Any = None,
+    ) -> None:
         """Have the file brought here; further sources for one already wanted are added."""
         known = self.wants.get(model.hash)
         if known is not None:
             known.sources += [s for s in sources if s not in known.sources]
             return
-        self.wants[model.hash] = Want(model, round, attempt, list(sources), then, due=self._ctx.now)
+        self.wants[model.hash] = Want(model, round, attempt, list(sources), then, about, due=self._ctx.now)
 
     def drop(self, keep: Callable[[Want], bool]) -> None:
         """Forget the wants that are not to be kept."""

@@ -112,7 +112,7 @@ class NodeState:
             incarnation=then.incarnation + 1,
             on_change=self._on_change,
         )
-        self._greeter = Greeter(ctx, self._membership, lambda m: self._on_change(m, False))
+        self._greeter = Greeter(ctx, self._membership, self._on_greeted)
         self._prober = Prober(ctx, membership, self._membership, self._greeter)
         self._gossip = Gossip(
             ctx,
@@ -204,6 +204,9 @@ class NodeState:
             rounds=self._rounds.acceptor.record if self._rounds is not None else None,
         )
         ctx.effects.append(Persist(snapshot))
+
+    def _on_greeted(self, member: Member) -> None:
+        self._on_change(member, False)
 
     def _on_change(self, member: Member, ended: bool) -> None:
         self._gossip.on_change(member, ended)

@@ -154,6 +154,7 @@ class Simulator:
         self._tokens: dict[int, tuple[SimNode, int, int]] = {}
         self._last_token = 0
         self._group: dict[Site, int] = {}
+        self._cuts: set[frozenset[Site]] = set()
         self.lineage: dict[str, int] = {}
         self.events: Counter[str] = Counter()
         self.hash = blake2b() if trace else None
@@ -184,6 +185,11 @@ class Simulator:
             if collecting:
                 gc.enable()
         self.now = until
+
+    def step(self) -> None:
+        """Play the next thing on the heap."""
+        self.now, _, action, args = heapq.heappop(self._heap)
+        action(*args)
 
     def start_all(self, within_s: float = 1.0) -> None:
         for site in self.nodes:
@@ -241,8 +247,12 @@ class Simulator:
         """Sites of different groups cannot reach each other; sites in none are in group 0."""
         self._group = {s: i for i, group in enumerate(groups, 1) for s in group}
 
+    def cut(self, a: Site, b: Site) -> None:
+        """These two cannot reach each other; others may still reach both."""
+        self._cuts.add(frozenset((a, b)))
+
     def heal(self) -> None:
-        self._group = {}
+        self._group, self._cuts = {}, set()
 
     def starve(self, site: Site, for_s: float) -> None:
         """Its loop stands still: whatever comes is handled late; replies that came in vain time out."""
@@ -327,6 +337,8 @@ class Simulator:
         return low + (high - low) * self.rng.random()
 
     def _reachable(self, a: Site, b: Site) -> bool:
+        if self._cuts and frozenset((a, b)) in self._cuts:
+            return False
         return not self._group or self._group.get(a, 0) == self._group.get(b, 0)
 
     def _request(self, node: SimNode, effect: fx.Request) -> None:

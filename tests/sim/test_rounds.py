@@ -1,0 +1,353 @@
+"""Rounds under a rotating coordinator in virtual time: what holds whatever breaks, and that it goes on.
+
+Every run is checked as a whole: one common model for each round, of a quorum's updates, on a quorum's disks
+when it was committed, made of this round's updates alone, each site's once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gossipseg.core import events as ev
+from gossipseg.core.node import NodeState
+from gossipseg.core.params import RoundsParams, membership_preset
+from tests.sim.simulator import Net, SimNode, Simulator
+
+LAN = membership_preset("lan")
+QUICK = RoundsParams(
+    deadline_s=40.0,
+    patience_s=8.0,
+    alone_after_s=90.0,
+    poll_interval_s=1.0,
+    request_timeout_s=2.0,
+    transfer_timeout_s=60.0,
+)
+
+
+def federation(n: int = 3, seed: int = 0, **changes: Any) -> Simulator:
+    """n sites on a LAN that train 6 s a round, checked after every step."""
+    given: dict[str, Any] = {
+        "check_every": 1,
+        "membership": LAN,
+        "exchange": "rounds",
+        "rounds_params": QUICK,
+        "round_s": lambda i: 6.0 + i,
+        "model_bytes": 5_000_000,
+    }
+    sim = Simulator(n, seed=seed, **{**given, **changes})
+    sim.start_all()
+    return sim
+
+
+def verify(sim: Simulator) -> None:
+    """What must hold of a whole run, whatever happened in it."""
+    n = len(sim.nodes)
+    quorum = sim.rounds_params.quorum or n // 2 + 1
+    votes = max(quorum, n // 2 + 1)
+    of_round: dict[int, str] = {}
+    for c in sim.commits:
+        hash, round = c.proposal.model.hash, c.proposal.round
+        assert of_round.setdefault(round, hash) == hash, f"two common models of round {round}"
+        assert len(c.stored_by) >= votes, f"round {round} committed on {sorted(c.stored_by)} alone"
+        sites = [site for site, _ in sim.contents[hash]]
+        assert len(set(sites)) == len(sites) >= quorum, f"round {round} is made of {sites}"
+        assert c.proposal.contributors == tuple(sorted(sites))
+    for round, hash in of_round.items():
+        for site, update in sim.contents[hash]:
+            made = sim.updates[update]
+            assert (made.site, made.base) == (site, of_round.get(round - 1)), f"round {round}: {made}"
+
+
+def state(node: SimNode) -> NodeState:
+    assert node.state is not None
+    return node.state
+
+
+def committed(sim: Simulator) -> dict[str, int]:
+    return {n.site: state(n).info.committed for n in sim.up()}
+
+
+def on_disk(sim: Simulator) -> int:
+    """The newest round that any site has ever put on disk as committed."""
+    return max((c.proposal.round for c in sim.commits), default=0)
+
+
+def goes_on(sim: Simulator, within_s: float, rounds: int = 2) -> None:
+    """From here on all running sites close rounds together, within that time."""
+    target = on_disk(sim) + rounds
+    end = sim.now + within_s
+    while sim.now < end and min(committed(sim).values()) < target:
+        sim.run(sim.now + 1)
+    assert min(committed(sim).values()) >= target, (target, committed(sim))
+    verify(sim)
+
+
+def notes(sim: Simulator, event: str) -> list[tuple[float, str, Any]]:
+    return [(t, n.site, note) for n in sim.nodes.values() for t, note in n.notes if note.event == event]
+
+
+def until_led(sim: Simulator, round: int) -> str:
+    """Run until somebody leads that round; returns who."""
+    while sim.now < 600:
+        for _, site, note in notes(sim, "round_led"):
+            if note.detail["round"] == round:
+                return site
+        sim.step()
+    raise AssertionError("nobody leads")
+
+
+# ---------------------------------------------------------------- all is well
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
+def test_sites_close_rounds_together(n: int) -> None:
+    sim = federation(n, seed=n)
+    sim.run(20)
+    goes_on(sim, 100, rounds=5)
+    first = {c.proposal.round: c.proposal for c in reversed(sim.commits)}
+    assert all(len(p.contributors) == n and p.attempt == 0 for p in first.values())
+    assert not sim.events["round_passed"] and not sim.events["round_alone"]
+
+
+def test_the_coordinator_rotates() -> None:
+    sim = federation(3)
+    sim.run(60)
+    leaders = [site for _, site, _ in sorted(notes(sim, "round_led"), key=lambda x: x[0])]
+    assert leaders[:4] == ["s0001", "s0002", "s0000", "s0001"]
+
+
+# ---------------------------------------------------------------- the coordinator dies
+
+
+LEADING = federation(3, seed=11)
+LEADER = until_led(LEADING, round=3)
+
+
+def effects_of_a_round() -> Iterator[int]:
+    """How many effects the leader has before the round is closed, and a few of the next."""
+    return iter(range(0, 70))
+
+
+@pytest.mark.parametrize("restart_after_s", [None, 3.0, 25.0])
+@pytest.mark.parametrize("block", range(7))
+def test_a_coordinator_may_die_after_each_of_its_words(block: int, restart_after_s: float | None) -> None:
+    for effects in range(10 * block, 10 * block + 10):
+        sim = copy.deepcopy(LEADING)
+        before = on_disk(sim)
+        sim.crash_mid_step(LEADER, effects)
+        while sim.nodes[LEADER].up and sim.now < 200:
+            sim.step()
+        assert not sim.nodes[LEADER].up
+        if restart_after_s is not None:
+            sim.at(sim.now + restart_after_s, sim.start, LEADER)
+            sim.run(sim.now + restart_after_s)
+        assert on_disk(sim) >= before
+        goes_on(sim, 120)
+
+
+def test_the_coordinator_and_then_its_successor_die() -> None:
+    sim = federation(5, seed=3)
+    first = until_led(sim, 3)
+    sim.crash(first)
+    attempts = {note.detail["attempt"] for _, _, note in notes(sim, "round_led")}
+    while not {note.detail["attempt"] for _, _, note in notes(sim, "round_led")} > attempts:
+        sim.step()
+    second = max(notes(sim, "round_led"), key=lambda x: x[0])[1]
+    assert second != first
+    sim.crash(second)
+    sim.run(sim.now + 60)
+    goes_on(sim, 200)
+    sim.start(first)
+    sim.start(second)
+    sim.run(sim.now + 20)
+    goes_on(sim, 100)
+
+
+# ---------------------------------------------------------------- the network breaks
+
+
+def test_a_majority_goes_on_and_a_minority_trains_alone_until_it_is_healed() -> None:
+    sim = federation(5, seed=5)
+    sim.run(40)
+    minority, majority = ["s0000", "s0001"], ["s0002", "s0003", "s0004"]
+    before = on_disk(sim)
+    sim.partition(minority, majority)
+    sim.run(40 + 3 * QUICK.alone_after_s)
+    views = committed(sim)
+    assert all(views[s] <= before + 1 for s in minority), "nothing is committed without a quorum"
+    assert all(views[s] >= before + 5 for s in majority), "a majority closes rounds without the others"
+    last = max((c for c in sim.commits if c.site == "s0002"), key=lambda c: c.proposal.round)
+    assert {s for s, _ in last.proposal.absent} == set(minority)
+    alone = [site for _, site, _ in notes(sim, "round_alone")]
+    assert set(alone) == set(minority) and len(alone) > 10, "once alone, they train on without a break"
+    sim.heal()
+    sim.run(sim.now + 60)
+    goes_on(sim, 60)
+    latest = max(sim.commits, key=lambda c: c.proposal.round).proposal
+    assert len(latest.contributors) == 5
+
+
+def test_an_even_split_commits_nothing_and_heals() -> None:
+    sim = federation(4, seed=6)
+    sim.run(35)
+    sim.partition(["s0000", "s0001"], ["s0002", "s0003"])
+    sim.run(45)
+    before = on_disk(sim)
+    sim.run(250)
+    assert on_disk(sim) == before
+    assert {site for _, site, _ in notes(sim, "round_alone")} == set(sim.nodes)
+    sim.heal()
+    sim.run(sim.now + 40)
+    goes_on(sim, 60)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lost_doubled_and_late_messages_cost_time_only(seed: int) -> None:
+    sim = federation(4, seed=seed, net=Net(delay_s=(0.005, 1.5), loss=0.15, duplication=0.3))
+    sim.run(100)
+    goes_on(sim, 400, rounds=4)
+
+
+# ---------------------------------------------------------------- what Paxos is for
+
+
+def at_stage(stage: str, **changes: Any) -> tuple[Simulator, str, str, str]:
+    """Three sites, round 3 at this stage: (federation, its leader, the next in turn, the third)."""
+    sim = federation(3, seed=11, **changes)
+    leader = until_led(sim, round=3)
+    second, third = (f"s{(int(leader[1:]) + i) % 3:04d}" for i in (1, 2))
+    view = state(sim.nodes[leader]).rounds_view
+    while view is None or view.state != stage:
+        sim.step()
+        view = state(sim.nodes[leader]).rounds_view
+    return sim, leader, second, third
+
+
+def test_what_may_have_been_committed_is_proposed_again() -> None:
+    """The leader and the third have stored it, and the leader has committed it and is gone."""
+    sim, leader, second, third = at_stage("storing")
+    sim.partition([leader, third], [second])
+    while on_disk(sim) < 3:
+        sim.step()
+    sim.partition([leader], [second], [third])
+    sim.run(sim.now + 2)
+    assert committed(sim)[third] == 2, "only the leader knows"
+    sim.crash(leader)
+    sim.heal()
+    goes_on(sim, 120, rounds=1)
+    again = next(c.proposal for c in sim.commits if c.site == second and c.proposal.round == 3)
+    assert again.attempt > 0 and leader in again.contributors
+    sim.start(leader)
+    sim.run(sim.now + 20)
+    goes_on(sim, 60)
+
+
+def test_who_has_promised_a_later_attempt_stores_no_earlier_one() -> None:
+    """The second cannot hear the leader, loses patience and leads: when the leader's model is made at last,
+    the third has promised to follow the second. Whoever closes the round first is then cut off."""
+    sim, leader, second, third = at_stage("gathering")
+    sim.nodes[leader].worker.aggregate_s, sim.nodes[second].worker.aggregate_s = 12.0, 15.0
+    sim.cut(leader, second)
+    sim.run(sim.now + 19)
+    view = state(sim.nodes[second]).rounds_view
+    assert view is not None and (view.state, view.leading) == ("aggregating", True)
+    while on_disk(sim) < 3:
+        sim.step()
+    first = next(c for c in sim.commits if c.proposal.round == 3)
+    sim.partition([first.site], [s for s in (leader, second, third) if s != first.site])
+    sim.run(sim.now + 60)
+    verify(sim)
+    assert (first.site, first.proposal.attempt) == (second, 1)
+    sim.heal()
+    goes_on(sim, 100)
+
+
+def test_a_minority_that_has_stored_a_model_takes_the_other_one() -> None:
+    sim, leader, second, third = at_stage("storing")
+    stored = state(sim.nodes[leader]).rounds_view
+    assert stored is not None
+    sim.partition([leader], [second, third])
+    sim.run(sim.now + 60)
+    assert committed(sim)[leader] == 2 and committed(sim)[second] >= 3
+    sim.heal()
+    sim.run(sim.now + 20)
+    goes_on(sim, 60)
+
+
+# ---------------------------------------------------------------- anything
+
+
+CHAOS = st.lists(
+    st.tuples(
+        st.floats(0.5, 12.0),
+        st.sampled_from(
+            ["crash", "mid_step", "partition", "cut", "heal", "start", "starve", "worker", "pause"]
+        ),
+        st.integers(0, 4),
+        st.integers(0, 25),
+    ),
+    max_size=14,
+)
+
+
+def break_it(sim: Simulator, what: str, which: int, how: int) -> None:
+    names = sorted(sim.nodes)
+    node = sim.nodes[names[which % len(names)]]
+    match what:
+        case "crash":
+            sim.crash(node.site)
+        case "mid_step":
+            sim.crash_mid_step(node.site, how)
+        case "start" if not node.up:
+            sim.start(node.site)
+        case "partition":
+            cut = 1 + how % (len(names) - 1)
+            turned = names[which % len(names) :] + names[: which % len(names)]
+            sim.partition(turned[:cut], turned[cut:])
+        case "cut":
+            sim.cut(node.site, names[(which + 1 + how % (len(names) - 1)) % len(names)])
+        case "heal":
+            sim.heal()
+        case "starve" if node.up:
+            sim.starve(node.site, 0.2 * how)
+        case "worker":
+            sim.kill_worker(node.site, 3.0)
+        case "pause":
+            sim.tell(node.site, ev.Pause(how % 2 == 0))
+
+
+def chaos(seed: int, n: int, bad_net: bool, faults: list[tuple[float, str, int, int]]) -> Simulator:
+    net = Net(delay_s=(0.005, 0.8), loss=0.08, duplication=0.2) if bad_net else Net()
+    sim = federation(n, seed=seed, net=net)
+    for node in sim.nodes.values():
+        node.worker.aggregate_s = sim.rng.choice((0.5, 3.0, 20.0))
+    sim.run(20)
+    for pause_s, what, which, how in faults:
+        sim.run(sim.now + pause_s)
+        break_it(sim, what, which, how)
+    sim.heal()
+    sim.net = replace(net, loss=0.0)
+    for node in sim.nodes.values():
+        node.crash_within = None
+        if not node.up:
+            sim.start(node.site)
+        sim.tell(node.site, ev.Pause(False))
+    verify(sim)
+    sim.run(sim.now + 60)
+    goes_on(sim, 200)
+    return sim
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(2, 5), st.booleans(), CHAOS)
+def test_whatever_breaks_one_model_is_common_and_all_go_on(
+    seed: int, n: int, bad_net: bool, faults: list[tuple[float, str, int, int]]
+) -> None:
+    chaos(seed, n, bad_net, faults)
