@@ -54,8 +54,6 @@ OnSlice = Callable[[int, int], None]
 def regions(grey: np.ndarray, method: PseudoLabelMethod) -> np.ndarray:
     """Candidates of a slice (H, W): uint16 (H, W), numbered from 1, 0 elsewhere; all 0 if there are none."""
     grey = np.asarray(grey, dtype=np.float64)
-    if grey.max() <= grey.min():
-        return np.zeros(grey.shape, np.uint16)
     found = alp_regions(grey) if method == "alp" else cow_regions(grey)
     numbered: np.ndarray = relabel_sequential(found)[0]
     return numbered.astype(np.uint16)

@@ -116,6 +116,14 @@ def test_cow_drops_corners_and_sizes_out_of_range() -> None:
     assert best(found, (image == 100)) < 0.5, "the body itself is too large"
 
 
+def test_cow_drops_what_lies_in_a_corner() -> None:
+    image = np.zeros((256, 256))
+    image[:40, :40] = image[100:140, 100:140] = 1
+    found = regions(image, "cow") > 0
+    assert not found[:60, :60].any()
+    assert found[110:130, 110:130].all()
+
+
 def test_pixel_counts_scale_with_the_area() -> None:
     """The organ's region has 1 600 px at 256²; at 64², where it has 70, it still is a candidate."""
     assert best(cow_regions(scene(64)), organ(64)) > 0.5
