@@ -57,9 +57,12 @@ def _finish(out: Path, document: dict[str, Any], as_json: bool) -> None:
     summaries = statistics.summarise(document)
     document["summary"] = statistics.as_json(summaries)
     results.write(out, document)
-    path = report.write(out, document, summaries)
+    path = report.write(out, document, summaries) if summaries else None
     if as_json:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))
+        return
+    if path is None:
+        print("No run has come to its end.")
         return
     table.show(document, summaries)
     print(f"\nReport: {path}")

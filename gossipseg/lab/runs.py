@@ -143,7 +143,10 @@ class _Worker:
             )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin = self._process.stdin
-        threading.Thread(target=_listen, args=(number, self._process.stdout, news), daemon=True).start()
+        self._listener = threading.Thread(
+            target=_listen, args=(number, self._process.stdout, news), daemon=True
+        )
+        self._listener.start()
 
     def order(self, plan: RunPlan) -> None:
         self.plan = plan
@@ -167,11 +170,13 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._listener.join()
 
 
 def _listen(number: int, stdout: IO[bytes], news: queue.Queue[tuple[int, Any]]) -> None:
-    for line in stdout:
-        news.put((number, json.loads(line)))
+    with stdout:
+        for line in stdout:
+            news.put((number, json.loads(line)))
     news.put((number, None))
 
 

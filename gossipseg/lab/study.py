@@ -34,6 +34,8 @@ HETEROGENEITY = {
     "speed": "sites differ in speed, evenly up to ×4; the first is the fastest",
     "cases": "one site (the one with fewest, or cases:SITE) keeps a quarter of its training cases",
 }
+NOT_COMPARED = ("version", "federation", "seed", "membership", "rounds")
+"""Sections that the lab sets itself, in virtual time (of `rounds`, all but the quorum), or that are names."""
 MAX_SEED = 2**32 - 1
 
 
@@ -101,7 +103,8 @@ class Study:
         """What was chosen, as JSON: runs of one folder agree in it. A setting that a later version adds is
         not among them, so that a study can go on."""
         return {
-            "chosen": _plain({k: v for k, v in self.sections.items() if k != "seed"}),
+            "chosen": _plain({k: v for k, v in self.sections.items() if k not in NOT_COMPARED}),
+            "quorum": self.sections.get("rounds", {}).get("quorum"),
             "sites": {s.name: {"cases": dict(s.cases), "digest": s.digest} for s in self.sites},
             "rounds": self.rounds,
             "site_dropout": self.site_dropout,

@@ -15,9 +15,7 @@ from gossipseg.testbed import synthetic
 def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites of a few small pictures each."""
     root = tmp_path_factory.mktemp("hospitals")
-    small = [
-        replace(h, cases=(n, 1, 2)) for h, n in zip(synthetic.hospitals(3), (6, 4, 3), strict=True)
-    ]
+    small = [replace(h, cases=(n, 1, 2)) for h, n in zip(synthetic.hospitals(3), (6, 4, 3), strict=True)]
     synthetic.write_federation(root, small, seed=1, size_px=40)
     return root
 

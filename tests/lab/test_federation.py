@@ -1,0 +1,149 @@
+"""Whole runs in virtual time: the same twice, and what dropout, late joining and heterogeneity do to them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossipseg.lab.training import DataCache
+from tests.lab import rig
+
+
+@pytest.fixture(scope="module")
+def cache() -> DataCache:
+    return DataCache()
+
+
+def test_the_same_seed_gives_the_same_run_bit_by_bit(hospitals: Path, cache: DataCache) -> None:
+    made = rig.plan(hospitals, "gcml[gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=3)
+    first, again = rig.run(made, cache), rig.run(made, DataCache())
+    assert sum(row["merged"] for row in first.values()) > 0, "models must have met for this to mean anything"
+    assert rig.timeless(first) == rig.timeless(again)
+    other = rig.run(rig.plan(hospitals, made.label, rounds=3, seed=1), cache)
+    assert {s: r["cases"] for s, r in other.items()} != {s: r["cases"] for s, r in first.items()}
+
+
+def test_all_algorithms_begin_alike_and_see_the_same_batches(hospitals: Path, cache: DataCache) -> None:
+    """Before models meet nothing differs: in a single round of warm-up even gossip is training alone."""
+    alone = rig.run(rig.plan(hospitals, "local", rounds=1), cache)
+    for algorithm in ("gossip_average", "gcml", "fedavg"):
+        other = rig.run(rig.plan(hospitals, algorithm, rounds=1), cache)
+        assert {s: r["cases"] for s, r in other.items()} == {s: r["cases"] for s, r in alone.items()}
+
+
+def test_alone_nothing_moves_and_pooled_trains_as_much_as_all_sites(
+    hospitals: Path, cache: DataCache
+) -> None:
+    local = rig.run(rig.plan(hospitals, "local"), cache)
+    assert all(r["model_bytes_out"] == r["sent"] == r["merged"] == 0 for r in local.values())
+    assert [r["gradient_evaluations"] for r in local.values()] == [4, 4, 4]
+    pooled = rig.run(rig.plan(hospitals, "pooled"), cache)
+    assert [r["gradient_evaluations"] for r in pooled.values()] == [4, 4, 4]
+    assert [r["steps"] for r in pooled.values()] == [12, 12, 12], "one model took all of them"
+    assert set(pooled) == set(local) == {"lakeside", "north", "valley"}
+    one = rig.run(rig.plan(hospitals, "pooled[steps=site]"), cache)
+    assert {r["steps"] for r in one.values()} == {4}
+    for site in local:
+        assert [c["id"] for c in pooled[site]["cases"]] == [c["id"] for c in local[site]["cases"]]
+
+
+def test_fedavg_moves_two_models_a_round_for_each_site_but_the_coordinator(
+    hospitals: Path, cache: DataCache
+) -> None:
+    """Nobody would go on from a common model made of the last round's updates: R − 1 are made."""
+    rows = rig.run(rig.plan(hospitals, "fedavg", rounds=4), cache)
+    assert sum(r["sent"] for r in rows.values()) == 2 * 2 * 3
+    assert all(r["merged"] == 3 and r["warnings"] == [] for r in rows.values())
+    assert sum(r["model_bytes_out"] for r in rows.values()) == sum(r["model_bytes_in"] for r in rows.values())
+    size = rows["north"]["wire_model_bytes"]
+    assert sum(r["model_bytes_out"] for r in rows.values()) / 12 == pytest.approx(size, rel=0.5, abs=30_000)
+    seldom = rig.run(rig.plan(hospitals, "fedavg@3", rounds=4), cache)
+    assert sum(r["sent"] for r in seldom.values()) == 2 * 2 * 1
+
+
+def test_what_the_others_sent_is_what_came(hospitals: Path, cache: DataCache) -> None:
+    rows = rig.run(
+        rig.plan(hospitals, "gossip_average[gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=3), cache
+    )
+    assert sum(r["sent"] for r in rows.values()) > 0
+    for row in rows.values():
+        assert row["sent"] == sum(row["sent_to"].values())
+        assert row["merged"] == sum(row["merged_from"].values())
+        assert row["bytes_out"] > row["model_bytes_out"]
+
+
+# ---------------------------------------------------------------- made harder on purpose
+
+
+def test_sites_that_vanish_are_missed_and_come_back(hospitals: Path, cache: DataCache) -> None:
+    made = rig.plan(hospitals, "fedavg", rounds=5, site_dropout=0.6)
+    rows = rig.run(made, cache)
+    assert sum(r["absences"] for r in rows.values()) >= 2
+    assert all(r["rounds"] == 5 for r in rows.values()), "all come to the last round all the same"
+    noted = [set(r["notes"]) for r in rows.values()]
+    assert any("member_suspect" in n or "member_dead" in n for n in noted), "their silence is noticed"
+    assert rig.timeless(rows) == rig.timeless(rig.run(made, cache))
+
+
+def test_training_alone_does_not_care_who_vanishes(hospitals: Path, cache: DataCache) -> None:
+    calm = rig.run(rig.plan(hospitals, "local"), cache)
+    rough = rig.run(rig.plan(hospitals, "local", site_dropout=0.9), cache)
+    assert {s: r["cases"] for s, r in rough.items()} == {s: r["cases"] for s, r in calm.items()}
+
+
+def test_a_late_joiner_has_fewer_rounds_and_ends_with_the_others(hospitals: Path, cache: DataCache) -> None:
+    rows = rig.run(rig.plan(hospitals, "gcml", rounds=4, late_join=("valley:3",)), cache)
+    assert {s: r["rounds"] for s, r in rows.items()} == {"lakeside": 4, "north": 4, "valley": 2}
+    assert rows["valley"]["gradient_evaluations"] < rows["north"]["gradient_evaluations"]
+
+
+@pytest.mark.parametrize("algorithm", ["gcml", "fedavg"])
+def test_slow_and_fast_sites_all_finish(algorithm: str, hospitals: Path, cache: DataCache) -> None:
+    rows = rig.run(rig.plan(hospitals, algorithm, rounds=3, heterogeneity="speed"), cache)
+    assert {r["rounds"] for r in rows.values()} == {3}
+    if algorithm == "fedavg":
+        assert all(r["merged"] == 2 for r in rows.values()), "the coordinator waits for the slowest"
+
+
+@pytest.mark.parametrize("algorithm", ["local", "pooled"])
+def test_one_site_keeps_a_quarter_of_its_training_cases(
+    algorithm: str, hospitals: Path, cache: DataCache
+) -> None:
+    rows = rig.run(rig.plan(hospitals, algorithm, heterogeneity="cases:north"), cache)
+    full = rig.run(rig.plan(hospitals, algorithm), cache)
+    if algorithm == "local":
+        assert {s: r["cases_training"] for s, r in rows.items()} == {"lakeside": 4, "north": 2, "valley": 3}
+    else:
+        assert {r["cases_training"] for r in rows.values()} == {9}
+    for site in rows:  # the cases it is judged on stay the same
+        assert [c["id"] for c in rows[site]["cases"]] == [c["id"] for c in full[site]["cases"]]
+
+
+def _always_visits() -> dict[str, Any]:
+    return {"rounds": 4, "steps": 4}
+
+
+def test_equal_evaluations_let_two_models_share_the_steps_of_one(hospitals: Path, cache: DataCache) -> None:
+    gcml = "gcml[gossip.sender_rate=1,gossip.warmup_rounds=0]"
+    free = rig.run(rig.plan(hospitals, gcml, **_always_visits()), cache)
+    equal = rig.run(rig.plan(hospitals, gcml, equal_evaluations=True, **_always_visits()), cache)
+    assert max(r["gradient_evaluations"] for r in free.values()) > 16, "a visit costs two models' gradients"
+    visited = [s for s, r in equal.items() if r["merged"]]
+    assert visited
+    assert all(r["gradient_evaluations"] == 16 for r in equal.values())
+    ditto = rig.run(rig.plan(hospitals, "ditto", equal_evaluations=True, **_always_visits()), cache)
+    assert all(r["gradient_evaluations"] == 16 for r in ditto.values())
+    assert all(r["steps"] == 8 for r in ditto.values())
+
+
+def test_the_tail_is_the_mean_over_the_last_tenth_of_the_rounds(hospitals: Path, cache: DataCache) -> None:
+    rows = rig.run(rig.plan(hospitals, "local", rounds=20, steps=1), cache)
+    for row in rows.values():
+        last = dict(row["curve"])
+        assert sorted(last) == list(range(1, 21)), "validated every round at twenty rounds"
+        assert row["dice_val_tail"] == pytest.approx((last[19] + last[20]) / 2)
+        assert row["dice_val"] == last[20]
+        assert math.isfinite(row["dice_test"])
