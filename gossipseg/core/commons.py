@@ -69,9 +69,8 @@ class Commons:
 
     @property
     def newest(self) -> int:
-        """The newest round known to be committed anywhere within reach."""
-        known = self.known.round if self.known is not None else 0
-        return max(known, max((self.committed_at(s) for s in self._membership.members), default=0))
+        """The newest round that a site within reach knows to be committed."""
+        return max((self.committed_at(s) for s in self._membership.members), default=0)
 
     @property
     def behind(self) -> bool:
@@ -81,6 +80,10 @@ class Commons:
     def hint(self, site: Site, round: int) -> None:
         """Its message shows that it knows this round to be committed."""
         self._hints[site] = max(round, self._hints.get(site, 0))
+
+    def forget(self, site: Site) -> None:
+        """It has begun a new life: perhaps with an empty disk."""
+        self._hints.pop(site, None)
 
     def learn(self, proposal: Proposal, frm: Site) -> None:
         """`frm` knows it to be committed."""

@@ -38,8 +38,8 @@ class Want:
     round: int
     attempt: int
     sources: list[Site]
-    then: Then
-    """Called once: with "" when it is here, or with the reason why it is not to be had."""
+    thens: list[Then]
+    """Each is called once: with "" when it is here, or with the reason why it is not to be had."""
     about: Any = None
     """What the caller wants back with it."""
     frm: Site = ""
@@ -67,12 +67,13 @@ class Fetcher:
         then: Then,
         about: Any = None,
     ) -> None:
-        """Have the file brought here; further sources for one already wanted are added."""
+        """Have the file brought here; what is already wanted gets further sources, and others to tell."""
         known = self.wants.get(model.hash)
         if known is not None:
             known.sources += [s for s in sources if s not in known.sources]
+            known.thens += [then] if then not in known.thens else []
             return
-        self.wants[model.hash] = Want(model, round, attempt, list(sources), then, about, due=self._ctx.now)
+        self.wants[model.hash] = Want(model, round, attempt, list(sources), [then], about, due=self._ctx.now)
 
     def drop(self, keep: Callable[[Want], bool]) -> None:
         """Forget the wants that are not to be kept."""
@@ -149,7 +150,8 @@ class Fetcher:
             self._put_off(want)
             return
         del self.wants[want.model.hash]
-        want.then(want, reason)
+        for then in want.thens:
+            then(want, reason)
 
     def _put_off(self, want: Want) -> None:
         """Try the next source, in a while."""
@@ -175,7 +177,8 @@ class Fetcher:
             return False
         want = self.wants.pop(model.hash)
         self._ctx.note("model_arrived", frm, **describe(want.model))
-        want.then(want, "")
+        for then in want.thens:
+            then(want, "")
         return True
 
     def broken(self, event: events.ModelBroken) -> bool:

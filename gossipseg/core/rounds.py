@@ -110,6 +110,7 @@ class Rounds:
         self.plan.on_change(member)
         if ended:
             self.turns.restarted(member.site)
+            self.commons.forget(member.site)
 
     def set_sites(self, sites: Iterable[Site]) -> None:
         """The list was reloaded: `sites` are the others."""
@@ -195,7 +196,8 @@ class Rounds:
                 self.commons.announce(attempt.proposal)
             elif attempt.over:
                 self._end(attempt.reason)
-        waiting = self.plan.update is not None and self.attempt is None and self._quorum_in_sight()
+        able = self.plan.update is not None and self._ctx.info.phase is Phase.TRAINING
+        waiting = able and self.attempt is None and self._quorum_in_sight()
         self.turns.settle(mine=self._why_not_me(), waiting=waiting)
         mine = self.turns.coordinator == self._ctx.site
         if mine and waiting and self._ctx.now >= self._rest_until:

@@ -146,6 +146,7 @@ class Simulator:
         self.contents: dict[str, tuple[tuple[Site, str], ...]] = {}
         """Of each common model, the updates in it."""
         self.commits: list[Committed] = []
+        self.on_round: Callable[[SimNode, fx.StartRound], None] | None = None
         self.refused_updates: set[Site] = set()
         """Sites whose updates fail the worker's checks."""
         self.check_every, self.keep_notes = check_every, keep_notes
@@ -448,6 +449,8 @@ class Simulator:
     def _start_round(self, node: SimNode, effect: fx.StartRound) -> None:
         w = node.worker
         w.running += 1
+        if self.on_round is not None:
+            self.on_round(node, effect)
         if effect.start_from is not None:
             assert effect.start_from.hash in node.files, "it starts from a file that it has not"
         took = w.round_s * (0.9 + 0.2 * self.rng.random()) * (2 if effect.visit else 1)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from gossipseg.core import events as ev
 from gossipseg.core.node import NodeState
 from gossipseg.core.params import RoundsParams, membership_preset
+from gossipseg.core.types import Proposal
 from tests.sim.simulator import Net, SimNode, Simulator
 
 LAN = membership_preset("lan")
@@ -213,6 +214,206 @@ def test_lost_doubled_and_late_messages_cost_time_only(seed: int) -> None:
     sim = federation(4, seed=seed, net=Net(delay_s=(0.005, 1.5), loss=0.15, duplication=0.3))
     sim.run(100)
     goes_on(sim, 400, rounds=4)
+
+
+# ---------------------------------------------------------------- who takes part, and who does not
+
+
+def proposal_of(sim: Simulator, round: int) -> Proposal:
+    return next(c.proposal for c in sim.commits if c.proposal.round == round)
+
+
+def test_a_site_that_is_too_slow_is_left_out_at_the_deadline() -> None:
+    sim = federation(3, round_s=lambda i: 300.0 if i == 2 else 6.0)
+    sim.run(30)
+    assert on_disk(sim) == 0, "a quorum has delivered; the third is alive and may still deliver"
+    sim.run(30 + QUICK.deadline_s)
+    first = proposal_of(sim, 1)
+    assert first.contributors == ("s0000", "s0001") and first.absent == (("s0002", "late"),)
+    sim.run(700)
+    slow = sim.nodes["s0002"]
+    assert slow.worker.last_global is not None, "it goes on from the newest common model"
+    verify(sim)
+
+
+def test_an_update_that_fails_the_checks_is_left_out_and_its_site_told() -> None:
+    sim = federation(4)
+    sim.refused_updates = {"s0003"}
+    sim.run(60)
+    goes_on(sim, 60)
+    assert proposal_of(sim, 1).absent == (("s0003", "refused_not_finite"),)
+    told = notes(sim, "update_refused")
+    assert {site for _, site, _ in told} == {"s0003"} and told[0][2].reason == "not_finite"
+    assert state(sim.nodes["s0003"]).info.committed >= 3, "it stays in the federation"
+
+
+def test_when_all_updates_fail_nothing_is_committed_and_nobody_hangs() -> None:
+    sim = federation(3)
+    sim.refused_updates = {"s0001", "s0002"}
+    sim.run(60 + 3 * QUICK.alone_after_s)
+    assert not sim.commits
+    assert {site for _, site, _ in notes(sim, "round_alone")} == set(sim.nodes)
+    led = len(notes(sim, "round_led"))
+    assert led < sim.now / 4, f"{led} attempts: the sites do not hurry in vain"
+    sim.refused_updates = set()
+    goes_on(sim, 200)
+
+
+def test_a_paused_site_is_passed_over_and_left_out() -> None:
+    sim = federation(3)
+    sim.run(25)
+    sim.tell("s0002", ev.Pause(True))
+    goes_on(sim, 100, rounds=4)
+    latest = max(sim.commits, key=lambda c: c.proposal.round).proposal
+    assert dict(latest.absent) == {"s0002": "paused"}
+    sim.tell("s0002", ev.Pause(False))
+    sim.run(sim.now + 30)
+    goes_on(sim, 60)
+    assert len(max(sim.commits, key=lambda c: c.proposal.round).proposal.contributors) == 3
+
+
+def test_a_site_whose_training_has_failed_still_votes() -> None:
+    sim = federation(3)
+    sim.run(25)
+    sim.nodes["s0002"].worker.running += 1
+    sim.tell("s0002", ev.WorkerLost("out of memory", final=True))
+    goes_on(sim, 100, rounds=3)
+    sim.crash("s0001")
+    sim.run(sim.now + 60)
+    before = on_disk(sim)
+    sim.run(sim.now + 60)
+    assert on_disk(sim) == before, "one site alone is no quorum of contributors"
+
+
+def test_a_late_site_fetches_the_common_model_before_it_trains() -> None:
+    sim = Simulator(
+        4,
+        seed=1,
+        check_every=1,
+        membership=LAN,
+        exchange="rounds",
+        rounds_params=QUICK,
+        model_bytes=5_000_000,
+    )
+    for site in ("s0000", "s0001", "s0002"):
+        sim.start(site)
+    sim.run(150)
+    newest = on_disk(sim)
+    assert newest >= 2
+    orders: list[Any] = []
+    sim.on_round = lambda node, order: orders.append((node.site, order))
+    sim.start("s0003")
+    sim.run(sim.now + 20)
+    first = next(order for site, order in orders if site == "s0003")
+    assert first.round == 1 and first.settling_in
+    assert first.start_from is not None and first.start_from.round >= newest
+    sim.run(sim.now + 60)
+    assert len(max(sim.commits, key=lambda c: c.proposal.round).proposal.contributors) == 4
+    verify(sim)
+
+
+def test_a_restarted_site_takes_the_newest_model_and_is_back() -> None:
+    sim = federation(3)
+    sim.run(40)
+    sim.crash("s0000")
+    sim.run(150)
+    assert on_disk(sim) >= 5
+    sim.start("s0000")
+    sim.run(165)
+    assert state(sim.nodes["s0000"]).info.committed >= on_disk(sim) - 1
+    goes_on(sim, 60)
+
+
+def test_a_lost_state_directory_does_not_lock_a_site_out() -> None:
+    sim = federation(3)
+    sim.run(60)
+    sim.crash("s0001")
+    node = sim.nodes["s0001"]
+    node.disk, node.files, node.worker.last_global, node.worker.round = None, set(), None, 0
+    sim.start("s0001")
+    sim.run(sim.now + 20)
+    goes_on(sim, 60)
+
+
+def test_all_restart_at_once() -> None:
+    sim = federation(4)
+    sim.run(60)
+    before = on_disk(sim)
+    for site in sim.nodes:
+        sim.crash(site)
+    sim.run(62)
+    sim.start_all()
+    sim.run(65)
+    assert set(committed(sim).values()) == {before}
+    goes_on(sim, 100, rounds=3)
+
+
+# ---------------------------------------------------------------- the budget
+
+
+@pytest.mark.parametrize(("every", "finetune", "common"), [(1, 0, 9), (1, 3, 7), (3, 0, 3), (2, 4, 3)])
+def test_the_last_rounds_are_trained_alone(every: int, finetune: int, common: int) -> None:
+    sim = Simulator(
+        3,
+        seed=2,
+        check_every=1,
+        membership=LAN,
+        exchange="rounds",
+        rounds_params=QUICK,
+        every_rounds=every,
+        finetune_rounds=finetune,
+        rounds=10,
+        round_s=lambda i: 6.0 + i,
+    )
+    orders: list[tuple[str, Any]] = []
+    sim.on_round = lambda node, order: orders.append((node.site, order))
+    sim.start_all()
+    sim.run(400)
+    assert all(n.finished_at is not None for n in sim.nodes.values())
+    assert on_disk(sim) == common
+    assert not sim.events["round_alone"] and not sim.events["round_passed"]
+    mine = [order for site, order in orders if site == "s0000"]
+    assert [o.round for o in mine] == list(range(1, 11))
+    assert [o.finetuning for o in mine] == [r > 10 - finetune for r in range(1, 11)]
+    last = mine[10 - finetune if finetune else every * common]
+    assert last.start_from is not None and last.start_from.round == common
+    exports = [o.round for o in mine if o.export]
+    assert exports == [every * (i + 1) for i in range(common)]
+    verify(sim)
+
+
+def test_sites_go_on_alone_at_once_when_too_few_are_left_to_contribute() -> None:
+    sim = budgets(4, 4, 9)
+    sim.run(150)
+    assert all(n.finished_at is not None for n in sim.nodes.values())
+    assert sim.nodes["s0002"].finished_at < QUICK.alone_after_s  # type: ignore[operator]
+    assert on_disk(sim) == 3
+
+
+def budgets(*rounds: int) -> Simulator:
+    sim = Simulator(
+        len(rounds),
+        seed=4,
+        check_every=1,
+        membership=LAN,
+        exchange="rounds",
+        rounds_params=QUICK,
+        round_s=lambda i: 6.0,
+    )
+    for node, budget in zip(sim.nodes.values(), rounds, strict=True):
+        node.rounds = budget
+    sim.start_all()
+    return sim
+
+
+def test_finished_sites_still_vote() -> None:
+    """Two of five have a small budget: three contribute, and a quorum of promises is easily there."""
+    sim = budgets(3, 3, 9, 9, 9)
+    sim.run(200)
+    assert on_disk(sim) == 8
+    last = proposal_of(sim, 8)
+    assert dict(last.absent) == {"s0000": "finished", "s0001": "finished"}
+    assert {c.site for c in sim.commits if c.proposal.round == 8} == set(sim.nodes)
 
 
 # ---------------------------------------------------------------- what Paxos is for
