@@ -9,72 +9,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from gossipseg.core import messages as m
 from gossipseg.core.types import ModelRef, Site
 from gossipseg.errors import PeerRefused
+from gossipseg.wire import codec_rounds
 from gossipseg.wire import peer_pb2 as pb
 from gossipseg.wire.codec_parts import (
+    Kind,
     Malformed,
-    attempt,
     code,
     count,
-    fingerprint,
-    hash_or_nothing,
-    optional_model,
-    optional_proposal,
     read_contract,
     read_info,
-    read_kind,
     read_model,
-    read_proposal,
     read_records,
+    read_verdict,
     require,
     site_name,
     sub,
     text,
     write_contract,
     write_info,
-    write_kind,
     write_model,
-    write_proposal,
     write_records,
+    write_verdict,
 )
 from gossipseg.wire.params import CHUNK_BYTES
 
 SERVICE = "gossipseg.wire.Peer"
 MAX_MESSAGE_BYTES = 4 << 20
-_VERDICT_OF: dict[int, Literal["accept", "busy", "reject"]] = {
-    pb.VERDICT_ACCEPT: "accept",
-    pb.VERDICT_BUSY: "busy",
-    pb.VERDICT_REJECT: "reject",
-}
-_VERDICTS: dict[str, Any] = {word: number for number, word in _VERDICT_OF.items()}
-_STORED_OF: dict[int, Literal["stored", "missing", "reject"]] = {
-    pb.STORE_VERDICT_STORED: "stored",
-    pb.STORE_VERDICT_MISSING: "missing",
-    pb.STORE_VERDICT_REJECT: "reject",
-}
-_STORED: dict[str, Any] = {word: number for number, word in _STORED_OF.items()}
 
 
 # ---------------------------------------------------------------- requests and replies
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """One request/reply pair: the RPC's name and how either side becomes bytes and is read again."""
-
-    rpc: str
-    write_request: Callable[[Any], Any]
-    read_request: Callable[[Any], Any]
-    request_message: Any
-    write_reply: Callable[[Any], Any]
-    read_reply: Callable[[Any], Any]
-    reply_message: Any
 
 
 def encode_request(body: m.Request) -> bytes:
@@ -250,98 +220,7 @@ def _read_told(kind: Callable[..., Any], x: Any) -> Any:
 
 
 def _read_offer_reply(x: Any) -> m.OfferReply:
-    require(x.verdict in _VERDICT_OF, f"unknown verdict {x.verdict}")
-    return m.OfferReply(_VERDICT_OF[x.verdict], code(x.reason))
-
-
-def _run(x: Any) -> tuple[str, str]:
-    return fingerprint(x.run, "run"), fingerprint(x.sites, "sites")
-
-
-def _promised(x: Any) -> int:
-    return attempt(x.promised) if x.HasField("promised") else -1
-
-
-def _read_prepare(x: Any) -> m.Prepare:
-    return m.Prepare(*_run(x), count(x.round, "round"), attempt(x.attempt))
-
-
-def _prepare_reply(x: m.PrepareReply) -> Any:
-    return pb.PrepareResponse(
-        promise=x.promise,
-        promised=x.promised if x.promised >= 0 else None,
-        reason=x.reason,
-        accepted=write_proposal(x.accepted) if x.accepted else None,
-        committed=write_proposal(x.committed) if x.committed else None,
-        update=write_model(x.update) if x.update else None,
-        waiting_for=x.waiting_for,
-    )
-
-
-def _read_prepare_reply(x: Any) -> m.PrepareReply:
-    return m.PrepareReply(
-        x.promise,
-        _promised(x),
-        code(x.reason),
-        optional_proposal(x, "accepted"),
-        optional_proposal(x, "committed"),
-        optional_model(x, "update"),
-        code(x.waiting_for),
-    )
-
-
-def _fetch(x: m.Fetch) -> Any:
-    return pb.FetchRequest(
-        run=x.run,
-        sites=x.sites,
-        kind=write_kind(x.kind),
-        round=x.round,
-        attempt=x.attempt,
-        hash=x.hash,
-    )
-
-
-def _read_fetch(x: Any) -> m.Fetch:
-    hash = hash_or_nothing(x.hash)
-    return m.Fetch(*_run(x), read_kind(x.kind), count(x.round, "round"), attempt(x.attempt), hash)
-
-
-def _fetch_reply(x: m.FetchReply) -> Any:
-    return pb.FetchResponse(
-        verdict=_VERDICTS[x.verdict],
-        reason=x.reason,
-        model=write_model(x.model) if x.model else None,
-        proposal=write_proposal(x.proposal) if x.proposal else None,
-    )
-
-
-def _read_fetch_reply(x: Any) -> m.FetchReply:
-    require(x.verdict in _VERDICT_OF, f"unknown verdict {x.verdict}")
-    model, proposal = optional_model(x, "model"), optional_proposal(x, "proposal")
-    return m.FetchReply(_VERDICT_OF[x.verdict], code(x.reason), model, proposal)
-
-
-def _proposed(message: Any, x: m.Accept | m.Commit) -> Any:
-    return message(run=x.run, sites=x.sites, proposal=write_proposal(x.proposal))
-
-
-def _read_proposed(kind: Callable[..., Any], x: Any) -> Any:
-    return kind(*_run(x), read_proposal(sub(x, "proposal")))
-
-
-def _accept_reply(x: m.AcceptReply) -> Any:
-    return pb.AcceptResponse(
-        verdict=_STORED[x.verdict],
-        reason=x.reason,
-        promised=x.promised if x.promised >= 0 else None,
-        committed=write_proposal(x.committed) if x.committed else None,
-    )
-
-
-def _read_accept_reply(x: Any) -> m.AcceptReply:
-    require(x.verdict in _STORED_OF, f"unknown verdict {x.verdict}")
-    committed = optional_proposal(x, "committed")
-    return m.AcceptReply(_STORED_OF[x.verdict], code(x.reason), _promised(x), committed)
+    return m.OfferReply(read_verdict(x.verdict), code(x.reason))
 
 
 _PAIRS: tuple[tuple[type, type, Kind], ...] = (
@@ -407,63 +286,12 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
             lambda x: pb.OfferRequest(model=write_model(x.model)),
             lambda x: m.Offer(read_model(sub(x, "model"))),
             pb.OfferRequest,
-            lambda x: pb.OfferResponse(verdict=_VERDICTS[x.verdict], reason=x.reason),
+            lambda x: pb.OfferResponse(verdict=write_verdict(x.verdict), reason=x.reason),
             _read_offer_reply,
             pb.OfferResponse,
         ),
     ),
-    (
-        m.Prepare,
-        m.PrepareReply,
-        Kind(
-            "Prepare",
-            lambda x: pb.PrepareRequest(run=x.run, sites=x.sites, round=x.round, attempt=x.attempt),
-            _read_prepare,
-            pb.PrepareRequest,
-            _prepare_reply,
-            _read_prepare_reply,
-            pb.PrepareResponse,
-        ),
-    ),
-    (
-        m.Fetch,
-        m.FetchReply,
-        Kind(
-            "Fetch",
-            _fetch,
-            _read_fetch,
-            pb.FetchRequest,
-            _fetch_reply,
-            _read_fetch_reply,
-            pb.FetchResponse,
-        ),
-    ),
-    (
-        m.Accept,
-        m.AcceptReply,
-        Kind(
-            "Accept",
-            lambda x: _proposed(pb.AcceptRequest, x),
-            lambda x: _read_proposed(m.Accept, x),
-            pb.AcceptRequest,
-            _accept_reply,
-            _read_accept_reply,
-            pb.AcceptResponse,
-        ),
-    ),
-    (
-        m.Commit,
-        m.CommitReply,
-        Kind(
-            "Commit",
-            lambda x: _proposed(pb.CommitRequest, x),
-            lambda x: _read_proposed(m.Commit, x),
-            pb.CommitRequest,
-            lambda x: pb.CommitResponse(known=x.verdict == "known", reason=x.reason),
-            lambda x: m.CommitReply("known" if x.known else "reject", code(x.reason)),
-            pb.CommitResponse,
-        ),
-    ),
+    *codec_rounds.PAIRS,
 )
 _KIND_OF_REQUEST: dict[type, Kind] = {request: kind for request, _, kind in _PAIRS}
 _KIND_OF_REPLY: dict[type, Kind] = {reply: kind for _, reply, kind in _PAIRS}

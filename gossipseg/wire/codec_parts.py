@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from gossipseg.core.types import (
     AliveRecord,
@@ -37,6 +38,12 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _CODE = re.compile(r"[a-z0-9_]{0,64}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
 _PHASES = {phase: getattr(pb, f"PHASE_{phase.name}") for phase in Phase}
+_VERDICT_OF: dict[int, Literal["accept", "busy", "reject"]] = {
+    pb.VERDICT_ACCEPT: "accept",
+    pb.VERDICT_BUSY: "busy",
+    pb.VERDICT_REJECT: "reject",
+}
+_VERDICTS: dict[str, Any] = {word: number for number, word in _VERDICT_OF.items()}
 _PHASE_OF = {number: phase for phase, number in _PHASES.items()}
 _KINDS: dict[ModelKind, Any] = {
     "model": pb.MODEL_KIND_MODEL,
@@ -49,6 +56,19 @@ _KIND_OF[pb.MODEL_KIND_UNSPECIFIED] = "model"
 
 class Malformed(ValueError):
     """What came does not say what a message of its kind must say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One request/reply pair: the RPC's name and how either side becomes bytes and is read again."""
+
+    rpc: str
+    write_request: Callable[[Any], Any]
+    read_request: Callable[[Any], Any]
+    request_message: Any
+    write_reply: Callable[[Any], Any]
+    read_reply: Callable[[Any], Any]
+    reply_message: Any
 
 
 def write_info(info: PeerInfo) -> Any:
@@ -154,6 +174,15 @@ def read_model(ref: Any) -> ModelRef:
         dice_val=dice,
         kind=read_kind(ref.kind),
     )
+
+
+def write_verdict(verdict: str) -> Any:
+    return _VERDICTS[verdict]
+
+
+def read_verdict(number: int) -> Literal["accept", "busy", "reject"]:
+    require(number in _VERDICT_OF, f"unknown verdict {number}")
+    return _VERDICT_OF[number]
 
 
 def write_kind(kind: ModelKind) -> Any:

@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossipseg.core import messages as m
-from gossipseg.core.types import AliveRecord, LeftRecord, ModelRef, PeerInfo, Phase, SuspectRecord
+from gossipseg.core.types import (
+    AliveRecord,
+    LeftRecord,
+    ModelRef,
+    PeerInfo,
+    Phase,
+    Proposal,
+    SuspectRecord,
+)
 from gossipseg.errors import PeerRefused
 from gossipseg.wire import codec
 from gossipseg.wire import peer_pb2 as pb
@@ -23,7 +31,8 @@ records = st.one_of(
     st.builds(SuspectRecord, sites, counts, sites, signatures),
 )
 some = st.lists(records, max_size=5).map(tuple)
-infos = st.builds(PeerInfo, counts, counts, counts, st.sampled_from(Phase), texts)
+infos = st.builds(PeerInfo, counts, counts, counts, st.sampled_from(Phase), texts, counts)
+kinds = st.sampled_from(["model", "update", "global"])
 models = st.builds(
     ModelRef,
     st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
@@ -32,7 +41,25 @@ models = st.builds(
     counts,
     counts,
     st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    kinds,
 )
+fingerprints = st.from_regex(r"[0-9a-f]{32}", fullmatch=True)
+attempts = st.integers(0, 2**31 - 1)
+codes = st.from_regex(r"[a-z0-9_]{0,20}", fullmatch=True)
+
+
+@st.composite
+def proposals(draw):
+    there = draw(st.lists(st.tuples(sites, st.none() | codes), max_size=8, unique_by=lambda x: x[0]))
+    contributors = tuple(sorted(site for site, reason in there if reason is None))
+    absent = tuple(sorted((site, reason) for site, reason in there if reason is not None))
+    round = draw(st.integers(1, 2**53 - 1))
+    return Proposal(round, draw(attempts), draw(models), contributors, absent)
+
+
+maybe = st.none() | proposals()
+promised = st.integers(-1, 2**31 - 1)
+verdicts = st.sampled_from(["accept", "busy", "reject"])
 contracts = st.dictionaries(texts, texts, max_size=5).map(lambda d: tuple(sorted(d.items())))
 protocols = st.integers(0, 100)
 hello = (protocols, st.integers(100, 200), texts, contracts, infos)
@@ -42,6 +69,18 @@ requests = st.one_of(
     st.builds(m.IndirectPing, sites, some),
     st.builds(m.Sync, some, infos),
     st.builds(m.Offer, models),
+    st.builds(m.Prepare, fingerprints, fingerprints, counts, attempts),
+    st.builds(
+        m.Fetch,
+        fingerprints,
+        fingerprints,
+        kinds,
+        counts,
+        attempts,
+        st.just("") | st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    ),
+    st.builds(m.Accept, fingerprints, fingerprints, proposals()),
+    st.builds(m.Commit, fingerprints, fingerprints, proposals()),
 )
 REPLIES = {
     m.Hello: st.builds(m.HelloReply, *hello),
@@ -51,6 +90,14 @@ REPLIES = {
     m.Offer: st.builds(
         m.OfferReply, st.sampled_from(["accept", "busy", "reject"]), st.sampled_from(["", "too_large"])
     ),
+    m.Prepare: st.builds(
+        m.PrepareReply, st.booleans(), promised, codes, maybe, maybe, st.none() | models, codes
+    ),
+    m.Fetch: st.builds(m.FetchReply, verdicts, codes, st.none() | models, maybe),
+    m.Accept: st.builds(
+        m.AcceptReply, st.sampled_from(["stored", "missing", "reject"]), codes, promised, maybe
+    ),
+    m.Commit: st.builds(m.CommitReply, st.sampled_from(["known", "reject"]), codes),
 }
 
 
@@ -107,6 +154,15 @@ def model(**changed):
     return ModelRef(**{"hash": "0f" * 32, "size_bytes": 9, "round": 1, "steps": 2, "cases": 3} | changed)
 
 
+def proposed():
+    return Proposal(1, 0, model(kind="global"), ("a", "b"), (("c", "dead"),))
+
+
+def test_a_model_of_a_sender_that_knows_no_kinds_is_one_for_gossip():
+    data = pb.OfferRequest(model=pb.ModelRef(hash="0f" * 32, size_bytes=9)).SerializeToString()
+    assert codec.decode_request("Offer", data, "a").model.kind == "model"
+
+
 def info(**changed):
     return pb.PeerInfo(**{"round": 1, "phase": pb.PHASE_TRAINING} | changed)
 
@@ -125,6 +181,30 @@ def offer(**changed):
 
 def hello_(**changed):
     return pb.HelloRequest(**{"protocol_min": 1, "protocol_max": 1, "info": info()} | changed)
+
+
+KEY = "c0ffee00" * 4
+
+
+def prepare(**changed):
+    return pb.PrepareRequest(**{"run": KEY, "sites": KEY, "round": 1, "attempt": 0} | changed)
+
+
+def fetch(**changed):
+    return pb.FetchRequest(**{"run": KEY, "sites": KEY, "round": 1} | changed)
+
+
+def proposal(**changed):
+    ref = pb.ModelRef(hash="0f" * 32, size_bytes=9, kind=pb.MODEL_KIND_GLOBAL)
+    return pb.Proposal(**{"round": 1, "model": ref, "contributors": ["a", "b"]} | changed)
+
+
+def accept(**changed):
+    return pb.AcceptRequest(run=KEY, sites=KEY, proposal=proposal(**changed))
+
+
+def absent(*names, reason="dead"):
+    return [pb.Absence(site=name, reason=reason) for name in names]
 
 
 def entries(*keys):
@@ -161,6 +241,33 @@ BAD = {
     "an empty range": ("Hello", hello_(protocol_min=2), "protocol range"),
     "a key twice": ("Hello", hello_(contract=entries("a", "a")), "sorted"),
     "keys out of order": ("Hello", hello_(contract=entries("b", "a")), "sorted"),
+    "committed beyond all measure": ("Ping", ping(committed=2**53), "committed"),
+    "a kind of model of later times": ("Offer", offer(kind=9), "unknown kind of model 9"),
+    "no run": ("Prepare", prepare(run=""), "run must be"),
+    "a run that is no fingerprint": ("Prepare", prepare(run="C0FFEE00" * 4), "run must be"),
+    "a list that is no fingerprint": ("Fetch", fetch(sites="c0ffee"), "sites must be"),
+    "an attempt beyond all measure": ("Prepare", prepare(attempt=2**31), "attempt"),
+    "a file that is a path": ("Fetch", fetch(hash="../" * 21 + "x"), "64 hex"),
+    "an unknown kind of file": ("Fetch", fetch(kind=77), "unknown kind of model 77"),
+    "nothing proposed": ("Accept", pb.AcceptRequest(run=KEY, sites=KEY), "proposal is missing"),
+    "a common model of round 0": (
+        "Commit",
+        pb.CommitRequest(run=KEY, sites=KEY, proposal=proposal(round=0)),
+        "no round",
+    ),
+    "no common model": (
+        "Accept",
+        pb.AcceptRequest(run=KEY, sites=KEY, proposal=pb.Proposal(round=1)),
+        "model is missing",
+    ),
+    "a contributor twice": ("Accept", accept(contributors=["a", "a"]), "sorted"),
+    "contributors out of order": ("Accept", accept(contributors=["b", "a"]), "sorted"),
+    "a nameless contributor": ("Accept", accept(contributors=[""]), "no site"),
+    "an absent site twice": ("Accept", accept(absent=absent("c", "c")), "sorted"),
+    "both there and absent": ("Accept", accept(absent=absent("b")), "both contributes"),
+    "a reason in prose": ("Accept", accept(absent=absent("c", reason="It died.")), "lower_case"),
+    "a long reason": ("Accept", accept(absent=absent("c", reason="x" * 65)), "lower_case"),
+    "too many contributors": ("Accept", accept(contributors=[f"s{i:04d}" for i in range(4097)]), "4097"),
     "too many entries": ("Hello", hello_(contract=entries(*map(str, range(1025)))), "1025 contract"),
 }
 
@@ -178,6 +285,19 @@ def test_replies_are_judged_as_strictly():
     for reply in (pb.OfferResponse(), pb.OfferResponse(verdict=pb.VERDICT_BUSY, reason="Not Now\n")):
         with pytest.raises(PeerRefused, match="malformed"):
             codec.decode_reply(asked, reply.SerializeToString(), "mallory")
+    key = "c0ffee00" * 4
+    for asked_, reply_ in (
+        (m.Prepare(key, key, 1, 0), pb.PrepareResponse(reason="Not Now")),
+        (m.Prepare(key, key, 1, 0), pb.PrepareResponse(promised=2**31)),
+        (m.Prepare(key, key, 1, 0), pb.PrepareResponse(update=pb.ModelRef(hash="x"))),
+        (m.Prepare(key, key, 1, 0), pb.PrepareResponse(waiting_for="Mondays")),
+        (m.Fetch(key, key, "global", 1, 0, ""), pb.FetchResponse()),
+        (m.Fetch(key, key, "global", 1, 0, ""), pb.FetchResponse(verdict=1, proposal=pb.Proposal())),
+        (m.Accept(key, key, proposed()), pb.AcceptResponse()),
+        (m.Commit(key, key, proposed()), pb.CommitResponse(reason="?")),
+    ):
+        with pytest.raises(PeerRefused, match="malformed"):
+            codec.decode_reply(asked_, reply_.SerializeToString(), "mallory")
     with pytest.raises(PeerRefused, match="offset 10 of 9"):
         codec.decode_offset(pb.PushOffsetResponse(offset=10).SerializeToString(), "mallory", model())
     with pytest.raises(PeerRefused, match="more than"):

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from gossipseg.core import messages as m
-from gossipseg.core.types import AliveRecord, LeftRecord, SuspectRecord
+from gossipseg.core.types import AliveRecord, LeftRecord, ModelRef, Proposal, SuspectRecord
 from gossipseg.errors import DiskFull, LocalError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from tests.wire.harness import INFO, answer_of_each_kind, until
 
@@ -19,11 +19,22 @@ RECORDS = (
     SuspectRecord("north", 4, "chase_db1", b"hm"),
 )
 CONTRACT = (("federation", '"demo"'), ("task.labels", '{"0": "background"}'))
+RUN, LIST = "c0ffee00" * 4, "0badf00d" * 4
+COMMON = Proposal(
+    4, 1, ModelRef("0f" * 32, 9, 4, 0, 0, kind="global"), ("chase_db1", "north"), (("south-2", "dead"),)
+)
+UPDATE = ModelRef("1e" * 32, 7, 12, 1200, 17, 0.71, "update")
 EXCHANGES = [
     (m.Hello(1, 3, "demo", CONTRACT, INFO), m.HelloReply(1, 2, "demo", (), INFO)),
     (m.Ping(RECORDS, INFO), m.Ack(RECORDS[:1], INFO)),
     (m.IndirectPing("south-2", RECORDS), m.IndirectAck("south-2", False, RECORDS[1:])),
     (m.Sync(RECORDS * 300, INFO), m.SyncReply(RECORDS * 300, INFO)),
+    (m.Prepare(RUN, LIST, 4, 1), m.PrepareReply(True, 1, "", COMMON, None, UPDATE)),
+    (m.Prepare(RUN, LIST, 4, 1), m.PrepareReply(False, -1, "already_committed", None, COMMON)),
+    (m.Fetch(RUN, LIST, "update", 4, 1, UPDATE.hash), m.FetchReply("accept", "", UPDATE)),
+    (m.Fetch(RUN, LIST, "global", 4, 0, ""), m.FetchReply("accept", "", COMMON.model, COMMON)),
+    (m.Accept(RUN, LIST, COMMON), m.AcceptReply("missing", "", 1)),
+    (m.Commit(RUN, LIST, COMMON), m.CommitReply("known")),
 ]
 
 
