@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from gossipseg.errors import ConfigError
-from gossipseg.nets.cowpro_encoder import CowproEncoder, FrozenBatchNorm
+from gossipseg.nets.cowpro_encoder import CowproEncoder, FrozenBatchNorm, Shortcut
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.registry import build
 from gossipseg.nets.segmenter import Segmenter
@@ -67,6 +67,14 @@ def test_the_last_stages_dilate_instead_of_halving() -> None:
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
     assert [m.dilation[0] for m in convolutions] == [1] * 8 + [1, 1, 2, 2] + [2, 2, 4, 4]
     assert [m.stride[0] for m in convolutions if m.stride[0] > 1] == [2]
+
+
+def test_a_sliced_shortcut_is_a_strided_convolution() -> None:
+    found = Shortcut(3, 5, 2, nn.Identity)
+    x = torch.randn(1, 3, 8, 8)
+    convolution = found[0]
+    assert isinstance(convolution, nn.Conv2d)
+    assert torch.allclose(found(x), nn.functional.conv2d(x, convolution.weight, stride=2), atol=1e-6)
 
 
 # ---------------------------------------------------------------- pretrained weights
