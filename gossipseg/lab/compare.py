@@ -30,7 +30,7 @@ def compare(
     """Run what is not there yet, collect, draw. Raises ConfigError, DataError, LocalError."""
     chosen, seed_numbers = variants.parse(algorithms), study.read_seeds(seeds)
     common = study.study(wanted)
-    plans = study.plans(common, chosen, seed_numbers, out / "pictures")
+    plans = study.plans(common, chosen, seed_numbers, out)
     settings = json.loads(json.dumps(common.document()))
     runs.prepare(out, common.identity())
     display = make_display(quiet=as_json)

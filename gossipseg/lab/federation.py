@@ -28,7 +28,7 @@ from gossipseg.lab.study import RunPlan
 from gossipseg.lab.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
 from gossipseg.learn.datalist import Case, load_cases
 from gossipseg.learn.evaluate import Scores
-from gossipseg.learn.params import DataParams, WorkerSpec
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, WorkerSpec
 from gossipseg.store import ModelStore
 from gossipseg.wire.memory import MemoryNetwork, MemoryTransport
 from gossipseg.wire.transport import PeerEndpoint
@@ -68,6 +68,10 @@ class _Federation:
     def _spec(self, site: str, data: Path) -> WorkerSpec:
         own = self._folder / site
         own.mkdir(parents=True)
+        if self._plan.pseudolabels and self._settings.algorithm.name == ONE_SHOT_ALGORITHM:
+            shared = Path(self._plan.pseudolabels)
+            shared.mkdir(parents=True, exist_ok=True)
+            (own / shared.name).symlink_to(shared)  # kept by content: every run may use every other's
         params = kept(DataParams(str(data)), site, self._plan.kept_cases.get(site), own)
         budget = self._plan.budget(site)
         return make_spec(self._settings, site, params, own, budget, self._plan.device)
@@ -250,6 +254,7 @@ def row(
         "steps": training.trainer.history.steps,
         "gradient_evaluations": training.evaluations,
         "wire_model_bytes": training.wire_bytes,
+        "network": training.trainer.setup.network.name,
         "parameters": sum(p.numel() for p in training.trainer.student.model.parameters()),
         "seconds": round(sum(training.spent_s.values()), 3),
         "seconds_by": {what: round(s, 3) for what, s in sorted(training.spent_s.items())},
@@ -273,7 +278,7 @@ def kept(data: DataParams, site: str, share: float | None, folder: Path) -> Data
     """The data with that share of the training cases, evenly chosen: a list of its own in `folder`."""
     if share is None:
         return data
-    splits = load_cases(data, site)
+    splits = load_cases(data, site, needs_labels=False)
     count = max(1, round(share * len(splits.training)))
     chosen = [splits.training[i * len(splits.training) // count] for i in range(count)]
     return write_list(folder, {"training": chosen, "validation": splits.validation, "test": splits.test})

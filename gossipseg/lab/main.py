@@ -112,12 +112,13 @@ def run(argv: Sequence[str]) -> int:
     try:
         code = app(args=list(argv), prog_name="gossiplab", standalone_mode=False)
         sys.stdout.flush()
+        if code == EXIT_INTERRUPTED:  # typer makes a code of Ctrl-C itself
+            return _interrupted()
         return code if isinstance(code, int) else EXIT_OK
     except GossipsegError as e:
         return _report(str(e), e.exit_code, type(e).__name__, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        print("gossiplab: interrupted; the same command goes on with the runs that are left", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _interrupted()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
@@ -128,6 +129,11 @@ def run(argv: Sequence[str]) -> int:
         text = " ".join(str(format_message()).split())  # typer's own: wrong usage
         code = int(getattr(e, "exit_code", EXIT_USAGE))
         return _report(f"{text} Try `gossiplab --help`.", code, "UsageError", as_json)
+
+
+def _interrupted() -> int:
+    print("gossiplab: interrupted; the same command goes on with the runs that are left", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _report(message: str, code: int, error: str, as_json: bool) -> int:

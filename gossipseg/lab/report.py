@@ -53,7 +53,7 @@ def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: 
         *(f"<p>{escape(line)}</p>" for line in words.verdict(summaries, lead)),
         "</div>",
         f"<p>{escape(words.DICE)}</p>",
-        *(f"<p>{escape(line)}</p>" for line in words.conditions(settings)),
+        *(f"<p>{escape(line)}</p>" for line in words.conditions(document)),
         "<h2>How well each method outlines, site by site</h2>",
         _table(*table.dice_table(document, summaries)),
         f'<p class="faint">Mean ± standard deviation over the seeds (repetitions with other random numbers). '

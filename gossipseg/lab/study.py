@@ -140,6 +140,8 @@ class RunPlan:
     device: str = "cpu"
     pictures: str = ""
     """Folder for predictions of a few test cases; "" makes none."""
+    pseudolabels: str = ""
+    """Folder of the pseudo-masks that runs share; "" makes them anew for each."""
 
     @property
     def key(self) -> str:
@@ -193,18 +195,21 @@ def study(wanted: Wanted) -> Study:
     )
 
 
-def plans(
-    study: Study, chosen: Sequence[Variant], seeds: Sequence[int], pictures: Path | None
-) -> list[RunPlan]:
-    """All runs of a comparison, seed by seed. Raises ConfigError for an algorithm that cannot be run so."""
-    return [_plan(study, variant, seed, pictures) for seed in seeds for variant in chosen]
+def plans(study: Study, chosen: Sequence[Variant], seeds: Sequence[int], out: Path | None) -> list[RunPlan]:
+    """All runs of a comparison, seed by seed; their pictures go into `out`, if there is one.
+
+    Raises ConfigError for an algorithm that cannot be run so.
+    """
+    return [_plan(study, variant, seed, out) for seed in seeds for variant in chosen]
 
 
-def _plan(study: Study, variant: Variant, seed: int, pictures: Path | None) -> RunPlan:
+def _plan(study: Study, variant: Variant, seed: int, out: Path | None) -> RunPlan:
     federation = variants.federation(study.sections, variant)
-    if federation.algorithm.exchange != "none" and len(study.sites) < 2:
+    exchanges = federation.algorithm.exchange != "none"
+    least = max(getattr(federation.algorithm, "min_sites", 1), 2 if exchanges else 1)
+    if len(study.sites) < least:
         raise ConfigError(
-            "exchanges models, and there is one site only",
+            f"exchanges models: it needs {least} sites or more, and there is {len(study.sites)}",
             key="--algorithms",
             value=variant.label,
             remedy="Give more --sites, or compare local and pooled.",
@@ -243,7 +248,8 @@ def _plan(study: Study, variant: Variant, seed: int, pictures: Path | None) -> R
         study.kept_cases,
         study.equal_evaluations,
         study.device,
-        str(pictures or ""),
+        str(out.absolute() / "pictures") if out else "",
+        str(out.absolute() / "pseudolabels") if out else "",
     )
 
 
@@ -279,7 +285,7 @@ def _set(sections: dict[str, Any], text: str) -> None:
 
 
 def _source(folder: Path) -> SiteSource:
-    splits = load_cases(DataParams(str(folder.absolute())), folder.name)
+    splits = load_cases(DataParams(str(folder.absolute())), folder.name, needs_labels=False)
     listed = [
         (split, case.id, [f.stat().st_size for f in (*case.files, *([case.label] if case.label else []))])
         for split, case in splits

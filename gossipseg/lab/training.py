@@ -24,11 +24,12 @@ from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.data import SiteData
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.evaluate import Scores, summarise
-from gossipseg.learn.params import DataParams, DeviceParams, WorkerSpec
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, DeviceParams, WorkerSpec
 from gossipseg.learn.report import SaveOverlay, evaluate_case
 from gossipseg.learn.session import Deployment
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.site import SiteContext
+from gossipseg.learn.sites import EpisodeSite, open_site
 from gossipseg.learn.trainer import Trainer
 
 ITEM_BYTES = {
@@ -57,7 +58,7 @@ class DataCache:
 
     def open(self, spec: WorkerSpec) -> SiteData:
         """As SiteData.open. Raises DataError."""
-        key = repr((spec.data, spec.task))
+        key = repr((spec.data, spec.task, spec.algorithm["name"] == ONE_SHOT_ALGORITHM))
         if key not in self._held:
             self._held[key] = SiteData.open(spec)
         return self._held[key]
@@ -103,7 +104,7 @@ class Training:
     ) -> None:
         setup = read_setup(spec)
         compute = choose_compute(setup.device)
-        self.trainer = Trainer(SiteContext(setup, cache.open(spec), compute), self._on_report, lambda: None)
+        self.trainer = Trainer(open_site(setup, cache.open(spec), compute), self._on_report, lambda: None)
         self.evaluations = 0
         self.spent_s: defaultdict[str, float] = defaultdict(float)
         """Real seconds by activity: training, visit, validation, test."""
@@ -172,18 +173,24 @@ class Training:
         return scores
 
     def test(self, spec: WorkerSpec, save: SaveOverlay | None = None) -> Scores:
-        """Dice and HD95 of the deployment model over the test cases of `spec`'s data, on the files' grids."""
+        """Dice and HD95 of the deployment model over the test cases of `spec`'s data, on the files' grids.
+
+        One-shot algorithms are scored by their own site: Dice alone, every labelled scan as support in turn.
+        """
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
-        setup = read_setup(spec)
-        trainer = self.trainer
+        setup, trainer = read_setup(spec), self.trainer
+        if isinstance(trainer.site, EpisodeSite):
+            found = trainer.site.score(trainer.student.ema, "test", lambda fraction: None)
+            self._spend("test")
+            return found
         deployed = trainer.student.ema
         deployment = Deployment(
             deployed, setup, trainer.compute, "ema", trainer.history.round, trainer.history.steps, None
         )
         labelled = [case for case in load_cases(setup.data, spec.site).test if case.label is not None]
-        found = [evaluate_case(deployment, case, save)[0] for case in labelled]
+        scored = [evaluate_case(deployment, case, save)[0] for case in labelled]
         self._spend("test")
-        return summarise(found, setup.task)
+        return summarise(scored, setup.task)
 
     @property
     def wire_bytes(self) -> int:

@@ -23,6 +23,7 @@ from gossipseg.config.files import FederationFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import set_dotted
 from gossipseg.errors import ConfigError
+from gossipseg.testbed import presets
 
 POOLED = "pooled"
 """One trainer over the training cases of all sites: what could be had if the images could travel."""
@@ -98,7 +99,7 @@ def _wrong(value: str, problem: str, remedy: str) -> ConfigError:
 def federation(sections: Sections, variant: Variant) -> FederationFile:
     """The settings of peers.yaml (without sites) under this variant. Raises ConfigError."""
     raw = copy.deepcopy(dict(sections))
-    raw["algorithm"] = {"name": "local" if variant.name == POOLED else variant.name}
+    presets.set_algorithm(raw, "local" if variant.name == POOLED else variant.name)
     if variant.name == POOLED:
         pooled_steps(variant)
     elif sections.get("algorithm", {}).get("name") == variant.name:

@@ -138,8 +138,9 @@ def ranking(summaries: Sequence[Summary]) -> list[Summary]:
     return sorted(scored, key=lambda s: -(s.overall.mean if s.overall else 0.0))
 
 
-def conditions(settings: Mapping[str, Any]) -> list[str]:
-    """What was made harder, or equal, on purpose."""
+def conditions(document: Mapping[str, Any]) -> list[str]:
+    """What was made harder, or equal, on purpose; what is not alike."""
+    settings = document["settings"]
     said = []
     if settings["site_dropout"]:
         said.append(
@@ -153,6 +154,17 @@ def conditions(settings: Mapping[str, Any]) -> list[str]:
         said.append(f"The sites differed in speed, up to ×{settings['speed'][slowest]:g} ({slowest}).")
     for site, share in settings["kept_cases"].items():
         said.append(f"{site} kept {100 * share:.0f} % of its training cases.")
+    networks: dict[str, list[str]] = {}
+    for row in document["runs"]:
+        names = networks.setdefault(row["network"], [])
+        if row["algorithm"] not in names:
+            names.append(row["algorithm"])
+    if len(networks) > 1:
+        which = "; ".join(f"{network}: {', '.join(names)}" for network, names in networks.items())
+        said.append(
+            f"Not all methods trained the same network ({which}): a difference between them may be the "
+            "network's."
+        )
     if settings["equal_evaluations"]:
         said.append(
             "Where two models trained on a batch, each took half of the steps: every method computed as many "

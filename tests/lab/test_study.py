@@ -67,7 +67,7 @@ def test_seeds_are_whole_numbers(text: str) -> None:
 
 def test_exchange_needs_two_sites(hospitals: Path) -> None:
     for algorithm in ("gcml", "fedavg", "gossip_average"):
-        with pytest.raises(ConfigError, match="one site only") as caught:
+        with pytest.raises(ConfigError, match="needs 2 sites or more") as caught:
             rig.plan(hospitals, algorithm, sites="north")
         assert caught.value.exit_code == 78
     for algorithm in ("local", "pooled"):
