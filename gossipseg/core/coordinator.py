@@ -9,9 +9,7 @@ What belongs here: the stages of an attempt and what each site is in it. What mu
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from typing import Protocol
 
 from gossipseg.core import events, messages
@@ -21,7 +19,9 @@ from gossipseg.core.effects import Aggregate
 from gossipseg.core.fetching import Fetcher, Serving, Want
 from gossipseg.core.membership import Membership
 from gossipseg.core.params import RoundsParams
-from gossipseg.core.types import MemberState, ModelRef, Phase, Proposal, Site
+from gossipseg.core.rows import COMING, Row, state_of
+from gossipseg.core.stages import OVER, TRANSITIONS, Evidence, Stage
+from gossipseg.core.types import ModelRef, Phase, Proposal, Site
 
 HEARTBEAT_SHARE = 0.25
 """A site that has done its part hears from the coordinator this often, in units of the patience."""
@@ -29,61 +29,6 @@ POLLED_SITES = 32
 """In a larger federation each site is asked less often, so that the coordinator's messages stay few."""
 MAX_BROKEN = 3
 """A site whose update could not be fetched so often is left out of the attempt."""
-COMING = ("training", "has_update", "fetching")
-"""States of sites that will deliver."""
-CANNOT = ("paused", "failed", "finished", "ending", "leaving")
-"""Reasons for having no update that will not pass soon."""
-
-
-class Stage(StrEnum):
-    """How far an attempt has come."""
-
-    ASKING = "asking"
-    """For promises."""
-    RECOVERING = "recovering"
-    """Fetching a model that an earlier attempt may have committed."""
-    GATHERING = "gathering"
-    """Updates."""
-    AGGREGATING = "aggregating"
-    STORING = "storing"
-    COMMITTED = "committed"
-    GIVEN_UP = "given_up"
-
-
-class Evidence(StrEnum):
-    """What moves an attempt from one stage to another."""
-
-    PROMISED = "promised"
-    """A quorum promises, and reports no stored model."""
-    REPORTED = "reported"
-    """A quorum promises, and one of it has stored a model."""
-    COMPLETE = "complete"
-    """Every site has delivered or cannot, or the deadline is over; a quorum has."""
-    MADE = "made"
-    """The worker has combined the updates."""
-    FOUND = "found"
-    """The reported model is here."""
-    STORED = "stored"
-    """A quorum has stored it."""
-    GIVE_UP = "give_up"
-
-
-TRANSITIONS: Mapping[tuple[Stage, Evidence], Stage] = {
-    (Stage.ASKING, Evidence.PROMISED): Stage.GATHERING,
-    (Stage.ASKING, Evidence.REPORTED): Stage.RECOVERING,
-    (Stage.GATHERING, Evidence.REPORTED): Stage.RECOVERING,
-    (Stage.GATHERING, Evidence.COMPLETE): Stage.AGGREGATING,
-    (Stage.RECOVERING, Evidence.FOUND): Stage.STORING,
-    (Stage.AGGREGATING, Evidence.MADE): Stage.STORING,
-    (Stage.STORING, Evidence.STORED): Stage.COMMITTED,
-    **{
-        (stage, Evidence.GIVE_UP): Stage.GIVEN_UP
-        for stage in Stage
-        if stage not in (Stage.COMMITTED, Stage.GIVEN_UP)
-    },
-}
-"""All changes of stage there are."""
-OVER = (Stage.COMMITTED, Stage.GIVEN_UP)
 
 
 class Shop(Protocol):
@@ -103,31 +48,6 @@ class Shop(Protocol):
     def learn(self, proposal: Proposal, frm: Site) -> None:
         """A site knows this one to be committed."""
         ...
-
-
-@dataclass(slots=True)
-class Row:
-    """Another site in an attempt."""
-
-    site: Site
-    promised: bool = False
-    stored: bool = False
-    refused: str = ""
-    """Why it makes no promise, for as long as the attempt lasts."""
-    waiting_for: str = ""
-    """Why it has no update yet, in its own word."""
-    update: ModelRef | None = None
-    delivered: ModelRef | None = None
-    failed: str = ""
-    """Why its update will not be in the model."""
-    broken: int = 0
-    accepted: Proposal | None = None
-    heard_at: float = -math.inf
-    """When it last answered anything."""
-    answered_at: float = -math.inf
-    """When it last answered with yes."""
-    asking: bool = False
-    ask_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -358,24 +278,10 @@ class Attempt:
 
     def state_of(self, row: Row) -> tuple[str, str]:
         """(state, reason) of a site while updates are gathered; with a reason it will not deliver."""
-        if row.delivered is not None:
-            return "delivered", ""
-        if row.failed or row.refused:
-            return "left_out", row.failed or row.refused
+        want = self.fetcher.wants.get(row.update.hash) if row.update is not None else None
+        quiet = max(row.heard_at, self.began_at) <= self.ctx.now - self.params.patience_s
         member = self.membership.members.get(row.site)
-        if member is None or member.state is not MemberState.ALIVE:
-            return "left_out", member.state.value if member is not None else "unlisted"
-        if row.update is not None:
-            want = self.fetcher.wants.get(row.update.hash)
-            return "fetching" if want is not None and want.frm else "has_update", ""
-        if member.refused:
-            return "left_out", "contract_mismatch"
-        phase = member.info.phase.value if member.info is not None else ""
-        if phase in CANNOT or row.waiting_for in CANNOT:
-            return "left_out", phase if phase in CANNOT else row.waiting_for
-        if max(row.heard_at, self.began_at) <= self.ctx.now - self.params.patience_s:
-            return "left_out", "no_answer"
-        return ("training", "") if row.promised or row.waiting_for else ("asked", "")
+        return state_of(row, member, fetching=want is not None and want.frm != "", quiet=quiet)
 
     def _states(self) -> dict[Site, tuple[str, str]]:
         return {row.site: self.state_of(row) for row in self.rows.values()}

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from gossipseg.core import events, messages
+from gossipseg.core.answers import refusal
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.effects import Effect, InboxEntry, Persist, Snapshot
 from gossipseg.core.events import Event
@@ -30,7 +31,7 @@ from gossipseg.core.member import Member
 from gossipseg.core.membership import Membership
 from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
 from gossipseg.core.probing import Prober
-from gossipseg.core.rounds import Rounds, refusal
+from gossipseg.core.rounds import Rounds
 from gossipseg.core.rounds_view import RoundsView
 from gossipseg.core.training import Training
 from gossipseg.core.types import PROTOCOL_MAX, PROTOCOL_MIN, ModelRef, PeerInfo, Phase, Sign, Site

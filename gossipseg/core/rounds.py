@@ -1,8 +1,8 @@
-"""Rounds under a rotating coordinator: what this site trains, what it answers, and when it leads.
+"""Rounds under a rotating coordinator (DESIGN §2).
 
-What belongs here: the site's way through a federation round, the answers to a coordinator, whose turn it
-is. What must not: what may be promised or stored (acceptor.py), how an attempt is led (coordinator.py),
-how files come (fetching.py), the worker's states (training.py).
+What belongs here: how the parts work together. What must not: their rules, which are what is promised and
+stored (acceptor.py), answered (answers.py), trained (plan.py), whose turn it is (turns.py), how an attempt is
+led (coordinator.py), and how files come (commons.py, fetching.py).
 
 A site trains from the last committed common model, keeps its update, and waits for the next one. Every
 handler only changes what is known; `settle`, called after each event, does what follows from it.
@@ -11,14 +11,15 @@ handler only changes what is known; `settle`, called after each event, does what
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from gossipseg.core import events, messages
 from gossipseg.core.acceptor import Acceptor
+from gossipseg.core.answers import Answers
 from gossipseg.core.commons import Commons
 from gossipseg.core.context import Context
-from gossipseg.core.coordinator import Attempt, Stage
+from gossipseg.core.coordinator import Attempt
 from gossipseg.core.effects import Aggregate, RoundsRecord, StartRound
 from gossipseg.core.electorate import Electorate, run_of
 from gossipseg.core.fetching import Fetcher, Serving
@@ -26,7 +27,8 @@ from gossipseg.core.member import Member
 from gossipseg.core.membership import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.plan import Plan
-from gossipseg.core.rounds_view import RoundsView, SiteRow
+from gossipseg.core.rounds_view import RoundsView, view_of
+from gossipseg.core.stages import Stage
 from gossipseg.core.turns import Turns
 from gossipseg.core.types import ModelRef, Phase, Proposal, Site
 
@@ -88,7 +90,7 @@ class Rounds:
         """What the worker combines now, for whichever attempt."""
         self.collected: dict[str, ModelRef] = {}
         self._rest_until = -math.inf
-        self._told: set[tuple[Site, str]] = set()
+        self._answers = Answers(ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of)
         ctx.say(committed=self.acceptor.committed)
 
     @property
@@ -197,7 +199,7 @@ class Rounds:
             elif attempt.over:
                 self._end(attempt.reason)
         able = self.plan.update is not None and self._ctx.info.phase is Phase.TRAINING
-        waiting = able and self.attempt is None and self._quorum_in_sight()
+        waiting = able and self.attempt is None and self.quorum_in_sight()
         self.turns.settle(mine=self._why_not_me(), waiting=waiting)
         mine = self.turns.coordinator == self._ctx.site
         if mine and waiting and self._ctx.now >= self._rest_until:
@@ -208,7 +210,7 @@ class Rounds:
             return self._ctx.info.phase.value
         return "" if self.acceptor.run and self.attempt is None else "leading"
 
-    def _quorum_in_sight(self) -> bool:
+    def quorum_in_sight(self) -> bool:
         there = sum(1 for s in self._membership.members if not self.turns.objection(s) or self._votes(s))
         return there + 1 >= self.acceptor.electorate.votes
 
@@ -309,36 +311,7 @@ class Rounds:
 
     def on_request(self, frm: Site, token: int, body: messages.Request) -> None:
         """Prepare, Fetch, Accept or Commit."""
-        reason = self._stranger(frm, body)
-        if reason:
-            self._ctx.respond(token, refusal(body, reason))
-            return
-        self._ctx.respond(token, ANSWERS[type(body)](self, frm, body))
-
-    def _stranger(self, frm: Site, body: Any) -> str:
-        reason = self.acceptor.stranger(frm, body.run, body.sites)
-        if reason in ("other_run", "other_sites") and (frm, reason) not in self._told:
-            self._told.add((frm, reason))
-            self._ctx.note("round_refused", frm, reason)
-        if not reason and self._ctx.info.phase is Phase.LEAVING:
-            return "leaving"
-        return reason
-
-    def _on_prepare(self, frm: Site, body: messages.Prepare) -> messages.PrepareReply:
-        acceptor = self.acceptor
-        reason = acceptor.prepare(frm, body)
-        if reason == "behind":
-            self.commons.hint(frm, body.round - 1)
-        if reason:
-            committed = acceptor.record.committed if reason == "already_committed" else None
-            return messages.PrepareReply(False, acceptor.promised, reason, committed=committed)
-        self._heard_of(body.attempt)
-        phase = self._ctx.info.phase
-        update = self.plan.update if phase is not Phase.FINISHED else None
-        waiting_for = "" if update is not None else WAITING_FOR.get(phase, phase.value)
-        return messages.PrepareReply(
-            True, acceptor.promised, "", acceptor.accepted, None, update, waiting_for
-        )
+        self._ctx.respond(token, self._answers.to(frm, body))
 
     def _heard_of(self, attempt: int) -> None:
         """Its coordinator is at work on this round's attempt, the latest there is."""
@@ -348,57 +321,6 @@ class Rounds:
             self._end("later_attempt")
         if self.turns.current is None or self.turns.current <= attempt:
             self.turns.progress()
-
-    def _on_fetch(self, frm: Site, body: messages.Fetch) -> messages.FetchReply:
-        acceptor = self.acceptor
-        committed = acceptor.record.committed
-        if body.kind == "global" and not body.hash:
-            if committed is None:
-                return messages.FetchReply("reject", "not_here")
-            return messages.FetchReply("accept", "", committed.model, committed)
-        model, reason = self._update_for(frm, body) if body.kind == "update" else self._common(body)
-        if model is None:
-            return messages.FetchReply("reject", reason, None, committed)
-        if not self.serving.start(frm, model):
-            return messages.FetchReply("busy", "busy")
-        return messages.FetchReply("accept", "", model)
-
-    def _update_for(self, frm: Site, body: messages.Fetch) -> tuple[ModelRef | None, str]:
-        """This site's own update: for the coordinator of the attempt promised last, nobody else."""
-        acceptor, update = self.acceptor, self.plan.update
-        if acceptor.electorate.coordinator(body.round, body.attempt) != frm:
-            return None, "not_coordinator"
-        if body.round != acceptor.round or update is None or update.hash != body.hash:
-            return None, "not_here"
-        return (update, "") if body.attempt >= acceptor.promised else (None, "later_attempt")
-
-    def _common(self, body: messages.Fetch) -> tuple[ModelRef | None, str]:
-        """A common model that is stored here, for any listed site."""
-        proposal = self.acceptor.holds(body.hash) if body.kind == "global" else None
-        return (proposal.model, "") if proposal is not None else (None, "not_here")
-
-    def _on_accept(self, frm: Site, body: messages.Accept) -> messages.AcceptReply:
-        acceptor, proposal = self.acceptor, body.proposal
-        reason = acceptor.objection(frm, proposal)
-        if reason == "behind":
-            self.commons.hint(frm, proposal.round - 1)
-        if reason:
-            committed = acceptor.record.committed if reason == "already_committed" else None
-            return messages.AcceptReply("reject", reason, acceptor.promised, committed)
-        if acceptor.holds(proposal.model.hash):
-            acceptor.store(proposal)
-            self._heard_of(proposal.attempt)
-            return messages.AcceptReply("stored", "", acceptor.promised)
-        self._heard_of(proposal.attempt)
-        self.commons.offer(proposal, frm)
-        return messages.AcceptReply("missing", "", acceptor.promised)
-
-    def _on_commit(self, frm: Site, body: messages.Commit) -> messages.CommitReply:
-        reason = self.acceptor.fault(body.proposal)
-        if reason:
-            return messages.CommitReply("reject", reason)
-        self.commons.learn(body.proposal, frm)
-        return messages.CommitReply("known")
 
     # -------------------------------------------------------------- files
 
@@ -422,79 +344,5 @@ class Rounds:
     # -------------------------------------------------------------- the view
 
     def view(self) -> RoundsView:
-        acceptor, attempt, turns = self.acceptor, self.attempt, self.turns
-        state, reason = self._state()
-        deadline = attempt.deadline if attempt is not None else math.inf
-        return RoundsView(
-            round=acceptor.round,
-            attempt=attempt.attempt if attempt is not None else turns.current,
-            coordinator=self._ctx.site if attempt is not None else turns.coordinator,
-            leading=attempt is not None,
-            state=state,
-            reason=reason,
-            quorum=acceptor.electorate.quorum,
-            deadline_s=max(0.0, deadline - self._ctx.now) if deadline < math.inf else None,
-            committed=acceptor.committed,
-            rows=tuple(self._row(site) for site in acceptor.electorate.sites),
-            last=acceptor.record.committed,
-        )
-
-    def _state(self) -> tuple[str, str]:
-        """(state, reason) of this site."""
-        phase, running = self._ctx.info.phase, self.plan.running
-        if self.attempt is not None:
-            return self.attempt.stage.value, f"{self.attempt.delivered} delivered"
-        if phase is not Phase.TRAINING:
-            return phase.value, ""
-        if running is not None:
-            alone = self.plan.update is not None
-            return ("alone", "no common model came") if alone else ("training", "")
-        if self.commons.behind:
-            return "catching_up", f"round {self.commons.newest} is committed"
-        if self.plan.update is None:
-            return "starting", "waiting for other sites to answer"
-        coordinator = self.turns.coordinator
-        if coordinator is None or not self._quorum_in_sight():
-            return "waiting", "too few sites are there"
-        return "waiting", f"for {coordinator}"
-
-    def _row(self, site: Site) -> SiteRow:
-        attempt, me = self.attempt, site == self._ctx.site
-        if attempt is not None and not me:
-            row = attempt.rows[site]
-            if row.stored and attempt.stage is Stage.STORING:
-                return SiteRow(site, "stored")
-            return SiteRow(site, *attempt.state_of(row))
-        if me:
-            return SiteRow(site, "has_update" if self.plan.update is not None else self._state()[0])
-        if site == self.turns.coordinator:
-            return SiteRow(site, "coordinator")
-        member = self._membership.members.get(site)
-        if member is None:
-            return SiteRow(site, "left_out", "unlisted")
-        if reason := self.turns.objection(site):
-            return SiteRow(site, "left_out", reason)
-        return SiteRow(site, member.state.value, member.reason)
-
-
-WAITING_FOR: Mapping[Phase, str] = {Phase.STARTING: "not_ready"}
-_Answer = Callable[[Rounds, Site, Any], messages.Reply]
-ANSWERS: Mapping[type, _Answer] = {
-    messages.Prepare: Rounds._on_prepare,
-    messages.Fetch: Rounds._on_fetch,
-    messages.Accept: Rounds._on_accept,
-    messages.Commit: Rounds._on_commit,
-}
-"""Who answers which request."""
-
-
-def refusal(body: messages.Request, reason: str) -> messages.Reply:
-    """No, whatever is asked."""
-    match body:
-        case messages.Prepare():
-            return messages.PrepareReply(False, -1, reason)
-        case messages.Fetch():
-            return messages.FetchReply("reject", reason)
-        case messages.Accept():
-            return messages.AcceptReply("reject", reason)
-    return messages.CommitReply("reject", reason)
+        """The round under way."""
+        return view_of(self, self._ctx, self._membership)
