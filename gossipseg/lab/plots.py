@@ -285,7 +285,7 @@ def predictions(document: Document, folder: Path) -> bytes | None:
         return None
     algorithms = [a for a in document["algorithms"] if any(a in shown for *_, shown in found)]
     columns = 2 + len(algorithms)
-    cell_in = max(1.25, WIDTH_IN / columns)
+    cell_in = min(2.2, max(1.25, WIDTH_IN / columns))
     figure = Figure(figsize=(cell_in * columns, len(found) * (cell_in + 0.32)), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(found), columns, squeeze=False)
     for line, (site, case, image, label, shown) in zip(grid, found, strict=True):
@@ -340,15 +340,16 @@ def crop(label: np.ndarray) -> tuple[slice, slice]:
 
 
 def overlay(image: np.ndarray, predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the prediction as a tint, the label's outline as a line of one pixel."""
+    """(H, W, 3) uint8: the prediction as a tint, the label's outline as a line of one pixel around it: what
+    is thin is not covered by its own outline."""
     out = image.astype(np.float32)
     for value in np.unique(predicted[predicted > 0]):
         tint = np.array(LABEL_COLOURS[(int(value) - 1) % len(LABEL_COLOURS)], np.float32)
         where = predicted == value
-        out[where] = 0.55 * out[where] + 0.45 * tint
+        out[where] = 0.4 * out[where] + 0.6 * tint
     for value in np.unique(label[label > 0]):
         mask = label == value
-        out[mask & ~ndimage.binary_erosion(mask)] = (255, 235, 59)
+        out[ndimage.binary_dilation(mask) & ~mask] = (255, 235, 59)
     return out.clip(0, 255).astype(np.uint8)
 
 

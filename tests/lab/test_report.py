@@ -1,0 +1,132 @@
+"""What the report says and shows: judgements that the intervals allow, pictures in which the label is seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gossipseg.lab import plots, statistics, table, words
+from gossipseg.lab.statistics import Interval, Summary
+from tests.lab.test_statistics import TWO_SITES, document, row
+
+
+def interval(low: float, high: float) -> Interval:
+    return Interval((low + high) / 2, low, high, 20, 20)
+
+
+def compared(gain: float, *, patients: int = 12) -> dict[str, Any]:
+    """`gcml` against `local` at one site: a gain at every patient, with a little scatter."""
+    cases = {f"p{i}": 0.5 + 0.02 * (i % 3) for i in range(patients)}
+    better = {case: dice + gain * (1 + 0.1 * (i % 2)) for i, (case, dice) in enumerate(cases.items())}
+    return {**document(row("local", 0, "a", cases), row("gcml", 0, "a", better)), "seeds": [0]}
+
+
+def said_of(doc: dict[str, Any]) -> str:
+    summaries = statistics.summarise(doc)
+    ranked = words.ranking(summaries)
+    lead = statistics.bootstrap(statistics.site_differences(doc, ranked[0].algorithm, ranked[1].algorithm))
+    return " ".join(words.verdict(summaries, lead))
+
+
+def test_a_clear_winner_is_named() -> None:
+    said = said_of(compared(+0.05))
+    assert "The highest mean Dice" in said
+    assert "gcml" in said
+    assert "by more than chance" in said
+    assert "not win" not in said
+
+
+def test_a_loser_is_named_as_one_that_does_not_win() -> None:
+    said = said_of(compared(-0.05))
+    assert "training alone" in said.split(".")[1] + said.split(".")[2]
+    assert "gcml does not win against training alone" in said
+
+
+def test_a_lead_that_chance_can_explain_is_no_win() -> None:
+    cases = {f"p{i}": 0.5 for i in range(10)}
+    mixed = {case: 0.5 + (0.2 if i % 2 else -0.19) for i, case in enumerate(cases)}
+    said = said_of({**document(row("local", 0, "a", cases), row("gcml", 0, "a", mixed)), "seeds": [0]})
+    assert "That does not make it the winner" in said
+    assert "gcml does not win" in said
+
+
+def test_pooled_is_no_winner_of_a_federation() -> None:
+    doc = document(
+        row("local", 0, "a", {"p": 0.5, "q": 0.6}),
+        row("gcml", 0, "a", {"p": 0.6, "q": 0.7}),
+        row("pooled", 0, "a", {"p": 0.9, "q": 0.9}),
+    )
+    assert [s.algorithm for s in words.ranking(statistics.summarise(doc))] == ["gcml", "local"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.01, 0.03, "is better than training alone"),
+        (-0.03, -0.01, "is worse than training alone"),
+        (-0.01, 0.03, "has not been shown to be better or worse than training alone"),
+    ],
+)
+def test_a_comparison_says_what_its_interval_allows(low: float, high: float, verdict: str) -> None:
+    said = words.against("gcml", "local", interval(low, high))
+    assert said.startswith(f"gcml {verdict}")
+    assert words.figure(low) in said
+    assert "-" not in words.figure(-0.01), "a minus sign, not a hyphen"
+
+
+def test_the_worst_site_is_told_of() -> None:
+    summary = statistics.summarise(TWO_SITES)[1]
+    assert summary.worst_site == "b"
+    assert "fares worst is b (−0.050" in words.sites_worse(summary) or "Worse off than alone: b" in (
+        words.sites_worse(summary)
+    )
+    gains: Summary = statistics.summarise(compared(+0.05))[1]
+    assert words.sites_worse(gains).startswith("No site loses: the smallest gain")
+
+
+def test_tables_hold_every_algorithm_and_site() -> None:
+    doc = {**TWO_SITES, "seeds": [0, 1]}
+    summaries = statistics.summarise(doc)
+    heading, rows = table.dice_table(doc, summaries)
+    assert heading == ("algorithm", "a", "b", "all sites", "HD95")
+    assert rows[1] == ("gcml", "0.650 ± 0.071", "0.450 ± 0.071", "0.550 ± 0.000", "3.0 ± 0.0")
+    heading, rows = table.gain_table(summaries)
+    assert rows[1][heading.index("bytes/FedAvg")] == "50 %"
+    text = table.plain(heading, rows)
+    assert len({line.index("s") for line in text.splitlines()[:1]}) == 1
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_an_outline_lies_around_the_label_and_the_tint_within() -> None:
+    image = np.full((12, 12, 3), 100, np.uint8)
+    label, predicted = np.zeros((12, 12), np.uint8), np.zeros((12, 12), np.uint8)
+    label[4:8, 4:8] = 1
+    predicted[5:9, 4:8] = 1
+    shown = plots.overlay(image, predicted, label)
+    yellow = (shown == (255, 235, 59)).all(-1)
+    assert yellow[3, 5]
+    assert yellow[5, 3]
+    assert not yellow[4:8, 4:8].any(), "the label itself is not covered: what is thin must be seen"
+    assert (shown[6, 6] != image[6, 6]).any(), "found: tinted"
+    assert (shown[4, 5] == image[4, 5]).all(), "missed: untouched inside its outline"
+    assert (shown[0, 0] == image[0, 0]).all()
+
+
+def test_large_pictures_are_cut_to_where_the_label_is() -> None:
+    label = np.zeros((900, 700), np.uint8)
+    label[800:810, 20:30] = 1
+    window = plots.crop(label)
+    assert label[window].shape == (320, 320)
+    assert label[window].sum() == 100
+    small = np.zeros((50, 60), np.uint8)
+    assert small[plots.crop(small)].shape == (50, 60)
+
+
+def test_colours_are_the_same_in_every_picture_and_the_floor_is_grey() -> None:
+    colour = plots.colours(["local", "gcml", "pooled", "fedavg"])
+    assert len(set(colour.values())) == 4
+    assert colour["gcml"] == plots.colours(["gcml", "fedavg"])["gcml"]
