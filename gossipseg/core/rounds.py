@@ -199,7 +199,7 @@ class Rounds:
             elif attempt.over:
                 self._end(attempt.reason)
         able = self.plan.update is not None and self._ctx.info.phase is Phase.TRAINING
-        waiting = able and self.attempt is None and self.quorum_in_sight()
+        waiting = able and self.attempt is None and not self.commons.behind and self.quorum_in_sight()
         self.turns.settle(mine=self._why_not_me(), waiting=waiting)
         mine = self.turns.coordinator == self._ctx.site
         if mine and waiting and self._ctx.now >= self._rest_until:
@@ -248,9 +248,7 @@ class Rounds:
         # Where every site has tried in vain already, the next tries come later and later.
         tries = attempt.attempt // len(self.acceptor.electorate.sites)
         self._rest_until = self._ctx.now + min(8, tries) * self._params.patience_s
-        if self.turns.current is None or self.turns.current <= attempt.attempt:
-            self.turns.current = attempt.attempt
-            self.turns.pass_on(reason)
+        self.turns.pass_on(attempt.attempt, reason)
 
     def _commit(self, proposal: Proposal) -> None:
         """A quorum has stored it, and it is here."""

@@ -71,30 +71,28 @@ class Turns:
             self.progress()
         self._waiting = waiting
         if self.current is not None and waiting and self._ctx.now >= self._quiet_at:
-            self.pass_on("silent")
+            self.pass_on(self.current, "silent")
         current = self._first(mine)
         if current == self.current:
             return
         passed = self.coordinator
         if current is not None and self.current is not None and current > self.current and waiting:
             assert passed is not None
-            self._note(
-                passed, (mine if passed == self._ctx.site else self.objection(passed)) or "later_attempt"
-            )
+            why = mine if passed == self._ctx.site else self.objection(passed)
+            self._note(passed, self.current, why or "later_attempt")
         self.current = current
         self.progress()
 
-    def pass_on(self, reason: str) -> None:
-        """The current attempt has come to nothing."""
-        if self.current is None or self.coordinator is None:
-            return
-        self._note(self.coordinator, reason)
-        self._floor, self.current = self.current + 1, None
+    def pass_on(self, attempt: int, reason: str) -> None:
+        """The attempt has come to nothing: a later one's turn."""
+        site = self._acceptor.electorate.coordinator(self._round, attempt)
+        self._note(site, attempt, reason)
+        self._floor, self.current = max(self._floor, attempt + 1), None
 
     def restarted(self, site: Site) -> None:
         """A site has begun a new life: what it led in the last one is over."""
-        if site == self.coordinator and self.current == self._acceptor.promised:
-            self.pass_on("restarted")
+        if self.current is not None and self.current == self._acceptor.promised and site == self.coordinator:
+            self.pass_on(self.current, "restarted")
 
     def next_deadline(self) -> float:
         if self.current is None or not self._waiting:
@@ -114,5 +112,5 @@ class Turns:
                 return attempt
         return None
 
-    def _note(self, site: Site, reason: str) -> None:
-        self._ctx.note("round_passed", site, reason, round=self._round, attempt=self.current)
+    def _note(self, site: Site, attempt: int, reason: str) -> None:
+        self._ctx.note("round_passed", site, reason, round=self._round, attempt=attempt)
