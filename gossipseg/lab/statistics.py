@@ -160,14 +160,14 @@ def fedavg_bytes(document: Document) -> float | None:
         return statistics.fmean(measured)
     sizes = [row.get("wire_model_bytes") or 0 for row in document["runs"]]
     sites = len(document["sites"])
-    if not any(sizes) or sites < 2:
-        return None
-    return fedavg_models(sites, document["settings"]["rounds"]) * float(max(sizes))
+    models = fedavg_models(sites, document["settings"]["rounds"])
+    return models * float(max(sizes)) if models and any(sizes) else None
 
 
 def fedavg_models(sites: int, rounds: int) -> int:
-    """Models that FedAvg moves under a rotating coordinator: N−1 to it and N−1 from it, each round."""
-    return 2 * (sites - 1) * rounds
+    """Models that FedAvg moves under a rotating coordinator: N−1 to it and N−1 from it after each round but
+    the last, from whose common model nobody would go on."""
+    return 2 * (sites - 1) * (rounds - 1)
 
 
 # ---------------------------------------------------------------- the paired bootstrap

@@ -1,4 +1,4 @@
-"""What the report says and shows: judgements that the intervals allow, pictures in which the label is seen."""
+"""What the report says and shows: judgements that the intervals allow, labels that can be seen."""
 
 from __future__ import annotations
 
