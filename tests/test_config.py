@@ -290,6 +290,9 @@ BAD_PEERS = {
         1.5,
         "Correct the number",
     ),
+    "no patience": (("task:\n", "rounds: {patience_s: 0}\ntask:\n"), "rounds.patience_s", 0, "Correct"),
+    "half of the sites": (("task:\n", "rounds: {quorum: 1}\ntask:\n"), "rounds.quorum", 1, "from 2 to 2"),
+    "more than all sites": (("task:\n", "rounds: {quorum: 3}\ntask:\n"), "rounds.quorum", 3, "majority"),
     "zero": (("task:\n", "training: {batch_size: 0}\ntask:\n"), "training.batch_size", 0, "Correct"),
     "not a number": (
         ("task:\n", "training: {learning_rate: .nan}\ntask:\n"),
@@ -728,6 +731,16 @@ def test_contract_is_stable_and_leaves_out_sites(folder: Path) -> None:
     assert config.fingerprint(first) != config.fingerprint(other)
 
 
+def test_the_quorum_is_of_the_contract_where_there_is_a_coordinator(folder: Path) -> None:
+    gossip = dict(config.contract(load(folder).federation))
+    assert "rounds.quorum" not in gossip
+    doc = yaml.safe_load(PEERS)
+    doc.update(algorithm={"name": "fedavg"}, rounds={"quorum": 2, "patience_s": 5.0})
+    (folder / "peers.yaml").write_text(yaml.safe_dump(doc))
+    coordinated = dict(config.contract(load(folder).federation))
+    assert coordinated["rounds.quorum"] == "2" and "rounds.patience_s" not in coordinated
+
+
 def test_contract_leaves_out_what_is_not_shared(folder: Path) -> None:
     first = config.contract(load(folder).federation)
     (folder / "peers.yaml").write_text(PEERS + "gossip: {retries: 9}\nwire: {max_model_bytes: 9}\n")
@@ -769,7 +782,7 @@ def test_example_mentions_every_key() -> None:
 def test_example_shows_the_defaults() -> None:
     """Everything in the example that does not describe its own task is the default."""
     example = config.load_federation(ROOT / "peers.yaml")
-    for name in ("network", "algorithm", "training", "gossip", "membership", "wire"):
+    for name in ("network", "algorithm", "training", "gossip", "rounds", "membership", "wire"):
         part = getattr(example, name)
         assert part == type(part)(), name
 
