@@ -76,6 +76,7 @@ class Newcomer:
 
     def adapt(self, line: str) -> str:
         line = line.replace("--data DIR", "--data hospitals").replace("--rounds 20", "--rounds 1 --steps 2")
+        line = line.replace("--rounds 1 --steps 2 --seeds 0,1,2", "--rounds 2 --steps 2 --seeds 0")
         return line.replace(":7501", f":{self.ports[0]}").replace(":7502", f":{self.ports[1]}")
 
     def start(self, words: list[str]) -> str:
