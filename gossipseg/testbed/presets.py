@@ -76,8 +76,12 @@ LOCAL_ROUNDS = RoundsParams(deadline_s=60.0, patience_s=15.0, alone_after_s=120.
 NETWORK_OF = {
     "fedoap": NetworkParams(name="dca_unet", width=8, dropout=0.0),
     "fedsca": NetworkParams(name="adapted_unetr", width=8, dropout=0.0, options={"adapter_width": 16}),
+    "fedcowpro": NetworkParams(
+        name="cowpro_encoder", width=16, dropout=0.0, norm="group", options={"depth": 18}
+    ),
 }
 """Small networks for the algorithms that need one of their own."""
+ONE_SHOT_EDGE = 128
 _PATCH_STEP = 16
 
 
@@ -134,6 +138,20 @@ def set_algorithm(sections: dict[str, Any], name: str) -> None:
     suited = getattr(params_class(name), "networks", None)
     if suited is not None and sections.get("network", {}).get("name", "sanet") not in suited:
         sections["network"] = _plain(_changed(NETWORK_OF[name]))
+    if name == "fedcowpro":
+        _one_shot(sections)
+
+
+def _one_shot(sections: dict[str, Any]) -> None:
+    """FedCoWPro learns from slices: volumes are read as slices along their last axis."""
+    task, training = sections["task"], sections["training"]
+    if task.get("spatial_dims", 2) == 3:
+        task |= {"spatial_dims": 2, "slice_axis": 2}
+        task.pop("spacing_mm", None)
+        task.pop("orientation", None)
+    task["patch_size"] = [ONE_SHOT_EDGE, ONE_SHOT_EDGE]
+    training |= {"batch_size": 2, "optimizer": "sgd", "learning_rate": 1e-2, "weight_decay": 5e-4}
+    training |= {"schedule": "step_decay"}
 
 
 def from_file(path: Path) -> tuple[dict[str, Any], int]:

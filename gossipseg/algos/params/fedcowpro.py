@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gossipseg.algos.params.common import Coordinated
 
@@ -14,6 +14,7 @@ PseudoLabelMethod = Literal["alp", "cow"]
 class FedCoWProParams(Coordinated):
     """Self-supervised one-shot segmentation (arXiv 2503.23507); symbols as in ALGORITHMS §3."""
 
+    networks: ClassVar[tuple[str, ...] | None] = ("cowpro_encoder",)
     name: Literal["fedcowpro"] = "fedcowpro"
     pseudo_labels: PseudoLabelMethod = "alp"
     """Superpixels of the plain slice, or merged regions of the smoothed one."""
