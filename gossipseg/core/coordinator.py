@@ -136,15 +136,18 @@ class Attempt:
         needs_worker = self.stage in (Stage.ASKING, Stage.GATHERING, Stage.AGGREGATING)
         if needs_worker and phase is not Phase.TRAINING:
             return phase.value
-        since = self.ctx.now - self.params.patience_s
-        if self.began_at <= since and self._answered_since(since) + 1 < electorate.votes:
+        if self._over_patience(self.began_at) and self._lately_answered() + 1 < electorate.votes:
             return "no_quorum"
         if self._at_work():
             self.progress_at = self.ctx.now
-        return self._why_stuck() if self.progress_at <= since else ""
+        return self._why_stuck() if self._over_patience(self.progress_at) else ""
 
-    def _answered_since(self, since: float) -> int:
-        return sum(1 for r in self.rows.values() if r.answered_at > since)
+    def _over_patience(self, since: float) -> bool:
+        """(The same sum as in next_deadline: a difference may round to the other side of it.)"""
+        return self.ctx.now >= since + self.params.patience_s
+
+    def _lately_answered(self) -> int:
+        return sum(1 for r in self.rows.values() if not self._over_patience(r.answered_at))
 
     def _at_work(self) -> bool:
         """Something is under way that will change what is known here."""
@@ -279,7 +282,7 @@ class Attempt:
     def state_of(self, row: Row) -> tuple[str, str]:
         """(state, reason) of a site while updates are gathered; with a reason it will not deliver."""
         want = self.fetcher.wants.get(row.update.hash) if row.update is not None else None
-        quiet = max(row.heard_at, self.began_at) <= self.ctx.now - self.params.patience_s
+        quiet = self._over_patience(max(row.heard_at, self.began_at))
         member = self.membership.members.get(row.site)
         return state_of(row, member, fetching=want is not None and want.frm != "", quiet=quiet)
 

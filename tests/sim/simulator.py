@@ -93,6 +93,9 @@ class SimNode:
     life: int = 0
     disk: fx.Snapshot | None = None
     tick_at: float | None = None
+    ticked_at: float = -1.0
+    ticks_now: int = 0
+    """Ticks at this same instant."""
     busy_until: float = 0.0
     crash_within: int | None = None
     """Die after so many more effects of the next step that has effects."""
@@ -295,6 +298,9 @@ class Simulator:
             self.at(node.busy_until, self._late_tick, node, life, due)
             return
         node.tick_at = None
+        node.ticks_now = node.ticks_now + 1 if node.ticked_at == self.now else 1
+        node.ticked_at = self.now
+        assert node.ticks_now < 100, f"{node.site}: the clock of its deadlines stands still"
         self._step(node, ev.Tick())
 
     def _late_tick(self, node: SimNode, life: int, due: float) -> None:
