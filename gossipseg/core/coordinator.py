@@ -21,6 +21,7 @@ from gossipseg.core.membership import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rows import COMING, Row, state_of
 from gossipseg.core.stages import OVER, TRANSITIONS, Evidence, Stage
+from gossipseg.core.turns import HEARD_SHARE
 from gossipseg.core.types import ModelRef, Phase, Proposal, Site
 
 HEARTBEAT_SHARE = 0.25
@@ -284,7 +285,9 @@ class Attempt:
         want = self.fetcher.wants.get(row.update.hash) if row.update is not None else None
         quiet = self._over_patience(max(row.heard_at, self.began_at))
         member = self.membership.members.get(row.site)
-        return state_of(row, member, fetching=want is not None and want.frm != "", quiet=quiet)
+        lately = self.ctx.now < row.heard_at + HEARD_SHARE * self.params.patience_s
+        fetching = want is not None and want.frm != ""
+        return state_of(row, member, fetching=fetching, lately=lately, quiet=quiet)
 
     def _states(self) -> dict[Site, tuple[str, str]]:
         return {row.site: self.state_of(row) for row in self.rows.values()}

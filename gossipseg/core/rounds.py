@@ -317,8 +317,7 @@ class Rounds:
         own = self.attempt
         if own is not None and own.attempt < attempt:
             self._end("later_attempt")
-        if self.turns.current is None or self.turns.current <= attempt:
-            self.turns.progress()
+        self.turns.heard(attempt)
 
     # -------------------------------------------------------------- files
 

@@ -39,17 +39,22 @@ class Row:
     ask_at: float = 0.0
 
 
-def state_of(row: Row, member: Member | None, *, fetching: bool, quiet: bool) -> tuple[str, str]:
+def state_of(
+    row: Row, member: Member | None, *, fetching: bool, lately: bool, quiet: bool
+) -> tuple[str, str]:
     """(state, reason) of a site while updates are gathered; with a reason it will not deliver.
 
-    `fetching`: its update is asked for; `quiet`: it has answered nothing for longer than the patience.
+    `fetching`: its update is asked for; `lately`: it has answered just now, whatever others suspect; `quiet`:
+    it has answered nothing for longer than the patience.
     """
     if row.delivered is not None:
         return "delivered", ""
     if row.failed or row.refused:
         return "left_out", row.failed or row.refused
-    if member is None or member.state is not MemberState.ALIVE:
-        return "left_out", member.state.value if member is not None else "unlisted"
+    if member is None:
+        return "left_out", "unlisted"
+    if member.state is not MemberState.ALIVE and not (lately and member.state is MemberState.SUSPECT):
+        return "left_out", member.state.value
     if row.update is not None:
         return ("fetching" if fetching else "has_update"), ""
     if member.refused:

@@ -18,6 +18,11 @@ JITTER = 0.25
 """Patience differs by up to this share, so that two sites seldom lose it together."""
 
 
+HEARD_SHARE = 0.5
+"""Of a site that was heard of within this share of the patience a suspicion alone is not believed: it may
+only be late with its pings, and an attempt that is far on would be lost."""
+
+
 class Turns:
     """The attempt that this site expects to see led now."""
 
@@ -33,6 +38,8 @@ class Turns:
         """None: nobody can lead, as far as is known."""
         self._quiet_at = math.inf
         self._waiting = False
+        self._heard: tuple[int, float] | None = None
+        """(attempt, when) its coordinator was last heard of as such."""
 
     def start(self) -> None:
         self._met_by = self._ctx.now + self._params.patience_s
@@ -58,15 +65,21 @@ class Turns:
             return member.info.phase.value
         return ""
 
+    def heard(self, attempt: int) -> None:
+        """Its coordinator is at work on it."""
+        self._heard = (attempt, self._ctx.now)
+        if self.current is None or self.current <= attempt:
+            self.progress()
+
     def progress(self) -> None:
-        """Something was heard of the current attempt."""
+        """The current attempt is given the whole patience."""
         share = 1 + JITTER * self._ctx.rng.random()
         self._quiet_at = self._ctx.now + share * self._params.patience_s
 
     def settle(self, *, mine: str, waiting: bool) -> None:
         """`mine`: why this site itself cannot lead; `waiting`: it has delivered all it can, and leads not."""
         if self._round != self._acceptor.round:
-            self._round, self._floor, self.current = self._acceptor.round, 0, None
+            self._round, self._floor, self.current, self._heard = self._acceptor.round, 0, None, None
         if waiting and not self._waiting:
             self.progress()
         self._waiting = waiting
@@ -97,7 +110,14 @@ class Turns:
     def next_deadline(self) -> float:
         if self.current is None or not self._waiting:
             return math.inf
-        return self._quiet_at
+        believed = self._heard_until(self.current)
+        return min(self._quiet_at, believed) if believed > self._ctx.now else self._quiet_at
+
+    def _heard_until(self, attempt: int) -> float:
+        """Until when a suspicion of its coordinator is not believed."""
+        if self._heard is None or self._heard[0] != attempt:
+            return -math.inf
+        return self._heard[1] + HEARD_SHARE * self._params.patience_s
 
     def _first(self, mine: str) -> int | None:
         """The first attempt, from the floor on, whose coordinator can lead it."""
@@ -108,9 +128,13 @@ class Turns:
             if site == self._ctx.site:
                 if not mine and attempt > promised:
                     return attempt
-            elif not self.objection(site):
+            elif self.objection(site) in ("", self._doubted(attempt)):
                 return attempt
         return None
+
+    def _doubted(self, attempt: int) -> str:
+        """The objection that does not count against its coordinator now."""
+        return MemberState.SUSPECT.value if self._ctx.now < self._heard_until(attempt) else ""
 
     def _note(self, site: Site, attempt: int, reason: str) -> None:
         self._ctx.note("round_passed", site, reason, round=self._round, attempt=attempt)

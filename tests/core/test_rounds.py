@@ -19,7 +19,7 @@ from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds_view import RoundsView
 from gossipseg.core.stages import OVER, TRANSITIONS, Evidence, Stage
 from gossipseg.core.types import ModelRef, Phase, Proposal, fingerprint
-from tests.core.rig import PRINT, SIGNED, TRAINING, Rig, alive, model, phase, suspect
+from tests.core.rig import PRINT, SIGNED, TRAINING, Rig, alive, left, model, phase, suspect
 
 SITES = ("b", "me", "z")
 RUN = run_of("f", PRINT)
@@ -658,8 +658,18 @@ def test_a_site_still_in_training_is_waited_for_until_the_deadline() -> None:
     assert rig.requests(ms.Accept)[0].body.proposal.absent == (("z", "late"),)
 
 
-@pytest.mark.parametrize("why", ["suspect", "paused", "finished", "dead"])
+@pytest.mark.parametrize("why", ["paused", "finished", "failed", "ending", "left"])
 def test_who_cannot_deliver_is_not_waited_for(why: str) -> None:
+    rig = one_in_training()
+    if why == "left":
+        rig.hears("b", left("z"))
+    else:
+        rig.hears("z", info=phase(Phase(why)))
+    assert rig.of(fx.Aggregate) and state_of(rig, "z") == ("left_out", why)
+
+
+def one_in_training() -> Rig:
+    """me leads; b has delivered, z trains and has just said so."""
     rig = trained()
     first, second = leads(rig)
     rig.answer(first, ms.PrepareReply(True, 0, update=update("of b")))
@@ -667,13 +677,15 @@ def test_who_cannot_deliver_is_not_waited_for(why: str) -> None:
     rig.do(ev.ModelArrived("b", update("of b")))
     rig.answer(second, ms.PrepareReply(True, 0, waiting_for="training"))
     assert not rig.of(fx.Aggregate)
-    if why in ("suspect", "dead"):
-        rig.hears("b", suspect("z", "b"))
-        reason = "suspect"
-    else:
-        rig.hears("z", info=phase(Phase(why)))
-        reason = why
-    assert rig.of(fx.Aggregate) and state_of(rig, "z") == ("left_out", reason)
+    return rig
+
+
+def test_a_suspect_is_not_waited_for_unless_it_has_just_answered() -> None:
+    rig = one_in_training()
+    rig.hears("b", suspect("z", "b"))
+    assert not rig.of(fx.Aggregate) and state_of(rig, "z") == ("training", "")
+    made = [e for e in rig.until(rig.now + PARAMS.patience_s / 2 + 0.1) if isinstance(e, fx.Aggregate)]
+    assert [s for s, _ in made[0].updates] == ["b", "me"]
 
 
 def test_what_an_earlier_attempt_has_stored_is_proposed_again() -> None:
@@ -807,6 +819,24 @@ def test_a_coordinator_that_is_heard_of_is_not() -> None:
         rig.until(rig.now + PARAMS.patience_s / 2)
         rig.hears("z", info=AT_1)
         rig.hears("b", info=AT_1)
+
+
+def test_a_coordinator_that_is_suspected_is_passed_over_at_once() -> None:
+    rig = waiting_for_z()
+    rig.hears("b", suspect("z", "b"))
+    assert view(rig).coordinator == "b"
+    assert [(n.site, n.reason) for n in rig.notes("round_passed")] == [("z", "suspect")]
+
+
+def test_unless_it_was_just_heard_of() -> None:
+    rig = waiting_for_z()
+    rig.asks("z", prepare(1))
+    rig.hears("b", suspect("z", "b"))
+    assert view(rig).coordinator == "z"
+    rig.until(rig.now + PARAMS.patience_s / 2 - 0.1)
+    assert view(rig).coordinator == "z"
+    rig.until(rig.now + 0.2)
+    assert view(rig).coordinator == "b"
 
 
 def test_a_restarted_coordinator_has_lost_its_attempt() -> None:
