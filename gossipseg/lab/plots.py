@@ -322,9 +322,9 @@ def _kept(document: Document, folder: Path) -> list[tuple[str, str, np.ndarray, 
                 dice = next((c["dice"] for c in row["cases"] if c["id"] == case), None)
                 if row["site"] == site and picture.is_file():
                     words = "-" if dice is None else f"{dice:.3f}"
-                    shown[row["algorithm"]] = (_read(picture)[window], words)
+                    shown[row["algorithm"]] = (enlarged(_read(picture)[window]), words)
             if shown:
-                found.append((site, case, _read(path)[window], label[window], shown))
+                found.append((site, case, enlarged(_read(path)[window]), enlarged(label[window]), shown))
     return found
 
 
@@ -337,6 +337,12 @@ def crop(label: np.ndarray) -> tuple[slice, slice]:
         for m, n in zip(middle, label.shape, strict=True)
     ]
     return slice(begin[0], begin[0] + _CROP_PX), slice(begin[1], begin[1] + _CROP_PX)
+
+
+def enlarged(array: np.ndarray) -> np.ndarray:
+    """A small picture with each pixel as several, so that a line of one pixel is thin on it."""
+    factor = max(1, _CROP_PX // max(array.shape[:2]))
+    return array.repeat(factor, 0).repeat(factor, 1)
 
 
 def overlay(image: np.ndarray, predicted: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -39,6 +39,8 @@ class Moved:
     sent_to: Counter[str] = field(default_factory=Counter)
     commons: int = 0
     """Rounds that began from a common model."""
+    left_out: int = 0
+    """Common models that were made without this site's update."""
     notes: Counter[str] = field(default_factory=Counter)
     """How often the core noted what."""
 
@@ -63,6 +65,8 @@ class LabSite:
         self.transport, self.store, self.moved = transport, store, Moved()
         self.finished = asyncio.Event()
         self.warnings: list[str] = []
+        self.began_s = self.ended_s = 0.0
+        """Virtual seconds at which it began, and had finished."""
         self._pace, self._contract, self._broke = pace, contract, broke
         self._transfer_timeout_s, self._coordinated = transfer_timeout_s, coordinated
         self._tokens = itertools.count(1)
@@ -73,6 +77,7 @@ class LabSite:
 
     async def start(self) -> None:
         """Listen, and begin: the worker is ready at once."""
+        self.began_s = self._loop.time()
         await self.transport.start(self)
         self.inject(events.Start())
         trainer = self.training.trainer
@@ -125,9 +130,11 @@ class LabSite:
                 self._loop.call_later(away_s, self._round, effect)
             case effects.Aggregate():
                 self._loop.call_later(self._pace.combining_s, self._aggregate, effect)
-            case effects.Note(event=name):
+            case effects.Note(event=name, detail=detail):
                 self.moved.notes[name] += 1
+                self.moved.left_out += name == "round_committed" and self.name in detail["absent"]
             case effects.Finished():
+                self.ended_s = self._loop.time()
                 self.finished.set()
             case effects.Persist():
                 pass  # nobody crashes here

@@ -98,6 +98,8 @@ def test_a_late_joiner_has_fewer_rounds_and_ends_with_the_others(hospitals: Path
     rows = rig.run(rig.plan(hospitals, "gcml", rounds=4, late_join=("valley:3",)), cache)
     assert {s: r["rounds"] for s, r in rows.items()} == {"lakeside": 4, "north": 4, "valley": 2}
     assert rows["valley"]["gradient_evaluations"] < rows["north"]["gradient_evaluations"]
+    began_s = {site: row["virtual_seconds"][0] for site, row in rows.items()}
+    assert began_s == {"lakeside": 0.0, "north": 0.0, "valley": 4.0}, "two rounds of two steps of a second"
 
 
 @pytest.mark.parametrize("algorithm", ["gcml", "fedavg"])
@@ -105,7 +107,12 @@ def test_slow_and_fast_sites_all_finish(algorithm: str, hospitals: Path, cache: 
     rows = rig.run(rig.plan(hospitals, algorithm, rounds=3, heterogeneity="speed"), cache)
     assert {r["rounds"] for r in rows.values()} == {3}
     if algorithm == "fedavg":
-        assert all(r["merged"] == 2 for r in rows.values()), "the coordinator waits for the slowest"
+        assert all(r["merged"] == 2 for r in rows.values())
+        assert all(r["left_out"] == 0 for r in rows.values()), "the coordinator waits for the slowest"
+    else:
+        took_s = [row["virtual_seconds"][1] for row in rows.values()]
+        assert took_s == sorted(took_s), "by name, from the fastest to the slowest"
+        assert 3 < took_s[-1] / took_s[0] < 6
 
 
 @pytest.mark.parametrize("algorithm", ["local", "pooled"])

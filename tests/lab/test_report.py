@@ -124,6 +124,7 @@ def test_large_pictures_are_cut_to_where_the_label_is() -> None:
     assert label[window].sum() == 100
     small = np.zeros((50, 60), np.uint8)
     assert small[plots.crop(small)].shape == (50, 60)
+    assert plots.enlarged(small).shape == (250, 300), "small ones are shown larger, pixel by pixel"
 
 
 def test_colours_are_the_same_in_every_picture_and_the_floor_is_grey() -> None:
