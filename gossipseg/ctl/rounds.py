@@ -43,7 +43,20 @@ def rounds(
             [[r.site, r.state, r.reason or out.NOTHING] for r in document.sites],
             "No site is listed.",
         )
+    if document.similarity and not json:
+        print(f"\nSimilarity of the sites' changes, as found here in round {document.similarity_round}:")
+        print_similarity(document)
     return EXIT_FAILED if document.absent else EXIT_OK
+
+
+def print_similarity(d: RoundsDoc) -> None:
+    """The matrix, a row and a column for each site."""
+    columns = [Column("SITE"), *(Column(site, right=True) for site in d.similarity_sites)]
+    rows = [
+        [site, *(f"{value:.2f}" for value in row)]
+        for site, row in zip(d.similarity_sites, d.similarity, strict=True)
+    ]
+    out.print_table(columns, rows, "")
 
 
 def pairs(d: RoundsDoc) -> Iterator[tuple[str, str]]:

@@ -362,7 +362,7 @@ class Runtime:
         self.spawn(self._collect_garbage(), "garbage")
 
     async def _aggregate_done(self, message: jobs.AggregateDone) -> None:
-        self.training.begin("waiting")
+        self.training.combined(message)
         refused = tuple(sorted(message.refused.items()))
         model = await self._adopt(message.export, message.round, "global")
         self.note(

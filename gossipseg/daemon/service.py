@@ -111,7 +111,7 @@ class Service:
         exchange, view = self._runtime.config.federation.algorithm.exchange, self._runtime.node.rounds_view
         if view is None:
             return doc.RoundsDoc(exchange=exchange)
-        last = view.last
+        last, compared = view.last, self._runtime.training.similarity
         return doc.RoundsDoc(
             exchange=exchange,
             round=view.round,
@@ -129,6 +129,9 @@ class Service:
             if last
             else (),
             sites=tuple(doc.RoundRow(row.site, row.state, row.reason) for row in view.rows),
+            similarity_round=compared[0] if compared else None,
+            similarity_sites=compared[1] if compared else (),
+            similarity=compared[2] if compared else (),
         )
 
     async def events(self, limit: int, since: int) -> doc.EventsDoc:

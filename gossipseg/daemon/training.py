@@ -27,6 +27,8 @@ class TrainingView:
     device: str = ""
     warnings: dict[str, str] = field(default_factory=dict)
     """What an administrator should know, by who says it: worker, state, events, store."""
+    similarity: tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]] | None = None
+    """Round, sites and matrix of the last combination that compared sites."""
 
     def warn(self, who: str, text: str) -> None:
         """Set, or with "" clear, one part's warning."""
@@ -48,6 +50,13 @@ class TrainingView:
         self.dice_val, self.dice_test = message.dice_val, message.dice_test
         self.dice_test_start, self.steps_per_round = message.dice_test_start, steps_per_round
         self.warn("worker", message.warning)
+
+    def combined(self, message: jobs.AggregateDone) -> None:
+        self.begin("waiting")
+        found = message.notes.get("similarity")
+        if found:
+            matrix = tuple(tuple(float(v) for v in row) for row in found["matrix"])
+            self.similarity = (message.round, tuple(found["sites"]), matrix)
 
     def round_done(self, message: jobs.RoundDone) -> None:
         self.begin("waiting")

@@ -292,6 +292,11 @@ class RoundsDoc(Document):
     """Listed sites that are not in it, and why."""
     sites: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
     """The listed sites in the round under way."""
+    similarity_round: int | None = None
+    """The round that this site combined last with an algorithm that compares sites (FedSCA)."""
+    similarity_sites: tuple[str, ...] = ()
+    similarity: tuple[tuple[float, ...], ...] = ()
+    """How alike the sites' changes were, 0 to 1: a row and a column for each of those sites."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,9 +384,14 @@ def _from_plain(cls: type[_T], raw: Mapping[str, Any]) -> _T:
         elif row := f.metadata.get("rows"):
             value = tuple(_from_plain(row, r) for r in value or () if isinstance(r, Mapping))
         elif isinstance(value, list):
-            value = tuple(value)
+            value = _frozen(value)
         values[f.name] = value
     return cls(**values)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, and those in them, as tuples."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
 
 
 def _listing(cls: type[Any], prefix: str) -> list[tuple[str, str]]:

@@ -152,10 +152,14 @@ def test_rounds_say_who_leads_who_is_missing_and_why(daemon: Any, ctl: Any) -> N
         r"south +training +step 25 of 100",
     ):
         assert re.search(f"^{line}", result.out, re.M), line
-    whole = dataclasses.replace(ROUNDS, absent=(), committed=0, leading=True)
+    compared = {"similarity_round": 7, "similarity_sites": ("north", "south")}
+    whole = dataclasses.replace(
+        ROUNDS, absent=(), committed=0, leading=True, similarity=((1.0, 0.25), (0.25, 1.0)), **compared
+    )
     daemon.answers.rounds_doc = whole
     result = ctl("rounds", "--socket", daemon.socket)
     assert result.code == 0 and "led by this site" in result.out and "the initial one" in result.out
+    assert "found here in round 7" in result.out and re.search(r"^south +0\.25 +1\.00", result.out, re.M)
     assert doc.parse(ctl("rounds", "--socket", daemon.socket, "--json").out) == whole
 
 
