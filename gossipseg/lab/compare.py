@@ -56,6 +56,7 @@ def _finish(out: Path, document: dict[str, Any], as_json: bool) -> None:
     """Reckon, write, print. The figures are written before the report is drawn."""
     summaries = statistics.summarise(document)
     document["summary"] = statistics.as_json(summaries)
+    document["pairs"] = statistics.as_json(statistics.pairs(document))
     results.write(out, document)
     path = report.write(out, document, summaries) if summaries else None
     if as_json:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.lab import plots, table, words
-from gossipseg.lab.statistics import BASELINE, FLOOR, Summary, bootstrap, site_differences
+from gossipseg.lab.statistics import BASELINE, FLOOR, Pair, Summary, bootstrap, pairs, site_differences
 from gossipseg.store import atomic_write
 
 FILE = "report.html"
@@ -59,7 +59,7 @@ def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: 
         f'<p class="faint">Mean ± standard deviation over the seeds (repetitions with other random numbers). '
         f"{escape(words.HD95)}</p>",
         _image(plots.sites(document, summaries), "Test Dice by site and method"),
-        *_compared(summaries, len(document["seeds"])),
+        *_compared(summaries, pairs(document), len(document["seeds"])),
         "<h2>Every test case</h2>",
         "<p>A dot is one test image. The box holds the middle half of them, its line is the median.</p>",
         _image(plots.cases(document), "Test Dice of every case by method"),
@@ -101,7 +101,7 @@ def _first_against_next(document: Mapping[str, Any], summaries: Sequence[Summary
     return bootstrap(site_differences(document, ranked[0].algorithm, ranked[1].algorithm))
 
 
-def _compared(summaries: Sequence[Summary], seeds: int) -> list[str]:
+def _compared(summaries: Sequence[Summary], pairs: Sequence[Pair], seeds: int) -> list[str]:
     parts = ["<h2>Is it worth it? Each method against training alone, and against FedAvg</h2>"]
     parts.append(f"<p>{escape(words.INTERVAL)} {escape(words.LIMITS)}</p>")
     if seeds == 1:
@@ -119,6 +119,12 @@ def _compared(summaries: Sequence[Summary], seeds: int) -> list[str]:
                 more = words.sites_worse(s) if reference == FLOOR else ""
                 parts.append(f"<li>{escape(f'{said} {more}'.strip())}</li>")
         parts.append("</ul>")
+    if len(pairs) > 1:
+        parts.append(
+            "<p>Each method against each other one; * where the interval does not hold 0. Of many comparisons "
+            "about one in twenty gets its star by chance.</p>"
+        )
+        parts.append(_table(*table.pair_table(pairs)))
     if len(parts) == first:
         parts.append(
             "<p>Neither <code>local</code> nor <code>fedavg</code> was run: add them to compare.</p>"

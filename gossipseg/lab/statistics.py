@@ -81,9 +81,9 @@ def summarise(document: Document) -> list[Summary]:
     return [_summary(document, name, yardstick) for name in document["algorithms"]]
 
 
-def as_json(summaries: Sequence[Summary]) -> list[dict[str, Any]]:
-    """For results.json."""
-    return [asdict(s) for s in summaries]
+def as_json(values: Sequence[Any]) -> list[dict[str, Any]]:
+    """Summaries or pairs for results.json."""
+    return [asdict(value) for value in values]
 
 
 def _summary(document: Document, name: str, yardstick: float | None) -> Summary:
@@ -179,6 +179,26 @@ Differences = Mapping[str, Sequence[float]]
 def difference(document: Document, algorithm: str, reference: str) -> Interval | None:
     """The mean difference of test Dice, paired by case; None where no case can be paired."""
     return bootstrap(site_differences(document, algorithm, reference))
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two algorithms: by how much the first is better than the second."""
+
+    first: str
+    second: str
+    interval: Interval
+
+
+def pairs(document: Document) -> list[Pair]:
+    """Every two algorithms that share cases, in the document's order."""
+    names = document["algorithms"]
+    return [
+        Pair(first, second, found)
+        for i, first in enumerate(names)
+        for second in names[i + 1 :]
+        if (found := difference(document, first, second)) is not None
+    ]
 
 
 def site_differences(document: Document, algorithm: str, reference: str) -> dict[str, Differences]:

@@ -23,7 +23,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.lab import variants
 from gossipseg.lab.variants import POOLED, Variant
 from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.params import DataParams
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, ONE_SHOT_NETWORK, DataParams
 from gossipseg.testbed import dataset, presets
 
 VALIDATIONS = 20
@@ -95,7 +95,7 @@ class Study:
 
     def document(self) -> dict[str, Any]:
         """All settings, defaults among them, as JSON."""
-        federation = dataclasses.asdict(variants.validated(self.sections, "peers.yaml"))
+        federation = dataclasses.asdict(_validated(self.sections, "peers.yaml"))
         del federation["sites"], federation["algorithm"], federation["seed"]
         return {**self.identity(), "federation": _plain(federation)}
 
@@ -178,7 +178,7 @@ def study(wanted: Wanted) -> Study:
         sections["training"]["validate_every_rounds"] = max(1, rounds // VALIDATIONS)
     for text in wanted.settings:
         _set(sections, text)
-    variants.validated(sections, "--set" if wanted.settings else str(wanted.peers or "the preset"))
+    _validated(sections, "--set" if wanted.settings else str(wanted.peers or "the preset"))
     sources = tuple(_source(folder) for folder in folders)
     names = [s.name for s in sources]
     speed, kept = _heterogeneity(wanted.heterogeneity, sources)
@@ -266,6 +266,14 @@ def read_seeds(text: str) -> list[int]:
             "are whole numbers with commas between", key="--seeds", value=text, remedy="Write 0,1,2."
         )
     return list(dict.fromkeys(int(p) for p in parts))
+
+
+def _validated(sections: Mapping[str, Any], origin: str) -> FederationFile:
+    """The common settings, under an algorithm that their network suits. Raises ConfigError."""
+    network = sections.get("network", {})
+    if "algorithm" not in sections and network.get("name") == ONE_SHOT_NETWORK:
+        sections = {**sections, "algorithm": {"name": ONE_SHOT_ALGORITHM}}
+    return variants.validated(sections, origin)
 
 
 def _set(sections: dict[str, Any], text: str) -> None:

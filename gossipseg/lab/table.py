@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Spread, Summary
+from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Pair, Spread, Summary
 from gossipseg.lab.words import figure, range_text
 
 NOTHING = "-"
@@ -65,6 +65,23 @@ def gain_table(summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
         "s",
     )
     return heading, rows
+
+
+def pair_table(pairs: Sequence[Pair]) -> tuple[Row, Sequence[Row]]:
+    """Heading and rows: the row's algorithm against the column's, marked where the interval is clear of 0."""
+    seconds = list(dict.fromkeys(p.second for p in pairs))
+    found = {(p.first, p.second): p.interval for p in pairs}
+    rows = [
+        (first, *(_marked(found.get((first, second))) for second in seconds))
+        for first in dict.fromkeys(p.first for p in pairs)
+    ]
+    return ("row minus column", *seconds), rows
+
+
+def _marked(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return interval_text(interval) + ("" if interval.verdict == "unclear" else " *")
 
 
 def spread_text(spread: Spread | None, digits: int = 3) -> str:

@@ -94,6 +94,11 @@ def test_tables_hold_every_algorithm_and_site() -> None:
     assert rows[1] == ("gcml", "0.650 ± 0.071", "0.450 ± 0.071", "0.550 ± 0.000", "3.0 ± 0.0")
     heading, rows = table.gain_table(summaries)
     assert rows[1][heading.index("bytes/FedAvg")] == "50 %"
+    heading, rows = table.pair_table(statistics.pairs(doc))
+    assert heading == ("row minus column", "gcml")
+    assert rows[0][0] == "local"
+    assert rows[0][1].startswith("−0.025 [")
+    heading, rows = table.gain_table(summaries)
     text = table.plain(heading, rows)
     assert len({line.index("s") for line in text.splitlines()[:1]}) == 1
 

@@ -131,6 +131,20 @@ def test_slices_of_a_patient_are_one_piece_of_evidence() -> None:
     assert (together.cases, together.patients, independent.patients) == (10, 2, 10)
 
 
+def test_every_two_algorithms_are_compared_once() -> None:
+    runs = [*TWO_SITES["runs"]]
+    runs += [row("fedavg", s, "a", {"p": 0.9, "q": 0.9}) for s in (0, 1)]
+    found = statistics.pairs(document(*runs))
+    assert [(p.first, p.second) for p in found] == [
+        ("local", "gcml"),
+        ("local", "fedavg"),
+        ("gcml", "fedavg"),
+    ]
+    # p: 0.5 − 0.9 and 0.5 − 0.9 → −0.4; q: 0.7 − 0.9 and 0.5 − 0.9 → −0.3; b is not shared
+    assert found[1].interval.mean == pytest.approx(-0.35)
+    assert found[1].interval.verdict == "worse"
+
+
 def test_the_same_results_give_the_same_interval() -> None:
     data = {"a": {"p": [0.1], "q": [0.3], "r": [-0.2]}}
     assert bootstrap(data) == bootstrap(data)
