@@ -19,7 +19,7 @@ AWAY_ROUNDS = (0.5, 2.5)
 
 
 class Pace:
-    """One site's times. `away(gone)` cuts it off from the others, or lets it back."""
+    """One site's times. `away(seconds)` cuts it off from the others for so long."""
 
     def __init__(
         self,

@@ -121,8 +121,8 @@ def _compared(summaries: Sequence[Summary], pairs: Sequence[Pair], seeds: int) -
         parts.append("</ul>")
     if len(pairs) > 1:
         parts.append(
-            "<p>Each method against each other one; * where the interval does not hold 0. Of many comparisons "
-            "about one in twenty gets its star by chance.</p>"
+            "<p>Each method against each other one; * where the interval does not hold 0. Of many "
+            "comparisons about one in twenty gets its star by chance.</p>"
         )
         parts.append(_table(*table.pair_table(pairs)))
     if len(parts) == first:

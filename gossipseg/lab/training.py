@@ -57,7 +57,9 @@ class DataCache:
         self._held: dict[str, SiteData] = {}
 
     def open(self, spec: WorkerSpec) -> SiteData:
-        """As SiteData.open. Raises DataError."""
+        """As SiteData.open; a list that was made for one run is not kept. Raises DataError."""
+        if spec.data["path"] == spec.state_dir:
+            return SiteData.open(spec)
         key = repr((spec.data, spec.task, spec.algorithm["name"] == ONE_SHOT_ALGORITHM))
         if key not in self._held:
             self._held[key] = SiteData.open(spec)
