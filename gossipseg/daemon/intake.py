@@ -173,11 +173,9 @@ class Intake:
             header = await asyncio.to_thread(read_safetensors_header, path)
             difference = self._difference(header, model.kind)
         except (ValueError, OSError, LocalError) as e:
-            self._forget(model)
-            self._broken(peer, model, "unreadable", str(e))
+            self._bad_file(peer, model, "unreadable", str(e))
         if difference:
-            self._forget(model)
-            self._broken(peer, model, "schema_mismatch", difference)
+            self._bad_file(peer, model, "schema_mismatch", difference)
 
     def _difference(self, header: Mapping[str, TensorInfo], kind: ModelKind) -> str:
         """What is wrong with a header; common models may hold `site:name` tensors, complete for each."""
@@ -196,10 +194,14 @@ class Intake:
 
     def _forget(self, model: ModelRef) -> None:
         """Remove a file that was not taken, unless the same model is wanted for another reason."""
-        held = {e.model.hash for e in self._node.inbox} | {s.model.hash for s in self._node.sending}
-        visiting = self._node.visiting
-        if model.hash not in held and (visiting is None or visiting.model.hash != model.hash):
+        if model.hash not in self._node.kept_models():
             self._store.remove(model.hash)
+
+    def _bad_file(self, peer: Site, model: ModelRef, reason: str, detail: str) -> NoReturn:
+        try:
+            self._broken(peer, model, reason, detail)
+        finally:
+            self._forget(model)  # only now: the core has let go of its promise
 
     def _require_promised(self, peer: Site, model: ModelRef) -> None:
         promised = self._node.expects(peer, model.hash)

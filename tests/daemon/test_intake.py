@@ -19,7 +19,7 @@ from gossipseg.core import messages as ms
 from gossipseg.core.types import ModelRef, Record
 from gossipseg.daemon.intake import Intake, schema_difference
 from gossipseg.errors import PeerRefused, PeerUnreachable
-from gossipseg.store import ModelStore
+from gossipseg.store import ModelStore, read_safetensors_header
 from tests.core.rig import TRAINING, Rig, alive, suspect
 
 SCHEMA: dict[str, tuple[str, tuple[int, ...]]] = {"w": ("F16", (10, 20))}
@@ -51,8 +51,8 @@ class Signatures:
 class Bench:
     """An intake before a node in training that knows b and c."""
 
-    def __init__(self, tmp_path: Path, *, reserve: int = 0) -> None:
-        self.rig = Rig(("b", "c")).start()
+    def __init__(self, tmp_path: Path, *, reserve: int = 0, **node: Any) -> None:
+        self.rig = Rig(("b", "c"), **node).start()
         self.rig.meet("b", "c")
         self.rig.ready()
         self.store, self.verifier = ModelStore(tmp_path / "models"), Signatures()
@@ -283,3 +283,45 @@ def test_a_difference_of_schemas_is_named() -> None:
     assert (
         schema_difference({"v": Info("F16", (1,)), "w": Info("F16", (10, 20))}, SCHEMA) == "v is unknown here"
     )
+
+
+# ---------------------------------------------------------------- common models
+
+
+def part(prefix: str, shape: list[int], begin: int) -> dict[str, Any]:
+    return {f"{prefix}w": {"dtype": "F16", "shape": shape, "data_offsets": [begin, begin + 400]}}
+
+
+@pytest.mark.parametrize(
+    ("parts", "wrong"),
+    [
+        (part("", [10, 20], 0), ""),
+        (part("b:", [10, 20], 0) | part("c:", [10, 20], 400), ""),
+        (part("b:", [10, 20], 0) | part("x:", [10, 20], 400), "'x', which is no listed site"),
+        (part("b:", [20, 10], 0), "w has shape [20, 10], expected [10, 20]"),
+        (part("b:", [10, 20], 0) | part("", [10, 20], 400), "'nobody', which is no listed site"),
+    ],
+)
+def test_tensors_of_a_common_model_may_be_for_single_listed_sites(
+    bench: Bench, tmp_path: Path, parts: dict[str, Any], wrong: str
+) -> None:
+    header, path = json.dumps(parts).encode(), tmp_path / "common.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(400 * len(parts)))
+    found = bench.intake._difference(read_safetensors_header(path), "global")
+    assert wrong in found and bool(found) == bool(wrong)
+    as_update = bench.intake._difference(read_safetensors_header(path), "update")
+    assert bool(as_update) == (set(parts) != {"w"}), "an update is never for single sites"
+
+
+def test_a_late_copy_of_a_file_in_use_does_not_take_it_away(tmp_path: Path) -> None:
+    """The same common model may come twice; the second comes for nothing, and must not remove the first."""
+    bench = Bench(tmp_path, exchange="rounds")
+    data, stray = safetensors(), safetensors(fill=b"\1")
+    for i, content in enumerate((data, stray)):
+        (tmp_path / f"export{i}").write_bytes(content)
+        bench.store.adopt(tmp_path / f"export{i}")
+    bench.rig.round_done(ref(data, round=6))
+    assert ref(data).hash in bench.rig.node.kept_models()
+    bench.intake._forget(ref(data))
+    bench.intake._forget(ref(stray))
+    assert [m.hash for m in bench.store.list()] == [ref(data).hash]
