@@ -121,8 +121,11 @@ class Intake:
             return partial.offset
 
     async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
-        """Stream a promised model to disk, check it, hand it to the core."""
-        self._require_promised(peer, model)
+        """Stream a promised model to disk, check it, hand it to the core.
+
+        What it holds is what was promised, not what the stream says of itself.
+        """
+        model = self._require_promised(peer, model)
         with await self._open(peer, model) as partial:
             if offset != partial.offset:
                 raise PeerRefused(
@@ -203,10 +206,11 @@ class Intake:
         finally:
             self._forget(model)  # only now: the core has let go of its promise
 
-    def _require_promised(self, peer: Site, model: ModelRef) -> None:
+    def _require_promised(self, peer: Site, model: ModelRef) -> ModelRef:
         promised = self._node.expects(peer, model.hash)
         if promised is None or promised.size_bytes != model.size_bytes:
             raise PeerRefused(peer, "not_offered", "this model was not offered, or not accepted")
+        return promised
 
     def _broken(self, peer: Site, model: ModelRef, reason: str, detail: str) -> NoReturn:
         self._inject(events.ModelBroken(peer, model.hash, reason, detail))

@@ -36,7 +36,7 @@ class Ledger:
             case effects.Request(id=id_, to=to, body=Offer(model=model)):
                 self._offers[id_] = (to, model)
                 self._put("out", to, model, "offered")
-            case effects.Request(id=id_, to=to, body=Fetch()):
+            case effects.Request(id=id_, to=to, body=Fetch(hash=hash_)) if hash_:  # "" is only a question
                 self._fetches[id_] = to
             case effects.StartTransfer(id=id_, to=to, model=model):
                 self._offers[id_] = (to, model)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg import config as configuration
-from gossipseg.core import effects, events
+from gossipseg.core import effects, events, messages
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import ModelKind, ModelRef, Proposal, Record, Site
 from gossipseg.daemon.intake import Intake, Verifier
@@ -83,6 +83,8 @@ class Runtime:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._was_ready = False
+        self._unsaved = False
+        """What the node knows now is not on disk: it may bind itself to nothing."""
         self._outgoing: dict[int, str] = {}
 
     # ------------------------------------------------------------ life
@@ -197,10 +199,12 @@ class Runtime:
         match effect:
             case effects.Persist(snapshot=snapshot):
                 await self._persist(snapshot)
+            case effects.Request(id=id_, body=body) if self._unsaved and binding(body):
+                self.inject(events.RequestFailed(id_, "unreachable", "this site's state cannot be saved"))
             case effects.Request():
                 self.spawn(self._request(effect), f"request {effect.id}")
             case effects.Respond(token=token, body=body):
-                self.intake.respond(token, body)
+                self.intake.respond(token, unbound(body) if self._unsaved else body)
             case effects.StartTransfer():
                 self.spawn(self._transfer(effect), f"transfer {effect.id}")
             case effects.StartRound():
@@ -217,8 +221,10 @@ class Runtime:
     async def _persist(self, snapshot: effects.Snapshot) -> None:
         try:
             await asyncio.to_thread(self._state.save, dataclasses.asdict(snapshot))
+            self._unsaved = False
             self.training.warn("state", "")
         except LocalError as e:  # the old state stays valid; training goes on, status shows it
+            self._unsaved = True
             self.training.warn("state", str(e))
             self.note("persist_failed", reason=str(e))
 
@@ -249,7 +255,9 @@ class Runtime:
             self.ledger.moved("out", effect.to, effect.model.hash, handed_over_bytes / size)
 
         try:
-            timeout_s = self.config.federation.gossip.transfer_timeout_s
+            federation = self.config.federation
+            section = federation.gossip if effect.model.kind == "model" else federation.rounds
+            timeout_s = section.transfer_timeout_s
             await self.transport.push(effect.to, effect.model, path, timeout_s, moved)
         except (Exception, asyncio.CancelledError) as e:
             self.inject(events.TransferFailed(effect.id, *_why(e)))
@@ -445,6 +453,27 @@ def _why(error: BaseException, *, in_core_words: bool = False) -> tuple[str, str
         return "unreadable", str(error)
     log.error("a call failed", exc_info=error)
     return "internal", repr(error)
+
+
+def binding(body: messages.Body) -> bool:
+    """Whether a message of a round says something that its sender must not forget in a crash."""
+    match body:
+        case messages.Prepare() | messages.Accept() | messages.Commit():
+            return True
+        case messages.PrepareReply(promise=promise):
+            return promise
+        case messages.AcceptReply(verdict=verdict):
+            return verdict == "stored"
+    return False
+
+
+def unbound(body: messages.Reply) -> messages.Reply:
+    """The same reply, or a refusal in place of one that must be on disk before it is said."""
+    if not binding(body):
+        return body
+    if isinstance(body, messages.PrepareReply):
+        return messages.PrepareReply(False, body.promised, "not_saved")
+    return messages.AcceptReply("reject", "not_saved")
 
 
 def restore(doc: dict[str, Any]) -> effects.Snapshot:

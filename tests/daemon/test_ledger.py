@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -109,3 +110,16 @@ def test_rows_are_bounded_and_the_newest_come_first(ledger: Ledger, monkeypatch:
     assert [r.peer for r in ledger.recent(1)] == ["f"]
     ledger.event(ev.RequestFailed(0, "timeout"))  # its row is gone already
     assert len(ledger.rows) == 3
+
+
+def test_a_fetched_file_has_a_row_and_a_question_has_none(ledger: Ledger) -> None:
+    common = dataclasses.replace(model(), kind="global")
+    fetch = ms.Fetch("run", "sites", "global", 1, 0, common.hash)
+    ledger.effect(fx.Request(1, "b", dataclasses.replace(fetch, hash=""), 1.0))
+    ledger.event(ev.Reply(1, ms.FetchReply("accept", model=common), 0.1))
+    assert ledger.recent(9) == []
+    ledger.effect(fx.Request(2, "b", fetch, 1.0))
+    ledger.event(ev.Reply(2, ms.FetchReply("accept", model=common), 0.1))
+    assert (row(ledger).state, row(ledger).direction, row(ledger).holds) == ("accepted", "in", "global")
+    ledger.event(ev.ModelArrived("b", common))
+    assert row(ledger).state == "stored"

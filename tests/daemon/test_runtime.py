@@ -14,7 +14,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.types import Phase
+from gossipseg.core.types import Phase, Proposal
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError, LocalError, PeerRefused
 from gossipseg.learn import jobs
@@ -195,3 +195,46 @@ async def test_two_watchers_both_see_a_change(files: Federation) -> None:
         first = second = r.changed
         r.tell_watchers()
         assert first.is_set() and second.is_set() and not r.changed.is_set()
+
+
+# ---------------------------------------------------------------- promises that must be on disk
+
+PROPOSAL = Proposal(1, 0, model("g"), ("north", "south"))
+BINDING: list[ms.Request] = [
+    ms.Prepare("run", "sites", 1, 0),
+    ms.Accept("run", "sites", PROPOSAL),
+    ms.Commit("run", "sites", PROPOSAL),
+]
+
+
+async def test_a_site_whose_state_cannot_be_saved_binds_itself_to_nothing(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promise that a crash would make it forget is not given: two common models could come of it."""
+    async with running(files) as (r, _):
+        heard: list[ev.Event] = []
+        answered: list[ms.Reply] = []
+        monkeypatch.setattr(r, "inject", heard.append)
+        monkeypatch.setattr(r.intake, "respond", lambda token, body: answered.append(body))
+
+        async def say(*effects: fx.Effect) -> None:
+            for effect in effects:
+                await r._perform(effect)
+
+        replies = [fx.Respond(1, ms.PrepareReply(True, 3)), fx.Respond(2, ms.AcceptReply("stored"))]
+        full, save = LocalError("disk full"), r._state.save
+        monkeypatch.setattr(r._state, "save", lambda _: (_ for _ in ()).throw(full))
+        await say(fx.Persist(fx.Snapshot()), *replies)
+        await say(*(fx.Request(i, "south", body, 1.0) for i, body in enumerate(BINDING)))
+        assert answered == [ms.PrepareReply(False, 3, "not_saved"), ms.AcceptReply("reject", "not_saved")]
+        assert [e.id for e in heard if isinstance(e, ev.RequestFailed)] == [0, 1, 2]
+
+        harmless = [ms.PrepareReply(False, 3, "behind"), ms.AcceptReply("missing"), ms.FetchReply("busy")]
+        answered.clear()
+        await say(*(fx.Respond(i, body) for i, body in enumerate(harmless)))
+        assert answered == harmless
+
+        answered.clear()
+        monkeypatch.setattr(r._state, "save", save)
+        await say(fx.Persist(fx.Snapshot()), *replies)
+        assert answered == [reply.body for reply in replies]
