@@ -29,7 +29,6 @@ class Acceptor:
         self.electorate, self.record = electorate, record
         self.run = ""
         """"" until the worker has reported the network signature in this life."""
-        self.relist(electorate)
 
     # -------------------------------------------------------------- what is known
 
@@ -110,12 +109,15 @@ class Acceptor:
         return True
 
     def fault(self, proposal: Proposal) -> str:
-        """Why nobody should store it, whoever proposes it."""
+        """Why nobody should store it, whoever proposes it.
+
+        Who is in it is its maker's to check: an earlier list, with other sites and quorums, may have made it.
+        """
         if proposal.model.kind != "global":
             return "other_model"
-        if self.too_large(proposal.model):
-            return "too_large"
-        return self.electorate.fault(proposal)
+        if len(set(proposal.contributors)) != len(proposal.contributors):
+            return "too_few_contributors"
+        return "too_large" if self.too_large(proposal.model) else ""
 
     def too_large(self, model: ModelRef) -> bool:
         """It declares more bytes than this site takes."""
@@ -150,9 +152,7 @@ class Acceptor:
     def relist(self, electorate: Electorate) -> None:
         """The list of sites has changed.
 
-        A stored model that could not be proposed under the new list is given up. (Quorums of lists that
-        differ by one site at a time have a site in common; larger changes want a quiet moment.)
+        What is stored stays: it may be committed. (Quorums of lists that differ by one site at a time have
+        a site in common; larger changes want a quiet moment.)
         """
         self.electorate = electorate
-        if self.accepted is not None and electorate.fault(self.accepted):
-            self.record = replace(self.record, accepted=None)

@@ -352,7 +352,7 @@ class Attempt:
         absent = tuple(sorted(self._left_out.items()))
         model = replace(event.model, kind="global", round=self.round)
         proposal = Proposal(self.round, self.attempt, model, contributors, absent)
-        if reason := self.acceptor.fault(proposal):
+        if reason := self.acceptor.fault(proposal) or self.acceptor.electorate.fault(proposal):
             self.give_up(reason)
             return
         self.proposal = proposal

@@ -120,10 +120,13 @@ class Turns:
         return self._heard[1] + HEARD_SHARE * self._params.patience_s
 
     def _first(self, mine: str) -> int | None:
-        """The first attempt, from the floor on, whose coordinator can lead it."""
+        """The first attempt, from the floor on, whose coordinator can lead it.
+
+        (All sites and one more: the floor may be this site's own, promised in an earlier life.)
+        """
         promised, electorate = self._acceptor.promised, self._acceptor.electorate
         floor = max(self._floor, promised)
-        for attempt in range(max(floor, 0), max(floor, 0) + len(electorate.sites)):
+        for attempt in range(max(floor, 0), max(floor, 0) + len(electorate.sites) + 1):
             site = electorate.coordinator(self._round, attempt)
             if site == self._ctx.site:
                 if not mine and attempt > promised:

@@ -337,20 +337,41 @@ def test_a_file_that_comes_after_a_later_promise_is_not_stored() -> None:
     assert asked(rig, "b", prepare(2)).accepted is None
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"contributors": ("b",)}, "too_few_contributors"),
-        ({"contributors": ("b", "b")}, "too_few_contributors"),
-        ({"contributors": ("b", "x")}, "unlisted_contributor"),
-    ],
-)
-def test_no_model_of_too_few_is_stored_or_taken_for_committed(changes: dict[str, Any], reason: str) -> None:
+def test_no_model_with_a_site_twice_is_stored_or_taken_for_committed() -> None:
     rig = bench()
-    bad = proposal(1, **changes)
-    assert asked(rig, "z", accept(bad)).reason == reason
-    assert asked(rig, "z", ms.Commit(RUN, LIST, bad)) == ms.CommitReply("reject", reason)
+    bad = proposal(1, contributors=("b", "b"))
+    assert asked(rig, "z", accept(bad)).reason == "too_few_contributors"
+    assert asked(rig, "z", ms.Commit(RUN, LIST, bad)) == ms.CommitReply("reject", "too_few_contributors")
     assert not rig.requests(ms.Fetch)
+
+
+@pytest.mark.parametrize(
+    ("contributors", "reason"),
+    [(("b",), "too_few_contributors"), (("b", "x"), "unlisted_contributor"), (("b", "z"), "")],
+)
+def test_an_honest_coordinator_proposes_none_of_too_few(contributors: tuple[str, ...], reason: str) -> None:
+    assert Electorate.of(SITES, None).fault(proposal(1, contributors=contributors)) == reason
+
+
+@pytest.mark.parametrize("contributors", [("b",), ("b", "gone")])
+def test_what_an_earlier_list_has_committed_is_taken_over(contributors: tuple[str, ...]) -> None:
+    rig = bench()
+    made = proposal(1, contributors=contributors, absent=())
+    assert asked(rig, "z", ms.Commit(RUN, LIST, made)) == ms.CommitReply("known")
+    arrives(rig, "z", made)
+    assert view(rig).committed == 1
+
+
+@pytest.mark.parametrize("others", [("b", "y", "z"), ("b",)])
+def test_what_was_stored_is_still_reported_when_the_list_has_changed(others: tuple[str, ...]) -> None:
+    rig = bench()
+    asked(rig, "z", accept(proposal(1)))
+    arrives(rig, "z", proposal(1))
+    rig.do(ev.SitesChanged({site: f"{site}:1" for site in others}))
+    electorate = Electorate.of(("me", *others), None)
+    attempt = next(a for a in range(2, 9) if electorate.coordinator(1, a) == "b")
+    reply = asked(rig, "b", prepare(attempt, sites=electorate.key))
+    assert reply.promise and reply.accepted == proposal(1)
 
 
 def test_a_file_beyond_the_limit_or_of_another_kind_is_not_fetched() -> None:
@@ -837,6 +858,14 @@ def test_unless_it_was_just_heard_of() -> None:
     assert view(rig).coordinator == "z"
     rig.until(rig.now + 0.2)
     assert view(rig).coordinator == "b"
+
+
+def test_a_restarted_site_leads_again_when_nobody_else_can() -> None:
+    rig = waiting_for_z()
+    rig.hears("z", info=phase(Phase.PAUSED))
+    rig.hears("b", info=phase(Phase.PAUSED))
+    assert view(rig).coordinator == "me" and view(rig).attempt == 3
+    assert leads(rig)
 
 
 def test_a_restarted_coordinator_has_lost_its_attempt() -> None:
