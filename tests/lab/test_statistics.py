@@ -102,6 +102,14 @@ def test_the_bootstrap_of_one_site_of_two_patients() -> None:
     assert interval.verdict == "unclear"
 
 
+@pytest.mark.parametrize("sites", [{"a": {"p": [0.2]}}, {"a": {"p": [0.1, 0.3]}, "b": {"q": [0.1]}}])
+def test_one_patient_a_site_shows_nothing(sites: dict[str, dict[str, list[float]]]) -> None:
+    interval = bootstrap(sites)
+    assert interval is not None
+    assert interval.low == interval.high > 0
+    assert interval.verdict == "unclear"
+
+
 def test_the_bootstrap_agrees_with_the_normal_interval_of_many_patients() -> None:
     values = np.random.default_rng(3).normal(0.02, 0.05, 400)
     interval = bootstrap({"a": {str(i): [float(v)] for i, v in enumerate(values)}})
