@@ -35,8 +35,8 @@ MAX_BROKEN = 3
 class Shop(Protocol):
     """What an attempt needs of this site."""
 
-    collected: dict[str, ModelRef]
-    """Updates of this round that are here, also from an earlier attempt."""
+    collected: dict[Site, ModelRef]
+    """Each site's newest update of this round that is here, also from an earlier attempt."""
 
     def worker_free(self) -> bool:
         """It may combine updates now."""
@@ -325,15 +325,15 @@ class Attempt:
             return
         if update.kind != "update" or self.acceptor.too_large(update):
             row.failed = "too_large" if update.kind == "update" else "other_model"
-        elif update.hash in self.shop.collected:
-            row.delivered = self.shop.collected[update.hash]
+        elif (here := self.shop.collected.get(row.site)) is not None and here.hash == update.hash:
+            row.delivered = here
         elif update.hash not in self.fetcher.wants:
             self.fetcher.want(update, self.round, self.attempt, [row.site], self._on_update, row)
 
     def _on_update(self, want: Want, reason: str) -> None:
         row: Row = want.about
         if not reason:
-            self.shop.collected[want.model.hash] = row.delivered = want.model
+            self.shop.collected[row.site] = row.delivered = want.model
             self.progress_at = self.ctx.now
             return
         row.broken += 1

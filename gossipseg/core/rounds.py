@@ -88,7 +88,7 @@ class Rounds:
         """Led by this site."""
         self.making: Aggregate | None = None
         """What the worker combines now, for whichever attempt."""
-        self.collected: dict[str, ModelRef] = {}
+        self.collected: dict[Site, ModelRef] = {}
         self._rest_until = -math.inf
         self._answers = Answers(ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of)
         ctx.say(committed=self.acceptor.committed)

@@ -733,6 +733,27 @@ def test_what_an_earlier_attempt_has_stored_is_proposed_again() -> None:
     assert not rig.of(fx.Aggregate)
 
 
+def test_of_each_site_only_the_newest_update_is_kept() -> None:
+    """Where no quorum comes together for days the sites train alone, and each has ever newer updates."""
+    rig = trained()
+
+    def collect(name: str, attempt: int) -> None:
+        rig.answer(rig.request(ms.Prepare, "b"), ms.PrepareReply(True, attempt, update=update(name)))
+        rig.answer(rig.request(ms.Fetch, "b"), ms.FetchReply("accept", "", update(name)))
+        rig.do(ev.ModelArrived("b", update(name)))
+
+    collect("first", 0)
+    assert update("first").hash in rig.node.kept_models()
+    rig.do(ev.Pause(True))
+    for site in ("b", "z"):
+        rig.hears(site, info=phase(Phase.PAUSED))
+    rig.do(ev.Pause(False))
+    assert view(rig).attempt == 3 and view(rig).leading
+    collect("second", 3)
+    assert update("second").hash in rig.node.kept_models()
+    assert update("first").hash not in rig.node.kept_models()
+
+
 def test_it_gives_way_to_a_later_attempt() -> None:
     rig = trained()
     assert leads(rig)
