@@ -12,7 +12,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,19 +27,25 @@ from gossipseg.learn import jobs
 from gossipseg.learn.weights import CODES, FORMAT_VERSION, finite, schema_difference, to_wire
 from gossipseg.store import BadSafetensors, SafetensorsHeader, atomic_write, read_safetensors
 
+OnTensor = Callable[[], None]
+"""Called before each tensor that is read; what it raises ends the work, and leaves no file behind."""
+
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
 
 class UpdateOnDisk:
     """algos.base.Update over a wire file. Made by `open`, which checks it."""
 
-    def __init__(self, file: jobs.UpdateFile, header: SafetensorsHeader) -> None:
+    def __init__(
+        self, file: jobs.UpdateFile, header: SafetensorsHeader, on_tensor: OnTensor = lambda: None
+    ) -> None:
         self.site, self.cases = file.site, file.cases
         self.names = sorted(header.tensors)
-        self._path, self._header = Path(file.path), header
+        self._path, self._header, self._on_tensor = Path(file.path), header, on_tensor
 
     def tensor(self, name: str) -> Tensor:
         """Floating-point tensors in float32, or wider if they came so."""
+        self._on_tensor()
         info = self._header.tensors[name]
         with self._path.open("rb") as f:
             f.seek(self._header.offsets[name])
@@ -51,14 +57,14 @@ class UpdateOnDisk:
 
 
 def open_updates(
-    files: Iterable[jobs.UpdateFile], schema: jobs.WireSchema
+    files: Iterable[jobs.UpdateFile], schema: jobs.WireSchema, on_tensor: OnTensor = lambda: None
 ) -> tuple[list[UpdateOnDisk], dict[str, str], str]:
     """The updates that may be combined, and site → reason for those that may not, the last one in words."""
     good, refused, detail = [], {}, ""
     for file in files:
         reason, text, header = _examine(file, schema)
         if header is not None:
-            update = UpdateOnDisk(file, header)
+            update = UpdateOnDisk(file, header, on_tensor)
             bad = next((name for name in update.names if not finite(update.tensor(name))), None)
             if bad is None:
                 good.append(update)
@@ -79,11 +85,16 @@ def _examine(file: jobs.UpdateFile, schema: jobs.WireSchema) -> tuple[str, str, 
 
 
 def aggregate(
-    order: jobs.Aggregate, algorithm: Algorithm, schema: jobs.WireSchema, wire_dtype: str, outbox: Path
+    order: jobs.Aggregate,
+    algorithm: Algorithm,
+    schema: jobs.WireSchema,
+    wire_dtype: str,
+    outbox: Path,
+    on_tensor: OnTensor = lambda: None,
 ) -> jobs.AggregateDone:
     """Carry the order out. `schema`: what an update of this federation holds. Raises LocalError, DiskFull."""
     began = time.perf_counter()
-    updates, refused, detail = open_updates(order.updates, schema)
+    updates, refused, detail = open_updates(order.updates, schema, on_tensor)
     sites = [update.site for update in updates]
 
     def done(export: jobs.Export | None, reason: str = "", **more: Any) -> jobs.AggregateDone:
@@ -123,18 +134,21 @@ def _write(
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as e:
         raise LocalError(f"{path.parent}: cannot be made: {e.strerror}. Check the state directory.") from e
-    with ExitStack() as stack:
-        bodies: dict[int, IO[bytes]] = {}
-        entries: dict[str, _Entry] = {}
-        try:
+    try:
+        with ExitStack() as stack:  # closing a body may fail once more where writing it did
+            bodies: dict[int, IO[bytes]] = {}
+            entries: dict[str, _Entry] = {}
             for name, tensor in tensors:
                 if not finite(tensor):
                     raise _NotFinite(f"{name}: the combination holds values that are not finite")
                 entries[name] = _append(bodies, to_wire(tensor, wire_dtype), path.parent, stack)
-        except OSError as e:
-            full = DiskFull if e.errno == errno.ENOSPC else LocalError
-            raise full(f"{path}: the common model cannot be written: {e.strerror}.") from e
-        atomic_write(path, lambda f: _join(f, bodies, entries, metadata))
+            atomic_write(path, lambda f: _join(f, bodies, entries, metadata))
+    except OSError as e:
+        full = DiskFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else LocalError
+        raise full(
+            f"{path}: the common model cannot be written: {e.strerror}. It needs about twice its size for a "
+            f"while. Check the disk of {path.parent}, and free some space on it."
+        ) from e
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,8 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
-    """Progress before Ready: data scan, cache, the test evaluation before the first round."""
+    """Progress outside of rounds: data scan, cache, the test evaluation before the first round, and the
+    combination of updates."""
 
     activity: str
     fraction: float

@@ -23,7 +23,7 @@ from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.sites import open_site
 from gossipseg.learn.trainer import Trainer
-from gossipseg.store import Checkpoints, DirectoryLock
+from gossipseg.store import Checkpoints, DirectoryLock, sweep_temporaries
 
 LOCK_PATIENCE_S = 10.0
 """A killed daemon's worker lets go of its lock a moment after the new daemon's worker asks for it."""
@@ -109,8 +109,13 @@ class Life:
         self._sweep_outbox()
 
     def _sweep_outbox(self) -> None:
-        """Remove exports that a daemon never took; the newest may still be on its way into the store."""
-        for file in (Path(self._spec.state_dir) / "outbox").glob("*.safetensors"):
+        """Remove exports that a daemon never took; the newest may still be on its way into the store.
+
+        So are the halves of files that a killed worker was writing.
+        """
+        outbox = Path(self._spec.state_dir) / "outbox"
+        sweep_temporaries(outbox)
+        for file in outbox.glob("*.safetensors"):
             if file.name != f"round-{self._trainer.history.round}.safetensors":
                 file.unlink(missing_ok=True)
 
@@ -121,8 +126,10 @@ class Life:
         self._link.send(replace(done, warning=warning))
 
     def _aggregate(self, order: jobs.Aggregate) -> None:
+        activity = f"combining {len(order.updates)} updates"
         try:
-            done = self._trainer.aggregate(order)
+            # Told of all the while: a worker that says nothing for long is taken for stuck.
+            done = self._trainer.aggregate(order, lambda: self._preparing(activity, 0.0))
         except LocalError as e:  # no room for it: another site may have
             log.warning("the common model of round %d was not made: %s", order.round, e)
             sites = [update.site for update in order.updates]

@@ -54,6 +54,8 @@ class Student:
     def renew_optimizer(self) -> None:
         """Forget the moments: they belonged to other weights."""
         self.learner = make_learner(self.model, self._setup.training, self._compute)
+        if self.personal is not None:
+            self.personal = make_learner(self.personal.model, self._setup.training, self._compute)
 
     def forget_direction(self) -> None:
         """After another site's weights replaced W: first moments to 0, second ones kept (ALGORITHMS §1).

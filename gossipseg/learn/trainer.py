@@ -94,11 +94,13 @@ class Trainer:
             return {}
         return wire_schema(self.common.update(), everything, self.setup.spec.wire_dtype)
 
-    def aggregate(self, order: jobs.Aggregate) -> jobs.AggregateDone:
+    def aggregate(
+        self, order: jobs.Aggregate, on_tensor: Callable[[], None] = lambda: None
+    ) -> jobs.AggregateDone:
         """The coordinator's work, between two rounds of this site's own. Raises LocalError, DiskFull."""
         spec = self.setup.spec
         outbox = Path(spec.state_dir) / "outbox"
-        return aggregate(order, self.algorithm, self.update_schema, spec.wire_dtype, outbox)
+        return aggregate(order, self.algorithm, self.update_schema, spec.wire_dtype, outbox, on_tensor)
 
     # ------------------------------------------------------------ a round
 
@@ -164,11 +166,15 @@ class Trainer:
         self.history.step, self.history.averaged, self.tally = 0, False, Tally()
         trouble = self.common.begin(common, settling_in=order.settling_in)
         self.history.last_global = common.hash
+        if order.settling_in:
+            self.history.settling_round = order.round
         return trouble
 
     def _moment(self, order: jobs.StartRound, step: int) -> Moment:
         total = self.setup.training.steps_per_round
-        return Moment(order.round, step, total, order.finetuning, order.settling_in)
+        # After an interruption the rest of the round is ordered as any other: its model is taken in already.
+        settling_in = order.settling_in or self.history.settling_round == order.round
+        return Moment(order.round, step, total, order.finetuning, settling_in)
 
     # ------------------------------------------------------------ arrival
 
@@ -389,6 +395,8 @@ class Trainer:
         scores = self._score(self.student.ema, "validation", round) if due else None
         if picks and scores is not None:
             self._pick(scores.mean, last)
+        elif not order.finetuning:  # an earlier budget's best is nothing to go back to
+            self._best, self.history.best_finetuned = None, None
         if last and self.setup.spec.report_test:
             self.history.dice_test = self._score(self.student.ema, "test", round).mean
         if scores is not None:
@@ -397,9 +405,12 @@ class Trainer:
         return scores
 
     def _pick(self, dice: float | None, last: bool) -> None:
-        """Keep the deployment model of the best fine-tuning round; deploy it after the last one."""
+        """Keep the deployment model of the best fine-tuning round; deploy it after the last one.
+
+        Without a validation score the last one is as good as any.
+        """
         best = self.history.best_finetuned
-        if self._best is None or (dice is not None and (best is None or dice > best)):
+        if self._best is None or best is None or (dice is not None and dice > best):
             self._best, self.history.best_finetuned = cpu_copy(self.student.ema.state_dict()), dice
         if last:
             self.student.ema.load_state_dict(self._best)

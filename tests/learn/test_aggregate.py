@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gossipseg.algos.base import Algorithm, Combined
 from gossipseg.algos.fedavg import FedAvg
+from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.aggregate import aggregate
 from gossipseg.learn.common import everything
@@ -85,6 +87,41 @@ def test_an_overflow_is_no_common_model(tmp_path: Path) -> None:
 
     done = run(tmp_path, sent(tmp_path, "a", 1), algorithm=Exploding())
     assert done.export is None and done.reason == "not_finite"
+    assert not list((tmp_path / "outbox").iterdir())
+
+
+def test_a_disk_that_fills_up_is_told_of_though_small_tensors_wait_in_a_buffer(tmp_path: Path) -> None:
+    """Closing a temporary file writes its buffer once more, in vain: that must not hide the error."""
+    state = {f"layer{i:02}.bias": torch.randn(1000) for i in range(40)}
+    path = tmp_path / "a.safetensors"
+    export_wire(path, state, everything, "float16", {})
+    order = jobs.Aggregate(1, 0, [jobs.UpdateFile("a", str(path), 1)])
+    schema = wire_schema(state, everything, "float16")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, limits[1]))
+    try:
+        with pytest.raises(LocalError, match="the common model cannot be written"):
+            aggregate(order, FedAvg(), schema, "float16", tmp_path / "outbox")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "outbox").iterdir())
+
+
+def test_the_work_can_be_watched_and_stopped_at_any_tensor(tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    seen: list[int] = []
+
+    def on_tensor() -> None:
+        seen.append(1)
+        if len(seen) == 8:
+            raise Stopped
+
+    order = jobs.Aggregate(1, 0, [sent(tmp_path, "a", 1), sent(tmp_path, "b", 1)])
+    with pytest.raises(Stopped):
+        aggregate(order, FedAvg(), SCHEMA, "float16", tmp_path / "outbox", on_tensor)
+    assert len(seen) == 8  # 3 of each are examined, then the average is under way
     assert not list((tmp_path / "outbox").iterdir())
 
 

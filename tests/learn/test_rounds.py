@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from gossipseg.algos.params import DittoParams, FedAvgParams, FedBnParams, FedProxParams
 from gossipseg.learn import jobs
 from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
+from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.store import Checkpoints
 from tests.learn.harness import make_spec, make_trainer, same, worker, write_png_site
@@ -157,6 +158,78 @@ def test_a_late_joiner_takes_the_common_model_over_with_its_average(data: Path, 
     assert all(torch.equal(ema[n], t.to(ema[n].dtype)) for n, t in taken.items())
 
 
+def test_a_late_joiner_trains_its_personal_model_with_fresh_moments(data: Path, tmp_path: Path) -> None:
+    one = make_trainer(spec_of(data, tmp_path / "a", DittoParams()))
+    common = common_of(one, jobs.StartRound(1, export=True), tmp_path)
+    late = make_trainer(spec_of(data, tmp_path / "b", DittoParams()))
+    late.run_round(jobs.StartRound(1))
+    late.run_round(jobs.StartRound(2, start_from=common, settling_in=True))
+    counts = {float(s["step"]) for s in late.student.personal.optimizer.state.values()}
+    assert counts == {4.0}  # one round's steps: those before belonged to other weights
+
+
+def test_a_settling_round_goes_on_settling_after_an_interruption(data: Path, tmp_path: Path) -> None:
+    """The daemon orders the rest of it as any other round: the common model is taken in already."""
+    spec = spec_of(data, tmp_path / "a")
+    one = make_trainer(spec)
+    common = common_of(one, jobs.StartRound(1, export=True), tmp_path)
+
+    class Stopped(Exception):
+        pass
+
+    calls = []
+
+    def gate() -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stopped
+
+    late = make_trainer(spec_of(data, tmp_path / "b"), gate)
+    with pytest.raises(Stopped):
+        late.run_round(jobs.StartRound(1, start_from=common, settling_in=True))
+    again = make_trainer(spec_of(data, tmp_path / "b"))
+    again.load(late.state())
+    asked: list[bool] = []
+    again.algorithm.is_frozen = lambda name, moment: asked.append(moment.settling_in) or False
+    again.run_round(jobs.StartRound(1))
+    again.run_round(jobs.StartRound(2))
+    half = len(asked) // 2
+    assert half and all(asked[:half]) and not any(asked[half:])
+
+
+def test_without_validation_the_last_finetuned_model_is_deployed(data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(spec_of(data, tmp_path / "a", rounds=2, training={"ema_decay": 0.0}))
+    trainer.algorithm.keeps_best_finetuned = True
+    trainer._score = lambda model, split, round: Scores(None, {}, ())
+    for number in (1, 2):
+        trainer.run_round(jobs.StartRound(number, finetuning=True))
+    deployed, last = trainer.student.ema.state_dict(), trainer.student.weights()
+    assert same(dict(deployed), last)
+
+
+def test_the_best_of_an_earlier_finetuning_is_forgotten_when_common_rounds_follow(
+    data: Path, tmp_path: Path
+) -> None:
+    """The site's budget was raised: the best is that of the new last rounds."""
+    trainer = make_trainer(spec_of(data, tmp_path / "a"))
+    trainer.algorithm.keeps_best_finetuned = True
+    trainer.run_round(jobs.StartRound(1, finetuning=True))
+    assert trainer.state()["best"] is not None
+    trainer.run_round(jobs.StartRound(2))
+    assert trainer.state()["best"] is None and trainer.history.best_finetuned is None
+
+
+def test_what_a_killed_worker_left_of_an_export_is_removed(data: Path, tmp_path: Path) -> None:
+    outbox = tmp_path / "state" / "outbox"
+    outbox.mkdir(parents=True)
+    left = outbox / ".common-3-1.safetensors.4711-0.tmp"
+    left.write_bytes(b"half of a model")
+    with worker(spec_of(data, tmp_path / "state")) as w:
+        w.wait(jobs.Ready)
+        assert not left.exists()
+        assert w.stop() == 0, w.stderr
+
+
 def test_the_worker_process_aggregates_between_rounds(data: Path, tmp_path: Path) -> None:
     spec = spec_of(data, tmp_path / "state")
     with worker(spec) as w:
@@ -166,6 +239,7 @@ def test_the_worker_process_aggregates_between_rounds(data: Path, tmp_path: Path
         assert done.export is not None
         w.send(jobs.Aggregate(1, 2, [jobs.UpdateFile("north", done.export.path, 2, 4)]))
         made = w.wait(jobs.AggregateDone)
+        assert jobs.Preparing("combining 1 updates", 0.0) in w.messages  # it is not taken for stuck
         assert made.export is not None and (made.round, made.attempt, made.contributors) == (1, 2, ["north"])
         common = jobs.CommonModel(made.export.path, "c" * 64, 1)
         w.send(jobs.StartRound(2, start_from=common))
