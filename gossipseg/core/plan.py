@@ -51,7 +51,7 @@ class Plan:
         self._last_global: str | None = None
         self._met: set[Site] = set()
         self._done: set[Site] = set()
-        """Sites that will contribute no more."""
+        """Sites that will contribute no more, unless they are heard to train again."""
         self._meet_until = math.inf
         self._alone_at = math.inf
         self._caught_up_by = math.inf
@@ -86,7 +86,7 @@ class Plan:
         if info is None:
             return
         self._met.add(member.site)
-        if info.phase in (Phase.FINISHED, Phase.ENDING):
+        if info.phase in (Phase.FINISHED, Phase.ENDING, Phase.FAILED):
             self._done.add(member.site)
         elif info.phase in (Phase.TRAINING, Phase.PAUSED):
             self._done.discard(member.site)

@@ -180,13 +180,23 @@ def asked(rig: Rig, frm: str, body: ms.Request) -> Any:
     return rig.reply()
 
 
-def test_when_too_few_sites_are_left_to_contribute_it_goes_on_at_once() -> None:
+@pytest.mark.parametrize("of", [Phase.FINISHED, Phase.ENDING, Phase.FAILED])
+def test_when_too_few_sites_are_left_to_contribute_it_goes_on_at_once(of: Phase) -> None:
     rig = bench(rounds=9)
     for site in ("b", "z"):
-        rig.hears(site, info=phase(Phase.FINISHED))
+        rig.hears(site, info=phase(of))
     rig.round_done(model("mine", round=1))
     assert order(rig) == fx.StartRound(2, None, False)
     assert [n.reason for n in rig.notes("round_alone")] == ["too_few_sites"]
+
+
+def test_a_failed_site_that_trains_again_is_waited_for_again() -> None:
+    rig = bench(rounds=9)
+    for site in ("b", "z"):
+        rig.hears(site, info=phase(Phase.FAILED))
+    rig.hears("z", info=AT_1)
+    rig.round_done(model("mine", round=1))
+    assert not rig.of(fx.StartRound)
 
 
 def test_the_last_rounds_are_said_to_be_the_last() -> None:
