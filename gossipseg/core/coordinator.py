@@ -225,11 +225,20 @@ class Attempt:
         if not reply.promise:
             self._refused(row, reply.reason, reply.committed)
             return
+        if reply.accepted is not None and (fault := self._odd(reply.accepted)):
+            self._refused(row, fault, None)  # its promise does not count: then passing over the model is safe
+            return
         row.answered_at = self.ctx.now
         if not row.promised:
             self.progress_at = self.ctx.now
         row.promised, row.accepted, row.refused = True, reply.accepted, ""
         row.update, row.waiting_for = reply.update, reply.waiting_for
+
+    def _odd(self, accepted: Proposal) -> str:
+        """Why a site of good faith cannot have stored it for this round, or why it may not come here."""
+        if accepted.round != self.round or accepted.attempt > self.attempt:
+            return "other_model"
+        return self.acceptor.fault(accepted)
 
     def _on_accepted(self, row: Row, reply: messages.AcceptReply) -> None:
         if reply.verdict == "reject":

@@ -743,6 +743,25 @@ def test_what_an_earlier_attempt_has_stored_is_proposed_again() -> None:
     assert not rig.of(fx.Aggregate)
 
 
+@pytest.mark.parametrize(
+    ("reported", "reason"),
+    [
+        (proposal(0, round=2), "other_model"),
+        (proposal(1), "other_model"),
+        (replace(proposal(0), model=update("g1")), "other_model"),
+        (replace(proposal(0), model=replace(common(), size_bytes=3 << 30)), "too_large"),
+    ],
+)
+def test_a_site_that_reports_what_it_cannot_have_stored_is_left_out(reported: Proposal, reason: str) -> None:
+    rig = trained()
+    first, second = leads(rig)
+    rig.answer(first, ms.PrepareReply(True, 0, accepted=reported))
+    assert not rig.requests(ms.Fetch)
+    assert view(rig).state == "asking" and state_of(rig, "b") == ("left_out", reason)
+    rig.answer(second, ms.PrepareReply(True, 0, waiting_for="training"))
+    assert view(rig).state == "gathering"
+
+
 def test_of_each_site_only_the_newest_update_is_kept() -> None:
     """Where no quorum comes together for days the sites train alone, and each has ever newer updates."""
     rig = trained()
