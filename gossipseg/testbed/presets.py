@@ -137,7 +137,8 @@ def set_algorithm(sections: dict[str, Any], name: str) -> None:
     sections["algorithm"] = {"name": name}
     suited = getattr(params_class(name), "networks", None)
     if suited is not None and sections.get("network", {}).get("name", "sanet") not in suited:
-        sections["network"] = _plain(_changed(NETWORK_OF[name]))
+        network = NETWORK_OF.get(name) or NetworkParams(name=suited[0])  # of an installed package: its own
+        sections["network"] = _plain(_changed(network))
     if name == "fedcowpro":
         _one_shot(sections)
 

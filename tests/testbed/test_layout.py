@@ -15,7 +15,7 @@ from PIL import Image
 
 from gossipseg import config, trust
 from gossipseg.errors import ConfigError, DataError
-from gossipseg.testbed import dataset, layout, synthetic
+from gossipseg.testbed import dataset, layout, presets, synthetic
 from gossipseg.testbed.layout import Wanted
 
 
@@ -234,3 +234,13 @@ def test_a_list_that_is_no_json_and_an_image_that_is_none(tmp_path: Path) -> Non
     (folder / "dataset.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read as JSON"):
         dataset.describe(folder)
+
+
+def test_an_algorithm_without_a_small_network_here_gets_the_one_that_it_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one of an installed package, of which the presets know nothing."""
+    monkeypatch.delitem(presets.NETWORK_OF, "fedoap")
+    sections = {"network": {"width": 8}}
+    presets.set_algorithm(sections, "fedoap")
+    assert sections["network"] == {"name": "dca_unet"}
