@@ -63,7 +63,7 @@ class StepContext:
     parameters: Mapping[Role, Weights] = field(default_factory=dict)
     """The live parameters of the models that train, for terms on weights."""
     anchor: Weights = field(default_factory=dict)
-    """The shared tensors of the last common model, detached; empty before the first, and for algorithms
+    """The shared tensors of the last common model (W_0 before the first), detached; empty for algorithms
     that do not ask for it (`needs_anchor`)."""
     moment: Moment | None = None
     """Where the site stands; None where nobody asked (a plain batch outside a round)."""

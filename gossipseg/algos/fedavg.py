@@ -10,8 +10,8 @@ Standing: textbook. Each site k trains E steps from the common model and sends W
     ditto            (1), and beside it a personal V_k that is deployed (Li 2021, arXiv 2012.04221):
                      L(V_k) = L_seg + λ/2·‖V_k − W‖²                                                      (3)
 
-In (2) and (3) W is the common model that the round began with; sums run over the parameters that travel.
-Before the first common model arrives W is the shared initial model, and the terms are left out.
+In (2) and (3) W is the last common model, before the first one arrives the shared initial model W_0; sums
+run over the parameters that travel.
 """
 
 from __future__ import annotations
