@@ -48,7 +48,7 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """better, worse or unclear; of one patient a site nothing is known of others, and nothing is drawn."""
+        """better, worse or unclear; of one patient a site no other sample can be drawn."""
         if self.low == self.high:
             return "unclear"
         return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
