@@ -52,6 +52,8 @@ class CommonModels:
             return f"the common model of round {common.round} was not taken: {e.reason}: {e.detail}"
         if incoming is None:
             return ""
+        # An algorithm may calculate with both, and moves nothing between devices.
+        incoming = {name: tensor.to(local[name].device) for name, tensor in incoming.items()}
         weights = self._algorithm.on_global(local, incoming)
         if settling_in:
             student.become(weights)
