@@ -116,7 +116,10 @@ class Rounds:
 
     def set_sites(self, sites: Iterable[Site]) -> None:
         """The list was reloaded: `sites` are the others."""
-        self.acceptor.relist(Electorate.of((self._ctx.site, *sites), self._params.quorum))
+        electorate = Electorate.of((self._ctx.site, *sites), self._params.quorum)
+        if electorate == self.acceptor.electorate:
+            return  # addresses or keys
+        self.acceptor.relist(electorate)
         if self.attempt is not None:
             self._end("sites_changed")
 

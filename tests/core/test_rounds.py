@@ -849,6 +849,13 @@ def test_a_changed_list_ends_the_attempt_and_old_words_are_refused() -> None:
     assert [r.site for r in view(rig).rows] == ["b", "me", "new", "z"]
 
 
+def test_new_addresses_alone_do_not() -> None:
+    rig = trained()
+    assert leads(rig)
+    rig.do(ev.SitesChanged({"b": "b:2", "z": "z:2"}))
+    assert view(rig).leading
+
+
 # ---------------------------------------------------------------- turns
 
 
