@@ -62,6 +62,10 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+ROUNDS = 16
+"""Enough that two sites that are not ready at the same moment still train side by side for a while."""
+
+
 def eventually(what: str, condition: Callable[[], Any]) -> Any:
     """The condition's first true value."""
     deadline = time.monotonic() + PATIENCE_S
@@ -94,7 +98,7 @@ def test_a_run_ends_with_a_report_and_no_daemon(data: Path, peers: Path, tmp_pat
         "--peers",
         peers,
         "--rounds",
-        4,
+        ROUNDS,
         "--workdir",
         tmp_path,
         "--seed",
@@ -106,7 +110,7 @@ def test_a_run_ends_with_a_report_and_no_daemon(data: Path, peers: Path, tmp_pat
     assert doc == json.loads((tmp_path / "report.json").read_text())
     assert [s["site"] for s in doc["sites"]] == ["lakeside", "north"]
     for site in doc["sites"]:
-        assert site["rounds"] == 4
+        assert site["rounds"] == ROUNDS
         assert site["cases"] == 3
         assert 0 <= site["dice_test_start"] <= 1
         assert 0 <= site["dice_test"] <= 1

@@ -431,7 +431,7 @@ def test_malformed_requests_are_refused_with_the_reason(rough):
 def test_an_rpc_of_a_later_version_is_said_to_be_unknown(rough):
     async def body(f, channel):
         with pytest.raises(aio.AioRpcError) as e:
-            await channel.unary_unary("/gossipseg.wire.Peer/Fetch")(b"", timeout=5.0)
+            await channel.unary_unary("/gossipseg.wire.Peer/OfALaterVersion")(b"", timeout=5.0)
         assert e.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
     rough(body)
