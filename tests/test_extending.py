@@ -103,6 +103,16 @@ def test_it_trains_and_combines(package: Path) -> None:
     assert json.loads(done.stdout) == ["FedMedian", "PlainNet", ["site1", "site2", "site3"], True]
 
 
+def test_a_coordinated_algorithm_that_cannot_combine_is_refused_at_its_start(package: Path) -> None:
+    module = package / "trimmed" / "fedmedian.py"
+    text = module.read_text().replace("import FedAvg", "import Algorithm as FedAvg")
+    text = text.replace("algos.fedavg", "algos.base").replace("def aggregate", "def combine")
+    module.write_text(text.replace("FedMedian(params.weighting)", "FedMedian()"))
+    done = run(package, _TRAINED)
+    assert done.returncode != 0
+    assert "FedMedian is coordinated and has no `aggregate`" in done.stderr.strip().splitlines()[-1]
+
+
 def test_a_broken_package_is_named_where_it_is_asked_for(package: Path) -> None:
     (package / "trimmed" / "params.py").write_text("raise RuntimeError('out of date')")
     done = run(package, _CONFIGURED)

@@ -92,4 +92,11 @@ def _brought(params: Any, norm_names: Collection[str], private_names: Collection
             key="algorithm.name",
             value=params.name,
         )
+    if params.exchange == "rounds" and type(algorithm).aggregate is Algorithm.aggregate:
+        raise ConfigError(
+            f"{type(algorithm).__name__} is coordinated and has no `aggregate`",
+            key="algorithm.name",
+            value=params.name,
+            remedy=f"Let it override Algorithm.aggregate; update the package of {type(params).algorithm}.",
+        )
     return algorithm
