@@ -25,8 +25,11 @@ from gossipseg.store import (
     ModelStore,
     PartialBusy,
     PartialModel,
+    Schema,
     TensorInfo,
+    by_addressee,
     read_safetensors_header,
+    schema_difference,
 )
 
 if TYPE_CHECKING:
@@ -36,8 +39,6 @@ ANSWER_TIMEOUT_S = 30.0
 TELL_EVERY_S = 2.0
 """How often the core is told that a promised model is on its way."""
 _B = TypeVar("_B", bound=Body)
-Schema = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Name → (dtype, shape) of the tensors in a file."""
 
 
 class Verifier(Protocol):
@@ -185,10 +186,7 @@ class Intake:
         schema = self.schemas.get(kind, {})
         if kind != "global" or not any(":" in name for name in header):
             return schema_difference(header, schema)
-        parts: dict[str, dict[str, TensorInfo]] = {}
-        for name, info in header.items():
-            site, _, plain = name.rpartition(":")
-            parts.setdefault(site, {})[plain] = info
+        parts = by_addressee(header)
         strangers = sorted(set(parts) - self.verifier.sites)
         if strangers:
             return f"it holds tensors for {strangers[0] or 'nobody'!r}, which is no listed site"
@@ -226,19 +224,3 @@ class Intake:
 def _close_unused(opening: asyncio.Future[PartialModel]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         opening.result().close()
-
-
-def schema_difference(header: Mapping[str, TensorInfo], schema: Schema) -> str:
-    """What a file's header has that the shared tensors have not, or the other way round; "" if they agree.
-
-    A tensor may travel as F32 where its values do not fit the wire dtype.
-    """
-    for name in sorted(set(header) ^ set(schema)):
-        return f"{name} is {'unknown here' if name in header else 'missing'}"
-    for name, (dtype, shape) in schema.items():
-        info = header[name]
-        if info.shape != tuple(shape):
-            return f"{name} has shape {list(info.shape)}, expected {list(shape)}"
-        if info.dtype not in (dtype, "F32"):
-            return f"{name} is {info.dtype}, expected {dtype}"
-    return ""

@@ -24,8 +24,14 @@ from torch import Tensor
 from gossipseg.algos.base import Algorithm
 from gossipseg.errors import DiskFull, LocalError
 from gossipseg.learn import jobs
-from gossipseg.learn.weights import CODES, FORMAT_VERSION, finite, schema_difference, to_wire
-from gossipseg.store import BadSafetensors, SafetensorsHeader, atomic_write, read_safetensors
+from gossipseg.learn.weights import CODES, FORMAT_VERSION, finite, to_wire
+from gossipseg.store import (
+    BadSafetensors,
+    SafetensorsHeader,
+    atomic_write,
+    read_safetensors,
+    schema_difference,
+)
 
 OnTensor = Callable[[], None]
 """Called before each tensor that is read; what it raises ends the work, and leaves no file behind."""
@@ -79,8 +85,7 @@ def _examine(file: jobs.UpdateFile, schema: jobs.WireSchema) -> tuple[str, str, 
         header = read_safetensors(Path(file.path))
     except (BadSafetensors, OSError) as e:
         return "unreadable", str(e), None
-    theirs = {name: (info.dtype, info.shape) for name, info in header.tensors.items()}
-    difference = schema_difference(theirs, schema)
+    difference = schema_difference(header.tensors, schema)
     return ("schema_mismatch", difference, None) if difference else ("", "", header)
 
 

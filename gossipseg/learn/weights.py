@@ -18,7 +18,14 @@ from torch import Tensor
 from gossipseg.algos.base import Weights
 from gossipseg.errors import LocalError, PeerRefused
 from gossipseg.learn.jobs import WireSchema
-from gossipseg.store import BadSafetensors, atomic_write, read_safetensors_header
+from gossipseg.store import (
+    BadSafetensors,
+    TensorInfo,
+    atomic_write,
+    by_addressee,
+    read_safetensors_header,
+    schema_difference,
+)
 
 IsShared = Callable[[str], bool]
 FORMAT_VERSION = "1"
@@ -93,8 +100,7 @@ def load_incoming(
         header = read_safetensors_header(path)
     except (BadSafetensors, OSError) as e:
         raise PeerRefused(frm, "unreadable", str(e)) from e
-    theirs = {name: (info.dtype, info.shape) for name, info in header.items()}
-    return _load(path, theirs, reference, wire_schema(reference, is_shared, wire_dtype), frm)
+    return _load(path, header, reference, wire_schema(reference, is_shared, wire_dtype), frm)
 
 
 def load_common(
@@ -109,31 +115,31 @@ def load_common(
         header = read_safetensors_header(path)
     except (BadSafetensors, OSError) as e:
         raise PeerRefused("coordinator", "unreadable", str(e)) from e
-    own = {name: (i.dtype, i.shape) for name, i in header.items() if _addressee(name) == site}
-    if not own and any(_addressee(name) for name in header):
+    parts = by_addressee(header)
+    part = site if site in parts else ""
+    if part not in parts:
         return None
-    theirs = own or {name: (info.dtype, info.shape) for name, info in header.items()}
-    return _load(path, theirs, reference, wire_schema(reference, is_shared, wire_dtype), "coordinator")
-
-
-def _addressee(name: str) -> str:
-    """The site that a tensor of a common model is for; "" where it is for all."""
-    return name.partition(":")[0] if ":" in name else ""
+    schema = wire_schema(reference, is_shared, wire_dtype)
+    return _load(path, parts[part], reference, schema, "coordinator", prefix=f"{part}:" if part else "")
 
 
 def _load(
-    path: Path, theirs: WireSchema, reference: Weights, schema: WireSchema, frm: str
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    reference: Weights,
+    schema: WireSchema,
+    frm: str,
+    prefix: str = "",
 ) -> dict[str, Tensor]:
-    """The named tensors of a file, under their plain names."""
-    plain = {name.rpartition(":")[2]: name for name in theirs}
-    difference = schema_difference({name: theirs[given] for name, given in plain.items()}, schema)
+    """The named tensors of a file, where each stands under its name behind the prefix."""
+    difference = schema_difference(tensors, schema)
     if difference:
         raise PeerRefused(frm, "schema_mismatch", difference)
     try:
         with safe_open(path, framework="pt") as file:
             return {
-                name: _taken_in(name, file.get_tensor(given), reference[name], frm)
-                for name, given in sorted(plain.items())
+                name: _taken_in(name, file.get_tensor(prefix + name), reference[name], frm)
+                for name in sorted(tensors)
             }
     except (SafetensorError, OSError, ValueError) as e:
         raise PeerRefused(frm, "unreadable", str(e)) from e
@@ -170,21 +176,6 @@ def to_wire(tensor: Tensor, wire_dtype: str) -> Tensor:
     if not finite(small):
         small = tensor.to(torch.float32)
     return small.cpu().contiguous()
-
-
-def schema_difference(theirs: WireSchema, ours: WireSchema) -> str:
-    """The first tensor in which a file's schema differs from what is expected, in words; "" if none does."""
-    for name in sorted(theirs.keys() | ours.keys()):
-        if name not in ours:
-            return f"{name} is not among the shared tensors"
-        if name not in theirs:
-            return f"{name} is missing"
-        (dtype, shape), (our_dtype, our_shape) = theirs[name], ours[name]
-        if tuple(shape) != tuple(our_shape):
-            return f"{name} has shape {list(shape)}, expected {list(our_shape)}"
-        if dtype != our_dtype and not (dtype == "F32" and our_dtype in ("F16", "BF16")):
-            return f"{name} is {dtype}, expected {our_dtype}"
-    return ""
 
 
 def _taken_in(name: str, tensor: Tensor, reference: Tensor, frm: str) -> Tensor:

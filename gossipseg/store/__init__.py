@@ -24,9 +24,12 @@ from gossipseg.store.state import StateFile
 from gossipseg.store.tensors import (
     BadSafetensors,
     SafetensorsHeader,
+    Schema,
     TensorInfo,
+    by_addressee,
     read_safetensors,
     read_safetensors_header,
+    schema_difference,
 )
 
 __all__ = [
@@ -42,13 +45,16 @@ __all__ = [
     "PartialBusy",
     "PartialModel",
     "SafetensorsHeader",
+    "Schema",
     "StateFile",
     "StoredModel",
     "TensorInfo",
     "atomic_write",
+    "by_addressee",
     "hash_file",
     "read_events",
     "read_safetensors",
     "read_safetensors_header",
+    "schema_difference",
     "sweep_temporaries",
 ]

@@ -76,6 +76,37 @@ def read_safetensors(path: Path, *, max_header_bytes: int = 16 << 20) -> Safeten
         raise BadSafetensors(f"{path.name}: {e}") from None
 
 
+Schema = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Name → (dtype, shape) of the tensors that a wire file holds."""
+
+
+def schema_difference(tensors: Mapping[str, TensorInfo], schema: Schema) -> str:
+    """The first tensor in which a file differs from what is expected, in words; "" if none does.
+
+    A tensor of half precision may travel as F32, where its values do not fit.
+    """
+    for name in sorted(tensors.keys() | schema.keys()):
+        if name not in schema:
+            return f"{name} is not among the shared tensors"
+        if name not in tensors:
+            return f"{name} is missing"
+        info, (dtype, shape) = tensors[name], schema[name]
+        if info.shape != tuple(shape):
+            return f"{name} has shape {list(info.shape)}, expected {list(shape)}"
+        if info.dtype != dtype and not (info.dtype == "F32" and dtype in ("F16", "BF16")):
+            return f"{name} is {info.dtype}, expected {dtype}"
+    return ""
+
+
+def by_addressee(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """The parts of a common model, under plain names: of tensors `site:name` by site, of others under ""."""
+    parts: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        site, _, plain = name.rpartition(":")
+        parts.setdefault(site, {})[plain] = info
+    return parts
+
+
 def _decode(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         raise BadSafetensors("its header does not begin with {")

@@ -17,7 +17,7 @@ from blake3 import blake3
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.types import ModelRef, Record
-from gossipseg.daemon.intake import Intake, schema_difference
+from gossipseg.daemon.intake import Intake
 from gossipseg.errors import PeerRefused, PeerUnreachable
 from gossipseg.store import ModelStore, read_safetensors_header
 from tests.core.rig import TRAINING, Rig, alive, suspect
@@ -267,22 +267,6 @@ async def test_a_call_broken_off_while_the_file_is_opened_leaves_no_lock(
     await asyncio.sleep(0)
     await bench.push(model, data)  # not "busy"
     assert bench.store.has(model.hash)
-
-
-def test_a_difference_of_schemas_is_named() -> None:
-    class Info:
-        def __init__(self, dtype: str, shape: tuple[int, ...]) -> None:
-            self.dtype, self.shape = dtype, shape
-
-    assert schema_difference({"w": Info("F16", (10, 20))}, SCHEMA) == ""
-    assert schema_difference({"w": Info("F32", (10, 20))}, SCHEMA) == "", "out of range for F16"
-    assert (
-        schema_difference({"w": Info("F16", (20, 10))}, SCHEMA) == "w has shape [20, 10], expected [10, 20]"
-    )
-    assert schema_difference({}, SCHEMA) == "w is missing"
-    assert (
-        schema_difference({"v": Info("F16", (1,)), "w": Info("F16", (10, 20))}, SCHEMA) == "v is unknown here"
-    )
 
 
 # ---------------------------------------------------------------- common models

@@ -13,7 +13,14 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossipseg.store import BadSafetensors, TensorInfo, read_safetensors, read_safetensors_header
+from gossipseg.store import (
+    BadSafetensors,
+    TensorInfo,
+    by_addressee,
+    read_safetensors,
+    read_safetensors_header,
+    schema_difference,
+)
 
 
 def file_with(path: Path, header: object, body: bytes = b"", declared: int | None = None) -> Path:
@@ -181,3 +188,32 @@ def test_real_files_are_read_and_damaged_ones_never_misread(tmp_path_factory, sh
         assert tensors == {n: TensorInfo("F16", tuple(s)) for n, s in shapes.items()}
     if tensors is not None:
         assert library(path) == tensors
+
+
+SCHEMA = {"w": ("F16", (10, 20)), "n": ("I64", (1,))}
+GOOD = {"w": TensorInfo("F16", (10, 20)), "n": TensorInfo("I64", (1,))}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "difference"),
+    [
+        (GOOD, ""),
+        ({**GOOD, "w": TensorInfo("F32", (10, 20))}, ""),
+        ({**GOOD, "n": TensorInfo("F32", (1,))}, "n is F32, expected I64"),
+        ({**GOOD, "w": TensorInfo("BF16", (10, 20))}, "w is BF16, expected F16"),
+        ({**GOOD, "w": TensorInfo("F16", (20, 10))}, "w has shape [20, 10], expected [10, 20]"),
+        ({"n": GOOD["n"]}, "w is missing"),
+        ({**GOOD, "v": TensorInfo("F16", (1,))}, "v is not among the shared tensors"),
+    ],
+)
+def test_a_difference_of_schemas_is_named(tensors: dict[str, TensorInfo], difference: str) -> None:
+    assert schema_difference(tensors, SCHEMA) == difference
+
+
+def test_the_parts_of_a_common_model() -> None:
+    info = TensorInfo("F16", (1,))
+    assert by_addressee({"a:x.w": info, "a:x.b": info, "b:x.w": info, "y": info}) == {
+        "a": {"x.w": info, "x.b": info},
+        "b": {"x.w": info},
+        "": {"y": info},
+    }
