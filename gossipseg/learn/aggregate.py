@@ -71,13 +71,21 @@ def open_updates(
         reason, text, header = _examine(file, schema)
         if header is not None:
             update = UpdateOnDisk(file, header, on_tensor)
-            bad = next((name for name in update.names if not finite(update.tensor(name))), None)
-            if bad is None:
+            reason, text = _bad_values(update)
+            if not reason:
                 good.append(update)
                 continue
-            reason, text = "not_finite", f"{bad} holds values that are not finite"
         refused[file.site], detail = reason, f"{file.site}: {text}"
     return good, refused, detail
+
+
+def _bad_values(update: UpdateOnDisk) -> tuple[str, str]:
+    """Reason and words, or two empty texts. Every byte is read for it, so that a bad disk shows here."""
+    try:
+        bad = next((name for name in update.names if not finite(update.tensor(name))), None)
+    except (OSError, ValueError, RuntimeError) as e:
+        return "unreadable", f"{type(e).__name__}: {e}"
+    return ("not_finite", f"{bad} holds values that are not finite") if bad is not None else ("", "")
 
 
 def _examine(file: jobs.UpdateFile, schema: jobs.WireSchema) -> tuple[str, str, SafetensorsHeader | None]:

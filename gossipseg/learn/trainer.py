@@ -114,7 +114,7 @@ class Trainer:
         started = time.perf_counter()
         trouble = self._start(order)
         visitor, visit = self._arrival(order)
-        partner = visitor or self._resident_partner(order)
+        partner = visitor or self._resident_partner()
         with frozen(self.student.learner, self.algorithm, self._moment(order, 0)):
             self._steps(order, partner)
         undone = self._judgement(order.round)
@@ -221,10 +221,10 @@ class Trainer:
         if self.algorithm.trains_visitor:
             seat(visitor, self.student.model, self.setup.training, self.compute)
 
-    def _resident_partner(self, order: jobs.StartRound) -> Visitor | None:
-        """The resident of an earlier visit, while its time is not over and nothing newer came."""
+    def _resident_partner(self) -> Visitor | None:
+        """The resident of an earlier visit, while its time is not over and no newer one was let in."""
         partner = self._resident
-        if partner is None or order.visit is not None:
+        if partner is None:
             return None
         self.resumable = False
         self.history.step, self.history.averaged, self.tally = 0, False, Tally()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from gossipseg.learn import jobs
 from gossipseg.learn.aggregate import aggregate
 from gossipseg.learn.common import everything
 from gossipseg.learn.weights import export_wire, load_common, wire_schema
-from gossipseg.store import read_safetensors_header
+from gossipseg.store import SafetensorsHeader, read_safetensors, read_safetensors_header
 
 STATE = {"conv.weight": torch.randn(4, 3), "conv.bias": torch.randn(3), "count": torch.tensor([5])}
 SCHEMA = wire_schema(STATE, everything, "float16")
@@ -78,6 +79,23 @@ def test_bad_updates_are_left_out_with_their_reasons(tmp_path: Path) -> None:
     assert done.refused == {"nan": "not_finite", "other": "schema_mismatch", "torn": "unreadable"}
     none = run(tmp_path, *files)
     assert none.export is None and none.reason == "no_update" and "torn" in none.detail
+
+
+def test_an_update_that_shrinks_while_it_is_read_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk gives less than the header has promised."""
+    torn = sent(tmp_path, "torn", 1)
+
+    def truncate(path: Path) -> SafetensorsHeader:
+        header = read_safetensors(path)
+        if path == Path(torn.path):
+            os.truncate(path, path.stat().st_size - 4)
+        return header
+
+    monkeypatch.setattr("gossipseg.learn.aggregate.read_safetensors", truncate)
+    done = run(tmp_path, torn, sent(tmp_path, "good", 1))
+    assert done.contributors == ["good"] and done.refused == {"torn": "unreadable"}
 
 
 def test_an_overflow_is_no_common_model(tmp_path: Path) -> None:

@@ -518,6 +518,17 @@ def test_a_newer_visitor_takes_the_residents_place(data: Path, tmp_path: Path, g
     assert trainer.run_round(jobs.StartRound(4)).beside == "west"
 
 
+def test_a_visitor_that_is_refused_does_not_take_the_residents_place(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=4)))
+    trainer.run_round(jobs.StartRound(1))
+    trainer.run_round(jobs.StartRound(2, guest))
+    bad = dataclasses.replace(guest, path=str(tmp_path / "none"), hash="bad", frm="west")
+    done = trainer.run_round(jobs.StartRound(3, bad))
+    assert (done.visit.outcome, done.beside) == ("refused", "south")
+
+
 def test_a_resident_whose_visit_is_undone_leaves(
     data: Path, tmp_path: Path, guest: jobs.Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
