@@ -4,13 +4,17 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types check protos bench clean
+.PHONY: demo test test-faults lint types check protos bench clean
 
 demo: $(STAMP)
 	$(BIN)/gossipctl demo --out build/demo
 
 test: $(STAMP) lint types
 	$(BIN)/python -m pytest
+
+# The long tests of faults and attacks; docs/faults.md says what each shows.
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m faults --durations=0
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
