@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import EXIT_FAILED, EXIT_OK
-from gossipseg.lab import report, results, runs, statistics, study, table, variants
+from gossipseg.lab import report, results, runs, splits, statistics, study, table, variants
 from gossipseg.lab.progress import make_display
-from gossipseg.lab.study import Wanted
+from gossipseg.lab.study import Replicate, Wanted
 
 
 def compare(
     wanted: Wanted,
     algorithms: str,
-    seeds: str,
+    replicates: Sequence[Replicate],
     out: Path,
     *,
     jobs: int,
@@ -28,11 +28,11 @@ def compare(
     command: Sequence[str],
 ) -> int:
     """Run what is not there yet, collect, draw. Raises ConfigError, DataError, LocalError."""
-    chosen, seed_numbers = variants.parse(algorithms), study.read_seeds(seeds)
-    common = study.study(wanted)
-    plans = study.plans(common, chosen, seed_numbers, out)
+    chosen, common = variants.parse(algorithms), study.study(wanted)
+    plans = study.plans(common, chosen, replicates, out)
     settings = json.loads(json.dumps(common.document()))
     runs.prepare(out, common.identity())
+    splits.write(out, {s.name: s.folder for s in common.sites}, sorted({r.split for r in replicates}))
     display = make_display(quiet=as_json)
     try:
         outcome = runs.run_all(out, plans, jobs, display)

@@ -7,7 +7,6 @@ does (site.py), comparisons between runs (statistics.py).
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import statistics
 import tempfile
@@ -24,9 +23,10 @@ from gossipseg.lab import virtual_time
 from gossipseg.lab.pace import STEP_S, Pace
 from gossipseg.lab.pictures import Pictures
 from gossipseg.lab.site import LabSite
+from gossipseg.lab.splits import write_list
 from gossipseg.lab.study import RunPlan
 from gossipseg.lab.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
-from gossipseg.learn.datalist import Case, load_cases
+from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, WorkerSpec
 from gossipseg.store import ModelStore
@@ -245,6 +245,7 @@ def row(
         "run": plan.key,
         "algorithm": plan.label,
         "seed": plan.seed,
+        "split": plan.split,
         "site": site,
         "cases_training": training.trainer.site.splits["training"],
         "dice_test": scores.mean,
@@ -285,18 +286,6 @@ def kept(data: DataParams, site: str, share: float | None, folder: Path) -> Data
     count = max(1, round(share * len(splits.training)))
     chosen = [splits.training[i * len(splits.training) // count] for i in range(count)]
     return write_list(folder, {"training": chosen, "validation": splits.validation, "test": splits.test})
-
-
-def write_list(folder: Path, lists: Mapping[str, Any]) -> DataParams:
-    """A data list of these cases, where they lie."""
-    document = {split: [_entry(case) for case in cases] for split, cases in lists.items()}
-    (folder / "dataset.json").write_text(json.dumps(document), encoding="utf-8")
-    return DataParams(str(folder))
-
-
-def _entry(case: Case) -> dict[str, Any]:
-    entry: dict[str, Any] = {"image": [str(file) for file in case.files]}
-    return entry | ({"label": str(case.label)} if case.label is not None else {})
 
 
 def membership_in(round_s: float) -> MembershipParams:

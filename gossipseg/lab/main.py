@@ -48,6 +48,14 @@ def compare(
     ] = "local,gossip_average,gcml",
     rounds: Annotated[int | None, typer.Option("--rounds", help="Rounds that each site trains.")] = None,
     seeds: Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")] = "0",
+    splits: Annotated[
+        str,
+        typer.Option(
+            "--splits",
+            help="0 is each site's own division of its cases; 1,2,… draw patients anew; "
+            "each: a split of its own for each seed.",
+        ),
+    ] = "0",
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")] = None,
     sites: Annotated[
         str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
@@ -74,9 +82,9 @@ def compare(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print results.json, and nothing else.")] = False,
 ) -> int:
-    """Run every algorithm with every seed, then write results.json and report.html."""
+    """Run every algorithm with every seed on every split, then write results.json and report.html."""
     from gossipseg.lab.compare import compare as run_comparison
-    from gossipseg.lab.study import Wanted
+    from gossipseg.lab.study import Wanted, read_replicates
 
     wanted = Wanted(
         data,
@@ -92,7 +100,8 @@ def compare(
         device,
     )
     with ended_by_signals():
-        return run_comparison(wanted, algorithms, seeds, out, jobs=jobs, as_json=json, command=sys.argv)
+        replicates = read_replicates(seeds, splits)
+        return run_comparison(wanted, algorithms, replicates, out, jobs=jobs, as_json=json, command=sys.argv)
 
 
 @app.command()

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 
-from gossipseg.lab.statistics import FLOOR, Summary, rows_of
+from gossipseg.lab.statistics import FLOOR, Replicate, Summary, replicate_of, replicates, rows_of
 from gossipseg.lab.variants import POOLED
 from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
 from gossipseg.testbed.plots import COLOURS, DPI, FAINT, INK, WIDTH_IN, dress, png
@@ -40,7 +40,7 @@ def colours(algorithms: Sequence[str]) -> dict[str, str]:
 
 
 def learning(document: Document) -> bytes | None:
-    """Validation Dice by round: the mean over sites, then each site; a band spans the seeds."""
+    """Validation Dice by round: the mean over sites, then each site; a band spans the repetitions."""
     sites, algorithms = list(document["sites"]), list(document["algorithms"])
     curves = {a: _curves(document, a) for a in algorithms}
     if not any(curves.values()):
@@ -62,23 +62,27 @@ def learning(document: Document) -> bytes | None:
     return png(figure)
 
 
-def _curves(document: Document, algorithm: str) -> dict[tuple[str, int], dict[int, float]]:
-    """(site, seed) → round → Dice."""
+def _curves(document: Document, algorithm: str) -> dict[tuple[str, Replicate], dict[int, float]]:
+    """(site, replicate) → round → Dice."""
     return {
-        (row["site"], row["seed"]): {n: d for n, d in row["curve"] if d is not None}
+        (row["site"], replicate_of(row)): {n: d for n, d in row["curve"] if d is not None}
         for row in rows_of(document, algorithm)
         if row["curve"]
     }
 
 
 def _curve(
-    axes: Any, curves: Mapping[tuple[str, int], Mapping[int, float]], site: str | None, colour: str, name: str
+    axes: Any,
+    curves: Mapping[tuple[str, Replicate], Mapping[int, float]],
+    site: str | None,
+    colour: str,
+    name: str,
 ) -> None:
-    by_seed: defaultdict[int, list[Mapping[int, float]]] = defaultdict(list)
-    for (where, seed), curve in curves.items():
+    found: defaultdict[Replicate, list[Mapping[int, float]]] = defaultdict(list)
+    for (where, replicate), curve in curves.items():
         if site in (None, where):
-            by_seed[seed].append(curve)
-    lines = [_mean_curve(several) for several in by_seed.values()]
+            found[replicate].append(curve)
+    lines = [_mean_curve(several) for several in found.values()]
     rounds = sorted(set.intersection(*(set(line) for line in lines))) if lines else []
     if not rounds:
         return
@@ -99,7 +103,7 @@ def _mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
 
 
 def sites(document: Document, summaries: Sequence[Summary]) -> bytes:
-    """Bars of test Dice by site; whiskers are the standard deviation over the seeds."""
+    """Bars of test Dice by site; whiskers are the standard deviation over the repetitions."""
     names = list(document["sites"])
     figure = Figure(figsize=(WIDTH_IN, 3.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -132,7 +136,7 @@ def _dice_limits(values: Sequence[float]) -> tuple[float, float]:
 
 
 def cases(document: Document) -> bytes:
-    """A box per algorithm over all test cases, each averaged over the seeds; a dot is a case."""
+    """A box per algorithm over all test cases, each averaged over the repetitions; a dot is a case."""
     algorithms, names = list(document["algorithms"]), list(document["sites"])
     figure = Figure(figsize=(WIDTH_IN, 0.9 + 0.62 * len(algorithms)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -168,7 +172,7 @@ def cases(document: Document) -> bytes:
 
 
 def _case_means(document: Document, algorithm: str) -> dict[str, list[float]]:
-    """Site → Dice of each test case, averaged over the seeds."""
+    """Site → Dice of each test case, averaged over the repetitions."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows_of(document, algorithm):
         for case in row["cases"]:
@@ -206,7 +210,7 @@ def intervals(summaries: Sequence[Summary], reference: str) -> bytes | None:
 
 
 def exchange(document: Document) -> bytes | None:
-    """A graph per algorithm: an arrow's width is the number of models sent, mean over the seeds."""
+    """A graph per algorithm: an arrow's width is the number of models sent, mean over the repetitions."""
     graphs = {a: _sent(document, a) for a in document["algorithms"]}
     graphs = {a: sent for a, sent in graphs.items() if sent}
     if not graphs:
@@ -228,13 +232,13 @@ def exchange(document: Document) -> bytes | None:
 
 
 def _sent(document: Document, algorithm: str) -> dict[tuple[str, str], float]:
-    """(sender, receiver) → models a run, mean over the seeds."""
+    """(sender, receiver) → models a run, mean over the repetitions."""
     rows = rows_of(document, algorithm)
-    seeds = len({row["seed"] for row in rows}) or 1
+    runs = len({replicate_of(row) for row in rows}) or 1
     total: defaultdict[tuple[str, str], float] = defaultdict(float)
     for row in rows:
         for receiver, count in row["sent_to"].items():
-            total[row["site"], receiver] += count / seeds
+            total[row["site"], receiver] += count / runs
     return dict(total)
 
 
@@ -307,8 +311,9 @@ _Shown = dict[str, tuple[np.ndarray, str]]
 
 
 def _kept(document: Document, folder: Path) -> list[tuple[str, str, np.ndarray, np.ndarray, _Shown]]:
-    """(site, case, image, label, algorithm → prediction and its Dice) of the pictures of the first seed."""
-    rows = [row for row in document["runs"] if row["seed"] == document["seeds"][0]]
+    """(site, case, image, label, algorithm → prediction and its Dice) of the first replicate's pictures."""
+    first = replicates(document)[0]
+    rows = [row for row in document["runs"] if replicate_of(row) == first]
     found = []
     for site in document["sites"]:
         for path in sorted((folder / "cases" / site).glob("*.image.png")):

@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gossipseg.lab.federation import NO_TRAFFIC, kept, row, write_list
+from gossipseg.lab.federation import NO_TRAFFIC, kept, row
 from gossipseg.lab.pictures import Pictures
+from gossipseg.lab.splits import write_list
 from gossipseg.lab.study import RunPlan
 from gossipseg.lab.training import DataCache, Progress, Training, make_spec
 from gossipseg.learn import jobs

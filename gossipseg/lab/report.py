@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.lab import plots, table, words
-from gossipseg.lab.statistics import BASELINE, FLOOR, Pair, Summary, bootstrap, pairs, site_differences
+from gossipseg.lab.statistics import (
+    BASELINE,
+    FLOOR,
+    Pair,
+    Summary,
+    bootstrap,
+    pairs,
+    replicates,
+    site_differences,
+)
 from gossipseg.store import atomic_write
 
 FILE = "report.html"
@@ -56,10 +65,11 @@ def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: 
         *(f"<p>{escape(line)}</p>" for line in words.conditions(document)),
         "<h2>How well each method outlines, site by site</h2>",
         _table(*table.dice_table(document, summaries)),
-        f'<p class="faint">Mean ± standard deviation over the seeds (repetitions with other random numbers). '
+        f'<p class="faint">Mean ± standard deviation over the repetitions (other random numbers'
+        f"{', other patients tested' if len(document.get('splits', [])) > 1 else ''}). "
         f"{escape(words.HD95)}</p>",
         _image(plots.sites(document, summaries), "Test Dice by site and method"),
-        *_compared(summaries, pairs(document), len(document["seeds"])),
+        *_compared(summaries, pairs(document), len(replicates(document))),
         "<h2>Every test case</h2>",
         "<p>A dot is one test image. The box holds the middle half of them, its line is the median.</p>",
         _image(plots.cases(document), "Test Dice of every case by method"),
@@ -79,12 +89,18 @@ def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: 
 
 def _about(document: Mapping[str, Any]) -> str:
     settings = document["settings"]
-    seeds, steps = len(document["seeds"]), settings["federation"]["training"]["steps_per_round"]
+    steps = settings["federation"]["training"]["steps_per_round"]
     return (
-        f"{settings['rounds']} rounds of {steps} steps at each site; {seeds} seed{'s' if seeds > 1 else ''}; "
+        f"{settings['rounds']} rounds of {steps} steps at each site; {_repetitions(document)}; "
         f"{document['written_at']}; "
         f"gossipseg {document['versions']['gossipseg']}"
     )
+
+
+def _repetitions(document: Mapping[str, Any]) -> str:
+    count, splits = len(replicates(document)), len({r[0] for r in replicates(document)})
+    divided = f" on {splits} divisions of the patients" if splits > 1 else ""
+    return f"{count} repetition{'s' if count > 1 else ''}{divided}"
 
 
 def _failed(document: Mapping[str, Any]) -> list[str]:
@@ -101,10 +117,10 @@ def _first_against_next(document: Mapping[str, Any], summaries: Sequence[Summary
     return bootstrap(site_differences(document, ranked[0].algorithm, ranked[1].algorithm))
 
 
-def _compared(summaries: Sequence[Summary], pairs: Sequence[Pair], seeds: int) -> list[str]:
+def _compared(summaries: Sequence[Summary], pairs: Sequence[Pair], repetitions: int) -> list[str]:
     parts = ["<h2>Is it worth it? Each method against training alone, and against FedAvg</h2>"]
     parts.append(f"<p>{escape(words.INTERVAL)} {escape(words.LIMITS)}</p>")
-    if seeds == 1:
+    if repetitions == 1:
         parts.append(f"<p>{escape(words.ONE_SEED)}</p>")
     first = len(parts)
     for reference in (FLOOR, BASELINE):
@@ -148,7 +164,7 @@ def _learning(document: Mapping[str, Any]) -> list[str]:
     picture = plots.learning(document)
     if picture is None:
         return []
-    band = " A band spans the seeds." if len(document["seeds"]) > 1 else ""
+    band = " A band spans the repetitions." if len(replicates(document)) > 1 else ""
     return [
         "<h2>How they learn</h2>",
         f"<p>Dice on each site’s validation images as training goes on.{band}</p>",

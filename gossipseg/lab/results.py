@@ -1,4 +1,4 @@
-"""results.json: every run of a comparison, a row per algorithm, seed and site.
+"""results.json: every run of a comparison, a row per algorithm, seed, split and site.
 
 What belongs here: collecting and reading that document. What must not: means (statistics.py), drawing.
 """
@@ -35,9 +35,12 @@ def collect(
         "written_at": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "algorithms": list(dict.fromkeys(d["algorithm"] for d in documents)),
         "seeds": list(dict.fromkeys(d["seed"] for d in documents)),
+        "splits": list(dict.fromkeys(d.get("split", 0) for d in documents)),
         "sites": list(settings["sites"]),
         "failed": dict(failed),
-        "run_seconds": {f"{d['algorithm']}, seed {d['seed']}": d["seconds"] for d in documents},
+        "run_seconds": {
+            f"{d['algorithm']}, seed {d['seed']}, split {d.get('split', 0)}": d["seconds"] for d in documents
+        },
         "runs": [row for d in documents for row in d["rows"]],
     }
 

@@ -235,6 +235,7 @@ class _Pool:
             "fingerprint": plan.settings,
             "algorithm": plan.label,
             "seed": plan.seed,
+            "split": plan.split,
             "seconds": round(seconds, 2),
             "federation": plan.federation,
             "rows": rows,

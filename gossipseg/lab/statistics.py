@@ -29,7 +29,7 @@ Document = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A mean over seeds; `sd` is the sample standard deviation, None for a single seed."""
+    """A mean over replicates; `sd` is the sample standard deviation, None for a single one."""
 
     mean: float
     sd: float | None
@@ -64,7 +64,7 @@ class Summary:
     hd95: Spread | None
     dice_val_tail: Spread | None
     model_bytes: float
-    """Over all sites, mean over seeds."""
+    """Over all sites, mean over replicates."""
     relative_bytes: float | None
     """In units of FedAvg's, measured or worked out."""
     worst_site: str | None
@@ -116,17 +116,31 @@ def _summary(document: Document, name: str, yardstick: float | None) -> Summary:
 
 
 def rows_of(document: Document, algorithm: str) -> list[dict[str, Any]]:
-    """The algorithm's rows, all seeds and sites."""
+    """The algorithm's rows, all replicates and sites."""
     return [row for row in document["runs"] if row["algorithm"] == algorithm]
 
 
+Replicate = tuple[int, int]
+"""(split, seed): one repetition of an algorithm."""
+
+
+def replicate_of(row: Mapping[str, Any]) -> Replicate:
+    """The repetition that a row is of."""
+    return row.get("split", 0), row["seed"]
+
+
+def replicates(document: Document) -> list[Replicate]:
+    """All that a document holds, in their order."""
+    return list(dict.fromkeys(replicate_of(row) for row in document["runs"]))
+
+
 def per_run(rows: Sequence[Mapping[str, Any]], key: str, over_sites: Any) -> list[float]:
-    """One figure for each seed: `over_sites` of the sites' figures, those without one left out."""
-    by_seed: defaultdict[int, list[float]] = defaultdict(list)
+    """One figure for each replicate: `over_sites` of the sites' figures, those without one left out."""
+    found: defaultdict[Replicate, list[float]] = defaultdict(list)
     for row in rows:
         if row[key] is not None:
-            by_seed[row["seed"]].append(row[key])
-    return [float(over_sites(by_seed[seed])) for seed in sorted(by_seed)]
+            found[replicate_of(row)].append(row[key])
+    return [float(over_sites(found[replicate])) for replicate in sorted(found)]
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -138,7 +152,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def site_spread(rows: Sequence[Mapping[str, Any]], site: str) -> Spread | None:
-    """Test Dice of one site over the seeds."""
+    """Test Dice of one site over the replicates."""
     return spread([r["dice_test"] for r in rows if r["site"] == site and r["dice_test"] is not None])
 
 
@@ -204,24 +218,24 @@ def pairs(document: Document) -> list[Pair]:
 
 
 def site_differences(document: Document, algorithm: str, reference: str) -> dict[str, Differences]:
-    """Site → patient → differences of its cases, each averaged over the seeds that both were run with."""
+    """Site → patient → differences of its cases, each averaged over the replicates that both were run in."""
     mine, other = _case_dice(document, algorithm), _case_dice(document, reference)
     found: dict[str, dict[str, list[float]]] = {}
-    for (site, case), by_seed in mine.items():
-        seeds = by_seed.keys() & other.get((site, case), {}).keys()
-        if seeds:
-            d = statistics.fmean(by_seed[s] - other[site, case][s] for s in sorted(seeds))
+    for (site, case), scores in mine.items():
+        shared = scores.keys() & other.get((site, case), {}).keys()
+        if shared:
+            d = statistics.fmean(scores[r] - other[site, case][r] for r in sorted(shared))
             found.setdefault(site, {}).setdefault(patient_of(case), []).append(d)
     return dict(found)
 
 
-def _case_dice(document: Document, algorithm: str) -> dict[tuple[str, str], dict[int, float]]:
-    """(site, case) → seed → test Dice."""
-    found: dict[tuple[str, str], dict[int, float]] = {}
+def _case_dice(document: Document, algorithm: str) -> dict[tuple[str, str], dict[Replicate, float]]:
+    """(site, case) → replicate → test Dice."""
+    found: dict[tuple[str, str], dict[Replicate, float]] = {}
     for row in rows_of(document, algorithm):
         for case in row["cases"]:
             if case["dice"] is not None:
-                found.setdefault((row["site"], case["id"]), {})[row["seed"]] = case["dice"]
+                found.setdefault((row["site"], case["id"]), {})[replicate_of(row)] = case["dice"]
     return found
 
 

@@ -20,7 +20,7 @@ from gossipseg.config.problems import nearest
 from gossipseg.config.reading import set_dotted
 from gossipseg.core.types import fingerprint
 from gossipseg.errors import ConfigError
-from gossipseg.lab import variants
+from gossipseg.lab import splits, variants
 from gossipseg.lab.variants import POOLED, Variant
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, ONE_SHOT_NETWORK, DataParams
@@ -37,6 +37,8 @@ HETEROGENEITY = {
 NOT_COMPARED = ("version", "federation", "seed", "membership", "rounds")
 """Sections that the lab sets itself, in virtual time (of `rounds`, all but the quorum), or that are names."""
 MAX_SEED = 2**32 - 1
+EACH = "each"
+"""In place of --splits: a split of its own for each seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class Study:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """One run: an algorithm with a seed. Plain values, so that another process can be told."""
+    """One run: an algorithm with a seed on a split. Plain values, so that another process can be told."""
 
     label: str
     name: str
@@ -142,11 +144,12 @@ class RunPlan:
     """Folder for predictions of a few test cases; "" makes none."""
     pseudolabels: str = ""
     """Folder of the pseudo-masks that runs share; "" makes them anew for each."""
+    split: int = splits.OWN
 
     @property
     def key(self) -> str:
         """The run's file, without suffix."""
-        return f"{self.slug}-seed{self.seed}"
+        return f"{self.slug}-seed{self.seed}" + (f"-split{self.split}" if self.split != splits.OWN else "")
 
     def budget(self, site: str) -> int:
         """Rounds that the site trains: a late joiner ends with the others."""
@@ -195,15 +198,27 @@ def study(wanted: Wanted) -> Study:
     )
 
 
-def plans(study: Study, chosen: Sequence[Variant], seeds: Sequence[int], out: Path | None) -> list[RunPlan]:
-    """All runs of a comparison, seed by seed; their pictures go into `out`, if there is one.
+@dataclass(frozen=True, slots=True)
+class Replicate:
+    """One repetition of every algorithm."""
+
+    seed: int
+    split: int = splits.OWN
+
+
+def plans(
+    study: Study, chosen: Sequence[Variant], replicates: Sequence[Replicate], out: Path | None
+) -> list[RunPlan]:
+    """All runs of a comparison, replicate by replicate; their pictures go into `out`, if there is one, and
+    the lists of redrawn splits lie there.
 
     Raises ConfigError for an algorithm that cannot be run so.
     """
-    return [_plan(study, variant, seed, out) for seed in seeds for variant in chosen]
+    return [_plan(study, variant, replicate, out) for replicate in replicates for variant in chosen]
 
 
-def _plan(study: Study, variant: Variant, seed: int, out: Path | None) -> RunPlan:
+def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None) -> RunPlan:
+    seed, split = replicate.seed, replicate.split
     federation = variants.federation(study.sections, variant)
     exchanges = federation.algorithm.exchange != "none"
     least = max(getattr(federation.algorithm, "min_sites", 1), 2 if exchanges else 1)
@@ -224,6 +239,7 @@ def _plan(study: Study, variant: Variant, seed: int, out: Path | None) -> RunPla
         "variant": [variant.name, *variant.options],
         "seed": seed,
         "pooled": pooled,
+        **({"split": split} if split != splits.OWN else {}),
     }
     if isinstance(federation.algorithm, Coordinated) and federation.algorithm.finetune_rounds >= study.rounds:
         raise ConfigError(
@@ -238,7 +254,7 @@ def _plan(study: Study, variant: Variant, seed: int, out: Path | None) -> RunPla
         variant.slug,
         seed,
         sections,
-        {s.name: s.folder for s in study.sites},
+        {s.name: _folder(s, split, out) for s in study.sites},
         study.rounds,
         digest(settings),
         pooled,
@@ -250,7 +266,14 @@ def _plan(study: Study, variant: Variant, seed: int, out: Path | None) -> RunPla
         study.device,
         str(out.absolute() / "pictures") if out else "",
         str(out.absolute() / "pseudolabels") if out else "",
+        split,
     )
+
+
+def _folder(source: SiteSource, split: int, out: Path | None) -> str:
+    if split == splits.OWN or out is None:
+        return source.folder
+    return str(splits.folder_of(out.absolute(), split, source.name))
 
 
 def digest(document: Mapping[str, Any]) -> str:
@@ -258,13 +281,18 @@ def digest(document: Mapping[str, Any]) -> str:
     return fingerprint((("lab", json.dumps(document, sort_keys=True)),))
 
 
-def read_seeds(text: str) -> list[int]:
-    """`0,1,2`. Raises ConfigError."""
+def read_replicates(seeds: str, splits: str) -> list[Replicate]:
+    """Every seed with every split; `each`: every seed with the split of its number. Raises ConfigError."""
+    numbers = _whole_numbers("--seeds", seeds)
+    if splits.strip() == EACH:
+        return [Replicate(n, n) for n in numbers]
+    return [Replicate(n, split) for split in _whole_numbers("--splits", splits) for n in numbers]
+
+
+def _whole_numbers(key: str, text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(p.isascii() and p.isdigit() and int(p) <= MAX_SEED for p in parts):
-        raise ConfigError(
-            "are whole numbers with commas between", key="--seeds", value=text, remedy="Write 0,1,2."
-        )
+        raise ConfigError("are whole numbers with commas between", key=key, value=text, remedy="Write 0,1,2.")
     return list(dict.fromkeys(int(p) for p in parts))
 
 

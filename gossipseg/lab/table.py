@@ -22,7 +22,7 @@ Row = Sequence[str]
 
 def show(document: Mapping[str, Any], summaries: Sequence[Summary]) -> None:
     """Print the tables: aligned columns on a terminal and on a pipe."""
-    _print("Test Dice, mean ± sd over seeds", *dice_table(document, summaries))
+    _print("Test Dice, mean ± sd over repetitions", *dice_table(document, summaries))
     _print("Against training alone, against FedAvg, and what was moved", *gain_table(summaries))
 
 

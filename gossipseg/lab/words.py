@@ -38,8 +38,8 @@ LIMITS = (
 )
 ONE_SEED = (
     "Each method was trained once. Trained again with other random numbers it may well change places with "
-    "another one, and the intervals do not know that: repeat with more --seeds before believing a small "
-    "difference."
+    "another one, and the intervals do not know that: repeat with more --seeds and --splits before "
+    "believing a small difference."
 )
 
 

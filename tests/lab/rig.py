@@ -17,7 +17,7 @@ def plan(data: Path, algorithm: str, *, seed: int = 0, **wanted: Any) -> RunPlan
     """One run: two rounds of two steps unless `wanted` says otherwise."""
     settings = (*TINY, *wanted.pop("settings", ()))
     chosen = Wanted(data, **{"rounds": 2, "steps": 2, "settings": settings, **wanted})
-    (only,) = study.plans(study.study(chosen), variants.parse(algorithm), [seed], None)
+    (only,) = study.plans(study.study(chosen), variants.parse(algorithm), [study.Replicate(seed)], None)
     return only
 
 

@@ -31,7 +31,8 @@ ROW = {
         **dict.fromkeys(("dice_test", "dice_val", "dice_val_tail"), SHARE),
         **dict.fromkeys(("hd95", "seconds"), POSITIVE),
         **dict.fromkeys(
-            ("seed", "bytes_out", "bytes_in", "rounds", "sent", "merged", "gradient_evaluations"), COUNT
+            ("seed", "split", "bytes_out", "bytes_in", "rounds", "sent", "merged", "gradient_evaluations"),
+            COUNT,
         ),
         "cases": {
             "type": "array",
@@ -144,6 +145,15 @@ def test_finished_runs_are_kept_and_others_added(
     assert "0 runs to do; 2 are there already" in capfd.readouterr().err
     assert file.stat().st_mtime_ns == before
     assert main.run(arguments(hospitals, compared)) == 0
+
+
+def test_redrawn_splits_test_other_patients(hospitals: Path, tmp_path: Path) -> None:
+    assert main.run([*arguments(hospitals, tmp_path, "local"), "--splits", "0,1"]) == 0
+    rows = read(tmp_path)["runs"]
+    tested = {(r["split"], r["site"]): {c["id"] for c in r["cases"]} for r in rows}
+    assert [r["split"] for r in rows] == [0, 0, 1, 1]
+    assert tested[0, "north"] != tested[1, "north"]
+    assert "2 repetitions on 2 divisions of the patients" in (tmp_path / "report.html").read_text()
 
 
 def test_a_folder_of_other_settings_is_refused(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gossipseg.lab.splits import redrawn
 from gossipseg.lab.statistics import patient_of
 from gossipseg.learn.datalist import SPLITS, load_cases
 from gossipseg.learn.params import DataParams
@@ -20,9 +21,11 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("number", [0, 1, 2])
 @pytest.mark.parametrize("folder", SITES or [DATA], ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_no_patient_crosses_a_split(folder: Path) -> None:
-    splits = load_cases(DataParams(str(folder)), folder.name)
+def test_no_patient_crosses_a_split(folder: Path, number: int) -> None:
+    own = load_cases(DataParams(str(folder)), folder.name)
+    splits = redrawn(own, number) if number else own
     assert all(splits.counts[name] > 0 for name in SPLITS)
     patients = {name: {patient_of(case.id) for case in splits.of(name)} for name in SPLITS}
     for one, other in (("training", "validation"), ("training", "test"), ("validation", "test")):

@@ -9,7 +9,7 @@ import pytest
 
 from gossipseg.errors import ConfigError, DataError
 from gossipseg.lab import study, variants
-from gossipseg.lab.study import Wanted
+from gossipseg.lab.study import Replicate, Wanted
 from tests.lab import rig
 
 
@@ -61,8 +61,18 @@ def test_a_site_without_test_labels_cannot_be_compared(hospitals: Path, tmp_path
 @pytest.mark.parametrize("text", ["", "a", "1.5", "-1", "0;1", str(2**32)])
 def test_seeds_are_whole_numbers(text: str) -> None:
     with pytest.raises(ConfigError, match="--seeds"):
-        study.read_seeds(text)
-    assert study.read_seeds("2, 0,2") == [2, 0]
+        study.read_replicates(text, "0")
+
+
+def test_seeds_and_splits_are_crossed_or_paired() -> None:
+    def read(seeds: str, splits: str) -> list[tuple[int, int]]:
+        return [(r.seed, r.split) for r in study.read_replicates(seeds, splits)]
+
+    assert read("2, 0,2", "0") == [(2, 0), (0, 0)]
+    assert read("0,1", "0,3") == [(0, 0), (1, 0), (0, 3), (1, 3)]
+    assert read("0,1,2", "each") == [(0, 0), (1, 1), (2, 2)]
+    with pytest.raises(ConfigError, match="--splits"):
+        read("0", "every")
 
 
 def test_exchange_needs_two_sites(hospitals: Path) -> None:
@@ -110,7 +120,7 @@ def test_validation_is_due_about_twenty_times(hospitals: Path) -> None:
 
 def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
     common = study.study(Wanted(hospitals, rounds=2))
-    made = study.plans(common, variants.parse("local,gcml[lambda=0]"), [3, 5], None)
+    made = study.plans(common, variants.parse("local,gcml[lambda=0]"), [Replicate(3), Replicate(5)], None)
     assert [(m.label, m.seed) for m in made] == [
         ("local", 3), ("gcml[lambda=0]", 3), ("local", 5), ("gcml[lambda=0]", 5)
     ]  # fmt: skip

@@ -1,0 +1,108 @@
+"""Patient splits of a comparison: a site's cases drawn anew, so that a result does not hang on one division.
+
+What belongs here: which case goes to which split, and data lists that say so. What must not: reading
+images, runs.
+
+Split 0 is the site's own. Every other one keeps its sizes and never puts a patient into two splits. Where
+names are bare numbers they tell no patient; cases that stand side by side may then be one patient's, so that
+whole stretches of the list are taken, and what stands too close to a neighbour in another split is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gossipseg.errors import DataError
+from gossipseg.lab.statistics import patient_of
+from gossipseg.learn.datalist import SPLITS, Case, Splits, load_cases
+from gossipseg.learn.params import DataParams
+
+OWN = 0
+NEAR = 3
+"""Numbers so close may be slices of one patient."""
+_GOLDEN = 0.6180339887498949
+"""Starts spread by it lie far from each other, however many there are."""
+
+
+def folder_of(out: Path, split: int, site: str) -> Path:
+    """Where the data list of a redrawn split lies."""
+    return out / "splits" / str(split) / site
+
+
+def write(out: Path, sources: Mapping[str, str], numbers: Sequence[int]) -> None:
+    """The data lists of all redrawn splits; `sources`: site → data folder. Raises DataError."""
+    for number in numbers:
+        if number == OWN:
+            continue
+        for site, source in sources.items():
+            splits = redrawn(load_cases(DataParams(source), site, needs_labels=False), number)
+            for name in SPLITS:
+                if not splits.of(name):
+                    raise DataError(
+                        f"split {number} leaves no case for {name}",
+                        file=Path(source),
+                        key="--splits",
+                        value=number,
+                        remedy="The site has too few patients to draw anew: leave it out with --sites.",
+                    )
+            folder = folder_of(out, number, site)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_list(folder, {name: splits.of(name) for name in SPLITS})
+
+
+def write_list(folder: Path, lists: Mapping[str, Any]) -> DataParams:
+    """A data list of these cases, where they lie."""
+    document = {split: [_entry(case) for case in cases] for split, cases in lists.items()}
+    (folder / "dataset.json").write_text(json.dumps(document), encoding="utf-8")
+    return DataParams(str(folder))
+
+
+def _entry(case: Case) -> dict[str, Any]:
+    entry: dict[str, Any] = {"image": [str(file) for file in case.files]}
+    return entry | ({"label": str(case.label)} if case.label is not None else {})
+
+
+def redrawn(own: Splits, number: int) -> Splits:
+    """Another division of the same cases, with test and validation as large as they were or a patient more.
+
+    Cases without a label stay in the test split. The same number gives the same division everywhere.
+    """
+    fixed = tuple(case for _, case in own if case.label is None)
+    labelled = [case for _, case in own if case.label is not None]
+    tests = sum(case.label is not None for case in own.test)
+    sizes = (tests, sum(case.label is not None for case in own.validation))
+    if all(case.id.isascii() and case.id.isdigit() for case in labelled):
+        test, validation, training = _stretches(sorted(labelled, key=lambda c: int(c.id)), sizes, number)
+    else:
+        test, validation, training = _by_patient(labelled, sizes, number)
+    return Splits(tuple(training), tuple(validation), (*test, *fixed))
+
+
+def _by_patient(cases: Sequence[Case], sizes: tuple[int, int], number: int) -> list[list[Case]]:
+    patients: defaultdict[str, list[Case]] = defaultdict(list)
+    for case in sorted(cases, key=lambda c: c.id):
+        patients[patient_of(case.id)].append(case)
+    parts: list[list[Case]] = [[], [], []]
+    for patient in sorted(patients, key=lambda p: hashlib.sha256(f"{number}/{p}".encode()).digest()):
+        part = next((i for i, size in enumerate(sizes) if len(parts[i]) < size), 2)
+        parts[part] += patients[patient]
+    return parts
+
+
+def _stretches(cases: Sequence[Case], sizes: tuple[int, int], number: int) -> list[list[Case]]:
+    """Test, validation and training one after the other from a start that depends on the split's number."""
+    start = int(len(cases) * (number * _GOLDEN % 1.0))
+    turned = [*cases[start:], *cases[:start]]
+    test, rest = turned[: sizes[0]], _far_from(turned[: sizes[0]], turned[sizes[0] :])
+    validation, rest = rest[: sizes[1]], _far_from(rest[: sizes[1]], rest[sizes[1] :])
+    return [test, validation, rest]
+
+
+def _far_from(taken: Sequence[Case], cases: Sequence[Case]) -> list[Case]:
+    numbers = [int(case.id) for case in taken]
+    return [case for case in cases if all(abs(int(case.id) - n) > NEAR for n in numbers)]

@@ -1,0 +1,88 @@
+"""Redrawn splits: patients stay together, sizes stay, and the same number gives the same division."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossipseg.errors import DataError
+from gossipseg.lab import splits
+from gossipseg.lab.statistics import patient_of
+from gossipseg.learn.datalist import SPLITS, Case, Splits, load_cases
+from gossipseg.learn.params import DataParams
+
+
+def case(name: str, *, label: bool = True) -> Case:
+    return Case(name, Path(f"/x/{name}.png"), Path(f"/m/{name}.png") if label else None)
+
+
+def site(names: list[str], validation: int, test: int) -> Splits:
+    cases = tuple(case(name) for name in names)
+    return Splits(cases[test + validation :], cases[test : test + validation], cases[:test])
+
+
+SLICES = [f"p{patient}_{k}" for patient in range(12) for k in range(1 + patient % 3)]
+
+
+@given(st.integers(0, 10_000))
+def test_no_patient_crosses_a_redrawn_split(number: int) -> None:
+    own = site(SLICES, 5, 7)
+    drawn = splits.redrawn(own, number)
+    patients = [{patient_of(c.id) for c in drawn.of(name)} for name in SPLITS]
+    assert not patients[0] & patients[1] and not patients[0] & patients[2] and not patients[1] & patients[2]
+    assert sorted(c.id for _, c in drawn) == sorted(SLICES)
+    assert 7 <= len(drawn.test) <= 9 and 5 <= len(drawn.validation) <= 7
+
+
+@given(st.integers(0, 10_000))
+def test_slices_that_stand_side_by_side_do_not_cross(number: int) -> None:
+    own = site([str(n) for n in range(3000, 3060)], 8, 16)
+    drawn = splits.redrawn(own, number)
+    for one, other in (("training", "validation"), ("training", "test"), ("validation", "test")):
+        least = min(abs(int(a.id) - int(b.id)) for a in drawn.of(one) for b in drawn.of(other))
+        assert least > splits.NEAR, (one, other)
+    assert (len(drawn.test), len(drawn.validation)) == (16, 8) and len(drawn.training) >= 24
+
+
+def test_numbers_give_other_divisions_and_the_same_one_again() -> None:
+    own = site(SLICES, 5, 7)
+    tests = [frozenset(c.id for c in splits.redrawn(own, n).test) for n in (1, 2, 3)]
+    assert len(set(tests)) == 3
+    shuffled = Splits(own.test, own.training, own.validation)  # the order of the lists decides nothing
+    moved = splits.redrawn(Splits(own.training[::-1], own.validation, own.test), 1)
+    assert frozenset(c.id for c in moved.test) == tests[0]
+    assert len(splits.redrawn(shuffled, 1).test) >= len(shuffled.test)
+
+
+def test_cases_without_a_label_stay_in_the_test_split() -> None:
+    own = site(SLICES, 5, 7)
+    own = Splits(own.training, own.validation, (*own.test, case("unlabelled", label=False)))
+    drawn = splits.redrawn(own, 1)
+    assert "unlabelled" in {c.id for c in drawn.test} and len(drawn.test) >= 8
+    assert all(c.label is not None for c in (*drawn.training, *drawn.validation))
+
+
+def test_lists_are_written_for_all_but_the_sites_own_split(hospitals: Path, tmp_path: Path) -> None:
+    sources = {"north": str(hospitals / "north")}
+    splits.write(tmp_path, sources, [0, 1])
+    assert not splits.folder_of(tmp_path, 0, "north").exists()
+    own = load_cases(DataParams(sources["north"]), "north")
+    drawn = load_cases(DataParams(str(splits.folder_of(tmp_path, 1, "north"))), "north")
+    assert {c.image for _, c in drawn} == {c.image for _, c in own}
+    assert {c.id for c in drawn.test} != {c.id for c in own.test}
+
+
+def test_too_few_patients_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    entries = []
+    for k in range(4):
+        (tmp_path / "images" / f"p1_{k}.png").write_bytes(b"x")
+        entries.append({"image": f"images/p1_{k}.png", "label": f"images/p1_{k}.png"})
+    lists = {"training": entries[:2], "validation": entries[2:3], "test": entries[3:]}
+    (tmp_path / "dataset.json").write_text(json.dumps(lists))
+    with pytest.raises(DataError, match="too few patients"):
+        splits.write(tmp_path / "out", {"a": str(tmp_path)}, [1])
