@@ -63,8 +63,18 @@ def find_socket(config: Path | None, socket: Path | None) -> Path:
     base = site_file.absolute().parent
     if given := os.environ.get("GOSSIPSEG_CONTROL_SOCKET") or raw.get("control_socket"):
         return base / Path(given).expanduser()
+    return _state_dir(raw, base) / "control.sock"
+
+
+def find_state_dir(config: Path | None) -> Path:
+    """The state directory of the site that is meant. Raises ConfigError."""
+    site_file = find_site_file(config)
+    return _state_dir(_glance(site_file), site_file.absolute().parent)
+
+
+def _state_dir(raw: dict[str, Any], base: Path) -> Path:
     state_dir = os.environ.get("GOSSIPSEG_STATE_DIR") or raw.get("state_dir") or "state"
-    return base / Path(state_dir).expanduser() / "control.sock"
+    return base / Path(state_dir).expanduser()
 
 
 def _glance(site_file: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from gossipseg import config as configuration
 from gossipseg.core import effects, events, messages
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import ModelKind, ModelRef, Proposal, Record, Site
+from gossipseg.daemon.audit import Audit
 from gossipseg.daemon.intake import Intake, Verifier
 from gossipseg.daemon.ledger import Ledger
 from gossipseg.daemon.training import TrainingView
@@ -26,6 +27,7 @@ from gossipseg.daemon.worker import WorkerSupervisor
 from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError, PeerError, PeerRefused
 from gossipseg.learn import jobs
 from gossipseg.store import EventLog, ModelStore, StateFile
+from gossipseg.store.auditlog import AuditLog
 from gossipseg.wire.transport import Transport
 
 log = logging.getLogger(__name__)
@@ -58,6 +60,8 @@ class Runtime:
     ) -> None:
         self.config, self.node, self.transport, self.store = config, node, transport, store
         self.events, self.ledger, self.training = event_log, Ledger(time.time), TrainingView()
+        audit_log = AuditLog(Path(config.site.state_dir) / "audit")
+        self.audit = Audit(audit_log, time.time, self.training.warn)
         self.started_at, self.contract = time.monotonic(), configuration.contract(config.federation)
         self.worker = WorkerSupervisor(
             configuration.worker_spec(config),
@@ -94,6 +98,7 @@ class Runtime:
         await self.transport.start(self.intake)
         self.spawn(self._perform_all())
         self.spawn(self._hear_worker())
+        self.spawn(self.audit.run())
         self.spawn(self.worker.run())
         self.note("daemon_started", version=_version(), site_id=self.config.me.id or "")
         self.inject(events.Start())
@@ -115,6 +120,7 @@ class Runtime:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.audit.close()
         await self.transport.close()
 
     async def _goodbye(self) -> None:
@@ -155,9 +161,11 @@ class Runtime:
     def inject(self, event: events.Event) -> None:
         """Let something happen to the node."""
         self.ledger.event(event)
+        self.audit.event(event)
         try:
             for effect in self.node.step(event, time.monotonic()):
                 self.ledger.effect(effect)
+                self.audit.effect(effect)
                 self._queue.put_nowait(effect)
         finally:
             self._arm()
@@ -419,6 +427,7 @@ class Runtime:
     def note(self, event: str, **fields: Any) -> None:
         """Write something to the event log and the log."""
         fields = {k: v for k, v in fields.items() if v not in (None, "")}
+        self.audit.note(event, fields)
         try:
             self.events.append(event, t=time.time(), **fields)
         except (OSError, LocalError) as e:
