@@ -164,6 +164,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         training=dataclasses.asdict(f.training),
         data=dataclasses.asdict(s.data),
         device=dataclasses.asdict(s.device),
+        admission=dataclasses.asdict(s.admission),
         wire_dtype=f.wire.dtype,
         state_dir=s.state_dir,
         report_test=s.report_test,

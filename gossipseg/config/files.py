@@ -13,7 +13,7 @@ from pydantic import Field
 
 from gossipseg.algos.params import AlgorithmParams, GcmlParams
 from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
-from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams
+from gossipseg.learn.params import AdmissionParams, DataParams, DeviceParams, TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkParams
 from gossipseg.wire.params import WireParams
 
@@ -110,6 +110,7 @@ class SiteFile:
     control_socket: str | None = None
     """Unix socket of gossipctl; None: control.sock in state_dir."""
     device: DeviceParams = field(default_factory=DeviceParams)
+    admission: AdmissionParams = field(default_factory=AdmissionParams)
     rounds: int | None = None
     """Training budget; None: train for as long as the daemon runs."""
     report_test: bool = False

@@ -20,6 +20,7 @@ from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import (
     ONE_SHOT_NETWORK,
+    AdmissionParams,
     DataParams,
     DeviceParams,
     TaskParams,
@@ -117,6 +118,14 @@ RANGES: dict[type, dict[str, Range]] = {
     },
     DataParams: {"test_fraction": SHARE_BELOW_1, "validation_fraction": SHARE_BELOW_1},
     DeviceParams: {"threads": COUNT, "stuck_after_s": POSITIVE},
+    AdmissionParams: {
+        "factor": COUNT,
+        "least_change": POSITIVE,
+        "least_norm_ratio": COUNT,
+        "without_history": COUNT,
+        "history_min": COUNT,
+        "history_kept": COUNT,
+    },
     WireParams: {"max_model_bytes": COUNT},
     FederationFile: {"version": COUNT, "seed": Range(0, 2**32 - 1)},
     SiteFile: {

@@ -24,6 +24,7 @@ from torch import Tensor
 from gossipseg.algos.base import Algorithm
 from gossipseg.errors import DiskFull, LocalError
 from gossipseg.learn import jobs
+from gossipseg.learn.admission import Examination, Unfit
 from gossipseg.learn.weights import CODES, FORMAT_VERSION, finite, to_wire
 from gossipseg.store import (
     BadSafetensors,
@@ -35,6 +36,9 @@ from gossipseg.store import (
 
 OnTensor = Callable[[], None]
 """Called before each tensor that is read; what it raises ends the work, and leaves no file behind."""
+
+Examine = Callable[[str], Examination | None]
+"""The examination of a site's update by values; None: no more than finite ones are asked for."""
 
 _DTYPES = {code: dtype for dtype, code in CODES.items()}
 
@@ -63,7 +67,10 @@ class UpdateOnDisk:
 
 
 def open_updates(
-    files: Iterable[jobs.UpdateFile], schema: jobs.WireSchema, on_tensor: OnTensor = lambda: None
+    files: Iterable[jobs.UpdateFile],
+    schema: jobs.WireSchema,
+    on_tensor: OnTensor = lambda: None,
+    examine: Examine = lambda site: None,
 ) -> tuple[list[UpdateOnDisk], dict[str, str], str]:
     """The updates that may be combined, and site → reason for those that may not, the last one in words."""
     good, refused, detail = [], {}, ""
@@ -71,7 +78,7 @@ def open_updates(
         reason, text, header = _examine(file, schema)
         if header is not None:
             update = UpdateOnDisk(file, header, on_tensor)
-            reason, text = _bad_values(update)
+            reason, text = _bad_values(update, examine(file.site))
             if not reason:
                 good.append(update)
                 continue
@@ -79,13 +86,22 @@ def open_updates(
     return good, refused, detail
 
 
-def _bad_values(update: UpdateOnDisk) -> tuple[str, str]:
+def _bad_values(update: UpdateOnDisk, examination: Examination | None) -> tuple[str, str]:
     """Reason and words, or two empty texts. Every byte is read for it, so that a bad disk shows here."""
     try:
-        bad = next((name for name in update.names if not finite(update.tensor(name))), None)
+        for name in update.names:
+            tensor = update.tensor(name)
+            if not finite(tensor):
+                return "not_finite", f"{name} holds values that are not finite"
+            if examination is not None:
+                examination.take(name, tensor)
+        if examination is not None:
+            examination.accept()
+    except Unfit as e:
+        return e.reason, e.detail
     except (OSError, ValueError, RuntimeError) as e:
         return "unreadable", f"{type(e).__name__}: {e}"
-    return ("not_finite", f"{bad} holds values that are not finite") if bad is not None else ("", "")
+    return "", ""
 
 
 def _examine(file: jobs.UpdateFile, schema: jobs.WireSchema) -> tuple[str, str, SafetensorsHeader | None]:
@@ -104,10 +120,11 @@ def aggregate(
     wire_dtype: str,
     outbox: Path,
     on_tensor: OnTensor = lambda: None,
+    examine: Examine = lambda site: None,
 ) -> jobs.AggregateDone:
     """Carry the order out. `schema`: what an update of this federation holds. Raises LocalError, DiskFull."""
     began = time.perf_counter()
-    updates, refused, detail = open_updates(order.updates, schema, on_tensor)
+    updates, refused, detail = open_updates(order.updates, schema, on_tensor, examine)
     sites = [update.site for update in updates]
 
     def done(export: jobs.Export | None, reason: str = "", **more: Any) -> jobs.AggregateDone:

@@ -16,6 +16,7 @@ from torch import Tensor
 from gossipseg.algos.base import Algorithm, Moment, Weights
 from gossipseg.errors import PeerRefused
 from gossipseg.learn import jobs
+from gossipseg.learn.admission import Admission
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.step import Learner
 from gossipseg.learn.student import Student
@@ -30,8 +31,11 @@ def everything(name: str) -> bool:
 class CommonModels:
     """The last common model's part in a site's training."""
 
-    def __init__(self, algorithm: Algorithm, student: Student, spec: WorkerSpec) -> None:
+    def __init__(
+        self, algorithm: Algorithm, student: Student, spec: WorkerSpec, admission: Admission
+    ) -> None:
         self._algorithm, self._student, self._spec = algorithm, student, spec
+        self._admission = admission
         self.anchor: dict[str, Tensor] = {}
         """The shared tensors of the last common model (W_0 before the first), on the device; empty unless
         the algorithm asks for them."""
@@ -46,7 +50,12 @@ class CommonModels:
         local = student.weights()
         try:
             incoming = load_common(
-                Path(common.path), spec.site, local, self._algorithm.is_shared, spec.wire_dtype
+                Path(common.path),
+                spec.site,
+                local,
+                self._algorithm.is_shared,
+                spec.wire_dtype,
+                self._admission,
             )
         except PeerRefused as e:
             return f"the common model of round {common.round} was not taken: {e.reason}: {e.detail}"

@@ -183,7 +183,8 @@ class VisitDone:
     hash: str
     outcome: VisitOutcome
     reason: str = ""
-    """Stable code when refused: schema_mismatch, not_finite, unreadable. `detail` says more."""
+    """Stable code when refused: schema_mismatch, not_finite, unreadable, norm_exploded,
+    layer_changed_too_much. `detail` says more."""
     detail: str = ""
     frm: str = ""
 
@@ -225,7 +226,7 @@ class AggregateDone:
     contributors: list[str]
     refused: dict[str, str]
     """Site → stable reason code of an update that failed the checks: unreadable, schema_mismatch,
-    not_finite."""
+    not_finite, norm_exploded, layer_changed_too_much."""
     reason: str = ""
     detail: str = ""
     notes: dict[str, Any] = field(default_factory=dict)

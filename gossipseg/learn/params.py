@@ -110,6 +110,30 @@ class DeviceParams:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmissionParams:
+    """How far another site's model may be from this site's own before it is refused (site.yaml).
+
+    Distances are relative to the layer's own norm; learn.admission says how they are measured.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    enabled: bool = True
+    """False leaves the checks of schema and of finite values, and the guard on validation Dice."""
+    factor: float = 5.0
+    """A layer may be so many times as far off as the median of what has been accepted before."""
+    least_change: float = 2.0
+    """What a layer may always be off: two honest models may be as far apart as −1 and 1."""
+    least_norm_ratio: float = 3.0
+    """How many times larger a layer may always be."""
+    without_history: float = 10.0
+    """Stands for both of them while fewer than `history_min` models have been accepted."""
+    history_min: int = 5
+    history_kept: int = 32
+    """Newest figures that are kept for each layer."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """All a training process needs to know; sent as JSON, built by config.worker_spec()."""
 
@@ -130,6 +154,7 @@ class WorkerSpec:
     """Evaluate the test split before the first and after the last round (the testbed's figure)."""
     rounds: int | None = None
     """The training budget; None trains for as long as the daemon runs."""
+    admission: dict[str, Any] = field(default_factory=dict)
 
 
 SplitName = Literal["training", "validation", "test"]

@@ -5,7 +5,7 @@ What belongs here: reading the job's settings. What must not: defaults, torch, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from gossipseg.algos.params import AlgorithmParams
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import (
+    AdmissionParams,
     DataParams,
     DeviceParams,
     TaskParams,
@@ -34,6 +35,7 @@ class Setup:
     training: TrainingParams
     data: DataParams
     device: DeviceParams
+    admission: AdmissionParams = field(default_factory=AdmissionParams)
 
 
 def read_spec(raw: dict[str, Any]) -> WorkerSpec:
@@ -53,6 +55,7 @@ def read_setup(spec: WorkerSpec) -> Setup:
         _read(TrainingParams, spec.training, "training"),
         _read(DataParams, spec.data, "data"),
         _read(DeviceParams, spec.device, "device"),
+        _read(AdmissionParams, spec.admission, "admission"),
     )
     problem = one_shot_problem(setup.algorithm.name, setup.network.name, setup.task, setup.training)
     if problem is not None:

@@ -29,6 +29,7 @@ from gossipseg.algos import registry as algorithms
 from gossipseg.algos.base import Moment, Role, StepContext, Weights
 from gossipseg.errors import DiskFull, LocalError, PeerRefused
 from gossipseg.learn import jobs
+from gossipseg.learn.admission import Admission, Examination
 from gossipseg.learn.aggregate import aggregate
 from gossipseg.learn.common import CommonModels, everything, frozen
 from gossipseg.learn.evaluate import Scores
@@ -70,7 +71,8 @@ class Trainer:
         self.network_signature = networks.network_signature(model, self.algorithm.is_shared)
         self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
         self.student = Student(model, self.setup, self.compute, has_personal=self.algorithm.has_personal)
-        self.common = CommonModels(self.algorithm, self.student, self.setup.spec)
+        self.admission = Admission(self.setup.admission)
+        self.common = CommonModels(self.algorithm, self.student, self.setup.spec, self.admission)
         self.history, self.tally = History(), Tally()
         self.guard: Guard | None = None
         self.resumable = True
@@ -100,7 +102,14 @@ class Trainer:
         """The coordinator's work, between two rounds of this site's own. Raises LocalError, DiskFull."""
         spec = self.setup.spec
         outbox = Path(spec.state_dir) / "outbox"
-        return aggregate(order, self.algorithm, self.update_schema, spec.wire_dtype, outbox, on_tensor)
+        own = self.student.weights()
+
+        def examine(site: str) -> Examination | None:
+            return None if site == spec.site else self.admission.against(own)
+
+        return aggregate(
+            order, self.algorithm, self.update_schema, spec.wire_dtype, outbox, on_tensor, examine
+        )
 
     # ------------------------------------------------------------ a round
 
@@ -184,7 +193,12 @@ class Trainer:
             return None, None
         try:
             visitor = admit(
-                order.visit, self.student.model, self.algorithm, self.setup.spec.wire_dtype, self.compute
+                order.visit,
+                self.student.model,
+                self.algorithm,
+                self.setup.spec.wire_dtype,
+                self.compute,
+                self.admission,
             )
         except PeerRefused as e:
             self.history.last_visit = order.visit.hash
@@ -388,6 +402,7 @@ class Trainer:
         round = order.round
         picks = order.finetuning and self.algorithm.keeps_best_finetuned
         if not self.history.averaged:
+            self.admission.note_own(self.student.deployed.state_dict(), self.student.ema.state_dict())
             self.student.update_ema()
             self.history.averaged = True
         last = round == self.setup.spec.rounds
@@ -466,6 +481,7 @@ class Trainer:
             "rng": rng,
             "anchor": cpu_copy(self.common.anchor),
             "best": self._best,
+            "admission": self.admission.state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -476,6 +492,7 @@ class Trainer:
         self.guard = Guard(**state["guard"]) if state["guard"] is not None else None
         self.common.set_anchor(state.get("anchor", {}))
         self._best = state.get("best")
+        self.admission.load(state.get("admission"))
         torch.set_rng_state(state["rng"]["torch"])
         if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)

@@ -15,6 +15,7 @@ from torch import Tensor
 from gossipseg.algos.base import Algorithm
 from gossipseg.errors import PeerRefused
 from gossipseg.learn import jobs
+from gossipseg.learn.admission import Admission
 from gossipseg.learn.amp import Compute
 from gossipseg.learn.params import TrainingParams
 from gossipseg.learn.step import Learner, make_learner
@@ -64,12 +65,18 @@ class Visitor:
 
 
 def admit(
-    order: jobs.Visit, model: Segmenter, algorithm: Algorithm, wire_dtype: str, compute: Compute
+    order: jobs.Visit,
+    model: Segmenter,
+    algorithm: Algorithm,
+    wire_dtype: str,
+    compute: Compute,
+    admission: Admission | None = None,
 ) -> Visitor:
     """Load and check the visiting file against the local model. Raises PeerRefused with a stable reason."""
     if not algorithm.exchanges:
         raise PeerRefused(order.frm, "no_exchange", f"{algorithm.name} takes no models in")
-    incoming = load_incoming(Path(order.path), model.state_dict(), algorithm.is_shared, wire_dtype, order.frm)
+    own, path = model.state_dict(), Path(order.path)
+    incoming = load_incoming(path, own, algorithm.is_shared, wire_dtype, order.frm, admission)
     return Visitor(order, {name: tensor.to(compute.device) for name, tensor in incoming.items()})
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gossipseg.algos.base import Weights
 from gossipseg.errors import LocalError, PeerRefused
+from gossipseg.learn.admission import Admission, Examination, Unfit
 from gossipseg.learn.jobs import WireSchema
 from gossipseg.store import (
     BadSafetensors,
@@ -89,22 +90,34 @@ def export_wire(
 
 
 def load_incoming(
-    path: Path, reference: Weights, is_shared: IsShared, wire_dtype: str, frm: str
+    path: Path,
+    reference: Weights,
+    is_shared: IsShared,
+    wire_dtype: str,
+    frm: str,
+    admission: Admission | None = None,
 ) -> dict[str, Tensor]:
     """Another site's shared tensors from its wire file: checked, on the CPU, in the reference's dtypes.
 
     `reference`: this site's own state dict. Raises PeerRefused(frm, reason, detail) with reason
-    `unreadable`, `schema_mismatch` (the detail names the first differing tensor) or `not_finite`.
+    `unreadable`, `schema_mismatch` (the detail names the first differing tensor), `not_finite`, and with
+    `admission` also `norm_exploded` and `layer_changed_too_much`.
     """
     try:
         header = read_safetensors_header(path)
     except (BadSafetensors, OSError) as e:
         raise PeerRefused(frm, "unreadable", str(e)) from e
-    return _load(path, header, reference, wire_schema(reference, is_shared, wire_dtype), frm)
+    schema = wire_schema(reference, is_shared, wire_dtype)
+    return _load(path, header, reference, schema, frm, admission=admission)
 
 
 def load_common(
-    path: Path, site: str, reference: Weights, is_shared: IsShared, wire_dtype: str
+    path: Path,
+    site: str,
+    reference: Weights,
+    is_shared: IsShared,
+    wire_dtype: str,
+    admission: Admission | None = None,
 ) -> dict[str, Tensor] | None:
     """The tensors of a common model that are for this site: checked and typed as load_incoming() does.
 
@@ -120,7 +133,8 @@ def load_common(
     if part not in parts:
         return None
     schema = wire_schema(reference, is_shared, wire_dtype)
-    return _load(path, parts[part], reference, schema, "coordinator", prefix=f"{part}:" if part else "")
+    prefix = f"{part}:" if part else ""
+    return _load(path, parts[part], reference, schema, "coordinator", prefix=prefix, admission=admission)
 
 
 def _load(
@@ -130,17 +144,25 @@ def _load(
     schema: WireSchema,
     frm: str,
     prefix: str = "",
+    admission: Admission | None = None,
 ) -> dict[str, Tensor]:
     """The named tensors of a file, where each stands under its name behind the prefix."""
     difference = schema_difference(tensors, schema)
     if difference:
         raise PeerRefused(frm, "schema_mismatch", difference)
+    own = {name: reference[name] for name in tensors}
+    examination = admission.against(own) if admission is not None else None
     try:
         with safe_open(path, framework="pt") as file:
-            return {
-                name: _taken_in(name, file.get_tensor(prefix + name), reference[name], frm)
+            taken = {
+                name: _taken_in(name, file.get_tensor(prefix + name), reference[name], examination)
                 for name in sorted(tensors)
             }
+        if examination is not None:
+            examination.accept()
+        return taken
+    except Unfit as e:
+        raise PeerRefused(frm, e.reason, e.detail) from None
     except (SafetensorError, OSError, ValueError) as e:
         raise PeerRefused(frm, "unreadable", str(e)) from e
 
@@ -178,8 +200,10 @@ def to_wire(tensor: Tensor, wire_dtype: str) -> Tensor:
     return small.cpu().contiguous()
 
 
-def _taken_in(name: str, tensor: Tensor, reference: Tensor, frm: str) -> Tensor:
+def _taken_in(name: str, tensor: Tensor, reference: Tensor, examination: Examination | None) -> Tensor:
     wide = tensor.to(reference.dtype)
     if not finite(wide):
-        raise PeerRefused(frm, "not_finite", f"{name} holds values that are not finite")
+        raise Unfit("not_finite", f"{name} holds values that are not finite")
+    if examination is not None:
+        examination.take(name, wide)
     return wide

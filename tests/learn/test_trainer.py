@@ -469,7 +469,8 @@ def test_a_visitor_that_diverges_is_sent_away(data: Path, tmp_path: Path, guest:
         if name.endswith("weight") and tensor.dim() > 1:
             tensors[name] = tensor.float() * 1e30  # finite on the wire, not in a forward pass
     save_file(tensors, tmp_path / "wild.safetensors")
-    trainer = trainer_after_one_round(data, tmp_path / "n", training={"steps_per_round": 8})
+    settings: dict[str, Any] = {"training": {"steps_per_round": 8}, "admission": {"enabled": False}}
+    trainer = trainer_after_one_round(data, tmp_path / "n", **settings)
     done = trainer.run_round(
         jobs.StartRound(2, dataclasses.replace(guest, path=str(tmp_path / "wild.safetensors")))
     )

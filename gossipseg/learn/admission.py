@@ -1,0 +1,222 @@
+"""Admission by values: is an arriving model of a size that honest training could have given it?
+
+What belongs here: the measures, their bounds, and the site's own history of them. What must not: schema and
+file (weights.py), validation Dice (guard.py), what becomes of a refused model.
+
+A layer ℓ with n values, w here and x as it arrives, is measured against the scale
+
+    s = max(‖w‖, √n·u)       u: 1 for tensors of one axis (biases, affine weights of norms: the scale of
+                             normalised activations), else the root mean square of all other layers' values
+    norm ratio  ‖x‖ / s                                                                                  (1)
+    change      ‖x − w‖ / s                                                                              (2)
+
+and both over the whole model, Σ over its layers under the root. A bound is
+
+    max(least, factor · median of arrivals, factor · median of the site's own)                           (3)
+
+(a norm ratio is 1 + an excess, and (3) holds for the excess) once a few models have been accepted, and max
+of that and `without_history` before. "Own" is how far the site's training model stands from its moving
+average at the end of a round. Medians: a minority of arrivals that creep outwards moves no bound. A layer may
+always differ by twice its own norm (`least`), or a site that comes back after weeks alone would be shut out:
+what lies within the bounds goes on to the guard on Dice.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gossipseg.algos.base import Weights
+from gossipseg.learn.params import AdmissionParams
+
+Reason = Literal["norm_exploded", "layer_changed_too_much", "not_finite"]
+Series = dict[str, list[float]]
+
+WHOLE = ""
+"""The name under which the whole model is measured."""
+
+
+class Unfit(Exception):
+    """A model's values lie outside the bounds. `reason` is a stable code; `detail` has layer and figures."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class Admission:
+    """A site's history of accepted models, and the bounds that follow from it."""
+
+    def __init__(self, params: AdmissionParams) -> None:
+        self.params = params
+        self.accepted = 0
+        """Models accepted so far."""
+        self._excesses: Series = {}
+        self._changes: Series = {}
+        self._own: Series = {}
+
+    def against(self, own: Weights) -> Examination:
+        """The examination of one arriving model. `own`: this site's tensors, live, on any device."""
+        return Examination(self, own)
+
+    def note_own(self, model: Weights, average: Weights) -> None:
+        """Take in how far the training model stands from its moving average, at the end of a round."""
+        yardstick = Yardstick(average)
+        total = Totals()
+        for name in yardstick.scales:
+            change = distance(model[name], average[name])
+            total.add(change, 0.0, yardstick.scales[name])
+            self._keep(self._own, name, change / yardstick.scales[name])
+        self._keep(self._own, WHOLE, total.change)
+
+    def bounds(self, name: str) -> tuple[float, float]:
+        """(largest norm ratio, largest change) of a layer: equation (3)."""
+        p = self.params
+        own = p.factor * _median(self._own, name)
+        norm = max(p.least_norm_ratio, 1 + p.factor * _median(self._excesses, name), 1 + own)
+        change = max(p.least_change, p.factor * _median(self._changes, name), own)
+        if self.accepted < p.history_min:
+            return max(norm, p.without_history), max(change, p.without_history)
+        return norm, change
+
+    def accept(self, norms: Mapping[str, float], changes: Mapping[str, float]) -> None:
+        """Take an accepted model's norm ratios and changes into the history."""
+        self.accepted += 1
+        for name, ratio in norms.items():
+            self._keep(self._excesses, name, max(0.0, ratio - 1))
+        for name, change in changes.items():
+            self._keep(self._changes, name, change)
+
+    def _keep(self, series: Series, name: str, figure: float) -> None:
+        if math.isfinite(figure):
+            kept = series.setdefault(name, [])
+            kept.append(figure)
+            del kept[: -self.params.history_kept]
+
+    # ------------------------------------------------------------ checkpoints
+
+    def state(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "accepted": self.accepted,
+            "excesses": _copy(self._excesses),
+            "changes": _copy(self._changes),
+            "own": _copy(self._own),
+        }
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from what state() gave; None (a checkpoint of an earlier version) begins anew."""
+        state = state or {}
+        self.accepted = int(state.get("accepted", 0))
+        self._excesses, self._changes, self._own = (
+            _copy(state.get(key, {})) for key in ("excesses", "changes", "own")
+        )
+
+
+class Examination:
+    """One model on its way in, a tensor at a time. Nothing of it enters the history before accept()."""
+
+    def __init__(self, admission: Admission, own: Weights) -> None:
+        self._admission, self._own = admission, own
+        self._yardstick = Yardstick(own) if admission.params.enabled else None
+        self._norms: dict[str, float] = {}
+        self._changes: dict[str, float] = {}
+        self._total = Totals()
+
+    def take(self, name: str, tensor: Tensor) -> None:
+        """Measure one tensor; names that the site does not have are passed over. Raises Unfit."""
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise Unfit("not_finite", f"{name} holds values that are not finite")
+        if self._yardstick is None or name not in self._yardstick.scales:
+            return
+        scale = self._yardstick.scales[name]
+        size, change = norm(tensor), distance(tensor, self._own[name])
+        self._total.add(change, size, scale)
+        self._judge(name, size / scale, change / scale)
+
+    def accept(self) -> None:
+        """Judge the whole model, and take it into the history. Raises Unfit."""
+        if self._total.any:
+            self._judge(WHOLE, self._total.norm, self._total.change)
+        self._admission.accept(self._norms, self._changes)
+
+    def _judge(self, name: str, size: float, change: float) -> None:
+        largest, furthest = self._admission.bounds(name)
+        what = name or "the whole model"
+        if not size <= largest:
+            raise Unfit(
+                "norm_exploded", f"{what}: its norm is {size:.3g} times this site's, bound {largest:.3g}"
+            )
+        if not change <= furthest:
+            raise Unfit(
+                "layer_changed_too_much",
+                f"{what}: it is {change:.3g} times its norm away from this site's, bound {furthest:.3g}",
+            )
+        self._norms[name], self._changes[name] = size, change
+
+
+class Yardstick:
+    """The scale s of every floating-point layer of a model."""
+
+    def __init__(self, own: Weights) -> None:
+        sizes = {
+            name: (tensor.numel(), tensor.dim(), norm(tensor))
+            for name, tensor in own.items()
+            if tensor.is_floating_point() and tensor.numel()
+        }
+        matrices = [(n, size) for n, dim, size in sizes.values() if dim > 1]
+        count = sum(n for n, _ in matrices)
+        typical = math.sqrt(sum(size**2 for _, size in matrices) / count) if count else 1.0
+        self.scales = {
+            name: max(size, math.sqrt(n) * (typical if dim > 1 else 1.0)) or 1.0
+            for name, (n, dim, size) in sizes.items()
+        }
+
+
+class Totals:
+    """The same measures over the layers together."""
+
+    def __init__(self) -> None:
+        self._change2 = self._norm2 = self._scale2 = 0.0
+
+    def add(self, change: float, size: float, scale: float) -> None:
+        """Take in a layer's ‖x − w‖, ‖x‖ and s."""
+        self._change2 += change * change
+        self._norm2 += size * size
+        self._scale2 += scale * scale
+
+    @property
+    def any(self) -> bool:
+        return self._scale2 > 0
+
+    @property
+    def change(self) -> float:
+        return math.sqrt(self._change2 / self._scale2) if self.any else 0.0
+
+    @property
+    def norm(self) -> float:
+        return math.sqrt(self._norm2 / self._scale2) if self.any else 0.0
+
+
+def norm(tensor: Tensor) -> float:
+    """‖x‖, summed in float64 so that float32's largest values have one too."""
+    return float(torch.linalg.vector_norm(tensor.detach(), dtype=torch.float64))
+
+
+def distance(x: Tensor, w: Tensor) -> float:
+    """‖x − w‖."""
+    return norm(x.detach().to(torch.promote_types(x.dtype, torch.float32)) - w.detach().to(x.device))
+
+
+def _median(series: Series, name: str) -> float:
+    kept = series.get(name)
+    return statistics.median(kept) if kept else 0.0
+
+
+def _copy(series: Mapping[str, Any]) -> Series:
+    return {str(name): [float(v) for v in kept] for name, kept in series.items()}
