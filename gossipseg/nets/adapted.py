@@ -1,28 +1,31 @@
-"""MONAI's transformer networks with adapters in their encoders: what FedSCA trains.
+"""Transformer networks with adapters in their encoders: what FedSCA trains.
 
-What belongs here: UNETR and SwinUNETR, adapted, and their own options. What must not: the adapter itself
-(adapters.py), aggregation.
+What belongs here: MONAI's UNETR and SwinUNETR and a SAM image encoder with a decoder, adapted, and their own
+options. What must not: the adapter itself (adapters.py), aggregation.
 
 The encoder is frozen only where its weights were given, as a local file: a frozen random encoder would be
-useless. It then trains nothing but its adapters. A SAM image encoder does not fit: MONAI's ViT has neither
-its relative positions nor its windows.
+useless. It then trains nothing but its adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from monai.networks.blocks.dynunet_block import UnetOutBlock
+from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrPrUpBlock, UnetrUpBlock
 from monai.networks.nets import UNETR, SwinUNETR
-from torch import nn
+from torch import Tensor, nn
 
 from gossipseg.errors import ConfigError
 from gossipseg.nets.adapters import KEY, adapt, all_but_low, load_encoder
 from gossipseg.nets.pretrained import read_weights
+from gossipseg.nets.sam_encoder import SamImageEncoder, fitted
 
 Norm = str | tuple[str, dict[str, Any]]
+Weights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,17 @@ class Pretrained:
     sha256: str
     folder: Path | None
 
-    def load_into(self, encoder: nn.Module, prefix: str) -> None:
-        """Raises ConfigError where the file is missing, another one, or does not fit."""
+    def load_into(
+        self,
+        encoder: nn.Module,
+        prefix: str,
+        fit: Callable[[Weights, nn.Module], Weights] = lambda found, encoder: found,
+    ) -> None:
+        """Put the file's tensors into the encoder, after `fit`, and freeze it.
+
+        `prefix`: of the encoder's tensors in a whole network's file. Raises ConfigError where the file is
+        missing, another one, or does not fit.
+        """
         if Path(self.name).name != self.name:
             raise ConfigError(
                 "is a path",
@@ -53,7 +65,7 @@ class Pretrained:
             )
         if self.folder is not None:
             file = self.folder / self.name
-            load_encoder(encoder, read_weights(str(file), self.sha256, KEY), prefix, file)
+            load_encoder(encoder, read_weights(str(file), self.sha256, KEY), prefix, file, fit)
         encoder.requires_grad_(False)
 
 
@@ -148,6 +160,89 @@ def adapted_swinunetr(
     stages = (encoder.layers1, encoder.layers2, encoder.layers3, encoder.layers4)
     adapt([block for stage in stages for block in stage[0].blocks], adapter_width, adapter_scale)
     return _declared(network)
+
+
+class SamSegmenter(nn.Module):
+    """A SAM image encoder and a decoder: (B, C, H, W) to logits (B, out_channels, H, W).
+
+    A single channel is given to the encoder's three alike. The decoder brings its features back to the
+    image's size in four doublings, the last beside features of the image itself, whose outlines a token of
+    16 pixels has lost.
+    """
+
+    def __init__(
+        self,
+        encoder: SamImageEncoder,
+        in_channels: int,
+        out_channels: int,
+        width: int,
+        norm_name: Norm,
+        dropout_rate: float,
+    ) -> None:
+        super().__init__()
+        self.image_encoder = encoder
+        features = encoder.neck[0].out_channels
+        shape: dict[str, Any] = {"kernel_size": 3, "norm_name": norm_name}
+        self.outlines = UnetrBasicBlock(2, in_channels, width, stride=1, res_block=True, **shape)
+        self.upward = UnetrPrUpBlock(
+            2, features, 4 * width, num_layer=2, stride=1, upsample_kernel_size=2, res_block=True, **shape
+        )
+        self.joined = UnetrUpBlock(2, 4 * width, width, upsample_kernel_size=2, res_block=True, **shape)
+        self.dropout = nn.Dropout2d(dropout_rate)
+        self.out = UnetOutBlock(2, width, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.dropout(self.image_encoder(x.expand(-1, 3, -1, -1)))
+        logits: Tensor = self.out(self.joined(self.upward(features), self.outlines(x)))
+        return logits
+
+
+def adapted_sam(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    img_size: Sequence[int],
+    weights_folder: Path | None = None,
+    *,
+    feature_size: int = 16,
+    norm_name: Norm = "instance",
+    dropout_rate: float = 0.0,
+    hidden_size: int = 192,
+    depth: int = 12,
+    mlp_dim: int | None = None,
+    num_heads: int = 6,
+    window_size: int = 14,
+    global_blocks: Sequence[int] = (2, 5, 8, 11),
+    adapter_width: int = 64,
+    adapter_scale: float = 1.0,
+    encoder_weights: str = "",
+    encoder_weights_sha256: str = "",
+) -> nn.Module:
+    """A SAM image encoder, adapted, with a decoder: (B, 1 or 3, *img_size) to logits; 2-D, multiples of 16.
+
+    For the published base file (`sam_vit_b`, and medical ones tuned from it): hidden_size 768, num_heads 12.
+    Options as of adapted_unetr(); `dropout_rate`: of whole feature maps, between encoder
+    and decoder; `window_size`, `global_blocks`: tokens of a window's side, and the blocks
+    that attend to the whole image. Raises ValueError for sizes that do not fit.
+    """
+    if spatial_dims != 2 or in_channels not in (1, 3):
+        raise ValueError(
+            f"a SAM image encoder takes 2-D images of 1 or 3 channels, not {spatial_dims}-D of {in_channels}"
+        )
+    encoder = SamImageEncoder(
+        img_size,
+        hidden_size=hidden_size,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_dim=4 * hidden_size if mlp_dim is None else mlp_dim,
+        window_size=window_size,
+        global_blocks=global_blocks,
+    )
+    if encoder_weights:
+        weights = Pretrained(encoder_weights, encoder_weights_sha256, weights_folder)
+        weights.load_into(encoder, "image_encoder.", fitted)
+    adapt(list(encoder.blocks), adapter_width, adapter_scale)
+    return _declared(SamSegmenter(encoder, in_channels, out_channels, feature_size, norm_name, dropout_rate))
 
 
 def _declared(network: Any) -> nn.Module:

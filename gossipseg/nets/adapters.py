@@ -13,7 +13,7 @@ what it did without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +66,9 @@ def adapt(blocks: Sequence[nn.Module], width: int, scale: float) -> None:
 
 
 def all_but_low(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Names of the largest modules without a low adapter in them: what a site keeps."""
+    """Names of the largest modules without a low adapter in them, and of parameters beside such: what a site
+    keeps."""
+    yield from (f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False))
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         if name == LOW:
@@ -77,14 +79,21 @@ def all_but_low(module: nn.Module, prefix: str = "") -> Iterator[str]:
             yield path
 
 
-def load_encoder(encoder: nn.Module, found: Mapping[str, Tensor], prefix: str, file: object) -> None:
+def load_encoder(
+    encoder: nn.Module,
+    found: Mapping[str, Tensor],
+    prefix: str,
+    file: object,
+    fit: Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]],
+) -> None:
     """Put pretrained weights into an encoder that has no adapters yet.
 
-    `found`: the file's tensors, named as MONAI names the encoder's, perhaps behind `module.` or `prefix` (as
-    in a whole network), with `mlp.fc1` and `mlp.fc2` as in MONAI's published Swin weights; other tensors,
-    such as heads, are left aside. Raises ConfigError where one is missing or has another shape.
+    `found`: the file's tensors, named as the encoder's, perhaps behind `module.` or `prefix` (as in a whole
+    network), with `mlp.fc1` and `mlp.fc2` as in MONAI's published Swin weights; other tensors, such as heads,
+    are left aside. `fit`: what a format needs done to them. Raises ConfigError where one is missing or has
+    another shape.
     """
-    plain = {_plain(name, prefix): tensor for name, tensor in found.items()}
+    plain = fit({_plain(name, prefix): tensor for name, tensor in found.items()}, encoder)
     wanted = encoder.state_dict()
     for name, tensor in wanted.items():
         if name not in plain:

@@ -17,10 +17,11 @@ NetworkName = Literal[
     "dca_unet",
     "adapted_unetr",
     "adapted_swinunetr",
+    "adapted_sam",
     "cowpro_encoder",
 ]
 
-WITH_ADAPTERS = ("adapted_unetr", "adapted_swinunetr")
+WITH_ADAPTERS = ("adapted_unetr", "adapted_swinunetr", "adapted_sam")
 """Networks with adapters, all but the low ones a site's own: what FedSCA needs."""
 WITH_PRIVATE_PARTS = ("dca_unet", *WITH_ADAPTERS)
 """Networks that declare some parts to be a site's own: what FedOAP needs; its own is the first."""
@@ -44,7 +45,7 @@ class NetworkParams:
 
     name: str = "sanet"
     """`sanet`; one of MONAI's: `unet`, `dynunet`, `segresnet`, `swinunetr`; `dca_unet`, FedOAP's;
-    `adapted_unetr` and `adapted_swinunetr`, FedSCA's."""
+    `adapted_unetr`, `adapted_swinunetr` and `adapted_sam`, FedSCA's."""
     width: Annotated[int, Field(ge=1)] = 12
     """Channels of the first scale; deeper scales double it."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2

@@ -21,7 +21,8 @@ from monai.networks.nets import DynUNet, SegResNet, SwinUNETR, UNet
 from torch import nn
 
 from gossipseg.errors import ConfigError
-from gossipseg.nets.adapted import adapted_swinunetr, adapted_unetr
+from gossipseg.nets import sam_encoder
+from gossipseg.nets.adapted import adapted_sam, adapted_swinunetr, adapted_unetr
 from gossipseg.nets.cowpro_encoder import STRIDE, cowpro_encoder
 from gossipseg.nets.dca_unet import DcaUNet
 from gossipseg.nets.output import NetOutput
@@ -176,14 +177,15 @@ def norm_parameter_names(module: nn.Module) -> frozenset[str]:
 def private_names(module: nn.Module) -> frozenset[str]:
     """State-dict names of the parts that a network declares to be a site's own.
 
-    A network declares them by an attribute `private_parts`: module names relative to itself.
+    A network declares them by an attribute `private_parts`: names of modules or parameters within itself.
     """
-    paths = tuple(
-        f"{prefix}.{part}." if prefix else f"{part}."
+    parts = {
+        f"{prefix}.{part}" if prefix else part
         for prefix, layer in module.named_modules()
         for part in getattr(layer, "private_parts", ())
-    )
-    return frozenset(name for name in module.state_dict() if name.startswith(paths))
+    }
+    within = tuple(f"{part}." for part in parts)
+    return frozenset(name for name in module.state_dict() if name in parts or name.startswith(within))
 
 
 # ---------------------------------------------------------------- from settings to arguments
@@ -327,6 +329,12 @@ def _adapted_unetr(params: NetworkParams, dims: int) -> Arguments:
     return shape | {"norm_name": _norm(params), "dropout_rate": params.dropout}
 
 
+def _adapted_sam(params: NetworkParams, dims: int) -> Arguments:
+    hidden = UNETR_HIDDEN * params.width
+    shape: Arguments = {"feature_size": params.width, "hidden_size": hidden}
+    return shape | {"norm_name": _norm(params), "dropout_rate": params.dropout}
+
+
 _NETWORKS: dict[str, Entry] = {
     "sanet": Entry(SANet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
     # norms: UNet normalises its class channels as well, and few classes cannot be divided into groups
@@ -339,6 +347,7 @@ _NETWORKS: dict[str, Entry] = {
     "adapted_swinunetr": Entry(
         adapted_swinunetr, _swinunetr, lambda a: [2] * 5, width_step=12, pretrainable=True
     ),
+    "adapted_sam": Entry(adapted_sam, _adapted_sam, lambda a: [sam_encoder.STRIDE], pretrainable=True),
     # 4 cells: the windows of its prototypes in training
     "cowpro_encoder": Entry(
         cowpro_encoder,

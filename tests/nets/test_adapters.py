@@ -17,18 +17,21 @@ from torch import Tensor
 from gossipseg.errors import ConfigError
 from gossipseg.learn.model import build_model
 from gossipseg.learn.setup import read_setup
+from gossipseg.nets.adapted import SamSegmenter
 from gossipseg.nets.adapters import Adapter
 from gossipseg.nets.params import WITH_ADAPTERS, NetworkParams
 from gossipseg.nets.registry import build, initialise, private_names
+from gossipseg.nets.sam_encoder import SamImageEncoder
 from gossipseg.nets.segmenter import Segmenter
 from tests.learn.harness import make_spec
 
 SMALL: dict[str, dict[str, Any]] = {
     "adapted_unetr": {"width": 2, "options": {"adapter_width": 3}},
     "adapted_swinunetr": {"width": 12, "options": {"adapter_width": 3, "depths": [2, 1, 1, 2]}},
+    "adapted_sam": {"width": 2, "options": {"adapter_width": 3, "depth": 4, "global_blocks": [1, 3]}},
 }
-SIZE = {"adapted_unetr": 32, "adapted_swinunetr": 64}
-ENCODER = {"adapted_unetr": "vit", "adapted_swinunetr": "swinViT"}
+SIZE = {"adapted_unetr": 32, "adapted_swinunetr": 64, "adapted_sam": 32}
+ENCODER = {"adapted_unetr": "vit", "adapted_swinunetr": "swinViT", "adapted_sam": "image_encoder"}
 
 
 def make(name: str, folder: Path | None = None, dims: int = 2, **options: Any) -> Segmenter:
@@ -105,12 +108,17 @@ def test_a_new_adapter_changes_nothing_but_learns() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_ADAPTERS)
-def test_an_adapted_network_begins_as_monais_own(name: str) -> None:
+def test_an_adapted_network_begins_as_without_adapters(name: str) -> None:
     net = make(name).eval()
     if name == "adapted_unetr":
         plain: torch.nn.Module = UNETR(
             1, 2, (32, 32), 2, 24, 96, 6, norm_name=("instance", {"affine": True}), spatial_dims=2
         )
+    elif name == "adapted_sam":
+        encoder = SamImageEncoder(
+            (32, 32), hidden_size=24, depth=4, mlp_dim=96, num_heads=6, global_blocks=(1, 3)
+        )
+        plain = SamSegmenter(encoder, 1, 2, 2, ("instance", {"affine": True}), 0.0)
     else:
         plain = SwinUNETR(
             in_channels=1,

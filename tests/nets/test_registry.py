@@ -15,7 +15,7 @@ from gossipseg.nets.registry import build, initialise, network_signature, norm_p
 from gossipseg.nets.segmenter import Segmenter, cropped, dropout_off, padding
 
 SMALLEST = {"sanet": 32, "unet": 32, "dynunet": 32, "segresnet": 16, "swinunetr": 64}
-SMALLEST |= {"dca_unet": 32, "adapted_unetr": 32, "adapted_swinunetr": 64}
+SMALLEST |= {"dca_unet": 32, "adapted_unetr": 32, "adapted_swinunetr": 64, "adapted_sam": 32}
 EVERY_NORM = [
     (n, norm) for n in SMALLEST for norm in ("instance", "group", "batch") if (n, norm) != ("unet", "group")
 ]

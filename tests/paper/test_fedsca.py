@@ -79,7 +79,7 @@ def test_equation_1() -> None:
     assert fedsca().update_of(local, {})["delta/x.low"].item() == 0.0
 
 
-@pytest.mark.parametrize("name", ["adapted_unetr", "adapted_swinunetr"])
+@pytest.mark.parametrize("name", ["adapted_unetr", "adapted_swinunetr", "adapted_sam"])
 def test_of_the_real_networks_only_low_adapters_travel(name: str) -> None:
     params = NetworkParams(name, width=12, options={"adapter_width": 2})
     net = registry.build(params, spatial_dims=2, in_channels=1, out_channels=1, patch_size=(64, 64))
@@ -95,7 +95,7 @@ def test_of_the_real_networks_only_low_adapters_travel(name: str) -> None:
 
 @pytest.mark.parametrize("private", [(), ("network.adapter.conv.weight", "network.head.weight")])
 def test_a_network_without_adapters_is_refused(private: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"network\.name.*adapted_unetr, adapted_swinunetr"):
+    with pytest.raises(ConfigError, match=r"network\.name.*adapted_unetr, adapted_swinunetr, adapted_sam"):
         build(FedScaParams(), private_names=private)
 
 
