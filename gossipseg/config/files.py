@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from gossipseg.algos.params import AlgorithmParams, GcmlParams
-from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
+from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams, TrustParams
 from gossipseg.learn.params import AdmissionParams, DataParams, DeviceParams, TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkParams
 from gossipseg.wire.params import WireParams
@@ -53,6 +53,7 @@ class FederationFile:
     gossip: GossipParams = field(default_factory=GossipParams)
     rounds: RoundsParams = field(default_factory=RoundsParams)
     membership: MembershipParams = field(default_factory=MembershipParams)
+    trust: TrustParams = field(default_factory=TrustParams)
     wire: WireParams = field(default_factory=WireParams)
     sites: list[ListedSite] = field(default_factory=list)
 
@@ -111,6 +112,7 @@ class SiteFile:
     """Unix socket of gossipctl; None: control.sock in state_dir."""
     device: DeviceParams = field(default_factory=DeviceParams)
     admission: AdmissionParams = field(default_factory=AdmissionParams)
+    quarantine: QuarantineParams = field(default_factory=QuarantineParams)
     rounds: int | None = None
     """Training budget; None: train for as long as the daemon runs."""
     report_test: bool = False

@@ -16,7 +16,7 @@ from typing import Any
 from gossipseg.config.files import FederationFile, ListedSite, SiteFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import Source
-from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
+from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import (
     ONE_SHOT_NETWORK,
@@ -92,6 +92,15 @@ RANGES: dict[type, dict[str, Range]] = {
         "request_timeout_s": POSITIVE,
         "transfer_timeout_s": POSITIVE,
         "max_parallel_transfers": COUNT,
+    },
+    QuarantineParams: {
+        "offences": COUNT,
+        "window_s": POSITIVE,
+        "first_s": POSITIVE,
+        "factor": COUNT,
+        "max_s": POSITIVE,
+        "decay_s": POSITIVE,
+        "dice_run": COUNT,
     },
     TaskParams: {
         "channels": COUNT,

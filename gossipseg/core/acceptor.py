@@ -16,6 +16,7 @@ from gossipseg.core import messages
 from gossipseg.core.context import Context
 from gossipseg.core.effects import RoundsRecord
 from gossipseg.core.electorate import Electorate
+from gossipseg.core.manifests import Notary
 from gossipseg.core.types import ModelRef, Proposal, Site
 
 
@@ -23,9 +24,15 @@ class Acceptor:
     """The durable side of the rounds. `electorate` is replaced when the list of sites changes."""
 
     def __init__(
-        self, ctx: Context, electorate: Electorate, record: RoundsRecord, *, max_model_bytes: int
+        self,
+        ctx: Context,
+        electorate: Electorate,
+        record: RoundsRecord,
+        notary: Notary,
+        *,
+        max_model_bytes: int,
     ) -> None:
-        self._ctx, self._max_model_bytes = ctx, max_model_bytes
+        self._ctx, self.notary, self._max_model_bytes = ctx, notary, max_model_bytes
         self.electorate, self.record = electorate, record
         self.run = ""
         """"" until the worker has reported the network signature in this life."""
@@ -81,7 +88,7 @@ class Acceptor:
 
     def objection(self, frm: Site, proposal: Proposal) -> str:
         """Why this site does not store it now; "" if it does, once the file is here."""
-        return self._out_of_turn(frm, proposal.round, proposal.attempt) or self.fault(proposal)
+        return self._out_of_turn(frm, proposal.round, proposal.attempt) or self.fault(proposal, frm)
 
     def store(self, proposal: Proposal) -> bool:
         """Its file is here. Phase 2b: stored unless a later attempt was promised meanwhile."""
@@ -104,12 +111,13 @@ class Acceptor:
             update_round=0,
             update=None,
         )
+        self.notary.accept(proposal.model)
         self._ctx.say(committed=proposal.round)
         self._ctx.persist()
         return True
 
-    def fault(self, proposal: Proposal) -> str:
-        """Why nobody should store it, whoever proposes it.
+    def fault(self, proposal: Proposal, frm: Site | None = None) -> str:
+        """Why nobody should store it, whoever proposes it; `frm`: the coordinator of its attempt.
 
         Who is in it is its maker's to check: an earlier list, with other sites and quorums, may have made it.
         """
@@ -117,6 +125,8 @@ class Acceptor:
             return "other_model"
         if len(set(proposal.contributors)) != len(proposal.contributors):
             return "too_few_contributors"
+        if reason := self.notary.fault_of_common(proposal, self.run, frm):
+            return reason
         return "too_large" if self.too_large(proposal.model) else ""
 
     def too_large(self, model: ModelRef) -> bool:

@@ -29,9 +29,11 @@ class Answers:
         commons: Commons,
         serving: Serving,
         heard_of: Callable[[int], None],
+        quarantined: Callable[[Site], bool],
     ) -> None:
         self._ctx, self._acceptor, self._plan = ctx, acceptor, plan
         self._commons, self._serving, self._heard_of = commons, serving, heard_of
+        self._quarantined = quarantined
         self._told: set[tuple[Site, str]] = set()
 
     def to(self, frm: Site, body: messages.Request) -> messages.Reply:
@@ -46,7 +48,8 @@ class Answers:
             self._ctx.note("round_refused", frm, reason)
         if not reason and self._ctx.info.phase is Phase.LEAVING:
             return "leaving"
-        return reason
+        common = isinstance(body, messages.Fetch) and body.kind == "global"  # what is here harms nobody
+        return "quarantined" if not reason and not common and self._quarantined(frm) else reason
 
     def _on_prepare(self, frm: Site, body: messages.Prepare) -> messages.PrepareReply:
         acceptor = self._acceptor
@@ -98,6 +101,7 @@ class Answers:
         if reason == "behind":
             self._commons.hint(frm, proposal.round - 1)
         if reason:
+            self._ctx.refused(frm, reason, proposal.model)
             committed = acceptor.record.committed if reason == "already_committed" else None
             return messages.AcceptReply("reject", reason, acceptor.promised, committed)
         if acceptor.holds(proposal.model.hash):
@@ -111,6 +115,7 @@ class Answers:
     def _on_commit(self, frm: Site, body: messages.Commit) -> messages.CommitReply:
         reason = self._acceptor.fault(body.proposal)
         if reason:
+            self._ctx.refused(frm, reason, body.proposal.model)
             return messages.CommitReply("reject", reason)
         self._commons.learn(body.proposal, frm)
         return messages.CommitReply("known")

@@ -61,7 +61,7 @@ class Commons:
     def committed_at(self, site: Site) -> int:
         """The newest round that a live site of this run says is committed."""
         member = self._membership.members.get(site)
-        if member is None or not member.live or member.refused:
+        if member is None or not member.live or member.refused or member.quarantined_until is not None:
             return 0
         info = member.info
         same = info is not None and info.contract != "" and info.contract == self._ctx.info.contract
@@ -87,7 +87,10 @@ class Commons:
 
     def learn(self, proposal: Proposal, frm: Site) -> None:
         """`frm` knows it to be committed."""
-        if proposal.round <= self._acceptor.committed or self._acceptor.fault(proposal):
+        if proposal.round <= self._acceptor.committed:
+            return
+        if fault := self._acceptor.fault(proposal):
+            self._ctx.refused(frm, fault, proposal.model)
             return
         self.hint(frm, proposal.round)
         if self._acceptor.holds(proposal.model.hash):

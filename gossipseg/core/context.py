@@ -13,7 +13,8 @@ from typing import Any
 from gossipseg.core import messages
 from gossipseg.core.effects import Effect, Note, Request, Respond
 from gossipseg.core.events import RequestFailed
-from gossipseg.core.types import PeerInfo, Phase, Sign, Site, fingerprint
+from gossipseg.core.offences import is_offence
+from gossipseg.core.types import ModelRef, PeerInfo, Phase, Sign, Site, fingerprint
 
 Outcome = messages.Reply | RequestFailed
 Contract = tuple[tuple[str, str], ...]
@@ -52,6 +53,8 @@ class Context:
         self.info = PeerInfo(0, 0, 0, Phase.STARTING, "")
         self.persist: Callable[[], None] = lambda: None
         """Set by the node: append a Persist of its whole snapshot."""
+        self.offences: list[tuple[Site, str]] = []
+        """Of this step so far: they count at its end."""
         self._last_id = 0
 
     # -------------------------------------------------------------- effects
@@ -78,6 +81,15 @@ class Context:
 
     def note(self, event: str, site: Site | None = None, reason: str = "", **detail: Any) -> None:
         self.effects.append(Note(event, site, reason, detail))
+
+    def offence(self, site: Site, reason: str) -> None:
+        """What `site` sent was refused for cause."""
+        self.offences.append((site, reason))
+
+    def refused(self, site: Site, reason: str, model: ModelRef | None) -> None:
+        """What `site` sent was refused: an offence if the reason is one."""
+        if is_offence(reason, site, model):
+            self.offence(site, reason)
 
     # -------------------------------------------------------------- this site's words
 

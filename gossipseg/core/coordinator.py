@@ -18,6 +18,7 @@ from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.effects import Aggregate
 from gossipseg.core.fetching import Fetcher, Serving, Want
 from gossipseg.core.membership import Membership
+from gossipseg.core.offences import verdict_is_offence
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rows import COMING, Row, state_of
 from gossipseg.core.stages import OVER, TRANSITIONS, Evidence, Stage
@@ -37,6 +38,8 @@ class Shop(Protocol):
 
     collected: dict[Site, ModelRef]
     """Each site's newest update of this round that is here, also from an earlier attempt."""
+    condemned: set[str]
+    """Hashes of updates of this round that the worker has refused."""
 
     def worker_free(self) -> bool:
         """It may combine updates now."""
@@ -226,6 +229,7 @@ class Attempt:
             self._refused(row, reply.reason, reply.committed)
             return
         if reply.accepted is not None and (fault := self._odd(reply.accepted)):
+            self.ctx.refused(row.site, fault, reply.accepted.model)
             self._refused(row, fault, None)  # its promise does not count: then passing over the model is safe
             return
         row.answered_at = self.ctx.now
@@ -296,6 +300,8 @@ class Attempt:
         member = self.membership.members.get(row.site)
         lately = self.ctx.now < row.heard_at + HEARD_SHARE * self.params.patience_s
         fetching = want is not None and want.frm != ""
+        if row.delivered is None and member is not None and member.quarantined_until is not None:
+            return "left_out", "quarantined"
         return state_of(row, member, fetching=fetching, lately=lately, quiet=quiet)
 
     def _states(self) -> dict[Site, tuple[str, str]]:
@@ -332,12 +338,26 @@ class Attempt:
         update = row.update
         if update is None or row.delivered is not None or row.failed or row.refused:
             return
-        if update.kind != "update" or self.acceptor.too_large(update):
-            row.failed = "too_large" if update.kind == "update" else "other_model"
+        member = self.membership.members.get(row.site)
+        if member is not None and member.quarantined_until is not None:
+            return
+        if reason := self._unfit(row.site, update):
+            row.failed = reason
+            self.ctx.refused(row.site, reason, update)
         elif (here := self.shop.collected.get(row.site)) is not None and here.hash == update.hash:
             row.delivered = here
         elif update.hash not in self.fetcher.wants:
+            if self.acceptor.notary.accept(update):
+                self.ctx.persist()
             self.fetcher.want(update, self.round, self.attempt, [row.site], self._on_update, row)
+
+    def _unfit(self, site: Site, update: ModelRef) -> str:
+        """Why a site's update is not fetched; "" if it is."""
+        if update.kind != "update":
+            return "other_model"
+        acceptor = self.acceptor
+        fault = acceptor.notary.fault_of_update(site, update, acceptor.run, self.round)
+        return fault or ("too_large" if acceptor.too_large(update) else "")
 
     def _on_update(self, want: Want, reason: str) -> None:
         row: Row = want.about
@@ -360,6 +380,7 @@ class Attempt:
                 self._left_out.setdefault(site, "not_used")
         absent = tuple(sorted(self._left_out.items()))
         model = replace(event.model, kind="global", round=self.round)
+        model = self.acceptor.notary.sign(model, run=self.acceptor.run, attempt=self.attempt)
         proposal = Proposal(self.round, self.attempt, model, contributors, absent)
         if reason := self.acceptor.fault(proposal) or self.acceptor.electorate.fault(proposal):
             self.give_up(reason)
@@ -376,6 +397,10 @@ class Attempt:
     def _refuse(self, refused: tuple[tuple[Site, str], ...]) -> None:
         for site, reason in refused:
             self._left_out[site] = f"refused_{reason}"[:64]
+            hash = dict(self._chosen)[site].hash if site in dict(self._chosen) else ""
+            if site != self.ctx.site and verdict_is_offence(reason) and hash not in self.shop.condemned:
+                self.shop.condemned.add(hash)  # the same update comes again in the next attempt
+                self.ctx.offence(site, reason)
 
     # -------------------------------------------------------------- phase 2
 

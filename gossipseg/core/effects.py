@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gossipseg.core import messages
-from gossipseg.core.types import ModelRef, Proposal, Site
+from gossipseg.core.quarantine import ConductRecord
+from gossipseg.core.types import ModelKind, ModelRef, Proposal, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,19 @@ class InboxEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """The newest manifest accepted from a maker, of one kind."""
+
+    maker: Site
+    kind: ModelKind
+    sequence: int
+    round: int
+    hash: str
+    arrived: bool = False
+    """Its model has come: of a model for gossip the same manifest is a replay from then on."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoundsRecord:
     """What a site must remember of the rounds under a coordinator: fsynced before any word of it is given."""
 
@@ -79,6 +93,10 @@ class Snapshot:
     counters: tuple[tuple[str, Site, int], ...] = ()
     """(what, site, how often): models sent, received, merged, … so that counts outlive a restart."""
     rounds: RoundsRecord | None = None
+    sequence: int = 0
+    """The last number that this site has signed a manifest with."""
+    seen: tuple[Seen, ...] = ()
+    conduct: tuple[ConductRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +149,8 @@ class Note:
     round_committed (contributors and absent in `detail`), round_alone (this site trains on without the
     others), update_refused (this site's update, with the reason), round_refused (a message of another run
     or list of sites), rounds_forgotten (what was remembered belongs to another run).
+    Quarantine: offence (what a peer sent was refused for cause), peer_quarantined, quarantine_over,
+    quarantine_lifted.
     Anything else: dropped_event. Exchange notes carry hash, bytes and round in `detail`.
     """
 

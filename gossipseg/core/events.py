@@ -22,7 +22,8 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A listed, authenticated site asks; answer with effects.Respond(token). Records in it are verified."""
+    """A listed, authenticated site asks; answer with effects.Respond(token). Records in it are verified;
+    manifests whose signature does not hold bear a `fault`."""
 
     frm: Site
     token: int
@@ -173,6 +174,13 @@ class Leave:
 
 
 @dataclass(frozen=True, slots=True)
+class LiftQuarantine:
+    """An operator lets a site begin anew: its offences and its manifests' numbers are forgotten."""
+
+    site: Site
+
+
+@dataclass(frozen=True, slots=True)
 class SitesChanged:
     """peers.yaml was reloaded: name → listed address, without this site itself."""
 
@@ -198,4 +206,5 @@ Event = (
     | Pause
     | Leave
     | SitesChanged
+    | LiftQuarantine
 )

@@ -75,6 +75,20 @@ class Fetcher:
             return
         self.wants[model.hash] = Want(model, round, attempt, list(sources), [then], about, due=self._ctx.now)
 
+    def shun(self, site: Site) -> None:
+        """It is quarantined: it is asked for nothing, and what it streams is not expected any more."""
+        for hash, want in list(self.wants.items()):
+            if site not in want.sources:
+                continue
+            want.sources.remove(site)
+            if not want.sources:
+                del self.wants[hash]
+                for then in want.thens:
+                    then(want, "quarantined")
+            elif want.frm == site:
+                want.frm, want.streaming = "", False
+                want.due, want.until = self._ctx.now, math.inf
+
     def drop(self, keep: Callable[[Want], bool]) -> None:
         """Forget the wants that are not to be kept."""
         self.wants = {hash: want for hash, want in self.wants.items() if keep(want)}
@@ -188,6 +202,7 @@ class Fetcher:
         want = self.wants[event.hash]
         self._ctx.note("model_broken", event.frm, event.reason, hash=event.hash, detail=event.detail)
         self._failed(want, event.reason)
+        self._ctx.refused(event.frm, event.reason, want.model)
         return True
 
 

@@ -17,6 +17,7 @@ from gossipseg.core.effects import InboxEntry, StartTransfer
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.greeting import Greeter
 from gossipseg.core.inbox import Inbox, is_stale
+from gossipseg.core.manifests import Notary
 from gossipseg.core.member import Member
 from gossipseg.core.membership import Membership
 from gossipseg.core.params import GossipParams
@@ -65,13 +66,16 @@ class Gossip:
         max_model_bytes: int,
         inbox: Inbox,
         counts: Counter[tuple[str, Site]],
+        notary: Notary,
     ) -> None:
         self._ctx, self._params, self._membership, self._greeter = ctx, params, membership, greeter
         self._exchanges, self._rounds, self._max_model_bytes = exchanges, rounds, max_model_bytes
-        self.inbox, self.counts = inbox, counts
+        self.inbox, self.counts, self._notary = inbox, counts, notary
         self.pool = SenderPool()
         self.outgoing: list[Outgoing] = []
         self._transfers: dict[int, Outgoing] = {}
+        self._offered: dict[Site, int] = {}
+        """Sequence number of the newest model offered to a site: an older one would be a replay there."""
         self.running_round: int | None = None
         """The round the worker is in; set by training.py."""
         self.last_visit: str | None = None
@@ -100,13 +104,15 @@ class Gossip:
         elif len(self.outgoing) >= self._params.max_parallel_transfers:
             self._note_drop(None, model, "transfers_busy")
         else:
-            outgoing = Outgoing(model, tries_left=1 + self._params.retries)
+            outgoing = Outgoing(self._notary.sign(model), tries_left=1 + self._params.retries)
+            self._ctx.persist()  # its number is never used again
             self.outgoing.append(outgoing)
             self._offer_next(outgoing)
 
     def _offer_next(self, out: Outgoing) -> None:
         """Offer to a site not tried yet; give up for this round when there is none, or no try left."""
         busy_with = {o.to for o in self.outgoing if o is not out}
+        busy_with |= {site for site, newest in self._offered.items() if newest > _number(out.model)}
         while out.tries_left > 0:
             site = self.pool.draw(self._ctx.rng, out.tried | busy_with)
             if site is None:
@@ -135,6 +141,7 @@ class Gossip:
     def _offer(self, out: Outgoing) -> None:
         out.tries_left -= 1
         self._ctx.note("offer_sent", out.to, **describe(out.model))
+        self._offered[out.to] = _number(out.model)
         body = messages.Offer(out.model)
         self._ctx.request(out.to, body, self._params.offer_timeout_s, self._on_answer, out)
 
@@ -193,6 +200,8 @@ class Gossip:
         if not reason and not self.inbox.reserve(frm, body.model, self._ctx.now):
             reason = "busy"
         if not reason:
+            if self._notary.accept(body.model):
+                self._ctx.persist()
             reply = messages.OfferReply("accept")
             self._ctx.note("offer_in_accepted", frm, **describe(body.model))
         elif reason == "busy":
@@ -201,6 +210,7 @@ class Gossip:
         else:
             reply = messages.OfferReply("reject", reason)
             self._ctx.note("offer_in_rejected", frm, reason, **describe(body.model))
+            self._ctx.refused(frm, reason, body.model)
         self._ctx.respond(token, reply)
 
     def _why_not(self, frm: Site, model: ModelRef) -> str:
@@ -215,27 +225,33 @@ class Gossip:
             return "finished"  # no later round could host it
         if member is None or member.refused:
             return "contract_mismatch"
+        if member.quarantined_until is not None:
+            return "quarantined"
         if not self._greeter.compatible(member):
             if not member.agreed and not member.greeting:
                 self._greeter.greet(member, self._params.offer_timeout_s)
             return "not_ready"
+        if self.inbox.holds(model.hash) or model.hash == self.last_visit:
+            return "duplicate"
+        if fault := self._notary.fault_of_model(frm, model):
+            return fault
         if model.size_bytes > self._max_model_bytes:
             return "too_large"
         if 0 < info.round < self._params.warmup_rounds:
             return "warming_up"  # with no round behind it a late joiner may take one over at once
         if is_stale(model.steps, info.steps):
             return "stale"
-        if self.inbox.holds(model.hash) or model.hash == self.last_visit:
-            return "duplicate"
         return ""
 
     def on_arrived(self, event: events.ModelArrived) -> None:
+        expected = self.inbox.expected(event.frm, event.model.hash)  # with what its maker signed of it
         promised, replaced = self.inbox.arrive(event.frm, event.model, self._ctx.info.round)
-        entry = InboxEntry(event.frm, event.model, self._ctx.info.round)
+        entry = InboxEntry(event.frm, expected or event.model, self._ctx.info.round)
         if not promised:
             self.dropped(entry, "not_expected")
             return
         self.counts["received", event.frm] += 1
+        self._notary.arrived(entry.model)
         self._ctx.note("model_arrived", event.frm, **describe(event.model))
         for old in replaced:
             self.dropped(old, "replaced")
@@ -249,6 +265,14 @@ class Gossip:
             return
         self.counts["refused", event.frm] += 1
         self._ctx.note("model_broken", event.frm, event.reason, hash=event.hash, detail=event.detail)
+        self._ctx.refused(event.frm, event.reason, None)
+
+    def shun(self, site: Site) -> None:
+        """It is quarantined: what it was promised, and what came of it and waits, goes."""
+        held = self.inbox.release(site)
+        if held is not None:
+            self._note_drop(held.frm, held.model, "quarantined")
+        self.drop_waiting("quarantined", site)
 
     def expire(self) -> None:
         held = self.inbox.reserved
@@ -273,3 +297,7 @@ class Gossip:
             if frm is None or entry.frm == frm:
                 self.inbox.remove(entry.model.hash)
                 self.dropped(entry, reason)
+
+
+def _number(model: ModelRef) -> int:
+    return model.manifest.sequence if model.manifest is not None else 0

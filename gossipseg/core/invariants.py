@@ -20,7 +20,8 @@ def check(ctx: Context, membership: Membership, gossip: Gossip, training: Traini
         "the alive pool holds others"
     )
     assert membership.health.score >= 0, "self-health below 0"
-    _check_exchange(ctx, gossip)
+    _check_exchange(ctx, membership, gossip)
+    assert not ctx.offences, "an offence is not counted"
     running = training.worker is Worker.RUNNING
     assert running == (gossip.running_round is not None), "a round runs without a worker, or the reverse"
     assert gossip.inbox.visiting is None or running, "a visit outside a round"
@@ -49,11 +50,14 @@ def _check_member(member: Member, membership: Membership, gossip: Gossip) -> Non
     assert not (member.agreed and member.refused and not member.blocked), f"{site}: agreed and refused"
 
 
-def _check_exchange(ctx: Context, gossip: Gossip) -> None:
+def _check_exchange(ctx: Context, membership: Membership, gossip: Gossip) -> None:
     inbox = gossip.inbox
     hashes = [e.model.hash for e in inbox.entries]
     assert len(set(hashes)) == len(hashes), "one model twice in the inbox"
     assert len(inbox.waiting) <= 2, "more than a restored visitor and one model wait"
+    shut_out = {m.site for m in membership.members.values() if m.quarantined_until is not None}
+    held = inbox.reserved.frm if inbox.reserved is not None else None
+    assert shut_out.isdisjoint({held, *(e.frm for e in inbox.waiting)}), "something of a quarantined site"
     targets = [o.to for o in gossip.outgoing if o.to]
     assert len(set(targets)) == len(targets), "two models on their way to one site"
     assert all(call.to != ctx.site for call in ctx.calls.values()), "a call to itself"

@@ -62,6 +62,10 @@ class Member:
     """A Hello to it is under way."""
     blocked: bool = False
     """`refused` comes from the wire (wrong key, not listed there), not from a comparison."""
+    quarantined_until: float | None = None
+    """Until when nothing is taken from it (the core's clock); None: it is in no quarantine."""
+    offence: str = ""
+    """The last one, while it is in quarantine."""
 
     @property
     def live(self) -> bool:
@@ -82,6 +86,7 @@ class Member:
         return (
             self.state is MemberState.ALIVE
             and not self.refused
+            and self.quarantined_until is None
             and self.cases > 0
             and (self.info is None or self.info.phase is Phase.TRAINING)
         )

@@ -27,10 +27,12 @@ from gossipseg.core.gossip import Gossip
 from gossipseg.core.greeting import Greeter
 from gossipseg.core.inbox import Inbox, Reservation
 from gossipseg.core.invariants import check, check_rounds
+from gossipseg.core.manifests import Notary
 from gossipseg.core.member import Member
 from gossipseg.core.membership import Membership
-from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
+from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams, TrustParams
 from gossipseg.core.probing import Prober
+from gossipseg.core.quarantine import Conduct, Quarantine
 from gossipseg.core.rounds import Rounds
 from gossipseg.core.rounds_view import RoundsView
 from gossipseg.core.training import Training
@@ -87,12 +89,16 @@ class NodeState:
         max_model_bytes: int = 2 << 30,
         snapshot: Snapshot | None = None,
         protocol: tuple[int, int] = (PROTOCOL_MIN, PROTOCOL_MAX),
+        trust: TrustParams | None = None,
+        quarantine: QuarantineParams | None = None,
+        sequence_floor: int = 0,
         strict: bool = False,
     ) -> None:
         """`sites`: name → listed address of the others. `strict`: an event that fits no state raises.
 
         `rounds` is the training budget; `every_rounds` and `finetune_rounds` are of its own rounds, and like
-        `rounds_params` only for `exchange="rounds"`.
+        `rounds_params` only for `exchange="rounds"`. `sequence_floor`: no manifest gets a number below it;
+        taken from a clock, it keeps a site that has lost its disk from repeating itself.
         """
         then = snapshot or Snapshot()
         self.strict = strict
@@ -105,6 +111,16 @@ class NodeState:
             site, federation=federation, contract=contract, protocol=protocol, rng=rng, sign=sign
         )
         ctx.persist = self._persist
+        self._notary = Notary(
+            ctx,
+            require=(trust or TrustParams()).require_manifests,
+            sequence=then.sequence,
+            floor=sequence_floor,
+            seen=(s for s in then.seen if s.maker in sites),
+        )
+        conduct = quarantine or QuarantineParams()
+        self._quarantine = Quarantine(conduct)
+        self._conduct_then = then.conduct
         self._membership = Membership(
             ctx,
             membership,
@@ -126,6 +142,7 @@ class NodeState:
             # peers.yaml may have changed while this site was down: no removed site's model visits.
             inbox=Inbox(gossip, tuple(e for e in then.inbox if e.frm in sites)),
             counts=self._counts,
+            notary=self._notary,
         )
         self._rounds: Rounds | None = None
         if exchange == "rounds":
@@ -138,9 +155,16 @@ class NodeState:
                 finetune_rounds=finetune_rounds,
                 max_model_bytes=max_model_bytes,
                 record=then.rounds,
+                notary=self._notary,
             )
         self._training = Training(
-            ctx, self._gossip, self._membership, rounds=rounds, snapshot=then, coordinated=self._rounds
+            ctx,
+            self._gossip,
+            self._membership,
+            rounds=rounds,
+            snapshot=then,
+            coordinated=self._rounds,
+            dice_run=conduct.dice_run if conduct.dice_offence else None,
         )
         if self._rounds is not None:
             self._rounds.worker = self._training
@@ -157,11 +181,16 @@ class NodeState:
         if due is not None and now - due > self._stall_s and due != self._missed:
             self._missed = due  # one stall counts once, whatever comes before its tick
             self._prober.stalled()
+        if now >= self._quarantine.next_deadline():
+            self._end_quarantines()
         handler = HANDLERS.get((self._stage, type(event)))
         if handler is None or not handler(self, event):
             self._unexpected(event)
+        self._judge()
         if self._rounds is not None and self._stage is Stage.UP:
             self._rounds.settle()
+            if self._judge():
+                self._rounds.settle()
         self._due = self._next_deadline()
         return effects
 
@@ -178,7 +207,7 @@ class NodeState:
     def _next_deadline(self) -> float | None:
         if self._stage is not Stage.UP:
             return None
-        due = self._prober.next_deadline()
+        due = min(self._prober.next_deadline(), self._quarantine.next_deadline())
         for other in (self._membership.next_deadline(), self._gossip.next_deadline()):
             if other is not None and other < due:
                 due = other
@@ -203,8 +232,50 @@ class NodeState:
             paused=self._training.paused,
             counters=counters,
             rounds=self._rounds.acceptor.record if self._rounds is not None else None,
+            sequence=self._notary.sequence,
+            seen=tuple(self._notary.seen[key] for key in sorted(self._notary.seen)),
+            conduct=self._conduct_then or self._quarantine.records(ctx.now),
         )
         ctx.effects.append(Persist(snapshot))
+
+    # -------------------------------------------------------------- quarantine
+
+    def _judge(self) -> bool:
+        """Count the offences of this step; True: there were some."""
+        ctx = self._ctx
+        offences, ctx.offences = ctx.offences, []
+        for site, reason in offences:
+            if site not in self._membership.members:
+                continue
+            self._counts["offences", site] += 1
+            ctx.note("offence", site, reason)
+            if self._quarantine.offend(site, reason, ctx.now):
+                self._shut_out(site)
+                until = self._quarantine.until(site)
+                ctx.note("peer_quarantined", site, reason, seconds=(until or ctx.now) - ctx.now)
+        if offences:
+            ctx.persist()
+        return bool(offences)
+
+    def _shut_out(self, site: Site) -> None:
+        member = self._membership.members[site]
+        member.quarantined_until = self._quarantine.until(site)
+        member.offence = self._quarantine.reason(site)
+        self._gossip.shun(site)
+        if self._rounds is not None:
+            self._rounds.shun(site)
+        self._on_change(member, False)
+
+    def _let_in(self, site: Site) -> None:
+        member = self._membership.members.get(site)
+        if member is not None:
+            member.quarantined_until, member.offence = None, ""
+            self._on_change(member, False)
+
+    def _end_quarantines(self) -> None:
+        for site in self._quarantine.settle(self._ctx.now):
+            self._let_in(site)
+            self._ctx.note("quarantine_over", site)
 
     def _on_greeted(self, member: Member) -> None:
         self._on_change(member, False)
@@ -218,6 +289,12 @@ class NodeState:
 
     def _start(self, event: events.Start) -> bool:
         self._stage = Stage.UP
+        self._quarantine.restore(self._conduct_then, self._ctx.now)
+        self._conduct_then = ()
+        self._quarantine.forget(self._membership.members)
+        for site in self._membership.members:
+            if self._quarantine.until(site) is not None:
+                self._shut_out(site)
         self._membership.announce(self._membership.incarnation)
         self._prober.start()
         if self._rounds is not None:
@@ -312,9 +389,19 @@ class NodeState:
     def _leave_again(self, event: events.Leave) -> bool:
         return True
 
+    def _lift(self, event: events.LiftQuarantine) -> bool:
+        lifted = self._quarantine.lift(event.site)
+        self._notary.forget(event.site)
+        self._let_in(event.site)
+        self._ctx.note("quarantine_lifted", event.site, "" if lifted else "was_in_none")
+        self._ctx.persist()
+        return True
+
     def _sites_changed(self, event: events.SitesChanged) -> bool:
         for site in self._membership.set_sites(event.sites):
             self._gossip.drop_waiting("no_longer_listed", site)
+        self._notary.keep(event.sites)
+        self._quarantine.forget(event.sites)
         if self._rounds is not None:
             self._rounds.set_sites(event.sites)
         self._ctx.persist()
@@ -326,6 +413,16 @@ class NodeState:
     def members(self) -> Mapping[Site, Member]:
         """All listed sites but this one."""
         return MappingProxyType(self._membership.members)
+
+    @property
+    def quarantine(self) -> Mapping[Site, Conduct]:
+        """Every peer with something against it; times are the core's clock."""
+        return MappingProxyType(dict(self._quarantine.conducts()))
+
+    def quarantined(self, site: Site) -> bool:
+        """Nothing is taken from it now."""
+        member = self._membership.members.get(site)
+        return member is not None and member.quarantined_until is not None
 
     @property
     def info(self) -> PeerInfo:
@@ -390,6 +487,8 @@ class NodeState:
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:
         """The accepted offer, or the fetched file, whose stream may come now, or None."""
+        if self.quarantined(frm):
+            return None
         if self._rounds is not None and (model := self._rounds.expects(frm, hash)) is not None:
             return model
         return self._gossip.inbox.expected(frm, hash)
@@ -421,6 +520,7 @@ _ALWAYS: Mapping[type, _Handler] = {
     events.AggregationFailed: NodeState._worker,
     events.Pause: NodeState._pause,
     events.SitesChanged: NodeState._sites_changed,
+    events.LiftQuarantine: NodeState._lift,
 }
 HANDLERS: Mapping[tuple[Stage, type], _Handler] = {
     (Stage.NEW, events.Start): NodeState._start,

@@ -1,4 +1,4 @@
-"""Settings of the pure core: membership and gossip. Times are in seconds.
+"""Settings of the pure core: membership, gossip, rounds, trust and quarantine. Times are in seconds.
 
 Presets are deltas on the WAN defaults; `local` is for several daemons on one machine.
 """
@@ -91,3 +91,33 @@ class RoundsParams:
     transfer_timeout_s: float = 3600.0
     max_parallel_transfers: int = 2
     """Updates that the coordinator fetches at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrustParams:
+    """What a model must bring with it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    require_manifests: bool = True
+    """False: a model without a signed manifest is taken, too, while sites of an older version are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineParams:
+    """When a peer that sends what must be refused is kept out, and for how long (core/quarantine.py)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    offences: int = 3
+    """So many within the window, and the peer is quarantined."""
+    window_s: float = 3600.0
+    first_s: float = 600.0
+    factor: float = 3.0
+    """Each further quarantine lasts so many times as long as the one before, up to max_s."""
+    max_s: float = 7 * 86400.0
+    decay_s: float = 86400.0
+    """So long without an offence takes one step of that growth back."""
+    dice_offence: bool = False
+    """True: dice_run models in a row that only do worse on this site's validation count as one, too."""
+    dice_run: int = 5

@@ -95,6 +95,9 @@ class Plan:
         """The worker is up, with weights that were last taken from that common model."""
         now = self._ctx.now
         self._last_global, self.running = last_global, None
+        if self.update is not None and self.update.manifest is None:  # of an older version
+            update = replace(self.update, round=self._acceptor.round)
+            self._keep(self._acceptor.notary.sign(update, run=self._acceptor.run))
         if self._meet_until == math.inf:
             self._meet_until = now + self._params.request_timeout_s
         if self.update is not None and self._alone_at == math.inf:
@@ -120,11 +123,11 @@ class Plan:
         if self.update is None or now - self._heard_at < wait_s:
             self._alone_at = now + wait_s
         if event.export is not None:
-            self._acceptor.record = replace(
-                self._acceptor.record,
-                update_round=running.towards,
-                update=replace(event.export, kind="update"),
-            )
+            update = replace(event.export, kind="update", round=running.towards)
+            self._keep(self._acceptor.notary.sign(update, run=self._acceptor.run))
+
+    def _keep(self, update: ModelRef) -> None:
+        self._acceptor.record = replace(self._acceptor.record, update_round=update.round, update=update)
 
     def committed(self) -> None:
         """There is a new common model to go on from."""

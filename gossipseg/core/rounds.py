@@ -23,6 +23,7 @@ from gossipseg.core.coordinator import Attempt
 from gossipseg.core.effects import Aggregate, RoundsRecord, StartRound
 from gossipseg.core.electorate import Electorate, run_of
 from gossipseg.core.fetching import Fetcher, Serving
+from gossipseg.core.manifests import Notary
 from gossipseg.core.member import Member
 from gossipseg.core.membership import Membership
 from gossipseg.core.params import RoundsParams
@@ -65,12 +66,15 @@ class Rounds:
         finetune_rounds: int,
         max_model_bytes: int,
         record: RoundsRecord | None,
+        notary: Notary,
     ) -> None:
         self._ctx, self._params, self._membership = ctx, params, membership
         self.worker: Worker
         """Set by the node."""
         electorate = Electorate.of((ctx.site, *membership.members), params.quorum)
-        self.acceptor = Acceptor(ctx, electorate, record or RoundsRecord(), max_model_bytes=max_model_bytes)
+        self.acceptor = Acceptor(
+            ctx, electorate, record or RoundsRecord(), notary, max_model_bytes=max_model_bytes
+        )
         self.fetcher = Fetcher(ctx, params, self.acceptor)
         self.serving = Serving(ctx, params)
         self.commons = Commons(ctx, params, membership, self.acceptor, self.fetcher, self._commit)
@@ -89,8 +93,11 @@ class Rounds:
         self.making: Aggregate | None = None
         """What the worker combines now, for whichever attempt."""
         self.collected: dict[Site, ModelRef] = {}
+        self.condemned: set[str] = set()
         self._rest_until = -math.inf
-        self._answers = Answers(ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of)
+        self._answers = Answers(
+            ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of, self._quarantined
+        )
         ctx.say(committed=self.acceptor.committed)
 
     @property
@@ -113,6 +120,14 @@ class Rounds:
         if ended:
             self.turns.restarted(member.site)
             self.commons.forget(member.site)
+
+    def shun(self, site: Site) -> None:
+        """It is quarantined."""
+        self.fetcher.shun(site)
+
+    def _quarantined(self, site: Site) -> bool:
+        member = self._membership.members.get(site)
+        return member is not None and member.quarantined_until is not None
 
     def set_sites(self, sites: Iterable[Site]) -> None:
         """The list was reloaded: `sites` are the others."""
@@ -259,7 +274,7 @@ class Rounds:
         if not self.acceptor.commit(proposal):
             return
         self.plan.committed()
-        self.collected = {}
+        self.collected, self.condemned = {}, set()
         self._ctx.note(
             "round_committed",
             coordinator,

@@ -7,6 +7,7 @@ Under a coordinator the plan (rounds.py) says when, and from which model.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
@@ -16,6 +17,7 @@ from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate, Finished, Snapshot, StartRound
 from gossipseg.core.gossip import Gossip, describe
 from gossipseg.core.membership import Membership
+from gossipseg.core.offences import DICE, verdict_is_offence
 from gossipseg.core.rounds import Rounds
 from gossipseg.core.types import Phase, Site
 
@@ -45,7 +47,9 @@ class Training:
         rounds: int | None,
         snapshot: Snapshot,
         coordinated: Rounds | None = None,
+        dice_run: int | None = None,
     ) -> None:
+        """`dice_run`: so many models in a row that only do worse here are an offence; None: never."""
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
         self._coordinated = coordinated
         self._rounds = rounds
@@ -53,6 +57,9 @@ class Training:
         self.paused = snapshot.paused
         self.leaving = False
         self._visitors: dict[str, Site] = {}
+        self._dice_run = dice_run
+        self._worse: Counter[Site] = Counter()
+        """Models of a site in a row that did worse here; forgotten when the daemon ends."""
         self._lost_with = ""
         """Hash of the visitor during which the worker last died."""
         self._say_phase()
@@ -163,6 +170,8 @@ class Training:
             frm = self._visitors.get(event.reverted)
             gossip.counts["reverted", frm or ""] += 1
             ctx.note("visit_reverted", frm, "validation", hash=event.reverted)
+            if frm is not None:
+                self._weigh(frm, "kept_out", "validation")
         if self._coordinated is not None:
             self._coordinated.plan.round_over(event)
         ctx.persist()
@@ -192,6 +201,19 @@ class Training:
         gossip.counts[result.outcome, visitor.frm] += 1
         detail = {**describe(visitor.model), "at_round": event.round}
         self._ctx.note(f"visit_{result.outcome}", visitor.frm, result.reason, **detail)
+        self._weigh(visitor.frm, result.outcome, result.reason)
+
+    def _weigh(self, site: Site, outcome: str, reason: str) -> None:
+        """What the worker found of a site's model may be held against the site."""
+        if reason in DICE:
+            self._worse[site] += 1
+            if self._dice_run is not None and self._worse[site] >= self._dice_run:
+                del self._worse[site]
+                self._ctx.offence(site, reason)
+        elif outcome == "merged":
+            self._worse.pop(site, None)
+        elif outcome == "refused" and verdict_is_offence(reason):
+            self._ctx.offence(site, reason)
 
     # -------------------------------------------------------------- going on
 

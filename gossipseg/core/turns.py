@@ -61,6 +61,8 @@ class Turns:
             return member.state.value
         if member.refused:
             return "contract_mismatch"
+        if member.quarantined_until is not None:
+            return "quarantined"
         if member.info is not None and member.info.phase is not Phase.TRAINING:
             return member.info.phase.value
         return ""

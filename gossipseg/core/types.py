@@ -10,8 +10,8 @@ from enum import StrEnum
 from typing import Literal
 
 PROTOCOL_MIN = 1
-PROTOCOL_MAX = 1
-"""Range of the peer protocol spoken here; only disjoint ranges are refused."""
+PROTOCOL_MAX = 2
+"""Range of the peer protocol spoken here; only disjoint ranges are refused. 2: models carry manifests."""
 
 Site = str
 """A site's name, as listed in peers.yaml. Members, rounds and state are keyed by it."""
@@ -121,6 +121,45 @@ ModelKind = Literal["model", "update", "global"]
 
 
 @dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the maker of a model says of it, signed with its key; it travels with the model unchanged."""
+
+    schema: str = ""
+    """Names and shapes of the file's tensors, as a hash (the shell's)."""
+    dtype: str = ""
+    """The tensors' types, sorted and joined by "+": F16, F16+F32."""
+    federation: str = ""
+    contract: str = ""
+    """Fingerprint."""
+    maker: Site = ""
+    kind: ModelKind = "model"
+    run: str = ""
+    """The run of rounds that an update or a common model is for; "" of a model for gossip."""
+    round: int = 0
+    """Of an update or a common model: the federation's; of a model for gossip: its maker's own."""
+    attempt: int = 0
+    """Of a common model: the attempt in which it was made; else 0."""
+    sequence: int = 0
+    """Its maker's count of manifests: it never says a number twice, not even after a restart."""
+    hash: str = ""
+    size_bytes: int = 0
+    steps: int = 0
+    cases: int = 0
+    dice_val: float | None = None
+    signature: str = ""
+    """Hex digits, so that a snapshot is plain JSON."""
+    fault: str = ""
+    """Not signed and not sent: why the receiving shell does not believe it; "" where it does."""
+
+
+def manifest_payload(manifest: Manifest) -> bytes:
+    """The bytes that are signed. They begin unlike a record's: neither can be passed off as the other."""
+    unsigned = ("signature", "fault")
+    fields = {n: getattr(manifest, n) for n in manifest.__dataclass_fields__ if n not in unsigned}
+    return b"gossipseg manifest 1\n" + json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRef:
     """A model in some store, by content."""
 
@@ -132,6 +171,8 @@ class ModelRef:
     cases: int
     dice_val: float | None = None
     kind: ModelKind = "model"
+    manifest: Manifest | None = None
+    """What its maker signed of it; None: an older version made it."""
 
 
 @dataclass(frozen=True, slots=True)

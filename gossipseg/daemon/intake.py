@@ -1,7 +1,8 @@
 """What the daemon does for its peers: answers their requests, takes in the models they were promised.
 
 What belongs here: signature checks on records, the bridge from a request to the core and back, streaming a
-model to disk with the checks that need no torch. What must not: deciding whether to accept (core does).
+model to disk with the checks that need no torch. What must not: deciding whether to accept (core does), how
+manifests are checked (manifests.py).
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import functools
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from gossipseg.core import events
 from gossipseg.core.messages import Body, Reply, Request
 from gossipseg.core.types import ModelKind, ModelRef, Record, Site, payload, signer_of
+from gossipseg.daemon.manifests import Verifier, file_differs, marked
 from gossipseg.errors import DiskFull, LocalError, PeerRefused
 from gossipseg.store import (
     BrokenModel,
@@ -39,15 +41,6 @@ ANSWER_TIMEOUT_S = 30.0
 TELL_EVERY_S = 2.0
 """How often the core is told that a promised model is on its way."""
 _B = TypeVar("_B", bound=Body)
-
-
-class Verifier(Protocol):
-    """Checks signatures against the listed certificates (trust.TrustList)."""
-
-    def verify(self, site: Site, payload: bytes, signature: bytes) -> bool: ...
-
-    @property
-    def sites(self) -> frozenset[Site]: ...
 
 
 class Intake:
@@ -98,7 +91,9 @@ class Intake:
             future.set_result(body)
 
     def verified(self, peer: Site, body: _B) -> _B:
-        """The same message without the records that their signer did not sign."""
+        """The same message without the records that their signer did not sign, and with a mark on every
+        manifest that is not to be believed."""
+        body = marked(body, self.verifier, self.schemas)
         records: tuple[Record, ...] = getattr(body, "records", ())
         if not records:
             return body
@@ -140,7 +135,12 @@ class Intake:
             except IncompleteModel as e:  # what came is kept for a resume; the promise stands
                 raise PeerRefused(peer, e.reason, str(e)) from None
             except BrokenModel as e:
-                self._broken(peer, model, e.reason, str(e))
+                signed = e.reason == "hash_mismatch" and model.manifest is not None
+                self._broken(peer, model, "manifest_mismatch" if signed else e.reason, str(e))
+            except PeerRefused as e:
+                if e.reason != "too_large":  # more than was declared
+                    raise
+                self._broken(peer, model, e.reason, e.detail)
             except DiskFull as e:
                 self._broken(peer, model, "disk_full", str(e))
         await self._check_header(peer, model)
@@ -175,9 +175,12 @@ class Intake:
         path = self._store.path(model.hash)
         try:
             header = await asyncio.to_thread(read_safetensors_header, path)
+            differs = file_differs(model, header)
             difference = self._difference(header, model.kind)
         except (ValueError, OSError, LocalError) as e:
             self._bad_file(peer, model, "unreadable", str(e))
+        if differs:
+            self._bad_file(peer, model, "manifest_mismatch", differs)
         if difference:
             self._bad_file(peer, model, "schema_mismatch", difference)
 
@@ -205,7 +208,12 @@ class Intake:
             self._forget(model)  # only now: the core has let go of its promise
 
     def _require_promised(self, peer: Site, model: ModelRef) -> ModelRef:
+        if self._node.quarantined(peer):
+            raise PeerRefused(peer, "quarantined", "nothing is taken from it for now")
         promised = self._node.expects(peer, model.hash)
+        if promised is not None and promised.manifest is not None and promised.size_bytes != model.size_bytes:
+            detail = f"the stream says {model.size_bytes} bytes, the manifest {promised.size_bytes}"
+            self._broken(peer, model, "manifest_mismatch", detail)
         if promised is None or promised.size_bytes != model.size_bytes:
             raise PeerRefused(peer, "not_offered", "this model was not offered, or not accepted")
         return promised

@@ -196,6 +196,9 @@ class Daemon:
             sign=identity.sign if identity else (lambda _: b""),
             max_model_bytes=f.wire.max_model_bytes,
             snapshot=snapshot,
+            trust=f.trust,
+            quarantine=s.quarantine,
+            sequence_floor=time.time_ns() // 1_000_000,
         )
         return Runtime(
             self.config,

@@ -18,10 +18,13 @@ from typing import Any
 from gossipseg import config as configuration
 from gossipseg.core import effects, events, messages
 from gossipseg.core.node import NodeState
-from gossipseg.core.types import ModelKind, ModelRef, Proposal, Record, Site
+from gossipseg.core.quarantine import ConductRecord
+from gossipseg.core.types import Manifest, ModelKind, ModelRef, Proposal, Record, Site
+from gossipseg.daemon import manifests
 from gossipseg.daemon.audit import Audit
-from gossipseg.daemon.intake import Intake, Verifier
+from gossipseg.daemon.intake import Intake
 from gossipseg.daemon.ledger import Ledger
+from gossipseg.daemon.manifests import Verifier
 from gossipseg.daemon.training import TrainingView
 from gossipseg.daemon.worker import WorkerSupervisor
 from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError, PeerError, PeerRefused
@@ -35,7 +38,7 @@ log = logging.getLogger(__name__)
 _WARN = {"member_suspect", "member_dead", "peer_refused", "transfer_failed", "model_broken", "worker_lost",
          "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused",
          "internal_error", "export_failed", "persist_failed", "round_passed", "round_alone",
-         "update_refused"}  # fmt: skip
+         "update_refused", "offence", "peer_quarantined"}  # fmt: skip
 KEPT_S = 60.0
 """A model that nothing refers to is removed at this age: those taken in a moment ago are about to be."""
 _News = jobs.FromWorker | events.WorkerLost
@@ -407,7 +410,8 @@ class Runtime:
         except (OSError, LocalError) as e:
             self.note("export_failed", reason=str(e))
             return None
-        return ModelRef(hash_, size, round, export.steps, export.cases, kind=kind)
+        draft = await asyncio.to_thread(manifests.draft, self.store.path(hash_))
+        return ModelRef(hash_, size, round, export.steps, export.cases, kind=kind, manifest=draft)
 
     async def _collect_garbage(self) -> None:
         keep = self.node.kept_models() | self.outgoing_models
@@ -418,6 +422,10 @@ class Runtime:
             self.training.warn("store", f"old models cannot be removed: {e}")
 
     # ------------------------------------------------------------ operators
+
+    def lift_quarantine(self, site: Site) -> None:
+        """Let a peer begin anew."""
+        self.inject(events.LiftQuarantine(site))
 
     def pause(self, paused: bool) -> None:
         """Hold training between two steps, or go on."""
@@ -489,11 +497,20 @@ def restore(doc: dict[str, Any]) -> effects.Snapshot:
     """A snapshot back from its JSON; fields that this version does not know are left out."""
     known = {k: v for k, v in doc.items() if k in effects.Snapshot.__dataclass_fields__}
     known["inbox"] = tuple(
-        effects.InboxEntry(e["frm"], ModelRef(**e["model"]), e["arrived_round"]) for e in doc.get("inbox", ())
+        effects.InboxEntry(e["frm"], _model(e["model"]), e["arrived_round"]) for e in doc.get("inbox", ())
     )
     known["rounds"] = _rounds_record(doc.get("rounds"))
     known["counters"] = tuple((what, site, n) for what, site, n in doc.get("counters", ()))
+    known["seen"] = tuple(effects.Seen(**s) for s in doc.get("seen", ()))
+    known["conduct"] = tuple(
+        ConductRecord(**{**c, "ages_s": tuple(c["ages_s"])}) for c in doc.get("conduct", ())
+    )
     return effects.Snapshot(**known)
+
+
+def _model(doc: dict[str, Any]) -> ModelRef:
+    manifest = doc.get("manifest")
+    return ModelRef(**{**doc, "manifest": Manifest(**manifest) if manifest is not None else None})
 
 
 def _rounds_record(doc: dict[str, Any] | None) -> effects.RoundsRecord | None:
@@ -505,13 +522,13 @@ def _rounds_record(doc: dict[str, Any] | None) -> effects.RoundsRecord | None:
             known[key] = Proposal(
                 **{
                     **raw,
-                    "model": ModelRef(**raw["model"]),
+                    "model": _model(raw["model"]),
                     "contributors": tuple(raw["contributors"]),
                     "absent": tuple((site, reason) for site, reason in raw["absent"]),
                 }
             )
     if known.get("update") is not None:
-        known["update"] = ModelRef(**known["update"])
+        known["update"] = _model(known["update"])
     return effects.RoundsRecord(**known)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gossipseg.core.types import (
     AliveRecord,
     LeftRecord,
+    Manifest,
     ModelKind,
     ModelRef,
     PeerInfo,
@@ -52,6 +53,10 @@ _KINDS: dict[ModelKind, Any] = {
 }
 _KIND_OF: dict[int, ModelKind] = {number: kind for kind, number in _KINDS.items()}
 _KIND_OF[pb.MODEL_KIND_UNSPECIFIED] = "model"
+_COUNTS = ("round", "sequence", "size_bytes", "steps", "cases")
+_PLAIN = (
+    "schema", "dtype", "federation", "contract", "maker", "run", "attempt", "hash", "dice_val", *_COUNTS,
+)  # fmt: skip
 
 
 class Malformed(ValueError):
@@ -157,6 +162,37 @@ def write_model(model: ModelRef) -> Any:
         cases=model.cases,
         dice_val=model.dice_val,
         kind=write_kind(model.kind),
+        manifest=_write_manifest(model.manifest) if model.manifest is not None else None,
+    )
+
+
+def _write_manifest(manifest: Manifest) -> Any:
+    plain = {name: getattr(manifest, name) for name in _PLAIN}
+    return pb.Manifest(**plain, kind=write_kind(manifest.kind), signature=bytes.fromhex(manifest.signature))
+
+
+def _read_manifest(x: Any) -> Manifest:
+    require(len(x.signature) <= _MAX_SIGNATURE, "a signature too long")
+    require(_HASH.fullmatch(x.hash) is not None, "a manifest's hash must be 64 hex digits")
+    dice = x.dice_val if x.HasField("dice_val") else None
+    require(dice is None or math.isfinite(dice), "dice_val is not finite")
+    return Manifest(
+        schema=text(x.schema, "schema"),
+        dtype=text(x.dtype, "dtype"),
+        federation=text(x.federation, "federation"),
+        contract=text(x.contract, "contract"),
+        round=count(x.round, "round"),
+        sequence=count(x.sequence, "sequence"),
+        size_bytes=count(x.size_bytes, "size_bytes"),
+        steps=count(x.steps, "steps"),
+        cases=count(x.cases, "cases"),
+        maker=site_name(x.maker),
+        kind=read_kind(x.kind),
+        run=fingerprint(x.run, "run") if x.run else "",
+        attempt=attempt(x.attempt),
+        hash=x.hash,
+        dice_val=dice,
+        signature=bytes(x.signature).hex(),
     )
 
 
@@ -173,6 +209,7 @@ def read_model(ref: Any) -> ModelRef:
         cases=count(ref.cases, "cases"),
         dice_val=dice,
         kind=read_kind(ref.kind),
+        manifest=_read_manifest(ref.manifest) if ref.HasField("manifest") else None,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 CHUNK_BYTES = 1 << 20
 PROTOCOL_MIN = 1
-PROTOCOL_MAX = 1
+PROTOCOL_MAX = 2
 
 
 @dataclass(frozen=True, slots=True)

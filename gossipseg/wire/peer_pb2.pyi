@@ -125,8 +125,44 @@ class Record(_message.Message):
     suspect: SuspectRecord
     def __init__(self, alive: _Optional[_Union[AliveRecord, _Mapping]] = ..., left: _Optional[_Union[LeftRecord, _Mapping]] = ..., suspect: _Optional[_Union[SuspectRecord, _Mapping]] = ...) -> None: ...
 
+class Manifest(_message.Message):
+    __slots__ = ("schema", "dtype", "federation", "contract", "maker", "kind", "run", "round", "attempt", "sequence", "hash", "size_bytes", "steps", "cases", "dice_val", "signature")
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    MAKER_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    CASES_FIELD_NUMBER: _ClassVar[int]
+    DICE_VAL_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    schema: str
+    dtype: str
+    federation: str
+    contract: str
+    maker: str
+    kind: ModelKind
+    run: str
+    round: int
+    attempt: int
+    sequence: int
+    hash: str
+    size_bytes: int
+    steps: int
+    cases: int
+    dice_val: float
+    signature: bytes
+    def __init__(self, schema: _Optional[str] = ..., dtype: _Optional[str] = ..., federation: _Optional[str] = ..., contract: _Optional[str] = ..., maker: _Optional[str] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., sequence: _Optional[int] = ..., hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., dice_val: _Optional[float] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
 class ModelRef(_message.Message):
-    __slots__ = ("hash", "size_bytes", "round", "steps", "cases", "dice_val", "kind")
+    __slots__ = ("hash", "size_bytes", "round", "steps", "cases", "dice_val", "kind", "manifest")
     HASH_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +170,7 @@ class ModelRef(_message.Message):
     CASES_FIELD_NUMBER: _ClassVar[int]
     DICE_VAL_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
     hash: str
     size_bytes: int
     round: int
@@ -141,7 +178,8 @@ class ModelRef(_message.Message):
     cases: int
     dice_val: float
     kind: ModelKind
-    def __init__(self, hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., dice_val: _Optional[float] = ..., kind: _Optional[_Union[ModelKind, str]] = ...) -> None: ...
+    manifest: Manifest
+    def __init__(self, hash: _Optional[str] = ..., size_bytes: _Optional[int] = ..., round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., dice_val: _Optional[float] = ..., kind: _Optional[_Union[ModelKind, str]] = ..., manifest: _Optional[_Union[Manifest, _Mapping]] = ...) -> None: ...
 
 class ContractEntry(_message.Message):
     __slots__ = ("key", "value")

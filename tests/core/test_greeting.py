@@ -9,7 +9,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import messages as ms
 from gossipseg.core.contract import refusal
-from gossipseg.core.types import Phase, fingerprint
+from gossipseg.core.types import PROTOCOL_MAX, PROTOCOL_MIN, Phase, fingerprint
 from tests.core.rig import OPEN, SIGNED, TRAINING, Rig, alive, model
 
 STARTING = replace(TRAINING, phase=Phase.STARTING, contract="")
@@ -93,7 +93,7 @@ def test_a_lost_hello_is_repeated_at_the_next_contact() -> None:
 def test_who_was_greeted_need_not_greet_back() -> None:
     rig = Rig().start()
     rig.asks("b", hello())
-    assert rig.reply() == ms.HelloReply(1, 1, "f", OPEN, rig.node.info)
+    assert rig.reply() == ms.HelloReply(PROTOCOL_MIN, PROTOCOL_MAX, "f", OPEN, rig.node.info)
     rig.hears("b", alive("b"))
     assert not rig.requests(ms.Hello)
 

@@ -20,7 +20,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages
 from gossipseg.core.node import NodeState
-from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams
+from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams
 from gossipseg.core.types import MemberState, ModelRef, Proposal, Site
 
 CONTRACT = (("federation", '"sim"'), ("network.signature", '""'), ("training.lr", "0.003"))
@@ -136,6 +136,7 @@ class Simulator:
         trace: bool = False,
         keep_notes: bool = True,
         model_bytes: int = 8_000_000,
+        quarantine: QuarantineParams | None = None,
     ) -> None:
         self.rng = random.Random(seed)
         self.membership = membership or MembershipParams()
@@ -143,6 +144,7 @@ class Simulator:
         self.net = net or Net()
         self.exchange, self.with_workers, self.model_bytes = exchange, with_workers, model_bytes
         self.rounds_params = rounds_params or RoundsParams()
+        self.quarantine = quarantine
         self.every_rounds, self.finetune_rounds = every_rounds, finetune_rounds
         self.updates: dict[str, Update] = {}
         """Of each exported update, what it was made from."""
@@ -218,9 +220,10 @@ class Simulator:
             every_rounds=self.every_rounds,
             finetune_rounds=self.finetune_rounds,
             rng=random.Random(self._seeds[site] + node.life),
-            sign=lambda data: b"",
+            sign=lambda data: b"",  # and nobody checks: it is believed
             snapshot=node.disk,
             protocol=protocol,
+            quarantine=self.quarantine,
             strict=True,
         )
         self._step(node, ev.Start())

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gossipseg.core import events as ev
 from gossipseg.core.node import NodeState
-from gossipseg.core.params import RoundsParams, membership_preset
+from gossipseg.core.params import QuarantineParams, RoundsParams, membership_preset
 from gossipseg.core.types import Proposal
 from tests.sim.simulator import Net, SimNode, Simulator
 
@@ -260,7 +260,7 @@ def test_an_update_that_fails_the_checks_is_left_out_and_its_site_told() -> None
 
 
 def test_when_all_updates_fail_nothing_is_committed_and_nobody_hangs() -> None:
-    sim = federation(3)
+    sim = federation(3, quarantine=QuarantineParams(offences=1000))
     sim.refused_updates = {"s0001", "s0002"}
     sim.run(60 + 3 * QUICK.alone_after_s)
     assert not sim.commits

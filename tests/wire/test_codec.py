@@ -10,6 +10,7 @@ from gossipseg.core import messages as m
 from gossipseg.core.types import (
     AliveRecord,
     LeftRecord,
+    Manifest,
     ModelRef,
     PeerInfo,
     Phase,
@@ -33,6 +34,25 @@ records = st.one_of(
 some = st.lists(records, max_size=5).map(tuple)
 infos = st.builds(PeerInfo, counts, counts, counts, st.sampled_from(Phase), texts, counts)
 kinds = st.sampled_from(["model", "update", "global"])
+manifests = st.builds(
+    Manifest,
+    schema=texts,
+    dtype=texts,
+    federation=texts,
+    contract=texts,
+    maker=sites,
+    kind=kinds,
+    run=st.just("") | st.from_regex(r"[0-9a-f]{32}", fullmatch=True),
+    round=counts,
+    attempt=st.integers(0, 2**31 - 1),
+    sequence=counts,
+    hash=st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+    size_bytes=counts,
+    steps=counts,
+    cases=counts,
+    dice_val=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    signature=signatures.map(bytes.hex),
+)
 models = st.builds(
     ModelRef,
     st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
@@ -42,6 +62,7 @@ models = st.builds(
     counts,
     st.none() | st.floats(allow_nan=False, allow_infinity=False),
     kinds,
+    st.none() | manifests,
 )
 fingerprints = st.from_regex(r"[0-9a-f]{32}", fullmatch=True)
 attempts = st.integers(0, 2**31 - 1)

@@ -1,0 +1,168 @@
+"""Signed manifests: this site's own, and what must hold of the others' (DESIGN §4).
+
+What belongs here: filling in and signing, comparing with the model and the place it came to, sequence
+numbers. What must not: checking signatures (the shell does, and marks what it does not believe in
+Manifest.fault), what a refusal costs the peer (offences.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from gossipseg.core.context import Context
+from gossipseg.core.effects import Seen
+from gossipseg.core.types import Manifest, ModelKind, ModelRef, Proposal, Site, manifest_payload
+
+
+class Notary:
+    """Signs for this site, and remembers how far each other site's numbers have come."""
+
+    def __init__(
+        self, ctx: Context, *, require: bool, sequence: int, floor: int = 0, seen: Iterable[Seen] = ()
+    ) -> None:
+        """`sequence`: the last number used, from the disk. `floor`: none below this one is used; from the
+        clock, it keeps a site whose state was lost from repeating itself."""
+        self._ctx, self.require = ctx, require
+        self.sequence = max(sequence, floor)
+        self.seen = {(s.maker, s.kind): s for s in seen}
+
+    # -------------------------------------------------------------- this site's own
+
+    def sign(self, model: ModelRef, *, run: str = "", attempt: int = 0) -> ModelRef:
+        """The model with its manifest, under a fresh number. The caller persists before anything leaves.
+
+        A manifest that the model has already gives the shell's part: schema and dtype.
+        """
+        self.sequence += 1
+        dice = model.dice_val if model.dice_val is not None and math.isfinite(model.dice_val) else None
+        model = replace(model, dice_val=dice)
+        draft = model.manifest or Manifest()
+        unsigned = Manifest(
+            schema=draft.schema,
+            dtype=draft.dtype,
+            federation=self._ctx.federation,
+            contract=self._ctx.info.contract,
+            maker=self._ctx.site,
+            kind=model.kind,
+            run=run,
+            round=model.round,
+            attempt=attempt,
+            sequence=self.sequence,
+            hash=model.hash,
+            size_bytes=model.size_bytes,
+            steps=model.steps,
+            cases=model.cases,
+            dice_val=dice,
+        )
+        signature = self._ctx.sign(manifest_payload(unsigned)).hex()
+        return replace(model, manifest=replace(unsigned, signature=signature))
+
+    # -------------------------------------------------------------- the others'
+
+    def fault_of_model(self, frm: Site, model: ModelRef) -> str:
+        """Why a model for gossip that `frm` offers is refused; "" if its manifest holds."""
+        return self._fault(model, "model", frm) or self._replayed(model)
+
+    def fault_of_update(self, frm: Site, model: ModelRef, run: str, round: int) -> str:
+        """The same of `frm`'s update for a coordinator."""
+        return (
+            self._fault(model, "update", frm)
+            or self._misplaced(model.manifest, run, round)
+            or self._replayed(model)
+        )
+
+    def fault_of_common(self, proposal: Proposal, run: str, frm: Site | None = None) -> str:
+        """The same of a common model, whoever forwards it; `frm`: the coordinator that proposes it.
+
+        A later attempt may propose what an earlier one made, and a site that stored another in between must
+        take it: within one round its place, not its number, says whether it is a replay.
+        """
+        model, manifest = proposal.model, proposal.model.manifest
+        if reason := self._fault(model, "global", None) or self._misplaced(manifest, run, proposal.round):
+            return reason
+        if manifest is None:
+            return ""
+        own = manifest.attempt == proposal.attempt and frm is not None
+        if manifest.attempt > proposal.attempt or (own and manifest.maker != frm):
+            return "manifest_mismatch"
+        newest = self.seen.get((manifest.maker, "global"))
+        later = newest is not None and manifest.round > newest.round
+        return "manifest_replayed" if later and manifest.sequence <= _sequence(newest) else ""
+
+    def accept(self, model: ModelRef) -> bool:
+        """Its number is the newest from now on; True: this changes what must be on disk."""
+        manifest = model.manifest
+        if manifest is None or manifest.maker == self._ctx.site:
+            return False
+        key = (manifest.maker, manifest.kind)
+        if (newest := self.seen.get(key)) is not None and newest.sequence >= manifest.sequence:
+            return False
+        self.seen[key] = Seen(*key, manifest.sequence, manifest.round, manifest.hash)
+        return True
+
+    def arrived(self, model: ModelRef) -> None:
+        """An accepted model is here. (The caller persists.)"""
+        manifest = model.manifest
+        if manifest is None:
+            return
+        newest = self.seen.get((manifest.maker, manifest.kind))
+        if newest is not None and newest.sequence == manifest.sequence:
+            self.seen[manifest.maker, manifest.kind] = replace(newest, arrived=True)
+
+    def forget(self, maker: Site) -> None:
+        """An operator lets a site begin anew: its numbers may have been lost with its disk."""
+        self.seen = {key: seen for key, seen in self.seen.items() if key[0] != maker}
+
+    def keep(self, listed: Iterable[Site]) -> None:
+        """Only these sites are listed now. A site that is listed again begins anew."""
+        sites = set(listed)
+        self.seen = {key: seen for key, seen in self.seen.items() if key[0] in sites}
+
+    def _fault(self, model: ModelRef, kind: ModelKind, maker: Site | None) -> str:
+        """What is wrong wherever it comes to; `maker`: the only site that may have signed it."""
+        manifest = model.manifest
+        if manifest is None:
+            return "manifest_missing" if self.require else ""
+        if manifest.fault:
+            return manifest.fault
+        if maker is not None and manifest.maker != maker:
+            return "manifest_forged"  # only common models are passed on
+        if manifest.federation != self._ctx.federation:
+            return "manifest_federation"
+        if manifest.contract != self._ctx.info.contract:
+            return "manifest_contract"
+        return "" if manifest.kind == kind and _describes(manifest, model) else "manifest_mismatch"
+
+    def _misplaced(self, manifest: Manifest | None, run: str, round: int) -> str:
+        if manifest is None or (manifest.run, manifest.round) == (run, round):
+            return ""
+        return "other_run" if manifest.run != run else "other_round"
+
+    def _replayed(self, model: ModelRef) -> str:
+        manifest = model.manifest
+        newest = self.seen.get((manifest.maker, manifest.kind)) if manifest is not None else None
+        if manifest is None or newest is None or manifest.sequence > newest.sequence:
+            return ""
+        same = (newest.sequence, newest.hash) == (manifest.sequence, manifest.hash)
+        again = same and not (newest.arrived and manifest.kind == "model")
+        return "" if again else "manifest_replayed"
+
+
+def _sequence(seen: Seen | None) -> int:
+    return seen.sequence if seen is not None else -1
+
+
+def _describes(manifest: Manifest, model: ModelRef) -> bool:
+    """What the message says of the model is what was signed."""
+    said = (model.hash, model.size_bytes, model.round, model.steps, model.cases, model.dice_val, model.kind)
+    return said == (
+        manifest.hash,
+        manifest.size_bytes,
+        manifest.round,
+        manifest.steps,
+        manifest.cases,
+        manifest.dice_val,
+        manifest.kind,
+    )

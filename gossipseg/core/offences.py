@@ -1,0 +1,64 @@
+"""Which refusals are offences of the peer that sent the model.
+
+What belongs here: the stable reason codes, sorted. What must not: counting (quarantine.py).
+An honest site may be busy, late, cut off, or know an older list: none of that is held against it.
+"""
+
+from __future__ import annotations
+
+from gossipseg.core.types import ModelRef, Site
+
+OFFENCES = frozenset(
+    {
+        "manifest_forged",
+        "manifest_replayed",
+        "manifest_mismatch",
+        "manifest_federation",
+        "manifest_contract",
+        "manifest_stranger",
+        "other_run",
+        "other_round",
+        "other_model",
+        "too_large",
+        "schema_mismatch",
+        "unreadable",
+        "bad_format",
+        "hash_mismatch",
+        "oversize",
+    }
+)
+"""Of messages and streams. Anything else is none: busy, disk_full, incomplete, manifest_missing …"""
+EXCUSED = frozenset(
+    {
+        "worker_lost",
+        "not_visited",
+        "no_memory",
+        "disk_full",
+        "unreadable",
+        "missing",
+        "not_here",
+        "io_error",
+        "cancelled",
+    }
+)
+"""Of the worker's verdicts: this site's own trouble. Any other is an offence, or one of DICE."""
+DICE = frozenset({"diverged", "guard", "dice", "dice_gate", "validation", "worse"})
+"""A model that merely does worse on this site's images: other sites' images differ."""
+
+
+def is_offence(reason: str, frm: Site, model: ModelRef | None = None) -> bool:
+    """Whether a refused message or stream of `frm` counts against it.
+
+    Lists and keys are not reloaded everywhere at once: a common model that `frm` passes on may bear a
+    signature that it could check and this site cannot.
+    """
+    manifest = model.manifest if model is not None else None
+    passed_on = manifest is not None and manifest.kind == "global" and manifest.maker != frm
+    if passed_on and reason in ("manifest_stranger", "manifest_forged"):
+        return False
+    return reason in OFFENCES
+
+
+def verdict_is_offence(reason: str) -> bool:
+    """Whether a model that failed the worker's checks counts against the site that sent it."""
+    return reason not in EXCUSED and reason not in DICE

@@ -1,0 +1,208 @@
+"""Quarantine: a peer that repeatedly sends what must be refused is kept out for a growing time.
+
+What belongs here: counting offences, the standing that follows from them, its end. What must not: what an
+offence is (manifests.py, offences.py), what a quarantined peer is refused (gossip.py, rounds).
+
+All times are the core's clock, handed in. A record on disk holds seconds until and since: the time that a
+daemon is down neither shortens a quarantine nor forgives an offence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gossipseg.core.params import QuarantineParams
+from gossipseg.core.types import Site
+
+MAX_STEPS = 64
+"""Of the growth: more would change nothing under any max_s."""
+
+
+class Standing(StrEnum):
+    """What a peer's conduct has earned it."""
+
+    CLEAR = "clear"
+    WATCHED = "watched"
+    """It has offended within the window, not often enough."""
+    QUARANTINED = "quarantined"
+
+
+class Deed(StrEnum):
+    """What changes a peer's standing."""
+
+    OFFENCE = "offence"
+    LAST_STRAW = "last_straw"
+    """The offence that fills the measure."""
+    FORGOTTEN = "forgotten"
+    """Its last offence has left the window."""
+    SERVED = "served"
+    LIFTED = "lifted"
+    """An operator has ended it."""
+
+
+TRANSITIONS: Mapping[tuple[Standing, Deed], Standing] = {
+    (Standing.CLEAR, Deed.OFFENCE): Standing.WATCHED,
+    (Standing.CLEAR, Deed.LAST_STRAW): Standing.QUARANTINED,
+    (Standing.CLEAR, Deed.LIFTED): Standing.CLEAR,
+    (Standing.WATCHED, Deed.OFFENCE): Standing.WATCHED,
+    (Standing.WATCHED, Deed.LAST_STRAW): Standing.QUARANTINED,
+    (Standing.WATCHED, Deed.FORGOTTEN): Standing.CLEAR,
+    (Standing.WATCHED, Deed.LIFTED): Standing.CLEAR,
+    (Standing.QUARANTINED, Deed.OFFENCE): Standing.QUARANTINED,
+    (Standing.QUARANTINED, Deed.SERVED): Standing.CLEAR,
+    (Standing.QUARANTINED, Deed.LIFTED): Standing.CLEAR,
+}
+"""All changes of standing there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConductRecord:
+    """A peer's conduct as it is kept on disk."""
+
+    site: Site
+    reason: str
+    steps: int
+    left_s: float
+    """Of its quarantine; 0: it is in none."""
+    ages_s: tuple[float, ...]
+    """How long ago each offence within the window was."""
+    quiet_s: float
+    """How long since the last step of growth was made or taken back."""
+
+
+@dataclass(slots=True)
+class Conduct:
+    """A peer that has offended."""
+
+    standing: Standing = Standing.CLEAR
+    offences: tuple[float, ...] = ()
+    """When, oldest first; those of the window."""
+    reason: str = ""
+    """Of the last offence."""
+    until: float = -math.inf
+    steps: int = 0
+    """Quarantines it has had, less those forgiven: the next one lasts first_s * factor**steps."""
+    quiet_since: float = -math.inf
+
+
+@dataclass(slots=True)
+class Quarantine:
+    """Every peer's conduct. A peer that has done nothing takes no room."""
+
+    params: QuarantineParams
+    _peers: dict[Site, Conduct] = field(default_factory=dict)
+
+    # -------------------------------------------------------------- what happens
+
+    def offend(self, site: Site, reason: str, now: float) -> bool:
+        """Count an offence; True: the peer is quarantined from now on."""
+        self.settle(now)
+        conduct = self._peers.setdefault(site, Conduct(quiet_since=now))
+        conduct.reason = reason
+        if conduct.standing is Standing.QUARANTINED:  # what was under way when it began
+            self._move(conduct, Deed.OFFENCE)
+            return False
+        conduct.offences = (*conduct.offences, now)
+        conduct.quiet_since = now
+        if len(conduct.offences) < self.params.offences:
+            self._move(conduct, Deed.OFFENCE)
+            return False
+        self._move(conduct, Deed.LAST_STRAW)
+        conduct.until = now + self.sentence_s(conduct.steps)
+        conduct.steps, conduct.offences = min(MAX_STEPS, conduct.steps + 1), ()
+        return True
+
+    def settle(self, now: float) -> list[Site]:
+        """Let time pass; returns the peers whose quarantine is over since the last call."""
+        freed = []
+        for site, conduct in list(self._peers.items()):
+            if conduct.standing is Standing.QUARANTINED:
+                if now < conduct.until:
+                    continue
+                self._move(conduct, Deed.SERVED)
+                conduct.quiet_since, conduct.until = conduct.until, -math.inf
+                freed.append(site)
+            conduct.offences = tuple(t for t in conduct.offences if now - t < self.params.window_s)
+            if conduct.standing is Standing.WATCHED and not conduct.offences:
+                self._move(conduct, Deed.FORGOTTEN)
+            while conduct.steps and now - conduct.quiet_since >= self.params.decay_s:
+                conduct.steps -= 1
+                conduct.quiet_since += self.params.decay_s
+            if conduct.standing is Standing.CLEAR and not conduct.steps:
+                del self._peers[site]
+        return freed
+
+    def lift(self, site: Site) -> bool:
+        """An operator forgives everything; True: it was quarantined."""
+        conduct = self._peers.pop(site, None)
+        if conduct is None:
+            return False
+        was = conduct.standing is Standing.QUARANTINED
+        self._move(conduct, Deed.LIFTED)
+        return was
+
+    def forget(self, keep: Iterable[Site]) -> None:
+        """Only these sites are listed now."""
+        listed = set(keep)
+        self._peers = {site: c for site, c in self._peers.items() if site in listed}
+
+    def sentence_s(self, steps: int) -> float:
+        """How long a quarantine lasts after so many before it."""
+        p = self.params
+        if p.factor == 1.0 or steps == 0:
+            return min(p.max_s, p.first_s)
+        if steps * math.log(p.factor) > math.log(max(1.0, p.max_s / p.first_s)):
+            return p.max_s
+        return min(p.max_s, p.first_s * p.factor**steps)
+
+    @staticmethod
+    def _move(conduct: Conduct, deed: Deed) -> None:
+        conduct.standing = TRANSITIONS[conduct.standing, deed]
+
+    # -------------------------------------------------------------- what is known
+
+    def until(self, site: Site) -> float | None:
+        """When its quarantine ends; None: it is in none. (Call settle first.)"""
+        conduct = self._peers.get(site)
+        return conduct.until if conduct is not None and conduct.standing is Standing.QUARANTINED else None
+
+    def reason(self, site: Site) -> str:
+        """Of its last offence; "" if none is remembered."""
+        return self._peers[site].reason if site in self._peers else ""
+
+    def conducts(self) -> Mapping[Site, Conduct]:
+        """All peers with something against them."""
+        return self._peers
+
+    def next_deadline(self) -> float:
+        """When the next quarantine ends. (What is forgotten meanwhile changes nothing until then.)"""
+        held = (c.until for c in self._peers.values() if c.standing is Standing.QUARANTINED)
+        return min(held, default=math.inf)
+
+    # -------------------------------------------------------------- the disk
+
+    def records(self, now: float) -> tuple[ConductRecord, ...]:
+        """What must survive a restart."""
+        return tuple(
+            ConductRecord(
+                site,
+                c.reason,
+                c.steps,
+                max(0.0, c.until - now) if c.standing is Standing.QUARANTINED else 0.0,
+                tuple(now - t for t in c.offences),
+                max(0.0, now - c.quiet_since),
+            )
+            for site, c in sorted(self._peers.items())
+        )
+
+    def restore(self, records: Iterable[ConductRecord], now: float) -> None:
+        """Go on from the disk."""
+        for r in records:
+            held = r.left_s > 0
+            standing = Standing.QUARANTINED if held else Standing.WATCHED if r.ages_s else Standing.CLEAR
+            until = now + min(r.left_s, self.params.max_s) if held else -math.inf
+            offences = tuple(now - age_s for age_s in r.ages_s)
+            self._peers[r.site] = Conduct(standing, offences, r.reason, until, r.steps, now - r.quiet_s)
