@@ -23,6 +23,7 @@ from gossipseg.config.files import (
     IdentityPaths,
     ListedSite,
     LogParams,
+    MetricsParams,
     SiteFile,
 )
 from gossipseg.config.problems import nearest, takes_text, validate
@@ -57,6 +58,7 @@ __all__ = [
     "IdentityPaths",
     "ListedSite",
     "LogParams",
+    "MetricsParams",
     "SiteFile",
     "contract",
     "dump",

@@ -93,6 +93,17 @@ class LogParams:
 
 
 @dataclass(frozen=True)
+class MetricsParams:
+    """The Prometheus endpoint, on loopback: it has no password, and names sites and rounds."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    port: int | None = None
+    """None: off; 0: any free port, named in the log."""
+    host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
 class SiteFile:
     """site.yaml."""
 
@@ -122,6 +133,9 @@ class SiteFile:
     """Incoming models are refused when less than this would stay free."""
     discovery: DiscoveryParams = field(default_factory=DiscoveryParams)
     log: LogParams = field(default_factory=LogParams)
+    metrics: MetricsParams = field(default_factory=MetricsParams)
+    tensorboard: bool = False
+    """The worker writes TensorBoard scalars to state_dir/tensorboard; needs the extra `tensorboard`."""
     insecure: bool = False
     """Plaintext, without identities: for experiments on loopback addresses only."""
 

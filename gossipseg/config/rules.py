@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from gossipseg.config.files import FederationFile, ListedSite, SiteFile
+from gossipseg.config.files import FederationFile, ListedSite, MetricsParams, SiteFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import Source
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams
@@ -28,7 +28,7 @@ from gossipseg.learn.params import (
     one_shot_problem,
 )
 from gossipseg.nets.params import NetworkParams, network_names
-from gossipseg.wire.addresses import is_loopback, split_address
+from gossipseg.wire.addresses import is_loopback, join_address, split_address
 from gossipseg.wire.params import WireParams
 
 
@@ -135,6 +135,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "history_min": COUNT,
         "history_kept": COUNT,
     },
+    MetricsParams: {"port": Range(0, 65535)},
     WireParams: {"max_model_bytes": COUNT},
     FederationFile: {"version": COUNT, "seed": Range(0, 2**32 - 1)},
     SiteFile: {
@@ -209,6 +210,7 @@ def check_site(site: SiteFile, source: Source) -> None:
     _check_fractions(site.data, source)
     for i, interface in enumerate(site.discovery.interfaces):
         _check_ip(interface, f"discovery.interfaces.{i}", source)
+    _check_metrics(site.metrics, source)
     _check_text("data.path", site.data.path, source)
     _check_text("state_dir", site.state_dir, source)
 
@@ -228,6 +230,21 @@ def check_loopback(site: SiteFile, site_source: Source, federation: FederationFi
                 address,
                 "Remove `insecure`, or use 127.0.0.1 addresses.",
             )
+
+
+def _check_metrics(metrics: MetricsParams, source: Source) -> None:
+    try:
+        local = is_loopback(join_address(metrics.host, metrics.port or 0))
+    except ConfigError:
+        local = False
+    if not local:
+        raise source.error(
+            "is no address of this machine alone",
+            "metrics.host",
+            metrics.host,
+            "Write 127.0.0.1 or ::1: the endpoint has no password. A Prometheus on another machine reaches "
+            "it through an agent or a proxy on this one.",
+        )
 
 
 def _check_text(key: str, value: str, source: Source) -> None:

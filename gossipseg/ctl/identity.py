@@ -179,6 +179,11 @@ log:
   format: text                    # text or json
   level: info                     # debug, info, warning or error
 
+# metrics:                        # Prometheus, on this machine alone; see docs/monitoring.md
+#   port: 9464                    # left out: off
+#   host: 127.0.0.1
+# tensorboard: false              # the worker writes scalars to state_dir/tensorboard
+
 # control_socket: state/control.sock   # where gossipctl asks
 # insecure: false                      # plaintext, for experiments on loopback addresses only
 """

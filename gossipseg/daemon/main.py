@@ -25,6 +25,7 @@ from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
 from gossipseg.core.node import NodeState
 from gossipseg.daemon import logs
+from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
 from gossipseg.daemon.runtime import Runtime, restore
 from gossipseg.daemon.service import Service
@@ -50,6 +51,7 @@ class Daemon:
         self._ended: asyncio.Future[tuple[str, GossipsegError | None]] | None = None
         self._foreign: list[str] = []
         self._mdns: MdnsDiscovery | None = None
+        self.exporter: Exporter | None = None
         self._up = self._hung_up = False
 
     async def run(self) -> int:
@@ -72,6 +74,7 @@ class Daemon:
         await self.runtime.start()
         try:
             await control.start()
+            await self._export_metrics(service)
         except GossipsegError as e:  # the worker runs already: it is ended like at any other end
             self.end("failed", e)
         self._up = True
@@ -90,6 +93,8 @@ class Daemon:
         if self._mdns is not None:
             goodbyes.append(self._mdns.close())
         await asyncio.gather(*goodbyes)
+        if self.exporter is not None:
+            await self.exporter.close()
         await control.close()
         if error is not None:
             print(f"gossipsegd: {error}", file=sys.stderr)
@@ -243,6 +248,15 @@ class Daemon:
         if what not in self._foreign:
             self._foreign.append(what)
             self.runtime.note("foreign_federation", reason=what)
+
+    async def _export_metrics(self, service: Service) -> None:
+        wanted = self.config.site.metrics
+        if wanted.port is None:
+            return
+        exporter = Exporter(self.runtime, wanted.host, wanted.port, lambda: bool(service.reasons()))
+        await exporter.start()
+        self.exporter = exporter
+        self.runtime.note("metrics_served", address=f"http://{wanted.host}:{exporter.port}/metrics")
 
     async def _feed_watchdog(self) -> None:
         interval = self.notifier.watchdog_interval_s

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from gossipseg import config as configuration
 from gossipseg.core import effects, events, messages
@@ -22,6 +22,7 @@ from gossipseg.core.quarantine import ConductRecord
 from gossipseg.core.types import Manifest, ModelKind, ModelRef, Proposal, Record, Site
 from gossipseg.daemon import manifests
 from gossipseg.daemon.audit import Audit
+from gossipseg.daemon.counters import Counters
 from gossipseg.daemon.intake import Intake
 from gossipseg.daemon.ledger import Ledger
 from gossipseg.daemon.manifests import Verifier
@@ -45,6 +46,14 @@ _News = jobs.FromWorker | events.WorkerLost
 _QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
 
 
+class Witness(Protocol):
+    """Sees every event before the node does, and every effect before it is carried out; changes nothing."""
+
+    def event(self, event: events.Event) -> None: ...
+
+    def effect(self, effect: effects.Effect) -> None: ...
+
+
 class Runtime:
     """One node, run for real. `fail` is called when the daemon must end with an error."""
 
@@ -65,6 +74,8 @@ class Runtime:
         self.events, self.ledger, self.training = event_log, Ledger(time.time), TrainingView()
         audit_log = AuditLog(Path(config.site.state_dir) / "audit")
         self.audit = Audit(audit_log, time.time, self.training.warn)
+        self.counters = Counters()
+        self._witnesses: tuple[Witness, ...] = (self.ledger, self.audit, self.counters)
         self.started_at, self.contract = time.monotonic(), configuration.contract(config.federation)
         self.worker = WorkerSupervisor(
             configuration.worker_spec(config),
@@ -163,12 +174,12 @@ class Runtime:
 
     def inject(self, event: events.Event) -> None:
         """Let something happen to the node."""
-        self.ledger.event(event)
-        self.audit.event(event)
+        for witness in self._witnesses:
+            witness.event(event)
         try:
             for effect in self.node.step(event, time.monotonic()):
-                self.ledger.effect(effect)
-                self.audit.effect(effect)
+                for witness in self._witnesses:
+                    witness.effect(effect)
                 self._queue.put_nowait(effect)
         finally:
             self._arm()

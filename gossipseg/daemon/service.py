@@ -40,7 +40,7 @@ class Service:
 
     async def status(self) -> doc.StatusDoc:
         r, view, node = self._runtime, self._runtime.training, self._runtime.node
-        reasons, view_of_rounds = self._reasons(), node.rounds_view
+        reasons, view_of_rounds = self.reasons(), node.rounds_view
         traffic = [r.transport.traffic(s.name) for s in r.config.others]
         return doc.StatusDoc(
             site=r.config.site.site,
@@ -171,7 +171,7 @@ class Service:
 
     # ------------------------------------------------------------ parts
 
-    def _reasons(self) -> tuple[str, ...]:
+    def reasons(self) -> tuple[str, ...]:
         """Why this site is not simply ok."""
         r = self._runtime
         reasons = []
