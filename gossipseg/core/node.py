@@ -419,6 +419,15 @@ class NodeState:
         """Every peer with something against it; times are the core's clock."""
         return MappingProxyType(dict(self._quarantine.conducts()))
 
+    @property
+    def quarantine_params(self) -> QuarantineParams:
+        return self._quarantine.params
+
+    def next_quarantine_s(self, site: Site) -> float:
+        """How long its next one would last."""
+        conduct = self._quarantine.conducts().get(site)
+        return self._quarantine.sentence_s(conduct.steps if conduct is not None else 0)
+
     def quarantined(self, site: Site) -> bool:
         """Nothing is taken from it now."""
         member = self._membership.members.get(site)

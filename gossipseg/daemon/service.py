@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 from gossipseg import __version__, trust
+from gossipseg.core.member import Member
 from gossipseg.core.types import MemberState, Phase, fingerprint
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError
@@ -134,6 +135,33 @@ class Service:
             similarity=compared[2] if compared else (),
         )
 
+    async def quarantine(self) -> doc.QuarantineDoc:
+        node, now = self._runtime.node, time.monotonic()
+        params = node.quarantine_params
+        rows = [
+            doc.QuarantineRow(
+                site,
+                conduct.standing.value,
+                conduct.reason,
+                max(0.0, conduct.until - now) if node.quarantined(site) else None,
+                len(conduct.offences),
+                node.count("offences", site),
+                node.next_quarantine_s(site),
+            )
+            for site, conduct in sorted(node.quarantine.items())
+        ]
+        return doc.QuarantineDoc(limit=params.offences, window_s=params.window_s, sites=tuple(rows))
+
+    async def lift_quarantine(self, site: str) -> doc.OkDoc:
+        node = self._runtime.node
+        if site not in node.members:
+            listed = ", ".join(sorted(node.members)) or "none"
+            return doc.OkDoc(ok=False, message=f"{site or 'nobody'} is no peer; listed: {listed}")
+        held = node.quarantined(site)
+        self._runtime.lift_quarantine(site)
+        what = "its quarantine is over" if held else "it was in no quarantine"
+        return doc.OkDoc(ok=True, message=f"{site}: {what}, and its offences are forgotten")
+
     async def events(self, limit: int, since: int) -> doc.EventsDoc:
         rows = await asyncio.to_thread(self._runtime.events.tail, limit or 100, since)
         return doc.EventsDoc(events=tuple(rows))
@@ -181,6 +209,8 @@ class Service:
         for name, member in sorted(r.node.members.items()):
             if member.refused:
                 reasons.append(f"{name}: refused: {member.refused}")
+            elif member.quarantined_until is not None:
+                reasons.append(f"{name}: {_quarantine_text(member)}")
             elif member.state in (MemberState.SUSPECT, MemberState.DEAD):
                 reasons.append(f"{name}: {member.state.value}: {member.reason}")
         if (view := r.node.rounds_view) is not None:
@@ -211,8 +241,8 @@ class Service:
             site=name,
             id=self._ids.get(name, ""),
             address=(member.address if member and member.address else address),
-            state="refused" if member and member.refused else member.state.value if member else "unseen",
-            reason=(member.refused or member.reason) if member else "",
+            state=_state(member),
+            reason=_reason(member),
             round=info.round if info else None,
             cases=info.cases if info else None,
             phase=info.phase.value if info else "",
@@ -221,9 +251,39 @@ class Service:
             sent=node.count("sent", name),
             received=node.count("received", name),
             refused=member.refused if member else "",
+            quarantined_s=_quarantined_s(member),
+            offence=member.offence if member else "",
             bytes_out=traffic.bytes_out,
             bytes_in=traffic.bytes_in,
         )
+
+
+def _state(member: Member | None) -> str:
+    if member is None:
+        return "unseen"
+    if member.refused:
+        return "refused"
+    return "quarantined" if member.quarantined_until is not None and member.live else member.state.value
+
+
+def _reason(member: Member | None) -> str:
+    if member is None:
+        return ""
+    if member.refused or member.quarantined_until is None:
+        return member.refused or member.reason
+    return "; ".join(filter(None, (member.reason, _quarantine_text(member))))
+
+
+def _quarantined_s(member: Member | None) -> float | None:
+    if member is None or member.quarantined_until is None:
+        return None
+    return max(0.0, member.quarantined_until - time.monotonic())
+
+
+def _quarantine_text(member: Member) -> str:
+    """Why and until when, for people."""
+    end = time.time() + (_quarantined_s(member) or 0.0)
+    return f"quarantined until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(end))}: {member.offence}"
 
 
 def site_ids(runtime: Runtime) -> dict[str, str]:

@@ -33,10 +33,12 @@ from gossipseg.wire.documents import (
     ModelsDoc,
     OkDoc,
     PeersDoc,
+    QuarantineDoc,
     RoundsDoc,
     StatusDoc,
     WatchDoc,
 )
+from gossipseg.wire.health import HealthBoard
 
 _log = logging.getLogger(__name__)
 _D = TypeVar("_D", bound=Document)
@@ -70,6 +72,10 @@ class ControlHandler(Protocol):
 
     async def reload(self) -> OkDoc: ...
 
+    async def quarantine(self) -> QuarantineDoc: ...
+
+    async def lift_quarantine(self, site: str) -> OkDoc: ...
+
     def watch(self) -> AsyncIterator[WatchDoc]:
         """Frames until the caller goes away (the iterator is then closed)."""
         ...
@@ -81,8 +87,8 @@ class ControlHandler(Protocol):
 class ControlServer:
     """Answers on `path`, which only this user may open (0600). To be used on one event loop."""
 
-    def __init__(self, path: Path, handler: ControlHandler) -> None:
-        self.path, self._servicer = path.absolute(), _Servicer(handler)
+    def __init__(self, path: Path, handler: ControlHandler, health: HealthBoard | None = None) -> None:
+        self.path, self._servicer, self._health = path.absolute(), _Servicer(handler), health
         self._server: Any = None
         self._address: _Address | None = None
 
@@ -94,7 +100,7 @@ class ControlServer:
         address = _Address(self.path)
         try:
             _remove_stale(self.path, address.text)
-            self._server = _serve(self._servicer, address.target, self.path)
+            self._server = _serve(self._servicer, address.target, self.path, self._health)
             self.path.chmod(0o600)
             await self._server.start()
         except BaseException as e:
@@ -108,15 +114,19 @@ class ControlServer:
         """Stop listening; calls in progress have `grace_s` to end. The socket file goes."""
         if self._server is None:
             return
+        if self._health is not None:
+            await self._health.close()
         await self._server.stop(grace_s)  # gRPC removes the file
         self._server = None
         if self._address is not None:
             self._address.close()
 
 
-def _serve(servicer: _Servicer, target: str, path: Path) -> Any:
+def _serve(servicer: _Servicer, target: str, path: Path, health: HealthBoard | None) -> Any:
     server = grpc.aio.server(options=[("grpc.max_send_message_length", MAX_DOCUMENT_BYTES)])
     control_pb2_grpc.add_ControlServicer_to_server(servicer, server)
+    if health is not None:
+        health.attach(server)
     before = os.umask(0o177)  # the file must not be open to others for the moment before a chmod
     try:
         server.add_insecure_port(target)
@@ -163,6 +173,12 @@ class _Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
 
     async def Reload(self, query: Any, context: Any) -> Any:
         return await _answer(self._handler.reload, context)
+
+    async def Quarantine(self, query: Any, context: Any) -> Any:
+        return await _answer(self._handler.quarantine, context)
+
+    async def LiftQuarantine(self, query: Any, context: Any) -> Any:
+        return await _answer(lambda: self._handler.lift_quarantine(query.site), context)
 
     async def Watch(self, query: Any, context: Any) -> AsyncIterator[Any]:
         frames = self._handler.watch()
@@ -255,6 +271,12 @@ class ControlClient:
     def reload(self) -> OkDoc:
         return self._ask("Reload", OkDoc)
 
+    def quarantine(self) -> QuarantineDoc:
+        return self._ask("Quarantine", QuarantineDoc)
+
+    def lift_quarantine(self, site: str) -> OkDoc:
+        return self._ask("LiftQuarantine", OkDoc, site=site)
+
     def watch(self) -> Iterator[WatchDoc]:
         """Frames until the daemon goes (DaemonUnreachable) or the iterator is closed."""
         self._check_answered()
@@ -279,9 +301,9 @@ class ControlClient:
     ) -> None:
         self.close()
 
-    def _ask(self, method: str, kind: type[_D], limit: int = 0, since: int = 0) -> _D:
+    def _ask(self, method: str, kind: type[_D], limit: int = 0, since: int = 0, site: str = "") -> _D:
         self._check_answered()
-        query = control_pb2.Query(limit=min(limit, MAX_LIMIT), since=since)
+        query = control_pb2.Query(limit=min(limit, MAX_LIMIT), since=since, site=site)
         try:
             reply = getattr(self._stub, method)(query, timeout=self._timeout_s)
         except grpc.RpcError as e:

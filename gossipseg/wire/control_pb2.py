@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgossipseg/wire/control.proto\x12\x0egossipseg.wire\"%\n\x05Query\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05since\x18\x02 \x01(\x03\"\x18\n\x08\x44ocument\x12\x0c\n\x04json\x18\x01 \x01(\t2\x93\x05\n\x07\x43ontrol\x12\x39\n\x06Status\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x38\n\x05Peers\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12<\n\tExchanges\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06Models\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06Rounds\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06\x45vents\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x38\n\x05Pause\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06Resume\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x38\n\x05Leave\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06Reload\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12:\n\x05Watch\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgossipseg/wire/control.proto\x12\x0egossipseg.wire\"3\n\x05Query\x12\r\n\x05limit\x18\x01 \x01(\x05\x12\r\n\x05since\x18\x02 \x01(\x03\x12\x0c\n\x04site\x18\x03 \x01(\t\"\x18\n\x08\x44ocument\x12\x0c\n\x04json\x18\x01 \x01(\t2\x95\x06\n\x07\x43ontrol\x12\x39\n\x06Status\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x38\n\x05Peers\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12<\n\tExchanges\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06Models\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06Rounds\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06\x45vents\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x38\n\x05Pause\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06Resume\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x38\n\x05Leave\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x39\n\x06Reload\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12=\n\nQuarantine\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12\x41\n\x0eLiftQuarantine\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document\x12:\n\x05Watch\x12\x15.gossipseg.wire.Query\x1a\x18.gossipseg.wire.Document0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gossipseg.wire.control_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_QUERY']._serialized_start=48
-  _globals['_QUERY']._serialized_end=85
-  _globals['_DOCUMENT']._serialized_start=87
-  _globals['_DOCUMENT']._serialized_end=111
-  _globals['_CONTROL']._serialized_start=114
-  _globals['_CONTROL']._serialized_end=773
+  _globals['_QUERY']._serialized_end=99
+  _globals['_DOCUMENT']._serialized_start=101
+  _globals['_DOCUMENT']._serialized_end=125
+  _globals['_CONTROL']._serialized_start=128
+  _globals['_CONTROL']._serialized_end=917
 # @@protoc_insertion_point(module_scope)

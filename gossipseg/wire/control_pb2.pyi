@@ -5,12 +5,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Query(_message.Message):
-    __slots__ = ("limit", "since")
+    __slots__ = ("limit", "since", "site")
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     SINCE_FIELD_NUMBER: _ClassVar[int]
+    SITE_FIELD_NUMBER: _ClassVar[int]
     limit: int
     since: int
-    def __init__(self, limit: _Optional[int] = ..., since: _Optional[int] = ...) -> None: ...
+    site: str
+    def __init__(self, limit: _Optional[int] = ..., since: _Optional[int] = ..., site: _Optional[str] = ...) -> None: ...
 
 class Document(_message.Message):
     __slots__ = ("json",)

@@ -84,6 +84,16 @@ class ControlStub:
                 request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
                 response_deserializer=gossipseg_dot_wire_dot_control__pb2.Document.FromString,
                 _registered_method=True)
+        self.Quarantine = channel.unary_unary(
+                '/gossipseg.wire.Control/Quarantine',
+                request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_control__pb2.Document.FromString,
+                _registered_method=True)
+        self.LiftQuarantine = channel.unary_unary(
+                '/gossipseg.wire.Control/LiftQuarantine',
+                request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_control__pb2.Document.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/gossipseg.wire.Control/Watch',
                 request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
@@ -154,6 +164,20 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Quarantine(self, request, context):
+        """Peers with something against them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LiftQuarantine(self, request, context):
+        """Lets the named site begin anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """A frame about twice a second while something changes.
         """
@@ -211,6 +235,16 @@ def add_ControlServicer_to_server(servicer, server):
             ),
             'Reload': grpc.unary_unary_rpc_method_handler(
                     servicer.Reload,
+                    request_deserializer=gossipseg_dot_wire_dot_control__pb2.Query.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_control__pb2.Document.SerializeToString,
+            ),
+            'Quarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.Quarantine,
+                    request_deserializer=gossipseg_dot_wire_dot_control__pb2.Query.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_control__pb2.Document.SerializeToString,
+            ),
+            'LiftQuarantine': grpc.unary_unary_rpc_method_handler(
+                    servicer.LiftQuarantine,
                     request_deserializer=gossipseg_dot_wire_dot_control__pb2.Query.FromString,
                     response_serializer=gossipseg_dot_wire_dot_control__pb2.Document.SerializeToString,
             ),
@@ -488,6 +522,60 @@ class Control:
             request,
             target,
             '/gossipseg.wire.Control/Reload',
+            gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
+            gossipseg_dot_wire_dot_control__pb2.Document.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Quarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Control/Quarantine',
+            gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
+            gossipseg_dot_wire_dot_control__pb2.Document.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LiftQuarantine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Control/LiftQuarantine',
             gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
             gossipseg_dot_wire_dot_control__pb2.Document.FromString,
             options,

@@ -176,7 +176,7 @@ class PeerRow:
     id: str = ""
     address: str = ""
     state: str = "unseen"
-    """core.types.MemberState, or `refused`"""
+    """core.types.MemberState, or `refused`, or `quarantined`"""
     reason: str = ""
     round: int | None = None
     cases: int | None = None
@@ -190,6 +190,10 @@ class PeerRow:
     bytes_in: int = 0
     refused: str = ""
     """Why no weights move, with the field that differs; empty if they may."""
+    quarantined_s: float | None = None
+    """Seconds that nothing is taken from it yet; null: it is in no quarantine."""
+    offence: str = ""
+    """Reason code of its last offence, while it is in quarantine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +304,33 @@ class RoundsDoc(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class QuarantineRow:
+    """A peer with something against it."""
+
+    site: str = ""
+    standing: str = "clear"
+    """core.quarantine.Standing: clear (only remembered), watched, quarantined"""
+    reason: str = ""
+    """Reason code of its last offence."""
+    left_s: float | None = None
+    """Seconds until its quarantine ends; null: it is in none."""
+    offences: int = 0
+    """Within the window; none count while it is quarantined."""
+    offences_in_all: int = 0
+    next_s: float = 0.0
+    """How long its next quarantine would last."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineDoc(Document):
+    kind: ClassVar[str] = "quarantine"
+    limit: int = 0
+    """Offences within the window that lead to a quarantine."""
+    window_s: float = 0.0
+    sites: tuple[QuarantineRow, ...] = field(default=(), metadata={"rows": QuarantineRow})
+
+
+@dataclass(frozen=True, slots=True)
 class EventsDoc(Document):
     """Lines of the event log, oldest first: seq, t, event, and what belongs to that event."""
 
@@ -309,7 +340,7 @@ class EventsDoc(Document):
 
 @dataclass(frozen=True, slots=True)
 class OkDoc(Document):
-    """What became of pause, resume, leave or reload."""
+    """What became of pause, resume, leave, reload or the lifting of a quarantine."""
 
     kind: ClassVar[str] = "ok"
     ok: bool = True
@@ -326,7 +357,18 @@ class WatchDoc(Document):
 
 
 KINDS: Mapping[str, type[Document]] = {
-    d.kind: d for d in (StatusDoc, PeersDoc, ExchangesDoc, ModelsDoc, RoundsDoc, EventsDoc, OkDoc, WatchDoc)
+    d.kind: d
+    for d in (
+        StatusDoc,
+        PeersDoc,
+        ExchangesDoc,
+        ModelsDoc,
+        RoundsDoc,
+        QuarantineDoc,
+        EventsDoc,
+        OkDoc,
+        WatchDoc,
+    )
 }
 
 

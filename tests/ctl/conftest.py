@@ -28,6 +28,7 @@ class Answers:
     exchanges_doc: doc.ExchangesDoc = field(default_factory=doc.ExchangesDoc)
     models_doc: doc.ModelsDoc = field(default_factory=doc.ModelsDoc)
     rounds_doc: doc.RoundsDoc = field(default_factory=doc.RoundsDoc)
+    quarantine_doc: doc.QuarantineDoc = field(default_factory=doc.QuarantineDoc)
     events_doc: doc.EventsDoc = field(default_factory=doc.EventsDoc)
     ok_doc: doc.OkDoc = field(default_factory=lambda: doc.OkDoc(True, "done"))
     frames: tuple[doc.WatchDoc, ...] = (doc.WatchDoc(STATUS, PEERS),)
@@ -62,6 +63,13 @@ class Answers:
     async def events(self, limit: int, since: int) -> doc.EventsDoc:
         self._note("events", limit, since)
         return self.events_doc
+
+    async def quarantine(self) -> doc.QuarantineDoc:
+        return self.quarantine_doc
+
+    async def lift_quarantine(self, site: str) -> doc.OkDoc:
+        self._note("lift_quarantine", site)
+        return self.ok_doc
 
     async def pause(self) -> doc.OkDoc:
         self._note("pause")

@@ -169,6 +169,22 @@ def test_rounds_of_a_gossiping_federation(daemon: Any, ctl: Any) -> None:
     assert result.code == 0 and "no coordinator" in result.out
 
 
+def test_who_is_kept_out_is_shown_and_let_in_again(daemon: Any, ctl: Any) -> None:
+    rows = (
+        doc.QuarantineRow("south", "watched", "too_large", None, 2, 2, 600.0),
+        doc.QuarantineRow("west", "quarantined", "manifest_forged", 540.0, 0, 7, 1800.0),
+    )
+    daemon.answers.quarantine_doc = doc.QuarantineDoc(3, 3600.0, rows)
+    result = ctl("quarantine", "list", "--socket", daemon.socket)
+    assert result.code == 1 and plain(result.out)
+    assert re.search(r"^west +quarantined +9 min 0 s +0 +7 +30 min +manifest_forged$", result.out, re.M)
+    assert re.search(r"^south +watched +- +2 +2 +10 min +too_large$", result.out, re.M)
+    assert ctl("quarantine", "lift", "west", "--socket", daemon.socket).code == 0
+    assert ("lift_quarantine", "west") in daemon.answers.asked
+    daemon.answers.quarantine_doc = doc.QuarantineDoc(3, 3600.0, rows[:1])
+    assert ctl("quarantine", "list", "--socket", daemon.socket).code == 0
+
+
 def test_models_table(daemon: Any, ctl: Any) -> None:
     daemon.answers.models_doc = doc.ModelsDoc((doc.ModelRow(HASH, 4_120_000, "inbox", "west", 5, 61),))
     result = ctl("models", "--socket", daemon.socket)

@@ -65,6 +65,12 @@ class Daemon:
     async def reload(self) -> doc.OkDoc:
         raise ConfigError("unknown key", file="peers.yaml", key="sitess", remedy="Did you mean `sites`?")
 
+    async def quarantine(self) -> doc.QuarantineDoc:
+        return doc.QuarantineDoc(3, 60.0, (doc.QuarantineRow("west", "quarantined", "manifest_forged", 9.0),))
+
+    async def lift_quarantine(self, site: str) -> doc.OkDoc:
+        return doc.OkDoc(True, f"lifted {site}")
+
     async def watch(self) -> AsyncIterator[doc.WatchDoc]:
         self.watchers += 1
         try:
@@ -107,6 +113,8 @@ def test_every_question_has_its_answer(path: Path) -> None:
             assert daemon.asked == [("exchanges", 7), ("exchanges", DEFAULT_LIMIT)]
             assert client.events(5, since=1 << 40).events == ({"seq": (1 << 40) + 1, "limit": 5},)
             assert client.pause() == doc.OkDoc(True, "paused")
+            assert client.quarantine().sites[0].reason == "manifest_forged"
+            assert client.lift_quarantine("west") == doc.OkDoc(True, "lifted west")
 
     serving(path, use)
 
