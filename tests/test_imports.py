@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "learn": {"algos", "nets", "core.types", "store", "errors"},
     "wire": {"core", "errors", "trust", "certificates"},
     "discovery": {"core", "errors"},
-    "config": {"core", "errors", "trust", "certificates", "wire.addresses"},
+    "config": {"core", "errors", "trust", "certificates", "wire.addresses", "wire.pacing"},
     "testbed": {"config", "trust", "wire.control", "wire.documents", "store", "errors"},
     "daemon": {"config", "core", "discovery", "errors", "learn.jobs", "store", "trust", "wire"},
     "lab": {

@@ -15,7 +15,7 @@ from gossipseg.algos.params import AlgorithmParams, GcmlParams
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams, TrustParams
 from gossipseg.learn.params import AdmissionParams, DataParams, DeviceParams, TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkParams
-from gossipseg.wire.params import WireParams
+from gossipseg.wire.params import TransferParams, WireParams
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 SITE_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
@@ -129,6 +129,7 @@ class SiteFile:
     report_test: bool = False
     """Evaluate the test split before the first and after the last round (used by the testbed)."""
     max_parallel_transfers: int = 2
+    transfers: TransferParams = field(default_factory=TransferParams)
     disk_reserve_bytes: int = 256 << 20
     """Incoming models are refused when less than this would stay free."""
     discovery: DiscoveryParams = field(default_factory=DiscoveryParams)

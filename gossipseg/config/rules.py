@@ -29,7 +29,8 @@ from gossipseg.learn.params import (
 )
 from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, join_address, split_address
-from gossipseg.wire.params import WireParams
+from gossipseg.wire.pacing import Windows
+from gossipseg.wire.params import TransferParams, WireParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +138,7 @@ RANGES: dict[type, dict[str, Range]] = {
     },
     MetricsParams: {"port": Range(0, 65535)},
     WireParams: {"max_model_bytes": COUNT},
+    TransferParams: {"max_bytes_per_s": Range(1000)},
     FederationFile: {"version": COUNT, "seed": Range(0, 2**32 - 1)},
     SiteFile: {
         "version": COUNT,
@@ -211,6 +213,7 @@ def check_site(site: SiteFile, source: Source) -> None:
     for i, interface in enumerate(site.discovery.interfaces):
         _check_ip(interface, f"discovery.interfaces.{i}", source)
     _check_metrics(site.metrics, source)
+    _check_windows(site.transfers.windows, source)
     _check_text("data.path", site.data.path, source)
     _check_text("state_dir", site.state_dir, source)
 
@@ -245,6 +248,14 @@ def _check_metrics(metrics: MetricsParams, source: Source) -> None:
             "Write 127.0.0.1 or ::1: the endpoint has no password. A Prometheus on another machine reaches "
             "it through an agent or a proxy on this one.",
         )
+
+
+def _check_windows(windows: list[str], source: Source) -> None:
+    for i, text in enumerate(windows):
+        try:
+            Windows.parse([text])
+        except ConfigError as e:
+            raise source.error(e.problem, f"transfers.windows.{i}", text, e.remedy) from None
 
 
 def _check_text(key: str, value: str, source: Source) -> None:

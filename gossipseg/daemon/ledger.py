@@ -90,6 +90,10 @@ class Ledger:
         """A transfer has got this far."""
         self._set(direction, site, hash_, "receiving" if direction == "in" else "sending", fraction=fraction)
 
+    def waits(self, site: Site, hash_: str, reason: str) -> None:
+        """An outgoing transfer has not begun yet."""
+        self._set("out", site, hash_, "waiting", reason)
+
     def recent(self, limit: int) -> list[ExchangeRow]:
         """The newest rows, newest first."""
         return list(reversed(self.rows.values()))[: limit or MAX_ROWS]

@@ -36,6 +36,7 @@ from gossipseg.store import DirectoryLock, EventLog, ModelStore, StateFile
 from gossipseg.wire.control import ControlServer
 from gossipseg.wire.documents import DiscoveryStatus
 from gossipseg.wire.grpc_transport import GrpcTransport
+from gossipseg.wire.pacing import Throttle
 from gossipseg.wire.transport import PeerEndpoint
 
 log = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class Daemon:
 
     def _transport(self) -> GrpcTransport:
         site = self.config.site
-        return GrpcTransport(
+        transport = GrpcTransport(
             site.site,
             listen=site.listen,
             identity=self.identity,
@@ -176,6 +177,9 @@ class Daemon:
             max_parallel_transfers=site.max_parallel_transfers,
             reconnect_max_s=self.config.federation.membership.probe_interval_s,
         )
+        if (rate := site.transfers.max_bytes_per_s) is not None:
+            transport.throttle = Throttle(rate, time.monotonic)
+        return transport
 
     def _runtime(self) -> Runtime:
         f, s = self.config.federation, self.config.site

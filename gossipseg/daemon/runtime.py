@@ -27,6 +27,7 @@ from gossipseg.daemon.intake import Intake
 from gossipseg.daemon.ledger import Ledger
 from gossipseg.daemon.manifests import Verifier
 from gossipseg.daemon.training import TrainingView
+from gossipseg.daemon.windows import window_open
 from gossipseg.daemon.worker import WorkerSupervisor
 from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError, PeerError, PeerRefused
 from gossipseg.learn import jobs
@@ -280,6 +281,12 @@ class Runtime:
             federation = self.config.federation
             section = federation.gossip if effect.model.kind == "model" else federation.rounds
             timeout_s = section.transfer_timeout_s
+            await window_open(
+                self.config.site.transfers.windows,
+                timeout_s,
+                effect.to,
+                lambda reason: self.ledger.waits(effect.to, effect.model.hash, reason),
+            )
             await self.transport.push(effect.to, effect.model, path, timeout_s, moved)
         except (Exception, asyncio.CancelledError) as e:
             self.inject(events.TransferFailed(effect.id, *_why(e)))

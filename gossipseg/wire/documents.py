@@ -216,8 +216,8 @@ class ExchangeRow:
     round: int = 0
     """The sender's round; the federation's for a common model."""
     state: str = ""
-    """offered | accepted | busy | rejected | sending | sent | failed | receiving | stored | visiting |
-    merged | refused | kept_out | reverted | dropped"""
+    """offered | accepted | busy | rejected | waiting | sending | sent | failed | receiving | stored |
+    visiting | merged | refused | kept_out | reverted | dropped"""
     reason: str = ""
     fraction: float | None = None
     """Of the transfer, 0 to 1."""

@@ -24,6 +24,7 @@ from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_server import PeerServicer
 from gossipseg.wire.outgoing import STALLED_TRIES, file_chunks
+from gossipseg.wire.pacing import Throttle
 from gossipseg.wire.params import CHUNK_BYTES
 from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
@@ -62,6 +63,8 @@ class GrpcTransport:
         self._listen, self._identity = listen, None if insecure else identity
         self._insecure, self._reconnect_max_s = insecure, reconnect_max_s
         self._chunk_bytes = min(chunk_bytes, CHUNK_BYTES)
+        self.throttle: Throttle | None = None
+        """Bounds the rate of outgoing models; None: nothing does."""
         self._sending = asyncio.Semaphore(max_parallel_transfers)
         self._traffic: dict[Site, Traffic] = {}
         self._links: dict[Site, Link] = {}
@@ -221,6 +224,8 @@ class GrpcTransport:
                     async for chunk in chunks:
                         if verdict.done() and (refusal := link.announced(verdict.result())):
                             raise refusal
+                        if self.throttle is not None:
+                            await self.throttle.spend(len(chunk))
                         await call.write(codec.encode_data(chunk))
                         link.traffic.bytes_out += len(chunk)
                         offset += len(chunk)
@@ -237,7 +242,8 @@ class GrpcTransport:
             await asyncio.wait({verdict})
 
     def _chunks(self, path: Path, offset: int, model: ModelRef) -> AsyncGenerator[bytes, None]:
-        return file_chunks(path, offset, model.size_bytes, self._chunk_bytes)
+        piece = self.throttle.piece_bytes if self.throttle is not None else self._chunk_bytes
+        return file_chunks(path, offset, model.size_bytes, min(piece, self._chunk_bytes))
 
 
 def _unheard(handed_over_bytes: int) -> None:

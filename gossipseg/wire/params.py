@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 CHUNK_BYTES = 1 << 20
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 2
+
+
+@dataclass(frozen=True, slots=True)
+class TransferParams:
+    """How a site sends models: at what rate, at which hours. What it takes in is its peers' affair."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+    max_bytes_per_s: int | None = None
+    """All outgoing models together; None: as fast as the link is. Requests and pings never wait."""
+    windows: list[str] = field(default_factory=list)
+    """Local times such as "22:00-06:00" in which a transfer may begin; one that has begun is finished.
+    Empty: at any hour."""
 
 
 @dataclass(frozen=True, slots=True)

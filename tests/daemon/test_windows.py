@@ -1,0 +1,74 @@
+"""Waiting for the hours in which models may go out, on a clock that is given."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gossipseg.daemon.windows import local_second_of_day, window_open
+from gossipseg.errors import PeerUnreachable
+
+H = 3600
+
+
+class Wall:
+    """A clock on the wall that moves only in sleeps."""
+
+    def __init__(self, second_of_day: float) -> None:
+        self.at_s = second_of_day
+        self.told: list[str] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.at_s = (self.at_s + seconds) % 86_400
+
+    def wait(self, windows: list[str], timeout_s: float) -> None:
+        asyncio.run(
+            window_open(
+                windows,
+                timeout_s,
+                "south",
+                self.told.append,
+                second_of_day=lambda: self.at_s,
+                sleep=self.sleep,
+            )
+        )
+
+
+def test_it_begins_at_once_within_a_window_and_without_any() -> None:
+    for windows in ([], ["22:00-06:00"]):
+        wall = Wall(23 * H)
+        wall.wait(windows, 10.0)
+        assert wall.at_s == 23 * H and wall.told == []
+
+
+def test_it_waits_for_the_opening_and_says_until_when() -> None:
+    wall = Wall(21.5 * H)
+    wall.wait(["22:00-06:00"], H)
+    assert wall.at_s == 22 * H
+    assert set(wall.told) == {"waits for the window until 22:00"}
+
+
+def test_it_gives_up_when_the_promise_has_lapsed() -> None:
+    wall = Wall(12 * H)
+    with pytest.raises(PeerUnreachable) as e:
+        wall.wait(["22:00-06:00"], H)
+    assert (e.value.reason, e.value.detail) == ("window_closed", "waits for the window until 22:00")
+    assert wall.at_s == 13 * H
+
+
+def test_a_clock_put_forward_is_noticed_within_a_minute() -> None:
+    wall = Wall(12 * H)
+    asleep: list[float] = []
+
+    async def jump(seconds: float) -> None:
+        asleep.append(seconds)
+        wall.at_s = 22.5 * H
+
+    wall.sleep = jump  # type: ignore[method-assign]
+    wall.wait(["22:00-06:00"], 10 * H)
+    assert asleep == [60.0]
+
+
+def test_the_wall_clock_is_read_as_local_time() -> None:
+    assert 0 <= local_second_of_day() < 86_400
