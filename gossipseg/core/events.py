@@ -185,6 +185,8 @@ class SitesChanged:
     """peers.yaml was reloaded: name → listed address, without this site itself."""
 
     sites: Mapping[Site, str]
+    rekeyed: bool = False
+    """This site signs with another key from now on: its record goes round anew, signed with that."""
 
 
 Event = (

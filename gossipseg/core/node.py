@@ -404,6 +404,8 @@ class NodeState:
         self._quarantine.forget(event.sites)
         if self._rounds is not None:
             self._rounds.set_sites(event.sites)
+        if event.rekeyed:
+            self._membership.announce(self.incarnation + 1)
         self._ctx.persist()
         return True
 
