@@ -100,6 +100,14 @@ class Update(Protocol):
         """One tensor, on the CPU: floating-point ones in float32, or wider if they came so."""
         ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Its shape, without reading it."""
+        ...
+
+    def part(self, name: str, begin: int, end: int) -> Tensor:
+        """The values `begin` … `end` of the flattened tensor, as tensor() gives them."""
+        ...
+
 
 @dataclass(slots=True)
 class Combined:

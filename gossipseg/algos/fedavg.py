@@ -24,12 +24,15 @@ from torch import Tensor
 
 from gossipseg.algos.average import running_average
 from gossipseg.algos.base import Algorithm, Combined, Losses, Outputs, Role, StepContext, Update, Weights
+from gossipseg.algos.robust import Robust, combine
 
 
 class FedAvg(Algorithm):
     """Equation (1)."""
 
     name = "fedavg"
+    robust = Robust()
+    """How updates are combined instead, where the settings ask for it: no equation (1) then."""
 
     def __init__(
         self, weighting: Literal["cases", "uniform"] = "cases", private_names: Collection[str] = ()
@@ -38,6 +41,8 @@ class FedAvg(Algorithm):
         self.weighting = weighting
 
     def aggregate(self, updates: Sequence[Update], round: int) -> Combined:
+        if self.robust.rule != "none":
+            return combine(updates, self.robust)
         return Combined(running_average(updates, weights_of(updates, self.weighting)))
 
 

@@ -112,6 +112,12 @@ class Theta:
     def tensor(self, name: str) -> Tensor:
         return self._update.tensor(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._update.shape(name)
+
+    def part(self, name: str, begin: int, end: int) -> Tensor:
+        return self._update.part(name, begin, end)
+
 
 def theta_names(updates: Sequence[Update]) -> list[str]:
     """Names of θ. Raises ValueError where updates do not hold the same, or a Δ is missing."""

@@ -31,6 +31,7 @@ from gossipseg.algos.params import (
     GossipAverageParams,
     LocalParams,
 )
+from gossipseg.algos.robust import Robust
 from gossipseg.errors import ConfigError
 
 
@@ -46,6 +47,25 @@ def build(
     itself declares to be a site's own (nets.registry.private_names); only FedOAP and FedSCA look at them.
     Raises ConfigError when the network lacks what the algorithm needs.
     """
+    algorithm = _built(params, norm_names, private_names)
+    if getattr(params, "robust", "none") != "none":
+        _make_robust(algorithm, params)
+    return algorithm
+
+
+def _make_robust(algorithm: Algorithm, params: Any) -> None:
+    """Let FedAvg or a relative combine by the rule of the settings. Raises ConfigError for others."""
+    if not isinstance(algorithm, FedAvg) or type(algorithm).aggregate is not FedAvg.aggregate:
+        raise ConfigError(
+            f"{params.name} combines updates in a way of its own",
+            key="algorithm.robust",
+            value=params.robust,
+            remedy="Remove the key, or use fedavg or one of its relatives.",
+        )
+    algorithm.robust = Robust(params.robust, params.trim, params.byzantine)
+
+
+def _built(params: AlgorithmParams, norm_names: Collection[str], private_names: Collection[str]) -> Algorithm:
     match params:
         case GcmlParams():
             return Gcml(params, norm_names if params.private_norm else ())

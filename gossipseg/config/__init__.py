@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from gossipseg.algos.params.common import settings
 from gossipseg.config.files import (
     SITE_NAME_PATTERN,
     Config,
@@ -143,7 +144,7 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
         "seed": federation.seed,
         "task": dataclasses.asdict(federation.task),
         "network": dataclasses.asdict(federation.network),
-        "algorithm": dataclasses.asdict(federation.algorithm),
+        "algorithm": settings(federation.algorithm),
         "training": dataclasses.asdict(federation.training),
         "wire.dtype": federation.wire.dtype,
         "network.signature": network_signature,
@@ -171,6 +172,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         state_dir=s.state_dir,
         report_test=s.report_test,
         rounds=s.rounds,
+        tensorboard=s.tensorboard,
     )
 
 

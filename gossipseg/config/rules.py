@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gossipseg.algos.params.common import robust_problem
 from gossipseg.config.files import FederationFile, ListedSite, MetricsParams, SiteFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import Source
@@ -346,6 +347,10 @@ def _check_algorithm(federation: FederationFile, source: Source) -> None:
             algorithm.name,
             "List the other sites (`gossipctl peers add`), or choose `local`.",
         )
+    found = robust_problem(algorithm, listed)
+    if found is not None:
+        problem, key, value, remedy = found
+        raise source.error(problem, key, value, remedy)
 
 
 def _check_quorum(federation: FederationFile, source: Source) -> None:

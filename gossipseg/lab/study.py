@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gossipseg.algos.params.common import Coordinated
+from gossipseg.algos.params.common import Coordinated, robust_problem
+from gossipseg.algos.params.common import settings as algorithm_settings
 from gossipseg.config.files import FederationFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import set_dotted
@@ -229,13 +230,17 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
             value=variant.label,
             remedy="Give more --sites, or compare local and pooled.",
         )
+    found = robust_problem(federation.algorithm, len(study.sites))
+    if found is not None:
+        problem, _, _, remedy = found
+        raise ConfigError(problem, key="--algorithms", value=variant.label, remedy=remedy)
     sections = _plain(dataclasses.asdict(federation))
     del sections["sites"]
     sections["seed"] = seed
     pooled = variants.pooled_steps(variant) if variant.name == POOLED else "all"
     settings = {
         **study.identity(),
-        "algorithm": _plain(dataclasses.asdict(federation.algorithm)),
+        "algorithm": _plain(algorithm_settings(federation.algorithm)),
         "variant": [variant.name, *variant.options],
         "seed": seed,
         "pooled": pooled,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import tempfile
 import time
@@ -55,14 +56,23 @@ class UpdateOnDisk:
 
     def tensor(self, name: str) -> Tensor:
         """Floating-point tensors in float32, or wider if they came so."""
+        shape = self.shape(name)
+        return self.part(name, 0, math.prod(shape)).reshape(shape)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As the header says."""
+        return tuple(self._header.tensors[name].shape)
+
+    def part(self, name: str, begin: int, end: int) -> Tensor:
+        """The values `begin` … `end` of the flattened tensor."""
         self._on_tensor()
-        info = self._header.tensors[name]
+        dtype = _DTYPES[self._header.tensors[name].dtype]
         with self._path.open("rb") as f:
-            f.seek(self._header.offsets[name])
-            raw = bytearray(f.read(info.size_bytes))
-        dtype = _DTYPES[info.dtype]
+            f.seek(self._header.offsets[name] + begin * dtype.itemsize)
+            raw = bytearray(f.read((end - begin) * dtype.itemsize))
+        if len(raw) != (end - begin) * dtype.itemsize:
+            raise ValueError(f"{name}: the file ends within it")
         found = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        found = found.reshape(info.shape)
         return found.to(torch.promote_types(dtype, torch.float32)) if dtype.is_floating_point else found
 
 

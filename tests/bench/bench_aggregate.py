@@ -1,6 +1,6 @@
 """The coordinator's memory and time while it averages ten updates of 125 MB.
 
-    python tests/bench/bench_aggregate.py [--sites 10] [--mb 125]
+    python tests/bench/bench_aggregate.py [--sites 10] [--mb 125] [--robust none|median|trimmed_mean|krum]
 
 Prints the growth of the worker's memory in models' worth (aim: under 3), and the time as a ratio against
 reading the same files through blake3, which any coordinator must do to check them.
@@ -28,7 +28,8 @@ _LAYER = (512, 1024, 3, 3)
 _CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from gossipseg.algos.fedavg import FedAvg
+from gossipseg.algos.params import FedAvgParams
+from gossipseg.algos.registry import build
 from gossipseg.learn import jobs
 from gossipseg.learn.aggregate import aggregate
 from gossipseg.store import read_safetensors_header
@@ -40,7 +41,8 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) * 1024
 before, began = peak(), time.perf_counter()
-done = aggregate(jobs.Aggregate(1, 0, files), FedAvg(), schema, "float16", folder / "outbox")
+algorithm = build(FedAvgParams(robust=sys.argv[2]))
+done = aggregate(jobs.Aggregate(1, 0, files), algorithm, schema, "float16", folder / "outbox")
 assert done.export is not None, done
 print(json.dumps({"grown_bytes": peak() - before, "seconds": time.perf_counter() - began}))
 """
@@ -73,12 +75,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sites", type=int, default=10)
     parser.add_argument("--mb", type=int, default=125)
+    parser.add_argument("--robust", default="none")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         size = write_updates(folder, args.sites, args.mb)
         baseline_s = read_seconds(folder)
-        child = [sys.executable, "-c", _CHILD, name]
+        child = [sys.executable, "-c", _CHILD, name, args.robust]
         found = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
     models = found["grown_bytes"] / size
     print(f"{args.sites} updates of {size / 1e6:.0f} MB")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +15,39 @@ Exchange = Literal["none", "gossip", "rounds"]
 """How models travel: not at all, from site to site (core/gossip), or by a rotating coordinator
 (core/rounds)."""
 
+Rule = Literal["none", "trimmed_mean", "median", "krum"]
+
+
+ROBUST_KEYS = ("robust", "trim", "byzantine")
+
+
+def settings(params: Any) -> dict[str, Any]:
+    """All settings of an algorithm that do something: those of robust rules only where there is one.
+
+    So two versions of this program, of which one does not know the rules, agree on a federation without them.
+    """
+    found = dataclasses.asdict(params)
+    unused = ROBUST_KEYS if found.get("robust", "none") == "none" else ()
+    return {key: value for key, value in found.items() if key not in unused}
+
+
+def robust_problem(params: Any, listed: int) -> tuple[str, str, object, str] | None:
+    """Why its robust rule cannot work: (problem, key, value, remedy), or None. `listed` sites; 0: unknown."""
+    rule = getattr(params, "robust", "none")
+    if rule == "none":
+        return None
+    if params.combines_itself:
+        problem = f"{params.name} combines updates in a way of its own"
+        return problem, "algorithm.robust", rule, "Remove the key, or use fedavg or one of its relatives."
+    least = 2 * params.byzantine + 3 if rule == "krum" else 3
+    if 0 < listed < least:
+        problem = f"{rule} needs {least} sites or more, and {listed} are listed"
+        return problem, "algorithm.robust", rule, "List more sites, or use median (from 3 sites), or none."
+    if rule == "trimmed_mean" and 0 < listed <= 2 * math.ceil(params.trim * listed - 1e-9):
+        problem = f"cuts off every update of the {listed} listed sites"
+        return problem, "algorithm.trim", params.trim, "Write a smaller share, or use robust: median."
+    return None
+
 
 @dataclass(frozen=True, slots=True)
 class Coordinated:
@@ -22,6 +57,8 @@ class Coordinated:
     exchange: ClassVar[Exchange] = "rounds"
     min_sites: ClassVar[int] = 1
     """With fewer listed sites the algorithm means nothing, and is refused at start."""
+    combines_itself: ClassVar[bool] = False
+    """Whether it has an aggregation of its own, which no robust rule can stand for."""
     networks: ClassVar[tuple[str, ...] | None] = None
     """Networks that have the parts it needs, its own one first; None: any."""
     every_rounds: Annotated[int, Field(ge=1)] = 1
@@ -30,3 +67,9 @@ class Coordinated:
     """The last so many rounds of a site's budget are trained alone, from the last common model."""
     weighting: Literal["cases", "uniform"] = "cases"
     """What a site weighs in the average: its training cases n_k, or one."""
+    robust: Rule = "none"
+    """How updates are combined where some may be bad (algos.robust); sites then weigh the same."""
+    trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Of `trimmed_mean`: the share that is cut off at each end, rounded up to whole updates."""
+    byzantine: Annotated[int, Field(ge=0)] = 1
+    """Of `krum`: how many updates of a round may be bad; that many are left out of each."""

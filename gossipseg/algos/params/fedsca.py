@@ -16,6 +16,7 @@ class FedScaParams(Coordinated):
     """Federated tuning of adapters with similarity-guided aggregation (arXiv 2503.15390)."""
 
     min_sites: ClassVar[int] = 2
+    combines_itself: ClassVar[bool] = True
     networks: ClassVar[tuple[str, ...] | None] = WITH_ADAPTERS
     name: Literal["fedsca"] = "fedsca"
     aggregation: Literal["similarity", "simplex", "fedavg"] = "similarity"
