@@ -1,0 +1,102 @@
+"""A state directory that turns read-only, and checkpoints that rot."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gossipseg.store import Checkpoints
+from tests.e2e.federation import Federation, Site, federation
+from tests.e2e.test_full_disk import small_disk
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.faults]
+Seen = Callable[[str], None]
+
+
+def reasons(f: Federation, name: str) -> str:
+    status = f[name].status()
+    return "(no answer)" if status is None else " ".join(status.reasons)
+
+
+def test_training_outlives_a_state_directory_that_turns_read_only(tmp_path: Path, seen: Seen) -> None:
+    with (
+        small_disk(tmp_path / "north" / "state", 32) as disk,
+        federation(tmp_path, ["north"], site={"disk_reserve_bytes": 0}) as f,
+    ):
+        north = f["north"]
+        north.start()
+        f.until_round("north", 2)
+        remount(disk, "ro")
+        at = f.round_of("north")
+        f.until("status says so", lambda: "ead-only" in reasons(f, "north"))
+        f.until_round("north", at + 2)
+        said = reasons(f, "north")
+        remount(disk, "rw")
+        f.until("all is well again", lambda: reasons(f, "north") == "")
+        assert north.end() == 0
+        seen(f"training went on; status said: {said[:100]!r}; well again after the mend")
+
+
+def test_a_read_only_state_directory_is_refused_at_the_start(tmp_path: Path, seen: Seen) -> None:
+    with (
+        small_disk(tmp_path / "north" / "state", 8) as disk,
+        federation(tmp_path, ["north"], site={"disk_reserve_bytes": 0}) as f,
+    ):
+        remount(disk, "ro")
+        north = f["north"]
+        north.start()
+        assert north.process is not None
+        code = north.process.wait(60)
+        assert code not in (0, -signal.SIGKILL) and "ead-only" in north.log
+        assert "Traceback" not in north.log
+        seen(f"exit code {code}: {north.log.strip().splitlines()[-1][:110]!r}")
+        north.process = None
+
+
+def remount(disk: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "zeros"])
+def test_a_damaged_checkpoint_is_found_and_the_one_before_used(
+    tmp_path: Path, seen: Seen, damage: str
+) -> None:
+    with federation(tmp_path, ["north"], algorithm={"name": "local"}) as f:
+        north = f["north"]
+        north.start()
+        f.until_round("north", 3)
+        north.end(signal.SIGKILL)
+        newest, before = Checkpoints(north.folder / "state" / "checkpoint").newest()
+        spoil(newest, damage)
+        lives = 1
+        north.start()
+        f.until("the worker is back", lambda: len(north.events("worker_ready")) > lives)
+        assert north.events("worker_ready")[-1]["round"] == Checkpoints.round_of(before)
+        said = reasons(f, "north")
+        assert newest.name in said and before.name in said, said
+        aside = newest.with_name(newest.name + ".corrupt")
+        assert aside.exists()
+        f.until_round("north", Checkpoints.round_of(newest) + 1)
+        assert ended_well(north)
+        seen(f"went on from {before.name}; status: {said!r}")
+
+
+def spoil(path: Path, damage: str) -> None:
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    match damage:
+        case "a flipped bit":
+            content[middle] ^= 1
+        case "cut short":
+            del content[middle:]
+        case _:
+            content[middle:] = bytes(len(content) - middle)
+    path.write_bytes(content)
+
+
+def ended_well(site: Site) -> bool:
+    return site.end() == 0
