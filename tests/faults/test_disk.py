@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from gossipseg.store import Checkpoints
 from tests.e2e.federation import Federation, Site, federation
-from tests.e2e.test_full_disk import small_disk
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.faults]
 Seen = Callable[[str], None]
@@ -22,31 +23,48 @@ def reasons(f: Federation, name: str) -> str:
     return "(no answer)" if status is None else " ".join(status.reasons)
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[Callable[[], None]]:
+    """Cover the folder with a read-only view of itself; yields what takes the cover away."""
+    mounted = ["mount", "--bind", str(folder), str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mounted, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount")
+    covered = [True]
+
+    def uncover() -> None:
+        if covered:
+            covered.clear()
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+    try:
+        how = "remount,bind,ro"
+        subprocess.run(["mount", "-o", how, str(folder)], check=True, capture_output=True)
+        yield uncover
+    finally:
+        uncover()
+
+
 def test_training_outlives_a_state_directory_that_turns_read_only(tmp_path: Path, seen: Seen) -> None:
-    with (
-        small_disk(tmp_path / "north" / "state", 32) as disk,
-        federation(tmp_path, ["north"], site={"disk_reserve_bytes": 0}) as f,
-    ):
+    with federation(tmp_path, ["north"]) as f:
         north = f["north"]
         north.start()
         f.until_round("north", 2)
-        remount(disk, "ro")
-        at = f.round_of("north")
-        f.until("status says so", lambda: "ead-only" in reasons(f, "north"))
-        f.until_round("north", at + 2)
-        said = reasons(f, "north")
-        remount(disk, "rw")
-        f.until("all is well again", lambda: reasons(f, "north") == "")
+        with read_only(north.folder / "state") as mend:
+            at = f.round_of("north")
+            f.until("status says so", lambda: "ead-only" in reasons(f, "north"))
+            f.until_round("north", at + 2)
+            said = reasons(f, "north")
+            mend()
+            f.until("all is well again", lambda: reasons(f, "north") == "")
         assert north.end() == 0
         seen(f"training went on; status said: {said[:100]!r}; well again after the mend")
 
 
 def test_a_read_only_state_directory_is_refused_at_the_start(tmp_path: Path, seen: Seen) -> None:
     with (
-        small_disk(tmp_path / "north" / "state", 8) as disk,
-        federation(tmp_path, ["north"], site={"disk_reserve_bytes": 0}) as f,
+        federation(tmp_path, ["north"]) as f,
+        read_only(made(f["north"].folder / "state")),
     ):
-        remount(disk, "ro")
         north = f["north"]
         north.start()
         assert north.process is not None
@@ -57,8 +75,9 @@ def test_a_read_only_state_directory_is_refused_at_the_start(tmp_path: Path, see
         north.process = None
 
 
-def remount(disk: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True, capture_output=True)
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "cut short", "zeros"])
