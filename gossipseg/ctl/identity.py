@@ -168,6 +168,9 @@ device:
 # report_test: false              # evaluate the test split before the first and after the last round
 
 # max_parallel_transfers: 2
+transfers:                        # of models that this site sends; requests and pings never wait
+  # max_bytes_per_s: null         # all of them together; null: as fast as the link is
+  # windows: []                   # hours in which a transfer may begin, such as "22:00-06:00"
 # disk_reserve_bytes: 268435456   # models are refused when less than this would stay free
 
 discovery:
