@@ -26,7 +26,17 @@ ALLOWED: dict[str, set[str]] = {
     "discovery": {"core", "errors"},
     "config": {"core", "errors", "trust", "certificates", "wire.addresses", "wire.pacing"},
     "testbed": {"config", "trust", "wire.control", "wire.documents", "store", "errors"},
-    "daemon": {"config", "core", "discovery", "errors", "learn.jobs", "store", "trust", "wire"},
+    "daemon": {
+        "certificates",
+        "config",
+        "core",
+        "discovery",
+        "errors",
+        "learn.jobs",
+        "store",
+        "trust",
+        "wire",
+    },
     "lab": {
         "algos",
         "config",

@@ -44,6 +44,7 @@ NOTES: Mapping[str, str] = {
     "peer_refused": "peer_refused",
     "duplicate_site": "duplicate_site",
     "peer_quarantined": "peer_quarantined",
+    "quarantine_over": "quarantine_over",
     "quarantine_lifted": "quarantine_lifted",
 }
 """What the core notes → what the audit log calls it. `model_declined`: a peer did not want it."""

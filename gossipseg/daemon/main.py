@@ -33,12 +33,14 @@ from gossipseg.daemon.worker import require_state_dir
 from gossipseg.discovery import MdnsDiscovery
 from gossipseg.errors import EXIT_OK, ConfigError, GossipsegError
 from gossipseg.store import DirectoryLock, EventLog, ModelStore, StateFile
+from gossipseg.wire import health
 from gossipseg.wire.control import ControlServer
 from gossipseg.wire.documents import DiscoveryStatus
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.pacing import Throttle
 from gossipseg.wire.transport import PeerEndpoint
 
+HEALTH_INTERVAL_S = 0.5
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +54,7 @@ class Daemon:
         self._ended: asyncio.Future[tuple[str, GossipsegError | None]] | None = None
         self._foreign: list[str] = []
         self._mdns: MdnsDiscovery | None = None
+        self.health = health.HealthBoard()
         self.exporter: Exporter | None = None
         self._up = self._hung_up = False
 
@@ -71,7 +74,7 @@ class Daemon:
             reload=self.reload,
             discovery=self.discovery_status,
         )
-        control = ControlServer(self.config.control_socket, service)
+        control = ControlServer(self.config.control_socket, service, self.health)
         await self.runtime.start()
         try:
             await control.start()
@@ -86,10 +89,11 @@ class Daemon:
             if self._hung_up:
                 self._hangup()
             self.notifier.ready(self._status)
-        feeding = asyncio.create_task(self._feed_watchdog())
+        beside = [asyncio.create_task(work) for work in (self._feed_watchdog(), self._keep_health())]
         reason, error = await self._ended
         self.notifier.stopping(reason)
-        feeding.cancel()
+        for task in beside:
+            task.cancel()
         goodbyes = [self.runtime.stop(reason)]
         if self._mdns is not None:
             goodbyes.append(self._mdns.close())
@@ -252,6 +256,16 @@ class Daemon:
         if what not in self._foreign:
             self._foreign.append(what)
             self.runtime.note("foreign_federation", reason=what)
+
+    async def _keep_health(self) -> None:
+        """Tell the health service what serves, at every change, and not too often."""
+        while True:
+            changed = self.runtime.changed
+            training = self.runtime.worker.status.state not in ("failed", "restarting")
+            services = {health.ALL: True, health.CONTROL: True, health.PEER: True, health.TRAINING: training}
+            await self.health.tell(services)
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            await changed.wait()
 
     async def _export_metrics(self, service: Service) -> None:
         wanted = self.config.site.metrics

@@ -20,6 +20,7 @@ from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkp
 from gossipseg.learn.data import SiteData
 from gossipseg.learn.link import Link, StopRequested
 from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.scalars import Scalars
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.sites import open_site
 from gossipseg.learn.trainer import Trainer
@@ -61,6 +62,7 @@ class Life:
 
     def __init__(self, link: Link, spec: WorkerSpec) -> None:
         self._link, self._spec = link, spec
+        self._scalars = Scalars(Path(spec.state_dir)) if spec.tensorboard else None
         setup = read_setup(spec)
         compute = choose_compute(setup.device)
         if setup.device.threads:
@@ -93,6 +95,9 @@ class Life:
             within_a_round = self._trainer.history.step > 0
             if self._trainer.resumable and (within_a_round or self._unsaved):
                 save_checkpoint(self._store, self._trainer.state(), self._contract)
+        finally:
+            if self._scalars is not None:
+                self._scalars.close()
 
     def _begin(self) -> None:
         """Go on from the newest checkpoint, or start with the test score and the first checkpoint."""
@@ -123,6 +128,8 @@ class Life:
         done = self._trainer.run_round(order)
         warning = "; ".join(filter(None, [self._warning, done.warning, self._checkpoint()]))
         self._warning = ""
+        if self._scalars is not None:
+            self._scalars.round(done, self._trainer.student.learner.optimizer.param_groups[0]["lr"])
         self._link.send(replace(done, warning=warning))
 
     def _aggregate(self, order: jobs.Aggregate) -> None:

@@ -154,6 +154,8 @@ class WorkerSpec:
     """Evaluate the test split before the first and after the last round (the testbed's figure)."""
     rounds: int | None = None
     """The training budget; None trains for as long as the daemon runs."""
+    tensorboard: bool = False
+    """Write TensorBoard scalars to state_dir/tensorboard."""
     admission: dict[str, Any] = field(default_factory=dict)
 
 

@@ -38,6 +38,7 @@ from gossipseg.wire.documents import (
     StatusDoc,
     WatchDoc,
 )
+from gossipseg.wire.health import HealthBoard
 
 _log = logging.getLogger(__name__)
 _D = TypeVar("_D", bound=Document)
@@ -86,8 +87,8 @@ class ControlHandler(Protocol):
 class ControlServer:
     """Answers on `path`, which only this user may open (0600). To be used on one event loop."""
 
-    def __init__(self, path: Path, handler: ControlHandler) -> None:
-        self.path, self._servicer = path.absolute(), _Servicer(handler)
+    def __init__(self, path: Path, handler: ControlHandler, health: HealthBoard | None = None) -> None:
+        self.path, self._servicer, self._health = path.absolute(), _Servicer(handler), health
         self._server: Any = None
         self._address: _Address | None = None
 
@@ -99,7 +100,7 @@ class ControlServer:
         address = _Address(self.path)
         try:
             _remove_stale(self.path, address.text)
-            self._server = _serve(self._servicer, address.target, self.path)
+            self._server = _serve(self._servicer, address.target, self.path, self._health)
             self.path.chmod(0o600)
             await self._server.start()
         except BaseException as e:
@@ -113,15 +114,19 @@ class ControlServer:
         """Stop listening; calls in progress have `grace_s` to end. The socket file goes."""
         if self._server is None:
             return
+        if self._health is not None:
+            await self._health.close()
         await self._server.stop(grace_s)  # gRPC removes the file
         self._server = None
         if self._address is not None:
             self._address.close()
 
 
-def _serve(servicer: _Servicer, target: str, path: Path) -> Any:
+def _serve(servicer: _Servicer, target: str, path: Path, health: HealthBoard | None) -> Any:
     server = grpc.aio.server(options=[("grpc.max_send_message_length", MAX_DOCUMENT_BYTES)])
     control_pb2_grpc.add_ControlServicer_to_server(servicer, server)
+    if health is not None:
+        health.attach(server)
     before = os.umask(0o177)  # the file must not be open to others for the moment before a chmod
     try:
         server.add_insecure_port(target)

@@ -28,7 +28,7 @@ from gossipseg.errors import (
     PeerUntrusted,
 )
 from gossipseg.trust import TrustList
-from gossipseg.wire import codec
+from gossipseg.wire import codec, health
 from gossipseg.wire.grpc_link import DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
 from gossipseg.wire.transport import Handler, Traffic
 
@@ -67,6 +67,11 @@ class PeerServicer:
         methods["PushOffset"] = unary(self._push_offset)
         methods["Push"] = grpc.stream_unary_rpc_method_handler(self._push)
         return grpc.method_handlers_generic_handler(codec.SERVICE, methods)
+
+    def health_handlers(self) -> grpc.GenericRpcHandler:
+        """grpc.health.v1 Check, for listed peers like everything else on this port; no Watch."""
+        methods = {"Check": grpc.unary_unary_rpc_method_handler(self._check_health)}
+        return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
 
     # ------------------------------------------------------------ who is it
 
@@ -114,6 +119,15 @@ class PeerServicer:
         async def answer() -> bytes:
             model = codec.decode_offset_request(data, site)
             await self._supersede(site, model)
+    async def _check_health(self, data: bytes, context: Context) -> bytes:
+        await self._authenticated(context)
+        serving = self.handler is not None
+        answer = health.check(data, {health.ALL: serving, health.PEER: serving})
+        if answer is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+            raise AssertionError("abort raises")
+        return answer
+
             return codec.encode_offset(await self._handler.push_offset(site, model))
 
         return await self._counted(site, data, context, answer)

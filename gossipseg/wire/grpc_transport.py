@@ -85,7 +85,7 @@ class GrpcTransport:
         """Listen. Raises LocalError when the address is taken or is not this machine's."""
         self._servicer.handler = handler
         server = aio.server(options=server_options(), maximum_concurrent_rpcs=1024)
-        server.add_generic_rpc_handlers((self._servicer.rpc_handlers(),))
+        server.add_generic_rpc_handlers((self._servicer.rpc_handlers(), self._servicer.health_handlers()))
         try:
             if self._identity is None:
                 self._port = server.add_insecure_port(self._listen)
