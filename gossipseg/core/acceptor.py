@@ -159,6 +159,18 @@ class Acceptor:
             self._ctx.say(committed=0)
         self.record = replace(self.record, run=run)
 
+    def rekeyed(self) -> None:
+        """This site signs with another key now: the old one's signatures will not be believed for long.
+        (The caller persists.)"""
+        record, renew = self.record, self.notary.renew
+        committed, accepted, update = record.committed, record.accepted, record.update
+        self.record = replace(
+            record,
+            committed=replace(committed, model=renew(committed.model)) if committed else None,
+            accepted=replace(accepted, model=renew(accepted.model)) if accepted else None,
+            update=renew(update) if update else None,
+        )
+
     def relist(self, electorate: Electorate) -> None:
         """The list of sites has changed.
 

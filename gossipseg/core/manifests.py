@@ -59,6 +59,14 @@ class Notary:
         signature = self._ctx.sign(manifest_payload(unsigned)).hex()
         return replace(model, manifest=replace(unsigned, signature=signature))
 
+    def renew(self, model: ModelRef) -> ModelRef:
+        """Of a model that this site made: the same manifest, signed with the key that it has now."""
+        manifest = model.manifest
+        if manifest is None or manifest.maker != self._ctx.site:
+            return model
+        signature = self._ctx.sign(manifest_payload(manifest)).hex()
+        return replace(model, manifest=replace(manifest, signature=signature))
+
     # -------------------------------------------------------------- the others'
 
     def fault_of_model(self, frm: Site, model: ModelRef) -> str:

@@ -405,6 +405,8 @@ class NodeState:
         if self._rounds is not None:
             self._rounds.set_sites(event.sites)
         if event.rekeyed:
+            if self._rounds is not None:
+                self._rounds.acceptor.rekeyed()
             self._membership.announce(self.incarnation + 1)
         self._ctx.persist()
         return True

@@ -164,6 +164,16 @@ device:
   # threads: 2                    # torch threads; left out: torch's own choice
   # stuck_after_s: 900.0          # training without progress for so long is restarted
 
+quarantine:                       # of peers that repeatedly send what must be refused (gossipctl quarantine)
+  # offences: 3                   # so many within window_s, and nothing is taken from the peer for first_s
+  # window_s: 3600.0
+  # first_s: 600.0
+  # factor: 3.0                   # each further time so much longer than the one before, up to max_s
+  # max_s: 604800.0
+  # decay_s: 86400.0              # so long without an offence takes one step of that growth back
+  # dice_offence: false           # true: dice_run models in a row that do worse here are an offence, too
+  # dice_run: 5
+
 # rounds: 200                     # stop training after so many; left out: train while the daemon runs
 # report_test: false              # evaluate the test split before the first and after the last round
 

@@ -442,6 +442,18 @@ def test_a_site_that_is_listed_again_begins_anew() -> None:
     assert not rig.node.quarantined("b") and not snapshot(rig).conduct
 
 
+def test_what_this_site_made_is_signed_anew_with_its_new_key() -> None:
+    key = [b"old"]
+    rig, _ = led(sign=lambda data: key[0])
+    before = snapshot(rig).rounds
+    key[0] = b"new"
+    rig.do(ev.SitesChanged({"b": "b:1", "z": "z:1"}, rekeyed=True))
+    after = snapshot(rig).rounds
+    assert before is not None and before.update is not None and after is not None and after.update is not None
+    old, new = before.update.manifest, after.update.manifest
+    assert old is not None and (old.signature, new) == (b"old".hex(), replace(old, signature=b"new".hex()))
+
+
 @pytest.mark.parametrize(
     "reason", ["busy", "not_ready", "duplicate", "too_late", "stale", "disk_full", "incomplete"]
 )

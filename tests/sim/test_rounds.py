@@ -271,6 +271,23 @@ def test_when_all_updates_fail_nothing_is_committed_and_nobody_hangs() -> None:
     goes_on(sim, 200)
 
 
+def test_a_site_whose_updates_are_bad_is_shut_out_for_a_while_and_comes_back() -> None:
+    sim = federation(4, quarantine=QuarantineParams(offences=2, first_s=100.0))
+    sim.refused_updates = {"s0001"}
+    sim.run(240)
+    who = {note.site for _, _, note in notes(sim, "peer_quarantined")}
+    assert who == {"s0001"}, who
+    absent = [dict(c.proposal.absent).get("s0001") for c in sim.commits]
+    assert "quarantined" in absent and "refused_not_finite" in absent
+    goes_on(sim, 60)
+    sim.refused_updates = set()
+    sim.run(sim.now + 400)
+    assert notes(sim, "quarantine_over")
+    last = max(sim.commits, key=lambda c: c.proposal.round).proposal
+    assert "s0001" in last.contributors, last
+    verify(sim)
+
+
 def test_a_paused_site_is_passed_over_and_left_out() -> None:
     sim = federation(3)
     sim.run(25)
