@@ -168,6 +168,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         data=dataclasses.asdict(s.data),
         device=dataclasses.asdict(s.device),
         admission=dataclasses.asdict(s.admission),
+        privacy=dataclasses.asdict(s.privacy),
         wire_dtype=f.wire.dtype,
         state_dir=s.state_dir,
         report_test=s.report_test,

@@ -13,7 +13,14 @@ from pydantic import Field
 
 from gossipseg.algos.params import AlgorithmParams, GcmlParams
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams, TrustParams
-from gossipseg.learn.params import AdmissionParams, DataParams, DeviceParams, TaskParams, TrainingParams
+from gossipseg.learn.params import (
+    AdmissionParams,
+    DataParams,
+    DeviceParams,
+    PrivacyParams,
+    TaskParams,
+    TrainingParams,
+)
 from gossipseg.nets.params import NetworkParams
 from gossipseg.wire.params import TransferParams, WireParams
 
@@ -123,6 +130,7 @@ class SiteFile:
     """Unix socket of gossipctl; None: control.sock in state_dir."""
     device: DeviceParams = field(default_factory=DeviceParams)
     admission: AdmissionParams = field(default_factory=AdmissionParams)
+    privacy: PrivacyParams = field(default_factory=PrivacyParams)
     quarantine: QuarantineParams = field(default_factory=QuarantineParams)
     rounds: int | None = None
     """Training budget; None: train for as long as the daemon runs."""

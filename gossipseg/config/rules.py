@@ -24,6 +24,7 @@ from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
     DeviceParams,
+    PrivacyParams,
     TaskParams,
     TrainingParams,
     one_shot_problem,
@@ -129,6 +130,7 @@ RANGES: dict[type, dict[str, Range]] = {
     },
     DataParams: {"test_fraction": SHARE_BELOW_1, "validation_fraction": SHARE_BELOW_1},
     DeviceParams: {"threads": COUNT, "stuck_after_s": POSITIVE},
+    PrivacyParams: {"clip_norm": POSITIVE, "noise_multiplier": NATURAL, "seed": Range(0, 2**63 - 1)},
     AdmissionParams: {
         "factor": COUNT,
         "least_change": POSITIVE,
@@ -201,6 +203,13 @@ def check_site(site: SiteFile, source: Source) -> None:
     """What must fit together in site.yaml. Raises ConfigError."""
     check_ranges(site, source)
     _check_address(site.listen, "listen", source)
+    if site.privacy.noise_multiplier and site.privacy.clip_norm is None:
+        raise source.error(
+            "has no effect without privacy.clip_norm",
+            "privacy.noise_multiplier",
+            site.privacy.noise_multiplier,
+            "Write privacy.clip_norm too: the noise is measured in it.",
+        )
     if site.advertise is not None:
         _check_address(site.advertise, "advertise", source, dialled=True)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", site.device.device):

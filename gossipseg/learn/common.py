@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ from gossipseg.algos.base import Algorithm, Moment, Weights
 from gossipseg.errors import PeerRefused
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission
-from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.params import PrivacyParams, WorkerSpec
+from gossipseg.learn.privacy import Release
 from gossipseg.learn.step import Learner
 from gossipseg.learn.student import Student
-from gossipseg.learn.weights import load_common
+from gossipseg.learn.weights import load_common, shared
 
 
 def everything(name: str) -> bool:
@@ -32,10 +34,15 @@ class CommonModels:
     """The last common model's part in a site's training."""
 
     def __init__(
-        self, algorithm: Algorithm, student: Student, spec: WorkerSpec, admission: Admission
+        self,
+        algorithm: Algorithm,
+        student: Student,
+        spec: WorkerSpec,
+        admission: Admission,
+        privacy: PrivacyParams,
     ) -> None:
         self._algorithm, self._student, self._spec = algorithm, student, spec
-        self._admission = admission
+        self._admission, self._private = admission, Release(privacy, spec.site, self._travelling())
         self.anchor: dict[str, Tensor] = {}
         """The shared tensors of the last common model (W_0 before the first), on the device; empty unless
         the algorithm asks for them."""
@@ -69,11 +76,32 @@ class CommonModels:
         else:
             student.model.load_state_dict(dict(weights), strict=False)
         self._remember()
+        self._private.set_reference(incoming)
         return ""
 
     def update(self) -> Weights:
         """What the site sends: to a coordinator, or in gossip."""
         return self._algorithm.update_of(self._student.weights(), self.anchor)
+
+    def release(self, round: int) -> Weights:
+        """update() as it leaves the site after `round`: clipped and blurred where the settings ask for it."""
+        if not self._private.active:
+            return self.update()
+        told = self._private.of(self._travelling(), round)
+        if self._algorithm.exchanges:  # in gossip nobody else says where everybody stands
+            self._private.set_reference(told)
+        return self._algorithm.update_of({**self._student.weights(), **told}, self.anchor)
+
+    def private_state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return self._private.state()
+
+    def load_private(self, state: Mapping[str, Tensor] | None) -> None:
+        """From a checkpoint."""
+        self._private.load(state)
+
+    def _travelling(self) -> dict[str, Tensor]:
+        return shared(self._student.weights(), self._algorithm.is_shared)
 
     def set_anchor(self, anchor: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint's."""

@@ -134,6 +134,20 @@ class AdmissionParams:
 
 
 @dataclass(frozen=True, slots=True)
+class PrivacyParams:
+    """What is done to a model before it leaves the site (site.yaml: a seed that others know is no noise)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    clip_norm: float | None = None
+    """Longest change that is told (L2, over all tensors that travel); None: models travel as they are."""
+    noise_multiplier: float = 0.0
+    """Standard deviation of the noise on each value, in units of clip_norm."""
+    seed: int | None = None
+    """Of the noise, for experiments only; None takes the system's randomness."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """All a training process needs to know; sent as JSON, built by config.worker_spec()."""
 
@@ -157,6 +171,7 @@ class WorkerSpec:
     tensorboard: bool = False
     """Write TensorBoard scalars to state_dir/tensorboard."""
     admission: dict[str, Any] = field(default_factory=dict)
+    privacy: dict[str, Any] = field(default_factory=dict)
 
 
 SplitName = Literal["training", "validation", "test"]

@@ -16,6 +16,7 @@ from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
     DeviceParams,
+    PrivacyParams,
     TaskParams,
     TrainingParams,
     WorkerSpec,
@@ -36,6 +37,7 @@ class Setup:
     data: DataParams
     device: DeviceParams
     admission: AdmissionParams = field(default_factory=AdmissionParams)
+    privacy: PrivacyParams = field(default_factory=PrivacyParams)
 
 
 def read_spec(raw: dict[str, Any]) -> WorkerSpec:
@@ -56,6 +58,7 @@ def read_setup(spec: WorkerSpec) -> Setup:
         _read(DataParams, spec.data, "data"),
         _read(DeviceParams, spec.device, "device"),
         _read(AdmissionParams, spec.admission, "admission"),
+        _read(PrivacyParams, spec.privacy, "privacy"),
     )
     problem = one_shot_problem(setup.algorithm.name, setup.network.name, setup.task, setup.training)
     if problem is not None:

@@ -72,7 +72,9 @@ class Trainer:
         self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
         self.student = Student(model, self.setup, self.compute, has_personal=self.algorithm.has_personal)
         self.admission = Admission(self.setup.admission)
-        self.common = CommonModels(self.algorithm, self.student, self.setup.spec, self.admission)
+        self.common = CommonModels(
+            self.algorithm, self.student, self.setup.spec, self.admission, self.setup.privacy
+        )
         self.history, self.tally = History(), Tally()
         self.guard: Guard | None = None
         self.resumable = True
@@ -457,7 +459,7 @@ class Trainer:
             "dice_val": history.dice_val,
         }
         try:
-            export_wire(path, self.common.update(), everything, spec.wire_dtype, metadata)
+            export_wire(path, self.common.release(order.round), everything, spec.wire_dtype, metadata)
         except LocalError as e:
             full = "the disk is full: " if isinstance(e, DiskFull) else ""
             return None, f"the model was not exported: {full}{e}"
@@ -482,6 +484,7 @@ class Trainer:
             "anchor": cpu_copy(self.common.anchor),
             "best": self._best,
             "admission": self.admission.state(),
+            "released": self.common.private_state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -493,6 +496,7 @@ class Trainer:
         self.common.set_anchor(state.get("anchor", {}))
         self._best = state.get("best")
         self.admission.load(state.get("admission"))
+        self.common.load_private(state.get("released"))
         torch.set_rng_state(state["rng"]["torch"])
         if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)
