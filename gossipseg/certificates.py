@@ -121,6 +121,11 @@ def name_in_certificates(site: Site, certificates: Sequence[bytes]) -> str:
     return common[0]
 
 
+def names_in_certificate(pem: bytes) -> list[str]:
+    """The names that a PEM certificate carries. Raises ConfigError when it is none."""
+    return _names(parse_certificate(pem))
+
+
 def _names(certificate: x509.Certificate) -> list[str]:
     try:
         san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

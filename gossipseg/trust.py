@@ -29,6 +29,7 @@ from gossipseg.certificates import (
     PublicKey,
     id_of_public_key,
     name_in_certificates,
+    names_in_certificate,
     parse_certificate,
     parse_site_id,
     public_key_of,
@@ -50,8 +51,10 @@ __all__ = [
     "check_listed_ids",
     "check_own_certificate",
     "create_identity",
+    "create_next",
     "id_of_public_key",
     "name_in_certificates",
+    "next_paths",
     "parse_site_id",
     "public_key_of",
     "short_id",
@@ -151,17 +154,42 @@ def create_identity(name: Site, directory: Path, *, days: int = 3650, hosts: Ite
                 f"{path} exists already and is not overwritten: the other sites know this one by it. "
                 "Move it away first if you really want a new identity."
             )
+    return _make_pair(name, key_path, certificate_path, days, hosts)
+
+
+def next_paths(key: Path, certificate: Path) -> tuple[Path, Path]:
+    """Where the next key and certificate lie during a rotation: key.next.pem beside key.pem, and so on."""
+    key, certificate = Path(key), Path(certificate)
+    return tuple(p.with_name(f"{p.stem}.next{p.suffix}") for p in (key, certificate))  # type: ignore[return-value]
+
+
+def create_next(name: Site, present: Identity, *, days: int = 3650) -> Identity:
+    """Make the key (0600) and certificate that shall follow the present ones, beside them.
+
+    The certificate carries the present one's names too: during a rotation a peer expects one name of both.
+    Raises LocalError when they are there already, or cannot be written.
+    """
+    key_path, certificate_path = next_paths(present.key_path, present.certificate_path)
+    if key_path.exists() or certificate_path.exists():
+        raise LocalError(f"{key_path} or {certificate_path} is there already, and is not overwritten.")
+    hosts = names_in_certificate(present.certificate_pem)
+    return _make_pair(name, key_path, certificate_path, days, hosts)
+
+
+def _make_pair(
+    name: Site, key_path: Path, certificate_path: Path, days: int, hosts: Iterable[str]
+) -> Identity:
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _self_signed(name, key, days, hosts)
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _write_new(key_path, pem, 0o600)
         _write_new(certificate_path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
     except OSError as e:
-        raise LocalError(f"the identity cannot be written to {directory}: {e}.") from e
+        raise LocalError(f"the identity cannot be written to {key_path.parent}: {e}.") from e
     return Identity.load(key_path, certificate_path)
 
 
@@ -268,8 +296,7 @@ def _check_validity(certificate: x509.Certificate, path: Path, now: float) -> No
     if now > until.timestamp():
         raise LocalError(
             f"{path}: this site's certificate expired on {until:%Y-%m-%d}, and no peer accepts it any more. "
-            "Make a new identity with `gossipctl init` in another directory and have its certificate listed "
-            "in peers.yaml."
+            "Make the next one with `gossipctl rotate` and have its certificate listed in peers.yaml."
         )
     if now < since.timestamp():
         raise LocalError(

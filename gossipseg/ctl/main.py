@@ -22,6 +22,7 @@ EXIT_INTERRUPTED = 130
 MODULES = {
     "identity": ("init", "id"),
     "check": ("check",),
+    "rotate": ("rotate",),
     "settings": ("config",),
     "status": ("status", "version"),
     "peers": ("peers",),

@@ -131,6 +131,43 @@ def remove(
     return EXIT_OK
 
 
+@app.command("certify")
+def certify(
+    name: Annotated[str, typer.Option(help="Name of the site.")],
+    certificate: Annotated[Path, typer.Option(help="Its next certificate.")],
+    file: FileArgument = None,
+    only: Annotated[
+        bool, typer.Option("--only", help="From now on this certificate alone: the rotation is over.")
+    ] = False,
+    config: context.ConfigOption = None,
+    json: context.JsonOption = False,
+) -> int:
+    """List another certificate of a site beside its present one, or (--only) in its place."""
+    from gossipseg import config as configuration
+    from gossipseg.certificates import name_in_certificates
+    from gossipseg.certificates import site_id as id_of
+    from gossipseg.ctl import peersfile
+    from gossipseg.trust import certificates_of
+
+    path, pem = _peers_file(file, config), peersfile.read_certificate(certificate)
+    listed = configuration.load_federation(path).sites
+    before = [text for site in listed if site.name == name for text in certificates_of(site)]
+    others = [text for text in before if id_of(text.encode()) != id_of(pem.encode())]
+    wanted = [pem] if only else [*others[-1:], pem]
+    name_in_certificates(name, [text.encode() for text in wanted])
+    seen = id_of(pem.encode())
+    peersfile.set_certificates(path, name, wanted, seen if only else None)
+    ids = [id_of(text.encode()) for text in wanted]
+    if json:
+        out.print_json({"schema": 1, "kind": "peer_certified", "site": name, "ids": ids, "file": str(path)})
+    else:
+        print(f"{name} is listed in {path} with the key{'s' if len(ids) > 1 else ''}")
+        print("\n".join(f"    {each}" for each in ids))
+        print(f"Have {name}'s administrator read the ID to you (`gossipctl id`, `gossipctl rotate`).")
+        print("Every site needs the same list. Daemons take it with `gossipctl reload`.")
+    return EXIT_OK
+
+
 def _peers_file(file: Path | None, config: Path | None) -> Path:
     if file is not None:
         return file

@@ -7,7 +7,7 @@ values must be the old ones with exactly that entry more or less.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def add_site(path: Path, entry: Mapping[str, str]) -> None:
             key=f"sites.{names.index(entry['name'])}.name",
             value=entry["name"],
             remedy=f"Take it off first (`gossipctl peers remove --name {entry['name']}`), "
-            "or list its second certificate by hand during a rotation.",
+            "or list its second certificate during a rotation (`gossipctl peers certify`).",
         )
     _replace(path, text, with_entry(text, entry, path), [*listed, dict(entry)])
 
@@ -63,6 +63,25 @@ def remove_site(path: Path, name: str) -> None:
     """Remove an entry. Raises ConfigError, changing nothing."""
     text = _read(path)
     listed = _values(text, path).get("sites") or []
+    index = _index_of(name, listed, path)
+    _replace(path, text, without_entry(text, index, path), [s for i, s in enumerate(listed) if i != index])
+
+
+def set_certificates(path: Path, name: str, pems: Sequence[str], site_id: str | None) -> None:
+    """Replace the certificates of an entry, and its `id` where it has one. Raises ConfigError, changing
+    nothing."""
+    text = _read(path)
+    listed = _values(text, path).get("sites") or []
+    index = _index_of(name, listed, path)
+    wanted = {**listed[index], "certificate": pems[0] if len(pems) == 1 else list(pems)}
+    new = _with_value(text, index, "certificate", wanted["certificate"], path)
+    if site_id is not None and "id" in wanted:
+        wanted["id"] = site_id
+        new = _with_value(new, index, "id", site_id, path)
+    _replace(path, text, new, [wanted if i == index else s for i, s in enumerate(listed)])
+
+
+def _index_of(name: str, listed: Sequence[Any], path: Path) -> int:
     names = [s.get("name") for s in listed if isinstance(s, dict)]
     if name not in names:
         raise ConfigError(
@@ -72,8 +91,7 @@ def remove_site(path: Path, name: str) -> None:
             value=name,
             remedy=f"Listed: {', '.join(map(str, names)) or 'none'}.",
         )
-    index = names.index(name)
-    _replace(path, text, without_entry(text, index, path), [s for i, s in enumerate(listed) if i != index])
+    return names.index(name)
 
 
 # ---------------------------------------------------------------- text
@@ -118,6 +136,35 @@ def without_entry(text: str, index: int, path: Path) -> str:
     return _join(lines[:start] + lines[end:], text)
 
 
+def _with_value(text: str, index: int, field: str, value: str | list[str], path: Path) -> str:
+    """The text with another value for one key of an entry; a key that is not there comes last."""
+    lines = text.splitlines()
+    _, sites = _sites(text)
+    _require_block(sites, path)
+    item = sites.value[index]
+    _require_block(item, path)
+    column, end = item.start_mark.column, _content_end(lines, sites, index)
+    place = next((i for i, (key, _) in enumerate(item.value) if key.value == field), None)
+    if place is None:
+        return _join(lines[:end] + _field_lines(field, value, column) + lines[end:], text)
+    start = item.value[place][0].start_mark.line
+    if place + 1 < len(item.value):
+        end = item.value[place + 1][0].start_mark.line
+        while not lines[end - 1].strip() or _is_outer_comment(lines[end - 1], column):
+            end -= 1
+    new = _field_lines(field, value, column)
+    new[0] = lines[start][:column] + new[0][column:]  # the dash, where this key is the entry's first
+    return _join(lines[:start] + new + lines[end:], text)
+
+
+def _field_lines(field: str, value: str | list[str], column: int) -> list[str]:
+    pad = " " * column
+    if isinstance(value, str):
+        return [pad + line[4:] for line in _entry_lines({field: value}, 2)]
+    texts = [[pad + "  - |", *(f"{pad}    {line}" for line in text.splitlines())] for text in value]
+    return [f"{pad}{field}:", *(line for one in texts for line in one)]
+
+
 def _entry_lines(entry: Mapping[str, str], indent: int) -> list[str]:
     lines = []
     for field in (f for f in _FIELDS if f in entry):
@@ -155,7 +202,7 @@ def _content_end(lines: list[str], items: Any, index: int) -> int:
     else:
         end = min(items.end_mark.line + (1 if items.end_mark.column else 0), len(lines))
     dash = items.start_mark.column
-    while not lines[end - 1].strip() or (_is_comment(lines[end - 1]) and _indent(lines[end - 1]) <= dash):
+    while not lines[end - 1].strip() or _is_outer_comment(lines[end - 1], dash):
         end -= 1  # comments further to the right than the dash belong to the entry
     return end
 
@@ -169,6 +216,10 @@ def _dash_line(lines: list[str], item: Any) -> int:
 
 def _is_comment(line: str) -> bool:
     return line.lstrip().startswith("#")
+
+
+def _is_outer_comment(line: str, column: int) -> bool:
+    return _is_comment(line) and _indent(line) <= column
 
 
 def _indent(line: str) -> int:

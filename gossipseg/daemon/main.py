@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import logging
 import os
 import random
@@ -19,29 +18,29 @@ import sys
 import time
 from pathlib import Path
 
-from gossipseg import __version__, trust
+from gossipseg import __version__
 from gossipseg import config as configuration
 from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
 from gossipseg.core.node import NodeState
-from gossipseg.daemon import logs
+from gossipseg.daemon import expiry, logs
 from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
+from gossipseg.daemon.reload import endpoints, listed_ids, load_trust, prepare
 from gossipseg.daemon.runtime import Runtime, restore
 from gossipseg.daemon.service import Service
 from gossipseg.daemon.worker import require_state_dir
 from gossipseg.discovery import MdnsDiscovery
-from gossipseg.errors import EXIT_OK, ConfigError, GossipsegError
+from gossipseg.errors import EXIT_OK, GossipsegError
 from gossipseg.store import DirectoryLock, EventLog, ModelStore, StateFile
 from gossipseg.wire import health
 from gossipseg.wire.control import ControlServer
 from gossipseg.wire.documents import DiscoveryStatus
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.pacing import Throttle
-from gossipseg.wire.transport import PeerEndpoint
 
-HEALTH_INTERVAL_S = 0.5
 log = logging.getLogger(__name__)
+HEALTH_INTERVAL_S = 0.5
 
 
 class Daemon:
@@ -54,8 +53,8 @@ class Daemon:
         self._ended: asyncio.Future[tuple[str, GossipsegError | None]] | None = None
         self._foreign: list[str] = []
         self._mdns: MdnsDiscovery | None = None
-        self.health = health.HealthBoard()
         self.exporter: Exporter | None = None
+        self.health = health.HealthBoard()
         self._up = self._hung_up = False
 
     async def run(self) -> int:
@@ -69,13 +68,14 @@ class Daemon:
         self.runtime = self._runtime()
         service = Service(
             self.runtime,
-            identity=self.identity,
+            identity=lambda: self.identity,
             stop=self.end,
             reload=self.reload,
             discovery=self.discovery_status,
         )
         control = ControlServer(self.config.control_socket, service, self.health)
         await self.runtime.start()
+        self.runtime.spawn(expiry.watch(service.expiring, self.runtime.note, time.time), "expiry")
         try:
             await control.start()
             await self._export_metrics(service)
@@ -111,44 +111,29 @@ class Daemon:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result((reason, error))
 
-    def reload(self) -> None:
-        """Read peers.yaml again. Raises ConfigError, changing nothing, when it is invalid.
+    def reload(self) -> tuple[str, ...]:
+        """Read the list and this site's key again; returns what changed, a sentence each.
 
-        site.yaml must be valid too, but what it says now counts from the next start: half of it (ports,
-        directories, the budget, `insecure`) cannot change under a running daemon.
+        Raises ConfigError or LocalError, changing nothing, when something is wrong with them.
         """
         try:
-            new = dataclasses.replace(load_config(self._reread), site=self.config.site)
-            if self.config.site.site not in [s.name for s in new.federation.sites]:
-                raise ConfigError(
-                    f"this site ({self.config.site.site}) is no longer in the list",
-                    file=new.federation_path,
-                    key="sites",
-                    remedy="List it again, or let the daemon leave (`gossipctl leave`).",
-                )
-            if configuration.contract(new.federation) != configuration.contract(self.config.federation):
-                raise ConfigError(
-                    "the contract (task, network, algorithm, training) changed",
-                    file=new.federation_path,
-                    remedy="Restart the daemon for that; only the list of sites is reloaded.",
-                )
-            identity, trusted = load_trust(new)
-            if identity is not None and identity.certificate_pem != self._certificate:
-                raise ConfigError(
-                    "this site's own certificate changed",
-                    file=identity.certificate_path,
-                    remedy="Restart the daemon for that; only the list of sites is reloaded.",
-                )
-            self.transport.set_peers(endpoints(new))
+            new = prepare(self.config, self.identity, lambda: load_config(self._reread))
+            self.transport.set_peers(endpoints(new.config), new.identity)
         except GossipsegError as e:
             self.runtime.note("config_refused", reason=str(e))
             raise
-        self.config, self.trust = new, trusted
-        self.runtime.config, self.runtime.intake.verifier = new, trusted
+        self.config, self.trust, self.identity = new.config, new.trust, new.identity
+        self.runtime.config, self.runtime.intake.verifier = new.config, new.trust
         if self._mdns is not None:
-            self._mdns.set_listed(listed_ids(new))
-        self.runtime.inject(events.SitesChanged({s.name: s.address for s in new.others}))
-        self.runtime.note("config_reloaded", sites=len(new.federation.sites))
+            self._mdns.set_listed(listed_ids(new.config))
+            if new.rekeyed:
+                self.runtime.spawn(self._announce_anew(self._mdns), "mdns")
+        addresses = {s.name: s.address for s in new.config.others}
+        self.runtime.inject(events.SitesChanged(addresses, new.rekeyed))
+        self.runtime.note(
+            "config_reloaded", sites=len(new.config.federation.sites), changes=list(new.changes)
+        )
+        return new.changes
 
     def _hangup(self) -> None:
         if not self._up:  # the node has not begun yet: once it has
@@ -165,10 +150,6 @@ class Daemon:
     @property
     def _status(self) -> str:
         return f"{self.config.site.site} in {self.config.federation.federation}"
-
-    @property
-    def _certificate(self) -> bytes:
-        return self.identity.certificate_pem if self.identity is not None else b""
 
     def _transport(self) -> GrpcTransport:
         site = self.config.site
@@ -191,7 +172,6 @@ class Daemon:
         state = StateFile(state_dir / "node.json")
         event_log = EventLog(state_dir / "events.jsonl")
         snapshot = remembered(state, event_log)
-        identity = self.identity
         node = NodeState(
             s.site,
             address=s.advertise or self.config.me.address,
@@ -206,7 +186,7 @@ class Daemon:
             finetune_rounds=getattr(f.algorithm, "finetune_rounds", 0),
             rounds=s.rounds,
             rng=random.Random(f"{f.seed}/{s.site}/{os.urandom(16).hex()}"),
-            sign=identity.sign if identity else (lambda _: b""),
+            sign=self._sign,
             max_model_bytes=f.wire.max_model_bytes,
             snapshot=snapshot,
             trust=f.trust,
@@ -224,6 +204,10 @@ class Daemon:
             lambda error: self.end("failed", error),
             worker_socket=state_dir / "worker.sock",
         )
+
+    def _sign(self, payload: bytes) -> bytes:
+        """With the key that is in use at this moment."""
+        return self.identity.sign(payload) if self.identity is not None else b""
 
     def discovery_status(self) -> DiscoveryStatus:
         """How addresses are found, and what mDNS showed that was not used."""
@@ -252,10 +236,26 @@ class Daemon:
             interfaces=d.interfaces,
         )
 
+    async def _announce_anew(self, old: MdnsDiscovery) -> None:
+        """On the local link a site is announced by the ID of its key."""
+        await old.close()
+        self._mdns = self._discovery()
+        if self._mdns is not None:
+            await self._mdns.start()
+
     def _saw_foreign(self, what: str) -> None:
         if what not in self._foreign:
             self._foreign.append(what)
             self.runtime.note("foreign_federation", reason=what)
+
+    async def _export_metrics(self, service: Service) -> None:
+        wanted = self.config.site.metrics
+        if wanted.port is None:
+            return
+        exporter = Exporter(self.runtime, wanted.host, wanted.port, lambda: bool(service.reasons()))
+        await exporter.start()
+        self.exporter = exporter
+        self.runtime.note("metrics_served", address=f"http://{wanted.host}:{exporter.port}/metrics")
 
     async def _keep_health(self) -> None:
         """Tell the health service what serves, at every change, and not too often."""
@@ -266,15 +266,6 @@ class Daemon:
             await self.health.tell(services)
             await asyncio.sleep(HEALTH_INTERVAL_S)
             await changed.wait()
-
-    async def _export_metrics(self, service: Service) -> None:
-        wanted = self.config.site.metrics
-        if wanted.port is None:
-            return
-        exporter = Exporter(self.runtime, wanted.host, wanted.port, lambda: bool(service.reasons()))
-        await exporter.start()
-        self.exporter = exporter
-        self.runtime.note("metrics_served", address=f"http://{wanted.host}:{exporter.port}/metrics")
 
     async def _feed_watchdog(self) -> None:
         interval = self.notifier.watchdog_interval_s
@@ -299,35 +290,6 @@ def remembered(state: StateFile, event_log: EventLog) -> Snapshot:
         log.warning("", extra={"event": "state_damaged", "fields": {"reason": reason}})
         event_log.append("state_damaged", t=time.time(), reason=reason)
     return snapshot
-
-
-def listed_ids(config: configuration.Config) -> dict[str, str]:
-    """Site ID → name, for every listed certificate."""
-    return {trust.site_id(pem.encode()): s.name for s in config.federation.sites for pem in s.certificate}
-
-
-def endpoints(config: configuration.Config) -> dict[str, PeerEndpoint]:
-    """The other sites, as the transport wants them."""
-    return {
-        s.name: PeerEndpoint(
-            s.name,
-            s.address if config.site.discovery.static else "",
-            tuple(pem.encode() for pem in s.certificate),
-        )
-        for s in config.others
-    }
-
-
-def load_trust(config: configuration.Config) -> tuple[trust.Identity | None, trust.TrustList]:
-    """This site's identity and the listed certificates, checked against each other."""
-    sites, path = config.federation.sites, config.federation_path
-    if config.site.insecure:
-        return None, trust.TrustList.unsigned(s.name for s in sites)
-    trust.check_listed_ids(sites, path)
-    listed = trust.trust_list(sites, path)
-    identity = trust.Identity.load(Path(config.site.identity.key), Path(config.site.identity.certificate))
-    trust.check_own_certificate(identity, config.me, path)
-    return identity, listed
 
 
 def load_config(args: argparse.Namespace) -> configuration.Config:

@@ -11,11 +11,12 @@ import dataclasses
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from gossipseg import __version__, trust
 from gossipseg.core.member import Member
-from gossipseg.core.types import MemberState, Phase, fingerprint
+from gossipseg.core.types import MemberState, Phase, Site, fingerprint
+from gossipseg.daemon import expiry
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError
 from gossipseg.wire import documents as doc
@@ -24,20 +25,23 @@ WATCH_INTERVAL_S = 0.5
 
 
 class Service:
-    """The ControlHandler of one daemon. `stop` ends the daemon, `reload` rereads peers.yaml."""
+    """The ControlHandler of one daemon.
+
+    `identity` is the one in use now; `stop` ends the daemon; `reload` rereads the list and says what changed.
+    """
 
     def __init__(
         self,
         runtime: Runtime,
         *,
-        identity: trust.Identity | None,
+        identity: Callable[[], trust.Identity | None],
         stop: Callable[[str], None],
-        reload: Callable[[], None],
+        reload: Callable[[], Sequence[str]],
         discovery: Callable[[], doc.DiscoveryStatus],
     ) -> None:
         self._runtime, self._identity = runtime, identity
         self._stop, self._reload, self._discovery = stop, reload, discovery
-        self._ids = site_ids(runtime)
+        self._known_ids = (runtime.config, site_ids(runtime))
 
     async def status(self) -> doc.StatusDoc:
         r, view, node = self._runtime, self._runtime.training, self._runtime.node
@@ -45,7 +49,7 @@ class Service:
         traffic = [r.transport.traffic(s.name) for s in r.config.others]
         return doc.StatusDoc(
             site=r.config.site.site,
-            id=self._ids.get(r.config.site.site, ""),
+            id=identity.site_id if (identity := self._identity()) else "",
             federation=r.config.federation.federation,
             version=__version__,
             state="failed" if r.node.phase is Phase.FAILED else "degraded" if reasons else "ok",
@@ -83,7 +87,7 @@ class Service:
             listen=r.config.site.listen,
             worker=self._worker(),
             disk_free_bytes=shutil.disk_usage(r.config.site.state_dir).free,
-            certificate_days_left=self._identity.days_left(time.time()) if self._identity else None,
+            certificate_days_left=self._days_left(),
             discovery=self._discovery(),
         )
 
@@ -191,13 +195,19 @@ class Service:
 
     async def reload(self) -> doc.OkDoc:
         try:
-            self._reload()
+            changes = self._reload()
         except GossipsegError as e:
-            return doc.OkDoc(ok=False, message=str(e))
-        self._ids = site_ids(self._runtime)
-        return doc.OkDoc(ok=True, message="peers.yaml reloaded")
+            return doc.OkDoc(ok=False, message=f"{e} The list and the key that were in force stay so.")
+        said = "; ".join(changes) or "nothing changed, they say what was in force already"
+        return doc.OkDoc(ok=True, message=f"peers.yaml and this site's key were read again: {said}")
 
     # ------------------------------------------------------------ parts
+
+    @property
+    def _ids(self) -> dict[str, str]:
+        if self._known_ids[0] is not self._runtime.config:
+            self._known_ids = (self._runtime.config, site_ids(self._runtime))
+        return self._known_ids[1]
 
     def reasons(self) -> tuple[str, ...]:
         """Why this site is not simply ok."""
@@ -219,9 +229,16 @@ class Service:
                 reasons.append(f"round {view.last.round} was closed without {without}")
             if view.state == "alone":
                 reasons.append(f"this site trains alone: {view.reason}")
-        if self._identity and (days := self._identity.days_left(time.time())) < 30:
-            reasons.append(f"this site's certificate expires in {days:.0f} days")
+        reasons.extend(text for _, text in self.expiring().values())
         return tuple(reasons)
+
+    def expiring(self) -> Mapping[Site, tuple[float, str]]:
+        """Site → days left and a warning, for certificates that end within 30 days or have ended."""
+        return expiry.warnings(self._runtime.config, self._days_left(), time.time())
+
+    def _days_left(self) -> float | None:
+        identity = self._identity()
+        return identity.days_left(time.time()) if identity is not None else None
 
     def _member_counts(self) -> doc.MemberCounts:
         members = self._runtime.node.members.values()

@@ -79,6 +79,10 @@ class Link:
         self.closed = ""
         """Why nothing is called here any more; "" while open."""
 
+    def same(self, endpoint: PeerEndpoint, identity: Identity | None) -> bool:
+        """Whether a link made for these would be this one again."""
+        return (endpoint, identity) == (self.endpoint, self._identity)
+
     # ------------------------------------------------------------ addresses
 
     def hint(self, address: str) -> None:
@@ -90,6 +94,11 @@ class Link:
         if len(self._hints) > MAX_HINTS:
             victims = [c for c in self._hints[:-1] if c is not self._current]
             self._drop(next((c for c in victims if not c.proven), victims[0]))
+
+    @property
+    def hints(self) -> list[str]:
+        """The addresses beside the listed one."""
+        return [candidate.address for candidate in self._hints]
 
     @property
     def addresses(self) -> list[str]:
@@ -271,9 +280,23 @@ class Link:
     def close(self, why: str) -> None:
         """End every call; later ones fail with `why`."""
         self.closed = why
-        for candidate in (*self._hints, self._listed):
-            for channel in candidate.channels.values() if candidate is not None else ():
-                _in_background(channel.close())
+        for channel in self._channels():
+            _in_background(channel.close())
+
+    def retire(self, why: str, grace_s: float) -> None:
+        """Let what is under way end by itself, for so long; later calls fail with `why`."""
+        self.closed = why
+        for channel in self._channels():
+            _in_background(channel.close(grace_s))
+
+    @property
+    def idle(self) -> bool:
+        """Whether every channel has been closed."""
+        return all(channel.get_state() is grpc.ChannelConnectivity.SHUTDOWN for channel in self._channels())
+
+    def _channels(self) -> list[aio.Channel]:
+        candidates = [c for c in (*self._hints, self._listed) if c is not None]
+        return [channel for candidate in candidates for channel in candidate.channels.values()]
 
 
 class closing_is_unreachable:

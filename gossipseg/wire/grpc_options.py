@@ -66,13 +66,17 @@ def channel_credentials(identity: Identity, certificates: Iterable[bytes]) -> gr
     return grpc.ssl_channel_credentials(b"\n".join(certificates), identity.key_pem, identity.certificate_pem)
 
 
-def server_credentials(identity: Identity, listed: Callable[[], Iterable[bytes]]) -> grpc.ServerCredentials:
-    """Asks each caller for a certificate, and admits to the handshake whoever `listed()` names at that time.
+def server_credentials(
+    own: Callable[[], Identity], listed: Callable[[], Iterable[bytes]]
+) -> grpc.ServerCredentials:
+    """Shows the identity that `own()` is, asks each caller for a certificate, and admits to the handshake
+    whoever `listed()` names: both at that time.
 
     Our own certificate is among the roots, because gRPC wants at least one; it is nobody's on the list.
     """
 
     def configuration() -> grpc.ServerCertificateConfiguration:
+        identity = own()
         roots = b"\n".join([identity.certificate_pem, *listed()])
         return grpc.ssl_server_certificate_configuration(
             [(identity.key_pem, identity.certificate_pem)], roots

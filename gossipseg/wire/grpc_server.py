@@ -75,6 +75,12 @@ class PeerServicer:
 
     # ------------------------------------------------------------ who is it
 
+    def set_trust(self, trust: TrustList) -> None:
+        """The list from now on. Streams under way of a key that is no longer on it are broken off."""
+        self.trust = trust
+        for stream in list(self._streams.values()):
+            stream.look_again()
+
     def site_of(self, context: Context) -> Site | None:
         """The site that the caller's key is listed for, now. The names in its certificate do not count."""
         if self._insecure:
@@ -113,12 +119,6 @@ class PeerServicer:
 
         return await self._counted(site, data, context, answer)
 
-    async def _push_offset(self, data: bytes, context: Context) -> bytes:
-        site = await self._authenticated(context)
-
-        async def answer() -> bytes:
-            model = codec.decode_offset_request(data, site)
-            await self._supersede(site, model)
     async def _check_health(self, data: bytes, context: Context) -> bytes:
         await self._authenticated(context)
         serving = self.handler is not None
@@ -128,6 +128,12 @@ class PeerServicer:
             raise AssertionError("abort raises")
         return answer
 
+    async def _push_offset(self, data: bytes, context: Context) -> bytes:
+        site = await self._authenticated(context)
+
+        async def answer() -> bytes:
+            model = codec.decode_offset_request(data, site)
+            await self._supersede(site, model)
             return codec.encode_offset(await self._handler.push_offset(site, model))
 
         return await self._counted(site, data, context, answer)
@@ -271,6 +277,11 @@ class InboundStream:
     def _failed(self, error: PeerError) -> PeerError:
         self.error = self.error or error
         return self.error
+
+    def look_again(self) -> None:
+        """Break off when its sender is not listed any more, whether or not more of it would come."""
+        if not self._listed():
+            self.break_off(PeerUntrusted(self.site, "removed", "no longer listed"))
 
     def break_off(self, error: PeerError) -> None:
         """Let the chunks end with this error, now."""

@@ -30,6 +30,8 @@ from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
 RESUME_WAIT_S = 30.0
 """How long a broken stream's peer may take to come back before the transfer is given up."""
+RETIRING_S = 3600.0
+"""How long a call under way may go on over a connection that a new key or certificate has replaced."""
 
 
 class GrpcTransport:
@@ -68,6 +70,8 @@ class GrpcTransport:
         self._sending = asyncio.Semaphore(max_parallel_transfers)
         self._traffic: dict[Site, Traffic] = {}
         self._links: dict[Site, Link] = {}
+        self._retired: list[Link] = []
+        """Replaced ones with calls that may still be under way."""
         self._server: aio.Server | None = None
         self._port = 0
         self._servicer = PeerServicer(
@@ -90,7 +94,7 @@ class GrpcTransport:
             if self._identity is None:
                 self._port = server.add_insecure_port(self._listen)
             else:
-                credentials = server_credentials(self._identity, self._listed_certificates)
+                credentials = server_credentials(self._own_identity, self._listed_certificates)
                 self._port = server.add_secure_port(self._listen, credentials)
         except RuntimeError as e:
             raise LocalError(_cannot_listen(self._listen, e)) from e
@@ -102,13 +106,18 @@ class GrpcTransport:
         """host:port where this transport listens, once started."""
         return join_address(split_address(self._listen)[0], self._port)
 
+    # Both are called by gRPC from a thread of its own, at every handshake.
+
+    def _own_identity(self) -> Identity:
+        assert self._identity is not None
+        return self._identity
+
     def _listed_certificates(self) -> Iterable[bytes]:
-        # Called by gRPC from a thread of its own, at every handshake.
         return [pem for link in list(self._links.values()) for pem in link.endpoint.certificates]
 
     async def close(self) -> None:
         """Stop listening, end open streams and calls."""
-        for link in self._links.values():
+        for link in (*self._links.values(), *self._retired):
             link.close("this site is closing")
         await self._servicer.close()
         if self._server is not None:
@@ -118,28 +127,47 @@ class GrpcTransport:
 
     # ------------------------------------------------------------ the list
 
-    def set_peers(self, peers: Mapping[Site, PeerEndpoint]) -> None:
-        """The listed sites now (this one's own entry is ignored). Links that stay the same stay open.
+    def set_peers(self, peers: Mapping[Site, PeerEndpoint], identity: Identity | None = None) -> None:
+        """The listed sites now (this one's own entry is ignored), and the key that this site has from now on
+        (None: the one it had).
 
-        Raises ConfigError, and changes nothing, when an address or certificate is malformed.
+        Links that stay the same stay open. With a new key, and where a site's certificates are still good,
+        new connections are made and what is under way on the old ones ends by itself. What comes from, or
+        goes to, somebody who is no longer listed is broken off at once. Raises ConfigError, and changes
+        nothing, when an address or certificate is malformed.
         """
+        mine = None if self._insecure else identity or self._identity
         others = {name: endpoint for name, endpoint in peers.items() if name != self.site}
         if self._insecure:
             self._require_loopback(others.values())
             trust = TrustList.unsigned(others)
         else:
             trust = TrustList.from_sites({name: e.certificates for name, e in others.items()})
-        links = {name: self._link_for(name, endpoint) for name, endpoint in others.items()}
+        links = {name: self._link_for(name, endpoint, mine) for name, endpoint in others.items()}
         gone = [link for name, link in self._links.items() if links.get(name) is not link]
-        self._links, self._servicer.trust = links, trust
+        self._links, self._identity = links, mine
+        self._servicer.set_trust(trust)
         for link in gone:
-            link.close("no longer listed" if link.site not in links else "its entry in peers.yaml changed")
+            self._put_away(link, links.get(link.site))
 
-    def _link_for(self, name: Site, endpoint: PeerEndpoint) -> Link:
+    def _link_for(self, name: Site, endpoint: PeerEndpoint, identity: Identity | None) -> Link:
         known = self._links.get(name)
-        if known is not None and known.endpoint == endpoint:
+        if known is not None and known.same(endpoint, identity):
             return known
-        return Link(self.site, endpoint, self._identity, self._reconnect_max_s, self.traffic(name))
+        made = Link(self.site, endpoint, identity, self._reconnect_max_s, self.traffic(name))
+        for address in known.hints if known is not None else ():
+            made.hint(address)
+        return made
+
+    def _put_away(self, link: Link, successor: Link | None) -> None:
+        if successor is None:
+            return link.close("no longer listed")
+        was, now = link.endpoint, successor.endpoint
+        if was.address == now.address and set(was.certificates) <= set(now.certificates):
+            link.retire("a new key or certificate is in use", RETIRING_S)
+            self._retired = [*(old for old in self._retired if not old.idle), link]
+        else:
+            link.close("its entry in peers.yaml changed")
 
     def _require_loopback(self, endpoints: Iterable[PeerEndpoint]) -> None:
         for address in (self._listen, *(e.address for e in endpoints if e.address)):

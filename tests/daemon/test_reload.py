@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from gossipseg import trust
 from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
+from gossipseg.core.types import payload
 from gossipseg.daemon.main import remembered
-from gossipseg.errors import ConfigError
+from gossipseg.errors import ConfigError, LocalError
 from gossipseg.store import EventLog, StateFile
 from tests.daemon.harness import daemon_of, files_only
 from tests.e2e.federation import Federation
@@ -50,25 +52,94 @@ async def test_site_yaml_counts_from_the_next_start(files: Federation, tmp_path:
     await daemon.transport.close()
 
 
-async def test_what_cannot_change_under_a_running_daemon_is_refused(files: Federation) -> None:
+async def test_a_changed_contract_is_refused_and_changes_nothing(files: Federation) -> None:
     daemon = daemon_of(files)
     before = daemon.trust
-    new = trust.create_identity("north", files.root / "new")
-    for file in (trust.KEY_FILE, trust.CERTIFICATE_FILE):
-        (files.root / "new" / file).replace(files["north"].folder / "identity" / file)
-
-    def rotated(doc: dict[str, Any]) -> None:
-        me = next(s for s in doc["sites"] if s["name"] == "north")
-        me["certificate"] = new.certificate_pem.decode()
-
-    files.edit(rotated)
-    with pytest.raises(ConfigError, match="own certificate changed"):
-        daemon.reload()
     files.edit(lambda doc: doc["network"].update(width=8))
     with pytest.raises(ConfigError, match="contract"):
         daemon.reload()
+    files.edit(without("north"))
+    with pytest.raises(ConfigError, match="not in the list"):
+        daemon.reload()
     assert daemon.trust is daemon.runtime.intake.verifier is before
     assert [e["event"] for e in daemon.runtime.events.tail(2)] == ["config_refused"] * 2
+    await daemon.transport.close()
+
+
+# ---------------------------------------------------------------- keys
+
+
+def list_for_north(f: Federation, *identities: trust.Identity) -> None:
+    def change(doc: dict[str, Any]) -> None:
+        me = next(s for s in doc["sites"] if s["name"] == "north")
+        me["certificate"] = [i.certificate_pem.decode() for i in identities]
+
+    f.edit(change)
+
+
+def put_in_use(f: Federation, new: trust.Identity) -> None:
+    folder = f["north"].folder / "identity"
+    folder.joinpath(trust.KEY_FILE).write_bytes(new.key_pem)
+    folder.joinpath(trust.CERTIFICATE_FILE).write_bytes(new.certificate_pem)
+
+
+async def test_a_new_key_comes_into_use_without_a_restart(files: Federation) -> None:
+    daemon = daemon_of(files)
+    old, new = daemon.identity, trust.create_identity("north", files.root / "new")
+    assert old is not None
+    daemon.runtime.node.step(events.Start(), 0.0)
+    incarnation, links = daemon.runtime.node.incarnation, dict(daemon.transport._links)
+    list_for_north(files, old, new)
+    assert daemon.reload() == (f"north's key {trust.short_id(new.site_id)}… is accepted",)
+    assert daemon.identity is old and daemon.transport._links == links, "nothing of it is in use yet"
+    put_in_use(files, new)
+    assert daemon.reload() == (f"this site now uses the key {new.site_id}",)
+    assert daemon.identity is not None and daemon.identity.site_id == new.site_id
+    assert daemon.runtime.node.incarnation == incarnation + 1, "its record goes round again"
+    own = daemon.runtime.node._membership.news.own
+    listed = trust.TrustList.from_sites({"north": [new.certificate_pem]})
+    assert listed.verify("north", payload(own), own.signature), "signed with the new key"
+    assert not set(daemon.transport._links.values()) & set(links.values())
+    list_for_north(files, new)
+    assert daemon.reload() == (f"north's key {trust.short_id(old.site_id)}… is no longer accepted",)
+    assert daemon.reload() == ()
+    await daemon.transport.close()
+
+
+@pytest.mark.parametrize("spoil", ["unlisted", "readable", "half", "expired", "junk"])
+async def test_a_new_key_that_is_not_in_order_changes_nothing(files: Federation, spoil: str) -> None:
+    daemon = daemon_of(files)
+    before, links = daemon.identity, dict(daemon.transport._links)
+    assert before is not None
+    new = trust.create_identity("north", files.root / "new", days=30)
+    folder = files["north"].folder / "identity"
+    if spoil != "unlisted":
+        list_for_north(files, before, new)
+    put_in_use(files, new)
+    if spoil == "readable":
+        folder.joinpath(trust.KEY_FILE).chmod(0o640)
+    elif spoil == "half":
+        folder.joinpath(trust.CERTIFICATE_FILE).write_bytes(before.certificate_pem)
+    elif spoil == "expired":
+        ended = trust._self_signed("north", new._key, -1, ()).public_bytes(serialization.Encoding.PEM)
+        folder.joinpath(trust.CERTIFICATE_FILE).write_bytes(ended)
+    elif spoil == "junk":
+        folder.joinpath(trust.KEY_FILE).write_text("no key")
+    with pytest.raises((ConfigError, LocalError)):
+        daemon.reload()
+    assert daemon.identity is before and daemon.transport._links == links
+    assert daemon.transport._own_identity() is before
+    assert daemon.runtime.events.tail(1)[0]["event"] == "config_refused"
+    await daemon.transport.close()
+
+
+async def test_what_counts_from_the_next_start_is_said(files: Federation) -> None:
+    daemon = daemon_of(files)
+    files.edit(lambda doc: doc["membership"].update(indirect_checks=1))
+    files["north"].edit(rounds=3)
+    said = "; ".join(daemon.reload())
+    assert "peers.yaml: membership changed, which counts from the next start" in said
+    assert "site.yaml changed, which counts from the next start" in said
     await daemon.transport.close()
 
 

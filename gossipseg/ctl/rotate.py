@@ -1,0 +1,229 @@
+"""`gossipctl rotate`: another key for this site, without a restart and without a moment of not being known.
+
+What belongs here: the three steps, where the files lie, whether the other sites are ready. What must not:
+making keys (trust), editing peers.yaml (peersfile), what the daemon does with a new key.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gossipseg.ctl import context
+from gossipseg.ctl import output as out
+from gossipseg.errors import EXIT_OK, ConfigError, DaemonUnreachable, GossipsegError, LocalError
+
+if TYPE_CHECKING:
+    from gossipseg.config import Config
+    from gossipseg.trust import Identity
+
+_LOOKS_AT_ONCE = 16
+
+
+def register(app: typer.Typer) -> None:
+    app.command("rotate")(rotate)
+
+
+def rotate(
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Put the next key in use, once every site accepts it.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --finish: even if some site does not accept it yet.")
+    ] = False,
+    days: Annotated[int, typer.Option(min=1, help="How long the next certificate is valid.")] = 3650,
+    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for a site.")] = 5.0,
+    config: context.ConfigOption = None,
+    json: context.JsonOption = False,
+) -> int:
+    """Another key for this site, while the daemon runs.
+
+    Without --finish: makes the next key and certificate beside the present ones, and says what the other
+    sites must list. With --finish: asks every site whether it accepts the next key, replaces the present
+    one by it (which is then gone), and lets the daemon use it.
+    """
+    loaded = context.load_config(config)
+    if loaded.site.insecure:
+        raise ConfigError(
+            "this site has no key",
+            file=loaded.site_path,
+            key="insecure",
+            value=True,
+            remedy="Keys are for sites without `insecure: true`.",
+        )
+    document = _finish(loaded, force, timeout_s) if finish else _begin(loaded, days)
+    text = document.pop("text")
+    if json:
+        out.print_json(document)
+    else:
+        print(text)
+    return EXIT_OK
+
+
+# ---------------------------------------------------------------- the next pair
+
+
+def _begin(config: Config, days: int) -> dict[str, Any]:
+    from gossipseg import trust
+
+    key, certificate = _paths(config)
+    present = _present(key, certificate)
+    next_key, next_certificate = trust.next_paths(key, certificate)
+    if next_key.exists() and next_certificate.exists():
+        made = trust.Identity.load(next_key, next_certificate)
+    else:
+        for left_over in (next_key, next_certificate):  # half of a pair, of a command that was broken off
+            left_over.unlink(missing_ok=True)
+        made = trust.create_next(config.site.site, present, days=days)
+    return {
+        "schema": 1,
+        "kind": "rotation",
+        "site": config.site.site,
+        "state": "listed" if _listed(config, made) else "begun",
+        "present_id": present.site_id,
+        "next_id": made.site_id,
+        "certificate": str(next_certificate),
+        "text": _what_next(config, present, made),
+    }
+
+
+def _what_next(config: Config, present: Identity, made: Identity) -> str:
+    name = config.site.site
+    entry = "\n".join(["    certificate:", *_block(present.certificate_pem), *_block(made.certificate_pem)])
+    return (
+        f"The next key of {name} has the ID\n\n    {made.site_id}\n\n"
+        f"Its key is {made.key_path} (give it to nobody), its certificate {made.certificate_path}.\n"
+        f"The present key stays in use. Next:\n"
+        f"  1. At every site, this one too, peers.yaml must list both certificates of {name}:\n"
+        f"     gossipctl peers certify PEERS.YAML --name {name} --certificate {made.certificate_path.name}\n"
+        f"     gossipctl reload\n"
+        "     (Send the certificate, read the ID to them over the telephone.) By hand it is:\n\n"
+        f"{entry}\n\n"
+        f"  2. Here: gossipctl rotate --finish --config {config.site_path}\n"
+        f"     It asks every site first whether it accepts the next key."
+    )
+
+
+def _block(pem: bytes) -> list[str]:
+    lines = pem.decode().strip().splitlines()
+    return ["      - |", *(f"        {line}" for line in lines)]
+
+
+# ---------------------------------------------------------------- the next pair comes into use
+
+
+def _finish(config: Config, force: bool, timeout_s: float) -> dict[str, Any]:
+    from gossipseg import trust
+
+    key, certificate = _paths(config)
+    next_key, next_certificate = trust.next_paths(key, certificate)
+    if not next_key.exists() or not next_certificate.exists():
+        raise LocalError(f"{next_key} is not there. Begin with `gossipctl rotate`.")
+    made = trust.Identity.load(next_key, next_certificate)
+    trust.check_own_certificate(made, config.me, config.federation_path)
+    unready = _unready(config, made, timeout_s)
+    if unready and not force:
+        raise LocalError(
+            "nothing was changed: " + "; ".join(f"{site}: {why}" for site, why in unready.items()) + ". "
+            f"List {next_certificate} there and reload, then try again; --force goes on without them, and "
+            "they refuse this site until they have done so."
+        )
+    _put_in_use(next_key, key, 0o600)
+    _put_in_use(next_certificate, certificate, 0o644)
+    next_key.unlink()
+    next_certificate.unlink()
+    said = _tell_daemon(config, made)
+    name = config.site.site
+    text = (
+        f"{name}'s key is now {made.site_id}. {said}\n"
+        f"At every site, this one too, take the old certificate off the list, within a day or so:\n"
+        f"     gossipctl peers certify PEERS.YAML --name {name} --certificate {certificate.name} --only\n"
+        f"     gossipctl reload\n"
+        "Until then the old key, should somebody have a copy, is still accepted."
+    )
+    return {
+        "schema": 1,
+        "kind": "rotation",
+        "site": name,
+        "state": "finished",
+        "next_id": made.site_id,
+        "unready": unready,
+        "daemon": said,
+        "text": text,
+    }
+
+
+def _unready(config: Config, made: Identity, timeout_s: float) -> dict[str, str]:
+    """Site → why it may not accept the next key: each is shown it, in a handshake."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from gossipseg.wire.probe import seen_certificate
+
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        seen = list(pool.map(lambda s: seen_certificate(s.address, made, timeout_s), config.others))
+    unready = {}
+    for site, look in zip(config.others, seen, strict=True):
+        if not look.reached:
+            unready[site.name] = f"{site.address} cannot be asked ({look.detail})"
+        elif not look.accepted:
+            unready[site.name] = f"{site.address} does not accept the next key ({look.detail})"
+    return unready
+
+
+def _put_in_use(source: Path, target: Path, mode: int) -> None:
+    """Copy with the owner that the target has; broken off between the two files, the command is repeated."""
+    from gossipseg.store.atomic import atomic_write
+
+    owner = target.stat() if target.exists() else None
+    atomic_write(target, source.read_bytes(), mode=mode)
+    if owner is not None and os.geteuid() == 0:
+        os.chown(target, owner.st_uid, owner.st_gid)
+
+
+def _tell_daemon(config: Config, made: Identity) -> str:
+    from gossipseg.wire.control import ControlClient
+
+    try:
+        with ControlClient(config.control_socket) as client:
+            answer = client.reload()
+            in_use = client.status().id == made.site_id
+    except DaemonUnreachable:
+        return "The daemon does not run; it uses it from its next start."
+    except GossipsegError as e:
+        return f"Whether the daemon uses it is not known: {e}"
+    if answer.ok and in_use:
+        return "The daemon uses it from now on."
+    why = answer.message if not answer.ok else "it reads its key from another place"
+    return (
+        f"The running daemon does not use it yet: {why} "
+        "Where systemd hands the key over (LoadCredential), `systemctl restart gossipsegd` does it."
+    )
+
+
+# ---------------------------------------------------------------- files
+
+
+def _paths(config: Config) -> tuple[Path, Path]:
+    return Path(config.site.identity.key), Path(config.site.identity.certificate)
+
+
+def _present(key: Path, certificate: Path) -> Identity:
+    """The present pair, expired or not."""
+    from gossipseg.certificates import parse_certificate
+    from gossipseg.trust import Identity
+
+    try:
+        parsed = parse_certificate(certificate.read_bytes())
+        inside_s = (parsed.not_valid_before_utc.timestamp() + parsed.not_valid_after_utc.timestamp()) / 2
+    except (OSError, ConfigError):
+        return Identity.load(key, certificate)  # says what is wrong
+    return Identity.load(key, certificate, now=inside_s)
+
+
+def _listed(config: Config, made: Identity) -> bool:
+    from gossipseg.trust import certificates_of, site_id
+
+    return made.site_id in {site_id(text.encode()) for text in certificates_of(config.me)}

@@ -1,0 +1,132 @@
+"""What a reload takes in: the files read again, checked against what runs, and what of them is new.
+
+What belongs here: reading the list and the keys, saying in words what changed. What must not: applying it
+(main.py), any key that is not in the files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gossipseg import config as configuration
+from gossipseg import trust
+from gossipseg.config import Config, ListedSite
+from gossipseg.errors import ConfigError
+from gossipseg.wire.transport import PeerEndpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """What is in force from now on."""
+
+    config: Config
+    identity: trust.Identity | None
+    trust: trust.TrustList
+    rekeyed: bool
+    """This site has another key, or certificate, than before."""
+    changes: tuple[str, ...]
+    """One sentence each; empty: the files say what was in force already."""
+
+
+def prepare(running: Config, identity: trust.Identity | None, read: Callable[[], Config]) -> Reload:
+    """Read both files and the keys again. Raises ConfigError or LocalError; nothing has changed then.
+
+    site.yaml must be valid too, but what it says now counts from the next start: half of it (ports,
+    directories, the budget, `insecure`) cannot change under a running daemon.
+    """
+    found = read()
+    new = dataclasses.replace(found, site=running.site)
+    if running.site.site not in [s.name for s in new.federation.sites]:
+        raise ConfigError(
+            f"this site ({running.site.site}) is no longer in the list",
+            file=new.federation_path,
+            key="sites",
+            remedy="List it again, or let the daemon leave (`gossipctl leave`).",
+        )
+    if configuration.contract(new.federation) != configuration.contract(running.federation):
+        raise ConfigError(
+            "the contract (task, network, algorithm, training) changed",
+            file=new.federation_path,
+            remedy="Restart the daemon for that; only the list of sites and this site's key are reloaded.",
+        )
+    loaded, trusted = load_trust(new)
+    rekeyed = _shown(loaded) != _shown(identity)
+    changes = [*_of_sites(running, new), *_of_sections(running, found)]
+    if rekeyed and loaded is not None:
+        changes.insert(0, f"this site now uses the key {loaded.site_id}")
+    return Reload(new, loaded if rekeyed else identity, trusted, rekeyed, tuple(changes))
+
+
+def _shown(identity: trust.Identity | None) -> bytes:
+    return identity.certificate_pem if identity is not None else b""
+
+
+# ---------------------------------------------------------------- what changed
+
+
+def _of_sites(old: Config, new: Config) -> Iterator[str]:
+    before = {s.name: s for s in old.federation.sites}
+    after = {s.name: s for s in new.federation.sites}
+    for name in sorted(before.keys() | after.keys()):
+        if name not in before:
+            yield f"{name} added"
+        elif name not in after:
+            yield f"{name} removed"
+        else:
+            yield from _of_site(before[name], after[name])
+
+
+def _of_site(old: ListedSite, new: ListedSite) -> Iterator[str]:
+    if old.address != new.address:
+        yield f"{new.name} is at {new.address}, no longer {old.address}"
+    before, after = ({trust.site_id(p.encode()): p for p in trust.certificates_of(s)} for s in (old, new))
+    for id_ in sorted(after.keys() - before.keys()):
+        yield f"{new.name}'s key {trust.short_id(id_)}… is accepted"
+    for id_ in sorted(before.keys() - after.keys()):
+        yield f"{new.name}'s key {trust.short_id(id_)}… is no longer accepted"
+    if any(before[id_] != after[id_] for id_ in before.keys() & after.keys()):
+        yield f"{new.name} has a new certificate for the same key"
+
+
+def _of_sections(old: Config, found: Config) -> Iterator[str]:
+    parts = [f.name for f in dataclasses.fields(old.federation) if f.name != "sites"]
+    differ = [p for p in parts if getattr(old.federation, p) != getattr(found.federation, p)]
+    if differ:
+        yield f"peers.yaml: {', '.join(differ)} changed, which counts from the next start"
+    if old.site != found.site:
+        yield "site.yaml changed, which counts from the next start"
+
+
+# ---------------------------------------------------------------- the list, as others want it
+
+
+def listed_ids(config: Config) -> dict[str, str]:
+    """Site ID → name, for every listed certificate."""
+    return {trust.site_id(pem.encode()): s.name for s in config.federation.sites for pem in s.certificate}
+
+
+def endpoints(config: Config) -> dict[str, PeerEndpoint]:
+    """The other sites, as the transport wants them."""
+    return {
+        s.name: PeerEndpoint(
+            s.name,
+            s.address if config.site.discovery.static else "",
+            tuple(pem.encode() for pem in s.certificate),
+        )
+        for s in config.others
+    }
+
+
+def load_trust(config: Config) -> tuple[trust.Identity | None, trust.TrustList]:
+    """This site's identity and the listed certificates, checked against each other."""
+    sites, path = config.federation.sites, config.federation_path
+    if config.site.insecure:
+        return None, trust.TrustList.unsigned(s.name for s in sites)
+    trust.check_listed_ids(sites, path)
+    listed = trust.trust_list(sites, path)
+    identity = trust.Identity.load(Path(config.site.identity.key), Path(config.site.identity.certificate))
+    trust.check_own_certificate(identity, config.me, path)
+    return identity, listed

@@ -1,0 +1,222 @@
+"""`gossipctl rotate` and `peers certify`: another key, step by step. The other site is a real TLS server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gossipseg import config as configuration
+from gossipseg import trust
+from gossipseg.core.messages import Reply, Request
+from gossipseg.core.types import ModelRef
+from gossipseg.errors import PeerRefused
+from gossipseg.wire.grpc_transport import GrpcTransport
+from gossipseg.wire.transport import PeerEndpoint
+
+TASK = {"name": "t", "channels": 1, "labels": {0: "background", 1: "organ"}, "patch_size": [32, 32]}
+
+
+class Silent:
+    """Answers nothing: the handshake is all that is asked for."""
+
+    async def on_request(self, peer: str, body: Request) -> Reply:
+        raise PeerRefused(peer, "busy")
+
+    async def push_offset(self, peer: str, model: ModelRef) -> int:
+        raise PeerRefused(peer, "busy")
+
+    async def on_push(self, peer: str, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
+        raise PeerRefused(peer, "busy")
+
+
+@dataclass
+class Two:
+    """North, whose key is replaced, and south, which listens."""
+
+    folder: Path
+    north: trust.Identity
+    south: GrpcTransport
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def site(self) -> Path:
+        return self.folder / "north" / "site.yaml"
+
+    @property
+    def peers(self) -> Path:
+        return self.folder / "peers.yaml"
+
+    @property
+    def pair(self) -> tuple[Path, Path]:
+        return trust.next_paths(self.north.key_path, self.north.certificate_path)
+
+    def south_reloads(self) -> None:
+        listed = next(s for s in configuration.load_federation(self.peers).sites if s.name == "north")
+        certificates = tuple(text.encode() for text in trust.certificates_of(listed))
+        done = asyncio.run_coroutine_threadsafe(self._set(certificates), self.loop)
+        done.result(10)
+
+    async def _set(self, certificates: tuple[bytes, ...]) -> None:
+        self.south.set_peers({"north": PeerEndpoint("north", "127.0.0.1:1", certificates)})
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Iterator[Two]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    north = trust.create_identity("north", tmp_path / "north" / "identity")
+    south = trust.create_identity("south", tmp_path / "south")
+
+    async def serve() -> GrpcTransport:
+        made = GrpcTransport("south", listen="127.0.0.1:0", identity=south, peers={})
+        await made.start(Silent())
+        return made
+
+    transport = asyncio.run_coroutine_threadsafe(serve(), loop).result(10)
+    document = {
+        "federation": "test",
+        "task": TASK,
+        "sites": [
+            {"name": "north", "address": "127.0.0.1:1", "id": north.site_id,
+             "certificate": north.certificate_pem.decode()},
+            {"name": "south", "address": transport.address, "certificate": south.certificate_pem.decode()},
+        ],
+    }  # fmt: skip
+    (tmp_path / "peers.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
+    site = {"site": "north", "peers": "../peers.yaml", "data": {"path": "data"}}
+    made = Two(tmp_path, north, transport, loop)
+    made.site.write_text(yaml.safe_dump(site))
+    made.south_reloads()
+    yield made
+    asyncio.run_coroutine_threadsafe(transport.close(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+    loop.close()
+
+
+def test_a_whole_rotation(ctl: Any, two: Two) -> None:
+    begun = ctl("rotate", "--config", two.site)
+    key, certificate = two.pair
+    made = trust.Identity.load(key, certificate)
+    assert begun.code == 0 and made.site_id in begun.out and key.stat().st_mode & 0o777 == 0o600
+    assert "gossipctl peers certify" in begun.out and "PRIVATE" not in begun.out
+    printed = begun.out[begun.out.index("    certificate:\n") :].split("\n\n")[0]
+    texts = [two.north.certificate_pem.decode(), made.certificate_pem.decode()]
+    assert yaml.safe_load(printed + "\n") == {"certificate": texts}, "what is printed can be pasted"
+    again = ctl("rotate", "--config", two.site, "--json")
+    assert again.json["next_id"] == made.site_id and again.json["state"] == "begun", "not made twice"
+
+    early = ctl("rotate", "--finish", "--config", two.site)
+    assert early.code == 78 and "listed with another key" in early.err, "not even this site lists it"
+    assert ctl("peers", "certify", two.peers, "--name", "north", "--certificate", certificate).code == 0
+    assert ctl("rotate", "--config", two.site, "--json").json["state"] == "listed"
+    early = ctl("rotate", "--finish", "--config", two.site)
+    assert early.code == 1 and "south: " in early.err and "does not accept the next key" in early.err
+    assert trust.Identity.load(two.north.key_path, two.north.certificate_path) and key.exists()
+
+    two.south_reloads()
+    finished = ctl("rotate", "--finish", "--config", two.site)
+    assert finished.code == 0 and "--only" in finished.out and "next start" in finished.out
+    now = trust.Identity.load(two.north.key_path, two.north.certificate_path)
+    assert now.site_id == made.site_id and now.key_path.stat().st_mode & 0o777 == 0o600
+    assert not key.exists() and not certificate.exists()
+    last = ctl("peers", "certify", two.peers, "--name", "north", "--only", "--certificate",
+               now.certificate_path)  # fmt: skip
+    assert last.code == 0
+    north = configuration.load_federation(two.peers).sites[0]
+    assert north.certificate == [now.certificate_pem.decode()] and north.id == now.site_id
+    assert ctl("rotate", "--finish", "--config", two.site).code == 1, "there is no next key any more"
+
+
+def test_a_site_that_cannot_be_asked_holds_the_rotation_up_unless_forced(ctl: Any, two: Two) -> None:
+    ctl("rotate", "--config", two.site)
+    ctl("peers", "certify", two.peers, "--name", "north", "--certificate", two.pair[1])
+    text = two.peers.read_text().replace(two.south.address, "127.0.0.1:2")
+    two.peers.write_text(text)
+    held = ctl("rotate", "--finish", "--config", two.site)
+    assert held.code == 1 and "127.0.0.1:2 cannot be asked" in held.err and two.pair[0].exists()
+    forced = ctl("rotate", "--finish", "--force", "--config", two.site, "--json")
+    assert forced.code == 0 and list(forced.json["unready"]) == ["south"]
+
+
+def test_a_finish_that_was_broken_off_between_the_two_files_is_taken_up(
+    ctl: Any, two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gossipseg.ctl import rotate
+
+    ctl("rotate", "--config", two.site)
+    ctl("peers", "certify", two.peers, "--name", "north", "--certificate", two.pair[1])
+    two.south_reloads()
+    made, real = trust.Identity.load(*two.pair), rotate._put_in_use
+
+    def once(source: Path, target: Path, mode: int) -> None:
+        real(source, target, mode)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rotate, "_put_in_use", once)
+        assert ctl("rotate", "--finish", "--config", two.site).code == 130
+    assert ctl("rotate", "--finish", "--config", two.site).code == 0
+    assert trust.Identity.load(two.north.key_path, two.north.certificate_path).site_id == made.site_id
+
+
+def test_an_expired_site_can_begin_too(ctl: Any, two: Two, tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives import serialization
+
+    ended = trust._self_signed("north", two.north._key, -1, ())
+    two.north.certificate_path.write_bytes(ended.public_bytes(serialization.Encoding.PEM))
+    assert ctl("rotate", "--config", two.site).code == 0
+
+
+def test_the_next_certificate_carries_the_names_of_the_present_one(tmp_path: Path) -> None:
+    made = trust.create_identity("gpu3.hospital.example", tmp_path, hosts=["192.0.2.7"])
+    following = trust.create_next("north", made)
+    assert trust.name_in_certificates("north", [made.certificate_pem, following.certificate_pem])
+
+
+def test_without_keys_there_is_nothing_to_rotate(ctl: Any, two: Two, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOSSIPSEG_INSECURE", "true")
+    monkeypatch.setenv("GOSSIPSEG_LISTEN", "127.0.0.1:0")
+    assert "has no key" in ctl("rotate", "--config", two.site).err
+
+
+# ---------------------------------------------------------------- the list
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "  - name: north\n    # theirs\n    certificate: north.pem\n    # the address\n    address: a:1\n",
+        "  - certificate:\n      - north.pem\n    name: north\n    address: a:1\n",
+        "  - address: a:1\n    name: north\n",
+        "  -\n    name: north\n    address: a:1\n    certificate: north.pem\n",
+    ],
+)
+def test_certificates_are_replaced_and_the_rest_stays(ctl: Any, tmp_path: Path, entry: str) -> None:
+    first = trust.create_identity("north", tmp_path / "1")
+    second = trust.create_identity("north", tmp_path / "2")
+    (tmp_path / "north.pem").write_bytes(first.certificate_pem)
+    peers = tmp_path / "peers.yaml"
+    head, tail = (
+        f"federation: test\ntask: {TASK}\n# who\nsites:\n",
+        "  # the other\n  - {name: b, address: 'b:1'}\n",
+    )
+    peers.write_text(head + entry + tail)
+    done = ctl(
+        "peers", "certify", peers, "--name", "north", "--certificate", second.certificate_path, "--json"
+    )
+    assert done.code == 0, done.err
+    text, sites = peers.read_text(), configuration.load_federation(peers).sites
+    assert text.startswith(head) and text.endswith(tail) and "address: a:1" in text
+    assert ("# theirs" in text and "# the address" in text) == ("# theirs" in entry)
+    listed = [trust.site_id(c.encode()) for c in trust.certificates_of(sites[0])]
+    assert listed == ([first.site_id] if "north.pem" in entry else []) + [second.site_id] == done.json["ids"]
+    assert ctl("peers", "certify", peers, "--name", "x", "--certificate", second.certificate_path).code == 78
