@@ -29,6 +29,7 @@ MODULES = {
     "tables": ("exchanges", "models", "events"),
     "rounds": ("rounds",),
     "watch": ("watch",),
+    "dump": ("dump",),
     "control": ("pause", "resume", "leave", "reload"),
     "learn": ("predict", "evaluate", "export"),
 }

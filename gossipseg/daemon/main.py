@@ -26,6 +26,7 @@ from gossipseg.core.node import NodeState
 from gossipseg.daemon import expiry, logs
 from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
+from gossipseg.daemon.recorder import Recorder
 from gossipseg.daemon.reload import endpoints, listed_ids, load_trust, prepare
 from gossipseg.daemon.runtime import Runtime, restore
 from gossipseg.daemon.service import Service
@@ -172,6 +173,7 @@ class Daemon:
         state = StateFile(state_dir / "node.json")
         event_log = EventLog(state_dir / "events.jsonl")
         snapshot = remembered(state, event_log)
+        recorder = Recorder(self._sign)
         node = NodeState(
             s.site,
             address=s.advertise or self.config.me.address,
@@ -186,7 +188,7 @@ class Daemon:
             finetune_rounds=getattr(f.algorithm, "finetune_rounds", 0),
             rounds=s.rounds,
             rng=random.Random(f"{f.seed}/{s.site}/{os.urandom(16).hex()}"),
-            sign=self._sign,
+            sign=recorder.sign,
             max_model_bytes=f.wire.max_model_bytes,
             snapshot=snapshot,
             trust=f.trust,
@@ -202,6 +204,7 @@ class Daemon:
             event_log,
             self.trust,
             lambda error: self.end("failed", error),
+            recorder=recorder,
             worker_socket=state_dir / "worker.sock",
         )
 

@@ -26,6 +26,7 @@ from gossipseg.daemon.counters import Counters
 from gossipseg.daemon.intake import Intake
 from gossipseg.daemon.ledger import Ledger
 from gossipseg.daemon.manifests import Verifier
+from gossipseg.daemon.recorder import Recorder
 from gossipseg.daemon.training import TrainingView
 from gossipseg.daemon.windows import window_open
 from gossipseg.daemon.worker import WorkerSupervisor
@@ -69,9 +70,11 @@ class Runtime:
         verifier: Verifier,
         fail: Callable[[GossipsegError], None],
         *,
+        recorder: Recorder,
         worker_socket: Path,
     ) -> None:
         self.config, self.node, self.transport, self.store = config, node, transport, store
+        self.recorder = recorder
         self.events, self.ledger, self.training = event_log, Ledger(time.time), TrainingView()
         audit_log = AuditLog(Path(config.site.state_dir) / "audit")
         self.audit = Audit(audit_log, time.time, self.training.warn)
@@ -178,7 +181,7 @@ class Runtime:
         for witness in self._witnesses:
             witness.event(event)
         try:
-            for effect in self.node.step(event, time.monotonic()):
+            for effect in self.recorder.step(self.node, event, time.monotonic()):
                 for witness in self._witnesses:
                     witness.effect(effect)
                 self._queue.put_nowait(effect)

@@ -179,6 +179,16 @@ class Service:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(changed.wait(), 5.0)
 
+    async def dump(self) -> doc.DumpDoc:
+        r = self._runtime
+        text = await asyncio.to_thread(
+            r.recorder.text,
+            site=r.config.site.site,
+            federation=r.config.federation.federation,
+            recorded_at=time.time(),
+        )
+        return doc.DumpDoc(recording=text, steps=text.count("\n") - 1, problem=r.recorder.problem)
+
     async def pause(self) -> doc.OkDoc:
         self._runtime.pause(True)
         return doc.OkDoc(ok=True, message="paused: training holds before the next step")

@@ -28,6 +28,7 @@ from gossipseg.wire import control_pb2, control_pb2_grpc
 from gossipseg.wire.documents import (
     BadDocument,
     Document,
+    DumpDoc,
     EventsDoc,
     ExchangesDoc,
     ModelsDoc,
@@ -63,6 +64,8 @@ class ControlHandler(Protocol):
     async def rounds(self) -> RoundsDoc: ...
 
     async def events(self, limit: int, since: int) -> EventsDoc: ...
+
+    async def dump(self) -> DumpDoc: ...
 
     async def pause(self) -> OkDoc: ...
 
@@ -162,6 +165,9 @@ class _Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
     async def Events(self, query: Any, context: Any) -> Any:
         return await _answer(lambda: self._handler.events(_limit(query), query.since), context)
 
+    async def Dump(self, query: Any, context: Any) -> Any:
+        return await _answer(self._handler.dump, context)
+
     async def Pause(self, query: Any, context: Any) -> Any:
         return await _answer(self._handler.pause, context)
 
@@ -258,6 +264,10 @@ class ControlClient:
     def events(self, limit: int = 0, since: int = 0) -> EventsDoc:
         """The newest `limit` events with seq > `since`, oldest first."""
         return self._ask("Events", EventsDoc, limit, since)
+
+    def dump(self) -> DumpDoc:
+        """The recording of the core."""
+        return self._ask("Dump", DumpDoc)
 
     def pause(self) -> OkDoc:
         return self._ask("Pause", OkDoc)

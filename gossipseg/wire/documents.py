@@ -339,6 +339,19 @@ class EventsDoc(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class DumpDoc(Document):
+    """The daemon's recording of its core, for replay."""
+
+    kind: ClassVar[str] = "dump"
+
+    recording: str = ""
+    """JSON lines: a head with the state of the core, then a line a step."""
+    steps: int = 0
+    problem: str = ""
+    """Why there are no steps."""
+
+
+@dataclass(frozen=True, slots=True)
 class OkDoc(Document):
     """What became of pause, resume, leave, reload or the lifting of a quarantine."""
 
@@ -366,6 +379,7 @@ KINDS: Mapping[str, type[Document]] = {
         RoundsDoc,
         QuarantineDoc,
         EventsDoc,
+        DumpDoc,
         OkDoc,
         WatchDoc,
     )
