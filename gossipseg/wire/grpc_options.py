@@ -15,6 +15,9 @@ from gossipseg.wire.codec import MAX_MESSAGE_BYTES
 
 CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE_S = 10.0
+HANDSHAKE_TIMEOUT_S = 10.0
+MAX_CONNECTIONS = 512
+"""To this site's port, handshakes included. Each peer holds two."""
 Options = list[tuple[str, Any]]
 
 _COMMON: Options = [
@@ -25,6 +28,12 @@ _COMMON: Options = [
     ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
     ("grpc.http2.max_pings_without_data", 0),
+    # Weights go as they are. What came compressed could be a thousand times as large as its message: it is
+    # neither accepted nor unpacked.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.per_message_decompression", 0),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.absolute_max_metadata_size", 32 << 10),
 ]
 
 
@@ -34,6 +43,9 @@ def server_options() -> Options:
         *_COMMON,
         ("grpc.so_reuseport", 0),  # or a second daemon would share the port in silence
         ("grpc.max_concurrent_streams", 64),
+        # Strangers may try, but not forever, and not so many that the daemon runs out of file descriptors.
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
+        ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
         ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_S * 500)),
         ("grpc.http2.max_ping_strikes", 0),
     ]

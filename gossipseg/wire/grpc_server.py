@@ -1,7 +1,11 @@
 """The answering side over gRPC: who is calling, the RPCs, and model streams on their way in.
 
-What belongs here: mapping a caller's key to a site on every RPC and every chunk, bounding streams, turning
-what the handler raises into a status. What must not: what the answers are (the Handler), outgoing calls.
+What belongs here: mapping a caller's key to a site on every RPC and every chunk, holding each site to its
+limits, turning what the handler raises into a status. What must not: what the answers are (the Handler),
+outgoing calls.
+
+Every RPC is taken as a stream, those of a single request too (on the wire they are the same): so who calls
+is known, and counted, before a byte of the request is read, and the request has a time to be there.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -30,10 +34,12 @@ from gossipseg.errors import (
 from gossipseg.trust import TrustList
 from gossipseg.wire import codec, health
 from gossipseg.wire.grpc_link import DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
+from gossipseg.wire.limits import REFUSED_HELD, Pace, PeerLimits, Turnstile
 from gossipseg.wire.transport import Handler, Traffic
 
 log = logging.getLogger(__name__)
 Context: TypeAlias = Any  # aio.ServicerContext, which has no types
+_Answer: TypeAlias = Callable[[Site, bytes, Context], Awaitable[bytes]]
 _MAX_DETAIL = 1000
 _WINDING_UP_S = 5.0
 """How long a handler may take to put away what came of a stream that was cut off."""
@@ -52,25 +58,26 @@ class PeerServicer:
         *,
         insecure: bool,
         max_parallel_transfers: int,
+        limits: PeerLimits,
     ) -> None:
-        self.trust = trust
+        self.trust, self.limits = trust, limits
         self.handler: Handler | None = None
         self._me, self._traffic, self._insecure = me, traffic, insecure
         self._places = asyncio.Semaphore(max_parallel_transfers)
         self._streams: dict[tuple[Site, str], InboundStream] = {}
         self._strangers: set[str] = set()
+        self._turnstiles: dict[Site, Turnstile] = {}
 
     def rpc_handlers(self) -> grpc.GenericRpcHandler:
         """What aio.Server.add_generic_rpc_handlers takes. Messages are bytes; wire.codec reads them."""
-        unary = grpc.unary_unary_rpc_method_handler
-        methods = {rpc: unary(functools.partial(self._request, rpc)) for rpc in codec.KINDS}
-        methods["PushOffset"] = unary(self._push_offset)
+        methods = {rpc: self._unary(functools.partial(self._request, rpc)) for rpc in codec.KINDS}
+        methods["PushOffset"] = self._unary(self._push_offset)
         methods["Push"] = grpc.stream_unary_rpc_method_handler(self._push)
         return grpc.method_handlers_generic_handler(codec.SERVICE, methods)
 
     def health_handlers(self) -> grpc.GenericRpcHandler:
         """grpc.health.v1 Check, for listed peers like everything else on this port; no Watch."""
-        methods = {"Check": grpc.unary_unary_rpc_method_handler(self._check_health)}
+        methods = {"Check": self._unary(self._check_health)}
         return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
 
     # ------------------------------------------------------------ who is it
@@ -108,19 +115,62 @@ class PeerServicer:
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"{self._me} does not list {shown}")
         raise AssertionError("abort raises")
 
+    @contextlib.asynccontextmanager
+    async def _admitted(self, site: Site) -> AsyncGenerator[None, None]:
+        """Count a call of the site while it lasts. Raises PeerRefused when it is one too many."""
+        now_s = asyncio.get_running_loop().time()
+        turnstile = self._turnstiles.setdefault(site, Turnstile(self.limits, now_s))
+        if why := turnstile.enter(now_s):
+            if turnstile.turned_away in (1, 100) or turnstile.turned_away % 10_000 == 0:
+                log.warning("%s calls too often: %s (%d refused)", site, why, turnstile.turned_away)
+            if turnstile.held < REFUSED_HELD:
+                turnstile.held += 1
+                try:
+                    await asyncio.sleep(self.limits.refusal_s)
+                finally:
+                    turnstile.held -= 1
+            raise PeerRefused(site, "too_many_calls", why)
+        try:
+            yield
+        finally:
+            turnstile.leave()
+
+    async def _message(self, site: Site, context: Context) -> bytes:
+        """The first message of a call, which must be there in time."""
+        try:
+            async with asyncio.timeout(self.limits.request_s):
+                first = await context.read()
+        except TimeoutError:
+            raise PeerRefused(site, "too_slow", f"nothing came in {self.limits.request_s:g} s") from None
+        if first is aio.EOF:
+            raise PeerUnreachable(site, "cut_off", "the call ended before its request")
+        return bytes(first)
+
     # ------------------------------------------------------------ single calls
 
-    async def _request(self, rpc: str, data: bytes, context: Context) -> bytes:
-        site = await self._authenticated(context)
+    def _unary(self, answer: _Answer) -> grpc.RpcMethodHandler:
+        async def take(_: object, context: Context) -> bytes:
+            site = await self._authenticated(context)
+            traffic = self._traffic(site)
+            try:
+                async with self._admitted(site):
+                    data = await self._message(site, context)
+                    traffic.bytes_in += len(data)
+                    reply = await answer(site, data, context)
+            except aio.AbortError:
+                raise
+            except Exception as e:  # whatever it is becomes a status; see _refuse
+                await _refuse(context, site, e)
+            traffic.bytes_out += len(reply)
+            return reply
 
-        async def answer() -> bytes:
-            reply = await self._handler.on_request(site, codec.decode_request(rpc, data, site))
-            return codec.encode_reply(reply)
+        return grpc.stream_unary_rpc_method_handler(take)
 
-        return await self._counted(site, data, context, answer)
+    async def _request(self, rpc: str, site: Site, data: bytes, _: Context) -> bytes:
+        reply = await self._handler.on_request(site, codec.decode_request(rpc, data, site))
+        return codec.encode_reply(reply)
 
-    async def _check_health(self, data: bytes, context: Context) -> bytes:
-        await self._authenticated(context)
+    async def _check_health(self, site: Site, data: bytes, context: Context) -> bytes:
         serving = self.handler is not None
         answer = health.check(data, {health.ALL: serving, health.PEER: serving})
         if answer is None:
@@ -128,27 +178,10 @@ class PeerServicer:
             raise AssertionError("abort raises")
         return answer
 
-    async def _push_offset(self, data: bytes, context: Context) -> bytes:
-        site = await self._authenticated(context)
-
-        async def answer() -> bytes:
-            model = codec.decode_offset_request(data, site)
-            await self._supersede(site, model)
-            return codec.encode_offset(await self._handler.push_offset(site, model))
-
-        return await self._counted(site, data, context, answer)
-
-    async def _counted(
-        self, site: Site, data: bytes, context: Context, answer: Callable[[], Awaitable[bytes]]
-    ) -> bytes:
-        traffic = self._traffic(site)
-        traffic.bytes_in += len(data)
-        try:
-            reply = await answer()
-        except Exception as e:  # whatever it is becomes a status; see _refuse
-            await _refuse(context, site, e)
-        traffic.bytes_out += len(reply)
-        return reply
+    async def _push_offset(self, site: Site, data: bytes, _: Context) -> bytes:
+        model = codec.decode_offset_request(data, site)
+        await self._supersede(site, model)
+        return codec.encode_offset(await self._handler.push_offset(site, model))
 
     @property
     def _handler(self) -> Handler:
@@ -161,19 +194,17 @@ class PeerServicer:
     async def _push(self, _: object, context: Context) -> bytes:
         site = await self._authenticated(context)
         try:
-            header = await self._header(site, context)
-            await self._supersede(site, header.model)
-            async with self._places:
-                await self._take(site, header, context)
+            async with self._admitted(site):
+                header = self._header(site, await self._message(site, context))
+                await self._supersede(site, header.model)
+                async with self._places:
+                    await self._take(site, header, context)
         except Exception as e:  # whatever it is becomes a status; see _refuse
             await _announce(context, e)
             await _refuse(context, site, e)
         return codec.encode_pushed()
 
-    async def _header(self, site: Site, context: Context) -> codec.PushHeader:
-        first = await context.read()
-        if first is aio.EOF:
-            raise PeerUnreachable(site, "cut_off", "the stream ended before its header")
+    def _header(self, site: Site, first: bytes) -> codec.PushHeader:
         header = codec.decode_chunk(first, site)
         if not isinstance(header, codec.PushHeader) or header.offset > header.model.size_bytes:
             raise PeerRefused(site, "malformed", "a model stream must begin with its header")
@@ -186,7 +217,8 @@ class PeerServicer:
         hit it in the middle of a write; its chunks end with an error, and it puts away what came.
         """
         key = (site, header.model.hash)
-        stream = InboundStream(site, header, context, lambda: self.site_of(context) == site)
+        listed = lambda: self.site_of(context) == site  # noqa: E731
+        stream = InboundStream(site, header, context, listed, self.limits)
         stream.traffic = self._traffic(site)
         work = self._handler.on_push(site, header.model, header.offset, stream.chunks())
         stream.task = asyncio.create_task(_awaited(work))
@@ -229,7 +261,12 @@ class InboundStream:
     """One model on its way in, as the handler sees it."""
 
     def __init__(
-        self, site: Site, header: codec.PushHeader, context: Context, listed: Callable[[], bool]
+        self,
+        site: Site,
+        header: codec.PushHeader,
+        context: Context,
+        listed: Callable[[], bool],
+        limits: PeerLimits,
     ) -> None:
         self.site = site
         self.error: PeerError | None = None
@@ -240,12 +277,13 @@ class InboundStream:
         self._left = header.model.size_bytes - header.offset
         self._context, self._listed = context, listed
         self._reading: asyncio.Future[Any] | None = None
+        self._pace = Pace(limits, asyncio.get_running_loop().time())
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The data, until the declared size is reached or the sender has ended the stream.
 
         Raises PeerUnreachable when the stream is cut off, PeerUntrusted when the site has been removed from
-        the list, PeerRefused when more comes than was declared.
+        the list, PeerRefused when more comes than was declared, or too little in its time.
         """
         while (message := await self._read()) is not aio.EOF:
             if not self._listed():
@@ -256,6 +294,7 @@ class InboundStream:
             if len(data) > self._left:
                 raise self._failed(PeerRefused(self.site, "too_large", "more bytes than were declared"))
             self._left -= len(data)
+            self._pace.came(len(data), asyncio.get_running_loop().time())
             self.traffic.bytes_in += len(data)
             yield data
         if self._left:
@@ -264,9 +303,13 @@ class InboundStream:
     async def _read(self) -> Any:
         if self.error is not None:
             raise self.error
+        now_s = asyncio.get_running_loop().time()
         self._reading = asyncio.ensure_future(self._context.read())
         try:
-            return await self._reading
+            async with asyncio.timeout(self._pace.left_s(now_s)):
+                return await self._reading
+        except TimeoutError:
+            raise self._failed(PeerRefused(self.site, "too_slow", self._pace.text)) from None
         except asyncio.CancelledError:
             if self.error is not None:
                 raise self.error from None

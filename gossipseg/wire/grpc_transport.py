@@ -23,6 +23,7 @@ from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, spl
 from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_unreachable
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_server import PeerServicer
+from gossipseg.wire.limits import PeerLimits
 from gossipseg.wire.outgoing import STALLED_TRIES, file_chunks
 from gossipseg.wire.pacing import Throttle
 from gossipseg.wire.params import CHUNK_BYTES
@@ -48,10 +49,12 @@ class GrpcTransport:
         max_parallel_transfers: int = 2,
         reconnect_max_s: float = 5.0,
         chunk_bytes: int = CHUNK_BYTES,
+        limits: PeerLimits | None = None,
     ) -> None:
         """`listen` is host:port (port 0: any). `insecure`: plaintext, loopback only, no identity needed.
 
-        `reconnect_max_s` caps the pause between two attempts to connect. Raises ConfigError for malformed
+        `reconnect_max_s` caps the pause between two attempts to connect; `limits` is what one peer may take
+        up. Raises ConfigError for malformed
         addresses or certificates, a missing identity, plaintext beyond loopback.
         """
         if identity is None and not insecure:
@@ -80,6 +83,7 @@ class GrpcTransport:
             self.traffic,
             insecure=insecure,
             max_parallel_transfers=max_parallel_transfers,
+            limits=limits or PeerLimits(),
         )
         self.set_peers(peers)
 
