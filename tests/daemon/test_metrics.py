@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
-from gossipseg.daemon.counters import Counters, known
+from gossipseg.core import offences
+from gossipseg.daemon.counters import REASONS, Counters, known
 from gossipseg.daemon.metrics import METRICS, Exporter, sample
 from gossipseg.errors import ConfigError, LocalError
 from tests.daemon.harness import daemon_of, files_only
@@ -68,6 +69,14 @@ def test_a_peer_cannot_make_up_series() -> None:
         counters.effect(fx.Note("offer_rejected", "south", f"reason {i}", {}))
     assert list(counters.refusals) == [("out", "south", "other")]
     assert known("not_finite") == "not_finite"
+
+
+def test_every_code_that_the_core_and_the_worker_refuse_by_has_its_label() -> None:
+    assert offences.OFFENCES | offences.EXCUSED <= REASONS
+    # learn.admission's are read from its text: importing it loads torch
+    text = (Path(__file__).parents[2] / "gossipseg" / "learn" / "admission.py").read_text()
+    codes = re.search(r"Reason = Literal\[(.*?)\]", text, re.DOTALL)
+    assert codes is not None and set(re.findall(r'"(\w+)"', codes[1])) <= REASONS
 
 
 async def test_every_metric_is_shown_and_none_that_is_not_listed(files: Federation) -> None:
