@@ -423,6 +423,36 @@ def test_a_quarantined_site_is_passed_over_and_its_update_not_fetched() -> None:
     assert [site for site, _ in combining.updates] == ["me", "z"], "it does not wait for b"
 
 
+def test_a_coordinator_does_not_wait_for_a_quarantined_site() -> None:
+    rig = follower()
+    for n in range(3):
+        rig.asks("b", ms.Accept(RUN, LIST, proposal(2 + 3 * n, maker="b", run="0" * 32)))
+    assert rig.node.quarantined("b")
+    rig.round_done(model("mine", round=1))
+    to_b, to_z = leads(rig)
+    rig.answer(to_b, ms.PrepareReply(True, 0, waiting_for="training"))
+    assert state_of(rig, "b") == ("left_out", "quarantined")
+    rig.answer(to_z, ms.PrepareReply(True, 0, update=signed(an_update("of z"), maker="z")))
+    rig.answer(rig.request(ms.Fetch), ms.FetchReply("accept"))
+    rig.do(ev.ModelArrived("z", an_update("of z")))
+    assert [site for site, _ in rig.of(fx.Aggregate)[0].updates] == ["me", "z"]
+    assert not rig.requests(ms.Fetch, "b")
+
+
+def test_what_is_on_its_way_from_a_quarantined_site_is_asked_of_others() -> None:
+    rig = follower()
+    first = proposal(1)
+    rig.asks("z", ms.Commit(RUN, LIST, first))
+    assert [r.to for r in rig.requests(ms.Fetch)] == ["z"]
+    rig.asks("b", ms.Ping((), replace(AT_1, committed=1)))
+    for n in range(3):
+        rig.asks("z", ms.Accept(RUN, LIST, proposal(1 + 3 * n, maker="z", run="0" * 32)))
+    assert rig.node.quarantined("z") and rig.node.expects("z", first.model.hash) is None
+    asked_of = {r.to for e in [rig.until(rig.now + 30)] for r in e if isinstance(r, fx.Request)
+                and isinstance(r.body, ms.Fetch)} | {r.to for r in rig.requests(ms.Fetch)}  # fmt: skip
+    assert "b" in asked_of and "z" not in asked_of
+
+
 def test_the_coordinators_worker_refuses_an_update_once() -> None:
     rig, requests = led()
     for request, name in zip(requests, ("b", "z"), strict=True):

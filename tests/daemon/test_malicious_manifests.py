@@ -34,7 +34,7 @@ from gossipseg.core.types import (
     payload,
 )
 from gossipseg.daemon.main import endpoints, remembered
-from gossipseg.daemon.manifests import described
+from gossipseg.daemon.manifests import described, schema_hash
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.service import Service
 from gossipseg.errors import PeerRefused
@@ -293,10 +293,12 @@ async def test_a_stream_that_says_another_size_than_was_signed(tmp_path: Path) -
         assert runtime.node.count("offences", "south") == 1 and runtime.store.list() == []
 
 
-async def test_a_file_with_other_types_than_was_signed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["types", "tensors"])
+async def test_a_file_with_other_types_or_tensors_than_was_signed(tmp_path: Path, what: str) -> None:
     async with attacked(tmp_path) as (runtime, south, _):
-        data = safetensors()
-        model = south.model(data, dtype="F32")
+        data = safetensors() if what == "types" else safetensors((20, 10))
+        expected = schema_hash({"w": (10, 20)})
+        model = south.model(data, **({"dtype": "F32"} if what == "types" else {"schema": expected}))
         assert await south.offer(model) == ""
         assert await south.push(model, data) == "manifest_mismatch"
         await runtime._settled()
