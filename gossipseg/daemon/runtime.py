@@ -135,10 +135,10 @@ class Runtime:
         if self._timer is not None:
             self._timer.cancel()
         self.intake.close()
+        await self.audit.close()  # first: what is being written must not be written twice
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.audit.close()
         await self.transport.close()
 
     async def _goodbye(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -136,4 +137,28 @@ async def test_a_full_disk_is_a_warning_and_the_lines_come_later(
     writing.cancel()
     records = list(read_audit(rig.folder))
     assert [r["event"] for r in records] == ["model_sent"] * 3 + ["audit_gap"] and records[-1]["lines"] == 2
+    assert verify_audit(rig.folder).flaws == ()
+
+
+async def test_lines_that_are_being_written_at_the_end_are_written_once(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, real = threading.Event(), threading.Event(), rig.log.append
+
+    def slow(lines: Any) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        real(lines)
+
+    monkeypatch.setattr(rig.log, "append", slow)
+    writing = asyncio.create_task(rig.audit.run())
+    rig.note("transfer_done", hash="1")
+    await asyncio.to_thread(begun.wait, 10)
+    rig.note("transfer_done", hash="2")
+    closing = asyncio.create_task(rig.audit.close())
+    await asyncio.sleep(0)
+    go_on.set()
+    await closing
+    writing.cancel()
+    assert [r["hash"] for r in read_audit(rig.folder)] == ["1", "2"]
     assert verify_audit(rig.folder).flaws == ()
