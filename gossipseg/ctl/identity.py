@@ -164,6 +164,20 @@ device:
   # threads: 2                    # torch threads; left out: torch's own choice
   # stuck_after_s: 900.0          # training without progress for so long is restarted
 
+admission:                        # of models by the size of their values (docs/security.md)
+  # enabled: true
+  # factor: 5.0                   # so many times what has been accepted before
+  # least_change: 2.0             # a layer may always be so many times its norm away from this site's
+  # least_norm_ratio: 3.0         # and so many times as large
+  # without_history: 10.0         # both, while fewer than history_min models have been accepted
+  # history_min: 5
+  # history_kept: 32
+
+privacy:                          # of what leaves this site; no differential privacy (docs/security.md)
+  # clip_norm: null               # longest change that is told (L2); null: models travel as they are
+  # noise_multiplier: 0.0         # noise on each value, in units of clip_norm
+  # seed: null                    # of the noise, for experiments alone
+
 quarantine:                       # of peers that repeatedly send what must be refused (gossipctl quarantine)
   # offences: 3                   # so many within window_s, and nothing is taken from the peer for first_s
   # window_s: 3600.0

@@ -20,6 +20,7 @@ from gossipseg.core.node import NodeState
 from gossipseg.core.params import MembershipParams, RoundsParams
 from gossipseg.errors import LocalError
 from gossipseg.lab import virtual_time
+from gossipseg.lab.adversary import FlippedLabels, spoiler
 from gossipseg.lab.pace import STEP_S, Pace
 from gossipseg.lab.pictures import Pictures
 from gossipseg.lab.site import LabSite
@@ -64,6 +65,10 @@ class _Federation:
             name: Training(spec, cache, progress, equal_evaluations=plan.equal_evaluations)
             for name, spec in self._specs.items()
         }
+        labels = len(self._settings.task.labels)
+        for name, kind in plan.adversaries.items():
+            if kind == "label_flipped":
+                self._trainings[name].trainer.site.feed(lambda batches: FlippedLabels(batches, labels))
 
     def _spec(self, site: str, data: Path) -> WorkerSpec:
         own = self._folder / site
@@ -140,6 +145,7 @@ class _Federation:
             transfer_timeout_s=self._settings.gossip.transfer_timeout_s,
             coordinated=self._settings.algorithm.exchange == "rounds",
             broke=self._break,
+            spoil=spoiler(plan.adversaries[name], plan.seed) if name in plan.adversaries else None,
         )
 
     def _node(self, name: str, contract: tuple[tuple[str, str], ...]) -> NodeState:
@@ -202,8 +208,8 @@ class _Federation:
         return sum(t.bytes_out for t in with_each), sum(t.bytes_in for t in with_each)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Score every site's deployment model on its own test cases."""
-        return [self._row(name) for name in self._plan.sites]
+        """Score every honest site's deployment model on its own test cases."""
+        return [self._row(name) for name in self._plan.sites if name not in self._plan.adversaries]
 
     def _row(self, name: str) -> dict[str, Any]:
         training, site, plan = self._trainings[name], self._sites[name], self._plan

@@ -79,6 +79,13 @@ def compare(
         bool,
         typer.Option("--equal-evaluations", help="Where two models train, each takes half of the steps."),
     ] = False,
+    adversary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adversary",
+            help="SITE:KIND: it sends nan, scaled, label_flipped or random_weights; the others are scored.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print results.json, and nothing else.")] = False,
 ) -> int:
@@ -98,6 +105,7 @@ def compare(
         heterogeneity,
         equal_evaluations,
         device,
+        tuple(adversary or ()),
     )
     with ended_by_signals():
         replicates = read_replicates(seeds, splits)

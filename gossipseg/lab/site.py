@@ -60,6 +60,7 @@ class LabSite:
         transfer_timeout_s: float,
         coordinated: bool,
         broke: Callable[[BaseException], None],
+        spoil: Callable[[Path], None] | None = None,
     ) -> None:
         self.name, self.node, self.training = transport.site, node, training
         self.transport, self.store, self.moved = transport, store, Moved()
@@ -68,6 +69,7 @@ class LabSite:
         self.began_s = self.ended_s = 0.0
         """Virtual seconds at which it began, and had finished."""
         self._pace, self._contract, self._broke = pace, contract, broke
+        self._spoil = spoil
         self._transfer_timeout_s, self._coordinated = transfer_timeout_s, coordinated
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
@@ -239,6 +241,8 @@ class LabSite:
         visit = report.visit
         if report.warning:
             self.warnings.append(f"round {report.round}: {report.warning}")
+        if report.export is not None and self._spoil is not None:
+            self._spoil(Path(report.export.path))
         outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason) if visit else None
         export = self._adopted(report.export, report.round, "update" if self._coordinated else "model")
         export = export and replace(export, dice_val=report.dice_val)

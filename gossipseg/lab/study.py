@@ -35,6 +35,8 @@ HETEROGENEITY = {
     "speed": "sites differ in speed, evenly up to ×4; the first is the fastest",
     "cases": "one site (the one with fewest, or cases:SITE) keeps a quarter of its training cases",
 }
+ADVERSARIES = ("nan", "scaled", "label_flipped", "random_weights")
+"""What a site that has turned bad may do (lab.adversary)."""
 NOT_COMPARED = ("version", "federation", "seed", "membership", "rounds")
 """Sections that the lab sets itself, in virtual time (of `rounds`, all but the quorum), or that are names."""
 MAX_SEED = 2**32 - 1
@@ -71,6 +73,8 @@ class Wanted:
     heterogeneity: str = ""
     equal_evaluations: bool = False
     device: str = "cpu"
+    adversary: tuple[str, ...] = ()
+    """`SITE:KIND` each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class Study:
     """Site → share of its training cases that it keeps."""
     equal_evaluations: bool = False
     device: str = "cpu"
+    adversaries: Mapping[str, str] = field(default_factory=dict)
+    """Site that has turned bad → what it does (ADVERSARIES)."""
 
     @property
     def names(self) -> list[str]:
@@ -116,6 +122,7 @@ class Study:
             "kept_cases": dict(self.kept_cases),
             "equal_evaluations": self.equal_evaluations,
             "device": self.device,
+            **({"adversaries": dict(self.adversaries)} if self.adversaries else {}),
         }
 
 
@@ -146,6 +153,7 @@ class RunPlan:
     pseudolabels: str = ""
     """Folder of the pseudo-masks that runs share; "" makes them anew for each."""
     split: int = splits.OWN
+    adversaries: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -196,6 +204,7 @@ def study(wanted: Wanted) -> Study:
         kept_cases=kept,
         equal_evaluations=wanted.equal_evaluations,
         device=wanted.device,
+        adversaries=dict(_adversary(text, names) for text in wanted.adversary),
     )
 
 
@@ -220,6 +229,9 @@ def plans(
 
 def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None) -> RunPlan:
     seed, split = replicate.seed, replicate.split
+    if study.adversaries and variant.name == POOLED:
+        remedy = "Leave it out, or run it without --adversary."
+        raise ConfigError("pooled has no sites", key="--algorithms", value=variant.label, remedy=remedy)
     federation = variants.federation(study.sections, variant)
     exchanges = federation.algorithm.exchange != "none"
     least = max(getattr(federation.algorithm, "min_sites", 1), 2 if exchanges else 1)
@@ -272,6 +284,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
         str(out.absolute() / "pictures") if out else "",
         str(out.absolute() / "pseudolabels") if out else "",
         split,
+        study.adversaries,
     )
 
 
@@ -356,6 +369,15 @@ def _late(text: str, names: Sequence[str], rounds: int) -> tuple[str, int]:
             remedy="Write SITE:ROUND, such as " + f"{site}:{max(2, rounds // 2)}.",
         )
     return site, int(number)
+
+
+def _adversary(text: str, names: Sequence[str]) -> tuple[str, str]:
+    site, _, kind = text.partition(":")
+    _need_site("--adversary", site, names)
+    if kind not in ADVERSARIES:
+        remedy = f"Write SITE:KIND with one of {', '.join(ADVERSARIES)}."
+        raise ConfigError("no such kind of adversary", key="--adversary", value=text, remedy=remedy)
+    return site, kind
 
 
 def _need_site(key: str, site: str, names: Sequence[str]) -> None:

@@ -45,7 +45,11 @@ class SiteContext:
         self.setup, self.compute = setup, compute
         self.splits = dict(data.counts)
         self._data = data
-        self._batches = batches or TrainBatches(data, setup.task, setup.training)
+        self._batches: Batches = batches or TrainBatches(data, setup.task, setup.training)
+
+    def feed(self, wrap: Callable[[Batches], Batches]) -> None:
+        """Train on other batches, made of the present ones."""
+        self._batches = wrap(self._batches)
 
     @property
     def cases(self) -> int:

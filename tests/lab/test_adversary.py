@@ -1,0 +1,120 @@
+"""A listed site turned bad: what it sends, that honest sites refuse it or bear it, and what is counted."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gossipseg.errors import ConfigError
+from gossipseg.lab import adversary
+from gossipseg.lab.study import ADVERSARIES
+from gossipseg.lab.training import DataCache
+from gossipseg.learn.common import everything
+from gossipseg.learn.weights import export_wire
+from gossipseg.testbed import synthetic
+from tests.lab import rig
+
+GOSSIP = "[gossip.sender_rate=1,gossip.warmup_rounds=0]"
+
+
+@pytest.fixture(scope="module")
+def cache() -> DataCache:
+    return DataCache()
+
+
+def test_what_each_kind_makes_of_a_model(tmp_path: Path) -> None:
+    state = {"w": torch.full((8, 8), 0.5), "n": torch.tensor([3])}
+    found = {}
+    for kind in ("nan", "scaled", "random_weights"):
+        path = tmp_path / f"{kind}.safetensors"
+        export_wire(path, state, everything, "float16", {"site": "x"})
+        spoil = adversary.spoiler(kind, 0)
+        assert spoil is not None
+        spoil(path)
+        found[kind] = load_file(path)
+        assert found[kind]["n"].item() == 3
+    assert found["nan"]["w"].isnan().all() and (found["scaled"]["w"] == 50).all()
+    random = found["random_weights"]["w"].float()
+    assert random.square().mean().sqrt().item() == pytest.approx(0.5, rel=0.3) and random.min() < 0
+    assert adversary.spoiler("label_flipped", 0) is None
+
+
+@pytest.mark.parametrize("kind", ("nan", "scaled"))
+@pytest.mark.parametrize("algorithm", (f"gossip_average{GOSSIP}", f"gcml{GOSSIP}"))
+def test_gossip_refuses_every_such_model_and_the_honest_learn_on(
+    hospitals: Path, cache: DataCache, kind: str, algorithm: str
+) -> None:
+    rows = rig.run(rig.plan(hospitals, algorithm, rounds=4, adversary=(f"north:{kind}",)), cache)
+    assert set(rows) == {"lakeside", "valley"}, "the honest sites alone are scored"
+    assert all("north" not in row["merged_from"] for row in rows.values())
+    refused = sum(row["notes"].get("visit_refused", 0) for row in rows.values())
+    honest = rig.run(rig.plan(hospitals, algorithm, rounds=4), cache)
+    assert refused > 0 and sum(row["notes"].get("visit_refused", 0) for row in honest.values()) == 0
+
+
+@pytest.mark.parametrize("kind", ADVERSARIES)
+def test_a_robust_rule_goes_on_with_the_honest_updates(hospitals: Path, cache: DataCache, kind: str) -> None:
+    rows = rig.run(
+        rig.plan(hospitals, "fedavg[robust=median]", rounds=4, adversary=(f"north:{kind}",)), cache
+    )
+    assert len(rows) == 2 and all(row["merged"] > 0 for row in rows.values())
+
+
+def test_a_flipped_label_turns_the_lesson_round(hospitals: Path, cache: DataCache) -> None:
+    plain = rig.run(rig.plan(hospitals, f"gossip_average{GOSSIP}", rounds=3), cache)
+    flipped = rig.run(
+        rig.plan(hospitals, f"gossip_average{GOSSIP}", rounds=3, adversary=("north:label_flipped",)), cache
+    )
+    assert flipped["valley"]["cases"] != plain["valley"]["cases"]
+
+
+@pytest.mark.parametrize(("text", "match"), [("nobody:nan", "no such site"), ("north:evil", "no such kind")])
+def test_wrong_words_are_told(hospitals: Path, text: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        rig.plan(hospitals, "gcml", adversary=(text,))
+
+
+SETTINGS = ("network.width=4", "task.patch_size=[48,48]", "training.learning_rate=0.005")
+LOSS_ALLOWED = 0.01
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ADVERSARIES)
+def test_honest_sites_lose_nothing_to_one_that_turned_bad(tmp_path: Path, kind: str) -> None:
+    """Five synthetic sites, three seeds: mean test Dice of the honest four is at least local's − 0.01."""
+    sites = [replace(h, cases=(8, 4, 6)) for h in synthetic.hospitals(5)]
+    synthetic.write_federation(tmp_path, sites, seed=1, size_px=56)
+    cache = DataCache()
+
+    def dice(algorithm: str) -> float:
+        values = []
+        for seed in (0, 1, 2):
+            plan = rig.plan(
+                tmp_path,
+                algorithm,
+                seed=seed,
+                rounds=16,
+                steps=12,
+                settings=SETTINGS,
+                adversary=(f"north:{kind}",),
+            )
+            values += [row["dice_test"] for row in rig.run(plan, cache).values()]
+        assert len(values) == 12
+        return statistics.fmean(values)
+
+    floor = dice("local") - LOSS_ALLOWED
+    found = {
+        name: dice(name) for name in (f"gcml{GOSSIP}", f"gossip_average{GOSSIP}", "fedavg[robust=median]")
+    }
+    print(
+        kind,
+        "local",
+        round(floor + LOSS_ALLOWED, 4),
+        {name: round(value, 4) for name, value in found.items()},
+    )
+    assert all(value >= floor for value in found.values()), (floor, found)
