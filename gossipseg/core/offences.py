@@ -32,6 +32,7 @@ EXCUSED = frozenset(
     {
         "worker_lost",
         "not_visited",
+        "no_exchange",
         "no_memory",
         "disk_full",
         "unreadable",

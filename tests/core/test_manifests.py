@@ -106,6 +106,8 @@ def test_an_older_model_is_not_offered_to_a_site_that_was_offered_a_newer_one() 
     rig.round_done(model("new", round=rig.node.round + 1))
     second = rig.request(ms.Offer)
     assert {first.to, second.to} == {"b", "c"}
+    rig.answer(second, ms.OfferReply("accept"))
+    rig.do(ev.TransferDone(rig.of(fx.StartTransfer)[0].id))
     rig.answer(first, ms.OfferReply("busy", "busy"))
     assert not rig.requests(ms.Offer), "the other site was offered the newer one"
 
@@ -339,9 +341,9 @@ def test_it_is_not_chosen_as_a_receiver() -> None:
     receivers = set()
     for n in range(20):
         rig.round_done(model(f"m{n}", round=6 + n))
-        for request in rig.requests(ms.Offer):
-            receivers.add(request.to)
-            rig.answer(request, ms.OfferReply("reject", "stale"))
+        while offers := rig.requests(ms.Offer):
+            receivers.add(offers[0].to)
+            rig.answer(offers[0], ms.OfferReply("reject", "stale"))
     assert receivers == {"c"}
 
 
@@ -428,6 +430,7 @@ def test_a_coordinator_does_not_wait_for_a_quarantined_site() -> None:
     for n in range(3):
         rig.asks("b", ms.Accept(RUN, LIST, proposal(2 + 3 * n, maker="b", run="0" * 32)))
     assert rig.node.quarantined("b")
+    assert state_of(rig, "b") == ("left_out", "quarantined"), "it is passed over as a coordinator"
     rig.round_done(model("mine", round=1))
     to_b, to_z = leads(rig)
     rig.answer(to_b, ms.PrepareReply(True, 0, waiting_for="training"))
@@ -463,6 +466,30 @@ def test_the_coordinators_worker_refuses_an_update_once() -> None:
     assert rig.node.count("offences", "b") == 1 and set(SITES) > {"b"}
     manifest = rig.requests(ms.Accept)[0].body.proposal.model.manifest
     assert (manifest.kind, manifest.maker, manifest.run, manifest.round) == ("global", "me", RUN, 1)
+
+
+def test_the_same_bad_update_in_the_next_attempt_is_no_further_offence() -> None:
+    rig, requests = led()
+    refused = (("b", "not_finite"), ("z", "not_finite"))
+    counted = []
+    for _ in range(2):
+        while requests:
+            (request, *requests) = requests
+            name, promised = request.to, request.body.attempt
+            update = signed(an_update(f"of {name}"), maker=name)
+            rig.answer(request, ms.PrepareReply(True, promised, update=update))
+            for fetch in rig.requests(ms.Fetch):
+                rig.answer(fetch, ms.FetchReply("accept"))
+                rig.do(ev.ModelArrived(name, an_update(f"of {name}")))
+        (combining,) = rig.of(fx.Aggregate)
+        rig.do(ev.AggregationFailed(1, combining.attempt, "no_update_left", refused))
+        counted.append(rig.node.count("offences"))
+        while not rig.requests(ms.Prepare) and (due := rig.node.next_deadline()) is not None:
+            rig.do(ev.Tick(), at=max(due, rig.now))
+            for site in ("b", "z"):
+                rig.hears(site, info=AT_1) if not rig.requests(ms.Prepare) else None
+        requests = rig.requests(ms.Prepare)
+    assert counted == [2, 2]
 
 
 def test_a_site_that_is_listed_again_begins_anew() -> None:
