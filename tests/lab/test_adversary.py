@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from gossipseg.errors import ConfigError
-from gossipseg.lab import adversary
+from gossipseg.lab import adversary, federation
 from gossipseg.lab.study import ADVERSARIES
 from gossipseg.lab.training import DataCache
 from gossipseg.learn.common import everything
@@ -65,12 +66,21 @@ def test_a_robust_rule_goes_on_with_the_honest_updates(hospitals: Path, cache: D
     assert len(rows) == 2 and all(row["merged"] > 0 for row in rows.values())
 
 
-def test_a_flipped_label_turns_the_lesson_round(hospitals: Path, cache: DataCache) -> None:
-    plain = rig.run(rig.plan(hospitals, f"gossip_average{GOSSIP}", rounds=3), cache)
-    flipped = rig.run(
-        rig.plan(hospitals, f"gossip_average{GOSSIP}", rounds=3, adversary=("north:label_flipped",)), cache
-    )
-    assert flipped["valley"]["cases"] != plain["valley"]["cases"]
+def test_flipped_labels_are_what_the_bad_site_alone_trains_on(
+    hospitals: Path, cache: DataCache, tmp_path: Path
+) -> None:
+    def labels(folder: str, **wanted: Any) -> dict[str, torch.Tensor]:
+        plan = rig.plan(hospitals, "gossip_average", **wanted)
+        (tmp_path / folder).mkdir()
+        made = federation._Federation(plan, tmp_path / folder, cache, lambda evaluations, text: None)
+        return {
+            site: next(training.trainer.site.batches(1, 0, 1))[1]["label"]
+            for site, training in made._trainings.items()
+        }
+
+    plain, flipped = labels("plain"), labels("flipped", adversary=("north:label_flipped",))
+    assert torch.equal(flipped["north"], 1 - plain["north"])
+    assert torch.equal(flipped["valley"], plain["valley"])
 
 
 @pytest.mark.parametrize(("text", "match"), [("nobody:nan", "no such site"), ("north:evil", "no such kind")])
