@@ -54,18 +54,19 @@ class Inbox:
         """Promise the place to `frm`; False when it is taken.
 
         Its own earlier promise, or its own older waiting model, gives way. The same offer again is
-        accepted again: the first answer may have been lost.
+        accepted again: the first answer may have been lost. But offers alone do not hold the place for
+        longer: one who only ever offers would keep everybody else out.
         """
         held = self.reserved
         if held is not None and held.frm != frm and now < held.firm_until:
             return False
         if any(e.frm != frm or e.model.round >= model.round for e in self.waiting):
             return False
+        firm_until = now + BEGIN_SHARE * self._params.offer_timeout_s
+        if held is not None and held.frm == frm:
+            firm_until = held.firm_until
         self.reserved = Reservation(
-            frm,
-            model,
-            deadline=now + self._params.transfer_timeout_s,
-            firm_until=now + BEGIN_SHARE * self._params.offer_timeout_s,
+            frm, model, deadline=now + self._params.transfer_timeout_s, firm_until=firm_until
         )
         return True
 

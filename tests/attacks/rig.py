@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,10 +20,12 @@ from typing import Any
 
 import grpc
 
+from gossipseg import config as configuration
 from gossipseg import trust
-from gossipseg.core.messages import Ping
-from gossipseg.core.types import PeerInfo, Phase
+from gossipseg.core.messages import Hello, Offer, OfferReply, Ping
+from gossipseg.core.types import ModelRef, PeerInfo, Phase, fingerprint
 from gossipseg.wire import codec
+from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
 from tests.daemon.harness import files_only
 
 PING = codec.encode_request(Ping((), PeerInfo(1, 1, 1, Phase.TRAINING, "")))
@@ -46,6 +49,7 @@ class Attack:
     address: str
     identities: dict[str, trust.Identity]
     log: Path
+    federation: configuration.FederationFile
     channels: list[grpc.Channel] = field(default_factory=list)
 
     def about(self) -> dict[str, Any]:
@@ -72,12 +76,27 @@ class Attack:
 
     def serves(self, site: str = "west", timeout_s: float = 10.0) -> float:
         """Seconds that an honest peer's ping took."""
-        import time
-
         begun = time.monotonic()
         with self.channel(site) as channel:
             channel.unary_unary("/gossipseg.wire.Peer/Ping")(PING, timeout=timeout_s)
         return time.monotonic() - begun
+
+    def promised(self, channel: grpc.Channel, model: ModelRef) -> bool:
+        """Whether the victim takes an offer of this model, after a Hello in order."""
+        info = PeerInfo(5, 50, 10, Phase.TRAINING, fingerprint(self._contract))
+        hello = Hello(PROTOCOL_MIN, PROTOCOL_MAX, self.federation.federation, self._contract, info)
+        for body in (hello, Ping((), info)):
+            rpc = codec.kind_of(body).rpc
+            channel.unary_unary(f"/gossipseg.wire.Peer/{rpc}")(codec.encode_request(body), timeout=10.0)
+        answer = channel.unary_unary("/gossipseg.wire.Peer/Offer")(
+            codec.encode_request(Offer(model)), timeout=10.0
+        )
+        reply = codec.decode_reply(Offer(model), answer, "north")
+        return isinstance(reply, OfferReply) and reply.verdict == "accept"
+
+    @property
+    def _contract(self) -> tuple[tuple[str, str], ...]:
+        return configuration.contract(self.federation, "signature")
 
     def errors(self) -> list[str]:
         """Lines of its log that no attack may bring about."""
@@ -98,6 +117,8 @@ def call(channel: grpc.Channel, rpc: str, data: bytes, timeout_s: float = 20.0, 
 def attack(folder: Path, **limits: float) -> Iterator[Attack]:
     """Start the victim; at the end it is stopped by its id."""
     with files_only(folder, "north", "south", "west") as f:
+        f.edit(lambda doc: doc.update(trust={"require_manifests": False}))  # tests/core shows those
+        f.edit(lambda doc: doc["gossip"].update(offer_timeout_s=0.5))
         identities = {
             name: trust.Identity.load(*(s.folder / "identity" / n for n in ("key.pem", "cert.pem")))
             for name, s in f.sites.items()
@@ -113,7 +134,8 @@ def attack(folder: Path, **limits: float) -> Iterator[Attack]:
             assert process.stdout is not None
             word = process.stdout.readline().split()
             assert word[:1] == ["listening"], log.read_text()
-            made = Attack(process, word[1], identities, log)
+            federation = configuration.load_federation(f.peers_file)
+            made = Attack(process, word[1], identities, log, federation)
             yield made
             for channel in made.channels:
                 channel.close()

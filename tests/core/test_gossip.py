@@ -326,6 +326,16 @@ def test_a_promise_whose_stream_never_began_gives_way_to_another_site() -> None:
     assert rig.node.inbox == () and rig.notes("model_dropped")[0].reason == "not_expected"
 
 
+def test_offers_again_and_again_do_not_hold_the_place() -> None:
+    rig = rig_of("b", "c")
+    for i in range(5):
+        rig.asks("b", ms.Offer(model("1" if i % 2 else "3", round=5 + i)))
+        assert rig.reply().verdict == "accept"
+        rig.now += 9
+    rig.asks("c", ms.Offer(model("2")))
+    assert rig.reply().verdict == "accept"
+
+
 def test_a_stream_that_began_is_not_displaced() -> None:
     rig = rig_of("b", "c")
     rig.asks("b", ms.Offer(model("1")))
