@@ -206,9 +206,9 @@ log:
   format: text                    # text or json
   level: info                     # debug, info, warning or error
 
-# metrics:                        # Prometheus, on this machine alone; see docs/monitoring.md
-#   port: 9464                    # left out: off
-#   host: 127.0.0.1
+metrics:                          # for Prometheus, on this machine alone (docs/monitoring.md)
+  # port: null                    # such as 9464; null: off
+  # host: 127.0.0.1               # a loopback address
 # tensorboard: false              # the worker writes scalars to state_dir/tensorboard
 
 # control_socket: state/control.sock   # where gossipctl asks
