@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from gossipseg.core.node import NodeState
 
 ANSWER_TIMEOUT_S = 30.0
+HEADER_BYTES, HEADER_ENTRY_BYTES = 64 << 10, 512
+"""Room in a model file's header: for metadata, and for each expected tensor beside its name."""
 TELL_EVERY_S = 2.0
 """How often the core is told that a promised model is on its way."""
 _B = TypeVar("_B", bound=Body)
@@ -174,7 +176,8 @@ class Intake:
     async def _check_header(self, peer: Site, model: ModelRef) -> None:
         path = self._store.path(model.hash)
         try:
-            header = await asyncio.to_thread(read_safetensors_header, path)
+            room = self._header_room_bytes(model.kind)
+            header = await asyncio.to_thread(read_safetensors_header, path, max_header_bytes=room)
             differs = file_differs(model, header)
             difference = self._difference(header, model.kind)
         except (ValueError, OSError, LocalError) as e:
@@ -183,6 +186,12 @@ class Intake:
             self._bad_file(peer, model, "manifest_mismatch", differs)
         if difference:
             self._bad_file(peer, model, "schema_mismatch", difference)
+
+    def _header_room_bytes(self, kind: ModelKind) -> int:
+        """As much header as the expected tensors may take: reading one costs a hundred times its size."""
+        copies = len(self.verifier.sites) + 1 if kind == "global" else 1  # `site:name` tensors, for each site
+        names = self.schemas.get(kind, {})
+        return HEADER_BYTES + copies * sum(HEADER_ENTRY_BYTES + len(name.encode()) for name in names)
 
     def _difference(self, header: Mapping[str, TensorInfo], kind: ModelKind) -> str:
         """What is wrong with a header; common models may hold `site:name` tensors, complete for each."""

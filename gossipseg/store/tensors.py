@@ -121,8 +121,8 @@ def _decode(raw: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        keys = [k for k, _ in pairs]
-        twice = next(k for k in keys if keys.count(k) > 1)
+        seen: set[str] = set()  # counting each would take hours for a header made for that
+        twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
         raise BadSafetensors(f"its header names {twice[:80]!r} twice")
     return out
 
