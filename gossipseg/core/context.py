@@ -5,6 +5,7 @@ What must not be here: any rule of membership or exchange.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from gossipseg.core.types import ModelRef, PeerInfo, Phase, Sign, Site, fingerpr
 
 Outcome = messages.Reply | RequestFailed
 Contract = tuple[tuple[str, str], ...]
+SELDOM_S = 60.0
+"""So long a lasting trouble is not noted again."""
 
 
 @dataclass(slots=True)
@@ -56,6 +59,7 @@ class Context:
         self.offences: list[tuple[Site, str]] = []
         """Of this step so far: they count at its end."""
         self._last_id = 0
+        self._noted_at: dict[tuple[str, Site], float] = {}
 
     # -------------------------------------------------------------- effects
 
@@ -81,6 +85,12 @@ class Context:
 
     def note(self, event: str, site: Site | None = None, reason: str = "", **detail: Any) -> None:
         self.effects.append(Note(event, site, reason, detail))
+
+    def note_seldom(self, event: str, site: Site, reason: str) -> None:
+        """The same, at most once in SELDOM_S of an event and a listed site: for what goes on and on."""
+        if self.now - self._noted_at.get((event, site), -math.inf) >= SELDOM_S:
+            self._noted_at[event, site] = self.now
+            self.note(event, site, reason)
 
     def offence(self, site: Site, reason: str) -> None:
         """What `site` sent was refused for cause."""

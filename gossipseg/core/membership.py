@@ -194,7 +194,9 @@ class Membership:
 
     def _new_life(self, member: Member, nonce: int) -> None:
         if nonce == member.previous_nonce:
-            self._ctx.note("duplicate_site", member.site, "two running daemons take turns under this name")
+            self._ctx.note_seldom(
+                "duplicate_site", member.site, "two running daemons take turns under this name"
+            )
         member.previous_nonce = member.nonce
         member.agreed, member.hello_for, member.greeting = False, None, False
 
@@ -251,7 +253,9 @@ class Membership:
         lives[record.nonce] = lives.get(record.nonce, 0) + 1
         if lives[record.nonce] > 1:
             # The first time may be what is left of an earlier life; one that answers back is running now.
-            self._ctx.note("duplicate_site", self._ctx.site, "another daemon runs under this site's name")
+            self._ctx.note_seldom(
+                "duplicate_site", self._ctx.site, "another daemon runs under this site's name"
+            )
         self.announce(record.incarnation + 1)
         return True
 

@@ -236,6 +236,17 @@ def test_peers_notice_two_lives_that_take_turns(rig: Rig) -> None:
     assert [n.site for n in rig.notes("duplicate_site")] == ["c"]
 
 
+def test_two_lives_that_go_on_taking_turns_are_told_of_once_a_minute(rig: Rig) -> None:
+    told: dict[str, list[float]] = {"me": [], "c": []}
+    for n in range(2, 400):
+        rig.now += 0.5
+        rig.hears("b", alive("c", n, nonce=7 + n % 2), AliveRecord("me", 1 << 61, 2 * n, "me:7443", 10))
+        for note in rig.notes("duplicate_site"):
+            told[note.site or ""].append(rig.now)
+    for at in told.values():
+        assert len(at) == 4 and all(b - a >= 60 for a, b in zip(at, at[1:], strict=False))
+
+
 # ---------------------------------------------------------------- leaving
 
 
