@@ -7,6 +7,7 @@ start (training.py), the merge (the worker). Training never waits for any of thi
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,11 @@ PHASE_REFUSALS = {
 }
 """Why a site in this phase takes no model."""
 REFUSED_PHASE = {reason: phase for phase, reason in PHASE_REFUSALS.items()}
+AGAIN = frozenset({"not_offered", "partial_damaged"})
+"""A transfer that fails so was accepted: the receiver has restarted since and forgotten its promise, or has
+lost what it had of the file. What it still has of it is of use only if the same model is offered once more."""
+AGAIN_TRIES = 5
+"""A receiver that has just started takes nothing before its worker is up; each pause is twice the last."""
 
 
 @dataclass(slots=True)
@@ -44,6 +50,10 @@ class Outgoing:
     tried: set[Site] = field(default_factory=set)
     to: Site = ""
     transferring: bool = False
+    again: int = 0
+    """How often it was offered to the same site again; see AGAIN."""
+    again_at: float = math.inf
+    """When it will be."""
 
 
 def describe(model: ModelRef) -> dict[str, Any]:
@@ -147,7 +157,9 @@ class Gossip:
 
     def _on_answer(self, call: Call, outcome: Outcome) -> None:
         out: Outgoing = call.about
-        if isinstance(outcome, messages.OfferReply):
+        if out.again and not (isinstance(outcome, messages.OfferReply) and outcome.verdict == "accept"):
+            self._refused_again(out, outcome)
+        elif isinstance(outcome, messages.OfferReply):
             self._membership.heard(call.to, None)
             if outcome.verdict == "accept":
                 self._transfer(out)
@@ -155,9 +167,30 @@ class Gossip:
             event = "offer_busy" if outcome.verdict == "busy" else "offer_rejected"
             self._ctx.note(event, call.to, outcome.reason, **describe(out.model))
             self._learn_phase(call.to, outcome.reason)
+            self._offer_next(out)
         elif isinstance(outcome, RequestFailed):
             self._ctx.note("offer_rejected", call.to, outcome.reason, **describe(out.model))
-        self._offer_next(out)
+            self._offer_next(out)
+
+    def _refused_again(self, out: Outgoing, outcome: Outcome) -> None:
+        """The receiver of a transfer that broke off does not accept its model again: not yet, or not at all."""
+        reason = getattr(outcome, "reason", "")
+        soon = isinstance(outcome, RequestFailed) or reason == "not_ready"
+        if soon and out.again < AGAIN_TRIES:
+            out.again_at = self._ctx.now + self._params.offer_timeout_s * 2 ** (out.again - 1)
+            return
+        self._ctx.note("offer_rejected", out.to, reason, **describe(out.model))
+        self.outgoing.remove(out)
+
+    def _offer_again(self, out: Outgoing) -> None:
+        """To the same site: what it has of the file already is not sent twice."""
+        member = self._membership.members.get(out.to)
+        barred = member is None or member.refused or member.quarantined_until is not None
+        if barred or self._ctx.info.phase in (Phase.PAUSED, Phase.FAILED, Phase.LEAVING):
+            self.outgoing.remove(out)
+            return
+        out.again, out.again_at = out.again + 1, math.inf
+        self._offer(out)
 
     def _learn_phase(self, site: Site, reason: str) -> None:
         """It takes no models for now: leave it out until it says otherwise."""
@@ -182,8 +215,8 @@ class Gossip:
         out = self._transfers.pop(event.id, None)
         if out is None:
             return False
-        self.outgoing.remove(out)
         if isinstance(event, events.TransferDone):
+            self.outgoing.remove(out)
             self.counts["sent", out.to] += 1
             self._ctx.note("transfer_done", out.to, **describe(out.model))
             self._ctx.persist()
@@ -191,6 +224,11 @@ class Gossip:
             self._ctx.note(
                 "transfer_failed", out.to, event.reason, detail=event.detail, **describe(out.model)
             )
+            out.transferring = False
+            if event.reason in AGAIN and not out.again:
+                self._offer_again(out)
+            else:
+                self.outgoing.remove(out)
         return True
 
     # -------------------------------------------------------------- receiving
@@ -279,9 +317,12 @@ class Gossip:
         if held is not None and self._ctx.now >= held.deadline:
             self.inbox.release(held.frm)
             self._note_drop(held.frm, held.model, "never_came")
+        for out in [o for o in self.outgoing if self._ctx.now >= o.again_at]:
+            self._offer_again(out)
 
-    def next_deadline(self) -> float | None:
-        return self.inbox.reserved.deadline if self.inbox.reserved else None
+    def next_deadline(self) -> float:
+        due = self.inbox.reserved.deadline if self.inbox.reserved else math.inf
+        return min(due, min((o.again_at for o in self.outgoing), default=math.inf))
 
     def dropped(self, entry: InboxEntry, reason: str) -> None:
         """A model that had come was dropped without a visit."""

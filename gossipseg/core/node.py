@@ -207,10 +207,12 @@ class NodeState:
     def _next_deadline(self) -> float | None:
         if self._stage is not Stage.UP:
             return None
-        due = min(self._prober.next_deadline(), self._quarantine.next_deadline())
-        for other in (self._membership.next_deadline(), self._gossip.next_deadline()):
-            if other is not None and other < due:
-                due = other
+        due = min(
+            self._prober.next_deadline(), self._quarantine.next_deadline(), self._gossip.next_deadline()
+        )
+        suspicions = self._membership.next_deadline()
+        if suspicions is not None and suspicions < due:
+            due = suspicions
         if self._rounds is not None:
             due = min(due, self._rounds.next_deadline())
         return None if due == math.inf else due
@@ -312,7 +314,7 @@ class NodeState:
     def _incoming(self, event: events.Incoming) -> bool:
         frm, token, body = event.frm, event.token, event.body
         if frm == self._ctx.site:
-            self._ctx.note("duplicate_site", frm, "another daemon calls under this site's name")
+            self._ctx.note_seldom("duplicate_site", frm, "another daemon calls under this site's name")
         if isinstance(body, messages.Ping):
             self._prober.on_ping(frm, token, body)
         elif isinstance(body, messages.Offer):

@@ -148,6 +148,59 @@ def test_a_failed_transfer_is_noted_and_not_repeated() -> None:
     assert rig.node.sending == () and rig.node.count("sent") == 0
 
 
+def turned_away(reason: str = "not_offered") -> tuple[Rig, fx.StartTransfer]:
+    """b, which has accepted a model, has forgotten it."""
+    rig = rig_of("b", "c")
+    rig.round_done(export=model("mine", round=6))
+    rig.answer(offered(rig), ms.OfferReply("accept"))
+    transfer = rig.of(fx.StartTransfer)[0]
+    rig.do(ev.TransferFailed(transfer.id, reason))
+    return rig, transfer
+
+
+@pytest.mark.parametrize("reason", ["not_offered", "partial_damaged"])
+def test_a_receiver_that_forgot_its_promise_is_offered_the_same_model_once_more(reason: str) -> None:
+    rig, transfer = turned_away(reason)
+    again = offered(rig)
+    assert (again.to, again.body) == (transfer.to, ms.Offer(transfer.model)), "under the same manifest"
+    assert transfer.model.hash in rig.node.kept_models()
+    rig.answer(again, ms.OfferReply("accept"))
+    second = rig.of(fx.StartTransfer)[0]
+    assert (second.to, second.model) == (transfer.to, transfer.model)
+    rig.do(ev.TransferFailed(second.id, reason))
+    assert not rig.requests(ms.Offer) and rig.node.sending == (), "once"
+
+
+def test_a_receiver_that_is_not_ready_yet_is_asked_a_few_times() -> None:
+    rig, transfer = turned_away()
+    asked, began = [offered(rig)], rig.now
+    while rig.node.sending:
+        rig.answer(asked[-1], ms.OfferReply("reject", "not_ready"))
+        while rig.node.sending and not rig.requests(ms.Offer):
+            rig.do(ev.Tick(), at=rig.node.next_deadline())
+        asked += rig.requests(ms.Offer)
+    assert {r.to for r in asked} == {transfer.to} and len(asked) == 5
+    assert rig.now - began == 150 and rig.notes("offer_rejected")[0].reason == "not_ready"
+
+
+@pytest.mark.parametrize("reply", [ms.OfferReply("busy", "busy"), ms.OfferReply("reject", "stale")])
+def test_a_receiver_that_takes_it_no_more_is_left_alone(reply: ms.OfferReply) -> None:
+    rig, _ = turned_away()
+    rig.answer(offered(rig), reply)
+    assert not rig.requests(ms.Offer) and rig.node.sending == ()
+
+
+def test_a_restarted_receiver_takes_the_model_it_was_promised_again() -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", ms.Offer(model("x")))
+    then = rig.of(fx.Persist)[-1:]
+    again = rig_of("b", "c", **({"snapshot": then[0].snapshot} if then else {}))
+    assert again.node.expects("b", model("x").hash) is None
+    again.asks("b", ms.Offer(model("x")))
+    assert again.reply() == ms.OfferReply("accept")
+    assert again.node.expects("b", model("x").hash) == model("x")
+
+
 def test_an_algorithm_without_exchange_neither_sends_nor_takes() -> None:
     rig = rig_of("b", exchange="none")
     assert not rig.of(fx.StartRound)[0].export
