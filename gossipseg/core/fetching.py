@@ -213,6 +213,8 @@ class Serving:
     ctx: Context
     params: RoundsParams
     transfers: dict[int, StartTransfer] = field(default_factory=dict)
+    _asked_again: set[int] = field(default_factory=set)
+    """Transfers that were asked for while they were under way."""
 
     def to(self, site: Site, hash: str) -> bool:
         """It is on its way to the site."""
@@ -220,8 +222,10 @@ class Serving:
 
     def start(self, to: Site, model: ModelRef) -> bool:
         """Let it stream; asked again it goes on. False: enough are under way."""
-        if self.to(to, model.hash):
-            return True
+        for id, t in self.transfers.items():
+            if (t.to, t.model.hash) == (to, model.hash):
+                self._asked_again.add(id)
+                return True
         if len(self.transfers) >= self.params.max_parallel_transfers:
             return False
         id = self.ctx.next_id()
@@ -234,6 +238,8 @@ class Serving:
         transfer = self.transfers.pop(event.id, None)
         if transfer is None:
             return None
+        asked_again = event.id in self._asked_again
+        self._asked_again.discard(event.id)
         if isinstance(event, events.TransferDone):
             self.ctx.note("transfer_done", transfer.to, **describe(transfer.model))
         else:
@@ -244,4 +250,7 @@ class Serving:
                 detail=event.detail,
                 **describe(transfer.model),
             )
+            if asked_again and event.reason == "not_offered":
+                # It was turned away before the other side, which had forgotten it, asked for it anew.
+                self.start(transfer.to, transfer.model)
         return transfer

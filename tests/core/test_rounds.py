@@ -529,6 +529,20 @@ def test_no_more_files_than_allowed_are_on_their_way_out() -> None:
     assert asked(rig, "z", fetch(p.model.hash)).verdict == "accept"
 
 
+def test_a_stream_turned_away_by_who_then_asked_for_it_again_is_begun_again() -> None:
+    """A coordinator has restarted: it asks anew while the stream it has forgotten is still on its way."""
+    rig = trained()
+    hash = update("mine").hash
+    rig.asks("z", fetch(hash, "update", attempt=1))
+    first = rig.of(fx.StartTransfer)[0]
+    rig.asks("z", fetch(hash, "update", attempt=1))
+    rig.do(ev.TransferFailed(first.id, "not_offered"))
+    second = rig.of(fx.StartTransfer)[0]
+    assert (second.to, second.model.hash) == ("z", hash)
+    rig.do(ev.TransferFailed(second.id, "not_offered"))
+    assert not rig.of(fx.StartTransfer), "nobody has asked again"
+
+
 def test_a_site_that_leaves_promises_and_serves_nothing() -> None:
     rig = bench()
     rig.do(ev.Leave())
