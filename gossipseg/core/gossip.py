@@ -35,8 +35,8 @@ PHASE_REFUSALS = {
 """Why a site in this phase takes no model."""
 REFUSED_PHASE = {reason: phase for phase, reason in PHASE_REFUSALS.items()}
 AGAIN = frozenset({"not_offered", "partial_damaged"})
-"""A transfer that fails so was accepted: the receiver has restarted since and forgotten its promise, or has
-lost what it had of the file. What it still has of it is of use only if the same model is offered once more."""
+"""A transfer that fails so was accepted: the receiver has restarted since and forgotten its promise, or what
+it had of the file was damaged. Its part of the file is of use only if the same model is offered once more."""
 AGAIN_TRIES = 5
 """A receiver that has just started takes nothing before its worker is up; each pause is twice the last."""
 
@@ -173,7 +173,7 @@ class Gossip:
             self._offer_next(out)
 
     def _refused_again(self, out: Outgoing, outcome: Outcome) -> None:
-        """The receiver of a transfer that broke off does not accept its model again: not yet, or not at all."""
+        """The receiver of a transfer that broke off does not accept its model now, or not at all."""
         reason = getattr(outcome, "reason", "")
         soon = isinstance(outcome, RequestFailed) or reason == "not_ready"
         if soon and out.again < AGAIN_TRIES:

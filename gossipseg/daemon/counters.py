@@ -66,6 +66,7 @@ REASONS = frozenset(
         "other_run",
         "other_sites",
         "oversize",
+        "partial_damaged",
         "paused",
         "quarantined",
         "refused",

@@ -70,6 +70,8 @@ class Intake:
         self._clock = clock
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._old_partials = set(store.partials())
+        """(hash, peer) of files that an earlier life has begun: a power cut may have damaged them."""
 
     # ------------------------------------------------------------ requests
 
@@ -129,6 +131,8 @@ class Intake:
                 raise PeerRefused(
                     peer, "wrong_offset", f"stream starts at {offset}, {partial.offset} are here"
                 )
+            if not offset:
+                self._old_partials.discard((model.hash, peer))
             if self._store.free_bytes() - (model.size_bytes - offset) < self._reserve_bytes:
                 self._broken(peer, model, "disk_full", "receiving it would leave too little free disk")
             try:
@@ -137,6 +141,9 @@ class Intake:
             except IncompleteModel as e:  # what came is kept for a resume; the promise stands
                 raise PeerRefused(peer, e.reason, str(e)) from None
             except BrokenModel as e:
+                if e.reason == "hash_mismatch" and (model.hash, peer) in self._old_partials:
+                    self._old_partials.discard((model.hash, peer))  # it is gone: all of the next one is new
+                    self._broken(peer, model, "partial_damaged", str(e))
                 signed = e.reason == "hash_mismatch" and model.manifest is not None
                 self._broken(peer, model, "manifest_mismatch" if signed else e.reason, str(e))
             except PeerRefused as e:
@@ -180,8 +187,10 @@ class Intake:
             header = await asyncio.to_thread(read_safetensors_header, path, max_header_bytes=room)
             differs = file_differs(model, header)
             difference = self._difference(header, model.kind)
-        except (ValueError, OSError, LocalError) as e:
+        except ValueError as e:
             self._bad_file(peer, model, "unreadable", str(e))
+        except (OSError, LocalError) as e:  # its bytes are those that were promised: this site's own trouble
+            self._bad_file(peer, model, "io_error", str(e))
         if differs:
             self._bad_file(peer, model, "manifest_mismatch", differs)
         if difference:

@@ -34,6 +34,7 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _PEER = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _SUFFIX = ".safetensors"
 _Hashes = list[str]  # inside ModelStore, `list` is its method
+_Partials = list[tuple[str, str]]
 
 
 class BrokenModel(ValueError):
@@ -126,6 +127,11 @@ class ModelStore:
         """
         name = f"{_checked(_HASH, hash, 'hash')}.{_checked(_PEER, peer, 'peer')}"
         return PartialModel(self._partials / name, self.path(hash), size_bytes)
+
+    def partials(self) -> _Partials:
+        """(hash, peer) of every model that has begun to arrive and is not whole."""
+        names = (p.name.partition(".") for p in self._partials.iterdir())
+        return [(hash, peer) for hash, _, peer in names if _HASH.fullmatch(hash)]
 
     def list(self) -> list[StoredModel]:
         """What is in the store, newest first."""

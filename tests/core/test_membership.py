@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -244,7 +245,7 @@ def test_two_lives_that_go_on_taking_turns_are_told_of_once_a_minute(rig: Rig) -
         for note in rig.notes("duplicate_site"):
             told[note.site or ""].append(rig.now)
     for at in told.values():
-        assert len(at) == 4 and all(b - a >= 60 for a, b in zip(at, at[1:], strict=False))
+        assert len(at) == 4 and all(b - a >= 60 for a, b in itertools.pairwise(at))
 
 
 # ---------------------------------------------------------------- leaving

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import struct
 import threading
@@ -17,6 +18,7 @@ from blake3 import blake3
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.types import ModelRef, Record
+from gossipseg.daemon import intake
 from gossipseg.daemon.intake import Intake
 from gossipseg.errors import PeerRefused, PeerUnreachable
 from gossipseg.store import ModelStore, read_safetensors_header
@@ -220,6 +222,52 @@ async def test_other_bytes_than_promised_are_refused(bench: Bench) -> None:
     model = await bench.promise(data)
     assert await bench.refused(model, safetensors(fill=b"\1")) == "hash_mismatch"
     assert bench.store.list() == [] and list(bench.store.root.glob("partial/*")) == []
+
+
+def left_over(tmp_path: Path, data: bytes, peer: str = "b") -> None:
+    """An earlier life of the daemon has had a part of a model."""
+    with ModelStore(tmp_path / "models").partial(ref(data).hash, peer) as partial:
+        partial.write(data[:200])
+
+
+async def test_a_part_that_a_power_cut_has_damaged_is_dropped_and_nobodys_offence(tmp_path: Path) -> None:
+    data = safetensors(fill=b"\1")
+    left_over(tmp_path, data)
+    path = next((tmp_path / "models/partial").iterdir())
+    path.write_bytes(path.read_bytes()[:100] + bytes(100))  # its tail never reached the disk
+    bench = Bench(tmp_path)
+    model = await bench.promise(data)
+    assert await bench.refused(model, data) == "partial_damaged"
+    assert bench.rig.node.count("offences", "b") == 0 and not list(path.parent.iterdir())
+    assert await bench.promise(data) == model
+    await bench.push(model, data)
+    assert bench.store.has(model.hash)
+
+
+async def test_the_excuse_of_an_old_part_holds_once_and_not_for_parts_of_this_life(tmp_path: Path) -> None:
+    data, other = safetensors(fill=b"\1"), safetensors()
+    left_over(tmp_path, data)
+    bench = Bench(tmp_path)
+    model = await bench.promise(data)
+    assert await bench.refused(model, other) == "partial_damaged"
+    await bench.promise(data)
+    with pytest.raises(PeerUnreachable):
+        await bench.intake.on_push("b", model, 0, chunks(other[:120], cut=True))
+    assert await bench.refused(model, other) == "hash_mismatch"
+    assert bench.rig.node.count("offences", "b") == 1
+
+
+async def test_a_disk_that_cannot_be_read_is_not_the_senders_offence(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(path: Path, **_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    data = safetensors()
+    model = await bench.promise(data)
+    monkeypatch.setattr(intake, "read_safetensors_header", unreadable)
+    assert await bench.refused(model, data) == "io_error"
+    assert bench.rig.node.count("offences", "b") == 0 and not bench.store.has(model.hash)
 
 
 async def test_a_model_for_which_there_is_no_room_is_refused_before_it_comes(tmp_path: Path) -> None:
