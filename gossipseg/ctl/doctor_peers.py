@@ -7,6 +7,7 @@ While this site's own daemon runs it is asked for its view instead of saying a s
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,8 +19,9 @@ from gossipseg.core.messages import Hello, HelloReply
 from gossipseg.core.types import PeerInfo, Phase
 from gossipseg.ctl.doctor import Finding
 from gossipseg.errors import ConfigError, GossipsegError, LocalError, PeerRefused
+from gossipseg.wire.addresses import split_address
 from gossipseg.wire.control import ControlClient
-from gossipseg.wire.documents import StatusDoc
+from gossipseg.wire.documents import CLOCK_TOLERANCE_S, StatusDoc, clock_text
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
 from gossipseg.wire.probe import Seen, seen_certificate
@@ -61,12 +63,7 @@ def judge(site: ListedSite, seen: Seen) -> Finding | None:
     """What a look at the listed address says against the site; None where a Hello may follow."""
     name = f"peer {site.name}"
     if not seen.reached:
-        return Finding(
-            name,
-            "failed",
-            f"{site.address}: {seen.detail}",
-            "Is its daemon running, the address right, the port open in the firewalls between?",
-        )
+        return Finding(name, "failed", *_out_of_reach(site, seen))
     listed = [trust.site_id(pem.encode()) for pem in trust.certificates_of(site)]
     if seen.id not in listed:
         return Finding(
@@ -83,6 +80,31 @@ def judge(site: ListedSite, seen: Seen) -> Finding | None:
             f"Ask {site.name} to list this site's certificate in its peers.yaml and to reload it.",
         )
     return None
+
+
+def _out_of_reach(site: ListedSite, seen: Seen) -> tuple[str, str]:
+    """(what is in the way, what to do)."""
+    host, port = split_address(site.address)
+    if seen.stage == "dns":
+        return (
+            f"DNS: {host} has no address ({seen.detail})",
+            f"Correct the name in peers.yaml, or ask your DNS (`getent hosts {host}`); an IP address serves.",
+        )
+    at = f"{host} ({seen.ip})" if seen.ip and seen.ip != host else host
+    if seen.stage == "tls":
+        return (
+            f"TLS: something answers on port {port} of {at}, but not a gossipseg site ({seen.detail})",
+            "Does another service, or a proxy between, have this port? Does it run with `insecure: true`?",
+        )
+    if "refused" in seen.detail.lower():
+        return (
+            f"port: {at} refused the connection to port {port} ({seen.detail})",
+            "Is its daemon running, and the port right? A firewall may refuse too.",
+        )
+    return (
+        f"port: no answer from port {port} of {at} ({seen.detail})",
+        "Is the machine up, the address right, the port open in the firewalls between (both directions)?",
+    )
 
 
 # ---------------------------------------------------------------- the contract
@@ -135,7 +157,15 @@ async def _greet(config: Config, transport: GrpcTransport, site: ListedSite, tim
         return Finding(name, "failed", str(e), f"Is {site.name}'s daemon well? `gossipctl status` there.")
     assert isinstance(reply, HelloReply)
     if difference := contract.refusal(ours, reply):
-        return Finding(name, "failed", difference, "Make peers.yaml the same at both sites.")
+        return Finding(name, "failed", f"contract: {difference}", "Make peers.yaml the same at both sites.")
+    ahead_s = transport.clock_ahead_s(site.name, time.time())
+    if ahead_s is not None and abs(ahead_s) > CLOCK_TOLERANCE_S:
+        return Finding(
+            name,
+            "warning",
+            f"clock: {clock_text(site.name, ahead_s)}; identity and contract are right",
+            f"One of the two is wrong: `timedatectl` here and at {site.name}; turn on NTP.",
+        )
     return Finding(
         name,
         "ok",

@@ -163,6 +163,7 @@ class Daemon:
             max_parallel_transfers=site.max_parallel_transfers,
             reconnect_max_s=self.config.federation.membership.probe_interval_s,
         )
+        transport.tell_clock(time.time)
         if (rate := site.transfers.max_bytes_per_s) is not None:
             transport.throttle = Throttle(rate, time.monotonic)
         return transport

@@ -240,6 +240,10 @@ class Service:
             if view.state == "alone":
                 reasons.append(f"this site trains alone: {view.reason}")
         reasons.extend(text for _, text in self.expiring().values())
+        for name in sorted(r.node.members):
+            ahead_s = r.transport.clock_ahead_s(name, time.time())
+            if ahead_s is not None and abs(ahead_s) > doc.CLOCK_TOLERANCE_S:
+                reasons.append(doc.clock_text(name, ahead_s))
         return tuple(reasons)
 
     def expiring(self) -> Mapping[Site, tuple[float, str]]:

@@ -7,6 +7,8 @@ What must not: messages (bytes go in and come out), the other direction (grpc_se
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -31,6 +33,8 @@ EXPLAIN_TIMEOUT_S = 1.0
 EXPLANATION_KEPT_S = 10.0
 REASON_KEY, STATUS_KEY, DETAIL_KEY = "gossipseg-reason", "gossipseg-status", "gossipseg-detail-bin"
 """Why a call is refused: in the trailing metadata, and for a stream also ahead, in the initial metadata."""
+CLOCK_KEY = "gossipseg-clock"
+"""The answering site's clock, in wall seconds, beside a Hello: only ever shown, never believed."""
 SITE_KEY, TO_KEY = "gossipseg-site", "gossipseg-to"
 """Plaintext only: who calls, and whom it means to call."""
 
@@ -78,6 +82,8 @@ class Link:
         self._current: Candidate | None = self._listed
         self.closed = ""
         """Why nothing is called here any more; "" while open."""
+        self.clock: tuple[float, float] | None = None
+        """What the site's clock said, and when it did (loop time)."""
 
     def same(self, endpoint: PeerEndpoint, identity: Identity | None) -> bool:
         """Whether a link made for these would be this one again."""
@@ -170,11 +176,20 @@ class Link:
         multicallable = channel.unary_unary(f"/{SERVICE}/{rpc}")
         self.traffic.bytes_out += len(data)
         with closing_is_unreachable(self):
-            reply: bytes = await multicallable(
+            call = multicallable(
                 data, timeout=max(timeout_s, 1e-3), metadata=self.metadata(), wait_for_ready=wait
             )
+            reply: bytes = await call
+            if rpc == "Hello":
+                self._note_clock(await call.trailing_metadata())
         self.traffic.bytes_in += len(reply)
         return reply
+
+    def _note_clock(self, metadata: Any) -> None:
+        with contextlib.suppress(ValueError, TypeError):
+            said = float(dict(metadata or ()).get(CLOCK_KEY, ""))
+            if math.isfinite(said):
+                self.clock = (said, asyncio.get_running_loop().time())
 
     def stream(self) -> tuple[aio.StreamUnaryCall, Explain]:
         """An open Push stream on the address that works, and a function that explains its failure."""
@@ -315,8 +330,9 @@ class closing_is_unreachable:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         task = asyncio.current_task()
         asked = task is not None and task.cancelling() > self._before
-        if kind is not None and issubclass(kind, asyncio.CancelledError) and self._link.closed and not asked:
-            raise PeerUnreachable(self._link.site, "unreachable", self._link.closed) from None
+        if kind is not None and issubclass(kind, asyncio.CancelledError) and not asked:
+            why = self._link.closed or "the address that was tried gave way to others"
+            raise PeerUnreachable(self._link.site, "unreachable", why) from None
 
 
 _background: set[asyncio.Task[None]] = set()

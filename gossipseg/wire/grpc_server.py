@@ -33,7 +33,7 @@ from gossipseg.errors import (
 )
 from gossipseg.trust import TrustList
 from gossipseg.wire import codec, health
-from gossipseg.wire.grpc_link import DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
+from gossipseg.wire.grpc_link import CLOCK_KEY, DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
 from gossipseg.wire.limits import REFUSED_HELD, Pace, PeerLimits, Turnstile
 from gossipseg.wire.transport import Handler, Traffic
 
@@ -62,6 +62,8 @@ class PeerServicer:
     ) -> None:
         self.trust, self.limits = trust, limits
         self.handler: Handler | None = None
+        self.clock: Callable[[], float] | None = None
+        """Wall seconds, told beside every Hello; None: nothing is told."""
         self._me, self._traffic, self._insecure = me, traffic, insecure
         self._places = asyncio.Semaphore(max_parallel_transfers)
         self._streams: dict[tuple[Site, str], InboundStream] = {}
@@ -166,7 +168,9 @@ class PeerServicer:
 
         return grpc.stream_unary_rpc_method_handler(take)
 
-    async def _request(self, rpc: str, site: Site, data: bytes, _: Context) -> bytes:
+    async def _request(self, rpc: str, site: Site, data: bytes, context: Context) -> bytes:
+        if rpc == "Hello" and self.clock is not None:
+            context.set_trailing_metadata(((CLOCK_KEY, f"{self.clock():.3f}"),))
         reply = await self._handler.on_request(site, codec.decode_request(rpc, data, site))
         return codec.encode_reply(reply)
 

@@ -193,6 +193,18 @@ class GrpcTransport:
         if link is not None and not (self._insecure and not is_loopback(address)):
             link.hint(address)
 
+    def tell_clock(self, clock: Callable[[], float]) -> None:
+        """Tell this clock (wall seconds) beside every Hello, so that one that is wrong is noticed."""
+        self._servicer.clock = clock
+
+    def clock_ahead_s(self, site: Site, now_s: float) -> float | None:
+        """By how much the site's clock was ahead of ours (wall seconds `now_s`) at the last Hello to it."""
+        link = self._links.get(site)
+        if link is None or link.clock is None:
+            return None
+        said_s, heard_at = link.clock
+        return said_s + (asyncio.get_running_loop().time() - heard_at) - now_s
+
     def traffic(self, site: Site) -> Traffic:
         """Bytes exchanged with a site so far (messages and model data, without TLS and HTTP/2 framing)."""
         return self._traffic.setdefault(site, Traffic())

@@ -154,6 +154,10 @@ class MemoryTransport:
         if site in self._peers and address not in self._hints.setdefault(site, []):
             self._hints[site] = [*self._hints[site], address][-3:]
 
+    def clock_ahead_s(self, site: Site, now_s: float) -> float | None:
+        """In memory nobody tells its clock."""
+        return None
+
     def traffic(self, site: Site) -> Traffic:
         """Bytes exchanged with a site so far."""
         return self._traffic.setdefault(site, Traffic())

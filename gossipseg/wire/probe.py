@@ -10,6 +10,7 @@ import contextlib
 import socket
 import ssl
 from dataclasses import dataclass
+from typing import Literal
 
 from gossipseg.certificates import site_id
 from gossipseg.errors import ConfigError
@@ -32,6 +33,10 @@ class Seen:
     """Whether the other side took this site's certificate; None when it was not shown or not judged."""
     detail: str = ""
     """What went wrong, in the system's words."""
+    stage: Literal["", "dns", "port", "tls"] = ""
+    """Where it went wrong: finding the host's address, reaching the port, shaking hands."""
+    ip: str = ""
+    """The IP addresses that were tried."""
 
     @property
     def reached(self) -> bool:
@@ -48,15 +53,21 @@ def seen_certificate(address: str, identity: Identity | None = None, timeout_s: 
     host, port = split_address(address)
     context = _context(identity)
     try:
-        with (
-            socket.create_connection((host, port), timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=None) as tls,
-        ):
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as e:  # a name with an empty or overlong part is a UnicodeError
+        return Seen(address, detail=_text(e), stage="dns")
+    ips = ", ".join(dict.fromkeys(str(where[0]) for *_, where in found))
+    try:
+        plain = socket.create_connection((host, port), timeout_s)
+    except OSError as e:
+        return Seen(address, detail=_text(e), stage="port", ip=ips)
+    try:
+        with plain, context.wrap_socket(plain, server_hostname=None) as tls:
             der = tls.getpeercert(binary_form=True)
             pem = ssl.DER_cert_to_PEM_cert(der).encode() if der else None
             accepted, detail = _judged(tls) if identity is not None else (None, "")
     except OSError as e:  # ssl.SSLError and TimeoutError are OSErrors
-        return Seen(address, detail=_text(e))
+        return Seen(address, detail=_text(e), stage="tls", ip=ips)
     return Seen(address, pem, _id(pem), accepted, detail)
 
 
@@ -86,5 +97,5 @@ def _id(pem: bytes | None) -> str:
     return ""
 
 
-def _text(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+def _text(error: OSError | UnicodeError) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -100,6 +100,10 @@ class Transport(Protocol):
         """Bytes exchanged with a site so far."""
         ...
 
+    def clock_ahead_s(self, site: Site, now_s: float) -> float | None:
+        """By how much the site's clock was ahead of `now_s` (ours, wall seconds); None: it did not say."""
+        ...
+
     async def close(self) -> None:
         """Stop listening, end open streams."""
         ...

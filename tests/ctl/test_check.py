@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -76,6 +78,7 @@ class Federation:
     folder: Path
     doc: dict[str, Any]
     south: South
+    transport: GrpcTransport
 
     @property
     def site(self) -> Path:
@@ -110,7 +113,7 @@ def federation(tmp_path: Path, identities: dict[str, trust.Identity]) -> Iterato
             {"name": "south", "address": transport.address, "certificate": south.certificate_pem.decode()},
         ],
     }
-    made = Federation(tmp_path, document, handler)
+    made = Federation(tmp_path, document, handler, transport)
     made.write()
     handler.federation = configuration.load_federation(tmp_path / "peers.yaml")
     site = {
@@ -285,7 +288,66 @@ def test_peer_that_is_not_there(ctl: Any, federation: Federation) -> None:
     federation.write()
     code, found = examine(ctl, federation)
     assert code == 1
-    assert "refused" in found["peer south"][0]["detail"] and "firewalls" in found["peer south"][0]["remedy"]
+    assert found["peer south"][0]["detail"].startswith("port: 127.0.0.1 refused the connection to port 1")
+    assert "Is its daemon running" in found["peer south"][0]["remedy"]
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "two..dots"])
+def test_peer_whose_name_has_no_address(ctl: Any, federation: Federation, host: str) -> None:
+    federation.doc["sites"][1]["address"] = f"{host}:7443"
+    federation.write()
+    code, found = examine(ctl, federation)
+    assert code == 1 and found["peer south"][0]["detail"].startswith(f"DNS: {host} has no address")
+    assert "your DNS" in found["peer south"][0]["remedy"]
+
+
+def test_peer_whose_port_is_another_services(ctl: Any, federation: Federation) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        federation.doc["sites"][1]["address"] = f"127.0.0.1:{port}"
+        federation.write()
+
+        def greet() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.sendall(b"220 mail.hospital.example ESMTP\r\n")
+                connection.recv(4096)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        code, found = examine(ctl, federation)
+        thread.join(10)
+    assert code == 1 and f"TLS: something answers on port {port}" in found["peer south"][0]["detail"]
+
+
+def test_peer_that_never_answers(ctl: Any, federation: Federation) -> None:
+    with socket.socket() as full:  # a queue that is full: what comes is dropped, as by a firewall
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        held = [socket.socket() for _ in range(4)]
+        for one in held:
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", port))
+        federation.doc["sites"][1]["address"] = f"127.0.0.1:{port}"
+        federation.write()
+        code, found = examine(ctl, federation, "--timeout", "0.3")
+        for one in held:
+            one.close()
+    assert code == 1 and f"no answer from port {port} of 127.0.0.1" in found["peer south"][0]["detail"]
+    assert "firewalls between" in found["peer south"][0]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "words"),
+    [(0.0, ""), (-7300.0, "2.0 h behind"), (90.0, "90 s ahead of"), (900, "15 min ahead of")],
+)
+def test_peer_whose_clock_is_wrong(ctl: Any, federation: Federation, ahead_s: float, words: str) -> None:
+    federation.transport.tell_clock(lambda: time.time() + ahead_s)
+    code, found = examine(ctl, federation)
+    row = found["peer south"][0]
+    assert code == 0 and row["state"] == ("warning" if words else "ok")
+    assert not words or (f"clock: south's clock is {words}" in row["detail"] and "NTP" in row["remedy"])
 
 
 def test_peer_with_another_key(ctl: Any, federation: Federation, identities: Any) -> None:
