@@ -11,14 +11,17 @@ off, and `audit_dropped` says which old file was removed to bound the disk.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from gossipseg.errors import LocalError
 from gossipseg.store.atomic import _FULL, disk_error, disk_full, fsync_directory, make_directory
 from gossipseg.store.eventlog import _plain
 
@@ -28,6 +31,8 @@ GENESIS = "0" * 64
 MAX_FILE_BYTES = 8 << 20
 MAX_FILES = 64
 TORN, DROPPED = "audit_torn", "audit_dropped"
+SNAPSHOT_TRIES = 20
+_FULL_FILE = re.compile(r"audit-(\d+)\.jsonl")
 
 
 def line_hash(line: bytes) -> str:
@@ -72,7 +77,7 @@ class AuditLog:
         before: tuple[_Head, int] | None = None
         try:
             self._open()
-            if self._size > self._max_file_bytes:
+            if self._size > self._max_file_bytes and self._torn is None:  # a torn line is closed in its file
                 self._rotate(entries[0][0])
             before = self._head, self._size
             if self._torn is not None:
@@ -80,9 +85,13 @@ class AuditLog:
             for t, event, fields in entries:
                 self._write(t, event, fields)
             os.fsync(self._fd)
-        except OSError as e:
+        except (OSError, LocalError) as e:
             if before is not None:
                 self._take_back(*before)
+            else:
+                self.close()  # half-way through a change of files: the next opening finds out where
+            if isinstance(e, LocalError):
+                raise
             if e.errno in _FULL:
                 raise disk_full(self.path, 4096) from e
             raise disk_error(self.path, "written", e) from e
@@ -95,15 +104,29 @@ class AuditLog:
             os.close(fd)
 
     def _open(self) -> None:
+        """Go on with the file in place.
+
+        Where somebody moved or removed it under this daemon, the chain goes on from the line that was written
+        last, wherever that is now: verify then shows what is missing.
+        """
+        known = _Head()
         if self._fd >= 0:
-            return
+            if _same_file(self.path, self._fd):
+                return
+            known = self._head
+            self.close()
         make_directory(self.directory)
         fresh = not self.path.exists()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        if fresh:
-            fsync_directory(self.directory)
-        self._size = os.fstat(self._fd).st_size
-        self._head = self._find_head()
+        try:
+            if fresh:
+                fsync_directory(self.directory)
+            self._size = os.fstat(self._fd).st_size
+            found = self._find_head()
+        except BaseException:
+            self.close()  # or the next append would write without knowing the end of the chain
+            raise
+        self._head = max(found, known, key=lambda head: head.seq)
 
     def _find_head(self) -> _Head:
         """The newest whole line; what a crash left behind it will be closed by a line saying so."""
@@ -159,6 +182,8 @@ class AuditLog:
         os.fsync(self._fd)
         lines, _ = _split(self.path)
         first = next((r["seq"] for line in lines if (r := _parse(line)) is not None), self._head.seq)
+        numbers = [int(m[1]) for f in audit_files(self.directory) if (m := _FULL_FILE.fullmatch(f.name))]
+        first = max([first, *(n + 1 for n in numbers)])  # after tampering too, no file replaces another
         os.replace(self.path, self.directory / f"audit-{first:012d}.jsonl")  # noqa: PTH105
         self.close()
         self._open()
@@ -182,17 +207,40 @@ class AuditLog:
 
 def audit_files(directory: Path) -> list[Path]:
     """The files of the log, oldest first; the one written to last."""
-    full = sorted(directory.glob("audit-*.jsonl"))
+    full = sorted(f for f in directory.glob("audit-*.jsonl") if _FULL_FILE.fullmatch(f.name))
     current = directory / AUDIT_FILE
     return [*full, *([current] if current.exists() else [])]
 
 
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[list[tuple[str, BinaryIO]]]:
+    """All files of the log at one moment, (name, file): the daemon may change files while they are read.
+
+    Raises LocalError.
+    """
+    for _ in range(SNAPSHOT_TRIES):
+        with contextlib.ExitStack() as stack:
+            files = audit_files(directory)
+            try:
+                opened = [(f.name, stack.enter_context(f.open("rb"))) for f in files]
+            except FileNotFoundError:
+                continue  # it changed files just now
+            except OSError as e:
+                raise disk_error(directory, "read", e) from e
+            still = all(_same_file(f, o.fileno()) for f, (_, o) in zip(files, opened, strict=True))
+            if still and audit_files(directory) == files:
+                yield opened
+                return
+    raise LocalError(f"{directory}: the files of the audit log change faster than they can be read.")
+
+
 def read_audit(directory: Path) -> Iterator[dict[str, Any]]:
     """Every line that can be read, oldest first, checked or not. Raises LocalError."""
-    for file in audit_files(directory):
-        for line in _split(file)[0]:
-            if (record := _parse(line)) is not None:
-                yield record
+    with _opened(directory) as files:
+        for name, file in files:
+            for line in _lines(file, directory / name)[0]:
+                if (record := _parse(line)) is not None:
+                    yield record
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,25 +325,29 @@ def verify_audit(directory: Path, *, noted: tuple[int, str] | None = None) -> Ve
     Raises LocalError when a file cannot be read.
     """
     chain, open_end = _Chain(), False
-    files = audit_files(directory)
-    seen = noted is None
-    for file in files:
-        lines, rest = _split(file)
-        for i, line in enumerate(lines):
-            chain.take(file.name, i + 1, line, lines[i + 1] if i + 1 < len(lines) else None)
-            seen = seen or (chain.seq, chain.hash) == noted
-        if rest and file == files[-1]:
-            open_end = True
-        elif rest:
-            chain._flaw(file.name, len(lines) + 1, None, "unreadable", "a full file ends within a line")
+    seen, names = noted is None, [AUDIT_FILE]
+    with _opened(directory) as files:
+        names = [name for name, _ in files] or names
+        for name, file in files:
+            lines, rest = _lines(file, directory / name)
+            if name == AUDIT_FILE and not rest and lines and _parse(lines[-1]) is None:
+                rest = lines.pop()  # its newline is there, and the line that closes it not yet
+            for i, line in enumerate(lines):
+                chain.take(name, i + 1, line, lines[i + 1] if i + 1 < len(lines) else None)
+                seen = seen or (chain.seq, chain.hash) == noted
+            if rest and name == AUDIT_FILE:
+                open_end = True
+            elif rest:
+                chain._flaw(name, len(lines) + 1, None, "unreadable", "a full file ends within a line")
+        count = len(files)
     if chain.wanted is not None:
         detail = "older lines were removed, and the log does not say so"
-        chain._flaw(files[0].name, 1, chain.first_seq, "missing", detail)
+        chain._flaw(names[0], 1, chain.first_seq, "missing", detail)
     if not seen and noted is not None:
         detail = f"line {noted[0]} with the noted hash is not in the log"
-        chain._flaw(files[-1].name if files else AUDIT_FILE, 0, noted[0], "head_missing", detail)
+        chain._flaw(names[-1], 0, noted[0], "head_missing", detail)
     return Verdict(
-        len(files),
+        count,
         chain.lines,
         chain.first_seq,
         chain.seq,
@@ -315,10 +367,27 @@ def _closes(line: bytes, torn: bytes) -> bool:
 def _split(file: Path) -> tuple[list[bytes], bytes]:
     """Whole lines, and what follows the last newline."""
     try:
-        *lines, rest = file.read_bytes().split(b"\n")
+        opened = file.open("rb")
     except OSError as e:
         raise disk_error(file, "read", e) from e
+    with opened:
+        return _lines(opened, file)
+
+
+def _lines(opened: BinaryIO, path: Path) -> tuple[list[bytes], bytes]:
+    try:
+        *lines, rest = opened.read().split(b"\n")
+    except OSError as e:
+        raise disk_error(path, "read", e) from e
     return lines, rest
+
+
+def _same_file(path: Path, fd: int) -> bool:
+    """Whether the descriptor is of the file that has this name now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gossipseg.errors import DiskFull
+from gossipseg.errors import DiskFull, LocalError
 from gossipseg.store.auditlog import (
     AuditLog,
     audit_files,
@@ -18,6 +21,7 @@ from gossipseg.store.auditlog import (
     read_audit,
     verify_audit,
 )
+from tests.store.faults import each_fault
 
 
 def write(folder: Path, count: int, *, first: int = 0, **options: int) -> AuditLog:
@@ -154,3 +158,122 @@ def test_a_full_disk_leaves_no_half_lines(tmp_path: Path, monkeypatch: pytest.Mo
     assert [r["event"] for r in read_audit(tmp_path)] == ["a", "d"]
     verdict = verify_audit(tmp_path)
     assert (verdict.flaws, verdict.torn) == ((), 0)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("state", ["full", "torn", "full_torn"])
+def test_whichever_file_operation_fails_the_chain_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, state: str
+) -> None:
+    """Of opening, mending a torn end, changing files and dropping the oldest; with and without a restart."""
+    options = {"max_file_bytes": 400, "max_files": 2} if "full" in state else {}
+    origin = tmp_path / "origin"
+    write(origin, 9, **options)
+    if "torn" in state:
+        with (origin / "audit.jsonl").open("ab") as f:
+            f.write(b'{"seq":10,"t":1.0,"pr')
+    used: list[AuditLog] = []
+
+    def prepare() -> None:
+        shutil.copytree(origin, tmp_path / f"run{len(used)}")
+
+    def action() -> None:
+        used.append(AuditLog(tmp_path / f"run{len(used)}", **options))
+        for i in range(5):
+            used[-1].append([(1.0, "while_it_fails", {"n": i})])
+
+    prepare()
+    hit = []
+    for name, raised in each_fault(monkeypatch, action, error):
+        hit.append(name)
+        log = used[-1]
+        assert raised is None or isinstance(raised, LocalError)
+        log.append([(2.0, "afterwards", {})])
+        log.close()
+        verdict = verify_audit(log.directory)
+        assert verdict.flaws == (), (name, len(hit), verdict.flaws)
+        write(log.directory, 3, **options)
+        assert verify_audit(log.directory).flaws == (), (name, len(hit))
+        prepare()
+    assert {"open", "write", "fsync"} <= set(hit)
+    assert "full" not in state or {"replace", "unlink"} <= set(hit)
+
+
+def test_a_torn_line_at_the_end_of_a_full_file_is_closed_in_it(tmp_path: Path) -> None:
+    write(tmp_path, 9)
+    with (tmp_path / "audit.jsonl").open("ab") as f:
+        f.write(b'{"seq":10,"t":1.0,"pr')
+    write(tmp_path, 3, max_file_bytes=400)
+    verdict = verify_audit(tmp_path)
+    assert (verdict.flaws, verdict.torn, verdict.files) == ((), 1, 2)
+
+
+def test_a_line_that_is_torn_and_not_closed_yet_is_no_tampering(tmp_path: Path) -> None:
+    """The daemon may be between its two writes, or wait for space."""
+    write(tmp_path, 3)
+    with (tmp_path / "audit.jsonl").open("ab") as f:
+        f.write(b'{"seq":4,"t\n')
+    verdict = verify_audit(tmp_path)
+    assert (verdict.flaws, verdict.open_end) == ((), True)
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced", "all"])
+def test_a_file_that_vanishes_under_the_daemon_is_noticed(tmp_path: Path, how: str) -> None:
+    log = AuditLog(tmp_path, max_file_bytes=500)
+    for i in range(9):
+        log.append([(1.0, "before", {"n": i})])
+    path = tmp_path / "audit.jsonl"
+    if how == "moved":
+        path.rename(tmp_path / "elsewhere")
+    elif how == "replaced":
+        path.unlink()
+        path.write_bytes(b"")
+    else:
+        for file in audit_files(tmp_path) if how == "all" else [path]:
+            file.unlink()
+    log.append([(2.0, "after", {})])
+    log.close()
+    assert [r["event"] for r in read_audit(tmp_path)][-1] == "after", "it went where nobody can read it"
+    assert verify_audit(tmp_path).flaws
+
+
+def test_after_tampering_no_full_file_is_replaced_by_another(tmp_path: Path) -> None:
+    write(tmp_path, 12, max_file_bytes=300)
+    for file in audit_files(tmp_path)[1:]:
+        file.unlink()
+    whole = audit_files(tmp_path)[0].read_bytes()
+    (tmp_path / "audit.jsonl").write_bytes(
+        b'{"seq":1,"t":1,"prev":"x","event":"forged","long":"%s"}\n' % (b"x" * 300)
+    )
+    write(tmp_path, 6, max_file_bytes=300)
+    assert audit_files(tmp_path)[0].read_bytes() == whole
+    assert verify_audit(tmp_path).flaws
+
+
+def test_a_reader_beside_the_writer_sees_a_chain_that_holds(tmp_path: Path) -> None:
+    """Files change all the time under it: at worst it says that they do."""
+    log, done = AuditLog(tmp_path, max_file_bytes=2000, max_files=3), threading.Event()
+
+    def go_on() -> None:
+        for i in range(1500):
+            log.append([(1.0, "model_received", {"n": i, "peer": "south"})])
+        done.set()
+
+    writing = threading.Thread(target=go_on)
+    writing.start()
+    read = 0
+    try:
+        while not done.is_set():
+            try:
+                verdict = verify_audit(tmp_path)
+            except LocalError as e:
+                assert "change faster" in str(e)
+                continue
+            assert verdict.flaws == ()
+            numbers = [r["seq"] for r in read_audit(tmp_path)]
+            assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
+            read += 1
+    finally:
+        writing.join()
+        log.close()
+    assert read and verify_audit(tmp_path).last_seq > 1500
