@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gossipseg.ctl.testbed import ended_by_signals, name_missing, print_outcome
+from gossipseg import console
+from gossipseg.ctl.testbed import name_missing, print_outcome
 from gossipseg.errors import EXIT_FAILED
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def demo(
     from gossipseg.testbed.layout import Wanted
     from gossipseg.testbed.live import make_display
 
-    with ended_by_signals():
+    with console.ended_by_signals():
         layout = experiment.make_testbed(out, None, None, Wanted("gcml", rounds, steps, seed))
         outcome = experiment.run_experiment(layout, make_display("Three synthetic hospitals, gcml"))
     print_outcome(outcome)

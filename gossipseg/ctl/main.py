@@ -1,6 +1,6 @@
-"""gossipctl: its commands, and what becomes of their errors.
+"""gossipctl: its commands.
 
-What belongs here: the list of commands, exit codes. What must not: what a command does (one file each).
+What belongs here: the list of commands. What must not: what a command does (one file each).
 Quick commands must stay quick: only the module of the command that is named is imported, and no such module
 imports grpc, pydantic, rich, cryptography, zeroconf or torch at its top.
 """
@@ -8,17 +8,15 @@ imports grpc, pydantic, rich, cryptography, zeroconf or torch at its top.
 from __future__ import annotations
 
 import importlib
-import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 import typer
 
-from gossipseg.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, GossipsegError
+from gossipseg import console
+from gossipseg.errors import EXIT_USAGE
 
-EXIT_INTERRUPTED = 130
 MODULES = {
     "identity": ("init", "id"),
     "check": ("check",),
@@ -82,45 +80,11 @@ def _not_loaded() -> int:
 
 def run(argv: Sequence[str]) -> int:
     """One command; returns its exit code. Errors are printed, never raised."""
-    as_json = "--json" in argv
-    try:
-        code = build(argv)(args=list(argv), prog_name="gossipctl", standalone_mode=False)
-        sys.stdout.flush()
-        return code if isinstance(code, int) else EXIT_OK
-    except GossipsegError as e:
-        return _report(str(e), e.exit_code, type(e).__name__, as_json)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except typer.Abort:
-        return EXIT_INTERRUPTED
-    except Exception as e:
-        return _report_other(e, as_json)
 
+    def command() -> Any:
+        return build(argv)(args=list(argv), prog_name="gossipctl", standalone_mode=False)
 
-def _report_other(e: Exception, as_json: bool) -> int:
-    format_message = getattr(e, "format_message", None)
-    if format_message is not None:  # typer's own: wrong usage. Its class moved between versions of typer
-        command = getattr(getattr(e, "ctx", None), "command_path", "gossipctl")
-        hint = f"Try `{command} --help`."
-        text = " ".join(str(format_message()).split())
-        text += "" if text.endswith((".", "?")) else "."
-        return _report(f"{text} {hint}", int(getattr(e, "exit_code", EXIT_USAGE)), "UsageError", as_json)
-    text = f"gossipctl failed unexpectedly: {type(e).__name__}: {e}. Set GOSSIPCTL_TRACEBACK=1 and try again."
-    if os.environ.get("GOSSIPCTL_TRACEBACK"):
-        raise e
-    return _report(text, EXIT_FAILED, type(e).__name__, as_json)
-
-
-def _report(message: str, code: int, error: str, as_json: bool) -> int:
-    if as_json:
-        document = {"schema": 1, "kind": "error", "error": error, "message": message, "exit_code": code}
-        print(json.dumps(document, ensure_ascii=False), flush=True)
-    print(f"gossipctl: {message}", file=sys.stderr)
-    return code
+    return console.run("gossipctl", command, as_json="--json" in argv)
 
 
 def main() -> None:

@@ -6,16 +6,14 @@ What belongs here: options, and how results are printed. What must not: how a te
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gossipseg import console
 from gossipseg.ctl import output as out
 from gossipseg.errors import EXIT_FAILED, EXIT_OK
 
@@ -72,7 +70,7 @@ def run(
     from gossipseg.testbed.live import make_display
 
     wanted = _wanted(algorithm, rounds, steps, seed, peers)
-    with ended_by_signals():
+    with console.ended_by_signals():
         layout = experiment.make_testbed(workdir, data, sites, wanted)
         title = f"{layout.task.name}, {layout.algorithm}"
         outcome = experiment.run_experiment(layout, make_display(title, quiet=json))
@@ -183,21 +181,6 @@ def init(
 
 
 # ---------------------------------------------------------------- shared with demo
-
-
-@contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does, so that no daemon is left behind."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def print_outcome(outcome: Outcome) -> None:

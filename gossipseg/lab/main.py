@@ -5,8 +5,6 @@ What belongs here: options and exit codes. What must not: what a command does (c
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +12,7 @@ from typing import Annotated
 
 import typer
 
-from gossipseg.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, GossipsegError
-from gossipseg.lab.signals import ended_by_signals
-
-EXIT_INTERRUPTED = 130
+from gossipseg import console
 
 app = typer.Typer(
     name="gossiplab",
@@ -107,7 +102,7 @@ def compare(
         device,
         tuple(adversary or ()),
     )
-    with ended_by_signals():
+    with console.ended_by_signals():
         replicates = read_replicates(seeds, splits)
         return run_comparison(wanted, algorithms, replicates, out, jobs=jobs, as_json=json, command=sys.argv)
 
@@ -125,40 +120,12 @@ def report(
 
 def run(argv: Sequence[str]) -> int:
     """One command; returns its exit code. Errors are printed, never raised."""
-    as_json = "--json" in argv
-    try:
-        code = app(args=list(argv), prog_name="gossiplab", standalone_mode=False)
-        sys.stdout.flush()
-        if code == EXIT_INTERRUPTED:  # typer makes a code of Ctrl-C itself
-            return _interrupted()
-        return code if isinstance(code, int) else EXIT_OK
-    except GossipsegError as e:
-        return _report(str(e), e.exit_code, type(e).__name__, as_json)
-    except (KeyboardInterrupt, typer.Abort):
-        return _interrupted()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except Exception as e:
-        format_message = getattr(e, "format_message", None)
-        if format_message is None:
-            raise
-        text = " ".join(str(format_message()).split())  # typer's own: wrong usage
-        code = int(getattr(e, "exit_code", EXIT_USAGE))
-        return _report(f"{text} Try `gossiplab --help`.", code, "UsageError", as_json)
 
+    def command() -> object:
+        return app(args=list(argv), prog_name="gossiplab", standalone_mode=False)
 
-def _interrupted() -> int:
-    print("gossiplab: interrupted; the same command goes on with the runs that are left", file=sys.stderr)
-    return EXIT_INTERRUPTED
-
-
-def _report(message: str, code: int, error: str, as_json: bool) -> int:
-    if as_json:
-        document = {"schema": 1, "kind": "error", "error": error, "message": message, "exit_code": code}
-        print(json.dumps(document, ensure_ascii=False), flush=True)
-    print(f"gossiplab: {message}", file=sys.stderr)
-    return code
+    again = "interrupted; the same command goes on with the runs that are left"
+    return console.run("gossiplab", command, as_json="--json" in argv, interrupted=again)
 
 
 def main() -> None:

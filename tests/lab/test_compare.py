@@ -186,7 +186,7 @@ def test_a_damaged_run_file_is_named(
         (("--sites", "nroth"), 78, "no such site"),
         (("--rounds", "0"), 78, "at least 1"),
         (("--data", "/nowhere"), 65, "no such folder"),
-        (("--jobs", "0"), 2, "Try `gossiplab --help`"),
+        (("--jobs", "0"), 2, "Try `gossiplab compare --help`"),
         (("--nonsense",), 2, "gossiplab"),
     ],
 )

@@ -1,0 +1,89 @@
+"""How a command of ours ends: exit codes, errors in words or JSON, Ctrl-C and signals.
+
+What belongs here: what gossipctl and gossiplab have in common at their ends. What must not: commands, tables.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from gossipseg.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, GossipsegError
+
+EXIT_INTERRUPTED = 130
+
+
+def run(program: str, command: Callable[[], Any], *, as_json: bool, interrupted: str = "") -> int:
+    """Call a typer application; returns its exit code. Errors are printed, never raised.
+
+    `interrupted`: what Ctrl-C leaves to say. With PROGRAM_TRACEBACK=1 in the environment (GOSSIPCTL_…) an
+    error that should not be is raised as it is.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+        if code == EXIT_INTERRUPTED:  # typer makes a code of Ctrl-C itself
+            return _interrupted(program, interrupted)
+        return code if isinstance(code, int) else EXIT_OK
+    except GossipsegError as e:
+        return report(program, str(e), e.exit_code, type(e).__name__, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _interrupted(program, interrupted)
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as e:
+        return _unexpected(program, e, as_json)
+
+
+def report(program: str, message: str, code: int, error: str, as_json: bool) -> int:
+    """An error for a person, and beside it one for a program that asked for JSON; returns the code."""
+    if as_json:
+        document = {"schema": 1, "kind": "error", "error": error, "message": message, "exit_code": code}
+        print(json.dumps(document, ensure_ascii=False), flush=True)
+    print(f"{program}: {message}", file=sys.stderr)
+    return code
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what runs within as Ctrl-C does, so that no process is left behind."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(program: str, message: str) -> int:
+    if message:
+        print(f"{program}: {message}", file=sys.stderr)
+    return EXIT_INTERRUPTED
+
+
+def _unexpected(program: str, error: Exception, as_json: bool) -> int:
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:  # typer's own: wrong usage. Its class moved between versions of typer
+        command = getattr(getattr(error, "ctx", None), "command_path", program)
+        text = " ".join(str(format_message()).split())
+        text += "" if text.endswith((".", "?")) else "."
+        code = int(getattr(error, "exit_code", EXIT_USAGE))
+        return report(program, f"{text} Try `{command} --help`.", code, "UsageError", as_json)
+    variable = f"{program.upper()}_TRACEBACK"
+    if os.environ.get(variable):
+        raise error
+    text = f"failed unexpectedly: {type(error).__name__}: {error}. Set {variable}=1 and try again."
+    return report(program, text, EXIT_FAILED, type(error).__name__, as_json)
