@@ -491,9 +491,12 @@ class NodeState:
         models = [e.model for e in inbox.entries] + [o.model for o in self._gossip.outgoing]
         if inbox.reserved is not None:
             models.append(inbox.reserved.model)
-        if self._rounds is not None:
-            models += self._rounds.kept_models()
-        return frozenset(m.hash for m in models)
+        return frozenset(m.hash for m in (*models, *self.round_models))
+
+    @property
+    def round_models(self) -> tuple[ModelRef, ...]:
+        """Updates and common models that the rounds need."""
+        return tuple(self._rounds.kept_models()) if self._rounds is not None else ()
 
     def count(self, what: str, site: Site | None = None) -> int:
         """Models `sent`, `received`, `merged`, `refused`, `kept_out`, `reverted` or `dropped` so far,

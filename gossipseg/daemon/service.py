@@ -101,7 +101,11 @@ class Service:
     async def models(self) -> doc.ModelsDoc:
         r = self._runtime
         stored = await asyncio.to_thread(r.store.list)
-        known = {s.model.hash: ("outgoing", r.config.site.site, s.model.round) for s in r.node.sending}
+        known: dict[str, tuple[str, str, int | None]] = {}
+        for model in r.node.round_models:
+            maker = model.manifest.maker if model.manifest is not None else ""
+            known[model.hash] = ("common" if model.kind == "global" else model.kind, maker, model.round)
+        known |= {s.model.hash: ("outgoing", r.config.site.site, s.model.round) for s in r.node.sending}
         known |= {e.model.hash: ("inbox", e.frm, e.model.round) for e in r.node.inbox}
         if (visit := r.node.visiting) is not None:
             known[visit.model.hash] = ("visiting", visit.frm, visit.model.round)

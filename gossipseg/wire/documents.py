@@ -256,7 +256,7 @@ class ModelRow:
     hash: str = ""
     bytes: int = 0
     kind: str = "other"
-    """outgoing | inbox | visiting | other"""
+    """outgoing | inbox | visiting | update | common | other"""
     frm: str = field(default="", metadata={"json": "from"})
     """The site it came from; this site's own name for its own. In JSON: `from`."""
     round: int | None = None

@@ -28,6 +28,12 @@ def rounds_of(f: Federation, name: str) -> RoundsDoc:
         return client.rounds()
 
 
+def kinds(f: Federation, name: str) -> set[str]:
+    """What the site's stored models are."""
+    with ControlClient(f[name].socket) as client:
+        return {row.kind for row in client.models().models}
+
+
 def closed(f: Federation, name: str) -> dict[int, dict[str, object]]:
     """Round → what the site's log says of its closing."""
     return {e["round"]: dict(e) for e in f[name].events("round_committed")}
@@ -42,6 +48,8 @@ def test_a_round_closes_under_the_next_coordinator_when_the_first_is_killed_in_i
             f[name].start()
         for name in NAMES:
             f.until(f"{name} has a common model", lambda name=name: committed(f, name) >= 2)
+
+        f.until("its file is listed as what it is", lambda: "common" in kinds(f, "north"))
 
         # The coordinator of (t, 0) is NAMES[t mod 3]: take the next round of which one leads.
         def leads() -> str:
