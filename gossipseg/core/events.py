@@ -121,6 +121,7 @@ class VisitResult:
     outcome: Literal["merged", "refused", "kept_out"]
     """merged: taken in; refused: it failed the worker's checks; kept_out: trained with, not merged."""
     reason: str = ""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,8 @@ class Training:
             del self._visitors[next(iter(self._visitors))]
         gossip.counts[result.outcome, visitor.frm] += 1
         detail = {**describe(visitor.model), "at_round": event.round}
+        if result.detail:
+            detail["detail"] = result.detail
         self._ctx.note(f"visit_{result.outcome}", visitor.frm, result.reason, **detail)
         self._weigh(visitor.frm, result.outcome, result.reason)
 
