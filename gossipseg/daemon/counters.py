@@ -15,6 +15,7 @@ OTHER = "other"
 REASONS = frozenset(
     {
         "aborted",
+        "absurd_attempt",
         "already_visited",
         "bad_format",
         "broken",

@@ -1,9 +1,9 @@
 """The Prometheus endpoint: what the daemon knows of itself, as `gossipseg_…` metrics on a loopback port.
 
-What belongs here: the list of metrics, their values at the moment they are asked for, the HTTP server. What
-must not: counting (counters.py), alert rules (docs/monitoring). Labels are bounded: listed sites, known
-reason codes. The server answers in threads of its own; values are read on the event loop, so that nothing is
-seen half-changed, and a loop that stands still shows as a scrape that fails.
+What belongs here: the list of metrics, and their values at the moment they are asked for. What must not: the
+HTTP server (scrape.py), counting (counters.py), alert rules (docs/monitoring). Labels are bounded: listed
+sites, known reason codes. Values are read on the event loop, so that nothing is seen half-changed, and a loop
+that stands still shows as a scrape that fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -30,6 +30,7 @@ from gossipseg import __version__
 from gossipseg.certificates import parse_certificate
 from gossipseg.core.types import MemberState, Phase
 from gossipseg.daemon.counters import LAG_BUCKETS_S
+from gossipseg.daemon.scrape import ScrapeServer
 from gossipseg.errors import LocalError
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ class Exporter:
         """`degraded`: whether the status names a reason for concern."""
         self._runtime, self._host, self._wanted_port = runtime, host, port
         self._degraded = degraded
-        self._server: Any = None
+        self._server: ScrapeServer | None = None
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -264,9 +265,7 @@ class Exporter:
         registry.register(_Scrape(self._runtime, self._degraded))
         ProcessCollector(registry=registry)
         try:
-            self._server, _ = await asyncio.to_thread(
-                start_http_server, self._wanted_port, self._host, registry
-            )
+            self._server = await asyncio.to_thread(ScrapeServer, self._host, self._wanted_port, registry)
         except OSError as e:
             raise LocalError(
                 f"{self._host}:{self._wanted_port}: metrics cannot be served there: {e.strerror or e}. "
@@ -277,15 +276,15 @@ class Exporter:
     @property
     def port(self) -> int:
         """The port it listens on, once started."""
-        return int(self._server.server_port)
+        return self._server.server_port if self._server is not None else 0
 
     async def close(self) -> None:
         """Stop listening."""
         if self._watch is not None:
             self._watch.cancel()
+            await asyncio.wait({self._watch})
         if self._server is not None:
-            await asyncio.to_thread(self._server.shutdown)
-            self._server.server_close()
+            await asyncio.to_thread(self._server.close)
 
     async def _watch_lag(self) -> None:
         loop = asyncio.get_running_loop()

@@ -393,7 +393,7 @@ class Runtime:
             del fields[nested]
         frm = visit.frm if visit else None
         self.note("round_finished", site=frm, visit=visit.outcome if visit else None, **fields)
-        outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason) if visit else None
+        outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None
         self.inject(
             events.RoundFinished(
                 message.round, message.steps, message.dice_val, export, outcome, message.reverted
@@ -468,6 +468,7 @@ class Runtime:
         log.log(level, "", extra={"event": event, "fields": fields})
 
     def _forged(self, peer: Site, record: Record, more: int) -> None:
+        self.counters.forged[peer] += 1
         others = f" and {more} more" if more else ""
         self.note("record_forged", site=peer, reason=f"{type(record).__name__} about {record.site}{others}")
 

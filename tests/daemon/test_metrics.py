@@ -6,7 +6,9 @@ import asyncio
 import json
 import re
 import shutil
+import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,10 +22,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
+from gossipseg.core import messages as ms
 from gossipseg.core import offences
+from gossipseg.core.types import AliveRecord
+from gossipseg.daemon import scrape
 from gossipseg.daemon.counters import REASONS, Counters, known
 from gossipseg.daemon.metrics import METRICS, Exporter, sample
 from gossipseg.errors import ConfigError, LocalError
+from tests.core.rig import TRAINING
 from tests.daemon.harness import daemon_of, files_only
 from tests.e2e.federation import Federation
 
@@ -60,6 +66,16 @@ async def test_what_a_site_shows(files: Federation) -> None:
     assert shown["gossipseg_certificate_expires_timestamp_seconds", "south"] > time.time()
     assert shown["gossipseg_disk_free_bytes",] > 0
     assert "stranger" not in str(shown)
+    await r.transport.close()
+
+
+async def test_forged_records_are_counted_by_the_peer_that_brought_them(files: Federation) -> None:
+    r = daemon_of(files).runtime
+    r.inject(ev.Start())
+    stranger = AliveRecord("south", 1, 1, "192.0.2.1:1", 5, b"not south's signature")
+    r.intake.verified("south", ms.Ping((stranger,), TRAINING))
+    shown = values(sample(r, time.monotonic(), degraded=False))
+    assert shown["gossipseg_peer_forged_records_total", "south"] == 1
     await r.transport.close()
 
 
@@ -116,9 +132,30 @@ async def test_the_endpoint(files: Federation, monkeypatch: pytest.MonkeyPatch) 
         asking = asyncio.create_task(asyncio.to_thread(get, exporter.port))
         await asyncio.sleep(0)
         time.sleep(0.5)  # noqa: ASYNC251 (the loop stands still: the scrape must fail, not hang)
-        with pytest.raises(urllib.error.HTTPError):
+        with pytest.raises(urllib.error.HTTPError) as e:
             await asking
+        e.value.close()  # it holds the answer, and so the socket
     finally:
+        await exporter.close()
+        await r.transport.close()
+
+
+async def test_connections_that_ask_for_nothing_use_up_neither_threads_nor_descriptors(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrape._Handler, "timeout", 0.3)
+    r = daemon_of(files).runtime
+    exporter = Exporter(r, "127.0.0.1", 0, lambda: False)
+    await exporter.start()
+    before = threading.active_count()
+    idle = [socket.create_connection(("127.0.0.1", exporter.port), timeout=20) for _ in range(60)]
+    try:
+        ended = await asyncio.to_thread(lambda: [s.recv(1) for s in idle])  # each is closed, with no answer
+        assert set(ended) == {b""} and threading.active_count() <= before + scrape.MAX_AT_ONCE
+        assert "gossipseg_info" in await asyncio.to_thread(get, exporter.port)
+    finally:
+        for s in idle:
+            s.close()
         await exporter.close()
         await r.transport.close()
 
