@@ -25,6 +25,8 @@ MAX_WAITING = 10_000
 RETRY_S = 5.0
 FOLD_AFTER, FOLD_S = 20, 60.0
 """A site's offers refused for one reason: after so many in so many seconds they are only counted."""
+FOLDED_NOTES = frozenset({"offer_in_rejected", "record_forged", "duplicate_site", "peer_refused"})
+"""What a peer can bring about with one message each."""
 _REMEMBERED = 1000
 
 NOTES: Mapping[str, str] = {
@@ -54,7 +56,7 @@ OWN_NOTES = frozenset(
 """What the shell notes and the audit log keeps under the same name."""
 _STAGES = {"offer_in_rejected": "offer", "model_broken": "arrival", "visit_refused": "visit"}
 _JUDGED = ("visit_refused", "visit_merged", "visit_kept_out", "visit_reverted")
-_KEPT = ("hash", "bytes", "round", "at_round", "attempt", "contributors", "absent")
+_KEPT = ("hash", "bytes", "round", "at_round", "attempt", "contributors", "absent", "detail")
 
 
 @dataclass(slots=True)
@@ -83,7 +85,7 @@ class Audit:
         """Validation Dice before and after the last finished round."""
         self._common: ModelRef | None = None
         self._offered: OrderedDict[str, ModelRef] = OrderedDict()
-        self._folds: dict[tuple[Site, str], _Fold] = {}
+        self._folds: dict[tuple[str, Site, str], _Fold] = {}
 
     @property
     def head(self) -> tuple[int, str]:
@@ -126,7 +128,10 @@ class Audit:
     def note(self, event: str, fields: Mapping[str, Any]) -> None:
         """Note what the shell itself has to say."""
         if event in OWN_NOTES:
-            self._put(event, fields.get("site"), str(fields.get("reason", "")), {})
+            detail: dict[str, Any] = {}
+            site = fields.get("site")
+            if event not in FOLDED_NOTES or self._unfolded(event, str(site), "", detail):
+                self._put(event, site, str(fields.get("reason", "")), detail)
 
     def _noted(self, note: effects.Note) -> None:
         if note.event == "model_dropped" and note.site is None:
@@ -143,22 +148,23 @@ class Audit:
             detail["stage"] = _STAGES[note.event]
         if note.event in _JUDGED:
             detail |= self._scores()
-        if note.event == "offer_in_rejected" and not self._unfolded(note.site or "", note.reason, detail):
+        name, site = NOTES[note.event], note.site or ""
+        if note.event in FOLDED_NOTES and not self._unfolded(name, site, note.reason, detail):
             return
-        self._put(NOTES[note.event], note.site, note.reason, detail)
+        self._put(name, note.site, note.reason, detail)
 
     def _scores(self) -> dict[str, Any]:
         before, after = self._dice
         return {"dice_before": before, "dice_after": after}
 
-    def _unfolded(self, site: Site, reason: str, detail: dict[str, Any]) -> bool:
-        """Whether a refused offer gets a line of its own: a flood of them must not fill the disk."""
-        now = self._clock()
-        fold = self._folds.setdefault((site, reason), _Fold(now))
-        if now - fold.since >= FOLD_S:
+    def _unfolded(self, event: str, site: Site, reason: str, detail: dict[str, Any]) -> bool:
+        """Whether this gets a line of its own: a flood must not push everything else out of the log."""
+        now, key = self._clock(), (event, site, reason)
+        fold = self._folds.setdefault(key, _Fold(now))
+        if not 0 <= now - fold.since < FOLD_S:  # the clock on the wall may be put back, too
             if fold.folded:
                 detail["more"] = fold.folded
-            self._folds[site, reason] = fold = _Fold(now)
+            self._folds[key] = fold = _Fold(now)
         fold.count += 1
         fold.folded += fold.count > FOLD_AFTER
         return fold.count <= FOLD_AFTER
@@ -210,9 +216,10 @@ class Audit:
 
     async def close(self) -> None:
         """Write the rest, and how many refusals were only counted."""
-        for (site, reason), fold in self._folds.items():
+        for (event, site, reason), fold in self._folds.items():
             if fold.folded:
-                self._put("model_refused", site, reason, {"stage": "offer", "more": fold.folded})
+                stage = {"stage": "offer"} if event == "model_refused" else {}
+                self._put(event, site, reason, {**stage, "more": fold.folded})
         await self.flush()
         self._log.close()
 

@@ -221,6 +221,7 @@ def _opened(directory: Path) -> Iterator[list[tuple[str, BinaryIO]]]:
     for _ in range(SNAPSHOT_TRIES):
         with contextlib.ExitStack() as stack:
             files = audit_files(directory)
+            opened: list[tuple[str, BinaryIO]]
             try:
                 opened = [(f.name, stack.enter_context(f.open("rb"))) for f in files]
             except FileNotFoundError:

@@ -114,6 +114,28 @@ async def test_a_flood_of_offers_is_counted_and_does_not_fill_the_disk(rig: Rig)
     assert [r["more"] for r in told] == [500 - module.FOLD_AFTER]
 
 
+async def test_a_flood_of_forged_records_is_counted_whatever_its_words(rig: Rig) -> None:
+    for i in range(500):
+        rig.audit.note("record_forged", {"site": "b", "reason": f"AliveRecord about c and {i} more"})
+        rig.note("peer_refused", "contract_mismatch", site="c")
+    await rig.audit.close()
+    lines = list(read_audit(rig.folder))
+    assert len(lines) == 2 * (module.FOLD_AFTER + 1)
+    told = {(r["event"], r["peer"]): r["more"] for r in lines if "more" in r}
+    assert told == dict.fromkeys([("record_forged", "b"), ("peer_refused", "c")], 500 - module.FOLD_AFTER), (
+        "folded lines are counted"
+    )
+
+
+async def test_a_clock_that_goes_back_hides_no_refusals(rig: Rig) -> None:
+    for _ in range(30):
+        rig.note("offer_in_rejected", "too_large", hash="x")
+    rig.now -= 86_400
+    rig.note("offer_in_rejected", "too_large", hash="y")
+    lines = await rig.lines()
+    assert lines[-1]["hash"] == "y" and len(lines) == module.FOLD_AFTER + 1
+
+
 async def test_a_full_disk_is_a_warning_and_the_lines_come_later(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
