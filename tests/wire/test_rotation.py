@@ -95,7 +95,12 @@ def test_a_removed_sites_stream_is_broken_off_although_nothing_more_of_it_comes(
             north, south = f.transports["north"], f.transports["south-2"]
             model, path = f.model(SIZE)
             f.promise("south-2", model)
-            held, go_on = asyncio.Event(), asyncio.Event()
+            held, go_on, arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+            async def came(*_):
+                arrived.set()
+
+            f.handlers["south-2"].on_chunk = came
 
             async def stalling(*_):
                 yield path.read_bytes()[: 64 << 10]
@@ -106,7 +111,9 @@ def test_a_removed_sites_stream_is_broken_off_although_nothing_more_of_it_comes(
             north._chunks = stalling
             push = asyncio.create_task(north.push("south-2", model, path, 30.0))
             await held.wait()
-            await until(lambda: f.handlers["south-2"].taking == 1)
+            await arrived.wait()
+            streams = south._servicer._streams.values()
+            await until(lambda: all(s._reading and not s._reading.done() for s in streams))
             begun = asyncio.get_running_loop().time()
             (south if removed_by == "the receiver" else north).set_peers({})
             await until(lambda: f.handlers["south-2"].taking == 0)
