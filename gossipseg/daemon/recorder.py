@@ -37,6 +37,7 @@ class _Segment:
     start: str
     lines: list[str] = field(default_factory=list)
     size_bytes: int = 0
+    """Of the lines."""
 
 
 class Recorder:
@@ -45,7 +46,11 @@ class Recorder:
     def __init__(
         self, sign: Callable[[bytes], bytes], *, max_steps: int = MAX_STEPS, max_bytes: int = MAX_BYTES
     ) -> None:
-        """`sign` signs for the node, which must be given `Recorder.sign` in its place."""
+        """`sign` signs for the node, which must be given `Recorder.sign` in its place.
+
+        `max_bytes` bounds the steps; where the state alone is larger than half of it, steps as large as the
+        state. Writing the state down takes long in a large federation: it must stay rare.
+        """
         self.steps = 0
         self.problem = ""
         """Why there is no recording; "" if there is one."""
@@ -90,19 +95,18 @@ class Recorder:
 
     def _prepare(self, node: NodeState) -> None:
         """Begin a segment where the current one is full."""
-        current = self._segments[-1] if self._segments else None
-        if self.problem or (
-            current is not None
-            and len(current.lines) < self._max_steps
-            and current.size_bytes < self._max_bytes
-        ):
+        if self.problem or (self._segments and not self._full(self._segments[-1])):
             return
         try:
             start = json.dumps(freeze(node, sign=self.sign), separators=(",", ":"))
         except (FrozenError, RecursionError) as e:
             self._give_up(e)
             return
-        self._segments = [*self._segments[-1:], _Segment(self.steps, start, size_bytes=len(start))]
+        self._segments = [*self._segments[-1:], _Segment(self.steps, start)]
+
+    def _full(self, segment: _Segment) -> bool:
+        most_bytes = max(self._max_bytes, len(segment.start))
+        return len(segment.lines) >= self._max_steps or segment.size_bytes >= most_bytes
 
     def _write(self, event: events.Event, now: float, done: list[effects.Effect] | None) -> None:
         if self.problem:

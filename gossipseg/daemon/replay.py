@@ -52,7 +52,7 @@ class Replay:
             try:
                 line = json.loads(text)
                 event, now, recorded = thaw(line["event"]), float(line["now"]), line["effects"]
-            except (ValueError, KeyError, TypeError) as e:
+            except (ValueError, KeyError, TypeError, RecursionError) as e:
                 raise _bad(f"step {number} cannot be read: {e!r}") from e
             self._signatures.next = [bytes.fromhex(s) for s in line.get("signed", ())]
             done: list[effects.Effect] = []
@@ -86,7 +86,7 @@ def load(text: str) -> Replay:
             raise _bad(f"holds no steps: {head['problem'] or 'none were made'}")
         signatures = _Signatures()
         node = thaw(head.pop("start"), sign=signatures.sign)
-    except (ValueError, KeyError, TypeError, FrozenError) as e:
+    except (ValueError, KeyError, TypeError, FrozenError, RecursionError) as e:
         raise _bad(f"is no recording: {e!r}") from e
     if not isinstance(node, NodeState):
         raise _bad("does not begin with the state of a node")
@@ -99,6 +99,13 @@ def _bad(problem: str) -> DataError:
     )
 
 
+def _read(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise _bad(f"{file} cannot be read: {e}") from e
+
+
 def main(argv: list[str] | None = None) -> int:
     """Replay a file; exit code 1 where the effects differ."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -106,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m gossipseg.daemon.replay FILE", file=sys.stderr)
         return 2
     try:
-        replayed = load(Path(arguments[0]).read_text())
+        replayed = load(_read(Path(arguments[0])))
         count = 0
         for step in replayed.steps():
             count += 1

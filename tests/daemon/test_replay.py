@@ -150,6 +150,23 @@ def test_it_is_bounded() -> None:
     assert all(step.same for step in replay.load(recorder.text()).steps())
 
 
+def test_a_state_larger_than_the_bound_is_not_written_down_at_every_step() -> None:
+    sim = Simulator(20, seed=1, membership=membership_preset("lan"))
+    recorder = Recorder(lambda _: b"", max_bytes=2000)
+    sim.start_all()
+    sim.run(5)
+    node = sim.nodes["s0000"].state
+    assert node is not None
+    node._ctx.sign = recorder.sign
+    starts = set()
+    for i in range(500):
+        recorder.step(node, ev.Tick(), 10.0 + i)
+        starts.add(recorder._segments[-1].first)
+    assert len(recorder._segments[-1].start) > 2000 and len(starts) < 50
+    assert len(recorder.text()) < 8 * len(recorder._segments[-1].start), "and it is bounded all the same"
+    assert all(step.same for step in replay.load(recorder.text()).steps())
+
+
 def test_values_come_back_as_they_were() -> None:
     shared: list[Any] = [1, 2.5, "x", None, True]
     shared.append(shared)
@@ -190,9 +207,15 @@ def test_what_cannot_be_frozen_stops_the_recording_and_nothing_else() -> None:
         freeze(frozen)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema":2,"kind":"recording"}', "\x00"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema":2,"kind":"recording"}', "\x00", "[" * 100_000])
 def test_what_is_no_recording_is_said_to_be_none(text: str, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(DataError):
         replay.load(text)
     (tmp_path / "x").write_text(text)
     assert replay.main([str(tmp_path / "x")]) == 65
+
+
+def test_a_file_that_cannot_be_read_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+    assert replay.main([str(tmp_path / "x")]) == 65
+    assert replay.main([str(tmp_path / "none")]) == 65
