@@ -38,6 +38,7 @@ from gossipseg.wire import health
 from gossipseg.wire.control import ControlServer
 from gossipseg.wire.documents import DiscoveryStatus
 from gossipseg.wire.grpc_transport import GrpcTransport
+from gossipseg.wire.limits import PeerLimits
 from gossipseg.wire.pacing import Throttle
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class Daemon:
         return f"{self.config.site.site} in {self.config.federation.federation}"
 
     def _transport(self) -> GrpcTransport:
-        site = self.config.site
+        site, federation = self.config.site, self.config.federation
         transport = GrpcTransport(
             site.site,
             listen=site.listen,
@@ -161,7 +162,10 @@ class Daemon:
             peers=endpoints(self.config),
             insecure=site.insecure,
             max_parallel_transfers=site.max_parallel_transfers,
-            reconnect_max_s=self.config.federation.membership.probe_interval_s,
+            reconnect_max_s=federation.membership.probe_interval_s,
+            limits=PeerLimits(
+                stream_s=max(federation.gossip.transfer_timeout_s, federation.rounds.transfer_timeout_s)
+            ),
         )
         transport.tell_clock(time.time)
         if (rate := site.transfers.max_bytes_per_s) is not None:
