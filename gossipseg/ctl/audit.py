@@ -88,7 +88,7 @@ def show(
     lines = (
         line
         for line in read_audit(_folder(config, directory))
-        if float(line.get("t", 0)) >= earliest and peer in (None, line.get("peer"))
+        if (_figure(line, "t") or 0.0) >= earliest and peer in (None, line.get("peer"))
     )
     newest = list(deque(lines, maxlen=limit))
     if json:
@@ -100,19 +100,35 @@ def show(
 
 def cells(line: dict[str, Any]) -> list[str]:
     """One line of the log as a row."""
-    number = line.get("round")
+    number, scores = line.get("round"), ("dice_before", "dice_after")
+    before, after = (_figure(line, key) for key in scores)
     return [
         str(line["seq"]),
-        out.clock_text(float(line.get("t", 0))),
+        _clock_text(line),
         str(line.get("event", "")),
         str(line.get("peer", out.NOTHING)),
         str(line.get("kind", out.NOTHING)),
         str(line.get("hash", out.NOTHING))[:12],
         out.NOTHING if number is None else str(number),
-        out.number_text(line.get("dice_before")),
-        out.number_text(line.get("dice_after")),
+        out.number_text(before),
+        out.number_text(after),
         str(line.get("reason", out.NOTHING)),
     ]
+
+
+def _figure(line: dict[str, Any], key: str) -> float | None:
+    """A number of a line. Where somebody tampered with it, `audit verify` says so, and `show` goes on."""
+    value = line.get(key)
+    if isinstance(value, int | float) and abs(value) < 1e15:
+        return float(value)
+    return None
+
+
+def _clock_text(line: dict[str, Any]) -> str:
+    try:
+        return out.clock_text(_figure(line, "t"))
+    except (OverflowError, ValueError, OSError):  # a year that no calendar has
+        return out.NOTHING
 
 
 def _print_verdict(folder: Path, verdict: Verdict) -> None:
@@ -140,6 +156,13 @@ def _print_verdict(folder: Path, verdict: Verdict) -> None:
 
 def _folder(config: Path | None, directory: Path | None) -> Path:
     if directory is not None:
+        if not directory.is_dir():
+            raise ConfigError(
+                "is no folder",
+                key="--directory",
+                value=str(directory),
+                remedy="Name the folder audit in a state_dir.",
+            )
         return directory
     return context.find_state_dir(config) / "audit"
 

@@ -57,3 +57,19 @@ def test_show(ctl: Any, site: Path) -> None:
     assert len(ctl("audit", "show", "--config", site, "--since", "12h", "-n", 1, "--json").json["lines"]) == 1
     assert ctl("audit", "show", "--config", site, "--since", "yesterday").code == 78
     assert "no such line" in ctl("audit", "show", "--config", site, "--peer", "nobody").out
+
+
+def test_show_goes_on_past_lines_that_were_tampered_with(ctl: Any, site: Path) -> None:
+    path = site.parent / "state" / "audit" / "audit.jsonl"
+    with path.open("a") as f:
+        for t, dice in [('"soon"', '"good"'), ("1e300", "[]"), ("9e14", "true"), ("null", "{}")]:
+            f.write(f'{{"seq":4,"t":{t},"event":"model_merged","round":{{}},"dice_before":{dice}}}\n')
+    shown = ctl("audit", "show", "--config", site)
+    assert shown.code == 0 and len(shown.lines) == 8
+    assert ctl("audit", "verify", "--config", site).code == 1
+
+
+def test_a_mistyped_folder_is_no_log_that_holds(ctl: Any, site: Path) -> None:
+    for command in ("verify", "show"):
+        bad = ctl("audit", command, "--directory", site.parent / "sttae")
+        assert bad.code == 78 and "--directory" in bad.err
