@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from gossipseg.learn.checkpoint import intact, save_checkpoint
 from gossipseg.store import Checkpoints, EventLog, ModelStore, StateFile, hash_file, read_events
+from gossipseg.store.auditlog import AuditLog, audit_files, read_audit, verify_audit
 from tests.faults.powercut import Cut, power_cuts
 
 Seen = Callable[[str], None]
@@ -144,3 +145,32 @@ def test_the_event_log_has_whole_lines_in_order(root: Path, tmp_path: Path, monk
         again.close()
     log.close()
     seen(f"{bench.count} disks, whole lines in order on each")
+
+
+def test_the_audit_log_has_a_chain_that_holds(root: Path, tmp_path: Path, monkeypatch, seen: Seen) -> None:
+    options = {"max_file_bytes": 900, "max_files": 2}
+    log = AuditLog(root, **options)
+    for number in range(9):
+        log.append([(float(number), "before", {})])
+    noted = log.head
+
+    def write() -> None:
+        for number in range(12):  # past two changes of files and the removal of the oldest
+            log.append([(float(number), "during", {"n": number}), (float(number), "during", {"n": -number})])
+
+    bench = Bench(tmp_path, *power_cuts(monkeypatch, root, write))
+    torn = 0
+    for cut, folder in bench.each(bench.during + bench.after):
+        again = AuditLog(folder, **options)
+        again.append([(99.0, "after the cut", {})])
+        again.close()
+        verdict = verify_audit(folder)
+        assert verdict.flaws == (), (cut, verdict.flaws)
+        assert verdict.last_seq > noted[0], cut
+        assert [r["event"] for r in read_audit(folder)][-1] == "after the cut", cut
+        torn += verdict.torn
+    ended = [r for cut, folder in bench.each(bench.after) for r in read_audit(folder) if r.get("n") == 11]
+    assert len(ended) == len(bench.after), "what append() took is there"
+    assert torn and len(audit_files(root)) == 2
+    log.close()
+    seen(f"{bench.count} disks, the chain holds on each; {torn} torn lines closed")
