@@ -82,7 +82,7 @@ def exchange_cells(row: ExchangeRow) -> list[str]:
         state,
         out.number_text(row.dice_before),
         out.number_text(row.dice_after),
-        row.reason or out.NOTHING,
+        ": ".join(part for part in (row.reason, row.detail) if part) or out.NOTHING,
     ]
 
 

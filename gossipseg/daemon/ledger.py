@@ -77,8 +77,8 @@ class Ledger:
                 self._set("out", site, model.hash, "failed", reason)
             case events.ModelArrived(frm=frm, model=model):
                 self._set("in", frm, model.hash, "stored", fraction=1.0)
-            case events.ModelBroken(frm=frm, hash=hash_, reason=reason):
-                self._set("in", frm, hash_, "refused", reason)
+            case events.ModelBroken(frm=frm, hash=hash_, reason=reason, detail=detail):
+                self._set("in", frm, hash_, "refused", reason, detail=detail)
             case events.RoundFinished():
                 self._round(event)
             case events.WorkerReady(dice_val=dice_val):
@@ -105,10 +105,9 @@ class Ledger:
             self._put("in", frm, model, "busy" if reply.verdict == "busy" else "rejected", reply.reason)
 
     def _round(self, done: events.RoundFinished) -> None:
-        if done.visit is not None and (site := self._visitors.get(done.visit.hash)) is not None:
-            self._set(
-                "in", site, done.visit.hash, done.visit.outcome, done.visit.reason, dice_after=done.dice_val
-            )
+        if (visit := done.visit) is not None and (site := self._visitors.get(visit.hash)) is not None:
+            more = {"dice_after": done.dice_val, "detail": visit.detail}
+            self._set("in", site, visit.hash, visit.outcome, visit.reason, **more)
         if done.reverted is not None and (site := self._visitors.get(done.reverted)) is not None:
             self._set("in", site, done.reverted, "reverted", "validation Dice fell", dice_after=done.dice_val)
         self._dice_val = done.dice_val if done.dice_val is not None else self._dice_val
@@ -143,4 +142,5 @@ class Ledger:
     ) -> None:
         key = (direction, peer, hash_)
         if (row := self.rows.get(key)) is not None:
+            more = {"detail": "", **more}  # that of an earlier state says nothing of this one
             self.rows[key] = dataclasses.replace(row, state=state, reason=reason, **more)  # type: ignore[arg-type]

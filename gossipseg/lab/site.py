@@ -243,7 +243,7 @@ class LabSite:
             self.warnings.append(f"round {report.round}: {report.warning}")
         if report.export is not None and self._spoil is not None:
             self._spoil(Path(report.export.path))
-        outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason) if visit else None
+        outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None
         export = self._adopted(report.export, report.round, "update" if self._coordinated else "model")
         export = export and replace(export, dice_val=report.dice_val)
         self.inject(

@@ -57,6 +57,9 @@ Gate = Callable[[], None]
 LATE_JOINER_RATIO = 20
 """A site takes its first visitor's model over when that has so many times its own steps behind it."""
 
+DETAIL_CHARACTERS = 300
+"""Of what is told of a refused model: names in it may be the sender's."""
+
 
 class Trainer:
     """One site's training model W, its optimizer, its EMA, and where they stand."""
@@ -204,7 +207,8 @@ class Trainer:
             )
         except PeerRefused as e:
             self.history.last_visit = order.visit.hash
-            return None, jobs.VisitDone(order.visit.hash, "refused", e.reason, e.detail, order.visit.frm)
+            detail = e.detail[:DETAIL_CHARACTERS]
+            return None, jobs.VisitDone(order.visit.hash, "refused", e.reason, detail, order.visit.frm)
         self.resumable = False
         self.history.step, self.history.averaged, self.tally = 0, False, Tally()
         if self._joins_late(visitor):

@@ -239,6 +239,8 @@ class ExchangeRow:
     dice_after: float | None = None
     holds: str = "model"
     """model (gossip) | update (to a coordinator) | global (a common model)"""
+    detail: str = ""
+    """More about the reason: of a refused model, the layer, its figure and the bound."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,95 @@
+"""A visitor with one exploded layer, from the real trainer through the real runtime to what an operator sees."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from gossipseg.algos.params import GossipAverageParams
+from gossipseg.core import effects as fx
+from gossipseg.core import events as ev
+from gossipseg.core import messages as ms
+from gossipseg.core.effects import InboxEntry
+from gossipseg.ctl.tables import exchange_cells
+from gossipseg.daemon.ledger import Ledger
+from gossipseg.learn import jobs
+from gossipseg.learn.trainer import DETAIL_CHARACTERS
+from gossipseg.wire.documents import ExchangesDoc
+from tests.core.rig import model
+from tests.daemon.harness import files_only
+from tests.daemon.test_runtime import READY, running
+from tests.learn.harness import make_spec, make_trainer, write_png_site
+
+LAYER = "network.encoder.0.first.conv.weight"
+
+
+def refused_by_the_trainer(folder: Path) -> jobs.RoundDone:
+    """What the worker reports, over its wire."""
+    data = write_png_site(folder / "data")
+    algorithm = GossipAverageParams()
+    sender = make_trainer(make_spec(data, folder / "s", site="south", algorithm=algorithm))
+    tensors = load_file(sender.run_round(jobs.StartRound(1, export=True)).export.path)
+    tensors[LAYER] = tensors[LAYER] * 300
+    save_file(tensors, folder / "exploded.safetensors")
+    receiver = make_trainer(make_spec(data, folder / "n", algorithm=algorithm))
+    receiver.run_round(jobs.StartRound(1))
+    visit = jobs.Visit(str(folder / "exploded.safetensors"), model().hash, "south", 4, 5)
+    told = jobs.decode(jobs.encode(receiver.run_round(jobs.StartRound(2, visit))))
+    assert isinstance(told, jobs.RoundDone)
+    return told
+
+
+async def test_layer_and_bound_of_a_refused_visitor_are_shown(tmp_path: Path) -> None:
+    done = refused_by_the_trainer(tmp_path)
+    with files_only(tmp_path, "north", "south") as files:
+        async with running(files) as (r, _):
+            r.on_worker_message(jobs.Ready(**{n: getattr(READY, n) for n in READY.__dataclass_fields__}))
+            await r._settled()
+            r.node._gossip.inbox.visiting = entry = InboxEntry("south", model(), 0)
+            for watcher in (r.ledger, r.audit):
+                watcher.event(ev.Incoming("south", 1, ms.Offer(model())))
+                watcher.effect(fx.Respond(1, ms.OfferReply("accept")))
+                watcher.effect(fx.StartRound(1, entry, False))
+            r.on_worker_message(jobs.RoundDone(**{**_fields(done), "round": 1}))
+            await r._settled()
+            await r.audit.flush()
+            (row,) = ExchangesDoc.from_dict(
+                json.loads(json.dumps(ExchangesDoc(exchanges=tuple(r.ledger.recent(1))).to_dict()))
+            ).exchanges
+            assert (row.state, row.reason) == ("refused", "norm_exploded")
+            shown = exchange_cells(row)[-1]
+            assert shown.startswith(f"norm_exploded: {LAYER}: its norm is ") and shown.endswith("bound 10")
+            (event,) = [e for e in r.events.tail(50) if e["event"] == "visit_refused"]
+            assert event["detail"] == row.detail
+        audited = "".join(
+            p.read_text() for p in (files["north"].folder / "state").rglob("audit*") if p.is_file()
+        )
+        (line,) = [json.loads(x) for x in audited.splitlines() if '"model_refused"' in x]
+        assert row.detail in json.dumps(line)
+
+
+def test_what_is_told_of_a_refusal_is_bounded(tmp_path: Path) -> None:
+    data = write_png_site(tmp_path / "data")
+    receiver = make_trainer(make_spec(data, tmp_path / "n", algorithm=GossipAverageParams()))
+    own = load_file(receiver.run_round(jobs.StartRound(1, export=True)).export.path)
+    save_file({**own, "x" * 5000: own[LAYER].clone()}, tmp_path / "odd.safetensors")
+    visit = jobs.Visit(str(tmp_path / "odd.safetensors"), "h", "south", 4, 5)
+    told = receiver.run_round(jobs.StartRound(2, visit)).visit
+    assert told.reason == "schema_mismatch" and len(told.detail) <= DETAIL_CHARACTERS
+
+
+def test_a_later_state_of_a_row_does_not_keep_an_earlier_detail() -> None:
+    ledger = Ledger(lambda: 0.0)
+    ledger.event(ev.Incoming("b", 7, ms.Offer(model())))
+    ledger.effect(fx.Respond(7, ms.OfferReply("accept")))
+    ledger.event(ev.ModelBroken("b", model().hash, "schema_mismatch", "other tensors"))
+    assert ledger.recent(1)[0].detail == "other tensors"
+    ledger.event(ev.ModelArrived("b", model()))
+    assert ledger.recent(1)[0].detail == ""
+
+
+def _fields(message: jobs.RoundDone) -> dict[str, object]:
+    return {name: getattr(message, name) for name in message.__dataclass_fields__}
