@@ -140,6 +140,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.transport.close()
+        self.events.close()
 
     async def _goodbye(self) -> None:
         """Wait until the effects of Leave are done and its messages have been answered."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +17,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.types import Phase, Proposal
+from gossipseg.daemon.main import Daemon, load_config
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError, LocalError, PeerRefused
 from gossipseg.learn import jobs
@@ -238,3 +241,33 @@ async def test_a_site_whose_state_cannot_be_saved_binds_itself_to_nothing(
         monkeypatch.setattr(r._state, "save", save)
         await say(fx.Persist(fx.Snapshot()), *replies)
         assert answered == [reply.body for reply in replies]
+
+
+async def test_nothing_is_left_of_a_daemon_that_ended(files: Federation, tmp_path: Path) -> None:
+    """No task, no open file of its state, no port; a scraper that says nothing does not hold it up."""
+    folder = files["north"].folder
+    (folder / "state").mkdir(exist_ok=True)
+    args = argparse.Namespace(
+        config=str(files["north"].config),
+        set=["metrics.port=0"],
+        listen=None,
+        state_dir=None,
+        rounds=None,
+        device=None,
+    )
+    daemon, before = Daemon(load_config(args), args), asyncio.all_tasks()
+    running = asyncio.create_task(daemon.run())
+    async with asyncio.timeout(30):
+        while daemon.exporter is None or not daemon._up:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        port = daemon.exporter.port
+        silent = socket.create_connection(("127.0.0.1", port))
+        daemon.end("test")
+        await running
+    silent.close()
+    assert asyncio.all_tasks() == before
+    links = [p.readlink() for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
+    assert not [link for link in links if link.is_relative_to(tmp_path)]
+    for listening in (port, int(daemon.transport.address.rpartition(":")[2])):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", listening)).close()
