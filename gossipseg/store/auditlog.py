@@ -115,7 +115,9 @@ class AuditLog:
                 return
             known = self._head
             self.close()
-        make_directory(self.directory)
+        if not self.directory.exists():
+            make_directory(self.directory)
+            fsync_directory(self.directory.parent)
         fresh = not self.path.exists()
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
