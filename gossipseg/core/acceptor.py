@@ -17,6 +17,7 @@ from gossipseg.core.context import Context
 from gossipseg.core.effects import RoundsRecord
 from gossipseg.core.electorate import Electorate
 from gossipseg.core.manifests import Notary
+from gossipseg.core.reach import Reach
 from gossipseg.core.types import ModelRef, Proposal, Site
 
 
@@ -31,7 +32,9 @@ class Acceptor:
         notary: Notary,
         *,
         max_model_bytes: int,
+        patience_s: float,
     ) -> None:
+        self._reach = Reach(patience_s)
         self._ctx, self.notary, self._max_model_bytes = ctx, notary, max_model_bytes
         self.electorate, self.record = electorate, record
         self.run = ""
@@ -83,8 +86,15 @@ class Acceptor:
         """Promise the attempt, or say why not. Phase 1b: none below the promised one is listened to."""
         reason = self._out_of_turn(frm, body.round, body.attempt)
         if not reason and body.attempt > self.promised:
-            self.change(promised_round=self.round, promised_attempt=body.attempt)
+            self.promise(body.attempt)
         return reason
+
+    def promise(self, attempt: int, **changes: Any) -> None:
+        """No attempt below this one, nor the same number under another list, is listened to from now on."""
+        self._reach.take(attempt - self.promised, len(self.electorate.sites), self._ctx.now)
+        self.change(
+            promised_round=self.round, promised_attempt=attempt, promised_sites=self.electorate.key, **changes
+        )
 
     def objection(self, frm: Site, proposal: Proposal) -> str:
         """Why this site does not store it now; "" if it does, once the file is here."""
@@ -92,10 +102,10 @@ class Acceptor:
 
     def store(self, proposal: Proposal) -> bool:
         """Its file is here. Phase 2b: stored unless a later attempt was promised meanwhile."""
-        if proposal.round != self.round or proposal.attempt < self.promised:
+        if proposal.round != self.round or self._superseded(proposal.attempt):
             return False
         if proposal != self.accepted:
-            self.change(promised_round=self.round, promised_attempt=proposal.attempt, accepted=proposal)
+            self.promise(proposal.attempt, accepted=proposal)
         return True
 
     def commit(self, proposal: Proposal) -> bool:
@@ -107,6 +117,7 @@ class Acceptor:
             committed=proposal,
             promised_round=proposal.round + 1,
             promised_attempt=-1,
+            promised_sites="",
             accepted=None,
             update_round=0,
             update=None,
@@ -140,7 +151,23 @@ class Acceptor:
             return "already_committed"
         if round > self.round:
             return "behind"
-        return "later_attempt" if attempt < self.promised else ""
+        if self._superseded(attempt):
+            return "later_attempt"
+        step = attempt - self.promised
+        return self._reach.objection(step, len(self.electorate.sites), self._ctx.now)
+
+    @property
+    def barred(self) -> int:
+        """The highest attempt of this round that no other site can lead here any more; below 0: none."""
+        return self.promised if self._under_other_list else self.promised - 1
+
+    def _superseded(self, attempt: int) -> bool:
+        return attempt <= self.barred
+
+    @property
+    def _under_other_list(self) -> bool:
+        """What was promised last has another coordinator by the list of now: one number, two proposals."""
+        return self.promised >= 0 and self.record.promised_sites not in ("", self.electorate.key)
 
     # -------------------------------------------------------------- the record
 
@@ -175,6 +202,8 @@ class Acceptor:
         """The list of sites has changed.
 
         What is stored stays: it may be committed. (Quorums of lists that differ by one site at a time have
-        a site in common; larger changes want a quiet moment.)
+        a site in common; larger changes want a quiet moment.) What is promised holds for the list it was
+        promised under: by another one the same number belongs to another coordinator, whose proposal could
+        not be told from the first one's by its number.
         """
         self.electorate = electorate

@@ -57,6 +57,7 @@ class Answers:
         if reason == "behind":
             self._commons.hint(frm, body.round - 1)
         if reason:
+            self._ctx.refused(frm, reason, None)
             committed = acceptor.record.committed if reason == "already_committed" else None
             return messages.PrepareReply(False, acceptor.promised, reason, committed=committed)
         self._heard_of(body.attempt)

@@ -113,7 +113,7 @@ class Commons:
             self.known = None
         offered = self.offered
         if offered is not None and (
-            offered.round != self._acceptor.round or offered.attempt < self._acceptor.promised
+            offered.round != self._acceptor.round or offered.attempt <= self._acceptor.barred
         ):
             self.offered = None
         if self._acceptor.run and self._ctx.now >= self._ask_at and self.behind:

@@ -70,6 +70,8 @@ class RoundsRecord:
     promised_round: int = 1
     promised_attempt: int = -1
     """No attempt below this one of that round is listened to."""
+    promised_sites: str = ""
+    """The list of sites that it was promised under; "" of an older version."""
     accepted: Proposal | None = None
     """What is stored for the round after the committed one; its file is kept."""
     update_round: int = 0

@@ -112,7 +112,7 @@ class PrepareReply:
     promised: int
     reason: str = ""
     """A stable lower_case code when there is no promise: other_run, other_sites, later_attempt, behind,
-    not_coordinator, already_committed, not_ready, leaving."""
+    not_coordinator, already_committed, not_ready, leaving, quarantined, attempt_too_far, absurd_attempt."""
     accepted: Proposal | None = None
     """What it has stored for this round."""
     committed: Proposal | None = None

@@ -19,6 +19,7 @@ OFFENCES = frozenset(
         "other_run",
         "other_round",
         "other_model",
+        "absurd_attempt",
         "too_large",
         "schema_mismatch",
         "unreadable",

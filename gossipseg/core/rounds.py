@@ -73,7 +73,12 @@ class Rounds:
         """Set by the node."""
         electorate = Electorate.of((ctx.site, *membership.members), params.quorum)
         self.acceptor = Acceptor(
-            ctx, electorate, record or RoundsRecord(), notary, max_model_bytes=max_model_bytes
+            ctx,
+            electorate,
+            record or RoundsRecord(),
+            notary,
+            max_model_bytes=max_model_bytes,
+            patience_s=params.patience_s,
         )
         self.fetcher = Fetcher(ctx, params, self.acceptor)
         self.serving = Serving(ctx, params)
@@ -95,6 +100,8 @@ class Rounds:
         self.collected: dict[Site, ModelRef] = {}
         self.condemned: set[str] = set()
         self._rest_until = -math.inf
+        self._in_vain = 0
+        """Attempts at this round that this site has led."""
         self._answers = Answers(
             ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of, self._quarantined
         )
@@ -135,6 +142,7 @@ class Rounds:
         if electorate == self.acceptor.electorate:
             return  # addresses or keys
         self.acceptor.relist(electorate)
+        self.commons.offered = None  # its coordinator asked by the old list
         if self.attempt is not None:
             self._end("sites_changed")
 
@@ -239,7 +247,7 @@ class Rounds:
     def _begin(self) -> None:
         round, number = self.acceptor.round, self.turns.current
         assert number is not None and number > self.acceptor.promised
-        self.acceptor.change(promised_round=round, promised_attempt=number)
+        self.acceptor.promise(number)
         self._ctx.note("round_led", None, "", round=round, attempt=number)
         self.attempt = Attempt(
             self._ctx,
@@ -263,9 +271,10 @@ class Rounds:
             attempt.give_up(reason)
         if attempt.round != self.acceptor.round:
             return
-        # Where every site has tried in vain already, the next tries come later and later.
-        tries = attempt.attempt // len(self.acceptor.electorate.sites)
-        self._rest_until = self._ctx.now + min(8, tries) * self._params.patience_s
+        # Where this site has tried in vain before, the next tries come later and later. (The attempt's number
+        # says less: others may have driven it up.)
+        self._rest_until = self._ctx.now + min(8, self._in_vain) * self._params.patience_s
+        self._in_vain += 1
         self.turns.pass_on(attempt.attempt, reason)
 
     def _commit(self, proposal: Proposal) -> None:
@@ -274,7 +283,7 @@ class Rounds:
         if not self.acceptor.commit(proposal):
             return
         self.plan.committed()
-        self.collected, self.condemned = {}, set()
+        self.collected, self.condemned, self._in_vain = {}, set(), 0
         self._ctx.note(
             "round_committed",
             coordinator,

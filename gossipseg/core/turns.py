@@ -127,8 +127,8 @@ class Turns:
         (All sites and one more: the floor may be this site's own, promised in an earlier life.)
         """
         promised, electorate = self._acceptor.promised, self._acceptor.electorate
-        floor = max(self._floor, promised)
-        for attempt in range(max(floor, 0), max(floor, 0) + len(electorate.sites) + 1):
+        floor = max(self._floor, self._acceptor.barred + 1)
+        for attempt in range(floor, floor + len(electorate.sites) + 1):
             site = electorate.coordinator(self._round, attempt)
             if site == self._ctx.site:
                 if not mine and attempt > promised:

@@ -864,6 +864,75 @@ def test_a_changed_list_ends_the_attempt_and_old_words_are_refused() -> None:
     assert [r.site for r in view(rig).rows] == ["b", "me", "new", "z"]
 
 
+def test_one_number_has_one_coordinator_whatever_becomes_of_the_list() -> None:
+    """b led attempt 2 of b, me and z; when y is listed, too, attempt 2 is another site's."""
+    rig = bench()
+    assert asked(rig, "b", prepare(2)).promise
+    rig.do(ev.SitesChanged({"b": "b:1", "y": "y:1", "z": "z:1"}))
+    electorate = Electorate.of(("b", "me", "y", "z"), None)
+    other = electorate.coordinator(1, 2)
+    assert other != "b"
+    rig.meet(other, info=AT_1)
+    assert asked(rig, other, prepare(2, sites=electorate.key)).reason == "later_attempt"
+    theirs = ms.Accept(RUN, electorate.key, proposal(2))
+    assert asked(rig, other, theirs).reason == "later_attempt"
+    kept = rig.node._rounds.acceptor.record  # type: ignore[union-attr]
+    assert kept.promised_sites == LIST and kept.accepted is None
+    later = electorate.coordinator(1, 3)
+    assert asked(rig, later, prepare(3, sites=electorate.key)).promise
+    assert asked(rig, later, prepare(3, sites=electorate.key)).promise, "and again"
+
+
+def test_what_a_coordinator_by_the_old_list_offered_is_not_stored_by_the_new_one() -> None:
+    rig = bench()
+    rig.asks("z", accept(proposal(1)))
+    request = rig.request(ms.Fetch)
+    rig.do(ev.SitesChanged({"b": "b:1", "y": "y:1", "z": "z:1"}))
+    rig.answer(request, ms.FetchReply("accept", "", proposal(1).model))
+    assert rig.node.expects("z", proposal(1).model.hash) is None
+
+
+def test_a_promise_under_another_list_outlives_a_restart() -> None:
+    rig = bench()
+    rig.asks("b", prepare(2))
+    snapshot = rig.of(fx.Persist)[-1].snapshot
+    again = Rig(("b", "y", "z"), exchange="rounds", rounds_params=PARAMS, snapshot=snapshot).start()
+    again.meet("b", "y", "z", info=AT_1)
+    again.ready(round=0, steps=0)
+    electorate = Electorate.of(("b", "me", "y", "z"), None)
+    assert asked(again, electorate.coordinator(1, 2), prepare(2, sites=electorate.key)).reason
+
+
+def test_no_attempt_is_followed_that_time_cannot_have_brought() -> None:
+    rig = bench()
+    absurd = 3 * 10**8 + 2
+    assert Electorate.of(SITES, None).coordinator(1, absurd) == "b"
+    assert asked(rig, "b", prepare(absurd)).reason == "absurd_attempt"
+    made = replace(proposal(1), attempt=absurd)
+    assert asked(rig, "b", accept(made)).reason == "absurd_attempt"
+    assert rig.node.count("offences", "b") == 2
+    assert asked(rig, "z", prepare(1)).promise and not rig.node.count("offences", "z")
+
+
+def test_a_site_that_was_down_for_a_week_follows_those_that_have_tried_meanwhile() -> None:
+    week = 3 * int(7 * 86400 / PARAMS.patience_s)
+    rig = bench()
+    assert asked(rig, "b", prepare(week + 2)).promise
+    assert asked(rig, "z", prepare(week + 4)).promise
+
+
+def test_far_steps_use_themselves_up_and_shut_nobody_out() -> None:
+    """b goes as far ahead as it may, again and again; z, whose turn is next, is followed all the same."""
+    rig, attempt, step = bench(), 2, 300_000
+    while asked(rig, "b", prepare(attempt + step)).promise:
+        attempt += step
+        assert attempt < 1 << 24, "near the end of the numbers"
+    assert rig.reply().reason == "attempt_too_far" and not rig.node.count("offences")
+    assert asked(rig, "z", prepare(attempt + 2)).promise
+    rig.now += 86400.0
+    assert asked(rig, "b", prepare(attempt + 99_999)).promise, "a day makes room again"
+
+
 def test_new_addresses_alone_do_not() -> None:
     rig = trained()
     assert leads(rig)
@@ -954,7 +1023,7 @@ def test_a_restarted_coordinator_has_lost_its_attempt() -> None:
 def test_the_record_holds_all_that_must_survive() -> None:
     names = [f.name for f in dataclasses.fields(fx.RoundsRecord)]
     assert names == [
-        "committed", "promised_round", "promised_attempt", "accepted",
+        "committed", "promised_round", "promised_attempt", "promised_sites", "accepted",
         "update_round", "update", "base_round", "run",
     ]  # fmt: skip
 

@@ -250,6 +250,12 @@ class Simulator:
         if node.up:
             self._step(node, event)
 
+    def inject(self, site: Site, frm: Site, body: messages.Request) -> None:
+        """`frm` asks what its own core would not; nobody reads the answer."""
+        self._last_token += 1
+        self._tokens[self._last_token] = (self.nodes[frm], -1, 0)
+        self.tell(site, ev.Incoming(frm, self._last_token, body))
+
     def partition(self, *groups: list[Site]) -> None:
         """Sites of different groups cannot reach each other; sites in none are in group 0."""
         self._group = {s: i for i, group in enumerate(groups, 1) for s in group}

@@ -7,6 +7,7 @@ when it was committed, made of this round's updates alone, each site's once.
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossipseg.core import events as ev
+from gossipseg.core import messages
 from gossipseg.core.node import NodeState
 from gossipseg.core.params import QuarantineParams, RoundsParams, membership_preset
 from gossipseg.core.types import Proposal
@@ -509,6 +511,64 @@ def test_a_minority_that_has_stored_a_model_takes_the_other_one() -> None:
     sim.heal()
     sim.run(sim.now + 20)
     goes_on(sim, 60)
+
+
+# ---------------------------------------------------------------- the list, and numbers out of reach
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_list_that_changes_amid_the_rounds_splits_none(seed: int) -> None:
+    """A fourth site is listed, removed and listed again, at each site some seconds apart, over bad lines."""
+    sim = federation(4, seed=seed)
+    rng, everybody = random.Random(seed), sorted(sim.nodes)
+
+    def relist(site: str, listed: list[str]) -> None:
+        others = {s: a for s, a in sim.addresses.items() if s != site and s in listed}
+        sim.tell(site, ev.SitesChanged(others))
+
+    for site in everybody[:3]:
+        sim.at(1.5, relist, site, everybody[:3])
+    for n in range(3):
+        at = 20.0 + 30 * n
+        for site in everybody[:3]:
+            sim.at(at + 12 * rng.random(), relist, site, everybody[: 3 + (n + 1) % 2])
+        sim.at(at + 10 * rng.random(), sim.cut, *rng.sample(everybody, 2))
+        sim.at(at + 26, sim.heal)
+    sim.run(110)
+    before = on_disk(sim)
+    sim.run(240)
+    of_round: dict[int, set[str]] = {}
+    for c in sim.commits:
+        of_round.setdefault(c.proposal.round, set()).add(c.proposal.model.hash)
+    assert all(len(hashes) == 1 for hashes in of_round.values())
+    assert on_disk(sim) >= before + 2
+
+
+def test_a_site_that_prepares_absurd_attempts_is_shut_out_and_the_rounds_go_on() -> None:
+    sim = federation(3, seed=4, quarantine=QuarantineParams(offences=3, first_s=1000.0))
+    bad = "s0002"
+    sim.run(20)
+    honest = [s for s in sim.nodes if s != bad]
+    for n in range(6):
+        for at, site in enumerate(honest):
+            sim.at(20 + n + 0.1 * at, prepares, sim, bad, site, 10**9 - 100 * n)
+    sim.run(30)
+    for site in honest:
+        assert state(sim.nodes[site]).quarantined(bad)
+        assert not state(sim.nodes[site]).quarantined(next(s for s in honest if s != site))
+    before = on_disk(sim)
+    sim.run(120)
+    assert on_disk(sim) >= before + 4
+    assert all(c.proposal.attempt < 10 for c in sim.commits)
+
+
+def prepares(sim: Simulator, frm: str, to: str, least: int) -> None:
+    """`frm`'s next turn from this attempt on, told to one site."""
+    acceptor = state(sim.nodes[to])._rounds.acceptor  # type: ignore[union-attr]
+    electorate, round = acceptor.electorate, acceptor.round
+    attempt = next(a for a in range(least, least + 9) if electorate.coordinator(round, a) == frm)
+    body = messages.Prepare(acceptor.run, electorate.key, round, attempt)
+    sim.inject(to, frm, body)
 
 
 # ---------------------------------------------------------------- anything
