@@ -70,5 +70,23 @@ def test_a_clock_put_forward_is_noticed_within_a_minute() -> None:
     assert asleep == [60.0]
 
 
+@pytest.mark.parametrize(("change_s", "opens_after_s"), [(H, 0.5 * H), (-H, 2.5 * H)])
+def test_summer_time_begins_and_ends_while_it_waits(change_s: float, opens_after_s: float) -> None:
+    """From 01:30 to a window at 03:00, over 02:00, when the clock is put forward, or back once from 03:00."""
+    wall, passed, changed = Wall(1.5 * H), 0.0, False
+    at = 2 * H if change_s > 0 else 3 * H - 30
+
+    async def sleep(seconds: float) -> None:
+        nonlocal passed, changed
+        passed += seconds
+        wall.at_s += seconds
+        if not changed and wall.at_s >= at:
+            changed, wall.at_s = True, wall.at_s + change_s
+
+    wall.sleep = sleep  # type: ignore[method-assign]
+    wall.wait(["03:00-04:00"], 10 * H)
+    assert passed == pytest.approx(opens_after_s, abs=61.0)
+
+
 def test_the_wall_clock_is_read_as_local_time() -> None:
     assert 0 <= local_second_of_day() < 86_400

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 
 import pytest
 from hypothesis import given
@@ -52,6 +53,20 @@ def test_never_more_than_rate_and_burst(asked: list[tuple[int, float]]) -> None:
         now_s += bucket.take(size, now_s)
         sent += size
         assert sent <= 1000 * now_s + 400 + 1e-3
+
+
+@pytest.mark.parametrize("streams", [2, 5])
+def test_streams_side_by_side_share_the_rate_evenly(streams: int) -> None:
+    bucket, piece = TokenBucket(1000, 100, now_s=0.0), 100
+    went, due = [0] * streams, [(0.0, i) for i in range(streams)]
+    now_s = 0.0
+    while now_s < 100.0:
+        now_s, i = heapq.heappop(due)
+        due_s = now_s + bucket.take(piece, now_s)
+        went[i] += piece
+        heapq.heappush(due, (due_s, i))
+    assert max(went) - min(went) <= 2 * piece
+    assert sum(went) <= 1000 * now_s + (streams + 1) * piece
 
 
 @pytest.mark.parametrize(
