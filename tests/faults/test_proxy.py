@@ -54,8 +54,8 @@ class Line:
         there, back = await asyncio.open_connection(*self._to)
         try:
             await asyncio.gather(self._carry(reader, back, out=True), self._carry(there, writer, out=False))
-        except OSError:
-            pass
+        except (OSError, asyncio.CancelledError):
+            pass  # the line is closed; asyncio would log a cancelled handler as an error
         finally:
             for end in (writer, back):
                 end.close()
