@@ -27,7 +27,8 @@ FOLD_AFTER, FOLD_S = 20, 60.0
 """A site's offers refused for one reason: after so many in so many seconds they are only counted."""
 FOLDED_NOTES = frozenset({"offer_in_rejected", "record_forged", "duplicate_site", "peer_refused"})
 """What a peer can bring about with one message each."""
-_REMEMBERED = 1000
+_REMEMBERED = 200
+"""Offers of each peer: one peer's must neither push another's out nor speak for them."""
 
 NOTES: Mapping[str, str] = {
     "transfer_done": "model_sent",
@@ -84,7 +85,7 @@ class Audit:
         self._dice: tuple[float | None, float | None] = (None, None)
         """Validation Dice before and after the last finished round."""
         self._common: ModelRef | None = None
-        self._offered: OrderedDict[str, ModelRef] = OrderedDict()
+        self._offered: dict[Site, OrderedDict[str, ModelRef]] = {}
         self._folds: dict[tuple[str, Site, str], _Fold] = {}
 
     @property
@@ -97,10 +98,11 @@ class Audit:
     def event(self, event: events.Event) -> None:
         """Note what happened."""
         match event:
-            case events.Incoming(body=Offer(model=model)):
-                self._offered[model.hash] = model
-                while len(self._offered) > _REMEMBERED:
-                    self._offered.popitem(last=False)
+            case events.Incoming(frm=frm, body=Offer(model=model)):
+                offered = self._offered.setdefault(frm, OrderedDict())
+                offered[model.hash] = model
+                while len(offered) > _REMEMBERED:
+                    offered.popitem(last=False)
             case events.WorkerReady(dice_val=dice_val):
                 self._dice = (self._dice[1], dice_val if dice_val is not None else self._dice[1])
                 self._common = None
@@ -137,7 +139,8 @@ class Audit:
         if note.event == "model_dropped" and note.site is None:
             return  # this site's own model found no receiver: nothing came or went
         detail = {k: note.detail[k] for k in _KEPT if k in note.detail}
-        known = self._offered.get(str(detail.get("hash", "")))
+        offered = self._offered.get(note.site or "")
+        known = offered.get(str(detail.get("hash", ""))) if offered is not None else None
         if "hash" in detail:
             detail = {
                 **(_described(known) if known else {"kind": note.detail.get("holds", "model")}),

@@ -67,6 +67,17 @@ async def test_a_visit_with_what_it_did_to_dice(rig: Rig) -> None:
     assert (reverted["dice_before"], reverted["dice_after"]) == (0.5, 0.3)
 
 
+async def test_one_peer_cannot_speak_for_the_model_of_another(rig: Rig) -> None:
+    ref = model()
+    rig.audit.event(ev.Incoming("b", 7, ms.Offer(ref)))
+    rig.audit.event(ev.Incoming("c", 8, ms.Offer(dataclasses.replace(ref, round=999))))
+    for i in range(5000):
+        rig.audit.event(ev.Incoming("c", 9, ms.Offer(model(str(i)))))
+    rig.note("visit_kept_out", "not_finite", hash=ref.hash)
+    (line,) = await rig.lines()
+    assert (line["peer"], line["round"], line["kind"]) == ("b", ref.round, ref.kind)
+
+
 async def test_a_common_model_is_merged_by_the_round_that_begins_with_it(rig: Rig) -> None:
     common = dataclasses.replace(model(), kind="global")
     rig.audit.event(ev.WorkerReady(5, 50, 10, OPEN, dice_val=0.4))
