@@ -41,6 +41,7 @@ from gossipseg.config.reading import (
 from gossipseg.config.rules import (
     check_federation,
     check_loopback,
+    check_private,
     check_site,
 )
 from gossipseg.core.params import MEMBERSHIP_PRESETS, membership_preset
@@ -111,6 +112,7 @@ def load(
             nearest(site.site, names)
             or f"Add it there (`gossipctl peers add`), or correct the name; listed: {', '.join(names)}.",
         )
+    check_private(site, source, federation, peers)
     if site.insecure:
         check_loopback(site, source, federation, peers)
     else:

@@ -24,9 +24,11 @@ from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
     DeviceParams,
+    DpParams,
     PrivacyParams,
     TaskParams,
     TrainingParams,
+    dp_problem,
     one_shot_problem,
 )
 from gossipseg.nets.params import NetworkParams, network_names
@@ -131,6 +133,12 @@ RANGES: dict[type, dict[str, Range]] = {
     DataParams: {"test_fraction": SHARE_BELOW_1, "validation_fraction": SHARE_BELOW_1},
     DeviceParams: {"threads": COUNT, "stuck_after_s": POSITIVE},
     PrivacyParams: {"clip_norm": POSITIVE, "noise_multiplier": NATURAL, "seed": Range(0, 2**63 - 1)},
+    DpParams: {
+        "noise_multiplier": Range(0.1),
+        "max_grad_norm": POSITIVE,
+        "delta": Range(0, 1, low_open=True, high_open=True),
+        "max_epsilon": POSITIVE,
+    },
     AdmissionParams: {
         "factor": COUNT,
         "least_change": POSITIVE,
@@ -226,6 +234,15 @@ def check_site(site: SiteFile, source: Source) -> None:
     _check_windows(site.transfers.windows, source)
     _check_text("data.path", site.data.path, source)
     _check_text("state_dir", site.state_dir, source)
+
+
+def check_private(site: SiteFile, site_source: Source, federation: FederationFile, peers: Source) -> None:
+    """What does not go with differentially private training. Raises ConfigError."""
+    names = federation.algorithm.name, federation.network.norm, site.device.amp
+    found = dp_problem(site.privacy, *names)
+    if found is not None:
+        problem, key, value, remedy = found
+        raise (site_source if key.startswith("device.") else peers).error(problem, key, value, remedy)
 
 
 def check_loopback(site: SiteFile, site_source: Source, federation: FederationFile, peers: Source) -> None:

@@ -173,10 +173,15 @@ admission:                        # of models by the size of their values (docs/
   # history_min: 5
   # history_kept: 32
 
-privacy:                          # of what leaves this site; no differential privacy (docs/security.md)
+privacy:                          # of what leaves this site; dp alone gives an epsilon (docs/security.md)
   # clip_norm: null               # longest change that is told (L2); null: models travel as they are
   # noise_multiplier: 0.0         # noise on each value, in units of clip_norm
   # seed: null                    # of the noise, for experiments alone
+  # dp:                           # train with differential privacy: pip install 'gossipseg[dp]'
+  #   noise_multiplier: 1.0       # noise on a step's gradient, in units of max_grad_norm
+  #   max_grad_norm: 1.0          # longest gradient of one case
+  #   delta: 1.0e-05              # of the epsilon that status shows; below 1 / training cases
+  #   max_epsilon: null           # training ends before more is spent
 
 quarantine:                       # of peers that repeatedly send what must be refused (gossipctl quarantine)
   # offences: 3                   # so many within window_s, and nothing is taken from the peer for first_s

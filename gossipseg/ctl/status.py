@@ -47,6 +47,8 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
     yield "Dice", dice(s)
     yield "cases", f"{s.splits.training} training, {s.splits.validation} validation, {s.splits.test} test"
     yield "learning", f"{s.algorithm or out.NOTHING} on {s.device or out.NOTHING}"
+    if s.delta is not None:
+        yield "privacy", privacy(s)
     yield "models", models(s)
     if s.exchange == "rounds":
         yield "rounds", f"common model of round {s.committed or 0}; led by {s.coordinator or out.NOTHING} now"
@@ -85,6 +87,13 @@ def dice(s: StatusDoc) -> str:
         text += f", test {out.number_text(s.dice_test_start)} at the start"
         text += f", {out.number_text(s.dice_test)} at the end" if s.dice_test is not None else ""
     return text
+
+
+def privacy(s: StatusDoc) -> str:
+    """What differentially private training has spent; an ε of None is beyond all numbers."""
+    spent = "no bound" if s.epsilon is None else f"{s.epsilon:.3g}"
+    text = f"epsilon {spent} spent at delta {s.delta:g}"
+    return text + (f", of {s.max_epsilon:g} at most" if s.max_epsilon is not None else ", no limit set")
 
 
 def models(s: StatusDoc) -> str:

@@ -390,17 +390,32 @@ class Runtime:
         visit, export = message.visit, await self._adopt(message.export, message.round, kind)
         export = export and dataclasses.replace(export, dice_val=message.dice_val)
         fields = dataclasses.asdict(message)
-        for nested in ("export", "visit", "dice_val_local"):
+        for nested in ("export", "visit", "dice_val_local", "spent"):
             del fields[nested]
+        if message.spent is not None:
+            fields |= {"epsilon": message.spent.epsilon, "delta": message.spent.delta}
         frm = visit.frm if visit else None
         self.note("round_finished", site=frm, visit=visit.outcome if visit else None, **fields)
         outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None
+        if message.spent is not None and message.spent.over:
+            self._end_private_training(message.spent)  # first: no further round may begin
         self.inject(
             events.RoundFinished(
                 message.round, message.steps, message.dice_val, export, outcome, message.reverted
             )
         )
         self.spawn(self._collect_garbage(), "garbage")
+
+    def _end_private_training(self, spent: jobs.Spent) -> None:
+        """Pause a site that may train no more; if an operator goes on, its rounds take no steps."""
+        self.note(
+            "privacy_budget_spent",
+            epsilon=spent.epsilon,
+            delta=spent.delta,
+            max_epsilon=spent.max_epsilon,
+            steps=spent.steps,
+        )
+        self.pause(True)
 
     async def _aggregate_done(self, message: jobs.AggregateDone) -> None:
         self.training.combined(message)

@@ -89,6 +89,9 @@ class Service:
             disk_free_bytes=shutil.disk_usage(r.config.site.state_dir).free,
             certificate_days_left=self._days_left(),
             discovery=self._discovery(),
+            epsilon=view.spent.epsilon if view.spent else None,
+            delta=view.spent.delta if view.spent else None,
+            max_epsilon=view.spent.max_epsilon if view.spent else None,
         )
 
     async def peers(self, limit: int) -> doc.PeersDoc:

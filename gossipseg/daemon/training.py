@@ -27,6 +27,8 @@ class TrainingView:
     device: str = ""
     warnings: dict[str, str] = field(default_factory=dict)
     """What an administrator should know, by who says it: worker, state, events, store."""
+    spent: jobs.Spent | None = None
+    """Of differentially private training."""
     similarity: tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]] | None = None
     """Round, sites and matrix of the last combination that compared sites."""
 
@@ -49,6 +51,7 @@ class TrainingView:
         self.cases, self.splits, self.device = message.cases, message.splits, message.device
         self.dice_val, self.dice_test = message.dice_val, message.dice_test
         self.dice_test_start, self.steps_per_round = message.dice_test_start, steps_per_round
+        self._account(message.spent)
         self.warn("worker", message.warning)
 
     def combined(self, message: jobs.AggregateDone) -> None:
@@ -61,6 +64,14 @@ class TrainingView:
     def round_done(self, message: jobs.RoundDone) -> None:
         self.begin("waiting")
         self.loss = message.loss
+        self._account(message.spent)
         self.dice_val = message.dice_val if message.dice_val is not None else self.dice_val
         self.dice_test = message.dice_test if message.dice_test is not None else self.dice_test
         self.warn("worker", message.warning)
+
+    def _account(self, spent: jobs.Spent | None) -> None:
+        self.spent = spent
+        ended = ""
+        if spent is not None and spent.over:
+            ended = f"the privacy budget (max_epsilon {spent.max_epsilon}) is spent: this site trains no more"
+        self.warn("privacy", ended)

@@ -149,6 +149,8 @@ class Ready:
     """Hash of the last common model that its weights were taken from."""
     update_tensors: WireSchema = field(default_factory=dict)
     """What an update holds, where the algorithm has a coordinator."""
+    spent: Spent | None = None
+    """Of differentially private training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,19 @@ class VisitDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What differentially private training has cost so far."""
+
+    epsilon: float | None
+    """None: beyond all numbers."""
+    delta: float
+    steps: int
+    max_epsilon: float | None = None
+    over: bool = False
+    """Another step would cost more than max_epsilon: training here has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class RoundDone:
     """A round is finished and, unless `warning` says otherwise, checkpointed."""
 
@@ -214,6 +229,8 @@ class RoundDone:
     dice_test_start: float | None = None
     warning: str = ""
     """Something an administrator should know, such as a checkpoint that did not fit on the disk."""
+    spent: Spent | None = None
+    """Of differentially private training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +285,8 @@ _NESTED: dict[tuple[str, str], type[Any]] = {
     ("AggregateDone", "export"): Export,
     ("RoundDone", "export"): Export,
     ("RoundDone", "visit"): VisitDone,
+    ("RoundDone", "spent"): Spent,
+    ("Ready", "spent"): Spent,
 }
 
 

@@ -179,4 +179,5 @@ class Life:
             last_global=history.last_global,
             update_tensors=trainer.update_schema,
             warning=self._warning,
+            spent=trainer.private.spent if trainer.private is not None else None,
         )

@@ -134,6 +134,22 @@ class AdmissionParams:
 
 
 @dataclass(frozen=True, slots=True)
+class DpParams:
+    """Differentially private training (site.yaml); learn.dp has the equations."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    noise_multiplier: float = 1.0
+    """Standard deviation of the noise on a step's summed gradient, in units of max_grad_norm."""
+    max_grad_norm: float = 1.0
+    """Longest gradient of one case (L2, over all parameters); training.clip_grad_norm is not used."""
+    delta: float = 1e-5
+    """δ of the ε that is shown; below 1 / training cases."""
+    max_epsilon: float | None = None
+    """Training ends before more than this is spent; None: it is counted, and nothing ends."""
+
+
+@dataclass(frozen=True, slots=True)
 class PrivacyParams:
     """What is done to a model before it leaves the site (site.yaml: a seed that others know is no noise)."""
 
@@ -145,6 +161,8 @@ class PrivacyParams:
     """Standard deviation of the noise on each value, in units of clip_norm."""
     seed: int | None = None
     """Of the noise, for experiments only; None takes the system's randomness."""
+    dp: DpParams | None = None
+    """Train with differential privacy; None: do not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +190,36 @@ class WorkerSpec:
     """Write TensorBoard scalars to state_dir/tensorboard."""
     admission: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+
+
+PRIVATE_ALGORITHMS = (
+    "local",
+    "gossip_average",
+    "fedavg",
+    "fedprox",
+    "fedavg_finetune",
+    "fedbn",
+)
+"""Those whose every step on what leaves the site has one loss for each case."""
+
+
+def dp_problem(
+    privacy: PrivacyParams, algorithm: str, norm: str, amp: str
+) -> tuple[str, str, object, str] | None:
+    """What does not go with differentially private training: (problem, key, value, remedy), or None."""
+    if privacy.dp is None:
+        return None
+    if algorithm not in PRIVATE_ALGORITHMS:
+        problem = "its steps cannot be trained with privacy.dp: not each of their losses is of one case alone"
+        remedy = f"Write one of {', '.join(PRIVATE_ALGORITHMS)}, or remove privacy.dp from site.yaml."
+        return problem, "algorithm.name", algorithm, remedy
+    if norm == "batch":
+        problem = "batch norm mixes the cases of a batch, and its statistics would leave without noise"
+        return problem, "network.norm", norm, "With privacy.dp write instance or group."
+    if amp == "fp16":
+        problem = "fp16 scales the gradients of a whole batch together"
+        return problem, "device.amp", amp, "With privacy.dp write bf16 or off."
+    return None
 
 
 SplitName = Literal["training", "validation", "test"]

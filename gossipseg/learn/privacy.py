@@ -20,7 +20,6 @@ it does protect.
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +29,7 @@ from torch import Tensor
 from gossipseg.algos.base import Weights
 from gossipseg.learn.optim import step_seed
 from gossipseg.learn.params import PrivacyParams
+from gossipseg.learn.secrecy import secret_generator
 
 
 class Release:
@@ -80,7 +80,7 @@ class Release:
         """Of the system's own randomness; from the seed where one is set, for experiments."""
         seed = self._params.seed
         if seed is None:
-            return torch.Generator().manual_seed(secrets.randbits(63))
+            return secret_generator()
         return torch.Generator().manual_seed(step_seed(seed, f"{self._site}/release", round, 0))
 
     def state(self) -> dict[str, Any]:

@@ -45,8 +45,15 @@ class TrainBatches:
         images, labels = zip(*pairs, strict=True)
         return {"image": torch.stack(images), "label": torch.stack(labels).long()}
 
+    def case(self, index: int, rng: np.random.Generator) -> Batch:
+        """A batch of one: a patch of the training case `index`."""
+        image, label = self._patch(rng, index)
+        return {"image": image[None], "label": label[None].long()}
+
     def _sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        index = int(rng.integers(self._cases))
+        return self._patch(rng, int(rng.integers(self._cases)))
+
+    def _patch(self, rng: np.random.Generator, index: int) -> tuple[Tensor, Tensor]:
         item = self._data.item("training", index)
         assert item.label is not None
         centre = self._centre(rng, index, item)

@@ -20,6 +20,7 @@ from gossipseg.learn.params import (
     TaskParams,
     TrainingParams,
     WorkerSpec,
+    dp_problem,
     one_shot_problem,
 )
 from gossipseg.nets.params import NetworkParams
@@ -61,6 +62,8 @@ def read_setup(spec: WorkerSpec) -> Setup:
         _read(PrivacyParams, spec.privacy, "privacy"),
     )
     problem = one_shot_problem(setup.algorithm.name, setup.network.name, setup.task, setup.training)
+    if problem is None:
+        problem = dp_problem(setup.privacy, setup.algorithm.name, setup.network.norm, setup.device.amp)
     if problem is not None:
         text, key, value, remedy = problem
         raise ConfigError(text, key=key, value=value, remedy=remedy)

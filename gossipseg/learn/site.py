@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gossipseg.errors import LocalError
 from gossipseg.learn.amp import Compute
 from gossipseg.learn.data import SiteData
 from gossipseg.learn.evaluate import Scores, score
@@ -92,6 +94,13 @@ class SiteContext:
 
     def _place(self, batch: Batch) -> Batch:
         return {name: self.compute.place(tensor) for name, tensor in batch.items()}
+
+    def case(self, index: int, rng: np.random.Generator) -> Batch:
+        """A batch of one on the device: a patch of the training case `index`. Raises LocalError where
+        training is fed with other batches than patches of the cases."""
+        if not isinstance(self._batches, TrainBatches):
+            raise LocalError("private training (privacy.dp) works on patches of the site's own cases only.")
+        return self._place(self.compute.stage(self._batches.case(index, rng)))
 
     def score(self, model: nn.Module, split: SplitName, on_progress: Callable[[float], None]) -> Scores:
         """Dice of a model over a split; `on_progress` is called after each case."""

@@ -6,17 +6,21 @@ side by side. What must not: batches, rounds, validation, anything an algorithm 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from gossipseg.algos.base import Algorithm, Outputs, Role, StepContext
+from gossipseg.algos.base import Algorithm, Losses, Outputs, Role, StepContext
 from gossipseg.learn.amp import Compute
 from gossipseg.learn.optim import make_optimizer
 from gossipseg.learn.params import TrainingParams
 from gossipseg.nets.segmenter import Segmenter
+
+if TYPE_CHECKING:
+    from opacus.optimizers import DPOptimizer
 
 
 @dataclass(slots=True)
@@ -70,6 +74,52 @@ def train_step(
         role for role, learner in learners.items() if not _update(learner, losses.total[role], clip_grad_norm)
     }
     return StepResult(losses.total["local"].detach(), losses.terms, frozenset(skipped))
+
+
+def private_step(
+    learner: Learner,
+    cases: Iterable[tuple[Tensor, Tensor, int]],
+    algorithm: Algorithm,
+    context: StepContext,
+    compute: Compute,
+    optimizer: DPOptimizer,
+) -> StepResult | None:
+    """One optimizer step of which each case changes the direction by a bounded length, under noise.
+
+    `cases`: image (1, C, *spatial), target, and torch seed of each; none at all still makes a step.
+    `optimizer`: learn.dp's, around the learner's own. One case at a time goes through the network: no layer
+    and no loss can mix two of them, and memory holds one gradient more. None: no case was drawn.
+    """
+    losses: list[Losses] = []
+    optimizer.zero_grad(set_to_none=True)
+    for image, target, seed in cases:
+        torch.manual_seed(seed)
+        outputs: dict[Role, Outputs] = {"local": _forward(learner.model, image, compute, False)}
+        with torch.autocast(compute.device.type, enabled=False):
+            found = algorithm.losses(outputs, target, context)
+        found.total["local"].backward()  # type: ignore[no-untyped-call]
+        losses.append(Losses({"local": found.total["local"].detach()}, found.terms))
+        _take_in(optimizer)
+    for parameter in optimizer.params:
+        parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
+    optimizer.step()  # nothing is left to add: clipped gradients so far, noise, step
+    optimizer.zero_grad(set_to_none=True)
+    if not losses:
+        return None
+    terms = {name: torch.stack([x.terms[name] for x in losses]).mean() for name in losses[0].terms}
+    total = torch.stack([x.total["local"] for x in losses]).mean()
+    return StepResult(total, terms, frozenset())
+
+
+def _take_in(optimizer: DPOptimizer) -> None:
+    """Add one case's gradient, clipped; as nothing if it is not finite, so that nobody else's is lost."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in optimizer.params]
+    sound = bool(torch.stack([torch.isfinite(g).all() for g in gradients]).all())
+    for parameter, gradient in zip(optimizer.params, gradients, strict=True):
+        parameter.grad_sample = (gradient if sound else torch.zeros_like(gradient))[None]
+    optimizer.signal_skip_step(True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _forward(model: Segmenter, image: Tensor, compute: Compute, partners: bool) -> Outputs:

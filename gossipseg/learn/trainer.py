@@ -32,6 +32,8 @@ from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission, Examination
 from gossipseg.learn.aggregate import aggregate
 from gossipseg.learn.common import CommonModels, everything, frozen
+from gossipseg.learn.dp import FILE as ACCOUNT
+from gossipseg.learn.dp import PrivateTraining, check_network
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.guard import Guard, harmful
 from gossipseg.learn.history import History, Pace, Tally
@@ -41,7 +43,7 @@ from gossipseg.learn.normstats import BATCHES, reestimate
 from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.site import SiteContext
-from gossipseg.learn.step import Learner, StepResult, train_step
+from gossipseg.learn.step import Learner, StepResult, private_step, train_step
 from gossipseg.learn.student import Student, cpu_copy
 from gossipseg.learn.visit import Visitor, admit, dress, seat
 from gossipseg.learn.weights import all_finite, content_hash, export_wire, wire_schema
@@ -78,6 +80,7 @@ class Trainer:
         self.common = CommonModels(
             self.algorithm, self.student, self.setup.spec, self.admission, self.setup.privacy
         )
+        self.private = self._private_training()
         self.history, self.tally = History(), Tally()
         self.guard: Guard | None = None
         self.resumable = True
@@ -88,6 +91,17 @@ class Trainer:
         """A visitor that trains on beside the local model in rounds without another one. Not kept across a
         restart: such a round then goes on, or starts again, without it."""
         self._segmentation_loss = segmentation_loss(self.setup.training, self.setup.task.spatial_dims)
+
+    def _private_training(self) -> PrivateTraining | None:
+        setup, privacy = self.setup, self.setup.privacy
+        if privacy.dp is None:
+            return None
+        check_network(self.student.model, self.compute)
+        cases, file = self.site.cases, Path(setup.spec.state_dir) / ACCOUNT
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return PrivateTraining(
+            privacy.dp, privacy.seed, setup.spec.site, cases, setup.training.batch_size, file
+        )
 
     @property
     def schema(self) -> jobs.WireSchema:
@@ -130,7 +144,10 @@ class Trainer:
         visitor, visit = self._arrival(order)
         partner = visitor or self._resident_partner()
         with frozen(self.student.learner, self.algorithm, self._moment(order, 0)):
-            self._steps(order, partner)
+            if self.private is None:
+                self._steps(order, partner)
+            else:
+                trouble = _join(trouble, self._private_steps(order, self.private))
         undone = self._judgement(order.round)
         if visitor is not None:
             visit = self._departure(order.round, visitor, undone)
@@ -157,6 +174,7 @@ class Trainer:
             "seconds": time.perf_counter() - started,
             "dice_test": self.history.dice_test,
             "dice_test_start": self.history.dice_test_start,
+            "spent": self.private.spent if self.private is not None else None,
         }
 
     def _skips(self) -> str:
@@ -292,12 +310,59 @@ class Trainer:
             learners["personal"] = self.student.personal
         if visitor is not None and visitor.learner is not None:
             learners["incoming"] = visitor.learner
+        context = self._context(moment, learners)
+        torch.manual_seed(step_seed(spec.seed, spec.site, round, step))
+        return train_step(
+            learners,
+            batch["image"],
+            self._target(batch),
+            self.algorithm,
+            context,
+            self.compute,
+            training.clip_grad_norm,
+        )
+
+    def _private_steps(self, order: jobs.StartRound, private: PrivateTraining) -> str:
+        """The same with differential privacy; why fewer steps were taken than a round has, or "".
+
+        No visitor trains here: the settings allow no algorithm that would let it.
+        """
+        pace, round, before = Pace(), order.round, self.history.step
+        allowed, trouble = private.begin(self.setup.training.steps_per_round - before)
+        try:
+            while self.history.step < before + allowed:
+                self._gate()
+                result = self._private_step(self._moment(order, self.history.step), private)
+                if result is not None:
+                    self.tally.add(result.loss, result.terms)
+                self.history.step, self.history.steps = self.history.step + 1, self.history.steps + 1
+                pace.tick()
+                self._report(lambda: self._training_progress(round, pace, "training", None), "training")
+            self._gate()
+        finally:
+            private.settle(self.history.step - before)
+        return trouble
+
+    def _private_step(self, moment: Moment, private: PrivateTraining) -> StepResult | None:
+        learner, round, step = self.student.learner, moment.round, moment.step
+        context = self._context(moment, {"local": learner})
+        drawn = private.draw(round, step)
+        batches = ((self.site.case(index, rng), seed) for index, rng, seed in drawn)
+        cases = ((batch["image"], self._target(batch), seed) for batch, seed in batches)
+        optimizer = private.optimizer(learner.optimizer, round, step)
+        return private_step(learner, cases, self.algorithm, context, self.compute, optimizer)
+
+    def _target(self, batch: Mapping[str, Tensor]) -> Tensor:
+        return make_target(batch["label"], self.setup.training.output, len(self.setup.task.labels))
+
+    def _context(self, moment: Moment, learners: Mapping[Role, Learner]) -> StepContext:
+        """What the losses of a step may know; the models are made ready to train."""
+        training, spec = self.setup.training, self.setup.spec
+        round, step = moment.round, moment.step
         for learner in learners.values():
             learner.model.train()
             set_learning_rate(learner.optimizer, learning_rate(training, round, step))
-        torch.manual_seed(step_seed(spec.seed, spec.site, round, step))
-        target = make_target(batch["label"], training.output, len(self.setup.task.labels))
-        context = StepContext(
+        return StepContext(
             training.output,
             self.history.visits,
             self._segmentation_loss,
@@ -305,15 +370,6 @@ class Trainer:
             self.common.anchor,
             moment,
             step_seed(spec.seed, f"{spec.site}/noise", round, step),
-        )
-        return train_step(
-            learners,
-            batch["image"],
-            target,
-            self.algorithm,
-            context,
-            self.compute,
-            training.clip_grad_norm,
         )
 
     def _training_progress(
@@ -489,6 +545,7 @@ class Trainer:
             "best": self._best,
             "admission": self.admission.state(),
             "released": self.common.private_state(),
+            "spent": self.private.state() if self.private is not None else None,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -501,6 +558,8 @@ class Trainer:
         self._best = state.get("best")
         self.admission.load(state.get("admission"))
         self.common.load_private(state.get("released"))
+        if self.private is not None:
+            self.private.load(state.get("spent"))
         torch.set_rng_state(state["rng"]["torch"])
         if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)

@@ -176,6 +176,11 @@ class StatusDoc(Document):
     disk_free_bytes: int = 0
     certificate_days_left: float | None = None
     discovery: DiscoveryStatus = field(default_factory=DiscoveryStatus, metadata={"part": DiscoveryStatus})
+    epsilon: float | None = None
+    """Spent so far by differentially private training, at `delta`; null without it."""
+    delta: float | None = None
+    max_epsilon: float | None = None
+    """Training ends before more is spent; null: it is only counted."""
 
 
 # ---------------------------------------------------------------- peers, exchanges, models, events
