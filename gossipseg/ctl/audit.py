@@ -16,7 +16,7 @@ from gossipseg.ctl.output import Column
 from gossipseg.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
-    from gossipseg.store.auditlog import Verdict
+    from gossipseg.store.auditverify import Verdict
 
 COLUMNS = (
     Column("SEQ", right=True),
@@ -55,7 +55,7 @@ def verify(
     json: context.JsonOption = False,
 ) -> int:
     """Check the chain of hashes from the first line to the last; exit code 1 where it does not hold."""
-    from gossipseg.store.auditlog import verify_audit
+    from gossipseg.store.auditverify import verify_audit
 
     folder = _folder(config, directory)
     verdict = verify_audit(folder, noted=_noted(head))
@@ -82,7 +82,7 @@ def show(
     """What came, went, was refused and merged, oldest first, with validation Dice before and after."""
     from collections import deque
 
-    from gossipseg.store.auditlog import read_audit
+    from gossipseg.store.auditverify import read_audit
 
     earliest = _since(since, time.time())
     lines = (

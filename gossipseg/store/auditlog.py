@@ -1,7 +1,8 @@
 """The audit log on disk: JSON lines, each with the SHA-256 of the line before it, in numbered files.
 
-What belongs here: appending durably, rotating, mending a torn end, verifying, reading. What must not: the
-meaning of a line, a clock, asyncio. `audit.jsonl` is written to; `audit-<first seq>.jsonl` are full.
+What belongs here: appending durably, rotating, mending a torn end. What must not: verifying and reading the
+log (auditverify.py), the meaning of a line, a clock, asyncio. `audit.jsonl` is written to;
+`audit-<first seq>.jsonl` are full.
 
 A line is `{"seq":n,"t":wall seconds,"prev":hash of the line before,"event":name,…}`; `prev` is over the bytes
 of that line without its newline, so that `sha256sum` can check it too. The first line of a file continues the
@@ -11,13 +12,12 @@ off, and `audit_dropped` says which old file was removed to bound the disk.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,7 +31,6 @@ GENESIS = "0" * 64
 MAX_FILE_BYTES = 8 << 20
 MAX_FILES = 64
 TORN, DROPPED = "audit_torn", "audit_dropped"
-SNAPSHOT_TRIES = 20
 _FULL_FILE = re.compile(r"audit-(\d+)\.jsonl")
 
 
@@ -111,7 +110,7 @@ class AuditLog:
         """
         known = _Head()
         if self._fd >= 0:
-            if _same_file(self.path, self._fd):
+            if same_file(self.path, self._fd):
                 return
             known = self._head
             self.close()
@@ -135,22 +134,22 @@ class AuditLog:
         head = self._newest(audit_files(self.directory)[:-1])
         lines, rest = _split(self.path)
         for line in lines:
-            if (record := _parse(line)) is not None and record.get("prev") == head.hash:
+            if (record := parse_line(line)) is not None and record.get("prev") == head.hash:
                 head = _Head(record["seq"], line_hash(line))
         if rest:
             os.write(self._fd, b"\n")
             self._size += 1
-            if (record := _parse(rest)) is not None and record.get("prev") == head.hash:
+            if (record := parse_line(rest)) is not None and record.get("prev") == head.hash:
                 return _Head(record["seq"], line_hash(rest))  # only its newline was missing
         last = rest or (lines[-1] if lines else b"")
-        self._torn = last if last and _parse(last) is None else None
+        self._torn = last if last and parse_line(last) is None else None
         return head
 
     def _newest(self, files: list[Path]) -> _Head:
         """The last line of the full files."""
         for file in reversed(files):
             for line in reversed(_split(file)[0]):
-                if (record := _parse(line)) is not None:
+                if (record := parse_line(line)) is not None:
                     return _Head(record["seq"], line_hash(line))
         return _Head()
 
@@ -183,7 +182,7 @@ class AuditLog:
         """A full file gets its number and a new one is begun, which continues its chain."""
         os.fsync(self._fd)
         lines, _ = _split(self.path)
-        first = next((r["seq"] for line in lines if (r := _parse(line)) is not None), self._head.seq)
+        first = next((r["seq"] for line in lines if (r := parse_line(line)) is not None), self._head.seq)
         numbers = [int(m[1]) for f in audit_files(self.directory) if (m := _FULL_FILE.fullmatch(f.name))]
         first = max([first, *(n + 1 for n in numbers)])  # after tampering too, no file replaces another
         os.replace(self.path, self.directory / f"audit-{first:012d}.jsonl")  # noqa: PTH105
@@ -195,16 +194,13 @@ class AuditLog:
 
     def _drop(self, old: Path, t: float) -> None:
         lines, _ = _split(old)
-        records = [(line, r) for line in lines if (r := _parse(line)) is not None]
+        records = [(line, r) for line in lines if (r := parse_line(line)) is not None]
         if records:
             last, record = records[-1]
             gone = {"file": old.name, "last_seq": record["seq"], "last_hash": line_hash(last)}
             self._write(t, DROPPED, gone)
             os.fsync(self._fd)  # said before it is done
         old.unlink()
-
-
-# ---------------------------------------------------------------- reading
 
 
 def audit_files(directory: Path) -> list[Path]:
@@ -214,159 +210,6 @@ def audit_files(directory: Path) -> list[Path]:
     return [*full, *([current] if current.exists() else [])]
 
 
-@contextlib.contextmanager
-def _opened(directory: Path) -> Iterator[list[tuple[str, BinaryIO]]]:
-    """All files of the log at one moment, (name, file): the daemon may change files while they are read.
-
-    Raises LocalError.
-    """
-    for _ in range(SNAPSHOT_TRIES):
-        with contextlib.ExitStack() as stack:
-            files = audit_files(directory)
-            opened: list[tuple[str, BinaryIO]]
-            try:
-                opened = [(f.name, stack.enter_context(f.open("rb"))) for f in files]
-            except FileNotFoundError:
-                continue  # it changed files just now
-            except OSError as e:
-                raise disk_error(directory, "read", e) from e
-            still = all(_same_file(f, o.fileno()) for f, (_, o) in zip(files, opened, strict=True))
-            if still and audit_files(directory) == files:
-                yield opened
-                return
-    raise LocalError(f"{directory}: the files of the audit log change faster than they can be read.")
-
-
-def read_audit(directory: Path) -> Iterator[dict[str, Any]]:
-    """Every line that can be read, oldest first, checked or not. Raises LocalError."""
-    with _opened(directory) as files:
-        for name, file in files:
-            for line in _lines(file, directory / name)[0]:
-                if (record := _parse(line)) is not None:
-                    yield record
-
-
-@dataclass(frozen=True, slots=True)
-class Flaw:
-    """A place where the chain does not hold."""
-
-    file: str
-    line: int
-    """Counted from 1."""
-    seq: int | None
-    """The line's own number, where it can be read."""
-    reason: str
-    """unreadable | changed | missing | head_missing. `changed`: the line before it does not have the hash
-    that this one names: one of the two was altered, or lines were put in or taken out between them."""
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What verify_audit found."""
-
-    files: int = 0
-    lines: int = 0
-    first_seq: int = 0
-    last_seq: int = 0
-    last_hash: str = GENESIS
-    torn: int = 0
-    """Lines cut off by crashes, and closed."""
-    open_end: bool = False
-    """The last line is being written, or was cut off by a crash and is not closed yet."""
-    flaws: tuple[Flaw, ...] = ()
-
-
-MAX_FLAWS = 100
-
-
-@dataclass(slots=True)
-class _Chain:
-    """The state of a walk along the chain."""
-
-    seq: int = 0
-    hash: str = GENESIS
-    lines: int = 0
-    first_seq: int = 0
-    torn: int = 0
-    flaws: list[Flaw] = field(default_factory=list)
-    wanted: tuple[int, str] | None = None
-    """(seq, hash) of a line before the oldest that is left: a later line must say that it was removed."""
-
-    def take(self, file: str, number: int, line: bytes, following: bytes | None) -> None:
-        record = _parse(line)
-        if following is not None and _closes(following, line):
-            self.torn += 1
-            return
-        if record is None:
-            self._flaw(file, number, None, "unreadable", "it is no line of an audit log")
-            return
-        seq = int(record["seq"])
-        if not self.lines:
-            self.first_seq = seq
-            if seq > 1:
-                self.wanted = (seq - 1, str(record.get("prev")))
-            elif record.get("prev") != GENESIS:
-                self._flaw(file, number, seq, "changed", "the first line names a line before it")
-        elif record.get("prev") != self.hash:
-            self._flaw(file, number, seq, "changed", "the line before it does not have the hash it names")
-        elif seq != self.seq + 1:
-            self._flaw(file, number, seq, "missing", f"line {self.seq + 1} was expected")
-        if record.get("event") == DROPPED:
-            gone = (record.get("last_seq"), record.get("last_hash"))
-            self.wanted = None if gone == self.wanted else self.wanted
-        self.seq, self.hash, self.lines = seq, line_hash(line), self.lines + 1
-
-    def _flaw(self, file: str, number: int, seq: int | None, reason: str, detail: str) -> None:
-        if len(self.flaws) < MAX_FLAWS:
-            self.flaws.append(Flaw(file, number, seq, reason, detail))
-
-
-def verify_audit(directory: Path, *, noted: tuple[int, str] | None = None) -> Verdict:
-    """Walk the whole chain. `noted`: (seq, hash) of a line written down earlier, which must still be there.
-
-    Raises LocalError when a file cannot be read.
-    """
-    chain, open_end = _Chain(), False
-    seen, names = noted is None, [AUDIT_FILE]
-    with _opened(directory) as files:
-        names = [name for name, _ in files] or names
-        for name, file in files:
-            lines, rest = _lines(file, directory / name)
-            if name == AUDIT_FILE and not rest and lines and _parse(lines[-1]) is None:
-                rest = lines.pop()  # its newline is there, and the line that closes it not yet
-            for i, line in enumerate(lines):
-                chain.take(name, i + 1, line, lines[i + 1] if i + 1 < len(lines) else None)
-                seen = seen or (chain.seq, chain.hash) == noted
-            if rest and name == AUDIT_FILE:
-                open_end = True
-            elif rest:
-                chain._flaw(name, len(lines) + 1, None, "unreadable", "a full file ends within a line")
-        count = len(files)
-    if chain.wanted is not None:
-        detail = "older lines were removed, and the log does not say so"
-        chain._flaw(names[0], 1, chain.first_seq, "missing", detail)
-    if not seen and noted is not None:
-        detail = f"line {noted[0]} with the noted hash is not in the log"
-        chain._flaw(names[-1], 0, noted[0], "head_missing", detail)
-    return Verdict(
-        count,
-        chain.lines,
-        chain.first_seq,
-        chain.seq,
-        chain.hash,
-        chain.torn,
-        open_end,
-        tuple(chain.flaws),
-    )
-
-
-def _closes(line: bytes, torn: bytes) -> bool:
-    """Whether a line says that the one before it was torn."""
-    record = _parse(line)
-    return record is not None and record.get("event") == TORN and record.get("sha256") == line_hash(torn)
-
-
 def _split(file: Path) -> tuple[list[bytes], bytes]:
     """Whole lines, and what follows the last newline."""
     try:
@@ -374,10 +217,11 @@ def _split(file: Path) -> tuple[list[bytes], bytes]:
     except OSError as e:
         raise disk_error(file, "read", e) from e
     with opened:
-        return _lines(opened, file)
+        return lines_of(opened, file)
 
 
-def _lines(opened: BinaryIO, path: Path) -> tuple[list[bytes], bytes]:
+def lines_of(opened: BinaryIO, path: Path) -> tuple[list[bytes], bytes]:
+    """Whole lines of an open file, and what follows the last newline. Raises LocalError."""
     try:
         *lines, rest = opened.read().split(b"\n")
     except OSError as e:
@@ -385,7 +229,7 @@ def _lines(opened: BinaryIO, path: Path) -> tuple[list[bytes], bytes]:
     return lines, rest
 
 
-def _same_file(path: Path, fd: int) -> bool:
+def same_file(path: Path, fd: int) -> bool:
     """Whether the descriptor is of the file that has this name now."""
     try:
         return os.path.samestat(path.stat(), os.fstat(fd))
@@ -393,7 +237,8 @@ def _same_file(path: Path, fd: int) -> bool:
         return False
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """A line of the log, checked for no more than being one; None: it is none."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

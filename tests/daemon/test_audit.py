@@ -16,7 +16,8 @@ from gossipseg.core import messages as ms
 from gossipseg.daemon import audit as module
 from gossipseg.daemon.audit import Audit
 from gossipseg.errors import DiskFull
-from gossipseg.store.auditlog import AuditLog, read_audit, verify_audit
+from gossipseg.store.auditlog import AuditLog
+from gossipseg.store.auditverify import read_audit, verify_audit
 from tests.core.rig import OPEN, model
 
 

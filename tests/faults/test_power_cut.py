@@ -11,7 +11,8 @@ from blake3 import blake3
 
 from gossipseg.learn.checkpoint import intact, save_checkpoint
 from gossipseg.store import Checkpoints, EventLog, ModelStore, StateFile, hash_file, read_events
-from gossipseg.store.auditlog import AuditLog, audit_files, read_audit, verify_audit
+from gossipseg.store.auditlog import AuditLog, audit_files
+from gossipseg.store.auditverify import read_audit, verify_audit
 from tests.faults.powercut import Cut, power_cuts
 
 Seen = Callable[[str], None]

@@ -14,13 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossipseg.errors import DiskFull, LocalError
-from gossipseg.store.auditlog import (
-    AuditLog,
-    audit_files,
-    line_hash,
-    read_audit,
-    verify_audit,
-)
+from gossipseg.store.auditlog import AuditLog, audit_files, line_hash
+from gossipseg.store.auditverify import read_audit, verify_audit
 from tests.store.faults import each_fault
 
 
