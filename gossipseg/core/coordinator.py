@@ -240,7 +240,7 @@ class Attempt:
 
     def _odd(self, accepted: Proposal) -> str:
         """Why a site of good faith cannot have stored it for this round, or why it may not come here."""
-        if accepted.round != self.round or accepted.attempt > self.attempt:
+        if accepted.round != self.round or accepted.attempt >= self.attempt:
             return "other_model"
         return self.acceptor.fault(accepted)
 

@@ -29,6 +29,18 @@ OFFENCES = frozenset(
     }
 )
 """Of messages and streams. Anything else is none: busy, disk_full, incomplete, manifest_missing …"""
+MAKERS = frozenset(
+    {
+        "manifest_stranger",
+        "manifest_forged",
+        "manifest_replayed",
+        "schema_mismatch",
+        "unreadable",
+        "bad_format",
+        "too_large",
+    }
+)
+"""Of a common model these are its maker's doing, or this site's view, not of the one that passes it on."""
 EXCUSED = frozenset(
     {
         "worker_lost",
@@ -51,12 +63,12 @@ DICE = frozenset({"diverged", "guard", "dice", "dice_gate", "validation", "worse
 def is_offence(reason: str, frm: Site, model: ModelRef | None = None) -> bool:
     """Whether a refused message or stream of `frm` counts against it.
 
-    Lists and keys are not reloaded everywhere at once: a common model that `frm` passes on may bear a
-    signature that it could check and this site cannot.
+    A common model that `frm` passes on in good faith may be refused here: lists and keys are not reloaded
+    everywhere at once, limits are each site's own, and its maker may have told each of us something else.
     """
     manifest = model.manifest if model is not None else None
     passed_on = manifest is not None and manifest.kind == "global" and manifest.maker != frm
-    if passed_on and reason in ("manifest_stranger", "manifest_forged"):
+    if passed_on and reason in MAKERS:
         return False
     return reason in OFFENCES
 

@@ -197,6 +197,15 @@ def test_replays_are_known_after_a_restart() -> None:
 # ---------------------------------------------------------------- rounds
 
 
+def test_a_report_made_up_for_the_attempt_under_way_is_not_proposed() -> None:
+    """Proposed again it would be the leader whom the others charge: another's manifest for its attempt."""
+    rig, requests = led()
+    made_up = replace(proposal(0, maker="b"), attempt=0)
+    rig.answer(requests[0], ms.PrepareReply(True, 0, accepted=made_up))
+    assert state_of(rig, "b") == ("left_out", "other_model") and rig.node.count("offences", "b") == 1
+    assert not rig.requests(ms.Fetch)
+
+
 def led(**changes: Any) -> tuple[Rig, list[fx.Request]]:
     """me leads round 1, attempt 0, and has asked b and z."""
     rig = Rig(("b", "z"), exchange="rounds", rounds_params=PARAMS, trust=STRICT, quarantine=QUICK, **changes)
@@ -293,7 +302,7 @@ def test_the_number_of_a_later_rounds_model_must_be_higher() -> None:
 
 def test_who_passes_on_what_this_site_cannot_check_has_not_offended() -> None:
     rig = follower()
-    for fault in ("manifest_stranger", "manifest_forged"):
+    for fault in ("manifest_stranger", "manifest_forged", "manifest_replayed", "schema_mismatch"):
         of = replace(proposal(0, maker="b", fault=fault), attempt=1)
         assert asked(rig, "z", ms.Accept(RUN, LIST, of)).reason == fault
     assert rig.node.count("offences") == 0
