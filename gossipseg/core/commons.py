@@ -18,6 +18,10 @@ from gossipseg.core.membership import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.types import Proposal, Site
 
+STRIKES = 3
+"""So often a site may name no newer common model, or not send it, before its word that there is one counts
+for nothing for a while: on one liar's word nobody would lead any more."""
+DOUBT_S, LONGEST_DOUBT_S = 60.0, 3600.0
 TELLINGS = 3
 """So often a site is told of a commit before it is left to the pings."""
 
@@ -51,6 +55,8 @@ class Commons:
         """A coordinator wants it stored; its file is not here yet."""
         self._hints: dict[Site, int] = {}
         """Newest committed round, of sites that said so with a message of a round."""
+        self._strikes: dict[Site, int] = {}
+        self._doubted_until: dict[Site, float] = {}
         self._asking = False
         self._ask_at = -math.inf
         self._telling: dict[Site, Telling] = {}
@@ -62,6 +68,8 @@ class Commons:
         """The newest round that a live site of this run says is committed."""
         member = self._membership.members.get(site)
         if member is None or not member.live or member.refused or member.quarantined_until is not None:
+            return 0
+        if self._ctx.now < self._doubted_until.get(site, -math.inf):
             return 0
         info = member.info
         same = info is not None and info.contract != "" and info.contract == self._ctx.info.contract
@@ -84,6 +92,19 @@ class Commons:
     def forget(self, site: Site) -> None:
         """It has begun a new life: perhaps with an empty disk."""
         self._hints.pop(site, None)
+        self._believe(site)
+
+    def _believe(self, site: Site) -> None:
+        self._strikes.pop(site, None)
+        self._doubted_until.pop(site, None)
+
+    def _doubt(self, site: Site) -> None:
+        """It has not borne out its word that a newer model is committed."""
+        strikes = self._strikes[site] = self._strikes.get(site, 0) + 1
+        if strikes >= STRIKES:
+            self._hints.pop(site, None)
+            pause_s = min(LONGEST_DOUBT_S, DOUBT_S * 2 ** min(16, strikes - STRIKES))
+            self._doubted_until[site] = self._ctx.now + pause_s
 
     def learn(self, proposal: Proposal, frm: Site) -> None:
         """`frm` knows it to be committed."""
@@ -142,6 +163,8 @@ class Commons:
             self.learn(outcome.proposal, call.to)
             if self.known is not None:
                 self._ask_at = self._ctx.now
+        if self.known is None and self.committed_at(call.to) > self._acceptor.committed:
+            self._doubt(call.to)
 
     def _ask_later(self) -> None:
         self._ask_at = self._ctx.now + self._params.poll_interval_s * (0.5 + self._ctx.rng.random())
@@ -156,10 +179,13 @@ class Commons:
             if self.known is not None and self.known.model.hash == hash:
                 self.known = None  # ask anew which one it is
                 self._ask_later()
+                for site in want.sources:
+                    self._doubt(site)
             return
         known, offered = self.known, self.offered
         if known is not None and known.model.hash == hash:
             self.known = None
+            self._believe(want.frm)
             self._on_here(known)
         elif offered is not None and offered.model.hash == hash:
             self.offered = None

@@ -438,6 +438,37 @@ def test_it_learns_from_a_ping_that_it_is_behind_asks_which_and_fetches() -> Non
     assert rig.node.info.committed == 4
 
 
+def test_a_liars_word_that_a_newer_model_is_committed_stops_nobody_for_long() -> None:
+    rig = bench()
+    rig.hears("b", info=replace(AT_1, committed=10**9))
+    rig.fail(rig.request(ms.Fetch, "b"))
+    rig.round_done(model("mine", round=1))
+    assert not view(rig).leading, "it would rather catch up"
+    began, asked_b = rig.now, 1
+    while not view(rig).leading and rig.now < began + 100:
+        for request in rig.requests(ms.Fetch):
+            asked_b += 1
+            rig.answer(request, ms.FetchReply("reject", "not_here"))
+        if not view(rig).leading:
+            rig.do(ev.Tick(), at=rig.node.next_deadline())
+            for ping in rig.requests(ms.Ping):
+                rig.answer(ping, ms.Ack((), replace(AT_1, committed=10**9 if ping.to == "b" else 0)))
+    assert asked_b == 3 and rig.now - began < PARAMS.patience_s
+
+
+def test_a_site_that_names_a_newer_model_is_believed_again() -> None:
+    rig = trained()
+    rig.hears("b", info=replace(AT_1, committed=4))
+    newest = proposal(0, "g4", round=4)
+    for _ in range(2):
+        rig.fail(rig.request(ms.Fetch, "b"))
+        while not rig.requests(ms.Fetch):
+            rig.do(ev.Tick(), at=rig.node.next_deadline())
+    rig.answer(rig.request(ms.Fetch), ms.FetchReply("accept", "", newest.model, newest))
+    arrives(rig, "b", newest)
+    assert rig.node.info.committed == 4 and not rig.node._rounds.commons._strikes  # type: ignore[union-attr]
+
+
 def test_a_refused_update_is_told_to_its_site() -> None:
     rig = bench()
     p = proposal(1, absent=(("me", "refused_not_finite"),))
@@ -764,7 +795,7 @@ def test_what_an_earlier_attempt_has_stored_is_proposed_again() -> None:
         (proposal(0, round=2), "other_model"),
         (proposal(1), "other_model"),
         (replace(proposal(0), model=update("g1")), "other_model"),
-        (replace(proposal(0), model=replace(common(), size_bytes=3 << 30)), "too_large"),
+        (replace(proposal(-1), model=replace(common(), size_bytes=3 << 30)), "too_large"),
     ],
 )
 def test_a_site_that_reports_what_it_cannot_have_stored_is_left_out(reported: Proposal, reason: str) -> None:
