@@ -47,6 +47,8 @@ data:
 device:
   device: cpu
 """
+FEDAVG = ("name: gcml\n  lambda: 0.3", "name: fedavg")
+FEDAVG_BATCH_NORM = (FEDAVG[0], "name: fedavg\nnetwork:\n  norm: batch")
 
 
 @pytest.fixture(scope="module")
@@ -579,6 +581,32 @@ def test_plaintext_beyond_loopback(folder: Path, edit: tuple[str, str], key: str
     error = refused(folder)
     assert (error.file, error.key) == (str(folder / "site.yaml"), key)
     assert "Remove `insecure`" in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("site", "peers", "file", "key"),
+    [
+        ("privacy: {dp: {}}", ("name: gcml", "name: gcml"), "peers.yaml", "algorithm.name"),
+        ("privacy: {dp: {}}", FEDAVG_BATCH_NORM, "peers.yaml", "network.norm"),
+        ("privacy: {dp: {noise_multiplier: 0}}", FEDAVG, "site.yaml", "privacy.dp.noise_multiplier"),
+        ("privacy: {dp: {delta: 1}}", FEDAVG, "site.yaml", "privacy.dp.delta"),
+        ("privacy: {dp: {epsilon: 1}}", FEDAVG, "site.yaml", "privacy.dp.epsilon"),
+    ],
+)
+def test_private_training_that_cannot_be(
+    folder: Path, site: str, peers: tuple[str, str], file: str, key: str
+) -> None:
+    (folder / "site.yaml").write_text(f"{SITE}{site}\n")
+    (folder / "peers.yaml").write_text(replaced(PEERS, *peers))
+    error = refused(folder)
+    assert (error.file, error.key) == (str(folder / file), key) and error.remedy
+
+
+def test_private_training_reaches_the_worker(folder: Path) -> None:
+    (folder / "site.yaml").write_text(SITE + "privacy: {dp: {noise_multiplier: 1.5, max_epsilon: 8}}\n")
+    (folder / "peers.yaml").write_text(replaced(PEERS, *FEDAVG))
+    told = config.worker_spec(load(folder)).privacy["dp"]
+    assert told == {"noise_multiplier": 1.5, "max_grad_norm": 1.0, "delta": 1e-5, "max_epsilon": 8}
 
 
 def test_plaintext_to_a_listed_site_beyond_loopback(folder: Path) -> None:

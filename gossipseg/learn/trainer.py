@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gossipseg.algos import registry as algorithms
 from gossipseg.algos.base import Moment, Role, StepContext, Weights
-from gossipseg.errors import DiskFull, LocalError, PeerRefused
+from gossipseg.errors import ConfigError, DiskFull, LocalError, PeerRefused
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission, Examination
 from gossipseg.learn.aggregate import aggregate
@@ -548,6 +548,17 @@ class Trainer:
             "spent": self.private.state() if self.private is not None else None,
         }
 
+    def _go_on_in_private(self, private: PrivateTraining, state: Mapping[str, Any]) -> None:
+        """Take the account over. Raises ConfigError for a model that learned from its cases without one."""
+        if state.get("spent") is None and (self.history.round or self.history.step):
+            raise ConfigError(
+                "this site's checkpoint was trained without it: its epsilon is beyond all numbers",
+                key="privacy.dp",
+                remedy=f"Start afresh: give the site another state_dir, or move {self.setup.spec.state_dir} "
+                "away. Or remove privacy.dp.",
+            )
+        private.load(state.get("spent"))
+
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what state() gave, perhaps on another device."""
         self.student.restore(state)
@@ -559,7 +570,7 @@ class Trainer:
         self.admission.load(state.get("admission"))
         self.common.load_private(state.get("released"))
         if self.private is not None:
-            self.private.load(state.get("spent"))
+            self._go_on_in_private(self.private, state)
         torch.set_rng_state(state["rng"]["torch"])
         if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)

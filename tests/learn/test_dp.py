@@ -28,7 +28,7 @@ from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn import dp, jobs
 from gossipseg.learn.params import DpParams
 from gossipseg.learn.secrecy import secret_generator
-from tests.learn.harness import make_spec, make_trainer, same, write_png_site
+from tests.learn.harness import make_spec, make_trainer, same, worker, write_png_site
 
 pytest.importorskip("opacus")
 SEED = 3
@@ -228,6 +228,27 @@ def test_a_damaged_account_is_not_taken_for_an_empty_one(tmp_path: Path) -> None
         account(tmp_path)
 
 
+def test_a_model_that_learned_without_it_is_not_gone_on_with(data: Path, tmp_path: Path) -> None:
+    plain = make_trainer(make_spec(data, tmp_path / "plain", algorithm=FedAvgParams(), rounds=90))
+    fresh = plain.state()
+    private(data, tmp_path / "a").load(fresh)  # nothing has been learned yet
+    plain.run_round(jobs.StartRound(1))
+    with pytest.raises(ConfigError, match=r"privacy\.dp: this site's checkpoint was trained without it"):
+        private(data, tmp_path / "b").load(plain.state())
+
+
+def test_an_undone_visit_gives_no_privacy_back(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = private(data, tmp_path / "s", GossipAverageParams())
+    file = other.run_round(jobs.StartRound(1, export=True)).export.path
+    trainer = private(data, tmp_path / "n", GossipAverageParams())
+    trainer.run_round(jobs.StartRound(1))
+    monkeypatch.setattr("gossipseg.learn.trainer.harmful", lambda *_: True)
+    done = trainer.run_round(jobs.StartRound(2, jobs.Visit(file, "h", "south", 4, 5)))
+    assert done.reverted == "h" and done.spent.steps == 8
+
+
 # ---------------------------------------------------------------- randomness
 
 
@@ -248,6 +269,22 @@ def test_no_seed_is_needed_to_be_different_and_the_whole_state_is_random() -> No
     assert int(seeded) == 77  # where the words are
     a = torch.randn(1000, generator=secret_generator())
     assert abs(float(a.mean())) < 0.2 and 0.8 < float(a.std()) < 1.2
+
+
+# ---------------------------------------------------------------- a real worker process
+
+
+def test_a_real_worker_tells_what_is_spent_and_remembers_it(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(
+        data, tmp_path, algorithm=FedAvgParams(), privacy={"dp": {"max_epsilon": 9.0}}, rounds=90
+    )
+    with worker(spec) as first:
+        assert first.wait(jobs.Ready).spent == jobs.Spent(0.0, 1e-5, 0, 9.0)
+        first.send(jobs.StartRound(1))
+        spent = first.wait(jobs.RoundDone).spent
+        assert spent.steps == 4 and 0 < spent.epsilon <= 9.0
+    with worker(spec) as second:
+        assert second.wait(jobs.Ready).spent == spent
 
 
 # ---------------------------------------------------------------- refusals
