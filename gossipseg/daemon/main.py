@@ -28,8 +28,9 @@ from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
 from gossipseg.daemon.recorder import Recorder
 from gossipseg.daemon.reload import endpoints, listed_ids, load_trust, prepare
-from gossipseg.daemon.runtime import Runtime, restore
+from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.service import Service
+from gossipseg.daemon.snapshots import restore
 from gossipseg.daemon.worker import require_state_dir
 from gossipseg.discovery import MdnsDiscovery
 from gossipseg.errors import EXIT_OK, GossipsegError

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gossipseg import config as configuration
-from gossipseg.core import effects, events, messages
+from gossipseg.core import effects, events
 from gossipseg.core.node import NodeState
-from gossipseg.core.quarantine import ConductRecord
-from gossipseg.core.types import Manifest, ModelKind, ModelRef, Proposal, Record, Site
+from gossipseg.core.types import ModelKind, ModelRef, Record, Site
 from gossipseg.daemon import manifests
 from gossipseg.daemon.audit import Audit
 from gossipseg.daemon.counters import Counters
 from gossipseg.daemon.intake import Intake
 from gossipseg.daemon.ledger import Ledger
 from gossipseg.daemon.manifests import Verifier
+from gossipseg.daemon.promises import binding, unbound
 from gossipseg.daemon.recorder import Recorder
 from gossipseg.daemon.training import TrainingView
 from gossipseg.daemon.windows import window_open
@@ -508,66 +508,6 @@ def _why(error: BaseException, *, in_core_words: bool = False) -> tuple[str, str
         return "unreadable", str(error)
     log.error("a call failed", exc_info=error)
     return "internal", repr(error)
-
-
-def binding(body: messages.Body) -> bool:
-    """Whether a message of a round says something that its sender must not forget in a crash."""
-    match body:
-        case messages.Prepare() | messages.Accept() | messages.Commit():
-            return True
-        case messages.PrepareReply(promise=promise):
-            return promise
-        case messages.AcceptReply(verdict=verdict):
-            return verdict == "stored"
-    return False
-
-
-def unbound(body: messages.Reply) -> messages.Reply:
-    """The same reply, or a refusal in place of one that must be on disk before it is said."""
-    if not binding(body):
-        return body
-    if isinstance(body, messages.PrepareReply):
-        return messages.PrepareReply(False, body.promised, "not_saved")
-    return messages.AcceptReply("reject", "not_saved")
-
-
-def restore(doc: dict[str, Any]) -> effects.Snapshot:
-    """A snapshot back from its JSON; fields that this version does not know are left out."""
-    known = {k: v for k, v in doc.items() if k in effects.Snapshot.__dataclass_fields__}
-    known["inbox"] = tuple(
-        effects.InboxEntry(e["frm"], _model(e["model"]), e["arrived_round"]) for e in doc.get("inbox", ())
-    )
-    known["rounds"] = _rounds_record(doc.get("rounds"))
-    known["counters"] = tuple((what, site, n) for what, site, n in doc.get("counters", ()))
-    known["seen"] = tuple(effects.Seen(**s) for s in doc.get("seen", ()))
-    known["conduct"] = tuple(
-        ConductRecord(**{**c, "ages_s": tuple(c["ages_s"])}) for c in doc.get("conduct", ())
-    )
-    return effects.Snapshot(**known)
-
-
-def _model(doc: dict[str, Any]) -> ModelRef:
-    manifest = doc.get("manifest")
-    return ModelRef(**{**doc, "manifest": Manifest(**manifest) if manifest is not None else None})
-
-
-def _rounds_record(doc: dict[str, Any] | None) -> effects.RoundsRecord | None:
-    if doc is None:
-        return None
-    known = {k: v for k, v in doc.items() if k in effects.RoundsRecord.__dataclass_fields__}
-    for key in ("committed", "accepted"):
-        if (raw := known.get(key)) is not None:
-            known[key] = Proposal(
-                **{
-                    **raw,
-                    "model": _model(raw["model"]),
-                    "contributors": tuple(raw["contributors"]),
-                    "absent": tuple((site, reason) for site, reason in raw["absent"]),
-                }
-            )
-    if known.get("update") is not None:
-        known["update"] = _model(known["update"])
-    return effects.RoundsRecord(**known)
 
 
 def _version() -> str:
