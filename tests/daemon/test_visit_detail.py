@@ -1,11 +1,10 @@
-"""A visitor with one exploded layer, from the real trainer through the real runtime to what an operator sees."""
+"""A visitor with one exploded layer, from the real trainer through the real runtime to an operator's eyes."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import pytest
 from safetensors.torch import load_file, save_file
 
 from gossipseg.algos.params import GossipAverageParams
