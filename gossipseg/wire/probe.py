@@ -7,6 +7,7 @@ seen here is believed: the handshake is not verified), gRPC.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import ssl
 from dataclasses import dataclass
@@ -77,8 +78,19 @@ def _context(identity: Identity | None) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(_ALPN)
     if identity is not None:
-        context.load_cert_chain(identity.certificate_path, identity.key_path)
+        _show(context, identity)
     return context
+
+
+def _show(context: ssl.SSLContext, identity: Identity) -> None:
+    """Show the pair that is in use: the files may hold the next one already, or one of each.
+
+    ssl reads files alone; this one is in memory, and has no name that others could open.
+    """
+    with os.fdopen(os.memfd_create("identity", os.MFD_CLOEXEC), "wb") as file:
+        file.write(identity.certificate_pem.rstrip() + b"\n" + identity.key_pem)
+        file.flush()
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}")
 
 
 def _judged(tls: ssl.SSLSocket) -> tuple[bool | None, str]:
