@@ -80,6 +80,8 @@ class Link:
             grpc_target(self._listed.address)
         self._hints: list[Candidate] = []
         self._current: Candidate | None = self._listed
+        self._calls: set[aio.Call] = set()
+        """Those under way: a channel that is closing by and by cannot be told to close at once."""
         self.closed = ""
         """Why nothing is called here any more; "" while open."""
         self.clock: tuple[float, float] | None = None
@@ -179,6 +181,7 @@ class Link:
             call = multicallable(
                 data, timeout=max(timeout_s, 1e-3), metadata=self.metadata(), wait_for_ready=wait
             )
+            self._follow(call)
             reply: bytes = await call
             if rpc == "Hello":
                 self._note_clock(await call.trailing_metadata())
@@ -198,6 +201,7 @@ class Link:
             raise PeerUnreachable(self.site, "unreachable", self.closed or "no address of it is known yet")
         channel = self._channel(order[0], "bulk")
         call = channel.stream_unary(f"/{SERVICE}/Push")(metadata=self.metadata())
+        self._follow(call)
         return call, lambda e: self._error(e, order[0], EXPLAIN_TIMEOUT_S)
 
     def metadata(self) -> list[tuple[str, str]]:
@@ -292,9 +296,15 @@ class Link:
 
     # ------------------------------------------------------------ the end
 
+    def _follow(self, call: aio.Call) -> None:
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
     def close(self, why: str) -> None:
-        """End every call; later ones fail with `why`."""
+        """End every call, of a link that was retired too; later ones fail with `why`."""
         self.closed = why
+        for call in list(self._calls):
+            call.cancel()
         for channel in self._channels():
             _in_background(channel.close())
 

@@ -289,6 +289,7 @@ class InboundStream:
         Raises PeerUnreachable when the stream is cut off, PeerUntrusted when the site has been removed from
         the list, PeerRefused when more comes than was declared, or too little in its time.
         """
+        now_s = asyncio.get_running_loop().time
         while (message := await self._read()) is not aio.EOF:
             if not self._listed():
                 raise self._failed(PeerUntrusted(self.site, "removed", "no longer listed"))
@@ -298,9 +299,10 @@ class InboundStream:
             if len(data) > self._left:
                 raise self._failed(PeerRefused(self.site, "too_large", "more bytes than were declared"))
             self._left -= len(data)
-            self._pace.came(len(data), asyncio.get_running_loop().time())
+            self._pace.came(len(data), handed_s := now_s())
             self.traffic.bytes_in += len(data)
             yield data
+            self._pace.resumed(handed_s, now_s())
         if self._left:
             raise self._failed(PeerUnreachable(self.site, "cut_off", f"{self._left} bytes did not come"))
 

@@ -151,6 +151,9 @@ class GrpcTransport:
         gone = [link for name, link in self._links.items() if links.get(name) is not link]
         self._links, self._identity = links, mine
         self._servicer.set_trust(trust)
+        for link in self._retired:
+            if not _still_good(link.endpoint, links.get(link.site)):
+                link.close("no longer listed")
         for link in gone:
             self._put_away(link, links.get(link.site))
 
@@ -166,8 +169,7 @@ class GrpcTransport:
     def _put_away(self, link: Link, successor: Link | None) -> None:
         if successor is None:
             return link.close("no longer listed")
-        was, now = link.endpoint, successor.endpoint
-        if was.address == now.address and set(was.certificates) <= set(now.certificates):
+        if link.endpoint.address == successor.endpoint.address and _still_good(link.endpoint, successor):
             link.retire("a new key or certificate is in use", RETIRING_S)
             self._retired = [*(old for old in self._retired if not old.idle), link]
         else:
@@ -288,6 +290,11 @@ class GrpcTransport:
     def _chunks(self, path: Path, offset: int, model: ModelRef) -> AsyncGenerator[bytes, None]:
         piece = self.throttle.piece_bytes if self.throttle is not None else self._chunk_bytes
         return file_chunks(path, offset, model.size_bytes, min(piece, self._chunk_bytes))
+
+
+def _still_good(endpoint: PeerEndpoint, now: Link | None) -> bool:
+    """Whether all that a connection to this endpoint may have trusted is still listed for the site."""
+    return now is not None and set(endpoint.certificates) <= set(now.endpoint.certificates)
 
 
 def _unheard(handed_over_bytes: int) -> None:

@@ -75,6 +75,10 @@ class Pace:
         if self._came >= self._limits.stall_bytes:
             self._came, self._span_ends_s = 0, now_s + self._limits.stall_s
 
+    def resumed(self, since_s: float, now_s: float) -> None:
+        """In between it was our side that took its time: the span goes on from here."""
+        self._span_ends_s += now_s - since_s
+
     def left_s(self, now_s: float) -> float:
         """Seconds that the next piece may take; 0 when the time is over."""
         return max(0.0, min(self._span_ends_s, self._ends_s) - now_s)
