@@ -54,6 +54,8 @@ class Context:
         self.effects: list[Effect] = []
         self.calls: dict[int, Call] = {}
         self.info = PeerInfo(0, 0, 0, Phase.STARTING, "")
+        self.own_steps = 0
+        """Steps that this site took itself. What it merged may have brought `info.steps` to any number."""
         self.persist: Callable[[], None] = lambda: None
         """Set by the node: append a Persist of its whole snapshot."""
         self.offences: list[tuple[Site, str]] = []

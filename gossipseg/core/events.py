@@ -103,6 +103,8 @@ class WorkerReady:
     dice_val: float | None = None
     last_global: str | None = None
     """Hash of the last common model that its weights were taken from."""
+    own_steps: int | None = None
+    """Steps that it took itself; None: as many as `steps`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,8 @@ class RoundFinished:
     export: ModelRef | None = None
     visit: VisitResult | None = None
     reverted: str | None = None
+    own_steps: int | None = None
+    """As in WorkerReady."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -277,7 +277,7 @@ class Gossip:
             return "too_large"
         if 0 < info.round < self._params.warmup_rounds:
             return "warming_up"  # with no round behind it a late joiner may take one over at once
-        if is_stale(model.steps, info.steps):
+        if is_stale(model.steps, self._ctx.own_steps):
             return "stale"
         return ""
 

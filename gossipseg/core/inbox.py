@@ -29,7 +29,10 @@ class Reservation:
 
 
 def is_stale(model_steps: int, own_steps: int) -> bool:
-    """Its step count is under half the receiver's."""
+    """Its step count is under half of the steps that the receiver took itself.
+
+    Those that the receiver merged do not count: one site's claim would make everybody else's models stale.
+    """
     return 2 * model_steps < own_steps
 
 

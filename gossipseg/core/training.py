@@ -64,6 +64,7 @@ class Training:
         """Hash of the visitor during which the worker last died."""
         self._say_phase()
         ctx.say(round=snapshot.round, steps=snapshot.steps)
+        ctx.own_steps = snapshot.steps
 
     @property
     def finished(self) -> bool:
@@ -116,6 +117,7 @@ class Training:
         self.worker = Worker.IDLE
         first_cases = event.cases != ctx.info.cases
         ctx.say(round=event.round, steps=event.steps, cases=event.cases)
+        ctx.own_steps = event.steps if event.own_steps is None else event.own_steps
         ctx.contract_known(event.contract)
         gossip.last_visit = event.last_visit
         if self._coordinated is not None:
@@ -165,6 +167,7 @@ class Training:
             return False
         self.worker, gossip.running_round = Worker.IDLE, None
         ctx.say(round=event.round, steps=event.steps)
+        ctx.own_steps = event.steps if event.own_steps is None else event.own_steps
         self._visit_over(event)
         if event.reverted is not None:
             frm = self._visitors.get(event.reverted)
@@ -239,7 +242,7 @@ class Training:
                 self.worker, gossip.running_round = Worker.RUNNING, round
                 ctx.effects.append(order)
             return
-        visitor, dropped = gossip.inbox.take(ctx.info.round, ctx.info.steps)
+        visitor, dropped = gossip.inbox.take(ctx.info.round, ctx.own_steps)
         for entry, reason in dropped:
             gossip.dropped(entry, reason)
         if dropped:

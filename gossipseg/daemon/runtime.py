@@ -381,6 +381,7 @@ class Runtime:
                 message.last_visit,
                 message.dice_val,
                 message.last_global,
+                message.own_steps,
             )
         )
 
@@ -401,7 +402,13 @@ class Runtime:
             self._end_private_training(message.spent)  # first: no further round may begin
         self.inject(
             events.RoundFinished(
-                message.round, message.steps, message.dice_val, export, outcome, message.reverted
+                message.round,
+                message.steps,
+                message.dice_val,
+                export,
+                outcome,
+                message.reverted,
+                message.own_steps,
             )
         )
         self.spawn(self._collect_garbage(), "garbage")

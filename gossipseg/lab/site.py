@@ -248,7 +248,13 @@ class LabSite:
         export = export and replace(export, dice_val=report.dice_val)
         self.inject(
             events.RoundFinished(
-                report.round, report.steps, report.dice_val, export, outcome, report.reverted
+                report.round,
+                report.steps,
+                report.dice_val,
+                export,
+                outcome,
+                report.reverted,
+                report.own_steps,
             )
         )
         self._collect()

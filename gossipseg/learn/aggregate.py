@@ -26,6 +26,7 @@ from gossipseg.algos.base import Algorithm
 from gossipseg.errors import DiskFull, LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Examination, Unfit
+from gossipseg.learn.params import MOST
 from gossipseg.learn.weights import CODES, FORMAT_VERSION, finite, to_wire
 from gossipseg.store import (
     BadSafetensors,
@@ -153,8 +154,8 @@ def aggregate(
         return done(None, "cannot_combine", detail=str(e))
     except _NotFinite as e:
         return done(None, "not_finite", detail=str(e))
-    steps = max(file.steps for file in order.updates if file.site in sites)
-    cases = sum(update.cases for update in updates)
+    steps = min(MOST, max(file.steps for file in order.updates if file.site in sites))
+    cases = min(MOST, sum(update.cases for update in updates))
     return done(jobs.Export(str(path), cases, steps), detail=detail, notes=combined.notes)
 
 

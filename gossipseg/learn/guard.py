@@ -29,6 +29,8 @@ class Guard:
     steps: int
     snapshot: dict[str, Any]
     """Weights, optimizer, scaler and EMA (student.snapshot) as they were, with `steps` behind them."""
+    own_steps: int | None = None
+    """Those of them that the site took itself; None in the checkpoint of an earlier version."""
 
 
 def mean_drop(before: CaseScores, after: CaseScores) -> tuple[float, float]:

@@ -25,6 +25,8 @@ class History:
     """Whether the EMA has taken in the present round (its steps are done, its validation is not)."""
     steps: int = 0
     """Optimizer steps behind the model: its own, or the larger of its own and what it merged."""
+    own_steps: int = 0
+    """Steps that this site took itself, and did not undo."""
     visits: int = 0
     last_visit: str | None = None
     """Hash of the last model that visited, whatever became of it."""
@@ -51,7 +53,8 @@ class History:
         """From what state() gave."""
         past = [(int(r), d) for r, d in state["dice_history"]]
         reverted = tuple(state["reverted"]) if state.get("reverted") else None
-        return cls(**{**state, "dice_history": past, "reverted": reverted})
+        own = int(state.get("own_steps", state["steps"]))  # an earlier version kept one number
+        return cls(**{**state, "own_steps": own, "dice_history": past, "reverted": reverted})
 
 
 class Tally:

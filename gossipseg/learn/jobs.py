@@ -151,6 +151,8 @@ class Ready:
     """What an update holds, where the algorithm has a coordinator."""
     spent: Spent | None = None
     """Of differentially private training."""
+    own_steps: int | None = None
+    """Those of the steps that the site took itself: what no other site can claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,8 @@ class RoundDone:
     reverted: str | None = None
     """Hash of an earlier visitor whose effect the validation guard has just undone."""
     reverted_frm: str | None = None
+    own_steps: int | None = None
+    """As in Ready."""
     beside: str | None = None
     """Site whose model trained beside the local one, as a visitor or as a resident of an earlier visit."""
     dice_test: float | None = None

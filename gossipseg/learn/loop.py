@@ -163,6 +163,7 @@ class Life:
         return jobs.Ready(
             round=history.round,
             steps=history.steps,
+            own_steps=history.own_steps,
             cases=trainer.site.cases,
             network_signature=trainer.network_signature,
             tensors=trainer.schema,

@@ -222,6 +222,10 @@ def dp_problem(
     return None
 
 
+MOST = 10**12
+"""Of the steps and cases that other sites claim no more is passed on in this site's name: beyond 2^53 its own
+words would be refused by everybody."""
+
 SplitName = Literal["training", "validation", "test"]
 
 ONE_SHOT_ALGORITHM, ONE_SHOT_NETWORK = "fedcowpro", "cowpro_encoder"

@@ -41,7 +41,7 @@ from gossipseg.learn.losses import make_target, segmentation_loss
 from gossipseg.learn.model import build_model
 from gossipseg.learn.normstats import BATCHES, reestimate
 from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
-from gossipseg.learn.params import SplitName
+from gossipseg.learn.params import MOST, SplitName
 from gossipseg.learn.site import SiteContext
 from gossipseg.learn.step import Learner, StepResult, private_step, train_step
 from gossipseg.learn.student import Student, cpu_copy
@@ -167,6 +167,7 @@ class Trainer:
         return {
             "round": order.round,
             "steps": self.history.steps,
+            "own_steps": self.history.own_steps,
             "loss": loss,
             "terms": terms,
             "dice_val": scores.mean if scores else None,
@@ -230,7 +231,7 @@ class Trainer:
         self.resumable = False
         self.history.step, self.history.averaged, self.tally = 0, False, Tally()
         if self._joins_late(visitor):
-            return None, self._take_over(visitor)
+            return None, self._take_over(order.round, visitor)
         self._greet(order.round, visitor)
         return visitor, None
 
@@ -239,11 +240,18 @@ class Trainer:
         young = self.history.visits == 0 and LATE_JOINER_RATIO * self.history.steps <= visitor.order.steps
         return self.history.round == 0 or young
 
-    def _take_over(self, visitor: Visitor) -> jobs.VisitDone:
-        """A late joiner starts from the first model that comes."""
+    def _take_over(self, round: int, visitor: Visitor) -> jobs.VisitDone:
+        """A late joiner starts from the first model that comes.
+
+        Steps are what the other site says. One that has trained lets the guard judge this visit, too, and
+        counts it, or the next claim would be believed outright again.
+        """
         self.guard = None
+        if self.history.round > 0:
+            self.guard = self._open_guard(visitor, round, self._case_scores(round))
+            self.history.visits += 1
         self.student.become(visitor.incoming)
-        self.history.steps = visitor.order.steps
+        self.history.steps = min(visitor.order.steps, MOST)
         self.history.last_visit = visitor.order.hash
         visitor.outcome, visitor.reason = "merged", "taken_over"
         return visitor.result()
@@ -280,7 +288,7 @@ class Trainer:
     def _merge(self, visitor: Visitor, weights: Weights) -> None:
         self.student.model.load_state_dict(dict(weights), strict=False)
         visitor.outcome = "merged"
-        self.history.steps = max(self.history.steps, visitor.order.steps)
+        self.history.steps = max(self.history.steps, min(visitor.order.steps, MOST))
 
     # ------------------------------------------------------------ steps
 
@@ -297,10 +305,15 @@ class Trainer:
                 self.tally.add(result.loss, result.terms)
             if visitor is not None and visitor.learner is not None:
                 visitor.note_step(skipped)
-            self.history.step, self.history.steps = step + 1, self.history.steps + 1
+            self._count_step()
             pace.tick()
             self._report(lambda: self._training_progress(round, pace, activity, visitor), activity)
         self._gate()
+
+    def _count_step(self) -> None:
+        self.history.step += 1
+        self.history.steps += 1
+        self.history.own_steps += 1
 
     def _step(self, moment: Moment, batch: Mapping[str, Tensor], visitor: Visitor | None) -> StepResult:
         training, spec = self.setup.training, self.setup.spec
@@ -335,7 +348,7 @@ class Trainer:
                 result = self._private_step(self._moment(order, self.history.step), private)
                 if result is not None:
                     self.tally.add(result.loss, result.terms)
-                self.history.step, self.history.steps = self.history.step + 1, self.history.steps + 1
+                self._count_step()
                 pace.tick()
                 self._report(lambda: self._training_progress(round, pace, "training", None), "training")
             self._gate()
@@ -405,12 +418,14 @@ class Trainer:
             return None
         self.student.restore(guard.snapshot)
         self.history.steps = guard.steps
+        self.history.own_steps = guard.steps if guard.own_steps is None else guard.own_steps
         self.history.reverted = (guard.hash, guard.frm)
         return guard
 
     def _open_guard(self, visitor: Visitor, judge_round: int, before: list[float | None]) -> Guard:
         hash, frm = visitor.order.hash, visitor.order.frm
-        return Guard(hash, frm, judge_round, before, self.history.steps, self.student.snapshot())
+        history, snapshot = self.history, self.student.snapshot()
+        return Guard(hash, frm, judge_round, before, history.steps, snapshot, history.own_steps)
 
     def _case_scores(self, round: int) -> list[float | None]:
         """Validation Dice of the training model, by case."""

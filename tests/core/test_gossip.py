@@ -285,6 +285,17 @@ def test_a_model_with_under_half_the_steps_is_stale(steps: int, verdict: str) ->
     assert rig.reply().reason == ("" if verdict == "accept" else "stale")
 
 
+def test_steps_that_others_claimed_make_no_honest_model_stale() -> None:
+    rig = rig_of("b", steps=50)
+    rig.do(ev.RoundFinished(rig.node.round + 1, 10**12, 0.5, own_steps=60))
+    for steps, verdict in ((29, "reject"), (30, "accept")):
+        rig.asks("b", ms.Offer(model(steps=steps)))
+        assert rig.reply().verdict == verdict
+    rig.do(ev.ModelArrived("b", model(steps=30)))
+    rig.do(ev.RoundFinished(rig.node.round + 1, 10**12 + 10, 0.5, own_steps=60))
+    assert rig.of(fx.StartRound)[0].visit is not None
+
+
 def test_a_model_that_became_stale_while_it_waited_is_dropped_unvisited() -> None:
     rig = rig_of("b", steps=50)
     rig.asks("b", ms.Offer(model(steps=26)))

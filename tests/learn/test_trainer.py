@@ -16,6 +16,7 @@ from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn import trainer as trainer_module
 from gossipseg.learn.evaluate import CaseScore, Scores
+from gossipseg.learn.params import MOST
 from gossipseg.learn.trainer import LATE_JOINER_RATIO
 from gossipseg.learn.visit import admit, seat
 from tests.learn.harness import make_spec, make_trainer, same, write_nifti_site, write_png_site
@@ -202,6 +203,39 @@ def test_a_late_joiner_takes_over_the_first_model_and_averages_from_then_on(
     own = other.run_round(jobs.StartRound(1)).steps
     done = other.run_round(jobs.StartRound(2, dataclasses.replace(guest, steps=own * LATE_JOINER_RATIO - 1)))
     assert done.visit is not None and done.visit.reason != "taken_over"
+
+
+def test_a_claim_of_steps_beyond_measure_is_bounded_and_not_taken_for_this_sites_own(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    """Its own words would else be refused by everybody, and all honest models be stale to it, for good."""
+    trainer = trainer_after_one_round(data, tmp_path / "merges", GossipAverageParams())
+    trainer.history.visits = 1  # no late joiner
+    done = trainer.run_round(jobs.StartRound(2, dataclasses.replace(guest, steps=2**53 - 1), export=True))
+    assert done.visit.outcome == "merged" and (done.own_steps, done.steps) == (8, MOST + 4)
+    assert done.export.steps < 2**53 - 2**40
+    joiner = make_trainer(make_spec(data, tmp_path / "joins"))
+    done = joiner.run_round(jobs.StartRound(1, dataclasses.replace(guest, steps=2**53 - 1)))
+    assert (done.visit.reason, done.own_steps, done.steps) == ("taken_over", 4, MOST + 4)
+    again = make_trainer(make_spec(data, tmp_path / "again"))
+    again.load(joiner.state())
+    assert (again.history.own_steps, again.history.steps) == (4, MOST + 4)
+
+
+def test_who_has_trained_takes_a_model_over_on_trial(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    """Anybody can claim twenty times the steps."""
+    trainer = trainer_after_one_round(data, tmp_path)
+    before = copy_of(trainer.student.weights())
+    fix_scores(monkeypatch, trainer, [0.8, 0.6])
+    claim = dataclasses.replace(guest, steps=10**9)
+    done = trainer.run_round(jobs.StartRound(2, claim))
+    assert (done.visit.reason, done.reverted, done.reverted_frm) == ("taken_over", guest.hash, "south")
+    assert (done.steps, done.own_steps) == (4, 4) and same(before, trainer.student.weights())
+    monkeypatch.undo()
+    done = trainer.run_round(jobs.StartRound(3, dataclasses.replace(claim, hash="d" * 64)))
+    assert done.visit.reason != "taken_over"  # once is enough
 
 
 @pytest.mark.parametrize(
