@@ -153,7 +153,16 @@ def certify(
     listed = configuration.load_federation(path).sites
     before = [text for site in listed if site.name == name for text in certificates_of(site)]
     others = [text for text in before if id_of(text.encode()) != id_of(pem.encode())]
-    wanted = [pem] if only else [*others[-1:], pem]
+    if len(others) > 1 and not only:
+        raise ConfigError(
+            f"two other certificates of {name} are listed already, and which of them is in use is not known "
+            "here",
+            file=path,
+            key="certificate",
+            remedy=f"Ask {name} which one its daemon uses (`gossipctl status`); take the other off first: "
+            "`gossipctl peers certify --certificate THAT_ONE --only`.",
+        )
+    wanted = [pem] if only else [*others, pem]
     name_in_certificates(name, [text.encode() for text in wanted])
     seen = id_of(pem.encode())
     peersfile.set_certificates(path, name, wanted, seen if only else None)
