@@ -109,6 +109,8 @@ class Identity:
             parsed = parse_certificate(certificate_pem)
         except ConfigError as e:
             raise ConfigError(e.problem, file=certificate, remedy=e.remedy) from None
+        if (following := _certificate_to_come(private, parsed, certificate)) is not None:
+            certificate_pem, parsed = following
         if spki_of(supported_key(parsed)) != spki_of(private.public_key()):
             raise ConfigError(
                 f"this certificate does not belong to the key in {key}",
@@ -241,6 +243,7 @@ def _general_name(host: str) -> x509.GeneralName:
 def _write_new(path: Path, data: bytes, mode: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(fd, "wb") as f:
+        os.fchmod(fd, mode)  # a strict umask must not hide the certificate from the daemon's own user
         f.write(data)
         f.flush()
         os.fsync(fd)
@@ -268,6 +271,23 @@ def _read_key(path: Path) -> bytes:
             f"is this site. Run `chmod 600 {path}`; if it may have been read, make a new identity."
         )
     return pem
+
+
+def _certificate_to_come(
+    private: PrivateKey, parsed: x509.Certificate, path: Path
+) -> tuple[bytes, x509.Certificate] | None:
+    """The next certificate, where the key is the next one already: `rotate --finish` replaces the key first,
+    and a machine whose power failed in between shall start all the same.
+    """
+    mine = spki_of(private.public_key())
+    if spki_of(supported_key(parsed)) == mine:
+        return None
+    try:
+        pem = next_paths(path, path)[1].read_bytes()
+        following = parse_certificate(pem)
+        return (pem, following) if spki_of(supported_key(following)) == mine else None
+    except (OSError, ConfigError):
+        return None
 
 
 def _is_credential(path: Path) -> bool:

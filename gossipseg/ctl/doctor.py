@@ -99,7 +99,7 @@ def check_identity(config: Config) -> tuple[trust.Identity | None, list[Finding]
                 "certificate",
                 "warning",
                 f"expires in {days:.0f} days, on {identity.not_after:%Y-%m-%d}",
-                "Make a new identity in another folder, and have both certificates listed for a while.",
+                "Begin its rotation with `gossipctl rotate`: it says what the other sites must list.",
             )
         )
     else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -73,7 +73,7 @@ def _begin(config: Config, days: int) -> dict[str, Any]:
     present = _present(key, certificate)
     next_key, next_certificate = trust.next_paths(key, certificate)
     if next_key.exists() and next_certificate.exists():
-        made = trust.Identity.load(next_key, next_certificate)
+        made = _next_pair(next_key, next_certificate)
     else:
         for left_over in (next_key, next_certificate):  # half of a pair, of a command that was broken off
             left_over.unlink(missing_ok=True)
@@ -121,8 +121,8 @@ def _finish(config: Config, force: bool, timeout_s: float) -> dict[str, Any]:
     key, certificate = _paths(config)
     next_key, next_certificate = trust.next_paths(key, certificate)
     if not next_key.exists() or not next_certificate.exists():
-        raise LocalError(f"{next_key} is not there. Begin with `gossipctl rotate`.")
-    made = trust.Identity.load(next_key, next_certificate)
+        return _nothing_to_finish(config, next_key)
+    made = _next_pair(next_key, next_certificate)
     trust.check_own_certificate(made, config.me, config.federation_path)
     unready = _unready(config, made, timeout_s)
     if unready and not force:
@@ -133,10 +133,39 @@ def _finish(config: Config, force: bool, timeout_s: float) -> dict[str, Any]:
         )
     _put_in_use(next_key, key, 0o600)
     _put_in_use(next_certificate, certificate, 0o644)
-    next_key.unlink()
     next_certificate.unlink()
-    said = _tell_daemon(config, made)
-    name = config.site.site
+    next_key.unlink()
+    return _finished(config, made, unready)
+
+
+def _nothing_to_finish(config: Config, next_key: Path) -> dict[str, Any]:
+    """No next pair: the rest of a --finish that was broken off with both files in place; else an error."""
+    from gossipseg import trust
+
+    present = trust.Identity.load(*_paths(config))
+    if next_key.exists() and next_key.read_bytes() == present.key_pem:
+        next_key.unlink()
+    elif _daemon_id(config) in ("", present.site_id):
+        raise LocalError(
+            f"{next_key} and its certificate are not both there, and the key {present.site_id} is in use: "
+            "nothing is left to be finished. `gossipctl rotate` begins with another key."
+        )
+    return _finished(config, present, {})
+
+
+def _daemon_id(config: Config) -> str:
+    """The ID of the key that the running daemon uses; "" where none answers."""
+    from gossipseg.wire.control import ControlClient
+
+    try:
+        with ControlClient(config.control_socket) as client:
+            return client.status().id
+    except GossipsegError:
+        return ""
+
+
+def _finished(config: Config, made: Identity, unready: dict[str, str]) -> dict[str, Any]:
+    name, certificate, said = config.site.site, _paths(config)[1], _tell_daemon(config, made)
     text = (
         f"{name}'s key is now {made.site_id}. {said}\n"
         f"At every site, this one too, take the old certificate off the list, within a day or so:\n"
@@ -174,13 +203,23 @@ def _unready(config: Config, made: Identity, timeout_s: float) -> dict[str, str]
 
 
 def _put_in_use(source: Path, target: Path, mode: int) -> None:
-    """Copy with the owner that the target has; broken off between the two files, the command is repeated."""
+    """Copy, with the owner that the target has, through a link to where the file really lies.
+
+    Owner and mode are right before the file has its name: a daemon that starts in between can read it, and
+    an administrator's umask does not hide a certificate from the daemon's user.
+    """
     from gossipseg.store.atomic import atomic_write
 
+    target, data = target.resolve(), source.read_bytes()
     owner = target.stat() if target.exists() else None
-    atomic_write(target, source.read_bytes(), mode=mode)
-    if owner is not None and os.geteuid() == 0:
-        os.chown(target, owner.st_uid, owner.st_gid)
+
+    def write(file: BinaryIO) -> None:
+        os.fchmod(file.fileno(), mode)
+        if owner is not None and os.geteuid() == 0:
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(data)
+
+    atomic_write(target, write, mode=mode)
 
 
 def _tell_daemon(config: Config, made: Identity) -> str:
@@ -216,11 +255,27 @@ def _present(key: Path, certificate: Path) -> Identity:
     from gossipseg.trust import Identity
 
     try:
-        parsed = parse_certificate(certificate.read_bytes())
-        inside_s = (parsed.not_valid_before_utc.timestamp() + parsed.not_valid_after_utc.timestamp()) / 2
-    except (OSError, ConfigError):
-        return Identity.load(key, certificate)  # says what is wrong
+        return Identity.load(key, certificate)
+    except LocalError as e:
+        try:
+            parsed = parse_certificate(certificate.read_bytes())
+        except (OSError, ConfigError):
+            raise e from None  # it says what is wrong
+    inside_s = (parsed.not_valid_before_utc.timestamp() + parsed.not_valid_after_utc.timestamp()) / 2
     return Identity.load(key, certificate, now=inside_s)
+
+
+def _next_pair(key: Path, certificate: Path) -> Identity:
+    from gossipseg.trust import Identity
+
+    try:
+        return Identity.load(key, certificate)
+    except ConfigError as e:
+        raise ConfigError(
+            e.problem,
+            file=e.file,
+            remedy=f"If `gossipctl rotate` was broken off, remove {key} and {certificate} and repeat it.",
+        ) from None
 
 
 def _listed(config: Config, made: Identity) -> bool:

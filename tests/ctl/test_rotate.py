@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -166,6 +167,94 @@ def test_a_finish_that_was_broken_off_between_the_two_files_is_taken_up(
         assert ctl("rotate", "--finish", "--config", two.site).code == 130
     assert ctl("rotate", "--finish", "--config", two.site).code == 0
     assert trust.Identity.load(two.north.key_path, two.north.certificate_path).site_id == made.site_id
+
+
+def test_after_a_crash_at_any_step_of_a_finish_the_site_starts_and_the_finish_can_be_repeated(
+    ctl: Any, two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken off before the 1st, 2nd … change of a file: the pair is usable each time."""
+    steps = [(os, "replace"), (Path, "unlink")]
+    real = {name: getattr(owner, name) for owner, name in steps}
+    ctl("rotate", "--config", two.site)
+    ctl("peers", "certify", two.peers, "--name", "north", "--certificate", two.pair[1])
+    two.south_reloads()
+    made = trust.Identity.load(*two.pair)
+    pairs = [*two.pair, two.north.key_path, two.north.certificate_path]
+    before = {path: path.read_bytes() for path in pairs}
+    for last in range(4):
+        for path, content in before.items():
+            path.write_bytes(content)
+            path.chmod(0o600)
+        done = 0
+
+        def step(name: str, last: int = last) -> Any:
+            def change(*args: Any, **kwargs: Any) -> Any:
+                nonlocal done
+                if name == "replace" or not str(args[0]).endswith(".tmp"):
+                    if done >= last:
+                        raise KeyboardInterrupt
+                    done += 1
+                return real[name](*args, **kwargs)
+
+            return change
+
+        with monkeypatch.context() as patched:
+            for owner, name in steps:
+                patched.setattr(owner, name, step(name))
+            assert ctl("rotate", "--finish", "--config", two.site).code == 130
+        now = trust.Identity.load(two.north.key_path, two.north.certificate_path)
+        assert now.site_id == (two.north if last == 0 else made).site_id
+        begun = ctl("rotate", "--config", two.site, "--json") if last < 3 else None
+        assert begun is None or begun.json["next_id"] == made.site_id, "not begun anew"
+        finished = ctl("rotate", "--finish", "--config", two.site, "--json")
+        assert finished.code == 0 and finished.json["next_id"] == made.site_id, (last, finished.err)
+        assert not any(path.exists() for path in two.pair)
+        assert two.north.certificate_path.read_bytes() == made.certificate_pem
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_modes_do_not_depend_on_the_umask_and_links_stay(ctl: Any, two: Two, umask: int) -> None:
+    vault = two.folder / "vault"
+    vault.mkdir(mode=0o700)
+    two.north.key_path.rename(vault / "north.pem")
+    two.north.key_path.symlink_to(vault / "north.pem")
+    before = os.umask(umask)
+    try:
+        ctl("rotate", "--config", two.site)
+        modes = [path.stat().st_mode & 0o777 for path in two.pair]
+        ctl("peers", "certify", two.peers, "--name", "north", "--certificate", two.pair[1])
+        two.south_reloads()
+        assert ctl("rotate", "--finish", "--config", two.site).code == 0
+    finally:
+        os.umask(before)
+    assert modes == [0o600, 0o644]
+    assert two.north.key_path.is_symlink() and (vault / "north.pem").stat().st_mode & 0o777 == 0o600
+    assert two.north.certificate_path.stat().st_mode & 0o777 == 0o644, "the daemon's user must read it"
+    assert trust.Identity.load(two.north.key_path, two.north.certificate_path).site_id != two.north.site_id
+
+
+def test_half_a_next_certificate_is_named_with_what_to_do(ctl: Any, two: Two) -> None:
+    ctl("rotate", "--config", two.site)
+    two.pair[1].write_bytes(two.pair[1].read_bytes()[:200])
+    for flags in ((), ("--finish",)):
+        said = ctl("rotate", *flags, "--config", two.site)
+        assert said.code == 78 and f"remove {two.pair[0]} and {two.pair[1]}" in said.err
+
+
+def test_a_third_certificate_does_not_push_out_the_one_in_use(ctl: Any, two: Two) -> None:
+    """A rotation was given up after its certificate was listed, and another begun."""
+    ctl("rotate", "--config", two.site)
+    ctl("peers", "certify", two.peers, "--name", "north", "--certificate", two.pair[1])
+    for path in two.pair:
+        path.unlink()
+    ctl("rotate", "--config", two.site)
+    said = ctl("peers", "certify", two.peers, "--name", "north", "--certificate", two.pair[1])
+    assert said.code == 78 and "--only" in said.err
+    listed = trust.certificates_of(configuration.load_federation(two.peers).sites[0])
+    assert two.north.certificate_pem.decode() in listed
+    only = ("peers", "certify", two.peers, "--name", "north", "--only", "--certificate")
+    assert ctl(*only, two.north.certificate_path).code == 0
+    assert ctl("peers", "certify", two.peers, "--name", "north", "--certificate", two.pair[1]).code == 0
 
 
 def test_an_expired_site_can_begin_too(ctl: Any, two: Two, tmp_path: Path) -> None:
