@@ -87,6 +87,7 @@ class PeerServicer:
     def set_trust(self, trust: TrustList) -> None:
         """The list from now on. Streams under way of a key that is no longer on it are broken off."""
         self.trust = trust
+        self._turnstiles = {site: kept for site, kept in self._turnstiles.items() if site in trust.sites}
         for stream in list(self._streams.values()):
             stream.look_again()
 

@@ -6,11 +6,14 @@ import asyncio
 
 import pytest
 
+from gossipseg.core.messages import Ping
 from gossipseg.errors import PeerError
 from gossipseg.trust import Identity, create_identity
 from gossipseg.wire.limits import Pace, PeerLimits
 from gossipseg.wire.probe import seen_certificate
-from tests.wire.harness import federation, until, with_certificates
+from tests.wire.harness import INFO, federation, until, with_certificates
+
+PING = Ping((), INFO)
 
 
 def test_a_look_shows_the_key_in_use_whatever_the_files_hold_by_now(tmp_path, identities):
@@ -110,3 +113,19 @@ def test_a_sender_is_not_charged_for_the_time_its_taker_took():
     pace = Pace(PeerLimits(stall_s=10.0, stall_bytes=100, stream_s=60.0), 0.0)
     pace.resumed(0.0, 59.0)
     assert pace.left_s(59.0) == 1.0, "the whole stream still has an end"
+
+
+def test_nothing_is_kept_of_a_removed_sites_calls_and_it_may_come_back(tmp_path, identities):
+    async def body():
+        async with federation("grpc", tmp_path, identities, names=("north", "south-2")) as f:
+            north, south = f.transports["north"], f.transports["south-2"]
+            assert await north.request("south-2", PING, 5.0)
+            south.set_peers({})
+            assert south._servicer._turnstiles == {}
+            with pytest.raises(PeerError):
+                await north.request("south-2", PING, 5.0)
+            assert south._servicer._turnstiles == {}, "who is not listed is not counted"
+            f.relist("south-2", ["north"])
+            assert await north.request("south-2", PING, 5.0), "on the connection that it has"
+
+    asyncio.run(body())
