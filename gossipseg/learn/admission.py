@@ -12,11 +12,12 @@ A layer ℓ with n values, w here and x as it arrives, is measured against the s
 
 and both over the whole model, Σ over its layers under the root. A bound is
 
-    max(least, factor · median of arrivals, factor · median of the site's own)                           (3)
+    max(least, min(without_history, max(factor · median of arrivals, factor · median of the site's own)))  (3)
 
 (a norm ratio is 1 + an excess, and (3) holds for the excess) once a few models have been accepted, and max
-of that and `without_history` before. "Own" is how far the site's training model stands from its moving
-average at the end of a round. Medians: a minority of arrivals that creep outwards moves no bound. A layer may
+of `least` and `without_history` before. "Own" is how far the site's training model stands from its moving
+average at the end of a round. Medians: a minority of arrivals that creep outwards moves no bound. But one
+site may send most of what arrives: no history takes a bound beyond `without_history`. A layer may
 always differ by twice its own norm (`least`), or a site that comes back after weeks alone would be shut out:
 what lies within the bounds goes on to the guard on Dice.
 """
@@ -78,11 +79,14 @@ class Admission:
         """(largest norm ratio, largest change) of a layer: equation (3)."""
         p = self.params
         own = p.factor * _median(self._own, name)
-        norm = max(p.least_norm_ratio, 1 + p.factor * _median(self._excesses, name), 1 + own)
-        change = max(p.least_change, p.factor * _median(self._changes, name), own)
+        norm = max(1 + p.factor * _median(self._excesses, name), 1 + own)
+        change = max(p.factor * _median(self._changes, name), own)
         if self.accepted < p.history_min:
-            return max(norm, p.without_history), max(change, p.without_history)
-        return norm, change
+            norm = change = p.without_history
+        return (
+            max(p.least_norm_ratio, min(p.without_history, norm)),
+            max(p.least_change, min(p.without_history, change)),
+        )
 
     def accept(self, norms: Mapping[str, float], changes: Mapping[str, float]) -> None:
         """Take an accepted model's norm ratios and changes into the history."""

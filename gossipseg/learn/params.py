@@ -127,7 +127,8 @@ class AdmissionParams:
     least_norm_ratio: float = 3.0
     """How many times larger a layer may always be."""
     without_history: float = 10.0
-    """Stands for both of them while fewer than `history_min` models have been accepted."""
+    """Stands for both of them while fewer than `history_min` models have been accepted; whatever has been
+    accepted after, it allows no more."""
     history_min: int = 5
     history_kept: int = 32
     """Newest figures that are kept for each layer."""

@@ -102,6 +102,16 @@ def test_a_minority_that_creeps_outwards_moves_no_bound() -> None:
     assert admission.bounds("conv.weight")[1] == 2.0
 
 
+def test_a_site_that_sends_most_of_what_arrives_creeps_to_no_more_than_the_first_bound() -> None:
+    admission, own = Admission(AdmissionParams()), {"conv.weight": torch.ones(4, 4)}
+    for _ in range(100):
+        norm, change = admission.bounds("conv.weight")
+        examination = admission.against(own)
+        examination.take("conv.weight", own["conv.weight"] * min(norm, 1 + change) * 0.99)
+        examination.accept()
+    assert admission.bounds("conv.weight") == (10.0, 10.0)
+
+
 def test_a_refused_model_leaves_no_trace_in_the_history() -> None:
     admission = experienced()
     before = admission.state()
