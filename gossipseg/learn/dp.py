@@ -109,11 +109,11 @@ class PrivateTraining:
         return [list(entry) for entry in self._history]
 
     def load(self, state: Sequence[Sequence[float]] | None) -> None:
-        """From a checkpoint, if the file knows of less: it may have been removed."""
+        """From a checkpoint, if the file knows of less: it may have been removed, or be an older one."""
         known = [(float(z), float(q), int(n)) for z, q, n in state or ()]
-        if sum(n for _, _, n in known) > sum(n for _, _, n in self._history):
-            self._history = known
-            self._epsilon = epsilon(known, self._params.delta)
+        spent = epsilon(known, self._params.delta)
+        if spent > self._epsilon:  # few steps under little noise cost more than many under much
+            self._history, self._epsilon = known, spent
 
     def _room(self, wanted: int) -> int:
         limit = self._params.max_epsilon

@@ -195,6 +195,16 @@ def test_steps_are_charged_before_they_are_taken_and_those_not_taken_given_back(
     assert first.spent.epsilon < other.spent.epsilon < dp.epsilon([(1.0, 0.2, 8)], 1e-5)
 
 
+def test_of_two_accounts_the_one_that_cost_more_counts(tmp_path: Path) -> None:
+    found = account(tmp_path, noise_multiplier=8.0)
+    found.begin(60)
+    found.settle(60)
+    found.load([[8.0, 0.2, 10], [0.5, 0.2, 20]])
+    assert found.state() == [[8.0, 0.2, 10], [0.5, 0.2, 20]]
+    found.load([[8.0, 0.2, 70]])
+    assert found.state() == [[8.0, 0.2, 10], [0.5, 0.2, 20]]
+
+
 def test_an_interrupted_round_pays_for_the_steps_that_it_took(data: Path, tmp_path: Path) -> None:
     trainer = private(data, tmp_path)
 
