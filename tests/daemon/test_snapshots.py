@@ -12,7 +12,7 @@ from gossipseg.core.types import Manifest, ModelRef, Proposal
 from gossipseg.daemon.snapshots import restore
 
 MANIFEST = Manifest(**{
-    f.name: {"str": "x", "int": 3, "bytes": "ab"}.get(str(f.type), None) for f in dataclasses.fields(Manifest)
+    f.name: {"str": "x", "int": 3, "bytes": "ab"}.get(str(f.type)) for f in dataclasses.fields(Manifest)
 })  # fmt: skip
 MODEL = ModelRef("0" * 64, 10, 2, 30, 4, manifest=MANIFEST)
 ROUNDS = effects.RoundsRecord(
