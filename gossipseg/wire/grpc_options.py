@@ -5,6 +5,7 @@ What belongs here: channel and server options, credentials. What must not: calls
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -87,11 +88,21 @@ def server_credentials(
     Our own certificate is among the roots, because gRPC wants at least one; it is nobody's on the list.
     """
 
-    def configuration() -> grpc.ServerCertificateConfiguration:
-        identity = own()
-        roots = b"\n".join([identity.certificate_pem, *listed()])
-        return grpc.ssl_server_certificate_configuration(
-            [(identity.key_pem, identity.certificate_pem)], roots
-        )
+    shown: tuple[bytes, bytes, bytes] | None = None
+    lock = threading.Lock()
 
-    return grpc.dynamic_ssl_server_credentials(configuration(), configuration, True)
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        """Asked for at every handshake, by several threads. What has not changed must not be given again:
+        gRPC frees the configuration that it replaces while other handshakes still use it (its issue 36693),
+        and a few hundred strangers at once would bring the daemon down."""
+        nonlocal shown
+        identity = own()
+        now = (identity.key_pem, identity.certificate_pem, b"\n".join([identity.certificate_pem, *listed()]))
+        with lock:
+            if now == shown:
+                return None
+            shown = now
+        key, certificate, roots = now
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], roots)
+
+    return grpc.dynamic_ssl_server_credentials(changed(), changed, True)

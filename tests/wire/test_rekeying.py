@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from pathlib import Path
 
+import grpc
 import pytest
 
 from gossipseg.core.messages import Ping
 from gossipseg.errors import PeerError
 from gossipseg.trust import Identity, create_identity
+from gossipseg.wire.grpc_options import server_credentials
 from gossipseg.wire.limits import Pace, PeerLimits
 from gossipseg.wire.probe import seen_certificate
 from tests.wire.harness import INFO, federation, until, with_certificates
@@ -129,3 +133,25 @@ def test_nothing_is_kept_of_a_removed_sites_calls_and_it_may_come_back(tmp_path,
             assert await north.request("south-2", PING, 5.0), "on the connection that it has"
 
     asyncio.run(body())
+
+
+def test_a_configuration_that_has_not_changed_is_not_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC frees the one that it replaces while other handshakes use it: given anew at every handshake it
+    brought the daemon down under a few hundred connections at once (tests/attacks/test_floods.py)."""
+    fetchers: list[Callable[[], object]] = []
+    make = grpc.dynamic_ssl_server_credentials
+
+    def spy(initial: object, fetcher: Callable[[], object], client: bool) -> object:
+        fetchers.append(fetcher)
+        return make(initial, fetcher, client)
+
+    monkeypatch.setattr(grpc, "dynamic_ssl_server_credentials", spy)
+    north, south = (create_identity(name, tmp_path / name) for name in ("north", "south"))
+    listed = [south.certificate_pem]
+    server_credentials(lambda: north, lambda: listed)
+    (fetch,) = fetchers
+    assert fetch() is None and fetch() is None
+    listed.clear()
+    assert fetch() is not None and fetch() is None
