@@ -47,8 +47,13 @@ def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_disk_that_fails_ends_the_curves_and_not_the_training(tmp_path: Path) -> None:
+def test_a_disk_that_fails_ends_the_curves_and_not_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "tensorboard").write_text("in the way")
     scalars = Scalars(tmp_path)
     scalars.round(done(1), 0.01)
     scalars.close()
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(told) == 1 and "not written any more" in told[0]
+    assert (tmp_path / "tensorboard").read_text() == "in the way"
