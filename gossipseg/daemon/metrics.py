@@ -178,7 +178,7 @@ def _site(f: _Families, r: Runtime, now_s: float) -> None:
     f.add("gossipseg_cases", view.cases)
     f.add("gossipseg_inbox_models", len(r.node.inbox))
     f.add("gossipseg_self_health", r.node.self_health)
-    f.add("gossipseg_transfers_active", len(r.outgoing_models))
+    f.add("gossipseg_transfers_active", len(r.calls.outgoing_models))
     f.one_of("gossipseg_worker_state", WORKER_STATES, r.worker.status.state, "state")
     f.add("gossipseg_worker_restarts_total", r.worker.status.restarts)
     f.add("gossipseg_disk_free_bytes", _disk_free_bytes(r.config.site.state_dir))

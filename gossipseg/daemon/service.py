@@ -82,7 +82,7 @@ class Service:
             inbox=len(r.node.inbox),
             uptime_s=time.monotonic() - r.started_at,
             self_health=r.node.self_health,
-            contract=fingerprint(r.contract),
+            contract=fingerprint(r.worker.contract),
             control=str(r.config.control_socket),
             listen=r.config.site.listen,
             worker=self._worker(),

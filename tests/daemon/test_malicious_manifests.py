@@ -70,7 +70,7 @@ class Rogue:
         sites = dataclasses.replace(daemon.config.federation, sites=[north])
         site = dataclasses.replace(daemon.config.site, site="south")
         self._north = endpoints(dataclasses.replace(daemon.config, federation=sites, site=site))
-        self.contract = self.runtime.contract
+        self.contract = self.runtime.worker.contract
         self.print = fingerprint(self.contract)
         self.run = run_of("test", self.print)
         self.sites = Electorate.of(("north", "south"), None).key
@@ -157,7 +157,7 @@ async def attacked(folder: Path, **sections: Any) -> AsyncIterator[tuple[Runtime
             runtime = daemon.runtime
             await daemon.transport.start(runtime.intake)
             runtime.spawn(runtime._perform_all())
-            runtime.spawn(runtime._hear_worker())
+            runtime.spawn(runtime.worker.hear())
             try:
                 async with asyncio.timeout(60):
                     await begin(runtime)
@@ -179,7 +179,7 @@ async def attacked(folder: Path, **sections: Any) -> AsyncIterator[tuple[Runtime
 
 async def begin(runtime: Runtime) -> None:
     runtime.inject(events.Start())
-    runtime.on_worker_message(dataclasses.replace(READY, tensors=TENSORS, update_tensors=TENSORS))
+    runtime.worker.on_worker_message(dataclasses.replace(READY, tensors=TENSORS, update_tensors=TENSORS))
     await runtime._settled()
 
 

@@ -35,9 +35,9 @@ def service(runtime: Runtime) -> Service:
 
 async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -> None:
     async with running(files) as (r, failures):
-        r.on_worker_message(jobs.Ready(**{**_fields(READY), "spent": jobs.Spent(0.0, 1e-5, 0, 3.0)}))
+        r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), "spent": jobs.Spent(0.0, 1e-5, 0, 3.0)}))
         await r._settled()
-        r.on_worker_message(done(1, spent=SPENT))
+        r.worker.on_worker_message(done(1, spent=SPENT))
         await r._settled()
         status = await service(r).status()
         assert (status.epsilon, status.delta, status.max_epsilon) == (2.5, 1e-5, 3.0)
@@ -46,7 +46,7 @@ async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -
         (note,) = [e for e in r.events.tail(50) if e["event"] == "round_finished"]
         assert (note["epsilon"], note["delta"]) == (2.5, 1e-5) and "spent" not in note
 
-        r.on_worker_message(done(2, spent=OVER))
+        r.worker.on_worker_message(done(2, spent=OVER))
         await r._settled()
         assert r.node.phase is Phase.PAUSED and r.node.round == 2 and failures == []
         status = await service(r).status()
@@ -57,7 +57,7 @@ async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -
 
 async def test_a_site_without_it_says_nothing_of_privacy(files: Federation) -> None:
     async with running(files) as (r, _):
-        r.on_worker_message(READY)
+        r.worker.on_worker_message(READY)
         await r._settled()
         status = await service(r).status()
         assert status.epsilon is status.delta is None and "privacy" not in dict(pairs(status))

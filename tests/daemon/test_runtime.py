@@ -40,7 +40,7 @@ async def running(f: Federation) -> AsyncIterator[tuple[Runtime, list[GossipsegE
     runtime, failures = daemon_of(f).runtime, []
     runtime._fail = failures.append
     runtime.spawn(runtime._perform_all())
-    runtime.spawn(runtime._hear_worker())
+    runtime.spawn(runtime.worker.hear())
     runtime.inject(ev.Start())
     try:
         yield runtime, failures
@@ -72,16 +72,16 @@ async def test_a_death_does_not_overtake_the_round_finished_before_it(
     files: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(files) as (r, failures):
-        r.on_worker_message(READY)
+        r.worker.on_worker_message(READY)
         await r._settled()
         assert r.node.phase is Phase.TRAINING
         go_on, real = threading.Event(), r.store.adopt
         monkeypatch.setattr(r.store, "adopt", lambda file: (go_on.wait(10), real(file))[1])
         exported = tmp_path / "round-1.safetensors"
         exported.write_bytes(b"model")
-        r.on_worker_message(done(1, export=jobs.Export(str(exported), 8, 1)))
-        r.on_worker_lost("killed", False)
-        r.on_worker_message(jobs.Ready(**{**_fields(READY), "round": 1, "steps": 1}))
+        r.worker.on_worker_message(done(1, export=jobs.Export(str(exported), 8, 1)))
+        r.worker.on_worker_lost("killed", False)
+        r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), "round": 1, "steps": 1}))
         go_on.set()
         await r._settled()
         assert (r.node.round, r.node.phase, failures) == (1, Phase.TRAINING, [])
@@ -96,13 +96,13 @@ def _fields(message: Any) -> dict[str, Any]:
 
 async def test_a_warning_of_the_worker_stays_until_it_is_withdrawn(files: Federation) -> None:
     async with running(files) as (r, _):
-        r.on_worker_message(jobs.Ready(**{**_fields(READY), "warning": "a damaged checkpoint"}))
+        r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), "warning": "a damaged checkpoint"}))
         await r._settled()
         assert list(r.training.warnings.values()) == ["a damaged checkpoint"]
-        r.on_worker_message(done(1, warning="checkpoint not written: disk full"))
+        r.worker.on_worker_message(done(1, warning="checkpoint not written: disk full"))
         await r._settled()  # the node's own state was written meanwhile
         assert list(r.training.warnings.values()) == ["checkpoint not written: disk full"]
-        r.on_worker_message(done(2))
+        r.worker.on_worker_message(done(2))
         await r._settled()
         assert r.training.warnings == {}
 
@@ -136,7 +136,7 @@ async def test_what_a_peer_says_does_not_end_the_daemon(
 
         monkeypatch.setattr(type(r.node), "step", lambda self, e, now: step(e, now))
         monkeypatch.setattr(r.transport, "request", request)
-        await r._request(fx.Request(77, "south", ms.Ping((), TRAINING), 1.0))
+        await r.calls.request(fx.Request(77, "south", ms.Ping((), TRAINING), 1.0))
         assert failures == [] and r.events.tail(1)[0]["event"] == "internal_error"
 
 
@@ -172,7 +172,7 @@ async def test_every_request_has_an_outcome(
 
         monkeypatch.setattr(r.transport, "request", request)
         monkeypatch.setattr(r, "hear_peer", heard.append)
-        await r._request(fx.Request(5, "south", ms.Ping((), TRAINING), 1.0))
+        await r.calls.request(fx.Request(5, "south", ms.Ping((), TRAINING), 1.0))
         assert heard == [ev.RequestFailed(5, reason, detail)] and failures == []
 
 
@@ -189,7 +189,7 @@ async def test_a_transfer_shows_how_far_it_has_come(
         monkeypatch.setattr(r.transport, "push", push)
         start = fx.StartTransfer(9, "south", model())
         r.ledger.effect(start)
-        await r._transfer(start)
+        await r.calls.transfer(start)
         assert seen == [0.25] and r.ledger.recent(1)[0].fraction == 1.0
 
 

@@ -45,14 +45,16 @@ async def test_layer_and_bound_of_a_refused_visitor_are_shown(tmp_path: Path) ->
     done = refused_by_the_trainer(tmp_path)
     with files_only(tmp_path, "north", "south") as files:
         async with running(files) as (r, _):
-            r.on_worker_message(jobs.Ready(**{n: getattr(READY, n) for n in READY.__dataclass_fields__}))
+            r.worker.on_worker_message(
+                jobs.Ready(**{n: getattr(READY, n) for n in READY.__dataclass_fields__})
+            )
             await r._settled()
             r.node._gossip.inbox.visiting = entry = InboxEntry("south", model(), 0)
             for watcher in (r.ledger, r.audit):
                 watcher.event(ev.Incoming("south", 1, ms.Offer(model())))
                 watcher.effect(fx.Respond(1, ms.OfferReply("accept")))
                 watcher.effect(fx.StartRound(1, entry, False))
-            r.on_worker_message(jobs.RoundDone(**{**_fields(done), "round": 1}))
+            r.worker.on_worker_message(jobs.RoundDone(**{**_fields(done), "round": 1}))
             await r._settled()
             await r.audit.flush()
             (row,) = ExchangesDoc.from_dict(

@@ -1,0 +1,47 @@
+"""One word about something that happened, put wherever people look: event log, audit log, log.
+
+What belongs here: which events are warnings, which are quiet, and a disk that takes no more lines.
+What must not: files (store), what an auditor reads (audit.py), how a line looks (logs.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from gossipseg.daemon.audit import Audit
+from gossipseg.daemon.training import TrainingView
+from gossipseg.errors import LocalError
+from gossipseg.store import EventLog
+
+log = logging.getLogger(__name__)
+
+_WARN = {"member_suspect", "member_dead", "peer_refused", "transfer_failed", "model_broken", "worker_lost",
+         "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused",
+         "internal_error", "export_failed", "persist_failed", "round_passed", "round_alone",
+         "update_refused", "offence", "peer_quarantined"}  # fmt: skip
+_QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
+
+
+class Journal:
+    """Writes notes. `clock` gives wall seconds; a log that cannot be written is a warning in status."""
+
+    def __init__(
+        self, event_log: EventLog, audit: Audit, training: TrainingView, clock: Callable[[], float]
+    ) -> None:
+        self._events, self._audit, self._training, self._clock = event_log, audit, training, clock
+
+    def note(self, event: str, **fields: Any) -> None:
+        """Write something to the event log and the log; fields that are None or empty are left out."""
+        fields = {k: v for k, v in fields.items() if v not in (None, "")}
+        self._audit.note(event, fields)
+        try:
+            self._events.append(event, t=self._clock(), **fields)
+        except (OSError, LocalError) as e:
+            self._training.warn("events", f"the event log cannot be written: {e}")
+        else:
+            if "events" in self._training.warnings:
+                self._training.warn("events", "")
+        level = logging.WARNING if event in _WARN else logging.DEBUG if event in _QUIET else logging.INFO
+        log.log(level, "", extra={"event": event, "fields": fields})
