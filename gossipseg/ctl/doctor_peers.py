@@ -20,8 +20,9 @@ from gossipseg.core.types import PeerInfo, Phase
 from gossipseg.ctl.doctor import Finding
 from gossipseg.errors import ConfigError, GossipsegError, LocalError, PeerRefused
 from gossipseg.wire.addresses import split_address
+from gossipseg.wire.clocks import CLOCK_TOLERANCE_S, clock_text
 from gossipseg.wire.control import ControlClient
-from gossipseg.wire.documents import CLOCK_TOLERANCE_S, StatusDoc, clock_text
+from gossipseg.wire.documents import StatusDoc
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
 from gossipseg.wire.probe import Seen, seen_certificate

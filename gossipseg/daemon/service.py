@@ -20,6 +20,7 @@ from gossipseg.daemon import expiry
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError
 from gossipseg.wire import documents as doc
+from gossipseg.wire.clocks import CLOCK_TOLERANCE_S, clock_text
 
 WATCH_INTERVAL_S = 0.5
 
@@ -249,8 +250,8 @@ class Service:
         reasons.extend(text for _, text in self.expiring().values())
         for name in sorted(r.node.members):
             ahead_s = r.transport.clock_ahead_s(name, time.time())
-            if ahead_s is not None and abs(ahead_s) > doc.CLOCK_TOLERANCE_S:
-                reasons.append(doc.clock_text(name, ahead_s))
+            if ahead_s is not None and abs(ahead_s) > CLOCK_TOLERANCE_S:
+                reasons.append(clock_text(name, ahead_s))
         return tuple(reasons)
 
     def expiring(self) -> Mapping[Site, tuple[float, str]]:

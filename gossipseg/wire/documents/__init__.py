@@ -1,0 +1,77 @@
+"""The documents that gossipctl prints and the control socket carries. Their fields are a public promise.
+
+What belongs here: frozen values, a file for each thing they tell of, and their JSON form (base.py); standard
+library only. What must not: grpc, torch, how a document is filled (daemon) or shown (ctl).
+
+A reader ignores fields it does not know and gives missing ones their default, so that daemon and gossipctl
+may be of different versions. Fields are only ever added; tests/wire pins the list. Numbers that JSON has
+not (NaN, infinities) become null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gossipseg.wire.documents.answers import OkDoc, WatchDoc
+from gossipseg.wire.documents.base import SCHEMA, BadDocument, Document, listing, load
+from gossipseg.wire.documents.exchanges import ExchangeRow, ExchangesDoc, ModelRow, ModelsDoc
+from gossipseg.wire.documents.logs import DumpDoc, EventsDoc
+from gossipseg.wire.documents.peers import PeerRow, PeersDoc, QuarantineDoc, QuarantineRow
+from gossipseg.wire.documents.rounds import RoundRow, RoundsDoc
+from gossipseg.wire.documents.status import DiscoveryStatus, MemberCounts, Splits, StatusDoc, WorkerStatus
+
+__all__ = [
+    "KINDS",
+    "SCHEMA",
+    "BadDocument",
+    "DiscoveryStatus",
+    "Document",
+    "DumpDoc",
+    "EventsDoc",
+    "ExchangeRow",
+    "ExchangesDoc",
+    "MemberCounts",
+    "ModelRow",
+    "ModelsDoc",
+    "OkDoc",
+    "PeerRow",
+    "PeersDoc",
+    "QuarantineDoc",
+    "QuarantineRow",
+    "RoundRow",
+    "RoundsDoc",
+    "Splits",
+    "StatusDoc",
+    "WatchDoc",
+    "WorkerStatus",
+    "field_listing",
+    "parse",
+]
+
+KINDS: Mapping[str, type[Document]] = {
+    d.kind: d
+    for d in (
+        StatusDoc,
+        PeersDoc,
+        ExchangesDoc,
+        ModelsDoc,
+        RoundsDoc,
+        QuarantineDoc,
+        EventsDoc,
+        DumpDoc,
+        OkDoc,
+        WatchDoc,
+    )
+}
+
+
+def parse(text: str | bytes) -> Document:
+    """Any document, by its kind. Raises BadDocument."""
+    raw = load(text)
+    kind = KINDS.get(str(raw.get("kind")), Document)
+    return kind.from_dict(raw)
+
+
+def field_listing() -> dict[str, dict[str, str]]:
+    """Document kind → dotted JSON field → type: what the promise consists of."""
+    return {kind: dict(sorted(listing(document, ""))) for kind, document in KINDS.items()}

@@ -1,0 +1,64 @@
+"""Models that travel, and those in the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from gossipseg.wire.documents.base import Document
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeRow:
+    """One model offered, one way or the other."""
+
+    t: float = 0.0
+    """Wall seconds of its last change."""
+    direction: str = ""
+    """out | in"""
+    peer: str = ""
+    hash: str = ""
+    bytes: int = 0
+    round: int = 0
+    """The sender's round; the federation's for a common model."""
+    state: str = ""
+    """offered | accepted | busy | rejected | waiting | sending | sent | failed | receiving | stored |
+    visiting | merged | refused | kept_out | reverted | dropped"""
+    reason: str = ""
+    fraction: float | None = None
+    """Of the transfer, 0 to 1."""
+    dice_before: float | None = None
+    """Validation Dice of the round before the visit, and of the round after it."""
+    dice_after: float | None = None
+    holds: str = "model"
+    """model (gossip) | update (to a coordinator) | global (a common model)"""
+    detail: str = ""
+    """More about the reason: of a refused model, the layer, its figure and the bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangesDoc(Document):
+    """Newest first."""
+
+    kind: ClassVar[str] = "exchanges"
+    exchanges: tuple[ExchangeRow, ...] = field(default=(), metadata={"rows": ExchangeRow})
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRow:
+    """A file in the model store."""
+
+    hash: str = ""
+    bytes: int = 0
+    kind: str = "other"
+    """outgoing | inbox | visiting | update | common | other"""
+    frm: str = field(default="", metadata={"json": "from"})
+    """The site it came from; this site's own name for its own. In JSON: `from`."""
+    round: int | None = None
+    age_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsDoc(Document):
+    kind: ClassVar[str] = "models"
+    models: tuple[ModelRow, ...] = field(default=(), metadata={"rows": ModelRow})

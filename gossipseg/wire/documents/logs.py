@@ -1,0 +1,30 @@
+"""What a daemon has written down: its event log, and the recording of its core."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gossipseg.wire.documents.base import Document
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDoc(Document):
+    """Lines of the event log, oldest first: seq, t, event, and what belongs to that event."""
+
+    kind: ClassVar[str] = "events"
+    events: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DumpDoc(Document):
+    """The daemon's recording of its core, for replay."""
+
+    kind: ClassVar[str] = "dump"
+
+    recording: str = ""
+    """JSON lines: a head with the state of the core, then a line a step."""
+    steps: int = 0
+    problem: str = ""
+    """Why there are no steps."""

@@ -1,0 +1,55 @@
+"""Rounds under the rotating coordinator, as a site sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from gossipseg.wire.documents.base import Document
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRow:
+    """A listed site's part in a round, this site included."""
+
+    site: str = ""
+    state: str = ""
+    """delivered | has_update | training | stored | left_out | …"""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsDoc(Document):
+    """The round under the rotating coordinator as this site sees it."""
+
+    kind: ClassVar[str] = "rounds"
+    exchange: str = "none"
+    """rounds; otherwise there is no coordinator, and all else is empty."""
+    round: int = 0
+    """The federation round under way, from 1."""
+    attempt: int | None = None
+    """null: nobody can lead."""
+    coordinator: str = ""
+    leading: bool = False
+    """This site is the coordinator."""
+    state: str = ""
+    """What this site does for the round: core.rounds_view.RoundsView"""
+    reason: str = ""
+    quorum: int = 0
+    """Sites that must contribute, and store."""
+    deadline_s: float | None = None
+    """Seconds until sites that have not delivered are left out; null: none is set yet."""
+    committed: int = 0
+    """The newest round whose common model is committed; 0: only the initial model."""
+    committed_hash: str = ""
+    contributors: tuple[str, ...] = ()
+    """Sites whose updates are in it."""
+    absent: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    """Listed sites that are not in it, and why."""
+    sites: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    """The listed sites in the round under way."""
+    similarity_round: int | None = None
+    """The round that this site combined last with an algorithm that compares sites (FedSCA)."""
+    similarity_sites: tuple[str, ...] = ()
+    similarity: tuple[tuple[float, ...], ...] = ()
+    """How alike the sites' changes were, 0 to 1: a row and a column for each of those sites."""

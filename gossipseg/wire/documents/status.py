@@ -1,0 +1,120 @@
+"""What a site is and does: the document behind `gossipctl status`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from gossipseg.wire.documents.base import Document
+
+
+@dataclass(frozen=True, slots=True)
+class MemberCounts:
+    """How many listed sites (this one left out) are in each state."""
+
+    alive: int = 0
+    suspect: int = 0
+    dead: int = 0
+    left: int = 0
+    unseen: int = 0
+    refused: int = 0
+    """Of those alive: no weights move, because contract, protocol or identity differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    state: str = "starting"
+    """starting | ready | training | aggregating | restarting | failed | stopped"""
+    pid: int | None = None
+    restarts: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryStatus:
+    static: bool = True
+    mdns: bool = False
+    """Announcing and looking on the local link now."""
+    foreign: tuple[str, ...] = ()
+    """What mDNS showed and was not used: other federations, sites that are not listed."""
+    reason: str = ""
+    """Why mdns is off although it was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """Cases of this site in each split."""
+
+    training: int = 0
+    validation: int = 0
+    test: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusDoc(Document):
+    """What this site is and does."""
+
+    kind: ClassVar[str] = "status"
+    site: str = ""
+    id: str = ""
+    federation: str = ""
+    version: str = ""
+    state: str = "ok"
+    """ok | degraded | failed"""
+    reasons: tuple[str, ...] = ()
+    """Why the state is not ok; one sentence each."""
+    phase: str = "starting"
+    """core.types.Phase"""
+    activity: str = ""
+    """What the worker does now: training, visit, validation, test, or a step of its preparation."""
+    fraction: float | None = None
+    """Of that activity, 0 to 1."""
+    round: int = 0
+    """Rounds completed."""
+    rounds: int | None = None
+    """Training budget; null: no end."""
+    step: int = 0
+    """Of the round that runs."""
+    steps_per_round: int = 0
+    loss: float | None = None
+    dice_val: float | None = None
+    dice_test_start: float | None = None
+    dice_test: float | None = None
+    cases: int = 0
+    splits: Splits = field(default_factory=Splits, metadata={"part": Splits})
+    algorithm: str = ""
+    exchange: str = ""
+    """How models travel: none | gossip | rounds"""
+    committed: int | None = None
+    """The newest federation round whose common model is committed; null without a coordinator."""
+    coordinator: str = ""
+    """Of the round under way."""
+    device: str = ""
+    members: MemberCounts = field(default_factory=MemberCounts, metadata={"part": MemberCounts})
+    sent: int = 0
+    received: int = 0
+    accepted: int = 0
+    """Models merged."""
+    refused: int = 0
+    """Models refused by the worker's checks."""
+    bytes_out: int = 0
+    bytes_in: int = 0
+    inbox: int = 0
+    """Models that wait for their visit."""
+    uptime_s: float = 0.0
+    self_health: int = 0
+    """Lifeguard score, 0 (well) to 7."""
+    contract: str = ""
+    """Fingerprint; empty until the worker has reported."""
+    control: str = ""
+    """Path of the control socket."""
+    listen: str = ""
+    worker: WorkerStatus = field(default_factory=WorkerStatus, metadata={"part": WorkerStatus})
+    disk_free_bytes: int = 0
+    certificate_days_left: float | None = None
+    discovery: DiscoveryStatus = field(default_factory=DiscoveryStatus, metadata={"part": DiscoveryStatus})
+    epsilon: float | None = None
+    """Spent so far by differentially private training, at `delta`; null without it."""
+    delta: float | None = None
+    max_epsilon: float | None = None
+    """Training ends before more is spent; null: it is only counted."""
