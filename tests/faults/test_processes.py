@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gossipseg.testbed.layout import free_ports
+from gossipseg.wire.control import ControlClient
 from tests.e2e.federation import Federation, Site, federation
 from tests.faults.shims import WallClock, protocol
 
@@ -157,28 +158,38 @@ def test_a_rolling_upgrade_between_two_protocol_versions(tmp_path: Path, seen: S
 
 
 def test_twenty_daemons_at_once(tmp_path: Path, seen: Seen) -> None:
+    """All begin their first round together: a site that had finished before the last one was up would
+    refuse its models, and nothing would be exchanged."""
     names = [f"site-{i:02d}" for i in range(20)]
     sections: dict[str, Any] = {
         "network": {"width": 1},
         "training": {"steps_per_round": 2, "batch_size": 1, "learning_rate": 0.002},
         "membership": {"preset": "lan", "probe_timeout_s": 1.0},
-        "site": {"rounds": 4},
+        "site": {"rounds": 6},
     }
     begin = time.monotonic()
     with federation(tmp_path, names, **sections) as f:
         for name in names:
             f[name].start()
             f.until(f"{name} answers", lambda name=name: f[name].status() is not None)
+            with ControlClient(f[name].socket) as client:
+                client.pause()
         f.until("all see each other", lambda: all(alive_at(f, n) == len(names) - 1 for n in names), 300)
         met_s = time.monotonic() - begin
-        f.until("all have finished", lambda: all(phase(f, n) == "finished" for n in names), 400)
+        f.until("all have a worker", lambda: all(f[n].events("worker_ready") for n in names), 300)
+        begin = time.monotonic()
+        for name in names:
+            with ControlClient(f[name].socket) as client:
+                client.resume()
+        f.until("all have finished", lambda: all(phase(f, n) == "finished" for n in names), 600)
         done_s = time.monotonic() - begin
         log = [e for n in names for e in f[n].events("visit_merged", "internal_error", "worker_lost")]
-        assert {e["event"] for e in log} <= {"visit_merged"}
+        assert {e["event"] for e in log} == {"visit_merged"}
+        receivers = {n for n in names if f[n].events("visit_merged")}
         codes = {f[n].end() for n in names}
         assert codes == {0}
-        seen(f"all saw all after {met_s:.0f} s, all {len(names)} finished 4 rounds after {done_s:.0f} s, "
-             f"{len(log)} models merged")  # fmt: skip
+        seen(f"all saw all after {met_s:.0f} s, all {len(names)} finished 6 rounds in {done_s:.0f} s, "
+             f"{len(log)} models merged at {len(receivers)} sites")  # fmt: skip
 
 
 def alive_at(f: Federation, name: str) -> int:
