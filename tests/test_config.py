@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from gossipseg import config, trust
-from gossipseg.config import rules
+from gossipseg.config import ranges
 from gossipseg.config.files import FederationFile, SiteFile
 from gossipseg.errors import EXIT_CONFIG, ConfigError
 
@@ -737,15 +737,15 @@ def test_every_number_has_a_rule(file: type) -> None:
             parts = {hint, *typing.get_args(hint)}
             is_number = typing.get_origin(hint) not in (dict, typing.ClassVar) and parts & {int, float}
             if is_number and not hasattr(annotated[name], "__metadata__") and not name.startswith("__"):
-                assert name in rules.RANGES.get(kind, {}), f"{kind.__name__}.{name} has no range"
-        stray = set(rules.RANGES.get(kind, {})) - {f.name for f in dataclasses.fields(kind)}
+                assert name in ranges.RANGES.get(kind, {}), f"{kind.__name__}.{name} has no range"
+        stray = set(ranges.RANGES.get(kind, {})) - {f.name for f in dataclasses.fields(kind)}
         assert not stray, f"rules for fields that {kind.__name__} has not: {stray}"
 
 
 def test_defaults_satisfy_their_own_rules(folder: Path) -> None:
     loaded = load(folder)
-    rules.check_ranges(loaded.federation, config.reading.Source(folder, {}))
-    rules.check_ranges(loaded.site, config.reading.Source(folder, {}))
+    ranges.check_ranges(loaded.federation, config.reading.Source(folder, {}))
+    ranges.check_ranges(loaded.site, config.reading.Source(folder, {}))
 
 
 def test_contract_is_stable_and_leaves_out_sites(folder: Path) -> None:

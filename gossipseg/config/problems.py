@@ -1,6 +1,6 @@
 """What pydantic found wrong, in the operator's words: key, value, nearest valid name, remedy.
 
-What belongs here: the translation of validation errors. What must not: rules of our own (rules.py).
+What belongs here: the translation of validation errors. What must not: our own rules (rules.py, ranges.py).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _translate(e: ValidationError, kind: Any, source: Source) -> ConfigError:
 
 
 def _bound(error: Any) -> str:
-    """The bound that a number is outside of, in the words of rules.Range; empty for other errors."""
+    """The bound that a number is outside of, in the words of ranges.Range; empty for other errors."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     found = [f"{words[name]} {limit:g}" for name, limit in error.get("ctx", {}).items() if name in words]
     return "finite" if error["type"] == "finite_number" else " and ".join(found)
