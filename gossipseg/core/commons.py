@@ -67,7 +67,7 @@ class Commons:
     def committed_at(self, site: Site) -> int:
         """The newest round that a live site of this run says is committed."""
         member = self._membership.members.get(site)
-        if member is None or not member.live or member.refused or member.quarantined_until is not None:
+        if member is None or not member.live or member.refused or member.quarantined:
             return 0
         if self._ctx.now < self._doubted_until.get(site, -math.inf):
             return 0

@@ -57,7 +57,7 @@ class Context:
         self.own_steps = 0
         """Steps that this site took itself. What it merged may have brought `info.steps` to any number."""
         self.persist: Callable[[], None] = lambda: None
-        """Set by the node: append a Persist of its whole snapshot."""
+        """Set by parts.py: append a Persist of the whole snapshot."""
         self.offences: list[tuple[Site, str]] = []
         """Of this step so far: they count at its end."""
         self._last_id = 0

@@ -300,7 +300,7 @@ class Attempt:
         member = self.membership.members.get(row.site)
         lately = self.ctx.now < row.heard_at + HEARD_SHARE * self.params.patience_s
         fetching = want is not None and want.frm != ""
-        if row.delivered is None and member is not None and member.quarantined_until is not None:
+        if row.delivered is None and self.membership.quarantined(row.site):
             return "left_out", "quarantined"
         return state_of(row, member, fetching=fetching, lately=lately, quiet=quiet)
 
@@ -338,8 +338,7 @@ class Attempt:
         update = row.update
         if update is None or row.delivered is not None or row.failed or row.refused:
             return
-        member = self.membership.members.get(row.site)
-        if member is not None and member.quarantined_until is not None:
+        if self.membership.quarantined(row.site):
             return
         if reason := self._unfit(row.site, update):
             row.failed = reason

@@ -185,7 +185,7 @@ class Gossip:
     def _offer_again(self, out: Outgoing) -> None:
         """To the same site: what it has of the file already is not sent twice."""
         member = self._membership.members.get(out.to)
-        barred = member is None or member.refused or member.quarantined_until is not None
+        barred = member is None or member.refused or member.quarantined
         if barred or self._ctx.info.phase in (Phase.PAUSED, Phase.FAILED, Phase.LEAVING):
             self.outgoing.remove(out)
             return
@@ -263,7 +263,7 @@ class Gossip:
             return "finished"  # no later round could host it
         if member is None or member.refused:
             return "contract_mismatch"
-        if member.quarantined_until is not None:
+        if member.quarantined:
             return "quarantined"
         if not self._greeter.compatible(member):
             if not member.agreed and not member.greeting:

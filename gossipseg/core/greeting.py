@@ -22,8 +22,8 @@ contract differs or before an offer, so that the messages per site do not grow w
 class Greeter:
     """Sends a Hello on meeting a site, and again when its life or its contract changes."""
 
-    def __init__(self, ctx: Context, membership: Membership, on_change: Callable[[Member], None]) -> None:
-        self._ctx, self._membership, self._on_change = ctx, membership, on_change
+    def __init__(self, ctx: Context, membership: Membership) -> None:
+        self._ctx, self._membership = ctx, membership
 
     def compatible(self, member: Member) -> bool:
         """Weights may move: a Hello agreed, and both signatures are known and equal."""
@@ -95,4 +95,4 @@ class Greeter:
         member.agreed, member.blocked = member.refused == "", False
         if member.refused and member.refused != before:
             ctx.note("peer_refused", member.site, member.refused)
-        self._on_change(member)
+        self._membership.changed(member)

@@ -55,7 +55,7 @@ def _check_exchange(ctx: Context, membership: Membership, gossip: Gossip) -> Non
     hashes = [e.model.hash for e in inbox.entries]
     assert len(set(hashes)) == len(hashes), "one model twice in the inbox"
     assert len(inbox.waiting) <= 2, "more than a restored visitor and one model wait"
-    shut_out = {m.site for m in membership.members.values() if m.quarantined_until is not None}
+    shut_out = {m.site for m in membership.members.values() if m.quarantined}
     held = inbox.reserved.frm if inbox.reserved is not None else None
     assert shut_out.isdisjoint({held, *(e.frm for e in inbox.waiting)}), "something of a quarantined site"
     targets = [o.to for o in gossip.outgoing if o.to]

@@ -73,6 +73,11 @@ class Member:
         return self.state is MemberState.ALIVE or self.state is MemberState.SUSPECT
 
     @property
+    def quarantined(self) -> bool:
+        """Nothing is taken from it now."""
+        return self.quarantined_until is not None
+
+    @property
     def accusation(self) -> SuspectRecord | None:
         """The first accusation of the suspicion that runs, or that it died of."""
         return next(iter(self.suspicion.accusers.values())) if self.suspicion else None
@@ -86,7 +91,7 @@ class Member:
         return (
             self.state is MemberState.ALIVE
             and not self.refused
-            and self.quarantined_until is None
+            and not self.quarantined
             and self.cases > 0
             and (self.info is None or self.info.phase is Phase.TRAINING)
         )

@@ -85,10 +85,8 @@ class Membership:
         sites: Mapping[Site, str],
         address: str,
         incarnation: int,
-        on_change: Callable[[Member, bool], None],
     ) -> None:
-        """`on_change(member, ended)`: something about it changed; `ended`: the life known so far is over."""
-        self._ctx, self._params, self._on_change = ctx, params, on_change
+        self._ctx, self._params = ctx, params
         self.members: dict[Site, Member] = {
             s: Member(s, address=sites[s]) for s in sorted(sites) if s != ctx.site
         }
@@ -101,6 +99,8 @@ class Membership:
         """Newly alive since the prober last looked."""
         self.health = suspicion.SelfHealth(params.max_self_health)
         self.leaving = False
+        self.watchers: list[Callable[[Member, bool], None]] = []
+        """Called in this order with what `changed` is called with."""
         own = AliveRecord(ctx.site, ctx.rng.getrandbits(62) + 1, incarnation, address, 0)
         self.news = Dissemination(ctx, params, members=self.members, live=self.live, own=own)
         self._timers: list[tuple[float, Site]] = []
@@ -189,7 +189,7 @@ class Membership:
             self._move(member, Evidence.ALIVE, ALIVE_REASONS.get(member.state, ""))
         if spread:
             self.news.add(record)
-        self._on_change(member, ended)
+        self.changed(member, ended=ended)
         return True
 
     def _new_life(self, member: Member, nonce: int) -> None:
@@ -211,7 +211,7 @@ class Membership:
         member.incarnation, member.nonce, member.left = record.incarnation, record.nonce, record
         self._move(member, Evidence.LEFT, "left")
         self.news.add(record)
-        self._on_change(member, True)
+        self.changed(member, ended=True)
         return True
 
     def _is_accused(self, member: Member, record: SuspectRecord) -> bool:
@@ -223,7 +223,7 @@ class Membership:
             member.suspicion = suspicion.begin(record, len(self.live) + 1, now, self._params)
             by = "this site" if record.accuser == self._ctx.site else record.accuser
             self._move(member, Evidence.SUSPECT, f"no answer to {by}")
-            self._on_change(member, False)
+            self.changed(member)
         elif member.state is not MemberState.SUSPECT or member.suspicion is None:
             return False
         else:
@@ -259,6 +259,16 @@ class Membership:
         self.announce(record.incarnation + 1)
         return True
 
+    def changed(self, member: Member, *, ended: bool = False) -> None:
+        """Something about the member changed; `ended`: the life known so far is over."""
+        for watcher in self.watchers:
+            watcher(member, ended)
+
+    def quarantined(self, site: Site) -> bool:
+        """Nothing is taken from it now."""
+        member = self.members.get(site)
+        return member is not None and member.quarantined
+
     # -------------------------------------------------------------- direct contact and time
 
     def heard(self, site: Site, info: PeerInfo | None) -> Member | None:
@@ -270,7 +280,7 @@ class Membership:
         member.last_heard = now
         if member.blocked:
             member.blocked, member.refused = False, ""
-            self._on_change(member, False)
+            self.changed(member)
         if member.suspicion is not None and member.state is MemberState.SUSPECT:
             held = member.suspicion
             held.deadline, held.called = max(held.deadline, now + held.minimum_s), False
@@ -282,14 +292,14 @@ class Membership:
         if recount:
             member.cases = info.cases
         if recount or old is None or old.phase is not info.phase or old.contract != info.contract:
-            self._on_change(member, False)
+            self.changed(member)
         return member
 
     def learn_phase(self, member: Member, phase: Phase) -> None:
         """It said so in an answer that carries no PeerInfo."""
         if member.info is not None and member.info.phase is not phase:
             member.info = replace(member.info, phase=phase)
-            self._on_change(member, False)
+            self.changed(member)
 
     def block(self, site: Site, reason: str, detail: str) -> None:
         """The wire says that `site` shows the wrong key (untrusted), or does not take ours (refused)."""
@@ -301,7 +311,7 @@ class Membership:
             return
         member.blocked, member.refused = True, text
         self._ctx.note("peer_refused", site, text)
-        self._on_change(member, False)
+        self.changed(member)
 
     def stalled(self) -> None:
         """This site's own loop stood still: what it missed may contain refutations."""
@@ -330,7 +340,7 @@ class Membership:
                 continue
             waited_s = now - held.started
             self._move(member, Evidence.TIMEOUT, f"suspected for {waited_s:.1f} s and did not refute")
-            self._on_change(member, True)
+            self.changed(member, ended=True)
         return calls
 
     def next_deadline(self) -> float | None:
@@ -347,7 +357,7 @@ class Membership:
             self.alive.discard(site)
             self.down.pop(site, None)
             member.state, member.reason = MemberState.LEFT, "no longer listed"
-            self._on_change(member, True)
+            self.changed(member, ended=True)
         for site in sorted(sites):
             if site != self._ctx.site and site not in self.members:
                 self.members[site] = Member(site, address=sites[site])

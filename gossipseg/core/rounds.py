@@ -70,7 +70,7 @@ class Rounds:
     ) -> None:
         self._ctx, self._params, self._membership = ctx, params, membership
         self.worker: Worker
-        """Set by the node."""
+        """Set by parts.py."""
         electorate = Electorate.of((ctx.site, *membership.members), params.quorum)
         self.acceptor = Acceptor(
             ctx,
@@ -103,7 +103,7 @@ class Rounds:
         self._in_vain = 0
         """Attempts at this round that this site has led."""
         self._answers = Answers(
-            ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of, self._quarantined
+            ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of, membership.quarantined
         )
         ctx.say(committed=self.acceptor.committed)
 
@@ -131,10 +131,6 @@ class Rounds:
     def shun(self, site: Site) -> None:
         """It is quarantined."""
         self.fetcher.shun(site)
-
-    def _quarantined(self, site: Site) -> bool:
-        member = self._membership.members.get(site)
-        return member is not None and member.quarantined_until is not None
 
     def set_sites(self, sites: Iterable[Site]) -> None:
         """The list was reloaded: `sites` are the others."""

@@ -61,7 +61,7 @@ class Turns:
             return member.state.value
         if member.refused:
             return "contract_mismatch"
-        if member.quarantined_until is not None:
+        if member.quarantined:
             return "quarantined"
         if member.info is not None and member.info.phase is not Phase.TRAINING:
             return member.info.phase.value

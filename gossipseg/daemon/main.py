@@ -22,7 +22,7 @@ from gossipseg import __version__
 from gossipseg import config as configuration
 from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
-from gossipseg.core.node import NodeState
+from gossipseg.core.node import NodeState, Setup
 from gossipseg.daemon import expiry, logs
 from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
@@ -180,7 +180,7 @@ class Daemon:
         event_log = EventLog(state_dir / "events.jsonl")
         snapshot = remembered(state, event_log)
         recorder = Recorder(self._sign)
-        node = NodeState(
+        setup = Setup(
             s.site,
             address=s.advertise or self.config.me.address,
             sites={o.name: o.address for o in self.config.others},
@@ -203,7 +203,7 @@ class Daemon:
         )
         return Runtime(
             self.config,
-            node,
+            NodeState(setup),
             self.transport,
             ModelStore(state_dir / "models"),
             state,

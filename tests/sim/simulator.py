@@ -19,7 +19,7 @@ from typing import Any, Literal
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages
-from gossipseg.core.node import NodeState
+from gossipseg.core.node import NodeState, Setup
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams
 from gossipseg.core.types import MemberState, ModelRef, Proposal, Site
 
@@ -144,7 +144,7 @@ class Simulator:
         self.net = net or Net()
         self.exchange, self.with_workers, self.model_bytes = exchange, with_workers, model_bytes
         self.rounds_params = rounds_params or RoundsParams()
-        self.quarantine = quarantine
+        self.quarantine = quarantine or QuarantineParams()
         self.every_rounds, self.finetune_rounds = every_rounds, finetune_rounds
         self.updates: dict[str, Update] = {}
         """Of each exported update, what it was made from."""
@@ -206,7 +206,7 @@ class Simulator:
         node = self.nodes[site]
         assert not node.up
         node.life += 1
-        node.state = NodeState(
+        setup = Setup(
             site,
             address=self.addresses[site],
             sites={s: a for s, a in self.addresses.items() if s != site},
@@ -221,11 +221,12 @@ class Simulator:
             finetune_rounds=self.finetune_rounds,
             rng=random.Random(self._seeds[site] + node.life),
             sign=lambda data: b"",  # and nobody checks: it is believed
-            snapshot=node.disk,
+            snapshot=node.disk or fx.Snapshot(),
             protocol=protocol,
             quarantine=self.quarantine,
             strict=True,
         )
+        node.state = NodeState(setup)
         self._step(node, ev.Start())
         if self.with_workers:
             self.at(self.now + node.worker.start_s, self._worker_ready, node, node.life)

@@ -1,0 +1,52 @@
+"""What a node must remember across a crash, gathered from its parts into one snapshot.
+
+What belongs here: which part gives which field. What must not: when to persist (each part knows), the disk.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from gossipseg.core.context import Context
+from gossipseg.core.effects import Persist, Snapshot
+from gossipseg.core.gossip import Gossip
+from gossipseg.core.manifests import Notary
+from gossipseg.core.membership import Membership
+from gossipseg.core.rounds import Rounds
+from gossipseg.core.training import Training
+from gossipseg.core.types import Site
+from gossipseg.core.warden import Warden
+
+
+@dataclass(slots=True)
+class Memory:
+    """`persist` is what Context.persist does."""
+
+    ctx: Context
+    membership: Membership
+    gossip: Gossip
+    rounds: Rounds | None
+    training: Training
+    notary: Notary
+    warden: Warden
+    counts: Counter[tuple[str, Site]]
+
+    def persist(self) -> None:
+        """Have the present state put on disk before any later effect of this step."""
+        self.ctx.effects.append(Persist(self.snapshot()))
+
+    def snapshot(self) -> Snapshot:
+        info = self.ctx.info
+        return Snapshot(
+            incarnation=self.membership.incarnation,
+            round=info.round,
+            steps=info.steps,
+            inbox=self.gossip.inbox.entries,
+            paused=self.training.paused,
+            counters=tuple((what, site, n) for (what, site), n in sorted(self.counts.items())),
+            rounds=self.rounds.acceptor.record if self.rounds is not None else None,
+            sequence=self.notary.sequence,
+            seen=tuple(self.notary.seen[key] for key in sorted(self.notary.seen)),
+            conduct=self.warden.records(),
+        )
