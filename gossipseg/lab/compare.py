@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import EXIT_FAILED, EXIT_OK
-from gossipseg.lab import report, results, runs, splits, statistics, study, table, variants
+from gossipseg.lab import choices, plans, report, results, runs, splits, statistics, table, variants
+from gossipseg.lab.choices import Wanted
+from gossipseg.lab.plans import Replicate
 from gossipseg.lab.progress import make_display
-from gossipseg.lab.study import Replicate, Wanted
 
 
 def compare(
@@ -28,17 +29,17 @@ def compare(
     command: Sequence[str],
 ) -> int:
     """Run what is not there yet, collect, draw. Raises ConfigError, DataError, LocalError."""
-    chosen, common = variants.parse(algorithms), study.study(wanted)
-    plans = study.plans(common, chosen, replicates, out)
+    chosen, common = variants.parse(algorithms), choices.read(wanted)
+    planned = plans.plans(common, chosen, replicates, out)
     settings = json.loads(json.dumps(common.document()))
     runs.prepare(out, common.identity())
     splits.write(out, {s.name: s.folder for s in common.sites}, sorted({r.split for r in replicates}))
     display = make_display(quiet=as_json)
     try:
-        outcome = runs.run_all(out, plans, jobs, display)
+        outcome = runs.run_all(out, planned, jobs, display)
     finally:
         display.end()
-    documents = [outcome.done[plan.key] for plan in plans if plan.key in outcome.done]
+    documents = [outcome.done[plan.key] for plan in planned if plan.key in outcome.done]
     document = results.collect(documents, settings, command, outcome.failed)
     _finish(out, document, as_json)
     for key, why in outcome.failed.items():

@@ -23,9 +23,9 @@ from gossipseg.lab import virtual_time
 from gossipseg.lab.adversary import FlippedLabels, spoiler
 from gossipseg.lab.pace import STEP_S, Pace
 from gossipseg.lab.pictures import Pictures
+from gossipseg.lab.plans import RunPlan
 from gossipseg.lab.site import LabSite
 from gossipseg.lab.splits import write_list
-from gossipseg.lab.study import RunPlan
 from gossipseg.lab.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.evaluate import Scores

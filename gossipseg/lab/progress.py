@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gossipseg.lab.study import RunPlan
+from gossipseg.lab.plans import RunPlan
 
 LINE_EVERY_S = 30.0
 

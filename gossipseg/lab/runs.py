@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from gossipseg.errors import ConfigError, GossipsegError, LocalError
+from gossipseg.lab.plans import RunPlan
 from gossipseg.lab.progress import Display
-from gossipseg.lab.study import RunPlan, digest
+from gossipseg.lab.study import digest
 from gossipseg.store import atomic_write
 
 SCHEMA = 1

@@ -67,7 +67,7 @@ def _serve(order: dict[str, Any], cache: Any, out: TextIO) -> None:
 def do(order: dict[str, Any], cache: Any, progress: Any) -> list[dict[str, Any]]:
     """One run. Raises GossipsegError."""
     from gossipseg.lab import federation, pooled
-    from gossipseg.lab.study import RunPlan
+    from gossipseg.lab.plans import RunPlan
 
     plan = RunPlan(**order)
     if plan.name == pooled.NAME:

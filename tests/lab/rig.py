@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gossipseg.lab import federation, pooled, study, variants
-from gossipseg.lab.study import RunPlan, Wanted
+from gossipseg.lab import choices, federation, plans, pooled, variants
+from gossipseg.lab.choices import Wanted
+from gossipseg.lab.plans import Replicate, RunPlan
 from gossipseg.lab.training import DataCache
 
 TINY = ("network.width=2", "task.patch_size=[32,32]", "training.batch_size=2")
@@ -17,7 +18,7 @@ def plan(data: Path, algorithm: str, *, seed: int = 0, **wanted: Any) -> RunPlan
     """One run: two rounds of two steps unless `wanted` says otherwise."""
     settings = (*TINY, *wanted.pop("settings", ()))
     chosen = Wanted(data, **{"rounds": 2, "steps": 2, "settings": settings, **wanted})
-    (only,) = study.plans(study.study(chosen), variants.parse(algorithm), [study.Replicate(seed)], None)
+    (only,) = plans.plans(choices.read(chosen), variants.parse(algorithm), [Replicate(seed)], None)
     return only
 
 

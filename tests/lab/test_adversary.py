@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from gossipseg.errors import ConfigError
 from gossipseg.lab import adversary, federation
-from gossipseg.lab.study import ADVERSARIES
+from gossipseg.lab.choices import ADVERSARIES
 from gossipseg.lab.training import DataCache
 from gossipseg.learn.common import everything
 from gossipseg.learn.weights import export_wire

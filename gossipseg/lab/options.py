@@ -1,0 +1,63 @@
+"""The options of `gossiplab compare`, and what each says of itself in --help.
+
+What belongs here: names and help. What must not: defaults (main.py), checks (choices.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[Path, typer.Option("--data", help="Folder with one folder per site.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for results; runs found there are kept.")]
+Algorithms = Annotated[
+    str,
+    typer.Option(
+        "--algorithms",
+        help="Names with commas between; name@3 exchanges every third round, name[key=value,…] sets "
+        "what differs. pooled trains on all images together.",
+    ),
+]
+Rounds = Annotated[int | None, typer.Option("--rounds", help="Rounds that each site trains.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")]
+Splits = Annotated[
+    str,
+    typer.Option(
+        "--splits",
+        help="0 is each site's own division of its cases; 1,2,… draw patients anew; "
+        "each: a split of its own for each seed.",
+    ),
+]
+Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")]
+Sites = Annotated[
+    str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
+]
+Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")]
+Peers = Annotated[
+    Path | None, typer.Option("--peers", help="Take task, network and training from this peers.yaml.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value: a dotted key of peers.yaml, for all algorithms."),
+]
+SiteDropout = Annotated[
+    float, typer.Option("--site-dropout", help="Chance a round that a site vanishes for a while.")
+]
+LateJoin = Annotated[
+    list[str] | None, typer.Option("--late-join", help="SITE:ROUND: it begins when the others are there.")
+]
+Heterogeneity = Annotated[str, typer.Option("--heterogeneity", help="speed, cases or cases:SITE.")]
+EqualEvaluations = Annotated[
+    bool, typer.Option("--equal-evaluations", help="Where two models train, each takes half of the steps.")
+]
+Adversary = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adversary",
+        help="SITE:KIND: it sends nan, scaled, label_flipped or random_weights; the others are scored.",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
+Json = Annotated[bool, typer.Option("--json", help="Print results.json, and nothing else.")]

@@ -1,0 +1,57 @@
+"""What a run is told: which algorithms cannot be run on a study, and what makes two runs different."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gossipseg.errors import ConfigError
+from gossipseg.lab import choices, plans, variants
+from gossipseg.lab.choices import Wanted
+from gossipseg.lab.plans import Replicate
+from tests.lab import rig
+
+
+def test_exchange_needs_two_sites(hospitals: Path) -> None:
+    for algorithm in ("gcml", "fedavg", "gossip_average"):
+        with pytest.raises(ConfigError, match="needs 2 sites or more") as caught:
+            rig.plan(hospitals, algorithm, sites="north")
+        assert caught.value.exit_code == 78
+    for algorithm in ("local", "pooled"):
+        assert rig.plan(hospitals, algorithm, sites="north").name == algorithm
+
+
+def test_fine_tuning_must_leave_a_round_to_learn_together(hospitals: Path) -> None:
+    with pytest.raises(ConfigError, match="finetune_rounds=1"):
+        rig.plan(hospitals, "fedavg_finetune", rounds=4)
+    assert rig.plan(hospitals, "fedavg_finetune[finetune_rounds=1]", rounds=4).name == "fedavg_finetune"
+
+
+def test_the_fingerprint_changes_with_whatever_changes_results(hospitals: Path) -> None:
+    made = [
+        rig.plan(hospitals, "gcml"),
+        rig.plan(hospitals, "gcml", seed=1),
+        rig.plan(hospitals, "gcml", rounds=3),
+        rig.plan(hospitals, "gcml[lambda=0]"),
+        rig.plan(hospitals, "local"),
+        rig.plan(hospitals, "pooled"),
+        rig.plan(hospitals, "gcml", sites="2"),
+        rig.plan(hospitals, "gcml", settings=("training.learning_rate=1e-4",)),
+        rig.plan(hospitals, "gcml", site_dropout=0.1),
+        rig.plan(hospitals, "gcml", heterogeneity="speed"),
+        rig.plan(hospitals, "gcml", late_join=("north:2",)),
+        rig.plan(hospitals, "gcml", equal_evaluations=True),
+    ]
+    assert len({m.settings for m in made}) == len(made)
+    assert made[0].settings == rig.plan(hospitals, "gcml").settings
+
+
+def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
+    common = choices.read(Wanted(hospitals, rounds=2))
+    made = plans.plans(common, variants.parse("local,gcml[lambda=0]"), [Replicate(3), Replicate(5)], None)
+    assert [(m.label, m.seed) for m in made] == [
+        ("local", 3), ("gcml[lambda=0]", 3), ("local", 5), ("gcml[lambda=0]", 5)
+    ]  # fmt: skip
+    assert len({m.key for m in made}) == 4
+    assert made[0].federation["seed"] == 3
