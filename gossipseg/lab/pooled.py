@@ -13,14 +13,14 @@ from typing import Any
 
 from gossipseg.lab.federation import NO_TRAFFIC, kept, row
 from gossipseg.lab.pictures import Pictures
+from gossipseg.lab.plans import RunPlan
 from gossipseg.lab.splits import write_list
-from gossipseg.lab.study import RunPlan
 from gossipseg.lab.training import DataCache, Progress, Training, make_spec
 from gossipseg.learn import jobs
 from gossipseg.learn.datalist import Case, load_cases
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.setup import read_setup
-from gossipseg.learn.site import SiteContext
+from gossipseg.learn.sites import open_site
 
 NAME = "pooled"
 NEVER = 1 << 30
@@ -56,8 +56,7 @@ class _Pooled:
         self._training = Training(union, cache, progress)
         compute = self._training.trainer.compute
         self._contexts = {
-            name: SiteContext(read_setup(spec), cache.open(spec), compute)
-            for name, spec in self._specs.items()
+            name: open_site(read_setup(spec), cache.open(spec), compute) for name, spec in self._specs.items()
         }
         self._curves: dict[str, list[tuple[int, float | None]]] = {name: [] for name in plan.sites}
 
