@@ -3,8 +3,9 @@
 What belongs here: MONAI's UNETR and SwinUNETR and a SAM image encoder with a decoder, adapted, and their own
 options. What must not: the adapter itself (adapters.py), aggregation.
 
-The encoder is frozen only where its weights were given, as a local file: a frozen random encoder would be
-useless. It then trains nothing but its adapters.
+The three constructors' keywords are the options that peers.yaml may give (registry.py reads them off the
+signatures), so that each spells out its own list. An encoder is frozen only where its weights were given, as
+a local file: a frozen random encoder would be useless. It then trains nothing but its adapters.
 """
 
 from __future__ import annotations
@@ -26,25 +27,23 @@ from gossipseg.nets.sam_encoder import SamImageEncoder, fitted
 
 Norm = str | tuple[str, dict[str, Any]]
 Weights = Mapping[str, Tensor]
+Fit = Callable[[Weights, nn.Module], Weights]
+"""What a file's format needs done to its tensors before they suit an encoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
     """The file of an encoder's weights: its name and checksum are part of the contract, its folder is not.
 
-    `folder` None: the weights are not read, because a checkpoint follows that holds them.
+    `name` "": there is no such file. `folder` None: the weights are not read, because a checkpoint follows
+    that holds them.
     """
 
     name: str
     sha256: str
     folder: Path | None
 
-    def load_into(
-        self,
-        encoder: nn.Module,
-        prefix: str,
-        fit: Callable[[Weights, nn.Module], Weights] = lambda found, encoder: found,
-    ) -> None:
+    def load_into(self, encoder: nn.Module, prefix: str, fit: Fit) -> None:
         """Put the file's tensors into the encoder, after `fit`, and freeze it.
 
         `prefix`: of the encoder's tensors in a whole network's file. Raises ConfigError where the file is
@@ -67,6 +66,21 @@ class Pretrained:
             file = self.folder / self.name
             load_encoder(encoder, read_weights(str(file), self.sha256, KEY), prefix, file, fit)
         encoder.requires_grad_(False)
+
+
+def _equip(
+    encoder: nn.Module,
+    blocks: Sequence[nn.Module],
+    adapter_width: int,
+    adapter_scale: float,
+    weights: Pretrained,
+    prefix: str,
+    fit: Fit = lambda found, encoder: found,
+) -> None:
+    """Pretrained weights where a file of them is named, then an adapter behind each layer of `blocks`."""
+    if weights.name:
+        weights.load_into(encoder, prefix, fit)
+    adapt(blocks, adapter_width, adapter_scale)
 
 
 def adapted_unetr(
@@ -109,9 +123,8 @@ def adapted_unetr(
     encoder = network.vit
     for block in encoder.blocks:
         block.norm_cross_attn = nn.Identity()  # of an attention that a ViT does not have
-    if encoder_weights:
-        Pretrained(encoder_weights, encoder_weights_sha256, weights_folder).load_into(encoder, "vit.")
-    adapt(list(encoder.blocks), adapter_width, adapter_scale)
+    weights = Pretrained(encoder_weights, encoder_weights_sha256, weights_folder)
+    _equip(encoder, list(encoder.blocks), adapter_width, adapter_scale, weights, "vit.")
     return _declared(network)
 
 
@@ -155,10 +168,10 @@ def adapted_swinunetr(
         spatial_dims=spatial_dims,
     )
     encoder = network.swinViT
-    if encoder_weights:
-        Pretrained(encoder_weights, encoder_weights_sha256, weights_folder).load_into(encoder, "swinViT.")
     stages = (encoder.layers1, encoder.layers2, encoder.layers3, encoder.layers4)
-    adapt([block for stage in stages for block in stage[0].blocks], adapter_width, adapter_scale)
+    blocks = [block for stage in stages for block in stage[0].blocks]
+    weights = Pretrained(encoder_weights, encoder_weights_sha256, weights_folder)
+    _equip(encoder, blocks, adapter_width, adapter_scale, weights, "swinViT.")
     return _declared(network)
 
 
@@ -238,10 +251,8 @@ def adapted_sam(
         window_size=window_size,
         global_blocks=global_blocks,
     )
-    if encoder_weights:
-        weights = Pretrained(encoder_weights, encoder_weights_sha256, weights_folder)
-        weights.load_into(encoder, "image_encoder.", fitted)
-    adapt(list(encoder.blocks), adapter_width, adapter_scale)
+    weights = Pretrained(encoder_weights, encoder_weights_sha256, weights_folder)
+    _equip(encoder, list(encoder.blocks), adapter_width, adapter_scale, weights, "image_encoder.", fitted)
     return _declared(SamSegmenter(encoder, in_channels, out_channels, feature_size, norm_name, dropout_rate))
 
 
