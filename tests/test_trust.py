@@ -267,7 +267,7 @@ def test_an_rsa_key_of_a_hospital_signs_too(tmp_path):
 
 
 def test_the_memory_of_signatures_is_bounded(north, monkeypatch):
-    monkeypatch.setattr("gossipseg.trust._SIGNATURE_CACHE", 4)
+    monkeypatch.setattr("gossipseg.trust.trustlist._SIGNATURE_CACHE", 4)
     trust = TrustList.from_sites({"north": [pem(north)]})
     for i in range(10):
         trust.verify("north", bytes([i]), b"junk")

@@ -23,6 +23,7 @@ from gossipseg.core.messages import Hello, HelloReply, Reply, Request
 from gossipseg.core.types import ModelRef, PeerInfo, Phase
 from gossipseg.ctl import doctor, learn
 from gossipseg.errors import PeerRefused
+from gossipseg.trust.making import self_signed
 from gossipseg.wire import documents as doc
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
@@ -200,7 +201,7 @@ def test_key_that_is_not_the_listed_one(ctl: Any, federation: Federation, identi
 def certificate(name: str, days: int) -> str:
     """A certificate that ends in so many days; it began a day ago, unless trust says otherwise."""
     key = ec.generate_private_key(ec.SECP256R1())
-    return trust._self_signed(name, key, days, ()).public_bytes(serialization.Encoding.PEM).decode()
+    return self_signed(name, key, days, ()).public_bytes(serialization.Encoding.PEM).decode()
 
 
 def test_own_certificate_that_ends_soon(
@@ -227,7 +228,7 @@ def test_listed_certificate_that_has_expired(ctl: Any, federation: Federation) -
 
 def test_clock_that_is_behind(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(trust, "_BACKDATED", -timedelta(days=3))
+        patched.setattr("gossipseg.trust.making._BACKDATED", -timedelta(days=3))
         federation.doc["sites"][1]["certificate"] = certificate("south", 30)
     federation.write()
     code, found = examine(ctl, federation, "--no-peers")

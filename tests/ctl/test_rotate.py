@@ -18,6 +18,7 @@ from gossipseg import trust
 from gossipseg.core.messages import Reply, Request
 from gossipseg.core.types import ModelRef
 from gossipseg.errors import PeerRefused
+from gossipseg.trust.making import self_signed
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.transport import PeerEndpoint
 
@@ -260,7 +261,7 @@ def test_a_third_certificate_does_not_push_out_the_one_in_use(ctl: Any, two: Two
 def test_an_expired_site_can_begin_too(ctl: Any, two: Two, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 
-    ended = trust._self_signed("north", two.north._key, -1, ())
+    ended = self_signed("north", two.north._key, -1, ())
     two.north.certificate_path.write_bytes(ended.public_bytes(serialization.Encoding.PEM))
     assert ctl("rotate", "--config", two.site).code == 0
 

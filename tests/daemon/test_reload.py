@@ -17,6 +17,7 @@ from gossipseg.core.types import payload
 from gossipseg.daemon.main import remembered
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.store import EventLog, StateFile
+from gossipseg.trust.making import self_signed
 from tests.daemon.harness import daemon_of, files_only
 from tests.e2e.federation import Federation
 
@@ -121,7 +122,7 @@ async def test_a_new_key_that_is_not_in_order_changes_nothing(files: Federation,
     elif spoil == "half":
         folder.joinpath(trust.CERTIFICATE_FILE).write_bytes(before.certificate_pem)
     elif spoil == "expired":
-        ended = trust._self_signed("north", new._key, -1, ()).public_bytes(serialization.Encoding.PEM)
+        ended = self_signed("north", new._key, -1, ()).public_bytes(serialization.Encoding.PEM)
         folder.joinpath(trust.CERTIFICATE_FILE).write_bytes(ended)
     elif spoil == "junk":
         folder.joinpath(trust.KEY_FILE).write_text("no key")
