@@ -21,16 +21,7 @@ import atheris
 
 with atheris.instrument_imports(include=["gossipseg"]):
     from gossipseg.core import messages as ms
-    from gossipseg.core.types import (
-        AliveRecord,
-        LeftRecord,
-        Manifest,
-        ModelRef,
-        PeerInfo,
-        Phase,
-        Proposal,
-        SuspectRecord,
-    )
+    from gossipseg.core import types as ts
     from gossipseg.errors import PeerRefused
     from gossipseg.store.tensors import BadSafetensors, read_safetensors_header
     from gossipseg.wire import codec
@@ -62,17 +53,17 @@ def one_input(data: bytes) -> None:
 
 def seeds() -> list[bytes]:
     """One input in order for each reader: protobuf's own parser is not instrumented, and finds no way in."""
-    info = PeerInfo(3, 30, 7, Phase.TRAINING, "c" * 32)
-    manifest = Manifest(
+    info = ts.PeerInfo(3, 30, 7, ts.Phase.TRAINING, "c" * 32)
+    manifest = ts.Manifest(
         "d" * 64, "F16", "f", "c" * 32, "south", hash="a" * 64, size_bytes=9, signature="ab" * 70
     )
-    model = ModelRef("a" * 64, 9, 3, 30, 7, 0.5, manifest=manifest)
+    model = ts.ModelRef("a" * 64, 9, 3, 30, 7, 0.5, manifest=manifest)
     records = (
-        AliveRecord("south", 1, 2, "a:1", 7, b"s"),
-        LeftRecord("west", 1, 2, b"s"),
-        SuspectRecord("west", 1, "south", b"s"),
+        ts.AliveRecord("south", 1, 2, "a:1", 7, b"s"),
+        ts.LeftRecord("west", 1, 2, b"s"),
+        ts.SuspectRecord("west", 1, "south", b"s"),
     )
-    proposal = Proposal(1, 0, model, ("south", "west"), (("north", "late"),))
+    proposal = ts.Proposal(1, 0, model, ("south", "west"), (("north", "late"),))
     run, sites = "b" * 32, "e" * 32
     bodies = [
         ms.Hello(1, 2, "f", (("a", "1"), ("b", '"x"')), info),

@@ -15,9 +15,25 @@ from gossipseg.trust import Identity, create_identity
 from gossipseg.wire.grpc_options import server_credentials
 from gossipseg.wire.limits import Pace, PeerLimits
 from gossipseg.wire.probe import seen_certificate
-from tests.wire.harness import INFO, federation, until, with_certificates
+from tests.wire.harness import INFO, Federation, federation, until, with_certificates
 
 PING = Ping((), INFO)
+
+
+async def push_held(f: Federation) -> tuple[asyncio.Task[None], asyncio.Event]:
+    """A model under way from north, which south-2 holds at its first piece until the event is set."""
+    model, path = f.model(4 << 20)
+    f.promise("south-2", model)
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(*_):
+        reached.set()
+        await go_on.wait()
+
+    f.handlers["south-2"].on_chunk = hold
+    push = asyncio.create_task(f.transports["north"].push("south-2", model, path, 30.0))
+    await reached.wait()
+    return push, go_on
 
 
 def test_a_look_shows_the_key_in_use_whatever_the_files_hold_by_now(tmp_path, identities):
@@ -51,17 +67,7 @@ def test_a_stream_over_a_connection_put_away_ends_with_its_receivers_place_in_th
     async def body():
         async with federation("grpc", tmp_path, identities, names=("north", "south-2")) as f:
             north, south = f.transports["north"], f.transports["south-2"]
-            model, path = f.model(4 << 20)
-            f.promise("south-2", model)
-            reached, go_on = asyncio.Event(), asyncio.Event()
-
-            async def hold(*_):
-                reached.set()
-                await go_on.wait()
-
-            f.handlers["south-2"].on_chunk = hold
-            push = asyncio.create_task(north.push("south-2", model, path, 30.0))
-            await reached.wait()
+            push, go_on = await push_held(f)
             new = create_identity("north", tmp_path / "new")
             south.set_peers({"north": with_certificates(f.endpoints["north"], new.certificate_pem,
                                                         identities["north"].certificate_pem)})  # fmt: skip
@@ -87,17 +93,7 @@ def test_a_site_that_stops_does_not_wait_for_connections_it_put_away(tmp_path, i
     async def body():
         async with federation("grpc", tmp_path, identities, names=("north", "south-2")) as f:
             north = f.transports["north"]
-            model, path = f.model(4 << 20)
-            f.promise("south-2", model)
-            reached, go_on = asyncio.Event(), asyncio.Event()
-
-            async def hold(*_):
-                reached.set()
-                await go_on.wait()
-
-            f.handlers["south-2"].on_chunk = hold
-            push = asyncio.create_task(north.push("south-2", model, path, 30.0))
-            await reached.wait()
+            push, go_on = await push_held(f)
             north.set_peers(f.endpoints, create_identity("north", tmp_path / "new"))
             async with asyncio.timeout(10):
                 await north.close()
