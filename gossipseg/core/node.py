@@ -53,9 +53,7 @@ class Stage(StrEnum):
 class NodeState:
     """One site's membership, exchange and rounds. See the module docstring."""
 
-    def __init__(self, setup: Setup | Site, **given: Any) -> None:
-        if isinstance(setup, str):
-            setup = Setup(setup, **{k: v for k, v in given.items() if v is not None or k == "rounds"})
+    def __init__(self, setup: Setup) -> None:
         self.strict = setup.strict
         self._stage = Stage.NEW
         self._due: float | None = None

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 Preset = Literal["wan", "lan", "local"]
+_FORBID: dict[str, Any] = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, slots=True)
 class MembershipParams:
     """SWIM with suspicion and Lifeguard self-health (memberlist's names and WAN numbers)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     probe_interval_s: float = 5.0
     probe_timeout_s: float = 3.0
@@ -55,7 +56,7 @@ def membership_preset(name: str, **overrides: Any) -> MembershipParams:
 class GossipParams:
     """The GML exchange protocol (ALGORITHMS §1)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     sender_rate: float = 0.5
     """rho: the expected share of alive sites that send at the end of a round, 0..1."""
@@ -75,7 +76,7 @@ class GossipParams:
 class RoundsParams:
     """Rounds under a rotating coordinator (DESIGN §2). Only for algorithms that exchange by `rounds`."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     quorum: int | None = None
     """Sites that must contribute, and store, for a round to close; None: a majority of the listed sites."""
@@ -97,7 +98,7 @@ class RoundsParams:
 class TrustParams:
     """What a model must bring with it."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     require_manifests: bool = True
     """False: a model without a signed manifest is taken, too, while sites of an older version are there."""
@@ -107,7 +108,7 @@ class TrustParams:
 class QuarantineParams:
     """When a peer that sends what must be refused is kept out, and for how long (core/quarantine.py)."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     offences: int = 3
     """So many within the window, and the peer is quarantined."""

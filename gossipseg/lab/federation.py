@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg import config
-from gossipseg.core.node import NodeState
+from gossipseg.core.node import NodeState, Setup
 from gossipseg.core.params import MembershipParams, RoundsParams
 from gossipseg.errors import LocalError
 from gossipseg.lab import virtual_time
@@ -150,7 +150,7 @@ class _Federation:
 
     def _node(self, name: str, contract: tuple[tuple[str, str], ...]) -> NodeState:
         plan, settings = self._plan, self._settings
-        return NodeState(
+        setup = Setup(
             name,
             address=_address(name),
             sites={s: _address(s) for s in plan.sites if s != name},
@@ -168,6 +168,7 @@ class _Federation:
             max_model_bytes=settings.wire.max_model_bytes,
             strict=True,
         )
+        return NodeState(setup)
 
     def _rounds_params(self) -> RoundsParams:
         """A coordinator that waits for the slowest site, and not for one that is away."""
