@@ -172,12 +172,21 @@ def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int | N
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else _from_data(data)
     if wanted.algorithm is not None and sections["algorithm"]["name"] != wanted.algorithm:
         _check_algorithm(wanted.algorithm)
-        presets.set_algorithm(sections, wanted.algorithm)
+        _set_algorithm(sections, wanted.algorithm, wanted.peers)
     if wanted.steps is not None:
         sections["training"]["steps_per_round"] = wanted.steps
     if wanted.seed is not None:
         sections["seed"] = wanted.seed
     return sections, wanted.rounds or (None if wanted.endless else rounds)
+
+
+def _set_algorithm(sections: dict[str, Any], name: str, peers: Path | None) -> None:
+    """A --peers file's own task and training stay as they were written."""
+    own = presets.written(peers) if peers is not None else presets.NOTHING_WRITTEN
+    try:
+        presets.set_algorithm(sections, name, own)
+    except ConfigError as e:
+        raise ConfigError(e.problem, file=peers, key=e.key, value=e.value, remedy=e.remedy) from None
 
 
 def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -19,7 +21,8 @@ import yaml
 from gossipseg import config
 from gossipseg.algos.params import params_class
 from gossipseg.core.params import GossipParams, RoundsParams
-from gossipseg.learn.params import TaskParams, TrainingParams
+from gossipseg.errors import ConfigError
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, ONE_SHOT_NETWORK, TaskParams, TrainingParams
 from gossipseg.nets.params import NetworkParams
 from gossipseg.testbed import dataset
 
@@ -82,6 +85,13 @@ NETWORK_OF = {
 }
 """Small networks for the algorithms that need one of their own."""
 ONE_SHOT_EDGE = 128
+_ONE_SHOT_OPTIMIZER = {
+    "optimizer": "sgd",
+    "learning_rate": 1e-2,
+    "weight_decay": 5e-4,
+    "schedule": "step_decay",
+}
+NOTHING_WRITTEN: Mapping[str, Any] = MappingProxyType({})
 _PATCH_STEP = 16
 
 
@@ -132,37 +142,58 @@ def sections(task: TaskParams, sizes: list[tuple[int, ...]]) -> tuple[dict[str, 
     return _plain({k: v for k, v in found.items() if v != {}}), preset.rounds
 
 
-def set_algorithm(sections: dict[str, Any], name: str) -> None:
-    """Let the sections of a peers.yaml use this algorithm, with the network that it needs."""
+def set_algorithm(sections: dict[str, Any], name: str, own: Mapping[str, Any] = NOTHING_WRITTEN) -> None:
+    """Let the sections of a peers.yaml use this algorithm, with the network that it needs.
+
+    `own`: what the user wrote of these sections (`written`); of task and training that stays as it is.
+    Raises ConfigError where the algorithm cannot do with it.
+    """
     sections["algorithm"] = {"name": name}
     suited = getattr(params_class(name), "networks", None)
     if suited is not None and sections.get("network", {}).get("name", "sanet") not in suited:
         network = NETWORK_OF.get(name) or NetworkParams(name=suited[0])  # of an installed package: its own
         sections["network"] = _plain(_changed(network))
-    if name == "fedcowpro":
-        _one_shot(sections)
+    if name == ONE_SHOT_ALGORITHM:
+        _one_shot(sections, own.get("task") or {}, own.get("training") or {})
 
 
-def _one_shot(sections: dict[str, Any]) -> None:
+def _one_shot(sections: dict[str, Any], own_task: Mapping[str, Any], own_training: Mapping[str, Any]) -> None:
     """FedCoWPro learns from slices: volumes are read as slices along their last axis."""
     task, training = sections["task"], sections["training"]
     if task.get("spatial_dims", 2) == 3:
+        if "spatial_dims" in own_task:
+            raise ConfigError(
+                f"{ONE_SHOT_ALGORITHM} works on slices",
+                key="task.spatial_dims",
+                value=3,
+                remedy=f"Write the file for it: algorithm.name: {ONE_SHOT_ALGORITHM}, network.name: "
+                f"{ONE_SHOT_NETWORK}, task.spatial_dims: 2, task.slice_axis: 2 (slices along the last axis) "
+                "and two numbers as task.patch_size.",
+            )
         task |= {"spatial_dims": 2, "slice_axis": 2}
         task.pop("spacing_mm", None)
         task.pop("orientation", None)
-    task["patch_size"] = [ONE_SHOT_EDGE, ONE_SHOT_EDGE]
-    training |= {"batch_size": 2, "optimizer": "sgd", "learning_rate": 1e-2, "weight_decay": 5e-4}
-    training |= {"schedule": "step_decay"}
+    if "patch_size" not in own_task:
+        task["patch_size"] = [ONE_SHOT_EDGE, ONE_SHOT_EDGE]
+    if "batch_size" not in own_training:
+        training["batch_size"] = 2
+    if not own_training.keys() & _ONE_SHOT_OPTIMIZER.keys():  # they are chosen for each other
+        training |= _ONE_SHOT_OPTIMIZER
 
 
 def from_file(path: Path) -> tuple[dict[str, Any], int]:
     """Everything but the sites from another peers.yaml, and a quick run's rounds. Raises ConfigError."""
     federation = dataclasses.asdict(config.load_federation(path))
     federation.pop("sites")
-    explicit = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "membership" not in explicit:
+    if "membership" not in written(path):
         federation["membership"] = {"preset": "local"}
     return _plain(federation), SMALL_2D.rounds
+
+
+def written(path: Path) -> dict[str, Any]:
+    """What stands in a peers.yaml that `from_file` has read, without what was left to the defaults."""
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _changed(params: Any) -> dict[str, Any]:

@@ -131,6 +131,65 @@ def test_a_peers_file_decides_and_flags_decide_over_it(data: list[Path], tmp_pat
     assert other.algorithm == "gossip_average"
 
 
+def one_shot_from(tmp_path: Path, data: list[Path], **sections: object) -> config.FederationFile:
+    """The federation that `--algorithm fedcowpro` makes of a peers.yaml with these sections."""
+    task = {"name": "t", "channels": 1, "labels": {0: "b", 1: "f"}, "label_map": {255: 1}}
+    doc = {"federation": "mine", "algorithm": {"name": "gcml"}, **sections}
+    doc["task"] = task | sections.get("task", {})  # type: ignore[operator]
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(doc))
+    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, algorithm="fedcowpro"))
+    return config.load_federation(made.federation_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "otherwise"),
+    [
+        ("task", "patch_size", (64, 64), (128, 128)),
+        ("training", "batch_size", 3, 2),
+        ("training", "optimizer", "adamw", "sgd"),
+        ("training", "learning_rate", 0.5, 0.01),
+        ("training", "weight_decay", 0.25, 5e-4),
+        ("training", "schedule", "constant", "step_decay"),
+    ],
+)
+def test_what_a_peers_file_says_stays_when_the_algorithm_becomes_one_shot(
+    data: list[Path], tmp_path: Path, section: str, key: str, value: object, otherwise: object
+) -> None:
+    plain = list(value) if isinstance(value, tuple) else value
+    kept = one_shot_from(tmp_path, data, **{section: {key: plain}})
+    assert (kept.algorithm.name, kept.network.name) == ("fedcowpro", "cowpro_encoder")
+    assert getattr(getattr(kept, section), key) == value
+    chosen = one_shot_from(tmp_path, data, **({section: {}} if section == "task" else {}))
+    assert getattr(getattr(chosen, section), key) == otherwise
+
+
+def test_an_optimizer_that_a_peers_file_names_keeps_its_own_learning_rate(
+    data: list[Path], tmp_path: Path
+) -> None:
+    """The quick run's rate is for the optimizer that it chooses."""
+    kept = one_shot_from(tmp_path, data, training={"optimizer": "adamw"}).training
+    default = type(kept)()
+    assert (kept.learning_rate, kept.weight_decay) == (default.learning_rate, default.weight_decay)
+    assert kept.batch_size == 2
+
+
+def test_a_peers_file_for_volumes_is_not_made_one_for_slices(data: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        one_shot_from(tmp_path, data, task={"spatial_dims": 3, "patch_size": [32, 32, 32]})
+    text = str(caught.value)
+    for part in ("mine.yaml", "task.spatial_dims = 3", "works on slices", "slice_axis: 2"):
+        assert part in text, text
+    assert not (tmp_path / "bed" / "peers.yaml").exists()
+    sections = {
+        "algorithm": {"name": "fedcowpro"},
+        "network": {"name": "cowpro_encoder"},
+        "task": {"spatial_dims": 2, "slice_axis": 2, "patch_size": [32, 32]},
+    }
+    task = one_shot_from(tmp_path, data, **sections).task
+    assert (task.slice_axis, task.patch_size) == (2, (32, 32)), "the remedy helps"
+
+
 def test_an_unknown_algorithm_is_named_with_the_known_ones(data: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--algorithm = 'fedsgd'.*gcml, local, gossip_average"):
         layout.init_testbed(tmp_path / "bed", data, Wanted(algorithm="fedsgd"))
