@@ -2,8 +2,9 @@
 
 "Paxos Made Simple" (Lamport 2001): phase 1 is Prepare, phase 2 is Accept. The coordinator may choose the
 value only where its quorum of promises reports none; then it gathers the updates and has them combined.
-What belongs here: the stages of an attempt and what each site is in it. What must not: whose turn it is
-(rounds.py), what may be promised or stored (acceptor.py).
+What belongs here: the stages of an attempt, what the other sites are asked, and when it is given up. What
+must not: whose turn it is (turns.py), what may be promised or stored (acceptor.py), which updates there are
+(gathering.py).
 """
 
 from __future__ import annotations
@@ -17,29 +18,21 @@ from gossipseg.core.acceptor import Acceptor
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.effects import Aggregate
 from gossipseg.core.fetching import Fetcher, Serving, Want
+from gossipseg.core.gathering import Gathering, Shelf
 from gossipseg.core.membership import Membership
-from gossipseg.core.offences import verdict_is_offence
 from gossipseg.core.params import RoundsParams
-from gossipseg.core.rows import COMING, Row, state_of
+from gossipseg.core.rows import Row
 from gossipseg.core.stages import OVER, TRANSITIONS, Evidence, Stage
-from gossipseg.core.turns import HEARD_SHARE
 from gossipseg.core.types import ModelRef, Phase, Proposal, Site
 
 HEARTBEAT_SHARE = 0.25
 """A site that has done its part hears from the coordinator this often, in units of the patience."""
 POLLED_SITES = 32
 """In a larger federation each site is asked less often, so that the coordinator's messages stay few."""
-MAX_BROKEN = 3
-"""A site whose update could not be fetched so often is left out of the attempt."""
 
 
-class Shop(Protocol):
+class Shop(Shelf, Protocol):
     """What an attempt needs of this site."""
-
-    collected: dict[Site, ModelRef]
-    """Each site's newest update of this round that is here, also from an earlier attempt."""
-    condemned: set[str]
-    """Hashes of updates of this round that the worker has refused."""
 
     def worker_free(self) -> bool:
         """It may combine updates now."""
@@ -71,19 +64,29 @@ class Attempt:
     reason: str = ""
     """Why it was given up."""
     rows: dict[Site, Row] = field(default_factory=dict)
-    deadline: float = math.inf
-    """Sites that have not delivered by then are left out."""
+    gathering: Gathering = field(init=False)
     proposal: Proposal | None = None
     progress_at: float = 0.0
     began_at: float = 0.0
-    _chosen: tuple[tuple[Site, ModelRef], ...] = ()
-    _left_out: dict[Site, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         now = self.ctx.now
         self.began_at = self.progress_at = now
         others = (s for s in self.acceptor.electorate.sites if s != self.ctx.site)
         self.rows = {site: Row(site, ask_at=now) for site in others}
+        self.gathering = Gathering(
+            self.ctx,
+            self.params,
+            self.membership,
+            self.acceptor,
+            self.fetcher,
+            self.shop,
+            self.round,
+            self.attempt,
+            self.rows,
+            began_at=now,
+            progress=self._progress,
+        )
 
     @property
     def over(self) -> bool:
@@ -92,14 +95,9 @@ class Attempt:
     @property
     def kept(self) -> list[ModelRef]:
         """Files that must not go."""
-        models = [model for _, model in self._chosen]
+        models = [model for _, model in self.gathering.chosen]
         models += [r.delivered for r in self.rows.values() if r.delivered is not None]
         return models + ([self.proposal.model] if self.proposal is not None else [])
-
-    @property
-    def delivered(self) -> int:
-        """Updates that are here, this site's own among them."""
-        return len(self._updates())
 
     def settle(self) -> None:
         """Do what is due."""
@@ -110,8 +108,9 @@ class Attempt:
             return
         if self.stage in (Stage.ASKING, Stage.GATHERING):
             self._weigh_promises()
-        if self.stage is Stage.GATHERING:
-            self._gather()
+        if self.stage is Stage.GATHERING and self.gathering.settle() and self.shop.worker_free():
+            self._move(Evidence.COMPLETE)
+            self.shop.aggregate(self.gathering.close())
         if self.stage is Stage.STORING:
             self._count_stores()
         if not self.over:
@@ -123,6 +122,10 @@ class Attempt:
 
     def _move(self, evidence: Evidence) -> None:
         self.stage = TRANSITIONS[self.stage, evidence]
+        self._progress()
+
+    def _progress(self) -> None:
+        """It gets the whole patience again."""
         self.progress_at = self.ctx.now
 
     # -------------------------------------------------------------- whether it can come to anything
@@ -143,7 +146,7 @@ class Attempt:
         if self._over_patience(self.began_at) and self._lately_answered() + 1 < electorate.votes:
             return "no_quorum"
         if self._at_work():
-            self.progress_at = self.ctx.now
+            self._progress()
         return self._why_stuck() if self._over_patience(self.progress_at) else ""
 
     def _over_patience(self, since: float) -> bool:
@@ -162,10 +165,7 @@ class Attempt:
             return any(self.serving.to(s, self.proposal.model.hash) for s in self.rows)
         if self.stage is Stage.RECOVERING:
             return any(self.fetcher.streaming(w) for w in self.fetcher.wants)
-        if self.stage is not Stage.GATHERING:
-            return False
-        enough = self.delivered >= self.acceptor.electorate.quorum
-        return enough or any(state in COMING for state, _ in self._states().values())
+        return self.stage is Stage.GATHERING and self.gathering.hopeful
 
     def _why_stuck(self) -> str:
         return {
@@ -196,8 +196,9 @@ class Attempt:
         if self.over:
             return math.inf
         due = min((r.ask_at for r in self.rows.values() if not r.asking), default=math.inf)
-        gathering = self.stage is Stage.GATHERING and self.deadline > self.ctx.now
-        return min(due, self.progress_at + self.params.patience_s, self.deadline if gathering else math.inf)
+        deadline = self.gathering.deadline
+        waiting = self.stage is Stage.GATHERING and deadline > self.ctx.now
+        return min(due, self.progress_at + self.params.patience_s, deadline if waiting else math.inf)
 
     def _pause_s(self, row: Row) -> float:
         patience_s, poll_s = self.params.patience_s, self.params.poll_interval_s
@@ -234,7 +235,7 @@ class Attempt:
             return
         row.answered_at = self.ctx.now
         if not row.promised:
-            self.progress_at = self.ctx.now
+            self._progress()
         row.promised, row.accepted, row.refused = True, reply.accepted, ""
         row.update, row.waiting_for = reply.update, reply.waiting_for
 
@@ -251,7 +252,7 @@ class Attempt:
         row.answered_at = self.ctx.now
         if reply.verdict == "stored" and not row.stored:
             row.stored, row.promised = True, True
-            self.progress_at = self.ctx.now
+            self._progress()
 
     def _refused(self, row: Row, reason: str, committed: Proposal | None) -> None:
         if committed is not None:
@@ -291,93 +292,15 @@ class Attempt:
         else:
             self._propose(Evidence.FOUND)
 
-    # -------------------------------------------------------------- updates
-
-    def state_of(self, row: Row) -> tuple[str, str]:
-        """(state, reason) of a site while updates are gathered; with a reason it will not deliver."""
-        want = self.fetcher.wants.get(row.update.hash) if row.update is not None else None
-        quiet = self._over_patience(max(row.heard_at, self.began_at))
-        member = self.membership.members.get(row.site)
-        lately = self.ctx.now < row.heard_at + HEARD_SHARE * self.params.patience_s
-        fetching = want is not None and want.frm != ""
-        if row.delivered is None and self.membership.quarantined(row.site):
-            return "left_out", "quarantined"
-        return state_of(row, member, fetching=fetching, lately=lately, quiet=quiet)
-
-    def _states(self) -> dict[Site, tuple[str, str]]:
-        return {row.site: self.state_of(row) for row in self.rows.values()}
-
-    def _updates(self) -> dict[Site, ModelRef]:
-        """What is here, one for each site."""
-        record = self.acceptor.record
-        updates = {r.site: r.delivered for r in self.rows.values() if r.delivered is not None}
-        if record.update is not None and record.update_round == self.round:
-            updates[self.ctx.site] = record.update
-        return updates
-
-    def _gather(self) -> None:
-        for row in self.rows.values():
-            self._fetch(row)
-        states = self._states()
-        enough = self.delivered >= self.acceptor.electorate.quorum
-        if enough and self.deadline == math.inf:
-            self.deadline = self.ctx.now + self.params.deadline_s
-            self.progress_at = self.ctx.now
-        late = self.ctx.now >= self.deadline
-        pending = [s for s, (state, reason) in states.items() if state != "delivered" and not reason]
-        if not enough or (pending and not late) or not self.shop.worker_free():
-            return
-        self._chosen = tuple(sorted(self._updates().items()))
-        self._left_out = {
-            s: reason or "late" for s, (state, reason) in states.items() if state != "delivered"
-        }
-        self._move(Evidence.COMPLETE)
-        self.shop.aggregate(Aggregate(self.round, self.attempt, self._chosen))
-
-    def _fetch(self, row: Row) -> None:
-        update = row.update
-        if update is None or row.delivered is not None or row.failed or row.refused:
-            return
-        if self.membership.quarantined(row.site):
-            return
-        if reason := self._unfit(row.site, update):
-            row.failed = reason
-            self.ctx.refused(row.site, reason, update)
-        elif (here := self.shop.collected.get(row.site)) is not None and here.hash == update.hash:
-            row.delivered = here
-        elif update.hash not in self.fetcher.wants:
-            if self.acceptor.notary.accept(update):
-                self.ctx.persist()
-            self.fetcher.want(update, self.round, self.attempt, [row.site], self._on_update, row)
-
-    def _unfit(self, site: Site, update: ModelRef) -> str:
-        """Why a site's update is not fetched; "" if it is."""
-        if update.kind != "update":
-            return "other_model"
-        acceptor = self.acceptor
-        fault = acceptor.notary.fault_of_update(site, update, acceptor.run, self.round)
-        return fault or ("too_large" if acceptor.too_large(update) else "")
-
-    def _on_update(self, want: Want, reason: str) -> None:
-        row: Row = want.about
-        if not reason:
-            self.shop.collected[row.site] = row.delivered = want.model
-            self.progress_at = self.ctx.now
-            return
-        row.broken += 1
-        row.update, row.ask_at = None, self.ctx.now  # perhaps it has another one by now
-        row.failed = reason if row.broken >= MAX_BROKEN else ""
+    # -------------------------------------------------------------- what the worker made
 
     def on_aggregated(self, event: events.Aggregated) -> None:
         """The worker is done. The model must still be of a quorum's updates."""
         if self.stage is not Stage.AGGREGATING:
             return
         contributors = tuple(sorted(event.contributors))
-        self._refuse(event.refused)
-        for site, _ in self._chosen:
-            if site not in contributors:
-                self._left_out.setdefault(site, "not_used")
-        absent = tuple(sorted(self._left_out.items()))
+        self.gathering.refuse(event.refused)
+        absent = self.gathering.absent(contributors)
         model = replace(event.model, kind="global", round=self.round)
         model = self.acceptor.notary.sign(model, run=self.acceptor.run, attempt=self.attempt)
         proposal = Proposal(self.round, self.attempt, model, contributors, absent)
@@ -390,16 +313,8 @@ class Attempt:
     def on_failed(self, event: events.AggregationFailed) -> None:
         """The worker could make nothing of them."""
         if self.stage is Stage.AGGREGATING:
-            self._refuse(event.refused)
+            self.gathering.refuse(event.refused)
             self.give_up(event.reason or "aggregation_failed")
-
-    def _refuse(self, refused: tuple[tuple[Site, str], ...]) -> None:
-        for site, reason in refused:
-            self._left_out[site] = f"refused_{reason}"[:64]
-            hash = dict(self._chosen)[site].hash if site in dict(self._chosen) else ""
-            if site != self.ctx.site and verdict_is_offence(reason) and hash not in self.shop.condemned:
-                self.shop.condemned.add(hash)  # the same update comes again in the next attempt
-                self.ctx.offence(site, reason)
 
     # -------------------------------------------------------------- phase 2
 

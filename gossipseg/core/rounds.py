@@ -324,7 +324,7 @@ class Rounds:
         attempt = self.attempt
         hold = attempt is not None and (
             attempt.stage is Stage.AGGREGATING
-            or (attempt.stage is Stage.GATHERING and attempt.delivered >= self.acceptor.electorate.quorum)
+            or (attempt.stage is Stage.GATHERING and attempt.gathering.enough)
         )
         return self.plan.next_round(round, hold=hold)
 

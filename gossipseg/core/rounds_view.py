@@ -53,7 +53,7 @@ def view_of(rounds: Rounds, ctx: Context, membership: Membership) -> RoundsView:
     """The round under way as this site sees it."""
     acceptor, attempt, turns = rounds.acceptor, rounds.attempt, rounds.turns
     state, reason = _own_state(rounds, ctx)
-    deadline = attempt.deadline if attempt is not None else math.inf
+    deadline = attempt.gathering.deadline if attempt is not None else math.inf
     return RoundsView(
         round=acceptor.round,
         attempt=attempt.attempt if attempt is not None else turns.current,
@@ -73,7 +73,8 @@ def _own_state(rounds: Rounds, ctx: Context) -> tuple[str, str]:
     """(state, reason) of this site."""
     phase, running, update = ctx.info.phase, rounds.plan.running, rounds.plan.update
     if rounds.attempt is not None:
-        return rounds.attempt.stage.value, f"{rounds.attempt.delivered} delivered"
+        delivered = len(rounds.attempt.gathering.updates())
+        return rounds.attempt.stage.value, f"{delivered} delivered"
     if phase is not Phase.TRAINING:
         return phase.value, ""
     if running is not None:
@@ -96,7 +97,7 @@ def _row(rounds: Rounds, ctx: Context, membership: Membership, site: Site) -> Si
     if attempt is not None:
         row = attempt.rows[site]
         stored = row.stored and attempt.stage is Stage.STORING
-        return SiteRow(site, "stored") if stored else SiteRow(site, *attempt.state_of(row))
+        return SiteRow(site, "stored") if stored else SiteRow(site, *attempt.gathering.state_of(row))
     if reason := rounds.turns.objection(site):
         return SiteRow(site, "left_out", reason)
     return SiteRow(site, "coordinator" if site == rounds.turns.coordinator else member.state.value)
