@@ -24,6 +24,15 @@ def rig_of(*sites: str, round: int = 5, steps: int = 50, **changes: Any) -> Rig:
     return rig
 
 
+def hosting() -> Rig:
+    """b's model has come, and visits in the round that has just begun."""
+    rig = rig_of("b")
+    rig.asks("b", ms.Offer(model()))
+    rig.do(ev.ModelArrived("b", model()))
+    rig.round_done()
+    return rig
+
+
 def offered(rig: Rig) -> fx.Request:
     return rig.request(ms.Offer)
 
@@ -233,10 +242,7 @@ def test_an_accepted_model_arrives_waits_and_visits_exactly_once() -> None:
 
 @pytest.mark.parametrize("outcome", ["merged", "refused", "kept_out"])
 def test_what_became_of_a_visit_is_counted(outcome: Any) -> None:
-    rig = rig_of("b")
-    rig.asks("b", ms.Offer(model()))
-    rig.do(ev.ModelArrived("b", model()))
-    rig.round_done()
+    rig = hosting()
     rig.round_done(visit=ev.VisitResult(model().hash, outcome, "why"))
     assert rig.notes(f"visit_{outcome}")[0].reason == "why"
     assert rig.node.count(outcome, "b") == 1
@@ -448,10 +454,7 @@ def test_a_model_whose_visit_the_checkpoint_knows_is_not_visited_again() -> None
 
 
 def test_a_model_whose_visit_was_cut_off_visits_again() -> None:
-    rig = rig_of("b")
-    rig.asks("b", ms.Offer(model()))
-    rig.do(ev.ModelArrived("b", model()))
-    rig.round_done()
+    rig = hosting()
     rig.do(ev.WorkerLost("oom"))
     assert rig.node.phase is Phase.STARTING and rig.node.visiting is None
     rig.ready(round=6, steps=60)
@@ -459,10 +462,7 @@ def test_a_model_whose_visit_was_cut_off_visits_again() -> None:
 
 
 def test_a_visitor_under_which_the_worker_dies_twice_does_not_end_all_training() -> None:
-    rig = rig_of("b")
-    rig.asks("b", ms.Offer(model()))
-    rig.do(ev.ModelArrived("b", model()))
-    rig.round_done()
+    rig = hosting()
     rig.do(ev.WorkerLost("oom"))
     rig.ready(round=6, steps=60)
     rig.do(ev.WorkerLost("oom"))

@@ -206,11 +206,17 @@ def test_a_report_made_up_for_the_attempt_under_way_is_not_proposed() -> None:
     assert not rig.requests(ms.Fetch)
 
 
-def led(**changes: Any) -> tuple[Rig, list[fx.Request]]:
-    """me leads round 1, attempt 0, and has asked b and z."""
+def follower(**changes: Any) -> Rig:
+    """me has a worker, and trains for round 1."""
     rig = Rig(("b", "z"), exchange="rounds", rounds_params=PARAMS, trust=STRICT, quarantine=QUICK, **changes)
     rig.start().meet("b", "z", info=AT_1)
     rig.ready(round=0, steps=0)
+    return rig
+
+
+def led(**changes: Any) -> tuple[Rig, list[fx.Request]]:
+    """me leads round 1, attempt 0, and has asked b and z."""
+    rig = follower(**changes)
     rig.round_done(model("mine", round=1))
     return rig, leads(rig)
 
@@ -246,13 +252,6 @@ def proposal(
 ) -> Proposal:
     made = signed(common(name, round), maker, **{"attempt": attempt, **manifest})
     return Proposal(round, attempt, made, ("b", "z"), (("me", "late"),))
-
-
-def follower(**changes: Any) -> Rig:
-    rig = Rig(("b", "z"), exchange="rounds", rounds_params=PARAMS, trust=STRICT, quarantine=QUICK, **changes)
-    rig.start().meet("b", "z", info=AT_1)
-    rig.ready(round=0, steps=0)
-    return rig
 
 
 @pytest.mark.parametrize(

@@ -487,11 +487,16 @@ def test_an_old_coordinator_is_told_what_was_committed() -> None:
     assert asked(rig, "b", accept(old)) == ms.AcceptReply("reject", "already_committed", -1, p)
 
 
-def test_what_a_worker_started_from_before_a_restart_is_not_taken_twice() -> None:
+def with_round_1() -> fx.Snapshot:
+    """What is on a site's disk that has the first common model."""
     rig = bench()
     rig.asks("z", ms.Commit(RUN, LIST, proposal(1)))
     arrives(rig, "z", proposal(1))
-    snapshot = rig.of(fx.Persist)[-1].snapshot
+    return rig.of(fx.Persist)[-1].snapshot
+
+
+def test_what_a_worker_started_from_before_a_restart_is_not_taken_twice() -> None:
+    snapshot = with_round_1()
     again = bench(ready=False, snapshot=snapshot)
     again.ready(round=2, steps=20, last_global=common().hash)
     assert order(again) == fx.StartRound(3, None, True)
@@ -501,10 +506,7 @@ def test_what_a_worker_started_from_before_a_restart_is_not_taken_twice() -> Non
 
 
 def test_what_another_contract_has_left_behind_is_forgotten() -> None:
-    rig = bench()
-    rig.asks("z", ms.Commit(RUN, LIST, proposal(1)))
-    arrives(rig, "z", proposal(1))
-    snapshot = rig.of(fx.Persist)[-1].snapshot
+    snapshot = with_round_1()
     changed = tuple((k, '"net2"' if k == "network.signature" else v) for k, v in SIGNED)
     again = Rig(("b", "z"), exchange="rounds", rounds_params=PARAMS, snapshot=snapshot).start()
     again.do(ev.WorkerReady(1, 10, 10, changed))
@@ -637,19 +639,22 @@ def test_it_leads_with_its_update_and_a_promise_to_itself_on_disk() -> None:
     assert (view(rig).state, view(rig).leading, view(rig).coordinator) == ("asking", True, "me")
 
 
+def delivers(rig: Rig, asked: fx.Request) -> None:
+    """Who was asked promises, has an update, and sends it."""
+    made = update(f"of {asked.to}")
+    rig.answer(asked, ms.PrepareReply(True, 0, update=made))
+    rig.answer(rig.request(ms.Fetch, asked.to), ms.FetchReply("accept", "", made))
+    rig.do(ev.ModelArrived(asked.to, made))
+
+
 def gathered(*, refused: tuple[tuple[str, str], ...] = ()) -> Rig:
     """me leads round 1, and has let its worker combine the updates of all three."""
     rig = trained()
     first, second = leads(rig)
-    rig.answer(first, ms.PrepareReply(True, 0, update=update("of b")))
-    asked_b = rig.request(ms.Fetch, "b")
-    rig.answer(asked_b, ms.FetchReply("accept", "", update("of b")))
-    rig.do(ev.ModelArrived("b", update("of b")))
+    delivers(rig, first)
     assert not rig.of(fx.Aggregate), "z may still deliver"
     assert view(rig).deadline_s == PARAMS.deadline_s
-    rig.answer(second, ms.PrepareReply(True, 0, update=update("of z")))
-    rig.answer(rig.request(ms.Fetch, "z"), ms.FetchReply("accept", "", update("of z")))
-    rig.do(ev.ModelArrived("z", update("of z")))
+    delivers(rig, second)
     sites = tuple((s, update(u)) for s, u in (("b", "of b"), ("me", "mine"), ("z", "of z")))
     assert bare(rig.of(fx.Aggregate)) == [fx.Aggregate(1, 0, sites)]
     there = tuple(s for s in SITES if s not in dict(refused))
@@ -714,9 +719,7 @@ def test_a_site_still_in_training_is_waited_for_until_the_deadline() -> None:
     rig = trained()
     first, second = leads(rig)
     rig.answer(second, ms.PrepareReply(True, 0, waiting_for="training"))
-    rig.answer(first, ms.PrepareReply(True, 0, update=update("of b")))
-    rig.answer(rig.request(ms.Fetch, "b"), ms.FetchReply("accept", "", update("of b")))
-    rig.do(ev.ModelArrived("b", update("of b")))
+    delivers(rig, first)
     assert (state_of(rig, "z"), state_of(rig, "b")) == (("training", ""), ("delivered", ""))
     end, made = rig.now + PARAMS.deadline_s, []
     while not made:
@@ -749,9 +752,7 @@ def one_in_training() -> Rig:
     """me leads; b has delivered, z trains and has just said so."""
     rig = trained()
     first, second = leads(rig)
-    rig.answer(first, ms.PrepareReply(True, 0, update=update("of b")))
-    rig.answer(rig.request(ms.Fetch, "b"), ms.FetchReply("accept", "", update("of b")))
-    rig.do(ev.ModelArrived("b", update("of b")))
+    delivers(rig, first)
     rig.answer(second, ms.PrepareReply(True, 0, waiting_for="training"))
     assert not rig.of(fx.Aggregate)
     return rig
