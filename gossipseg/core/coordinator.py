@@ -143,7 +143,7 @@ class Attempt:
         needs_worker = self.stage in (Stage.ASKING, Stage.GATHERING, Stage.AGGREGATING)
         if needs_worker and phase is not Phase.TRAINING:
             return phase.value
-        if self._over_patience(self.began_at) and self._lately_answered() + 1 < electorate.votes:
+        if self._over_patience(self.began_at) and self._lately_agreed() + 1 < electorate.votes:
             return "no_quorum"
         if self._at_work():
             self._progress()
@@ -153,8 +153,8 @@ class Attempt:
         """(The same sum as in next_deadline: a difference may round to the other side of it.)"""
         return self.ctx.now >= since + self.params.patience_s
 
-    def _lately_answered(self) -> int:
-        return sum(1 for r in self.rows.values() if not self._over_patience(r.answered_at))
+    def _lately_agreed(self) -> int:
+        return sum(1 for r in self.rows.values() if not self._over_patience(r.agreed_at))
 
     def _at_work(self) -> bool:
         """Something is under way that will change what is known here."""
@@ -233,7 +233,7 @@ class Attempt:
             self.ctx.refused(row.site, fault, reply.accepted.model)
             self._refused(row, fault, None)  # its promise does not count: then passing over the model is safe
             return
-        row.answered_at = self.ctx.now
+        row.agreed_at = self.ctx.now
         if not row.promised:
             self._progress()
         row.promised, row.accepted, row.refused = True, reply.accepted, ""
@@ -249,7 +249,7 @@ class Attempt:
         if reply.verdict == "reject":
             self._refused(row, reply.reason, reply.committed)
             return
-        row.answered_at = self.ctx.now
+        row.agreed_at = self.ctx.now
         if reply.verdict == "stored" and not row.stored:
             row.stored, row.promised = True, True
             self._progress()

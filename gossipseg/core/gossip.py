@@ -72,14 +72,14 @@ class Gossip:
         greeter: Greeter,
         *,
         exchanges: bool,
-        rounds: int | None,
+        budget: int | None,
         max_model_bytes: int,
         inbox: Inbox,
         counts: Counter[tuple[str, Site]],
         notary: Notary,
     ) -> None:
         self._ctx, self._params, self._membership, self._greeter = ctx, params, membership, greeter
-        self._exchanges, self._rounds, self._max_model_bytes = exchanges, rounds, max_model_bytes
+        self._exchanges, self._budget, self._max_model_bytes = exchanges, budget, max_model_bytes
         self.inbox, self.counts, self._notary = inbox, counts, notary
         self.pool = SenderPool()
         self.outgoing: list[Outgoing] = []
@@ -259,7 +259,7 @@ class Gossip:
             return "exchanges_nothing"
         if info.phase in PHASE_REFUSALS:
             return PHASE_REFUSALS[info.phase]
-        if self._rounds is not None and self.running_round == self._rounds:
+        if self._budget is not None and self.running_round == self._budget:
             return "finished"  # no later round could host it
         if member is None or member.refused:
             return "contract_mismatch"

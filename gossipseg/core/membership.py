@@ -1,7 +1,7 @@
 """Who is in the federation and in what state: records in, beliefs out (SWIM with suspicion, DSN 2002).
 
-What belongs here: the meaning of alive, left and suspect records, incarnations, suspicion timers, and
-what is passed on. What must not: who is pinged when (probing.py), weights (gossip.py).
+What belongs here: the meaning of alive, left and suspect records, incarnations, suspicion timers. What
+must not: how news go out (dissemination.py), who is pinged when (probing.py), weights (gossip.py).
 
 Only a site itself moves its incarnation (SWIM §4.2), so records of it carry its own signature; death
 follows only from this site's own timer. Records of unlisted sites are dropped.

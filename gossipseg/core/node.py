@@ -132,9 +132,6 @@ class NodeState:
         self._prober.on_tick()
         return True
 
-    def _no_tick(self, event: events.Tick) -> bool:
-        return True
-
     def _incoming(self, event: events.Incoming) -> bool:
         frm, token, body = event.frm, event.token, event.body
         if frm == self._ctx.site:
@@ -207,7 +204,7 @@ class NodeState:
         self._ctx.note("left")
         return True
 
-    def _leave_again(self, event: events.Leave) -> bool:
+    def _nothing_to_do(self, event: Event) -> bool:
         return True
 
     def _lift(self, event: events.LiftQuarantine) -> bool:
@@ -307,8 +304,8 @@ class NodeState:
         return self._traffic.of_rounds()
 
     def count(self, what: str, site: Site | None = None) -> int:
-        """Models `sent`, `received`, `merged`, `refused`, `kept_out`, `reverted` or `dropped` so far,
-        with one site or with all; counted across restarts."""
+        """Models `sent`, `received`, `merged`, `refused`, `kept_out`, `reverted` or `dropped`, or `offences`
+        so far, with one site or with all; counted across restarts."""
         return sum(n for (w, s), n in self._counts.items() if w == what and site in (None, s))
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:
@@ -350,7 +347,7 @@ HANDLERS: Mapping[tuple[Stage, type], _Handler] = {
     (Stage.UP, events.Tick): NodeState._tick,
     (Stage.UP, events.Leave): NodeState._leave,
     **{(Stage.GONE, event): handler for event, handler in _ALWAYS.items()},
-    (Stage.GONE, events.Tick): NodeState._no_tick,
-    (Stage.GONE, events.Leave): NodeState._leave_again,
+    (Stage.GONE, events.Tick): NodeState._nothing_to_do,
+    (Stage.GONE, events.Leave): NodeState._nothing_to_do,
 }
 """What may happen when. An event without an entry is an error in tests and a note in production."""

@@ -2,7 +2,7 @@
 
 What belongs here: how the parts work together. What must not: their rules, which are what is promised and
 stored (acceptor.py), answered (answers.py), trained (plan.py), whose turn it is (turns.py), how an attempt is
-led (coordinator.py), and how files come (commons.py, fetching.py).
+led (coordinator.py, gathering.py), and how files come (commons.py, fetching.py).
 
 A site trains from the last committed common model, keeps its update, and waits for the next one. Every
 handler only changes what is known; `settle`, called after each event, does what follows from it.
@@ -114,6 +114,7 @@ class Rounds:
 
     @property
     def limit(self) -> int:
+        """Files on their way out at once, and updates on their way here."""
         return self._params.max_parallel_transfers
 
     # -------------------------------------------------------------- what happens to this site

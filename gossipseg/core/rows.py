@@ -33,8 +33,8 @@ class Row:
     accepted: Proposal | None = None
     heard_at: float = -math.inf
     """When it last answered anything."""
-    answered_at: float = -math.inf
-    """When it last answered with yes."""
+    agreed_at: float = -math.inf
+    """When it last answered with yes: promised, or stored, or was about to."""
     asking: bool = False
     ask_at: float = 0.0
 

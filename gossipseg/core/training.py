@@ -2,7 +2,7 @@
 
 What belongs here: the states of the worker as the core sees them. What must not: processes, weights.
 In gossip there is no barrier: a round starts when the last one is done, whatever the other sites do.
-Under a coordinator the plan (rounds.py) says when, and from which model.
+Under a coordinator plan.py says when, and from which model.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Training:
         gossip: Gossip,
         membership: Membership,
         *,
-        rounds: int | None,
+        budget: int | None,
         snapshot: Snapshot,
         coordinated: Rounds | None = None,
         dice_run: int | None = None,
     ) -> None:
-        """`dice_run`: so many models in a row that only do worse here are an offence; None: never."""
+        """`budget`: this site's rounds in all; `dice_run`: so many models in a row that only do worse here are an offence; None: never."""
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
         self._coordinated = coordinated
-        self._rounds = rounds
+        self._budget = budget
         self.worker = Worker.ABSENT
         self.paused = snapshot.paused
         self.leaving = False
@@ -69,7 +69,7 @@ class Training:
     @property
     def finished(self) -> bool:
         """The budget is used up, and the worker has said so in this life."""
-        spent = self._rounds is not None and self._ctx.info.round >= self._rounds
+        spent = self._budget is not None and self._ctx.info.round >= self._budget
         return spent and self.worker is Worker.IDLE
 
     def handle(self, event: events.Event) -> bool:
