@@ -49,7 +49,8 @@ class Training:
         coordinated: Rounds | None = None,
         dice_run: int | None = None,
     ) -> None:
-        """`budget`: this site's rounds in all; `dice_run`: so many models in a row that only do worse here are an offence; None: never."""
+        """`budget`: this site's rounds in all; None: it trains on. `dice_run`: so many models in a row that
+        only do worse here are an offence; None: never."""
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
         self._coordinated = coordinated
         self._budget = budget
