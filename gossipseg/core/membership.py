@@ -1,7 +1,7 @@
 """Who is in the federation and in what state: records in, beliefs out (SWIM with suspicion, DSN 2002).
 
-What belongs here: the meaning of alive, left and suspect records, incarnations, suspicion timers. What
-must not: how news go out (dissemination.py), who is pinged when (probing.py), weights (gossip.py).
+What belongs here: the meaning of alive, left and suspect records of other sites, suspicion timers. What must
+not: this site's own record (own_word.py), how news go out (dissemination.py), whom to ping (probing.py).
 
 Only a site itself moves its incarnation (SWIM §4.2), so records of it carry its own signature; death
 follows only from this site's own timer. Records of unlisted sites are dropped.
@@ -18,6 +18,7 @@ from gossipseg.core import suspicion
 from gossipseg.core.context import Context
 from gossipseg.core.dissemination import Dissemination
 from gossipseg.core.member import Member
+from gossipseg.core.own_word import OwnWord
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.pool import SitePool
 from gossipseg.core.types import (
@@ -98,42 +99,14 @@ class Membership:
         self.joined: list[Site] = []
         """Newly alive since the prober last looked."""
         self.health = suspicion.SelfHealth(params.max_self_health)
-        self.leaving = False
         self.watchers: list[Callable[[Member, bool], None]] = []
         """Called in this order with what `changed` is called with."""
         own = AliveRecord(ctx.site, ctx.rng.getrandbits(62) + 1, incarnation, address, 0)
         self.news = Dissemination(ctx, params, members=self.members, live=self.live, own=own)
+        self.own_word = OwnWord(ctx, self.news, self.health)
         self._timers: list[tuple[float, Site]] = []
         self._grace_until = 0.0
         self._last_call_s = LAST_CALL_SHARE * params.probe_timeout_s
-        self._foreign_lives: dict[int, int] = {}
-        self.refuted: Site | None = None
-        """Who accused this site of an incarnation it has just refuted; the prober tells them at once."""
-
-    # -------------------------------------------------------------- this site's own record
-
-    @property
-    def incarnation(self) -> int:
-        return self.news.own.incarnation
-
-    def announce(self, incarnation: int) -> None:
-        """Say "I am here" under a (new) incarnation, which is on disk before anybody hears of it."""
-        own = self.news.own
-        if self.leaving or not isinstance(own, AliveRecord):
-            return
-        draft = replace(own, incarnation=incarnation, cases=self._ctx.info.cases, signature=b"")
-        self.news.own = replace(draft, signature=self._ctx.sign(payload(draft)))
-        self._ctx.persist()
-        self.news.add(self.news.own)
-
-    def say_goodbye(self) -> LeftRecord:
-        """From here on this site counts as left."""
-        self.leaving = True
-        draft = LeftRecord(self._ctx.site, self.news.own.nonce, self.news.own.incarnation)
-        left = replace(draft, signature=self._ctx.sign(payload(draft)))
-        self.news.own = left
-        self.news.add(left)
-        return left
 
     # -------------------------------------------------------------- records
 
@@ -149,7 +122,7 @@ class Membership:
             if not 0 < record.incarnation < MAX_INCARNATION:
                 continue
             if record.site == self._ctx.site:
-                changed += self._about_me(record)
+                changed += self.own_word.hear(record)
                 continue
             member = members.get(record.site)
             if member is None or member.alive is record:
@@ -233,30 +206,6 @@ class Membership:
                 return False
         heapq.heappush(self._timers, (member.suspicion.deadline - self._last_call_s, member.site))
         self.news.add(record)
-        return True
-
-    def _about_me(self, record: Record) -> bool:
-        """Refute what is said of this site, or outbid another life of it."""
-        if self.leaving:
-            return False
-        own = self.news.own
-        if isinstance(record, SuspectRecord):
-            if record.incarnation != own.incarnation:
-                return False
-            self.health.change(+1)
-            self.announce(own.incarnation + 1)
-            self.refuted = record.accuser
-            return True
-        if record.nonce == own.nonce or (record.incarnation, record.nonce) < (own.incarnation, own.nonce):
-            return False
-        lives = self._foreign_lives
-        lives[record.nonce] = lives.get(record.nonce, 0) + 1
-        if lives[record.nonce] > 1:
-            # The first time may be what is left of an earlier life; one that answers back is running now.
-            self._ctx.note_seldom(
-                "duplicate_site", self._ctx.site, "another daemon runs under this site's name"
-            )
-        self.announce(record.incarnation + 1)
         return True
 
     def changed(self, member: Member, *, ended: bool = False) -> None:

@@ -39,7 +39,7 @@ class Memory:
     def snapshot(self) -> Snapshot:
         info = self.ctx.info
         return Snapshot(
-            incarnation=self.membership.incarnation,
+            incarnation=self.membership.own_word.incarnation,
             round=info.round,
             steps=info.steps,
             inbox=self.gossip.inbox.entries,

@@ -121,7 +121,7 @@ class NodeState:
     def _start(self, event: events.Start) -> bool:
         self._stage = Stage.UP
         self._warden.start()
-        self._membership.announce(self._membership.incarnation)
+        self._membership.own_word.announce(self.incarnation)
         self._prober.start()
         if self._rounds is not None:
             self._rounds.start()
@@ -223,7 +223,7 @@ class NodeState:
         if event.rekeyed:
             if self._rounds is not None:
                 self._rounds.acceptor.rekeyed()
-            self._membership.announce(self.incarnation + 1)
+            self._membership.own_word.announce(self.incarnation + 1)
         self._ctx.persist()
         return True
 
@@ -267,7 +267,7 @@ class NodeState:
 
     @property
     def incarnation(self) -> int:
-        return self._membership.incarnation
+        return self._membership.own_word.incarnation
 
     @property
     def inbox(self) -> tuple[InboxEntry, ...]:

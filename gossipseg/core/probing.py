@@ -193,7 +193,7 @@ class Prober:
 
     def _refute_at_once(self, accuser: Site) -> None:
         """Tell the accuser and a few others now: a starved site's answers come too late to carry it."""
-        self._membership.refuted = None
+        self._membership.own_word.refuted = None
         k = self._params.indirect_checks
         for site in (accuser, *self._membership.alive.sample(self._ctx.rng, k, accuser)):
             if site in self._membership.members:
@@ -247,9 +247,9 @@ class Prober:
         member = self._membership.heard(site, info)
         if records:
             self._membership.receive(records, site if synced else None)
-        if self._membership.refuted is not None:
-            self._refute_at_once(self._membership.refuted)
-        if member is None or self._membership.leaving:
+        if self._membership.own_word.refuted is not None:
+            self._refute_at_once(self._membership.own_word.refuted)
+        if member is None or self._membership.own_word.leaving:
             return member
         goodbye = info is not None and info.phase is Phase.LEAVING
         if not member.live and not goodbye:
@@ -298,7 +298,7 @@ class Prober:
 
     def say_goodbye(self, then: Callable[[Call, Outcome], None]) -> None:
         """Tell a few peers at once that this site leaves."""
-        self._membership.say_goodbye()
+        self._membership.own_word.say_goodbye()
         for site in self._membership.alive.sample(self._ctx.rng, FAREWELL_SITES):
             body = messages.Ping(self._membership.news.ride_to(site), self._ctx.info)
             self._ctx.request(site, body, self._params.probe_timeout_s, then)

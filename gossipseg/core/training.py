@@ -130,7 +130,7 @@ class Training:
                 ctx.note("model_dropped", visited.frm, "already_visited", **describe(visited.model))
         self._say_phase()
         if first_cases:
-            self._membership.announce(self._membership.incarnation + 1)
+            self._membership.own_word.announce(self._membership.own_word.incarnation + 1)
         else:
             ctx.persist()
         self._go_on()
