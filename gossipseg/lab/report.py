@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from gossipseg.lab import plots, table, words
+from gossipseg.lab import glossary, panels, plots, table, words
 from gossipseg.lab.statistics import (
     BASELINE,
     FLOOR,
@@ -63,15 +63,15 @@ def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: 
         "</div>",
         f"<p>{escape(words.DICE)}</p>",
         *(f"<p>{escape(line)}</p>" for line in words.conditions(document)),
+        *_methods(document),
         "<h2>How well each method outlines, site by site</h2>",
         _table(*table.dice_table(document, summaries)),
-        f'<p class="faint">Mean ± standard deviation over the repetitions (other random numbers'
-        f"{', other patients tested' if len(document.get('splits', [])) > 1 else ''}). "
-        f"{escape(words.HD95)}</p>",
+        f'<p class="faint">{_spread(document)}{escape(words.HD95)}</p>',
         _image(plots.sites(document, summaries), "Test Dice by site and method"),
+        f"<p>{escape(words.BARS)}{_whiskers(document)}</p>",
         *_compared(summaries, pairs(document), len(replicates(document))),
         "<h2>Every test case</h2>",
-        "<p>A dot is one test image. The box holds the middle half of them, its line is the median.</p>",
+        f"<p>{escape(words.CASES)}</p>",
         _image(plots.cases(document), "Test Dice of every case by method"),
         *_pictures(document, pictures),
         *_learning(document),
@@ -110,6 +110,23 @@ def _failed(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _methods(document: Mapping[str, Any]) -> list[str]:
+    known = glossary.explained(document["algorithms"])
+    items = [f"<li><b>{escape(label)}</b>: {escape(said)}.</li>" for label, said in known]
+    return ["<h2>The methods</h2>", "<ul>", *items, "</ul>"] if items else []
+
+
+def _spread(document: Mapping[str, Any]) -> str:
+    if len(replicates(document)) == 1:
+        return ""
+    patients = ", other patients tested" if len(document.get("splits", [])) > 1 else ""
+    return f"Mean ± standard deviation over the repetitions (other random numbers{patients}). "
+
+
+def _whiskers(document: Mapping[str, Any]) -> str:
+    return f" {escape(words.WHISKERS)}" if len(replicates(document)) > 1 else ""
+
+
 def _first_against_next(document: Mapping[str, Any], summaries: Sequence[Summary]) -> Any:
     ranked = words.ranking(summaries)
     if len(ranked) < 2:
@@ -127,6 +144,7 @@ def _compared(summaries: Sequence[Summary], pairs: Sequence[Pair], repetitions: 
         picture = plots.intervals(summaries, reference)
         if picture is None:
             continue
+        parts.append(f"<p>{escape(words.picture_of(reference))}</p>")
         parts.append(_image(picture, f"Differences from {words.called(reference)} with intervals"))
         parts.append("<ul>")
         for s in summaries:
@@ -149,13 +167,15 @@ def _compared(summaries: Sequence[Summary], pairs: Sequence[Pair], repetitions: 
 
 
 def _pictures(document: Mapping[str, Any], folder: Path) -> list[str]:
-    picture = plots.predictions(document, folder)
+    picture = panels.predictions(document, folder)
     if picture is None:
         return []
+    tints = glossary.tints(document["settings"]["federation"]["task"]["labels"])
     return [
         "<h2>What the methods draw</h2>",
-        "<p>A few test images of each site. The tint is what the method marks; the thin yellow line is the "
-        "expert’s outline.</p>",
+        f"<p>A few test images of each site. The tint is what the method marks ({escape(tints)}); the thin "
+        "yellow line is the expert’s outline. Of a scan of many slices one is shown, the one with most of "
+        "the expert’s label; Dice is that of the whole scan.</p>",
         _image(picture, "Predictions of each method with the outline of the label"),
     ]
 
@@ -167,7 +187,8 @@ def _learning(document: Mapping[str, Any]) -> list[str]:
     band = " A band spans the repetitions." if len(replicates(document)) > 1 else ""
     return [
         "<h2>How they learn</h2>",
-        f"<p>Dice on each site’s validation images as training goes on.{band}</p>",
+        "<p>Dice on each site’s validation images as training goes on: other images than those tested "
+        f"above.{band}</p>",
         _image(picture, "Validation Dice by round"),
     ]
 
@@ -181,12 +202,15 @@ def _traffic(document: Mapping[str, Any], summaries: Sequence[Summary]) -> list[
     )
     parts = [
         "<h2>What it costs</h2>",
-        f"<p>Images never leave a site; models do. {yardstick} A gradient is one step of one model.</p>",
+        f"<p>Images never leave a site; models do. {yardstick} {escape(words.COSTS)}</p>",
         _table(*table.gain_table(summaries)),
     ]
     picture = plots.exchange(document)
     if picture is not None:
-        parts.append("<p>Who sent models to whom; the wider the arrow, the more.</p>")
+        parts.append(
+            "<p>Who sent models to whom; of one method, the wider the arrow, the more. The number is that of "
+            "all models sent in a repetition.</p>"
+        )
         parts.append(_image(picture, "Graph of the models sent between sites"))
     return parts
 

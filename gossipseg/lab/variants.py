@@ -56,7 +56,7 @@ def known() -> list[str]:
 
 def parse(text: str) -> list[Variant]:
     """The entries of a list with commas between. Raises ConfigError."""
-    found = [_entry(part) for part in _split(re.sub(r"\s+", "", text))]
+    found = [_known(read(part)) for part in _split(re.sub(r"\s+", "", text))]
     if not found:
         raise _wrong(text, "names no algorithm", f"Choose from {', '.join(known())}.")
     labels = [variant.label for variant in found]
@@ -71,22 +71,25 @@ def _split(text: str) -> list[str]:
     return [part for part in re.split(r",(?![^\[\]]*\])", text) if part]
 
 
-def _entry(text: str) -> Variant:
+def _known(variant: Variant) -> Variant:
+    if variant.name not in known():
+        remedy = nearest(variant.name, known()) or f"Choose from {', '.join(known())}."
+        raise _wrong(variant.label, "no such algorithm", remedy)
+    return variant
+
+
+def read(text: str) -> Variant:
+    """One entry, of an algorithm that may not be installed here. Raises ConfigError."""
     match = _ENTRY.fullmatch(text)
     if match is None:
         raise _wrong(text, "cannot be read", "Write name, name@3 or name[key=value,key=value].")
-    name = match["name"]
-    if name not in known():
-        raise _wrong(
-            text, "no such algorithm", nearest(name, known()) or f"Choose from {', '.join(known())}."
-        )
     options = [("every_rounds", match["every"])] if match["every"] else []
     for pair in filter(None, (match["options"] or "").split(",")):
         key, equals, value = pair.partition("=")
         if not equals or not key or not value:
             raise _wrong(text, f"{pair} is no setting", "Write name[key=value,key=value].")
         options.append((key, value))
-    return Variant(text, name, tuple(options))
+    return Variant(text, match["name"], tuple(options))
 
 
 def _wrong(value: str, problem: str, remedy: str) -> ConfigError:

@@ -23,10 +23,26 @@ DICE = (
     "on which nothing was chosen; “all sites” is the mean over the sites, each counted once."
 )
 INTERVAL = (
-    "The 95 % interval says which differences the test patients at hand are compatible with. Where it holds "
-    "0, the difference may be due to the choice of patients alone, and no method has been shown to be the "
-    "better one. It was found by drawing patients again and again within each site, both methods always "
-    "judged on the same patients."
+    "The 95 % interval is the range of differences that fit the test patients at hand: of a hundred "
+    "intervals found so on other patients, about 95 would hold the true difference (fewer where a site has "
+    "but a handful of test patients). Where it holds 0, the difference may be due to the choice of patients "
+    "alone, and no method has been shown to be the better one. It was found by drawing patients again and "
+    "again within each site, both methods always judged on the same patients."
+)
+BARS = (
+    "Each bar is a method's mean Dice at a site, as in the table: higher is better. Which differences can be "
+    "relied on is told in the next section."
+)
+WHISKERS = "The thin line at a bar's end is one standard deviation over the repetitions up and down."
+CASES = (
+    "A dot is one test image, its shape tells the site. The box holds the middle half of the images, the "
+    "line in it is the median, and the thin lines reach to the last image within one and a half lengths of "
+    "the box. Dots far to the left are images that a method outlines badly."
+)
+COSTS = (
+    "Bytes are those of all models sent. Gradients count the training steps of all models at all sites, and "
+    "s is seconds of computing at all sites together, longer where the machine had other work; both are of "
+    "one repetition."
 )
 HD95 = (
     "HD95 is the distance that 95 % of one outline keeps within of the other, in millimetres, or in pixels "
@@ -41,6 +57,14 @@ ONE_SEED = (
     "another one, and the intervals do not know that: repeat with more --seeds and --splits before "
     "believing a small difference."
 )
+
+
+HARM = {
+    "nan": "the models it sent held no numbers",
+    "scaled": "the models it sent were scaled up a hundredfold",
+    "label_flipped": "it trained on outlines with their labels exchanged",
+    "random_weights": "the models it sent were random numbers",
+}
 
 
 def called(algorithm: str) -> str:
@@ -71,6 +95,16 @@ def against(algorithm: str, reference: str, interval: Interval) -> str:
     )
 
 
+def picture_of(reference: str) -> str:
+    """How to read the picture of the differences from a reference."""
+    cross = " The cross is the site that gains least." if reference == FLOOR else ""
+    return (
+        f"To the right of the black line a method does better than {called(reference)}, to the left worse. "
+        "The dot is the difference measured, the bar its 95 % interval: only a bar that stays clear of the "
+        f"line shows a difference.{cross}"
+    )
+
+
 def sites_worse(summary: Summary) -> str:
     """Whether some site is served worse than alone, as a sentence; "" where that was not compared."""
     if summary.worst_site is None or summary.worst_gain is None:
@@ -83,8 +117,12 @@ def sites_worse(summary: Summary) -> str:
             f"The site that fares worst is {summary.worst_site} ({figure(summary.worst_gain)} against "
             "training alone), a loss that may be due to the choice of patients."
         )
-    return f"No site loses: the smallest gain over training alone is {figure(summary.worst_gain)} " + (
-        f"({summary.worst_site})."
+    least = summary.by_site_against_local.get(summary.worst_site)
+    shown = least is not None and least.verdict == "better"
+    doubt = "" if shown else ", a gain that may be due to the choice of patients"
+    return (
+        f"No site's mean is lower than alone; the smallest gain is {figure(summary.worst_gain)} "
+        f"({summary.worst_site}){doubt}."
     )
 
 
@@ -100,12 +138,15 @@ def verdict(summaries: Sequence[Summary], best_against_next: Interval | None) ->
         second = called(ranked[1].algorithm)
         if best_against_next.verdict == "better":
             said.append(
-                f"It is ahead of the next, {second}, by more than chance ({_detail(best_against_next)})."
+                f"It is ahead of the next, {second}, by more than the choice of test patients explains "
+                f"({_detail(best_against_next)})."
             )
+            if first.overall.count == 1:
+                said.append("It was trained once: other random numbers may change that.")
         else:
             said.append(
                 f"That does not make it the winner: against the next, {second}, the difference is "
-                f"{_detail(best_against_next)}, which chance alone can explain."
+                f"{_detail(best_against_next)}, which the choice of test patients alone can explain."
             )
     said += _losers(ranked)
     return said
@@ -152,6 +193,8 @@ def conditions(document: Mapping[str, Any]) -> list[str]:
     if settings["speed"]:
         slowest = max(settings["speed"], key=lambda s: float(settings["speed"][s]))
         said.append(f"The sites differed in speed, up to ×{settings['speed'][slowest]:g} ({slowest}).")
+    for site, kind in settings.get("adversaries", {}).items():
+        said.append(f"{site} had turned bad on purpose: {HARM[kind]}. It is not scored itself.")
     for site, share in settings["kept_cases"].items():
         said.append(f"{site} kept {100 * share:.0f} % of its training cases.")
     networks: dict[str, list[str]] = {}

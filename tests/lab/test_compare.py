@@ -114,6 +114,8 @@ def test_the_report_is_one_file_that_says_who_does_not_win(compared: Path) -> No
     assert "<script" not in page
     assert "http" not in page.replace("data:image", "")
     assert "Dice measures how well" in page
+    assert "<b>gcml[gossip.sender_rate=1]</b>: sites send models straight to one another" in page
+    assert "± standard deviation" not in page, "of one repetition there is no spread"
     assert "not win against" in page or "does not make it the winner" in page
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(pictures) == 7

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gossipseg.lab import plots, statistics, table, words
+from gossipseg.lab import glossary, panels, plots, statistics, table, variants, words
+from gossipseg.lab.choices import ADVERSARIES
 from gossipseg.lab.statistics import Interval, Summary
+from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
 from tests.lab.test_statistics import TWO_SITES, document, row
 
 
@@ -34,7 +36,8 @@ def test_a_clear_winner_is_named() -> None:
     said = said_of(compared(+0.05))
     assert "The highest mean Dice" in said
     assert "gcml" in said
-    assert "by more than chance" in said
+    assert "by more than the choice of test patients explains" in said
+    assert "It was trained once" in said
     assert "not win" not in said
 
 
@@ -83,7 +86,50 @@ def test_the_worst_site_is_told_of() -> None:
         words.sites_worse(summary)
     )
     gains: Summary = statistics.summarise(compared(+0.05))[1]
-    assert words.sites_worse(gains).startswith("No site loses: the smallest gain")
+    assert words.sites_worse(gains) == "No site's mean is lower than alone; the smallest gain is +0.052 (a)."
+
+
+def test_a_gain_that_its_interval_does_not_show_is_told_as_one() -> None:
+    cases = {f"p{i}": 0.5 for i in range(10)}
+    mixed = {case: 0.5 + (0.2 if i % 2 else -0.19) for i, case in enumerate(cases)}
+    unsure = statistics.summarise(
+        {**document(row("local", 0, "a", cases), row("gcml", 0, "a", mixed)), "seeds": [0]}
+    )
+    assert unsure[1].worst_gain == pytest.approx(0.005)
+    assert words.sites_worse(unsure[1]).endswith("(a), a gain that may be due to the choice of patients.")
+
+
+def test_a_site_that_was_made_bad_is_named() -> None:
+    settings: dict[str, Any] = {key: {} for key in ("late_join", "speed", "kept_cases")}
+    settings |= {"site_dropout": 0.0, "equal_evaluations": False}
+    for kind in ADVERSARIES:
+        said = words.conditions({"settings": {**settings, "adversaries": {"north": kind}}, "runs": []})
+        assert said[0].startswith("north had turned bad on purpose: ")
+    assert words.conditions({"settings": settings, "runs": []}) == [], "an older document"
+
+
+# ---------------------------------------------------------------- the methods in words
+
+
+def test_every_method_is_explained_to_people() -> None:
+    assert set(glossary.METHODS) == set(variants.known())
+    said = dict(glossary.explained(["gcml", "gcml[lambda=0]", "fedavg@3", "of_a_plugin"]))
+    assert said["gcml[lambda=0]"] == "gcml with lambda = 0"
+    assert said["fedavg@3"].endswith("; but with an exchange every 3 rounds")
+    assert "of_a_plugin" not in said
+
+
+def test_a_tint_is_told_by_the_label_that_it_marks() -> None:
+    assert glossary.tints({"0": "background", "2": "posterior", "1": "anterior"}) == (
+        "cyan: anterior, orange: posterior"
+    )
+    assert len(glossary.TINTS) == len(LABEL_COLOURS)
+
+
+def test_long_site_names_are_broken_in_their_middle() -> None:
+    assert plots.short("site_a_uint8") == "site_a_\nuint8"
+    assert plots.short("saint-elsewhere") == "saint-\nelsewhere"
+    assert plots.short("north") == "north"
 
 
 def test_tables_hold_every_algorithm_and_site() -> None:
@@ -111,7 +157,7 @@ def test_an_outline_lies_around_the_label_and_the_tint_within() -> None:
     label, predicted = np.zeros((12, 12), np.uint8), np.zeros((12, 12), np.uint8)
     label[4:8, 4:8] = 1
     predicted[5:9, 4:8] = 1
-    shown = plots.overlay(image, predicted, label)
+    shown = panels.overlay(image, predicted, label)
     yellow = (shown == (255, 235, 59)).all(-1)
     assert yellow[3, 5]
     assert yellow[5, 3]
@@ -124,12 +170,12 @@ def test_an_outline_lies_around_the_label_and_the_tint_within() -> None:
 def test_large_pictures_are_cut_to_where_the_label_is() -> None:
     label = np.zeros((900, 700), np.uint8)
     label[800:810, 20:30] = 1
-    window = plots.crop(label)
+    window = panels.crop(label)
     assert label[window].shape == (320, 320)
     assert label[window].sum() == 100
     small = np.zeros((50, 60), np.uint8)
-    assert small[plots.crop(small)].shape == (50, 60)
-    assert plots.enlarged(small).shape == (250, 300), "small ones are shown larger, pixel by pixel"
+    assert small[panels.crop(small)].shape == (50, 60)
+    assert panels.enlarged(small).shape == (250, 300), "small ones are shown larger, pixel by pixel"
 
 
 def test_colours_are_the_same_in_every_picture_and_the_floor_is_grey() -> None:
