@@ -14,8 +14,8 @@ from gossipseg.core.offences import EXCUSED, is_offence, verdict_is_offence
 from gossipseg.core.params import QuarantineParams, TrustParams
 from gossipseg.core.types import AliveRecord, Manifest, ModelRef, Proposal, manifest_payload, payload
 from tests.core.rig import PRINT, Rig, model
-from tests.core.test_rounds import AT_1, LIST, PARAMS, RUN, SITES, arrives, asked, common, leads, state_of
-from tests.core.test_rounds import update as an_update
+from tests.core.rounds_bench import AT_1, LIST, PARAMS, RUN, SITES, arrives, asked, common, leads, state_of
+from tests.core.rounds_bench import update as an_update
 
 STRICT = TrustParams(require_manifests=True)
 QUICK = QuarantineParams(offences=3, window_s=1000.0, first_s=60.0)
