@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from gossipseg.algos.base import Role, StepContext
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.params import GcmlParams, LocalParams
+from gossipseg.learn import jobs
 from gossipseg.learn.amp import Compute, choose_compute
 from gossipseg.learn.losses import make_target, segmentation_loss
 from gossipseg.learn.model import build_model
@@ -135,7 +136,7 @@ def compare_loops(setup: Setup, compute: Compute, repeats: int) -> dict[str, Any
 
     def ours() -> None:
         trainer.history.step = 0
-        trainer._steps(1, None)
+        trainer.steps.take(jobs.StartRound(1), None)
 
     ours()
     bare_loop(learner, setup, compute, batches, steps)

@@ -15,7 +15,7 @@ from gossipseg.core.effects import InboxEntry
 from gossipseg.ctl.tables import exchange_cells
 from gossipseg.daemon.ledger import Ledger
 from gossipseg.learn import jobs
-from gossipseg.learn.trainer import DETAIL_CHARACTERS
+from gossipseg.learn.reception import DETAIL_CHARACTERS
 from gossipseg.wire.documents import ExchangesDoc
 from tests.core.rig import model
 from tests.daemon.harness import files_only

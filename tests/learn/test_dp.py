@@ -68,7 +68,7 @@ def one_step(trainer: Any, cases: list[int], seed: int = SEED) -> dict[str, torc
     )
     drawn = [(i, np.random.default_rng([seed, i]), seed + i) for i in cases]
     trainer.private.draw = lambda round, step: drawn
-    trainer._private_step(trainer._moment(jobs.StartRound(1), 0), trainer.private)
+    trainer.private_steps.step(trainer.run.moment(jobs.StartRound(1), 0))
     return {n: p.detach() - before[n] for n, p in model.named_parameters()}
 
 
@@ -98,9 +98,11 @@ def test_without_noise_a_step_is_the_mean_of_what_plain_training_takes(data: Pat
     for i in (0, 3):
         batch = plain.site.case(i, np.random.default_rng([SEED, i]))
         torch.manual_seed(SEED + i)
-        context = plain._context(plain._moment(jobs.StartRound(1), 0), {"local": plain.student.learner})
+        context = plain.steps.context(
+            plain.run.moment(jobs.StartRound(1), 0), {"local": plain.student.learner}
+        )
         outputs = {"local": model(batch["image"])}
-        total = total + plain.algorithm.losses(outputs, plain._target(batch), context).total["local"]
+        total = total + plain.algorithm.losses(outputs, plain.run.target(batch), context).total["local"]
     (total / 2).backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(private_change[name], -parameter.grad, atol=1e-5), name
@@ -215,7 +217,7 @@ def test_an_interrupted_round_pays_for_the_steps_that_it_took(data: Path, tmp_pa
         if trainer.history.step == 2:
             raise Stop
 
-    trainer._gate = gate
+    trainer.run.gate = gate
     with pytest.raises(Stop):
         trainer.run_round(jobs.StartRound(1))
     assert trainer.private.spent.steps == 2
@@ -254,7 +256,7 @@ def test_an_undone_visit_gives_no_privacy_back(
     file = other.run_round(jobs.StartRound(1, export=True)).export.path
     trainer = private(data, tmp_path / "n", GossipAverageParams())
     trainer.run_round(jobs.StartRound(1))
-    monkeypatch.setattr("gossipseg.learn.trainer.harmful", lambda *_: True)
+    monkeypatch.setattr("gossipseg.learn.reception.harmful", lambda *_: True)
     done = trainer.run_round(jobs.StartRound(2, jobs.Visit(file, "h", "south", 4, 5)))
     assert done.reverted == "h" and done.spent.steps == 8
 

@@ -66,7 +66,7 @@ def common_of(trainer: Any, round: int, *updates: jobs.UpdateFile) -> tuple[jobs
 def first_weights(trainer: Any, order: jobs.StartRound) -> dict[str, Tensor]:
     """Those with which a round begins; runs it."""
     seen: list[dict[str, Tensor]] = []
-    trainer._gate = lambda: seen.append(weights(trainer))
+    trainer.run.gate = lambda: seen.append(weights(trainer))
     assert not trainer.run_round(order).warning
     return seen[0]
 

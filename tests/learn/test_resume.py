@@ -93,7 +93,7 @@ def test_a_visit_that_was_interrupted_starts_again_from_its_beginning(data: Path
     broken = make_trainer(spec)
     broken.run_round(orders[0])
     saved = through_a_file(broken.state())
-    broken._gate = CountedGate(4)
+    broken.run.gate = CountedGate(4)
     with pytest.raises(StopRequested):
         broken.run_round(orders[1])
     assert not broken.resumable
@@ -112,7 +112,7 @@ def test_stopped_while_an_earlier_visit_is_judged(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmful: bool
 ) -> None:
     """The verdict is neither lost nor passed twice, and an undone visit is told of."""
-    monkeypatch.setattr("gossipseg.learn.trainer.harmful", lambda *scores: harmful)
+    monkeypatch.setattr("gossipseg.learn.reception.harmful", lambda *scores: harmful)
     settings: dict[str, Any] = {"training": {"steps_per_round": 1}}
     south = make_trainer(make_spec(data, tmp_path / "s", site="south", **settings))
     export = south.run_round(jobs.StartRound(1, export=True)).export
@@ -127,7 +127,7 @@ def test_stopped_while_an_earlier_visit_is_judged(
     for point in range(points):
         broken = make_trainer(spec, context=south.site)
         broken.load(saved)
-        broken._gate = CountedGate(point)
+        broken.run.gate = CountedGate(point)
         with pytest.raises(StopRequested):
             broken.run_round(jobs.StartRound(3))
         assert broken.resumable

@@ -45,7 +45,7 @@ def test_a_round_starts_from_the_common_model(data: Path, tmp_path: Path) -> Non
     other = make_trainer(spec_of(data, tmp_path / "b", site="south"))
     other.run_round(jobs.StartRound(1))
     seen: list[dict[str, torch.Tensor]] = []
-    other._gate = lambda: seen.append({n: t.clone() for n, t in other.student.weights().items()})
+    other.run.gate = lambda: seen.append({n: t.clone() for n, t in other.student.weights().items()})
     done = other.run_round(jobs.StartRound(2, start_from=common, export=True))
     assert done.export is not None and not done.warning
     taken = load_file(common.path)
@@ -200,7 +200,7 @@ def test_a_settling_round_goes_on_settling_after_an_interruption(data: Path, tmp
 def test_without_validation_the_last_finetuned_model_is_deployed(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(spec_of(data, tmp_path / "a", rounds=2, training={"ema_decay": 0.0}))
     trainer.algorithm.keeps_best_finetuned = True
-    trainer._score = lambda model, split, round: Scores(None, {}, ())
+    trainer.run.score = lambda model, split, round: Scores(None, {}, ())
     for number in (1, 2):
         trainer.run_round(jobs.StartRound(number, finetuning=True))
     deployed, last = trainer.student.ema.state_dict(), trainer.student.weights()

@@ -14,10 +14,10 @@ from torch import Tensor
 from gossipseg.algos.params import GcmlParams, GossipAverageParams, LocalParams
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn import jobs
-from gossipseg.learn import trainer as trainer_module
+from gossipseg.learn import steps as steps_module
 from gossipseg.learn.evaluate import CaseScore, Scores
 from gossipseg.learn.params import MOST
-from gossipseg.learn.trainer import LATE_JOINER_RATIO
+from gossipseg.learn.reception import LATE_JOINER_RATIO
 from gossipseg.learn.visit import admit, seat
 from tests.learn.harness import make_spec, make_trainer, same, write_nifti_site, write_png_site
 
@@ -391,13 +391,13 @@ def test_both_models_follow_the_schedule(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
     rates: list[dict[str, float]] = []
-    step = trainer_module.train_step
+    step = steps_module.train_step
 
     def spy(learners: Any, *args: Any) -> Any:
         rates.append({role: learner.optimizer.param_groups[0]["lr"] for role, learner in learners.items()})
         return step(learners, *args)
 
-    monkeypatch.setattr(trainer_module, "train_step", spy)
+    monkeypatch.setattr(steps_module, "train_step", spy)
     training = {"schedule": "cosine", "schedule_rounds": 2, "learning_rate": 0.01, "steps_per_round": 2}
     trainer_after_one_round(data, tmp_path, training=training).run_round(
         jobs.StartRound(2, dataclasses.replace(guest, steps=4))
@@ -532,7 +532,7 @@ def test_a_resident_is_averaged_on_arrival_and_trains_for_its_rounds(
     trainer.run_round(jobs.StartRound(1))
     before = {n: t.clone() for n, t in trainer.student.weights().items()}
     seen: list[dict[str, torch.Tensor]] = []
-    trainer._gate = lambda: seen.append({n: t.clone() for n, t in trainer.student.weights().items()})
+    trainer.run.gate = lambda: seen.append({n: t.clone() for n, t in trainer.student.weights().items()})
     done = [trainer.run_round(jobs.StartRound(2, guest))]
     incoming = load_file(guest.path)
     average = {n: (before[n] + t.float()) / 2 for n, t in incoming.items()}

@@ -1,0 +1,95 @@
+"""The close of a round: what is deployed from now on, how good it is, and the file that may travel.
+
+What belongs here: the EMA's update, the best of the fine-tuning rounds, scores of the deployed model, the
+export. What must not: training, what a round report says (trainer.py), how a score is computed (evaluate.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from gossipseg.algos.base import Algorithm
+from gossipseg.errors import DiskFull, LocalError
+from gossipseg.learn import jobs
+from gossipseg.learn.admission import Admission
+from gossipseg.learn.common import CommonModels, everything
+from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.run import Run
+from gossipseg.learn.student import Student, cpu_copy
+from gossipseg.learn.weights import export_wire
+
+
+class Closing:
+    """The deployed model at the end of each round. `best`: that of the best fine-tuning round, on the CPU."""
+
+    def __init__(
+        self,
+        run: Run,
+        algorithm: Algorithm,
+        student: Student,
+        admission: Admission,
+        common: CommonModels,
+    ) -> None:
+        self._run, self._algorithm, self._student = run, algorithm, student
+        self._admission, self._common = admission, common
+        self.best: dict[str, Tensor] | None = None
+
+    def close(self, order: jobs.StartRound) -> Scores | None:
+        """EMA, then its validation where it is due, and the test split after the last round."""
+        run, history, round = self._run, self._run.history, order.round
+        picks = order.finetuning and self._algorithm.keeps_best_finetuned
+        if not history.averaged:
+            self._admission.note_own(self._student.deployed.state_dict(), self._student.ema.state_dict())
+            self._student.update_ema()
+            history.averaged = True
+        last = round == run.setup.spec.rounds
+        due = last or picks or round % max(1, run.setup.training.validate_every_rounds) == 0
+        scores = run.score(self._student.ema, "validation", round) if due else None
+        if picks and scores is not None:
+            self._pick(scores.mean, last)
+        elif not order.finetuning:  # an earlier budget's best is nothing to go back to
+            self.best, history.best_finetuned = None, None
+        if last and run.setup.spec.report_test:
+            history.dice_test = run.score(self._student.ema, "test", round).mean
+        if scores is not None:
+            history.dice_val = scores.mean
+            history.dice_history.append((round, scores.mean))
+        return scores
+
+    def _pick(self, dice: float | None, last: bool) -> None:
+        """Keep the deployment model of the best fine-tuning round; deploy it after the last one.
+
+        Without a validation score the last one is as good as any.
+        """
+        best = self._run.history.best_finetuned
+        if self.best is None or best is None or (dice is not None and dice > best):
+            self.best, self._run.history.best_finetuned = cpu_copy(self._student.ema.state_dict()), dice
+        if last:
+            self._student.ema.load_state_dict(self.best)
+
+    def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
+        """The test split before the first round (kept in the checkpoint)."""
+        run = self._run
+        scores = run.site.score(self._student.ema, "test", lambda fraction: on_progress("testing", fraction))
+        run.history.dice_test_start = scores.mean
+
+    def export(self, order: jobs.StartRound) -> tuple[jobs.Export | None, str]:
+        """Write the wire file; without it the round still counts."""
+        spec, history, cases = self._run.setup.spec, self._run.history, self._run.site.cases
+        path = Path(spec.state_dir) / "outbox" / f"round-{order.round}.safetensors"
+        metadata = {
+            "site": spec.site,
+            "round": order.round,
+            "steps": history.steps,
+            "cases": cases,
+            "dice_val": history.dice_val,
+        }
+        try:
+            export_wire(path, self._common.release(order.round), everything, spec.wire_dtype, metadata)
+        except LocalError as e:
+            full = "the disk is full: " if isinstance(e, DiskFull) else ""
+            return None, f"the model was not exported: {full}{e}"
+        return jobs.Export(str(path), cases, history.steps), ""

@@ -1,0 +1,89 @@
+"""The training steps of a round under differential privacy, and the account they are charged to.
+
+What belongs here: drawing, paying for and taking such steps, and going on with an account. What must not:
+the equations (dp.py), the step itself (step.py), plain training (steps.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gossipseg.algos.base import Algorithm, Moment, Role, StepContext
+from gossipseg.errors import ConfigError
+from gossipseg.learn import jobs
+from gossipseg.learn.dp import FILE as ACCOUNT
+from gossipseg.learn.dp import PrivateTraining, check_network
+from gossipseg.learn.history import Pace
+from gossipseg.learn.run import Run
+from gossipseg.learn.step import Learner, StepResult, private_step
+from gossipseg.learn.student import Student
+
+MakeContext = Callable[[Moment, Mapping[Role, Learner]], StepContext]
+
+
+class PrivateSteps:
+    """Steps of the local model alone: the settings allow no algorithm that would let another train."""
+
+    def __init__(
+        self,
+        run: Run,
+        algorithm: Algorithm,
+        student: Student,
+        private: PrivateTraining,
+        make_context: MakeContext,
+    ) -> None:
+        self._run, self._algorithm, self._student = run, algorithm, student
+        self._private, self._make_context = private, make_context
+
+    def take(self, order: jobs.StartRound) -> str:
+        """The steps that the round still lacks; why fewer were taken, or "". Raises what the gate raises."""
+        run, private = self._run, self._private
+        pace, round, before = Pace(), order.round, run.history.step
+        allowed, trouble = private.begin(run.setup.training.steps_per_round - before)
+        try:
+            while run.history.step < before + allowed:
+                run.gate()
+                result = self.step(run.moment(order, run.history.step))
+                if result is not None:
+                    run.tally.add(result.loss, result.terms)
+                run.step_done(round, pace, "training")
+            run.gate()
+        finally:
+            private.settle(run.history.step - before)
+        return trouble
+
+    def step(self, moment: Moment) -> StepResult | None:
+        """One step on the cases drawn for it; None where none was."""
+        run, private, learner = self._run, self._private, self._student.learner
+        round, step = moment.round, moment.step
+        context = self._make_context(moment, {"local": learner})
+        drawn = private.draw(round, step)
+        batches = ((run.site.case(index, rng), seed) for index, rng, seed in drawn)
+        cases = ((batch["image"], run.target(batch), seed) for batch, seed in batches)
+        optimizer = private.optimizer(learner.optimizer, round, step)
+        return private_step(learner, cases, self._algorithm, context, run.compute, optimizer)
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Take the account over. Raises ConfigError for a model that learned from its cases without one."""
+        run = self._run
+        if state is None and (run.history.round or run.history.step):
+            raise ConfigError(
+                "this site's checkpoint was trained without it: its epsilon is beyond all numbers",
+                key="privacy.dp",
+                remedy=f"Start afresh: give the site another state_dir, or move {run.setup.spec.state_dir} "
+                "away. Or remove privacy.dp.",
+            )
+        self._private.load(state)
+
+
+def open_account(run: Run, student: Student) -> PrivateTraining | None:
+    """What the settings ask for in the way of privacy, with its account's file; None: nothing."""
+    setup, privacy = run.setup, run.setup.privacy
+    if privacy.dp is None:
+        return None
+    check_network(student.model, run.compute)
+    cases, file = run.site.cases, Path(setup.spec.state_dir) / ACCOUNT
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return PrivateTraining(privacy.dp, privacy.seed, setup.spec.site, cases, setup.training.batch_size, file)

@@ -1,0 +1,93 @@
+"""Where a site's training run stands and whom it tells: what all parts of a round share.
+
+What belongs here: the settings in force, the position, the running sums, progress and scores on their way.
+What must not: weights, the order of events in a round (trainer.py), anything an algorithm decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from gossipseg.algos.base import Moment
+from gossipseg.learn import jobs
+from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.history import History, Pace, Tally
+from gossipseg.learn.losses import make_target
+from gossipseg.learn.params import SplitName
+from gossipseg.learn.site import SiteContext
+
+Report = Callable[[Callable[[], jobs.Progress], jobs.Activity], None]
+"""Takes a maker of Progress, and calls it only when it is time for another one, or the activity is new."""
+
+Gate = Callable[[], None]
+"""Called between steps and between cases: holds while paused, raises when the worker shall stop."""
+
+
+class Run:
+    """One site's run: its data, settings and device, its position, and the daemon's two calls."""
+
+    def __init__(self, site: SiteContext, report: Report, gate: Gate) -> None:
+        self.site, self.report, self.gate = site, report, gate
+        self.setup, self.compute = site.setup, site.compute
+        self.history, self.tally = History(), Tally()
+        self.resumable = True
+        """Whether the present position, perhaps within a round, may be checkpointed."""
+
+    def start_over(self) -> None:
+        """The round begins anew, from other weights than those that its steps so far have led to."""
+        self.history.step, self.history.averaged, self.tally = 0, False, Tally()
+
+    def end_round(self, round: int) -> None:
+        """The model stands at the end of `round`."""
+        self.history.round, self.history.step, self.history.averaged = round, 0, False
+        self.history.reverted = None
+        self.tally = Tally()
+        self.resumable = True
+
+    def moment(self, order: jobs.StartRound, step: int) -> Moment:
+        """Where the site stands before `step` of the round."""
+        total = self.setup.training.steps_per_round
+        # After an interruption the rest of the round is ordered as any other: its model is taken in already.
+        settling_in = order.settling_in or self.history.settling_round == order.round
+        return Moment(order.round, step, total, order.finetuning, settling_in)
+
+    def target(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the losses compare a batch with."""
+        return make_target(batch["label"], self.setup.training.output, len(self.setup.task.labels))
+
+    def step_done(self, round: int, pace: Pace, activity: jobs.Activity, frm: str | None = None) -> None:
+        """Count an optimizer step, and tell of it. `frm`: the visitor's site."""
+        self.history.step += 1
+        self.history.steps += 1
+        self.history.own_steps += 1
+        pace.tick()
+        self.report(lambda: self._training_progress(round, pace, activity, frm), activity)
+
+    def _training_progress(
+        self, round: int, pace: Pace, activity: jobs.Activity, frm: str | None
+    ) -> jobs.Progress:
+        total = self.setup.training.steps_per_round
+        loss = self.tally.last_loss
+        return jobs.Progress(
+            round,
+            self.history.step,
+            total,
+            activity,
+            self.history.step / total,
+            None if loss is None else float(loss),
+            pace.steps_per_s,
+            frm,
+        )
+
+    def score(self, model: nn.Module, split: SplitName, round: int) -> Scores:
+        """Dice of a model over a split. Raises what the gate raises, between two cases."""
+        activity: jobs.Activity = "test" if split == "test" else "validation"
+
+        def on_progress(fraction: float) -> None:
+            self.gate()
+            step, total = self.history.step, self.setup.training.steps_per_round
+            self.report(lambda: jobs.Progress(round, step, total, activity, fraction), activity)
+
+        return self.site.score(model, split, on_progress)

@@ -1,0 +1,85 @@
+"""The training steps of a round, and what the losses of each may know.
+
+What belongs here: batches, seeds and learning rates on their way into the step. What must not: the step
+itself (step.py), steps under differential privacy (private_steps.py), what comes before and after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from gossipseg.algos.base import Algorithm, Moment, Role, StepContext
+from gossipseg.learn import jobs
+from gossipseg.learn.common import CommonModels
+from gossipseg.learn.history import Pace
+from gossipseg.learn.losses import segmentation_loss
+from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
+from gossipseg.learn.run import Run
+from gossipseg.learn.step import Learner, StepResult, train_step
+from gossipseg.learn.student import Student
+from gossipseg.learn.visit import Visitor
+
+
+class Steps:
+    """E steps of the local model, of the personal one where there is one, and of a visitor beside it."""
+
+    def __init__(self, run: Run, algorithm: Algorithm, student: Student, common: CommonModels) -> None:
+        self._run, self._algorithm, self._student, self._common = run, algorithm, student, common
+        self._segmentation_loss = segmentation_loss(run.setup.training, run.setup.task.spatial_dims)
+
+    def take(self, order: jobs.StartRound, visitor: Visitor | None) -> None:
+        """The steps that the round still lacks. Raises what the gate raises, between two of them."""
+        run, pace, round = self._run, Pace(), order.round
+        activity: jobs.Activity = "training" if visitor is None else "visit"
+        frm = visitor.order.frm if visitor is not None else None
+        for step, batch in run.site.batches(round, run.history.step, run.setup.training.steps_per_round):
+            run.gate()
+            result = self._step(run.moment(order, step), batch, visitor)
+            skipped = bool(result.skipped)
+            if "local" in result.skipped:
+                run.tally.skipped += 1
+            else:
+                run.tally.add(result.loss, result.terms)
+            if visitor is not None and visitor.learner is not None:
+                visitor.note_step(skipped)
+            run.step_done(round, pace, activity, frm)
+        run.gate()
+
+    def _step(self, moment: Moment, batch: Mapping[str, Tensor], visitor: Visitor | None) -> StepResult:
+        run, spec = self._run, self._run.setup.spec
+        learners: dict[Role, Learner] = {"local": self._student.learner}
+        if self._student.personal is not None:
+            learners["personal"] = self._student.personal
+        if visitor is not None and visitor.learner is not None:
+            learners["incoming"] = visitor.learner
+        context = self.context(moment, learners)
+        torch.manual_seed(step_seed(spec.seed, spec.site, moment.round, moment.step))
+        return train_step(
+            learners,
+            batch["image"],
+            run.target(batch),
+            self._algorithm,
+            context,
+            run.compute,
+            run.setup.training.clip_grad_norm,
+        )
+
+    def context(self, moment: Moment, learners: Mapping[Role, Learner]) -> StepContext:
+        """What the losses of a step may know; the models are made ready to train."""
+        training, spec = self._run.setup.training, self._run.setup.spec
+        round, step = moment.round, moment.step
+        for learner in learners.values():
+            learner.model.train()
+            set_learning_rate(learner.optimizer, learning_rate(training, round, step))
+        return StepContext(
+            training.output,
+            self._run.history.visits,
+            self._segmentation_loss,
+            {role: dict(learner.model.named_parameters()) for role, learner in learners.items()},
+            self._common.anchor,
+            moment,
+            step_seed(spec.seed, f"{spec.site}/noise", round, step),
+        )
