@@ -97,11 +97,12 @@ class Gathering:
         """Fetch what can be had; True: a quorum has delivered, and nobody else is waited for."""
         for row in self.rows.values():
             self._fetch(row)
-        if self.enough and self.deadline == math.inf:
+        enough = self.enough
+        if enough and self.deadline == math.inf:
             self.deadline = self.ctx.now + self.params.deadline_s
             self.progress()
         pending = any(state != "delivered" and not reason for state, reason in self._states().values())
-        return self.enough and (not pending or self.ctx.now >= self.deadline)
+        return enough and (not pending or self.ctx.now >= self.deadline)
 
     def close(self) -> Aggregate:
         """What is here goes to the worker; the other sites are left out."""
