@@ -47,10 +47,8 @@ class Closing:
             history.averaged = True
         last = round == run.setup.spec.rounds
         due = last or picks or round % max(1, run.setup.training.validate_every_rounds) == 0
-        scores = run.score(self._student.ema, "validation", round) if due else None
-        if picks and scores is not None:
-            self._pick(scores.mean, last)
-        elif not order.finetuning:  # an earlier budget's best is nothing to go back to
+        scores = self._validated(round, picks=picks, last=last) if due else None
+        if not order.finetuning:  # an earlier budget's best is nothing to go back to
             self.best, history.best_finetuned = None, None
         if last and run.setup.spec.report_test:
             history.dice_test = run.score(self._student.ema, "test", round).mean
@@ -59,16 +57,25 @@ class Closing:
             history.dice_history.append((round, scores.mean))
         return scores
 
-    def _pick(self, dice: float | None, last: bool) -> None:
+    def _validated(self, round: int, *, picks: bool, last: bool) -> Scores:
+        """Of the model that is deployed from now on."""
+        scores = self._run.score(self._student.ema, "validation", round)
+        if picks and self._pick(scores.mean, last):
+            scores = self._run.score(self._student.ema, "validation", round)
+        return scores
+
+    def _pick(self, dice: float | None, last: bool) -> bool:
         """Keep the deployment model of the best fine-tuning round; deploy it after the last one.
 
-        Without a validation score the last one is as good as any.
+        Without a validation score the last one is as good as any. Whether an earlier one is deployed now.
         """
         best = self._run.history.best_finetuned
         if self.best is None or best is None or (dice is not None and dice > best):
             self.best, self._run.history.best_finetuned = cpu_copy(self._student.ema.state_dict()), dice
+            return False
         if last:
             self._student.ema.load_state_dict(self.best)
+        return last
 
     def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
         """The test split before the first round (kept in the checkpoint)."""

@@ -14,6 +14,7 @@ from gossipseg.learn import jobs
 from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.student import cpu_copy
 from gossipseg.store import Checkpoints
 from tests.learn.harness import make_spec, make_trainer, same, worker, write_png_site
 
@@ -205,6 +206,24 @@ def test_without_validation_the_last_finetuned_model_is_deployed(data: Path, tmp
         trainer.run_round(jobs.StartRound(number, finetuning=True))
     deployed, last = trainer.student.ema.state_dict(), trainer.student.weights()
     assert same(dict(deployed), last)
+
+
+def test_the_last_round_reports_the_dice_of_the_best_model_that_it_deploys(
+    data: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(spec_of(data, tmp_path / "a", rounds=2, training={"ema_decay": 0.0}))
+    trainer.algorithm.keeps_best_finetuned = True
+    trainer.run_round(jobs.StartRound(1, finetuning=True))
+    best = cpu_copy(trainer.student.ema.state_dict())
+
+    def score(model: Any, split: str, round: int) -> Scores:
+        dice = 0.8 if same(dict(model.state_dict()), best) else 0.3
+        return Scores(dice, {"disc": dice}, ())
+
+    trainer.run.score, trainer.history.best_finetuned = score, 0.8
+    done = trainer.run_round(jobs.StartRound(2, finetuning=True))
+    assert same(dict(trainer.student.ema.state_dict()), best)
+    assert (done.dice_val, done.dice_val_local) == (0.8, [0.8]) and trainer.history.dice_val == 0.8
 
 
 def test_the_best_of_an_earlier_finetuning_is_forgotten_when_common_rounds_follow(
