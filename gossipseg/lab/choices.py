@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ HETEROGENEITY = {
 ADVERSARIES = ("nan", "scaled", "label_flipped", "random_weights")
 """What a site that has turned bad may do (lab.adversary)."""
 MAX_SEED = 2**32 - 1
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 EACH = "each"
 """In place of --splits: a split of its own for each seed."""
 
@@ -61,10 +63,7 @@ class Wanted:
 
 def read(wanted: Wanted) -> Study:
     """Read the data folders and check every choice. Raises ConfigError, DataError."""
-    if wanted.rounds is not None and wanted.rounds < 1:
-        raise ConfigError(
-            "must be at least 1", key="--rounds", value=wanted.rounds, remedy="Correct the number."
-        )
+    _check_words(wanted)
     folders = dataset.choose_sites(wanted.data, wanted.sites)
     sections, rounds = _sections(wanted, folders)
     sources = tuple(_source(folder) for folder in folders)
@@ -82,6 +81,23 @@ def read(wanted: Wanted) -> Study:
         device=wanted.device,
         adversaries=dict(_adversary(text, names) for text in wanted.adversary),
     )
+
+
+def _check_words(wanted: Wanted) -> None:
+    """What can be judged before anything is read."""
+    if wanted.rounds is not None and wanted.rounds < 1:
+        raise ConfigError(
+            "must be at least 1", key="--rounds", value=wanted.rounds, remedy="Correct the number."
+        )
+    if wanted.sites is not None and not wanted.sites.strip(", "):
+        remedy = "Write names with commas between or a number, or leave --sites out to take all."
+        raise ConfigError("names no site", key="--sites", value=wanted.sites, remedy=remedy)
+    if not _DEVICE.fullmatch(wanted.device):
+        remedy = "Write cpu, cuda, cuda:1 or auto."
+        raise ConfigError("is no device", key="--device", value=wanted.device, remedy=remedy)
+    if wanted.peers is not None and not wanted.peers.is_file():
+        remedy = "Give the path of a peers.yaml, or leave --peers out: a preset is made from the data then."
+        raise ConfigError("no such file", key="--peers", value=str(wanted.peers), remedy=remedy)
 
 
 def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]:
@@ -112,7 +128,8 @@ def read_replicates(seeds: str, splits: str) -> list[Replicate]:
 def _whole_numbers(key: str, text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts or not all(p.isascii() and p.isdigit() and int(p) <= MAX_SEED for p in parts):
-        raise ConfigError("are whole numbers with commas between", key=key, value=text, remedy="Write 0,1,2.")
+        problem = f"must be whole numbers up to {MAX_SEED}, with commas between"
+        raise ConfigError(problem, key=key, value=text, remedy="Write 0,1,2.")
     return list(dict.fromkeys(int(p) for p in parts))
 
 

@@ -20,7 +20,13 @@ Algorithms = Annotated[
         "what differs. pooled trains on all images together.",
     ),
 ]
-Rounds = Annotated[int | None, typer.Option("--rounds", help="Rounds that each site trains.")]
+Rounds = Annotated[
+    int | None,
+    typer.Option(
+        "--rounds",
+        help="Rounds that each site trains; unless given, as --peers or a preset for the data has it.",
+    ),
+]
 Seeds = Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")]
 Splits = Annotated[
     str,
@@ -30,7 +36,10 @@ Splits = Annotated[
         "each: a split of its own for each seed.",
     ),
 ]
-Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")]
+Steps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Optimizer steps in a round; unless given, from the same place."),
+]
 Sites = Annotated[
     str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
 ]
@@ -40,15 +49,25 @@ Peers = Annotated[
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", help="key=value: a dotted key of peers.yaml, for all algorithms."),
+    typer.Option("--set", help="key=value: a dotted key of peers.yaml, for all algorithms; may be repeated."),
 ]
 SiteDropout = Annotated[
     float, typer.Option("--site-dropout", help="Chance a round that a site vanishes for a while.")
 ]
 LateJoin = Annotated[
-    list[str] | None, typer.Option("--late-join", help="SITE:ROUND: it begins when the others are there.")
+    list[str] | None,
+    typer.Option(
+        "--late-join", help="SITE:ROUND: the site begins when the others are in that round; may be repeated."
+    ),
 ]
-Heterogeneity = Annotated[str, typer.Option("--heterogeneity", help="speed, cases or cases:SITE.")]
+Heterogeneity = Annotated[
+    str,
+    typer.Option(
+        "--heterogeneity",
+        help="speed: sites differ in speed up to fourfold; cases or cases:SITE: one site keeps a quarter of "
+        "its cases.",
+    ),
+]
 EqualEvaluations = Annotated[
     bool, typer.Option("--equal-evaluations", help="Where two models train, each takes half of the steps.")
 ]
@@ -56,8 +75,9 @@ Adversary = Annotated[
     list[str] | None,
     typer.Option(
         "--adversary",
-        help="SITE:KIND: it sends nan, scaled, label_flipped or random_weights; the others are scored.",
+        help="SITE:KIND: it sends nan, scaled, label_flipped or random_weights; the others are scored; "
+        "may be repeated.",
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda or auto.")]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results.json, and nothing else.")]

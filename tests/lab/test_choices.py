@@ -20,6 +20,10 @@ from tests.lab import rig
         ({"rounds": -2}, "at least 1"),
         ({"sites": "nroth"}, "no such site"),
         ({"sites": "7"}, "has 3 sites"),
+        ({"sites": ""}, "--sites = '': names no site. Write names"),
+        ({"sites": " ,"}, "names no site"),
+        ({"device": "gpu"}, "--device = 'gpu': is no device. Write cpu, cuda"),
+        ({"peers": Path("/nowhere.yaml")}, "--peers = '/nowhere.yaml': no such file. Give the path"),
         ({"site_dropout": 1.0}, "--site-dropout"),
         ({"site_dropout": float("nan")}, "--site-dropout"),
         ({"late_join": ("nowhere:2",)}, "--late-join = 'nowhere'"),
@@ -60,7 +64,9 @@ def test_a_site_without_test_labels_cannot_be_compared(hospitals: Path, tmp_path
 
 @pytest.mark.parametrize("text", ["", "a", "1.5", "-1", "0;1", str(2**32)])
 def test_seeds_are_whole_numbers(text: str) -> None:
-    with pytest.raises(ConfigError, match="--seeds"):
+    with pytest.raises(
+        ConfigError, match="--seeds = .*: must be whole numbers up to 4294967295.* Write 0,1,2."
+    ):
         choices.read_replicates(text, "0")
 
 

@@ -186,6 +186,9 @@ def test_a_damaged_run_file_is_named(
     [
         (("--algorithms", "gmcl"), 78, "Did you mean `gcml`"),
         (("--sites", "nroth"), 78, "no such site"),
+        (("--sites", ""), 78, "names no site"),
+        (("--seeds", "a,b"), 78, "must be whole numbers"),
+        (("--device", "gpu"), 78, "is no device"),
         (("--rounds", "0"), 78, "at least 1"),
         (("--data", "/nowhere"), 65, "no such folder"),
         (("--jobs", "0"), 2, "Try `gossiplab compare --help`"),
