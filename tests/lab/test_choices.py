@@ -64,9 +64,7 @@ def test_a_site_without_test_labels_cannot_be_compared(hospitals: Path, tmp_path
 
 @pytest.mark.parametrize("text", ["", "a", "1.5", "-1", "0;1", str(2**32)])
 def test_seeds_are_whole_numbers(text: str) -> None:
-    with pytest.raises(
-        ConfigError, match="--seeds = .*: must be whole numbers up to 4294967295.* Write 0,1,2."
-    ):
+    with pytest.raises(ConfigError, match=r"--seeds = .*: must be whole numbers .* Write 0,1,2\."):
         choices.read_replicates(text, "0")
 
 
