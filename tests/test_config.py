@@ -609,6 +609,25 @@ def test_private_training_reaches_the_worker(folder: Path) -> None:
     assert told == {"noise_multiplier": 1.5, "max_grad_norm": 1.0, "delta": 1e-5, "max_epsilon": 8}
 
 
+SHADOWED = PEERS + "training:\n  shadow_local: true\n"
+
+
+def test_a_shadow_is_a_sites_own_affair(folder: Path) -> None:
+    plain = load(folder)
+    (folder / "peers.yaml").write_text(SHADOWED)
+    shadowed = load(folder)
+    assert config.worker_spec(shadowed).training["shadow_local"] is True
+    assert config.contract(shadowed.federation) == config.contract(plain.federation)
+
+
+@pytest.mark.parametrize(("site", "peers"), [("", (FEDAVG[0], "name: local")), ("privacy: {dp: {}}", FEDAVG)])
+def test_a_shadow_that_cannot_be(folder: Path, site: str, peers: tuple[str, str]) -> None:
+    (folder / "site.yaml").write_text(f"{SITE}{site}\n")
+    (folder / "peers.yaml").write_text(replaced(SHADOWED, *peers))
+    error = refused(folder)
+    assert (error.file, error.key) == (str(folder / "peers.yaml"), "training.shadow_local") and error.remedy
+
+
 def test_plaintext_to_a_listed_site_beyond_loopback(folder: Path) -> None:
     (folder / "site.yaml").write_text(SITE + "insecure: true\nlisten: 127.0.0.1:7443\n")
     (folder / "peers.yaml").write_text(replaced(PEERS, '"[::1]:7443"', "127.example.org:7443"))

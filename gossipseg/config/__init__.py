@@ -139,15 +139,18 @@ def dump(config: Config) -> str:
 def contract(federation: FederationFile, network_signature: str = "") -> tuple[tuple[str, str], ...]:
     """What two sites must agree on before weights move, as sorted (dotted key, JSON value) pairs.
 
-    Task, network, algorithm, training, wire dtype, seed and the network signature; not sites or addresses.
+    Task, network, algorithm, training, wire dtype, seed and the network signature; not sites or addresses,
+    nor training.shadow_local, of which nothing travels.
     """
+    training = dataclasses.asdict(federation.training)
+    del training["shadow_local"]
     parts: dict[str, Any] = {
         "federation": federation.federation,
         "seed": federation.seed,
         "task": dataclasses.asdict(federation.task),
         "network": dataclasses.asdict(federation.network),
         "algorithm": settings(federation.algorithm),
-        "training": dataclasses.asdict(federation.training),
+        "training": training,
         "wire.dtype": federation.wire.dtype,
         "network.signature": network_signature,
     }

@@ -16,7 +16,13 @@ from gossipseg.config.ranges import check_ranges
 from gossipseg.config.reading import Source
 from gossipseg.config.task_rules import check_task
 from gossipseg.errors import ConfigError
-from gossipseg.learn.params import ONE_SHOT_NETWORK, DataParams, dp_problem, one_shot_problem
+from gossipseg.learn.params import (
+    ONE_SHOT_NETWORK,
+    DataParams,
+    dp_problem,
+    one_shot_problem,
+    shadow_problem,
+)
 from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, join_address
 from gossipseg.wire.pacing import Windows
@@ -28,6 +34,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
     check_task(federation.task, source)
     _check_network(federation.network, source)
     _check_one_shot(federation, source)
+    _check_shadow(federation, source, private=False)
     m = federation.membership
     if m.probe_timeout_s > m.probe_interval_s:
         raise source.error(
@@ -79,6 +86,15 @@ def check_private(site: SiteFile, site_source: Source, federation: FederationFil
     if found is not None:
         problem, key, value, remedy = found
         raise (site_source if key.startswith("device.") else peers).error(problem, key, value, remedy)
+    _check_shadow(federation, peers, private=site.privacy.dp is not None)
+
+
+def _check_shadow(federation: FederationFile, source: Source, *, private: bool) -> None:
+    algorithm = federation.algorithm
+    found = shadow_problem(federation.training, algorithm.name, algorithm.exchange, private=private)
+    if found is not None:
+        problem, key, value, remedy = found
+        raise source.error(problem, key, value, remedy)
 
 
 def check_loopback(site: SiteFile, site_source: Source, federation: FederationFile, peers: Source) -> None:

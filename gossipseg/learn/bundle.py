@@ -20,6 +20,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 import gossipseg
+from gossipseg.learn.ensemble import AveragedPair
 from gossipseg.learn.evaluate import WINDOWS_AT_ONCE, foreground_names
 from gossipseg.learn.model import output_channels
 from gossipseg.learn.setup import Setup
@@ -35,12 +36,15 @@ Config = dict[str, Any]
 # ---------------------------------------------------------------- named by the configuration files
 
 
-def network_def(network: Mapping[str, Any], **task: Any) -> nn.Module:
+def network_def(network: Mapping[str, Any], pair: str | None = None, **task: Any) -> nn.Module:
     """The registry's network with plain logits (B, K, *spatial) as output, which is what MONAI expects.
 
     State-dict names are those of a checkpoint. `task`: spatial_dims, in_channels, out_channels, patch_size.
+    `pair`: softmax or sigmoid, for two such networks of which the probabilities are averaged.
     """
-    net = build(NetworkParams(**network), **task)
+    net: nn.Module = build(NetworkParams(**network), **task)
+    if pair is not None:
+        net = AveragedPair(net, build(NetworkParams(**network), **task), pair)
     net.register_forward_hook(_logits_only)
     return net
 
@@ -83,8 +87,8 @@ class Predictor:
 # ---------------------------------------------------------------- the files
 
 
-def inference_config(setup: Setup) -> Config:
-    """configs/inference.json."""
+def inference_config(setup: Setup, *, pair: bool = False) -> Config:
+    """configs/inference.json. `pair`: the weights are those of two networks, to be averaged."""
     task, training = setup.task, setup.training
     pattern = "/*.nii*" if task.spatial_dims == 3 else "/*.[pj][np]*"
     return {
@@ -98,6 +102,7 @@ def inference_config(setup: Setup) -> Config:
         "network_def": {
             "_target_": "gossipseg.learn.bundle.network_def",
             "network": asdict(setup.network),
+            **({"pair": training.output} if pair else {}),
             "spatial_dims": task.spatial_dims,
             "in_channels": task.channels,
             "out_channels": output_channels(task, training),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossipseg.algos.base import Algorithm
 from gossipseg.errors import DiskFull, LocalError
@@ -18,6 +18,7 @@ from gossipseg.learn.admission import Admission
 from gossipseg.learn.common import CommonModels, everything
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.run import Run
+from gossipseg.learn.shadow import Shadow
 from gossipseg.learn.student import Student, cpu_copy
 from gossipseg.learn.weights import export_wire
 
@@ -32,10 +33,17 @@ class Closing:
         student: Student,
         admission: Admission,
         common: CommonModels,
+        shadow: Shadow | None,
     ) -> None:
         self._run, self._algorithm, self._student = run, algorithm, student
-        self._admission, self._common = admission, common
+        self._admission, self._common, self._shadow = admission, common, shadow
         self.best: dict[str, Tensor] | None = None
+
+    @property
+    def deployed(self) -> nn.Module:
+        """What the site evaluates and predicts with: the EMA, or what the shadow's last verdict says."""
+        ema = self._student.ema
+        return ema if self._shadow is None else self._shadow.deployed(ema)
 
     def close(self, order: jobs.StartRound) -> Scores | None:
         """EMA, then its validation where it is due, and the test split after the last round."""
@@ -45,13 +53,15 @@ class Closing:
             self._admission.note_own(self._student.deployed.state_dict(), self._student.ema.state_dict())
             self._student.update_ema()
             history.averaged = True
+        if self._shadow is not None:
+            self._shadow.average(round)
         last = round == run.setup.spec.rounds
         due = last or picks or round % max(1, run.setup.training.validate_every_rounds) == 0
         scores = self._validated(round, picks=picks, last=last) if due else None
         if not order.finetuning:  # an earlier budget's best is nothing to go back to
             self.best, history.best_finetuned = None, None
         if last and run.setup.spec.report_test:
-            history.dice_test = run.score(self._student.ema, "test", round).mean
+            history.dice_test = run.score(self.deployed, "test", round).mean
         if scores is not None:
             history.dice_val = scores.mean
             history.dice_history.append((round, scores.mean))
@@ -62,7 +72,7 @@ class Closing:
         scores = self._run.score(self._student.ema, "validation", round)
         if picks and self._pick(scores.mean, last):
             scores = self._run.score(self._student.ema, "validation", round)
-        return scores
+        return scores if self._shadow is None else self._shadow.judge(self._student.ema, scores, round)
 
     def _pick(self, dice: float | None, last: bool) -> bool:
         """Keep the deployment model of the best fine-tuning round; deploy it after the last one.
@@ -80,7 +90,7 @@ class Closing:
     def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
         """The test split before the first round (kept in the checkpoint)."""
         run = self._run
-        scores = run.site.score(self._student.ema, "test", lambda fraction: on_progress("testing", fraction))
+        scores = run.site.score(self.deployed, "test", lambda fraction: on_progress("testing", fraction))
         run.history.dice_test_start = scores.mean
 
     def export(self, order: jobs.StartRound) -> tuple[jobs.Export | None, str]:

@@ -3,7 +3,8 @@
 What belongs here: `python -m gossipseg.learn.export`. What must not: the bundle's content (bundle.py).
 
 Written to DIR: `model.pt` (a plain state dict, loads with weights_only), `model.safetensors` (the same, with
-site, federation, round and steps as metadata), `bundle/` (a MONAI bundle).
+site, federation, round and steps as metadata), `bundle/` (a MONAI bundle). Where the deployment model is the
+mean of two (training.shadow_local), all three hold both: names begin with `first.` and `second.`.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ def export(deployment: Deployment, folder: Path) -> list[Path]:
     plain, safe = folder / "model.pt", folder / "model.safetensors"
     atomic_write(plain, weights, mode=OUTPUT_MODE)
     atomic_write(safe, safetensors_bytes(state, _metadata(deployment)), mode=OUTPUT_MODE)
-    setup, round = deployment.setup, deployment.round
+    setup, round, pair = deployment.setup, deployment.round, deployment.weights == "averaged"
     texts = {
         "configs/metadata.json": json.dumps(bundle.metadata(setup, round), indent=4),
-        "configs/inference.json": json.dumps(bundle.inference_config(setup), indent=4),
+        "configs/inference.json": json.dumps(bundle.inference_config(setup, pair=pair), indent=4),
         "docs/README.md": bundle.readme(setup, round),
     }
     atomic_write(root / "models/model.pt", weights, mode=OUTPUT_MODE)
@@ -90,7 +91,11 @@ def _torch_bytes(state: Mapping[str, Tensor]) -> bytes:
 def _metadata(deployment: Deployment) -> dict[str, str]:
     spec = deployment.setup.spec
     values = {"site": spec.site, "federation": spec.federation}
-    return values | {"round": str(deployment.round), "steps": str(deployment.steps), "weights": "ema"}
+    return values | {
+        "round": str(deployment.round),
+        "steps": str(deployment.steps),
+        "weights": deployment.weights,
+    }
 
 
 if __name__ == "__main__":

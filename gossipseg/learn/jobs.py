@@ -235,6 +235,10 @@ class RoundDone:
     """Something an administrator should know, such as a checkpoint that did not fit on the disk."""
     spent: Spent | None = None
     """Of differentially private training."""
+    deployed: str = ""
+    """With training.shadow_local: `shadow`, or `averaged` with the exchanging model; else ""."""
+    deployed_reason: str = ""
+    """Why, with both Dice, the number of cases and the standard error."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,9 @@ class TrainingParams:
     """A visit is reverted when validation Dice falls by more than max(this, 2 standard errors)."""
     window_overlap: float = 0.5
     validate_every_rounds: int = 1
+    shadow_local: bool = False
+    """Train a second model beside it that is never exchanged, and deploy that one where it is clearly
+    better, else the mean of both predictions (learn.shadow). No part of the contract: none of it travels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,28 @@ def dp_problem(
         problem = "fp16 scales the gradients of a whole batch together"
         return problem, "device.amp", amp, "With privacy.dp write bf16 or off."
     return None
+
+
+def shadow_problem(
+    training: TrainingParams, algorithm: str, exchange: str, *, private: bool
+) -> tuple[str, str, object, str] | None:
+    """What does not go with training.shadow_local: (problem, key, value, remedy), or None.
+
+    `exchange`: as the algorithm's params have it. `private`: whether privacy.dp is set.
+    """
+    if not training.shadow_local:
+        return None
+    remedy = "Remove it, or use an algorithm that exchanges models."
+    if algorithm == ONE_SHOT_ALGORITHM:
+        problem = f"{algorithm} learns without labels: there is no such training without exchange to compare"
+    elif exchange == "none":
+        problem = f"{algorithm} exchanges nothing: it is what the shadow would be"
+    elif private:
+        problem = "the shadow would learn from the cases without noise, which privacy.dp rules out"
+        remedy = "Remove it, or remove privacy.dp from site.yaml."
+    else:
+        return None
+    return problem, "training.shadow_local", True, remedy
 
 
 MOST = 10**12

@@ -6,9 +6,8 @@ the equations (dp.py), the step itself (step.py), plain training (steps.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from gossipseg.algos.base import Algorithm, Moment, Role, StepContext
 from gossipseg.errors import ConfigError
@@ -65,7 +64,7 @@ class PrivateSteps:
         optimizer = private.optimizer(learner.optimizer, round, step)
         return private_step(learner, cases, self._algorithm, context, run.compute, optimizer)
 
-    def load(self, state: Mapping[str, Any] | None) -> None:
+    def load(self, state: Sequence[Sequence[float]] | None) -> None:
         """Take the account over. Raises ConfigError for a model that learned from its cases without one."""
         run = self._run
         if state is None and (run.history.round or run.history.step):

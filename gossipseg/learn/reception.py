@@ -204,7 +204,9 @@ class Reception:
 
     def state(self) -> dict[str, Any] | None:
         """The guard, for a checkpoint."""
-        return self.guard and {field.name: getattr(self.guard, field.name) for field in fields(Guard)}
+        if self.guard is None:
+            return None
+        return {field.name: getattr(self.guard, field.name) for field in fields(Guard)}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Go on from what state() gave."""

@@ -20,6 +20,7 @@ from gossipseg.learn.checkpoint import intact
 from gossipseg.learn.model import build_model
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, WorkerSpec
 from gossipseg.learn.setup import Setup, read_setup
+from gossipseg.learn.shadow import Verdict, deployed_net
 from gossipseg.store import Checkpoints
 
 
@@ -31,7 +32,7 @@ class Deployment:
     setup: Setup
     compute: Compute
     weights: str
-    """`ema`, or `initial` before any training."""
+    """`ema`, or `initial` before any training; with training.shadow_local `shadow`, or `averaged`."""
     round: int
     steps: int
     file: Path | None
@@ -50,18 +51,32 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
     net: nn.Module = build_model(setup)
     file: Path | None = None
     checkpoint: dict[str, Any] = {}
+    weights = "initial"
     if not initial:
         file, checkpoint = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
         _load(net, checkpoint["ema"], file)
+        net, weights = _beside_its_shadow(net, checkpoint.get("shadow"), setup, file)
     return Deployment(
         compute.place_model(net, setup.task.spatial_dims).eval(),
         setup,
         compute,
-        "initial" if initial else "ema",
+        weights,
         int(checkpoint.get("round", 0)),
         int(checkpoint.get("steps", 0)),
         file,
     )
+
+
+def _beside_its_shadow(
+    net: nn.Module, shadow: Mapping[str, Any] | None, setup: Setup, file: Path
+) -> tuple[nn.Module, str]:
+    """What is deployed, and its name: `net` itself where there is no shadow, or it is not asked for."""
+    if shadow is None or not setup.training.shadow_local:
+        return net, "ema"
+    other: nn.Module = build_model(setup)
+    _load(other, shadow["student"]["ema"], file)
+    verdict = Verdict(**shadow["verdict"])
+    return deployed_net(verdict, net, other, setup.training.output), verdict.deployed
 
 
 def must_segment(deployment: Deployment) -> None:

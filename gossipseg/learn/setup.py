@@ -22,6 +22,7 @@ from gossipseg.learn.params import (
     WorkerSpec,
     dp_problem,
     one_shot_problem,
+    shadow_problem,
 )
 from gossipseg.nets.params import NetworkParams
 
@@ -64,6 +65,9 @@ def read_setup(spec: WorkerSpec) -> Setup:
     problem = one_shot_problem(setup.algorithm.name, setup.network.name, setup.task, setup.training)
     if problem is None:
         problem = dp_problem(setup.privacy, setup.algorithm.name, setup.network.norm, setup.device.amp)
+    if problem is None:
+        chosen, dp = setup.algorithm, setup.privacy.dp
+        problem = shadow_problem(setup.training, chosen.name, chosen.exchange, private=dp is not None)
     if problem is not None:
         text, key, value, remedy = problem
         raise ConfigError(text, key=key, value=value, remedy=remedy)

@@ -18,16 +18,28 @@ from gossipseg.learn.history import Pace
 from gossipseg.learn.losses import segmentation_loss
 from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
 from gossipseg.learn.run import Run
+from gossipseg.learn.shadow import Shadow
 from gossipseg.learn.step import Learner, StepResult, train_step
 from gossipseg.learn.student import Student
 from gossipseg.learn.visit import Visitor
 
 
 class Steps:
-    """E steps of the local model, of the personal one where there is one, and of a visitor beside it."""
+    """E steps of the local model, of the personal one where there is one, and of a visitor beside it.
 
-    def __init__(self, run: Run, algorithm: Algorithm, student: Student, common: CommonModels) -> None:
+    `shadow`: trains on the same batches and has no part in the others' losses.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        algorithm: Algorithm,
+        student: Student,
+        common: CommonModels,
+        shadow: Shadow | None = None,
+    ) -> None:
         self._run, self._algorithm, self._student, self._common = run, algorithm, student, common
+        self._shadow = shadow
         self._segmentation_loss = segmentation_loss(run.setup.training, run.setup.task.spatial_dims)
 
     def take(self, order: jobs.StartRound, visitor: Visitor | None) -> None:
@@ -37,7 +49,10 @@ class Steps:
         frm = visitor.order.frm if visitor is not None else None
         for step, batch in run.site.batches(round, run.history.step, run.setup.training.steps_per_round):
             run.gate()
-            result = self._step(run.moment(order, step), batch, visitor)
+            moment = run.moment(order, step)
+            result = self._step(moment, batch, visitor)
+            if self._shadow is not None:
+                self._shadow.step(moment, batch, self.context(moment, {"local": self._shadow.learner}))
             skipped = bool(result.skipped)
             if "local" in result.skipped:
                 run.tally.skipped += 1

@@ -13,6 +13,8 @@ What must not: the events themselves, sockets, checkpoint files, anything an alg
               (reception.py)
     close     EMA, validation, export (closing.py)
 
+Where the settings ask for it, a shadow takes the same steps and meets nobody (shadow.py).
+
 A local round can be interrupted between any two steps or validation cases and goes on from there; a round
 with a visitor starts again from its beginning, because the visitor is not kept.
 """
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from gossipseg.algos import registry as algorithms
 from gossipseg.errors import LocalError
@@ -41,6 +44,7 @@ from gossipseg.learn.private_steps import PrivateSteps, open_account
 from gossipseg.learn.reception import Reception
 from gossipseg.learn.run import Gate, Report, Run
 from gossipseg.learn.setup import Setup
+from gossipseg.learn.shadow import Shadow
 from gossipseg.learn.site import SiteContext
 from gossipseg.learn.steps import Steps
 from gossipseg.learn.student import Student, cpu_copy
@@ -61,18 +65,21 @@ class Trainer:
         )
         self.network_signature = networks.network_signature(model, self.algorithm.is_shared)
         self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
+        self.shadow = Shadow(run, model) if run.setup.training.shadow_local else None
         self.student = Student(model, run.setup, run.compute, has_personal=self.algorithm.has_personal)
         self.admission = Admission(run.setup.admission)
         self.common = CommonModels(
             self.algorithm, self.student, run.setup.spec, self.admission, run.setup.privacy
         )
         self.reception = Reception(run, self.algorithm, self.student, self.admission)
-        self.steps = Steps(run, self.algorithm, self.student, self.common)
+        self.steps = Steps(run, self.algorithm, self.student, self.common, self.shadow)
         self.private = open_account(run, self.student)
-        self.private_steps = self.private and PrivateSteps(
-            run, self.algorithm, self.student, self.private, self.steps.context
-        )
-        self.closing = Closing(run, self.algorithm, self.student, self.admission, self.common)
+        self.private_steps: PrivateSteps | None = None
+        if self.private is not None:
+            self.private_steps = PrivateSteps(
+                run, self.algorithm, self.student, self.private, self.steps.context
+            )
+        self.closing = Closing(run, self.algorithm, self.student, self.admission, self.common, self.shadow)
 
     @property
     def setup(self) -> Setup:
@@ -92,6 +99,11 @@ class Trainer:
     def guard(self) -> Guard | None:
         """Over a visit that has not been judged yet."""
         return self.reception.guard
+
+    @property
+    def deployed(self) -> nn.Module:
+        """What the site evaluates and predicts with."""
+        return self.closing.deployed
 
     @property
     def resumable(self) -> bool:
@@ -187,6 +199,8 @@ class Trainer:
             "dice_test": self.history.dice_test,
             "dice_test_start": self.history.dice_test_start,
             "spent": self.private.spent if self.private is not None else None,
+            "deployed": self.shadow.verdict.deployed if self.shadow is not None else "",
+            "deployed_reason": self.shadow.verdict.reason if self.shadow is not None else "",
         }
 
     def _skips(self) -> str:
@@ -215,6 +229,7 @@ class Trainer:
             "admission": self.admission.state(),
             "released": self.common.private_state(),
             "spent": self.private.state() if self.private is not None else None,
+            **({"shadow": self.shadow.state()} if self.shadow is not None else {}),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -229,6 +244,8 @@ class Trainer:
         self.common.load_private(state.get("released"))
         if self.private_steps is not None:
             self.private_steps.load(state.get("spent"))
+        if self.shadow is not None:
+            self.shadow.load(state.get("shadow"))
         torch.set_rng_state(state["rng"]["torch"])
         if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)

@@ -1,0 +1,162 @@
+"""The shadow (`training.shadow_local`): a model that trains beside the exchanging one and meets nobody.
+
+What belongs here: the shadow's steps, its average, and the choice of what is deployed. What must not: the
+step itself (step.py), when a round closes (closing.py), how two predictions are averaged (ensemble.py).
+
+It sees the same batches with the same seeds under the algorithm `local`, so that it is, step for step, what
+the site would have had without exchange. At each validation both averages (EMA) are scored on the same cases.
+The shadow is deployed where its mean Dice is better by more than 2 standard errors of the paired difference
+on at least 15 cases; else the mean of both predicted probabilities. With fewer than 15 cases, or before the
+first validation, it is the mean, whatever the scores say.
+
+It costs a second training in time and memory, and two more scores at each validation.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gossipseg.algos.base import Moment, StepContext
+from gossipseg.algos.local import Local
+from gossipseg.errors import ConfigError
+from gossipseg.learn.ensemble import AveragedPair
+from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.guard import CaseScores, mean_drop
+from gossipseg.learn.optim import step_seed
+from gossipseg.learn.run import Run
+from gossipseg.learn.step import Learner, train_step
+from gossipseg.learn.student import Student
+from gossipseg.nets.segmenter import Segmenter
+
+LEAST_CASES = 15
+"""With fewer the standard error itself is a guess."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What is deployed, and the paired comparison behind it."""
+
+    deployed: Literal["shadow", "averaged"] = "averaged"
+    dice: float | None = None
+    """Mean validation Dice of the exchanging model's EMA over the cases; None without a case."""
+    dice_shadow: float | None = None
+    cases: int = 0
+    """Validation cases scored with both."""
+    standard_error: float = 0.0
+    """Of the mean difference, case by case."""
+
+    @property
+    def reason(self) -> str:
+        """In words, with the figures."""
+        if self.dice is None or self.dice_shadow is None:
+            return "no validation case has been scored with both models"
+        figures = f"{self.dice_shadow:.4f} without exchange, {self.dice:.4f} with it"
+        if self.cases < LEAST_CASES:
+            return f"{figures}; {self.cases} validation cases decide nothing, it takes {LEAST_CASES}"
+        beyond = "more" if self.deployed == "shadow" else "no more"
+        error = f"standard error {self.standard_error:.4f} of the difference over {self.cases} cases"
+        return f"{figures}; better by {beyond} than 2 standard errors ({error})"
+
+
+def verdict_of(shadow: CaseScores, exchanging: CaseScores) -> Verdict:
+    """The paired rule. Both: Dice by case, in one order; cases without a Dice count on neither side."""
+    pairs = [(s, e) for s, e in zip(shadow, exchanging, strict=True) if s is not None and e is not None]
+    if not pairs:
+        return Verdict()
+    gain, error = mean_drop([s for s, _ in pairs], [e for _, e in pairs])
+    better = len(pairs) >= LEAST_CASES and gain > 2 * error
+    return Verdict(
+        "shadow" if better else "averaged",
+        statistics.fmean(e for _, e in pairs),
+        statistics.fmean(s for s, _ in pairs),
+        len(pairs),
+        error,
+    )
+
+
+def deployed_net(verdict: Verdict, exchanging: nn.Module, shadow: nn.Module, output: str) -> nn.Module:
+    """The network that a verdict stands for. `output`: training.output."""
+    return shadow if verdict.deployed == "shadow" else AveragedPair(exchanging, shadow, output)
+
+
+class Shadow:
+    """The model, its optimizer and EMA, its own place in the run, and the last verdict."""
+
+    def __init__(self, run: Run, initial: Segmenter) -> None:
+        """`initial`: W_0, which is copied."""
+        self._run, self._algorithm = run, Local()
+        self.student = Student(copy.deepcopy(initial), run.setup, run.compute)
+        self.verdict = Verdict()
+        self._round, self._step, self._averaged = 0, 0, 0
+
+    @property
+    def learner(self) -> Learner:
+        """What trains."""
+        return self.student.learner
+
+    def step(self, moment: Moment, batch: Mapping[str, Tensor], context: StepContext) -> None:
+        """One step, unless it was taken before the round started over for the exchanging model's sake."""
+        if (moment.round, moment.step) < (self._round, self._step):
+            return
+        run, spec = self._run, self._run.setup.spec
+        torch.manual_seed(step_seed(spec.seed, spec.site, moment.round, moment.step))
+        train_step(
+            {"local": self.learner},
+            batch["image"],
+            run.target(batch),
+            self._algorithm,
+            context,
+            run.compute,
+            run.setup.training.clip_grad_norm,
+        )
+        self._round, self._step = moment.round, moment.step + 1
+
+    def average(self, round: int) -> None:
+        """Let the EMA take in `round`, once."""
+        if self._averaged < round:
+            self.student.update_ema()
+            self._averaged = round
+
+    def judge(self, exchanging: nn.Module, scores: Scores, round: int) -> Scores:
+        """Choose what is deployed from now on, and score it. `scores`: of the exchanging model's EMA."""
+        own = self._run.score(self.student.ema, "validation", round)
+        verdict = verdict_of([c.mean for c in own.per_case], [c.mean for c in scores.per_case])
+        if verdict.deployed == "averaged":
+            pair = deployed_net(verdict, exchanging, self.student.ema, self._run.setup.training.output)
+            own = self._run.score(pair, "validation", round)
+        self.verdict = verdict
+        return own
+
+    def deployed(self, exchanging: nn.Module) -> nn.Module:
+        """What the site evaluates and predicts with."""
+        return deployed_net(self.verdict, exchanging, self.student.ema, self._run.setup.training.output)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; `student` is laid out like the exchanging model's."""
+        place = {"round": self._round, "step": self._step, "averaged": self._averaged}
+        return {"student": self.student.snapshot(), "verdict": asdict(self.verdict), **place}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from what state() gave. Raises ConfigError for a run that began without a shadow."""
+        history = self._run.history
+        if state is None:
+            if history.round or history.step:
+                raise ConfigError(
+                    "this site's checkpoint was trained without it: a shadow that begins later is not what "
+                    "the site would have had alone",
+                    key="training.shadow_local",
+                    value=True,
+                    remedy="Remove it, or start afresh: give the site another state_dir, or move "
+                    f"{self._run.setup.spec.state_dir} away.",
+                )
+            return
+        self.student.restore(state["student"])
+        self.verdict = Verdict(**state["verdict"])
+        self._round, self._step, self._averaged = state["round"], state["step"], state["averaged"]
