@@ -131,7 +131,11 @@ class Training:
         algorithm = self.trainer.algorithm
         resident = 0 < self._stayed < algorithm.resident_rounds
         beside = algorithm.trains_visitor and (order.visit is not None or resident)
-        return 1 + algorithm.has_personal + beside
+        return 1 + algorithm.has_personal + self._shadows + beside
+
+    @property
+    def _shadows(self) -> int:
+        return int(self.trainer.shadow is not None)
 
     def _note_partner(self, report: jobs.RoundDone) -> None:
         """For how many rounds a visitor has been training here."""
@@ -155,7 +159,8 @@ class Training:
         self._spend(activity)
         if activity in ("training", "visit"):
             algorithm = self.trainer.algorithm
-            models = 1 + algorithm.has_personal + (activity == "visit" and algorithm.trains_visitor)
+            beside = activity == "visit" and algorithm.trains_visitor
+            models = 1 + algorithm.has_personal + self._shadows + beside
             self.evaluations += models
             self._progress(models, activity)
 
@@ -185,9 +190,10 @@ class Training:
             found = trainer.site.score(trainer.student.ema, "test", lambda fraction: None)
             self._spend("test")
             return found
-        deployed = trainer.student.ema
+        weights = "ema" if trainer.shadow is None else trainer.shadow.verdict.deployed
+        history = trainer.history
         deployment = Deployment(
-            deployed, setup, trainer.compute, "ema", trainer.history.round, trainer.history.steps, None
+            trainer.deployed, setup, trainer.compute, weights, history.round, history.steps, None
         )
         labelled = [case for case in load_cases(setup.data, spec.site).test if case.label is not None]
         scored = [evaluate_case(deployment, case, save)[0] for case in labelled]
@@ -198,6 +204,12 @@ class Training:
     def wire_bytes(self) -> int:
         """Size of what this site sends, without the file's header."""
         return sum(math.prod(shape) * ITEM_BYTES[code] for code, shape in self.trainer.schema.values())
+
+    @property
+    def deployed(self) -> dict[str, Any]:
+        """The shadow's last verdict, for a row of results; empty without a shadow."""
+        shadow = self.trainer.shadow
+        return {} if shadow is None else {"deployed": dataclasses.asdict(shadow.verdict)}
 
     @property
     def curve(self) -> list[tuple[int, float | None]]:
