@@ -23,6 +23,9 @@ from gossipseg.learn.step import Learner, StepResult, train_step
 from gossipseg.learn.student import Student
 from gossipseg.learn.visit import Visitor
 
+OWN: frozenset[Role] = frozenset({"local", "personal"})
+"""Models of the site itself: a step that one of them skips is told of."""
+
 
 class Steps:
     """E steps of the local model, of the personal one where there is one, and of a visitor beside it.
@@ -54,9 +57,8 @@ class Steps:
             if self._shadow is not None:
                 self._shadow.step(moment, batch, self.context(moment, {"local": self._shadow.learner}))
             skipped = bool(result.skipped)
-            if "local" in result.skipped:
-                run.tally.skipped += 1
-            else:
+            run.tally.skipped += bool(result.skipped & OWN)
+            if "local" not in result.skipped:
                 run.tally.add(result.loss, result.terms)
             if visitor is not None and visitor.learner is not None:
                 visitor.note_step(skipped)

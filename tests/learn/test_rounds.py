@@ -208,6 +208,22 @@ def test_without_validation_the_last_finetuned_model_is_deployed(data: Path, tmp
     assert same(dict(deployed), last)
 
 
+def test_a_step_that_only_the_personal_model_skips_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(spec_of(data, tmp_path / "a", algorithm=DittoParams()))
+    losses = trainer.algorithm.losses
+
+    def overflowing(outputs: Any, target: Any, context: Any) -> Any:
+        found = losses(outputs, target, context)
+        found.total["personal"] = found.total["personal"] * float("inf")
+        return found
+
+    monkeypatch.setattr(trainer.algorithm, "losses", overflowing)
+    done = trainer.run_round(jobs.StartRound(1))
+    assert done.warning.startswith("4 training steps were skipped") and done.loss is not None
+
+
 def test_the_last_round_reports_the_dice_of_the_best_model_that_it_deploys(
     data: Path, tmp_path: Path
 ) -> None:
