@@ -131,6 +131,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "factor": COUNT,
         "least_change": POSITIVE,
         "least_norm_ratio": COUNT,
+        "least_likeness": Range(-1, 1),
         "without_history": COUNT,
         "history_min": COUNT,
         "history_kept": COUNT,

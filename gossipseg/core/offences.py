@@ -56,8 +56,8 @@ EXCUSED = frozenset(
     }
 )
 """Of the worker's verdicts: this site's own trouble. Any other is an offence, or one of DICE."""
-DICE = frozenset({"diverged", "guard", "dice", "dice_gate", "validation", "worse"})
-"""A model that merely does worse on this site's images: other sites' images differ."""
+DICE = frozenset({"diverged", "guard", "dice", "dice_gate", "unrelated", "validation", "worse"})
+"""A model that merely does worse on this site's images, or has grown away: other sites' images differ."""
 
 
 def is_offence(reason: str, frm: Site, model: ModelRef | None = None) -> bool:

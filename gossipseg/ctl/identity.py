@@ -169,6 +169,7 @@ admission:                        # of models by the size of their values (docs/
   # factor: 5.0                   # so many times what has been accepted before
   # least_change: 2.0             # a layer may always be so many times its norm away from this site's
   # least_norm_ratio: 3.0         # and so many times as large
+  # least_likeness: 0.1           # least cosine with this site's model; unrelated weights have 0
   # without_history: 10.0         # both, while fewer than history_min models have been accepted
   # history_min: 5
   # history_kept: 32

@@ -85,6 +85,7 @@ REASONS = frozenset(
         "unlisted",
         "unreachable",
         "unreadable",
+        "unrelated",
         "untrusted",
         "validation",
         "warming_up",

@@ -188,7 +188,7 @@ class VisitDone:
     outcome: VisitOutcome
     reason: str = ""
     """Stable code when refused: schema_mismatch, not_finite, unreadable, norm_exploded,
-    layer_changed_too_much. `detail` says more."""
+    layer_changed_too_much, unrelated. `detail` says more."""
     detail: str = ""
     frm: str = ""
 
@@ -251,7 +251,7 @@ class AggregateDone:
     contributors: list[str]
     refused: dict[str, str]
     """Site → stable reason code of an update that failed the checks: unreadable, schema_mismatch,
-    not_finite, norm_exploded, layer_changed_too_much."""
+    not_finite, norm_exploded, layer_changed_too_much, unrelated."""
     reason: str = ""
     detail: str = ""
     notes: dict[str, Any] = field(default_factory=dict)

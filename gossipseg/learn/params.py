@@ -129,6 +129,9 @@ class AdmissionParams:
     """What a layer may always be off: two honest models may be as far apart as −1 and 1."""
     least_norm_ratio: float = 3.0
     """How many times larger a layer may always be."""
+    least_likeness: float = 0.1
+    """Least cosine of the whole model with this site's: weights that have nothing to do with each other have
+    0; −1 allows all."""
     without_history: float = 10.0
     """Stands for both of them while fewer than `history_min` models have been accepted; whatever has been
     accepted after, it allows no more."""

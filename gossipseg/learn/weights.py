@@ -101,7 +101,7 @@ def load_incoming(
 
     `reference`: this site's own state dict. Raises PeerRefused(frm, reason, detail) with reason
     `unreadable`, `schema_mismatch` (the detail names the first differing tensor), `not_finite`, and with
-    `admission` also `norm_exploded` and `layer_changed_too_much`.
+    `admission` also `norm_exploded`, `layer_changed_too_much` and `unrelated`.
     """
     try:
         header = read_safetensors_header(path)

@@ -75,7 +75,41 @@ def test_what_is_too_far_off_is_refused_by_name_figure_and_bound(
 
 @pytest.mark.parametrize("factor", (-1.0, 0.0, 1.5, 2.9))
 def test_a_model_of_honest_size_is_never_refused_however_little_the_others_differed(factor: float) -> None:
-    assert judged(experienced(), **{"conv.weight": OWN["conv.weight"] * factor}) == ("", "")
+    anything = experienced(least_likeness=-1.0)
+    assert judged(anything, **{"conv.weight": OWN["conv.weight"] * factor}) == ("", "")
+
+
+@pytest.mark.parametrize(("kept", "reason"), [(1.0, ""), (0.3, ""), (0.05, "unrelated"), (0.0, "unrelated")])
+def test_weights_that_have_nothing_to_do_with_this_sites_are_refused_whatever_their_size(
+    kept: float, reason: str
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    own, other = (
+        {n: torch.randn(64, 64, generator=generator) for n in ("conv.weight", "up.weight")} for _ in range(2)
+    )
+    examination = Admission(AdmissionParams()).against(own | {"norm.weight": torch.ones(64)})
+    examination.take("norm.weight", torch.ones(64))  # they are the same at every site, trained or not
+    found = ""
+    for name, tensor in own.items():
+        examination.take(name, kept * tensor + math.sqrt(1 - kept**2) * other[name])
+    try:
+        examination.accept()
+    except Unfit as e:
+        found = e.reason
+        assert "cosine" in e.detail and "bound 0.1" in e.detail
+    assert found == reason
+
+
+def test_a_model_of_zeros_is_like_none_and_one_whose_own_weights_are_zero_has_nothing_to_compare() -> None:
+    weights, zeros = torch.ones(4, 4), torch.zeros(4, 4)
+    for own, arriving, refused in ((weights, zeros, True), (zeros, weights, False), (zeros, zeros, False)):
+        examination = Admission(AdmissionParams()).against({"conv.weight": own})
+        examination.take("conv.weight", arriving)
+        if refused:
+            with pytest.raises(Unfit, match="unrelated"):
+                examination.accept()
+        else:
+            examination.accept()
 
 
 def test_bounds_are_wide_before_there_is_history_and_follow_what_was_seen_after() -> None:
@@ -121,7 +155,10 @@ def test_a_refused_model_leaves_no_trace_in_the_history() -> None:
 
 def test_the_whole_model_has_a_bound_of_its_own() -> None:
     """Single layers are known to vary, one at a time; here all are off at once."""
-    admission, own = Admission(AdmissionParams()), {f"layer{i}": torch.ones(4, 4) for i in range(3)}
+    admission, own = (
+        Admission(AdmissionParams(least_likeness=-1.0)),
+        {f"layer{i}": torch.ones(4, 4) for i in range(3)},
+    )
     for _ in range(5):
         admission.accept({}, {**dict.fromkeys(own, 2.0), WHOLE: 0.1})
     examination = admission.against(own)
