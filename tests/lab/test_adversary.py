@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,22 +93,31 @@ def test_wrong_words_are_told(hospitals: Path, text: str, match: str) -> None:
 SETTINGS = ("network.width=4", "task.patch_size=[48,48]", "training.learning_rate=0.005")
 SEEDS = (0, 1, 2)
 LOSS_ALLOWED = 0.01
+ROUNDS = {f"gcml{GOSSIP}": 14, f"gossip_average{GOSSIP}": 6, "fedavg[robust=median]": 6}
+"""GCML trains two models in a round with a visitor, and needs more rounds until it is level with `local`,
+whoever sends: at six it is 0.01 behind with honest sites, too."""
 
 
 class Five:
-    """Five synthetic sites of which north turns bad; `local` is run once for all kinds."""
+    """Five synthetic sites of which north turns bad; `local` is run once for each budget."""
 
     def __init__(self, folder: Path, cache: DataCache) -> None:
         sites = [replace(h, cases=(8, 4, 6)) for h in synthetic.hospitals(5)]
         synthetic.write_federation(folder, sites, seed=1, size_px=56)
         self._folder, self._cache = folder, cache
-        self.local, _ = self.run("local", "nan")  # it sends nothing: the kind is of no matter
+        self._local: dict[int, float] = {}
 
-    def run(self, algorithm: str, kind: str) -> tuple[float, int]:
+    def local(self, rounds: int) -> float:
+        """Without any exchange."""
+        if rounds not in self._local:
+            self._local[rounds], _ = self.run("local", "nan", rounds)  # it sends nothing: any kind will do
+        return self._local[rounds]
+
+    def run(self, algorithm: str, kind: str, rounds: int) -> tuple[float, int]:
         """Mean test Dice of the four honest sites over the seeds, and models that they refused."""
         values, refused = [], 0
         for seed in SEEDS:
-            more = {"seed": seed, "rounds": 6, "steps": 10, "settings": SETTINGS}
+            more = {"seed": seed, "rounds": rounds, "steps": 10, "settings": SETTINGS}
             plan = rig.plan(self._folder, algorithm, adversary=(f"north:{kind}",), **more)
             rows = rig.run(plan, self._cache).values()
             values += [row["dice_test"] for row in rows]
@@ -121,17 +131,15 @@ def five(tmp_path_factory: pytest.TempPathFactory, cache: DataCache) -> Five:
     return Five(tmp_path_factory.mktemp("five"), cache)
 
 
-SMALL_BUDGET = pytest.mark.xfail(reason="after sixty steps GCML is below local by itself: docs/security.md")
-
-
 @pytest.mark.faults
-@pytest.mark.parametrize(
-    "algorithm",
-    (pytest.param(f"gcml{GOSSIP}", marks=SMALL_BUDGET), f"gossip_average{GOSSIP}", "fedavg[robust=median]"),
-)
+@pytest.mark.parametrize("algorithm", ROUNDS)
 @pytest.mark.parametrize("kind", ADVERSARIES)
-def test_honest_sites_lose_nothing_to_one_that_turned_bad(five: Five, kind: str, algorithm: str) -> None:
+def test_honest_sites_lose_nothing_to_one_that_turned_bad(
+    five: Five, kind: str, algorithm: str, seen: Callable[[str], None]
+) -> None:
     """Five synthetic sites, three seeds: mean test Dice of the honest four is at least local's − 0.01."""
-    found, refused = five.run(algorithm, kind)
-    print(f"\n{kind} {algorithm}: {found:.4f}, local {five.local:.4f}, {refused} visitors refused")
-    assert found >= five.local - LOSS_ALLOWED
+    rounds = ROUNDS[algorithm]
+    local = five.local(rounds)
+    found, refused = five.run(algorithm, kind, rounds)
+    seen(f"{rounds} rounds: {found:.4f}, local {local:.4f}, {refused} visitors refused")
+    assert found >= local - LOSS_ALLOWED
