@@ -89,9 +89,6 @@ def _check_words(wanted: Wanted) -> None:
         raise ConfigError(
             "must be at least 1", key="--rounds", value=wanted.rounds, remedy="Correct the number."
         )
-    if wanted.sites is not None and not wanted.sites.strip(", "):
-        remedy = "Write names with commas between or a number, or leave --sites out to take all."
-        raise ConfigError("names no site", key="--sites", value=wanted.sites, remedy=remedy)
     if not _DEVICE.fullmatch(wanted.device):
         remedy = "Write cpu, cuda, cuda:1 or auto."
         raise ConfigError("is no device", key="--device", value=wanted.device, remedy=remedy)

@@ -59,11 +59,17 @@ def site_folders(root: Path) -> list[Path]:
 
 
 def choose_sites(root: Path, chosen: str | None) -> list[Path]:
-    """Data folders of the chosen sites: all, the first N, or those named (comma separated)."""
+    """Data folders of the chosen sites: all, the first N, or those named (comma separated).
+
+    Raises ConfigError for a choice of nothing or of a site that is not there, DataError for a bad `root`.
+    """
+    if chosen is not None and not chosen.strip(", \t\n"):
+        remedy = "Write names with commas between or a number, or leave --sites out to take all."
+        raise ConfigError("names no site", key="--sites", value=chosen, remedy=remedy)
     folders = site_folders(root)
     if chosen is None:
         return folders
-    if chosen.strip().isdigit():
+    if chosen.strip().isdecimal():
         count = int(chosen)
         if not 1 <= count <= len(folders):
             raise ConfigError(

@@ -63,7 +63,7 @@ def site_count(sites: str | None) -> int:
     """The number of synthetic sites."""
     if sites is None:
         return DEFAULT_SITES
-    if not sites.strip().isdigit() or not 1 <= int(sites) <= 64:
+    if not sites.strip().isdecimal() or not 1 <= int(sites) <= 64:
         raise ConfigError(
             "synthetic sites are asked for by their number",
             key="--sites",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gossipseg import config, trust
 from gossipseg.errors import ConfigError, DataError
-from gossipseg.testbed import dataset, layout, presets, synthetic
+from gossipseg.testbed import dataset, experiment, layout, presets, synthetic
 from gossipseg.testbed.layout import Wanted
 
 
@@ -209,8 +209,21 @@ def test_sites_are_chosen_by_name_or_number(data: list[Path], tmp_path: Path) ->
         dataset.choose_sites(root, "norht")
     with pytest.raises(ConfigError, match="has 3 sites"):
         dataset.choose_sites(root, "4")
+    with pytest.raises(ConfigError, match=r"--sites = '²'.*no such site"):
+        dataset.choose_sites(root, "²")
     with pytest.raises(DataError, match="holds no site"):
         dataset.choose_sites(tmp_path / "data" / "north", None)
+
+
+@pytest.mark.parametrize("nothing", ["", " , ", ","])
+def test_a_choice_of_no_site_is_refused_and_an_earlier_testbed_stays(
+    data: list[Path], tmp_path: Path, nothing: str
+) -> None:
+    made = experiment.make_testbed(tmp_path / "bed", tmp_path / "data", None, Wanted())
+    before = made.federation_path.read_bytes()
+    with pytest.raises(ConfigError, match=r"--sites = '.*': names no site.*leave --sites out"):
+        experiment.make_testbed(tmp_path / "bed", tmp_path / "data", nothing, Wanted())
+    assert made.federation_path.read_bytes() == before
 
 
 def test_free_ports_are_different_and_free() -> None:
