@@ -181,12 +181,15 @@ def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int | N
 
 
 def _set_algorithm(sections: dict[str, Any], name: str, peers: Path | None) -> None:
-    """A --peers file's own task and training stay as they were written."""
-    own = presets.written(peers) if peers is not None else presets.NOTHING_WRITTEN
+    """A --peers file's own settings stay as they were written, and are named where they do not go with it."""
+    if peers is None:
+        presets.set_algorithm(sections, name)
+        return
     try:
-        presets.set_algorithm(sections, name, own)
+        presets.set_algorithm(sections, name, presets.written(peers))
     except ConfigError as e:
         raise ConfigError(e.problem, file=peers, key=e.key, value=e.value, remedy=e.remedy) from None
+    config.load_federation(peers, text=yaml.safe_dump(sections, allow_unicode=True))
 
 
 def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:

@@ -131,15 +131,20 @@ def test_a_peers_file_decides_and_flags_decide_over_it(data: list[Path], tmp_pat
     assert other.algorithm == "gossip_average"
 
 
-def one_shot_from(tmp_path: Path, data: list[Path], **sections: object) -> config.FederationFile:
-    """The federation that `--algorithm fedcowpro` makes of a peers.yaml with these sections."""
+def made_from(tmp_path: Path, data: list[Path], algorithm: str, **sections: object) -> config.FederationFile:
+    """The federation that `--algorithm` makes of a peers.yaml with these sections."""
     task = {"name": "t", "channels": 1, "labels": {0: "b", 1: "f"}, "label_map": {255: 1}}
     doc = {"federation": "mine", "algorithm": {"name": "gcml"}, **sections}
     doc["task"] = task | sections.get("task", {})  # type: ignore[operator]
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(doc))
-    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, algorithm="fedcowpro"))
+    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, algorithm=algorithm))
     return config.load_federation(made.federation_path)
+
+
+def one_shot_from(tmp_path: Path, data: list[Path], **sections: object) -> config.FederationFile:
+    """The same with `--algorithm fedcowpro`."""
+    return made_from(tmp_path, data, "fedcowpro", **sections)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +218,25 @@ def test_sites_are_chosen_by_name_or_number(data: list[Path], tmp_path: Path) ->
         dataset.choose_sites(root, "²")
     with pytest.raises(DataError, match="holds no site"):
         dataset.choose_sites(tmp_path / "data" / "north", None)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "section", "setting"),
+    [
+        ("fedcowpro", "training", ("output", "sigmoid")),
+        ("fedcowpro", "training", ("shadow_local", True)),
+        ("local", "training", ("shadow_local", True)),
+    ],
+)
+def test_a_setting_that_does_not_go_with_the_algorithm_is_named_in_the_peers_file(
+    data: list[Path], tmp_path: Path, algorithm: str, section: str, setting: tuple[str, object]
+) -> None:
+    """Not in the testbed's own peers.yaml, which is written anew each time."""
+    key, value = setting
+    with pytest.raises(ConfigError) as caught:
+        made_from(tmp_path, data, algorithm, **{section: {key: value}})
+    assert f"mine.yaml: {section}.{key} = {value!r}" in str(caught.value), str(caught.value)
+    assert not (tmp_path / "bed" / "peers.yaml").exists()
 
 
 @pytest.mark.parametrize("nothing", ["", " , ", ","])
