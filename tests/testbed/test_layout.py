@@ -131,14 +131,14 @@ def test_a_peers_file_decides_and_flags_decide_over_it(data: list[Path], tmp_pat
     assert other.algorithm == "gossip_average"
 
 
-def made_from(tmp_path: Path, data: list[Path], algorithm: str, **sections: object) -> config.FederationFile:
+def made_from(tmp_path: Path, data: list[Path], name: str, /, **sections: object) -> config.FederationFile:
     """The federation that `--algorithm` makes of a peers.yaml with these sections."""
     task = {"name": "t", "channels": 1, "labels": {0: "b", 1: "f"}, "label_map": {255: 1}}
     doc = {"federation": "mine", "algorithm": {"name": "gcml"}, **sections}
     doc["task"] = task | sections.get("task", {})  # type: ignore[operator]
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(doc))
-    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, algorithm=algorithm))
+    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, algorithm=name))
     return config.load_federation(made.federation_path)
 
 
