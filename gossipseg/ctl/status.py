@@ -45,6 +45,8 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
     yield "phase", doing(s)
     yield "loss", out.number_text(s.loss, 4)
     yield "Dice", dice(s)
+    if s.deployed:
+        yield "deployed", deployed(s)
     yield "cases", f"{s.splits.training} training, {s.splits.validation} validation, {s.splits.test} test"
     yield "learning", f"{s.algorithm or out.NOTHING} on {s.device or out.NOTHING}"
     if s.delta is not None:
@@ -87,6 +89,15 @@ def dice(s: StatusDoc) -> str:
         text += f", test {out.number_text(s.dice_test_start)} at the start"
         text += f", {out.number_text(s.dice_test)} at the end" if s.dice_test is not None else ""
     return text
+
+
+def deployed(s: StatusDoc) -> str:
+    """With training.shadow_local: which model predicts, and why."""
+    words = {
+        "shadow": "the model trained without exchange alone",
+        "averaged": "the mean of the models with and without exchange",
+    }
+    return f"{words.get(s.deployed, s.deployed)} ({s.deployed_reason})"
 
 
 def privacy(s: StatusDoc) -> str:

@@ -93,6 +93,8 @@ class Service:
             epsilon=view.spent.epsilon if view.spent else None,
             delta=view.spent.delta if view.spent else None,
             max_epsilon=view.spent.max_epsilon if view.spent else None,
+            deployed=view.deployed,
+            deployed_reason=view.deployed_reason,
         )
 
     async def peers(self, limit: int) -> doc.PeersDoc:

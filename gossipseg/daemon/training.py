@@ -29,6 +29,9 @@ class TrainingView:
     """What an administrator should know, by who says it: worker, state, events, store."""
     spent: jobs.Spent | None = None
     """Of differentially private training."""
+    deployed: str = ""
+    """With training.shadow_local: which model is deployed, and why; in the words of jobs.RoundDone."""
+    deployed_reason: str = ""
     similarity: tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]] | None = None
     """Round, sites and matrix of the last combination that compared sites."""
 
@@ -51,6 +54,7 @@ class TrainingView:
         self.cases, self.splits, self.device = message.cases, message.splits, message.device
         self.dice_val, self.dice_test = message.dice_val, message.dice_test
         self.dice_test_start, self.steps_per_round = message.dice_test_start, steps_per_round
+        self.deployed, self.deployed_reason = message.deployed, message.deployed_reason
         self._account(message.spent)
         self.warn("worker", message.warning)
 
@@ -64,6 +68,7 @@ class TrainingView:
     def round_done(self, message: jobs.RoundDone) -> None:
         self.begin("waiting")
         self.loss = message.loss
+        self.deployed, self.deployed_reason = message.deployed, message.deployed_reason
         self._account(message.spent)
         self.dice_val = message.dice_val if message.dice_val is not None else self.dice_val
         self.dice_test = message.dice_test if message.dice_test is not None else self.dice_test

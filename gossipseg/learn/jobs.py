@@ -153,6 +153,9 @@ class Ready:
     """Of differentially private training."""
     own_steps: int | None = None
     """Those of the steps that the site took itself: what no other site can claim."""
+    deployed: str = ""
+    """As in RoundDone: what has been deployed since the last validation."""
+    deployed_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

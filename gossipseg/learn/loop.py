@@ -160,6 +160,7 @@ class Life:
 
     def _ready(self) -> jobs.Ready:
         trainer, history = self._trainer, self._trainer.history
+        verdict = trainer.shadow.verdict if trainer.shadow is not None else None
         return jobs.Ready(
             round=history.round,
             steps=history.steps,
@@ -181,4 +182,6 @@ class Life:
             update_tensors=trainer.update_schema,
             warning=self._warning,
             spent=trainer.private.spent if trainer.private is not None else None,
+            deployed=verdict.deployed if verdict is not None else "",
+            deployed_reason=verdict.reason if verdict is not None else "",
         )

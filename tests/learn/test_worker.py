@@ -150,6 +150,15 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(data: Path, tmp_path
         assert "round-2.pt" in w.round(2).warning
 
 
+def test_after_a_restart_it_says_at_once_which_model_is_deployed(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(data, tmp_path, training={"shadow_local": True})
+    checkpointed(spec, rounds=1)
+    with worker(spec) as w:
+        ready = w.wait(jobs.Ready)
+        assert ready.round == 1 and ready.deployed == "averaged"
+        assert "2 validation cases decide nothing" in ready.deployed_reason
+
+
 @pytest.mark.parametrize(
     ("spec_change", "kind", "code", "says"),
     [

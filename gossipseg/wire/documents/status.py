@@ -118,3 +118,7 @@ class StatusDoc(Document):
     delta: float | None = None
     max_epsilon: float | None = None
     """Training ends before more is spent; null: it is only counted."""
+    deployed: str = ""
+    """With training.shadow_local: shadow | averaged (the mean of both models' predictions); else empty."""
+    deployed_reason: str = ""
+    """Why: both validation Dice, the number of cases, the standard error of their difference."""

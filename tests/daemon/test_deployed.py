@@ -1,0 +1,51 @@
+"""Which model a site with training.shadow_local deploys, from the worker's reports to status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gossipseg.ctl.status import pairs
+from gossipseg.learn import jobs
+from tests.daemon.harness import files_only
+from tests.daemon.test_privacy_budget import service
+from tests.daemon.test_runtime import READY, _fields, done, running
+from tests.e2e.federation import Federation
+
+WHY = "0.8100 without exchange, 0.7000 with it; better by more than 2 standard errors"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Federation]:
+    with files_only(tmp_path, "north", "south") as f:
+        yield f
+
+
+async def test_status_says_which_model_is_deployed_and_why(files: Federation) -> None:
+    async with running(files) as (r, _):
+        restored = {"deployed": "averaged", "deployed_reason": "few cases"}
+        r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), **restored}))
+        await r._settled()
+        status = await service(r).status()
+        assert (status.deployed, status.deployed_reason) == ("averaged", "few cases"), "a finished site, too"
+        text = dict(pairs(status))["deployed"]
+        assert text == "the mean of the models with and without exchange (few cases)"
+
+        r.worker.on_worker_message(done(1, deployed="shadow", deployed_reason=WHY))
+        await r._settled()
+        status = await service(r).status()
+        assert (status.deployed, status.to_dict()["deployed_reason"]) == ("shadow", WHY)
+        assert dict(pairs(status))["deployed"] == f"the model trained without exchange alone ({WHY})"
+        (note,) = [e for e in r.events.tail(50) if e["event"] == "round_finished"]
+        assert (note["deployed"], note["deployed_reason"]) == ("shadow", WHY)
+
+
+async def test_a_site_without_a_shadow_says_nothing_of_it(files: Federation) -> None:
+    async with running(files) as (r, _):
+        for message in (READY, done(1)):
+            r.worker.on_worker_message(message)
+            await r._settled()
+        status = await service(r).status()
+        assert status.deployed == status.deployed_reason == "" and "deployed" not in dict(pairs(status))
