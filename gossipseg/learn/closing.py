@@ -1,6 +1,6 @@
 """The close of a round: what is deployed from now on, how good it is, and the file that may travel.
 
-What belongs here: the EMA's update, the best of the fine-tuning rounds, scores of the deployed model, the
+What belongs here: the EMA's update and its withdrawal, the best of the fine-tuning rounds, scores, the
 export. What must not: training, what a round report says (trainer.py), how a score is computed (evaluate.py).
 """
 
@@ -21,6 +21,16 @@ from gossipseg.learn.run import Run
 from gossipseg.learn.shadow import Shadow
 from gossipseg.learn.student import Student, cpu_copy
 from gossipseg.learn.weights import export_wire
+
+
+def start_over(run: Run, student: Student) -> None:
+    """The round begins anew, and the EMA, if it has taken in what the round came to so far, gives it back.
+
+    Must be called before other weights are taken in.
+    """
+    if run.history.averaged:
+        student.withdraw_ema()
+    run.start_over()
 
 
 class Closing:

@@ -16,6 +16,7 @@ from gossipseg.algos.base import Algorithm, Role, Weights
 from gossipseg.errors import PeerRefused
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission
+from gossipseg.learn.closing import start_over
 from gossipseg.learn.guard import Guard, harmful
 from gossipseg.learn.normstats import BATCHES, reestimate
 from gossipseg.learn.params import MOST
@@ -63,7 +64,7 @@ class Reception:
             detail = e.detail[:DETAIL_CHARACTERS]
             return None, jobs.VisitDone(order.visit.hash, "refused", e.reason, detail, order.visit.frm)
         run.resumable = False
-        run.start_over()
+        start_over(run, self._student)
         if self._joins_late(visitor):
             return None, self._take_over(order.round, visitor)
         self._greet(order.round, visitor)
@@ -111,7 +112,7 @@ class Reception:
         if partner is None:
             return None
         self._run.resumable = False
-        self._run.start_over()
+        start_over(self._run, self._student)
         return partner
 
     def keep_resident(self, partner: Visitor | None, undone: Guard | None) -> None:

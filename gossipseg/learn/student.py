@@ -81,6 +81,16 @@ class Student:
         for mine, its in zip(self.ema.buffers(), self.deployed.buffers(), strict=True):
             mine.copy_(its)
 
+    @torch.no_grad()
+    def withdraw_ema(self) -> None:
+        """Undo update_ema() while W is still what it took in: e ← (e − (1−d)·W)/d, within rounding.
+
+        Buffers stay, and with d = 0 all does: the next update replaces them.
+        """
+        decay = self._setup.training.ema_decay
+        if decay > 0:
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.deployed.parameters()), 1 - 1 / decay)
+
     def snapshot(self) -> dict[str, Any]:
         """Copies on the CPU, which restore() puts back."""
         state = {**_state(self.learner), "ema": self.ema.state_dict()}

@@ -34,7 +34,7 @@ from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission, Examination
 from gossipseg.learn.aggregate import aggregate
-from gossipseg.learn.closing import Closing
+from gossipseg.learn.closing import Closing, start_over
 from gossipseg.learn.common import CommonModels, everything, frozen
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.guard import Guard
@@ -178,7 +178,7 @@ class Trainer:
         common = order.start_from
         if common is None or common.hash == self.history.last_global:
             return ""
-        self.run.start_over()
+        start_over(self.run, self.student)
         trouble = self.common.begin(common, settling_in=order.settling_in)
         self.history.last_global = common.hash
         if order.settling_in:

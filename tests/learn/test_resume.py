@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gossipseg.algos.params import LocalParams
+from gossipseg.algos.params import FedAvgParams, GossipAverageParams, LocalParams
 from gossipseg.learn import jobs
 from gossipseg.learn.link import StopRequested
 from tests.learn.harness import make_spec, make_trainer, same, worker, write_png_site
@@ -210,3 +210,26 @@ def test_stop_within_a_round_goes_on_at_its_step(data: Path, tmp_path: Path) -> 
         whole.loss, whole.terms, whole.dice_val, whole.steps,
     )  # fmt: skip
     assert same(newest(tmp_path / "stopped"), newest(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("by", ("common", "visit"))
+def test_a_round_that_starts_over_enters_the_ema_once(data: Path, tmp_path: Path, by: str) -> None:
+    """Stopped in its validation, when the EMA has taken it in already; then another model comes."""
+    algorithm = FedAvgParams() if by == "common" else GossipAverageParams()
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south", algorithm=algorithm))
+    path = south.run_round(jobs.StartRound(1, export=True)).export.path
+    spec = make_spec(data, tmp_path / "n", algorithm=algorithm)
+    trainer = make_trainer(spec, CountedGate(4 + 1 + 2 + 4 + 1))  # round 1, then the steps of round 2
+    trainer.run_round(jobs.StartRound(1))
+    before = [p.clone() for p in trainer.student.ema.parameters()]
+    with pytest.raises(StopRequested):
+        trainer.run_round(jobs.StartRound(2))
+    assert trainer.resumable and trainer.history.averaged
+    resumed = make_trainer(spec)
+    resumed.load(through_a_file(trainer.state()))
+    common, visit = jobs.CommonModel(path, "c" * 64, 1), jobs.Visit(path, "v", "south", 4, 2)
+    order = jobs.StartRound(2, start_from=common) if by == "common" else jobs.StartRound(2, visit)
+    resumed.run_round(order)
+    student = resumed.student
+    for old, w, e in zip(before, student.model.parameters(), student.ema.parameters(), strict=True):
+        assert torch.allclose(e, torch.lerp(old, w, 0.1), atol=1e-6)
