@@ -80,6 +80,7 @@ def read(wanted: Wanted) -> Study:
         equal_evaluations=wanted.equal_evaluations,
         device=wanted.device,
         adversaries=dict(_adversary(text, names) for text in wanted.adversary),
+        own=_own(wanted, volumes=sections["task"].get("spatial_dims", 2) == 3),
     )
 
 
@@ -112,6 +113,21 @@ def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]
         _set(sections, text)
     common_settings(sections, "--set" if wanted.settings else str(wanted.peers or "the preset"))
     return sections, rounds
+
+
+def _own(wanted: Wanted, *, volumes: bool) -> dict[str, dict[str, Any]]:
+    """What --peers and --set say of the task and of training.
+
+    Of a task of volumes nothing: where an algorithm reads them as slices, it needs a patch of its own.
+    """
+    written = presets.written(wanted.peers) if wanted.peers else presets.NOTHING_WRITTEN
+    own = {name: dict(written.get(name) or {}) for name in ("task", "training")}
+    for text in wanted.settings:
+        key, _, value = text.partition("=")
+        section, _, name = key.partition(".")
+        if section in own:
+            own[section][name] = value
+    return {"training": own["training"]} if volumes else own
 
 
 def read_replicates(seeds: str, splits: str) -> list[Replicate]:

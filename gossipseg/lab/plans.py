@@ -88,7 +88,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
     if study.adversaries and variant.name == POOLED:
         remedy = "Leave it out, or run it without --adversary."
         raise _impossible(variant, "pooled has no sites", remedy)
-    federation = variants.federation(study.sections, variant)
+    federation = variants.federation(study.sections, variant, study.own)
     _check_sites(federation.algorithm, study, variant)
     _check_rounds(federation.algorithm, study, variant)
     pooled = variants.pooled_steps(variant) if variant.name == POOLED else "all"

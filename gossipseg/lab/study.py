@@ -53,6 +53,8 @@ class Study:
     device: str = "cpu"
     adversaries: Mapping[str, str] = field(default_factory=dict)
     """Site that has turned bad → what it does (choices.ADVERSARIES)."""
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of the sections, what the user wrote: no algorithm's preset replaces it."""
 
     @property
     def names(self) -> list[str]:

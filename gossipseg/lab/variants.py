@@ -99,10 +99,15 @@ def _wrong(value: str, problem: str, remedy: str) -> ConfigError:
 # ---------------------------------------------------------------- as settings
 
 
-def federation(sections: Sections, variant: Variant) -> FederationFile:
-    """The settings of peers.yaml (without sites) under this variant. Raises ConfigError."""
+def federation(
+    sections: Sections, variant: Variant, own: Sections = presets.NOTHING_WRITTEN
+) -> FederationFile:
+    """The settings of peers.yaml (without sites) under this variant; `own`: those that the user wrote.
+
+    Raises ConfigError.
+    """
     raw = copy.deepcopy(dict(sections))
-    presets.set_algorithm(raw, "local" if variant.name == POOLED else variant.name)
+    presets.set_algorithm(raw, "local" if variant.name == POOLED else variant.name, own)
     if variant.name == POOLED:
         pooled_steps(variant)
     elif sections.get("algorithm", {}).get("name") == variant.name:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gossipseg.errors import ConfigError, DataError
-from gossipseg.lab import choices
+from gossipseg.lab import choices, variants
 from gossipseg.lab.choices import Wanted
 from tests.lab import rig
 
@@ -41,6 +41,30 @@ from tests.lab import rig
 def test_wrong_choices_are_refused_in_words(hospitals: Path, wanted: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         choices.read(Wanted(hospitals, **{"rounds": 4, **wanted}))
+
+
+def test_what_the_user_set_stays_under_an_algorithm_with_a_preset_of_its_own(
+    hospitals: Path, tmp_path: Path
+) -> None:
+    """fedcowpro's quick run would have another patch, batch and optimizer."""
+    (one_shot,) = variants.parse("fedcowpro")
+
+    def made(**wanted: Any) -> Any:
+        study = choices.read(Wanted(hospitals, rounds=4, **wanted))
+        return variants.federation(study.sections, one_shot, study.own)
+
+    preset = made()
+    assert (preset.training.optimizer, preset.task.patch_size) == ("sgd", (128, 128))
+    rate = made(settings=("training.learning_rate=0.0005",)).training
+    assert (rate.learning_rate, rate.batch_size) == (0.0005, 2)
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "federation: mine\nalgorithm: {name: gcml}\ntraining: {batch_size: 7}\n"
+        "task: {name: t, channels: 1, labels: {0: b, 1: f}, label_map: {255: 1}, patch_size: [64, 64]}\n"
+    )
+    written = made(peers=file)
+    assert (written.training.batch_size, written.task.patch_size) == (7, (64, 64))
+    assert written.training.optimizer == "sgd"
 
 
 def test_a_folder_without_sites_is_refused(tmp_path: Path) -> None:
