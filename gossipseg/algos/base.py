@@ -146,6 +146,9 @@ class Algorithm:
     trains_visitor: bool = False
     """Whether an incoming model is trained beside the local one for the round of its visit."""
 
+    averages: bool = True
+    """Whether tensors of different sites' models are ever mixed: then a model must be like this site's."""
+
     resident_rounds: int = 1
     """Rounds that a visitor stays and trains, if no other one comes."""
 

@@ -74,6 +74,7 @@ class Gcml(Algorithm):
         super().__init__(private_names)
         self.params = params
         self.replaces_on_merge = params.merge == "best_of"
+        self.averages = params.merge in ("average", "val_weighted")
         self.resident_rounds = params.resident_rounds
         if self.resident_rounds > 1 and params.merge not in ("average", "none"):
             raise ConfigError(

@@ -16,7 +16,8 @@ and both over the whole model, Σ over its layers under the root. The whole mode
 
 their cosine, layer by layer on the scale s. All sites begin with the same weights, and two that train apart
 stay alike (750 steps on brain MR of two sequences: 0.54); weights drawn at random have 0 ± 1/√n, however well
-their norms are chosen, and an average with them is noise. A bound on (1) and (2) is
+their norms are chosen, and an average with them is noise. Where nothing is averaged, (3) is not asked for. A
+bound on (1) and (2) is
 
     max(least, min(without_history, max(factor · median of arrivals, factor · median of the site's own)))  (4)
 
@@ -59,8 +60,11 @@ class Unfit(Exception):
 class Admission:
     """A site's history of accepted models, and the bounds that follow from it."""
 
-    def __init__(self, params: AdmissionParams) -> None:
+    def __init__(self, params: AdmissionParams, *, averages: bool = True) -> None:
+        """`averages`: whether models are averaged. If not, (3) is not asked for: what only trains beside this
+        site's model, or replaces it, may have grown as far apart as it likes."""
         self.params = params
+        self.least_likeness = params.least_likeness if averages else -1.0
         self.accepted = 0
         """Models accepted so far."""
         self._excesses: Series = {}
@@ -155,7 +159,7 @@ class Examination:
         """Judge the whole model, and take it into the history. Raises Unfit."""
         if self._total.any:
             self._judge(WHOLE, self._total.norm, self._total.change)
-        least, likeness = self._admission.params.least_likeness, self._likeness.value
+        least, likeness = self._admission.least_likeness, self._likeness.value
         if likeness < least:
             raise Unfit(
                 "unrelated",
@@ -240,7 +244,8 @@ class Likeness:
         """−1 … 1; 1 where this site's own weights are all zero, or none was measured."""
         if self._w2 == 0:
             return 1.0
-        return self._product / math.sqrt(self._x2 * self._w2) if self._x2 > 0 else 0.0
+        cosine = self._product / math.sqrt(self._x2 * self._w2) if self._x2 > 0 else 0.0
+        return max(-1.0, min(1.0, cosine))
 
 
 def norm(tensor: Tensor) -> float:

@@ -67,7 +67,7 @@ class Trainer:
         self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
         self.shadow = Shadow(run, model) if run.setup.training.shadow_local else None
         self.student = Student(model, run.setup, run.compute, has_personal=self.algorithm.has_personal)
-        self.admission = Admission(run.setup.admission)
+        self.admission = Admission(run.setup.admission, averages=self.algorithm.averages)
         self.common = CommonModels(
             self.algorithm, self.student, run.setup.spec, self.admission, run.setup.privacy
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gossipseg.algos.params import FedAvgParams, GossipAverageParams
+from gossipseg.algos.params import FedAvgParams, GcmlParams, GossipAverageParams
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import WHOLE, Admission, Unfit, Yardstick
 from gossipseg.learn.params import AdmissionParams
@@ -239,3 +240,22 @@ def test_a_scaled_common_model_and_a_scaled_update_are_left_out(data: Path, tmp_
     combined = trainer.aggregate(jobs.Aggregate(1, 0, files))
     assert combined.contributors == ["south"] and combined.refused == {"west": "norm_exploded"}
     assert combined.detail.startswith("west: ")
+
+
+@pytest.mark.parametrize(
+    ("merge", "outcome", "reason"),
+    [("average", "refused", "unrelated"), ("none", "kept_out", ""), ("best_of", "merged", "")],
+)
+def test_only_where_models_are_averaged_must_they_be_alike(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, merge: Any, outcome: str, reason: str
+) -> None:
+    """Sites that never average grow apart for ever; another seed's weights stand for such a site's."""
+    monkeypatch.setattr("gossipseg.algos.gcml.share_of_incoming", lambda m, _: float(m != "none"))
+    algorithm = GcmlParams(merge=merge)
+    strange = make_spec(data, tmp_path / "s", site="south", algorithm=algorithm)
+    south = make_trainer(dataclasses.replace(strange, seed=8))
+    export = south.run_round(jobs.StartRound(1, export=True)).export
+    north = make_trainer(make_spec(data, tmp_path / "n", algorithm=algorithm))
+    north.run_round(jobs.StartRound(1))
+    visit = north.run_round(jobs.StartRound(2, jobs.Visit(export.path, "v", "south", 4, 2))).visit
+    assert (visit.outcome, visit.reason) == (outcome, reason)
