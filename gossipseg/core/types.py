@@ -170,6 +170,7 @@ class ModelRef:
     steps: int
     cases: int
     dice_val: float | None = None
+    """Validation Dice of what its maker deploys, which need not be this model. Nothing is decided by it."""
     kind: ModelKind = "model"
     manifest: Manifest | None = None
     """What its maker signed of it; None: an older version made it."""
