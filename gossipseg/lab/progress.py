@@ -23,7 +23,7 @@ class Display(Protocol):
 
     def begin(self, plans: Sequence[RunPlan], kept: int) -> None: ...
 
-    def progress(self, key: str, evaluations: int, text: str) -> None: ...
+    def progress(self, key: str, steps: int, text: str) -> None: ...
 
     def done(self, key: str, seconds: float, rows: Sequence[dict[str, Any]]) -> None: ...
 
@@ -41,7 +41,7 @@ def make_display(*, quiet: bool) -> Display:
 
 
 def expected(plan: RunPlan) -> int:
-    """Gradient evaluations of the run, as far as they are known before."""
+    """Local steps of the run, all sites together: fewer with --equal-evaluations."""
     steps = int(plan.federation["training"]["steps_per_round"])
     rounds = sum(plan.budget(site) for site in plan.sites)
     if plan.name == "pooled":
@@ -70,10 +70,10 @@ class Lines:
         had = f"; {kept} are there already" if kept else ""
         self._say(f"{len(plans)} runs to do{had}")
 
-    def progress(self, key: str, evaluations: int, text: str) -> None:
+    def progress(self, key: str, steps: int, text: str) -> None:
         now = time.monotonic()
         if now - self._told >= LINE_EVERY_S:
-            share = min(1.0, evaluations / max(1, self._expected[key]))
+            share = min(1.0, steps / max(1, self._expected[key]))
             self._say(f"{key}: {100 * share:.0f} % ({text})")
 
     def done(self, key: str, seconds: float, rows: Sequence[dict[str, Any]]) -> None:
@@ -120,11 +120,11 @@ class Bars:
         )
         self._bars.start()
 
-    def progress(self, key: str, evaluations: int, text: str) -> None:
+    def progress(self, key: str, steps: int, text: str) -> None:
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(key, total=self._expected[key], text=text)
-        self._bars.update(self._tasks[key], completed=min(evaluations, self._expected[key]), text=text)
-        self._now[key] = min(evaluations, self._expected[key])
+        self._bars.update(self._tasks[key], completed=min(steps, self._expected[key]), text=text)
+        self._now[key] = min(steps, self._expected[key])
         self._sum()
 
     def done(self, key: str, seconds: float, rows: Sequence[dict[str, Any]]) -> None:

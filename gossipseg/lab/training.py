@@ -47,7 +47,7 @@ ITEM_BYTES = {
 """Of the dtypes of safetensors."""
 
 Progress = Callable[[int, str], None]
-"""Told of so many gradient evaluations done, and of what goes on."""
+"""Told of so many local steps done, however many models took each, and of what goes on."""
 
 
 class DataCache:
@@ -162,7 +162,7 @@ class Training:
             beside = activity == "visit" and algorithm.trains_visitor
             models = 1 + algorithm.has_personal + self._shadows + beside
             self.evaluations += models
-            self._progress(models, activity)
+            self._progress(1, activity)
 
     def _spend(self, activity: str) -> None:
         now, cpu = time.perf_counter(), time.process_time()

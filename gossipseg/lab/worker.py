@@ -76,13 +76,13 @@ def do(order: dict[str, Any], cache: Any, progress: Any) -> list[dict[str, Any]]
 
 
 class _Progress:
-    """Adds up gradient evaluations, and says so now and then."""
+    """Adds up local steps, and says so now and then."""
 
     def __init__(self, say: Any) -> None:
         self._say, self._done, self._told_s = say, 0, 0.0
 
-    def __call__(self, evaluations: int, text: str) -> None:
-        self._done += evaluations
+    def __call__(self, steps: int, text: str) -> None:
+        self._done += steps
         now = time.monotonic()
         if now - self._told_s >= TELL_EVERY_S:
             self._told_s = now

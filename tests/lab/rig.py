@@ -25,7 +25,7 @@ def plan(data: Path, algorithm: str, *, seed: int = 0, **wanted: Any) -> RunPlan
 def run(made: RunPlan, cache: DataCache | None = None) -> Rows:
     """Site → its row."""
     do = pooled.run if made.name == pooled.NAME else federation.run
-    return {row["site"]: row for row in do(made, cache or DataCache(), lambda evaluations, text: None)}
+    return {row["site"]: row for row in do(made, cache or DataCache(), lambda steps, text: None)}
 
 
 def timeless(rows: Rows) -> Rows:

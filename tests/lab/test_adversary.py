@@ -73,7 +73,7 @@ def test_flipped_labels_are_what_the_bad_site_alone_trains_on(
     def labels(folder: str, **wanted: Any) -> dict[str, torch.Tensor]:
         plan = rig.plan(hospitals, "gossip_average", **wanted)
         (tmp_path / folder).mkdir()
-        made = federation._Federation(plan, tmp_path / folder, cache, lambda evaluations, text: None)
+        made = federation._Federation(plan, tmp_path / folder, cache, lambda steps, text: None)
         return {
             site: next(training.trainer.site.batches(1, 0, 1))[1]["label"]
             for site, training in made._trainings.items()

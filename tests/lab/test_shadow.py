@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from gossipseg.errors import ConfigError
+from gossipseg.lab import federation
+from gossipseg.lab.progress import expected
 from gossipseg.lab.training import DataCache
 from tests.lab import rig
 
@@ -30,3 +32,11 @@ def test_local_is_its_own_shadow(hospitals: Path) -> None:
     with pytest.raises(ConfigError, match="shadow_local"):
         rig.plan(hospitals, "local", settings=(SHADOW,))
     assert rig.plan(hospitals, f"gcml[{SHADOW}]").parsed().training.shadow_local
+
+
+def test_progress_counts_steps_however_many_models_take_them(hospitals: Path) -> None:
+    plan = rig.plan(hospitals, f"gcml[{SHADOW},gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=3)
+    told: list[int] = []
+    rows = federation.run(plan, DataCache(), lambda steps, text: told.append(steps))
+    assert any(row["merged"] for row in rows), "in some rounds three models train"
+    assert sum(told) == expected(plan)
