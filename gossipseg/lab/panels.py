@@ -6,6 +6,7 @@ pictures of figures (plots.py), HTML (report.py).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
 from gossipseg.testbed.plots import DPI, INK, WIDTH_IN, png
 
 Document = Mapping[str, Any]
+_CHARACTERS_PER_IN = 14
+"""Of titles: 8 points, a little air between two of them."""
 _CROP_PX = 320
 """A larger picture is cut down to this part, where most of the label lies: outlines must be seen."""
 
@@ -35,7 +38,10 @@ def predictions(document: Document, folder: Path) -> bytes | None:
     algorithms = [a for a in document["algorithms"] if any(a in shown for *_, shown in found)]
     columns = 2 + len(algorithms)
     cell_in = min(2.2, max(1.25, WIDTH_IN / columns))
-    figure = Figure(figsize=(cell_in * columns, len(found) * (cell_in + 0.32)), dpi=DPI, layout="constrained")
+    titles = {name: broken(name, int(cell_in * _CHARACTERS_PER_IN)) for name in algorithms}
+    title_in = 0.32 + 0.12 * max(title.count("\n") for title in titles.values())
+    size_in = (cell_in * columns, len(found) * (cell_in + title_in))
+    figure = Figure(figsize=size_in, dpi=DPI, layout="constrained")
     grid = figure.subplots(len(found), columns, squeeze=False)
     for line, (site, case, image, label, shown) in zip(grid, found, strict=True):
         for axes in line:
@@ -48,8 +54,18 @@ def predictions(document: Document, folder: Path) -> bytes | None:
             if name in shown:
                 predicted, dice = shown[name]
                 axes.imshow(overlay(image, predicted, label))
-                axes.set_title(f"{name}\nDice {dice}", fontsize=8, color=INK)
+                axes.set_title(f"{titles[name]}\nDice {dice}", fontsize=8, color=INK)
     return png(figure)
+
+
+def broken(name: str, characters: int) -> str:
+    """A method's name in lines of at most so many characters where its punctuation allows it."""
+    lines = [""]
+    for piece in re.findall(r"[^\[,._=]*[\[,._=]?", name):
+        if lines[-1] and len(lines[-1]) + len(piece) > characters:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 _Shown = dict[str, tuple[np.ndarray, str]]

@@ -182,3 +182,10 @@ def test_colours_are_the_same_in_every_picture_and_the_floor_is_grey() -> None:
     colour = plots.colours(["local", "gcml", "pooled", "fedavg"])
     assert len(set(colour.values())) == 4
     assert colour["gcml"] == plots.colours(["gcml", "fedavg"])["gcml"]
+
+
+def test_a_long_name_is_broken_where_it_may_be_and_loses_nothing() -> None:
+    name = "gcml[training.shadow_local=true,lambda=0]"
+    lines = panels.broken(name, 17).split("\n")
+    assert lines == ["gcml[training.", "shadow_local=", "true,lambda=0]"]
+    assert "".join(lines) == name and panels.broken("fedavg@3", 17) == "fedavg@3"
