@@ -91,13 +91,9 @@ class WorkerTalk:
         self._supervisor.send(jobs.SetPaused(paused))
 
     def start_round(self, effect: effects.StartRound) -> None:
-        visit = None
-        if (entry := effect.visit) is not None:
-            path = str(self._store.path(entry.model.hash))
-            visit = jobs.Visit(path, entry.model.hash, entry.frm, entry.model.steps, entry.model.cases)
-        common = None
-        if (model := effect.start_from) is not None:
-            common = jobs.CommonModel(str(self._store.path(model.hash)), model.hash, model.round)
+        entry, model, path = effect.visit, effect.start_from, self._store.path
+        visit = jobs.Visit.of(entry.model, entry.frm, path(entry.model.hash)) if entry else None
+        common = jobs.CommonModel.of(model, path(model.hash)) if model else None
         self._training.step, self._training.fraction = 0, 0.0
         self._supervisor.send(
             jobs.StartRound(effect.round, visit, effect.export, common, effect.settling_in, effect.finetuning)

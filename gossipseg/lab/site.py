@@ -225,14 +225,10 @@ class LabSite:
         )
 
     def _order(self, effect: effects.StartRound) -> jobs.StartRound:
-        visit = None
-        if (entry := effect.visit) is not None:
-            path = str(self.store.path(entry.model.hash))
-            visit = jobs.Visit(path, entry.model.hash, entry.frm, entry.model.steps, entry.model.cases)
-        common = None
-        if (model := effect.start_from) is not None:
-            common = jobs.CommonModel(str(self.store.path(model.hash)), model.hash, model.round)
-            self.moved.commons += 1
+        entry, model, path = effect.visit, effect.start_from, self.store.path
+        visit = jobs.Visit.of(entry.model, entry.frm, path(entry.model.hash)) if entry else None
+        common = jobs.CommonModel.of(model, path(model.hash)) if model else None
+        self.moved.commons += common is not None
         return jobs.StartRound(
             effect.round, visit, effect.export, common, effect.settling_in, effect.finetuning
         )

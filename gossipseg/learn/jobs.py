@@ -12,7 +12,10 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from gossipseg.core.types import ModelRef
 
 MAX_LINE_BYTES = 8 << 20
 """A longer line is an error: the largest message is Ready with a network's schema."""
@@ -51,6 +54,11 @@ class Visit:
     steps: int = 0
     cases: int = 0
 
+    @classmethod
+    def of(cls, model: ModelRef, frm: str, path: Path) -> Visit:
+        """The visit of a model that the core knows; `path`: its file in the store."""
+        return cls(str(path), model.hash, frm, model.steps, model.cases)
+
 
 @dataclass(frozen=True, slots=True)
 class CommonModel:
@@ -59,6 +67,11 @@ class CommonModel:
     path: str
     hash: str
     round: int
+
+    @classmethod
+    def of(cls, model: ModelRef, path: Path) -> CommonModel:
+        """A common model that the core knows; `path`: its file in the store."""
+        return cls(str(path), model.hash, model.round)
 
 
 @dataclass(frozen=True, slots=True)
