@@ -18,7 +18,7 @@ from gossipseg.algos.params import FedAvgParams, GcmlParams, GossipAverageParams
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import WHOLE, Admission, Unfit, Yardstick
 from gossipseg.learn.params import AdmissionParams
-from tests.learn.harness import make_spec, make_trainer, same, write_png_site
+from tests.learn.harness import make_spec, make_trainer, same
 
 OWN = {
     "conv.weight": torch.full((4, 4), 0.5),  # norm 2
@@ -187,12 +187,6 @@ def test_history_survives_a_checkpoint(figure: float, name: str) -> None:
 
 
 # ---------------------------------------------------------------- in the trainer
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return write_png_site(tmp_path_factory.mktemp("site"))
 
 
 def changed(source: str, path: Path, factor: float) -> str:

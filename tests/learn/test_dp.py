@@ -34,11 +34,6 @@ pytest.importorskip("opacus")
 SEED = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_png_site(tmp_path_factory.mktemp("site"), cases=10)

@@ -27,11 +27,6 @@ from tests.learn.imagery import write_list, write_nifti
 from tests.learn.oneshot_site import SIZE, SLICES, TASK, make_spec, write_scans
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scans(tmp_path_factory.mktemp("unlabelled"), {"training": 2, "validation": 2}, labels=False)

@@ -44,11 +44,6 @@ TASK = TaskParams(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 class Colours(nn.Module):
     """A perfect encoder: the features of a pixel are its colours."""
 

@@ -15,7 +15,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.learn import jobs
 from gossipseg.learn.params import PrivacyParams
 from gossipseg.learn.privacy import Release
-from tests.learn.harness import make_spec, make_trainer, same, write_png_site
+from tests.learn.harness import make_spec, make_trainer, same
 
 START = {"a": torch.zeros(2), "b": torch.ones(1), "count": torch.tensor([4])}
 NOW = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([5.0]), "count": torch.tensor([9])}  # ‖Δ‖ = 5
@@ -45,12 +45,6 @@ def test_the_noise_has_the_promised_size_and_comes_from_the_system_unless_seeded
         for site, round in (("north", 1), ("north", 1), ("south", 1))
     )
     assert torch.equal(one, two) and not torch.equal(one, other)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    return write_png_site(tmp_path_factory.mktemp("site"))
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

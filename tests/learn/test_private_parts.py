@@ -5,21 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from gossipseg.algos.params import FedOapParams, FedScaParams
 from gossipseg.learn import jobs
-from tests.learn.harness import make_spec, make_trainer, write_png_site
+from tests.learn.harness import make_spec, make_trainer
 
 ADAPTED = {"name": "adapted_unetr", "width": 2, "dropout": 0.0, "options": {"adapter_width": 3}}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_png_site(tmp_path_factory.mktemp("site"))
 
 
 def oap(data: Path, state: Path, site: str = "north", **algorithm: Any) -> Any:

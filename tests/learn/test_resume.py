@@ -12,19 +12,9 @@ import torch
 from gossipseg.algos.params import FedAvgParams, GossipAverageParams, LocalParams
 from gossipseg.learn import jobs
 from gossipseg.learn.link import StopRequested
-from tests.learn.harness import make_spec, make_trainer, same, worker, write_png_site
+from tests.learn.harness import make_spec, make_trainer, same, worker
 
 ROUNDS = 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_png_site(tmp_path_factory.mktemp("site"))
 
 
 def through_a_file(state: dict[str, Any]) -> Any:

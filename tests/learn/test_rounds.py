@@ -16,12 +16,7 @@ from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.student import cpu_copy
 from gossipseg.store import Checkpoints
-from tests.learn.harness import make_spec, make_trainer, same, worker, write_png_site
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_png_site(tmp_path_factory.mktemp("site"))
+from tests.learn.harness import make_spec, make_trainer, same, worker
 
 
 def spec_of(data: Path, state: Path, algorithm: Any = None, **more: Any) -> WorkerSpec:

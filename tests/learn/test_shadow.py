@@ -28,25 +28,7 @@ from gossipseg.learn.session import load_deployment
 from gossipseg.learn.shadow import LEAST_CASES, Verdict, verdict_of
 from gossipseg.nets.output import NetOutput
 from gossipseg.store import Checkpoints
-from tests.learn.harness import make_spec, make_trainer, same, write_png_site
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_png_site(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="module")
-def guest(data: Path, tmp_path_factory: pytest.TempPathFactory) -> jobs.Visit:
-    """Another site's model after a round."""
-    spec = make_spec(data, tmp_path_factory.mktemp("south"), site="south")
-    done = make_trainer(spec).run_round(jobs.StartRound(1, export=True))
-    return jobs.Visit(done.export.path, "g" * 64, "south", steps=50, cases=9)
+from tests.learn.harness import make_spec, make_trainer, same
 
 
 @pytest.fixture(scope="module")

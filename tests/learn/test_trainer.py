@@ -19,25 +19,7 @@ from gossipseg.learn.evaluate import CaseScore, Scores
 from gossipseg.learn.params import MOST
 from gossipseg.learn.reception import LATE_JOINER_RATIO
 from gossipseg.learn.visit import admit, seat
-from tests.learn.harness import make_spec, make_trainer, same, write_nifti_site, write_png_site
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_png_site(tmp_path_factory.mktemp("site"))
-
-
-@pytest.fixture(scope="module")
-def guest(data: Path, tmp_path_factory: pytest.TempPathFactory) -> jobs.Visit:
-    """The wire file of another site of the federation after one round."""
-    spec = make_spec(data, tmp_path_factory.mktemp("south"), site="south")
-    done = make_trainer(spec).run_round(jobs.StartRound(1, export=True))
-    return jobs.Visit(done.export.path, "g" * 64, "south", steps=50, cases=9)
+from tests.learn.harness import make_spec, make_trainer, same, write_nifti_site
 
 
 def trainer_after_one_round(data: Path, state_dir: Path, algorithm: Any = None, **more: Any) -> Any:

@@ -19,14 +19,9 @@ from gossipseg.learn import jobs
 from gossipseg.learn.checkpoint import contract_of, save_checkpoint
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.store import Checkpoints, DirectoryLock, read_safetensors_header
-from tests.learn.harness import make_spec, make_trainer, worker, write_png_site
+from tests.learn.harness import make_spec, make_trainer, worker
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_png_site(tmp_path_factory.mktemp("site"))
 
 
 def checkpointed(spec: WorkerSpec, rounds: int) -> None:
