@@ -1,22 +1,26 @@
 """Where a site's training run stands and whom it tells: what all parts of a round share.
 
-What belongs here: the settings in force, the position, the running sums, progress and scores on their way.
-What must not: weights, the order of events in a round (trainer.py), anything an algorithm decides.
+What belongs here: the settings in force, the position, the running sums, a step with its own random numbers,
+progress and scores on their way. What must not: whose weights they are, the order of events in a round
+(trainer.py), anything an algorithm decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
-from gossipseg.algos.base import Moment
+from gossipseg.algos.base import Algorithm, Moment, Role, StepContext
 from gossipseg.learn import jobs
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.history import History, Pace, Tally
 from gossipseg.learn.losses import make_target
+from gossipseg.learn.optim import step_seed
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.site import SiteContext
+from gossipseg.learn.step import Learner, StepResult, train_step
 
 Report = Callable[[Callable[[], jobs.Progress], jobs.Activity], None]
 """Takes a maker of Progress, and calls it only when it is time for another one, or the activity is new."""
@@ -56,6 +60,22 @@ class Run:
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the losses compare a batch with."""
         return make_target(batch["label"], self.setup.training.output, len(self.setup.task.labels))
+
+    def train(
+        self,
+        moment: Moment,
+        batch: Mapping[str, Tensor],
+        learners: Mapping[Role, Learner],
+        algorithm: Algorithm,
+        context: StepContext,
+    ) -> StepResult:
+        """One step at `moment`, with the random numbers that are this step's at this site alone."""
+        spec = self.setup.spec
+        torch.manual_seed(step_seed(spec.seed, spec.site, moment.round, moment.step))
+        clip = self.setup.training.clip_grad_norm
+        return train_step(
+            learners, batch["image"], self.target(batch), algorithm, context, self.compute, clip
+        )
 
     def step_done(self, round: int, pace: Pace, activity: jobs.Activity, frm: str | None = None) -> None:
         """Count an optimizer step, and tell of it. `frm`: the visitor's site."""

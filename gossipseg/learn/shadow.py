@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from gossipseg.algos.base import Moment, StepContext
@@ -29,9 +28,8 @@ from gossipseg.errors import ConfigError
 from gossipseg.learn.ensemble import AveragedPair
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.guard import CaseScores, mean_drop
-from gossipseg.learn.optim import step_seed
 from gossipseg.learn.run import Run
-from gossipseg.learn.step import Learner, train_step
+from gossipseg.learn.step import Learner
 from gossipseg.learn.student import Student
 from gossipseg.nets.segmenter import Segmenter
 
@@ -105,17 +103,7 @@ class Shadow:
         """One step, unless it was taken before the round started over for the exchanging model's sake."""
         if (moment.round, moment.step) < (self._round, self._step):
             return
-        run, spec = self._run, self._run.setup.spec
-        torch.manual_seed(step_seed(spec.seed, spec.site, moment.round, moment.step))
-        train_step(
-            {"local": self.learner},
-            batch["image"],
-            run.target(batch),
-            self._algorithm,
-            context,
-            run.compute,
-            run.setup.training.clip_grad_norm,
-        )
+        self._run.train(moment, batch, {"local": self.learner}, self._algorithm, context)
         self._round, self._step = moment.round, moment.step + 1
 
     def average(self, round: int) -> None:

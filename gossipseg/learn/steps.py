@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from gossipseg.algos.base import Algorithm, Moment, Role, StepContext
@@ -19,7 +18,7 @@ from gossipseg.learn.losses import segmentation_loss
 from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
 from gossipseg.learn.run import Run
 from gossipseg.learn.shadow import Shadow
-from gossipseg.learn.step import Learner, StepResult, train_step
+from gossipseg.learn.step import Learner, StepResult
 from gossipseg.learn.student import Student
 from gossipseg.learn.visit import Visitor
 
@@ -66,23 +65,13 @@ class Steps:
         run.gate()
 
     def _step(self, moment: Moment, batch: Mapping[str, Tensor], visitor: Visitor | None) -> StepResult:
-        run, spec = self._run, self._run.setup.spec
         learners: dict[Role, Learner] = {"local": self._student.learner}
         if self._student.personal is not None:
             learners["personal"] = self._student.personal
         if visitor is not None and visitor.learner is not None:
             learners["incoming"] = visitor.learner
         context = self.context(moment, learners)
-        torch.manual_seed(step_seed(spec.seed, spec.site, moment.round, moment.step))
-        return train_step(
-            learners,
-            batch["image"],
-            run.target(batch),
-            self._algorithm,
-            context,
-            run.compute,
-            run.setup.training.clip_grad_norm,
-        )
+        return self._run.train(moment, batch, learners, self._algorithm, context)
 
     def context(self, moment: Moment, learners: Mapping[Role, Learner]) -> StepContext:
         """What the losses of a step may know; the models are made ready to train."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from gossipseg.algos.params import GcmlParams, GossipAverageParams, LocalParams
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn import jobs
-from gossipseg.learn import steps as steps_module
+from gossipseg.learn import run as run_module
 from gossipseg.learn.evaluate import CaseScore, Scores
 from gossipseg.learn.params import MOST
 from gossipseg.learn.reception import LATE_JOINER_RATIO
@@ -373,13 +373,13 @@ def test_both_models_follow_the_schedule(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
     rates: list[dict[str, float]] = []
-    step = steps_module.train_step
+    step = run_module.train_step
 
     def spy(learners: Any, *args: Any) -> Any:
         rates.append({role: learner.optimizer.param_groups[0]["lr"] for role, learner in learners.items()})
         return step(learners, *args)
 
-    monkeypatch.setattr(steps_module, "train_step", spy)
+    monkeypatch.setattr(run_module, "train_step", spy)
     training = {"schedule": "cosine", "schedule_rounds": 2, "learning_rate": 0.01, "steps_per_round": 2}
     trainer_after_one_round(data, tmp_path, training=training).run_round(
         jobs.StartRound(2, dataclasses.replace(guest, steps=4))
