@@ -237,7 +237,7 @@ BAD_PEERS = {
         ("  name: gcml\n", ""),
         "algorithm.name",
         None,
-        "Name the algorithm: gcml, local, gossip_average, fedavg",
+        "Name the algorithm: gcml, local, gossip_average, gossip_ensemble, fedavg",
     ),
     "algorithm as text": (
         ("algorithm:\n  name: gcml\n  lambda: 0.3", "algorithm: gcml"),

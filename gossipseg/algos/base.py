@@ -149,6 +149,9 @@ class Algorithm:
     averages: bool = True
     """Whether tensors of different sites' models are ever mixed: then a model must be like this site's."""
 
+    sends_average: bool = False
+    """Whether a site sends its EMA, which predicts better, and not W, which averages want (gossip alone)."""
+
     resident_rounds: int = 1
     """Rounds that a visitor stays and trains, if no other one comes."""
 

@@ -29,6 +29,7 @@ Limits: γ = 0 is regional mutual learning (GML). With region = whole besides th
 all voxels. λ = 0 is two independent trainings. Identical models have L_pos = 0.
 
 After the visit, merge [O]:  W_r ← (W_r + W_s)/2 | none | val_weighted | best_of                          (7)
+With merge = none no weights are mixed, and a site sends its EMA: the better partner.
 
 Resident partner [O], resident_rounds > 1: (7) is applied on arrival, and the visitor stays to train beside
 the local model for so many rounds or until another one comes: the same bytes, more compute, and a partner
@@ -75,6 +76,7 @@ class Gcml(Algorithm):
         self.params = params
         self.replaces_on_merge = params.merge == "best_of"
         self.averages = params.merge in ("average", "val_weighted")
+        self.sends_average = params.merge == "none"
         self.resident_rounds = params.resident_rounds
         if self.resident_rounds > 1 and params.merge not in ("average", "none"):
             raise ConfigError(

@@ -16,6 +16,7 @@ from gossipseg.algos.fedoap import FedOap
 from gossipseg.algos.fedsca import FedSca
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage
+from gossipseg.algos.gossip_ensemble import GossipEnsemble
 from gossipseg.algos.local import Local
 from gossipseg.algos.params import (
     AlgorithmParams,
@@ -29,6 +30,7 @@ from gossipseg.algos.params import (
     FedScaParams,
     GcmlParams,
     GossipAverageParams,
+    GossipEnsembleParams,
     LocalParams,
 )
 from gossipseg.algos.robust import Robust
@@ -71,6 +73,8 @@ def _built(params: AlgorithmParams, norm_names: Collection[str], private_names: 
             return Gcml(params, norm_names if params.private_norm else ())
         case GossipAverageParams():
             return GossipAverage(norm_names if params.private_norm else ())
+        case GossipEnsembleParams():
+            return GossipEnsemble()
         case LocalParams():
             return Local()
         case FedAvgParams():

@@ -140,10 +140,10 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
     """What two sites must agree on before weights move, as sorted (dotted key, JSON value) pairs.
 
     Task, network, algorithm, training, wire dtype, seed and the network signature; not sites or addresses,
-    nor training.shadow_local, of which nothing travels.
+    nor what a site deploys (training.shadow_local, ensemble_peers), of which nothing travels.
     """
     training = dataclasses.asdict(federation.training)
-    del training["shadow_local"]
+    del training["shadow_local"], training["ensemble_peers"]
     parts: dict[str, Any] = {
         "federation": federation.federation,
         "seed": federation.seed,

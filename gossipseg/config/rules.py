@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from gossipseg.algos.params import ensembles
 from gossipseg.algos.params.common import robust_problem
 from gossipseg.config.address_rules import check_address, check_ip
 from gossipseg.config.files import FederationFile, ListedSite, MetricsParams, SiteFile
@@ -20,6 +21,7 @@ from gossipseg.learn.params import (
     ONE_SHOT_NETWORK,
     DataParams,
     dp_problem,
+    ensemble_problem,
     one_shot_problem,
     shadow_problem,
 )
@@ -34,7 +36,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
     check_task(federation.task, source)
     _check_network(federation.network, source)
     _check_one_shot(federation, source)
-    _check_shadow(federation, source, private=False)
+    _check_deployed(federation, source, private=False)
     m = federation.membership
     if m.probe_timeout_s > m.probe_interval_s:
         raise source.error(
@@ -86,12 +88,15 @@ def check_private(site: SiteFile, site_source: Source, federation: FederationFil
     if found is not None:
         problem, key, value, remedy = found
         raise (site_source if key.startswith("device.") else peers).error(problem, key, value, remedy)
-    _check_shadow(federation, peers, private=site.privacy.dp is not None)
+    _check_deployed(federation, peers, private=site.privacy.dp is not None)
 
 
-def _check_shadow(federation: FederationFile, source: Source, *, private: bool) -> None:
-    algorithm = federation.algorithm
-    found = shadow_problem(federation.training, algorithm.name, algorithm.exchange, private=private)
+def _check_deployed(federation: FederationFile, source: Source, *, private: bool) -> None:
+    training, algorithm = federation.training, federation.algorithm
+    found = shadow_problem(training, algorithm.name, algorithm.exchange, private=private)
+    found = found or ensemble_problem(
+        training, algorithm.name, algorithm.exchange, ensembles=ensembles(algorithm)
+    )
     if found is not None:
         problem, key, value, remedy = found
         raise source.error(problem, key, value, remedy)

@@ -92,10 +92,12 @@ def dice(s: StatusDoc) -> str:
 
 
 def deployed(s: StatusDoc) -> str:
-    """With training.shadow_local: which model predicts, and why."""
+    """With training.shadow_local or an ensemble of peers: which model predicts, and why."""
     words = {
         "shadow": "the model trained without exchange alone",
         "averaged": "the mean of the models with and without exchange",
+        "own": "this site's own model alone",
+        "ensemble": "this site's own model together with models of other sites",
     }
     return f"{words.get(s.deployed, s.deployed)} ({s.deployed_reason})"
 

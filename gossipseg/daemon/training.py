@@ -30,7 +30,7 @@ class TrainingView:
     spent: jobs.Spent | None = None
     """Of differentially private training."""
     deployed: str = ""
-    """With training.shadow_local: which model is deployed, and why; in the words of jobs.RoundDone."""
+    """Where there is a choice: which model is deployed, and why; in the words of jobs.RoundDone."""
     deployed_reason: str = ""
     similarity: tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]] | None = None
     """Round, sites and matrix of the last combination that compared sites."""

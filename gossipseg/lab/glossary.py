@@ -21,6 +21,7 @@ METHODS = {
     "fedbn": "fedavg, but the layers that adjust to a site's brightness and contrast stay at the site",
     "ditto": "fedavg, and beside the common model each site trains one of its own near to it, which it uses",
     "gossip_average": "sites send models straight to one another; who receives one averages it with its own",
+    "gossip_ensemble": "every site trains alone; models of others help it predict where validation gains",
     "gcml": "sites send models straight to one another; the one that arrives and the site's own learn from "
     "each other on the site's images, and are then averaged",
     "fedoap": "fedavg, but the parts of the network that tell organs apart stay at the site",

@@ -190,7 +190,7 @@ class Training:
             found = trainer.site.score(trainer.student.ema, "test", lambda fraction: None)
             self._spend("test")
             return found
-        weights = "ema" if trainer.shadow is None else trainer.shadow.verdict.deployed
+        weights = "ema" if trainer.verdict is None else trainer.verdict.deployed
         history = trainer.history
         deployment = Deployment(
             trainer.deployed, setup, trainer.compute, weights, history.round, history.steps, None
@@ -207,9 +207,9 @@ class Training:
 
     @property
     def deployed(self) -> dict[str, Any]:
-        """The shadow's last verdict, for a row of results; empty without a shadow."""
-        shadow = self.trainer.shadow
-        return {} if shadow is None else {"deployed": dataclasses.asdict(shadow.verdict)}
+        """The last verdict on what is deployed, for a row of results; empty where there is no choice."""
+        verdict = self.trainer.verdict
+        return {} if verdict is None else {"deployed": dataclasses.asdict(verdict)}
 
     @property
     def curve(self) -> list[tuple[int, float | None]]:

@@ -20,7 +20,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 import gossipseg
-from gossipseg.learn.ensemble import AveragedPair
+from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import WINDOWS_AT_ONCE, foreground_names
 from gossipseg.learn.model import output_channels
 from gossipseg.learn.setup import Setup
@@ -36,15 +36,15 @@ Config = dict[str, Any]
 # ---------------------------------------------------------------- named by the configuration files
 
 
-def network_def(network: Mapping[str, Any], pair: str | None = None, **task: Any) -> nn.Module:
+def network_def(network: Mapping[str, Any], beside: int = 0, output: str = "", **task: Any) -> nn.Module:
     """The registry's network with plain logits (B, K, *spatial) as output, which is what MONAI expects.
 
     State-dict names are those of a checkpoint. `task`: spatial_dims, in_channels, out_channels, patch_size.
-    `pair`: softmax or sigmoid, for two such networks of which the probabilities are averaged.
+    `beside`: so many more such networks predict, as learn.ensemble says; `output` is softmax or sigmoid then.
     """
     net: nn.Module = build(NetworkParams(**network), **task)
-    if pair is not None:
-        net = AveragedPair(net, build(NetworkParams(**network), **task), pair)
+    if beside:
+        net = Ensemble(net, [build(NetworkParams(**network), **task) for _ in range(beside)], output)
     net.register_forward_hook(_logits_only)
     return net
 
@@ -87,8 +87,8 @@ class Predictor:
 # ---------------------------------------------------------------- the files
 
 
-def inference_config(setup: Setup, *, pair: bool = False) -> Config:
-    """configs/inference.json. `pair`: the weights are those of two networks, to be averaged."""
+def inference_config(setup: Setup, *, beside: int = 0) -> Config:
+    """configs/inference.json. `beside`: the weights are those of an ensemble with so many other networks."""
     task, training = setup.task, setup.training
     pattern = "/*.nii*" if task.spatial_dims == 3 else "/*.[pj][np]*"
     return {
@@ -102,7 +102,7 @@ def inference_config(setup: Setup, *, pair: bool = False) -> Config:
         "network_def": {
             "_target_": "gossipseg.learn.bundle.network_def",
             "network": asdict(setup.network),
-            **({"pair": training.output} if pair else {}),
+            **({"beside": beside, "output": training.output} if beside else {}),
             "spatial_dims": task.spatial_dims,
             "in_channels": task.channels,
             "out_channels": output_channels(task, training),

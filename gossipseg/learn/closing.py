@@ -17,6 +17,7 @@ from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission
 from gossipseg.learn.common import CommonModels, everything
 from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.peer_ensemble import PeerEnsemble
 from gossipseg.learn.run import Run
 from gossipseg.learn.shadow import Shadow
 from gossipseg.learn.student import Student, cpu_copy
@@ -44,16 +45,19 @@ class Closing:
         admission: Admission,
         common: CommonModels,
         shadow: Shadow | None,
+        ensemble: PeerEnsemble | None,
     ) -> None:
+        """At most one of `shadow` and `ensemble` chooses what is deployed; without them it is the EMA."""
         self._run, self._algorithm, self._student = run, algorithm, student
         self._admission, self._common, self._shadow = admission, common, shadow
+        self.choice: Shadow | PeerEnsemble | None = shadow or ensemble
         self.best: dict[str, Tensor] | None = None
 
     @property
     def deployed(self) -> nn.Module:
-        """What the site evaluates and predicts with: the EMA, or what the shadow's last verdict says."""
+        """What the site evaluates and predicts with: the EMA, or what the last verdict says."""
         ema = self._student.ema
-        return ema if self._shadow is None else self._shadow.deployed(ema)
+        return ema if self.choice is None else self.choice.deployed(ema)
 
     def close(self, order: jobs.StartRound) -> Scores | None:
         """EMA, then its validation where it is due, and the test split after the last round."""
@@ -82,7 +86,7 @@ class Closing:
         scores = self._run.score(self._student.ema, "validation", round)
         if picks and self._pick(scores.mean, last):
             scores = self._run.score(self._student.ema, "validation", round)
-        return scores if self._shadow is None else self._shadow.judge(self._student.ema, scores, round)
+        return scores if self.choice is None else self.choice.judge(self._student.ema, scores, round)
 
     def _pick(self, dice: float | None, last: bool) -> bool:
         """Keep the deployment model of the best fine-tuning round; deploy it after the last one.

@@ -81,7 +81,7 @@ class CommonModels:
 
     def update(self) -> Weights:
         """What the site sends: to a coordinator, or in gossip."""
-        return self._algorithm.update_of(self._student.weights(), self.anchor)
+        return self._algorithm.update_of(self._sent(), self.anchor)
 
     def release(self, round: int) -> Weights:
         """update() as it leaves the site after `round`: clipped and blurred where the settings ask for it."""
@@ -90,7 +90,7 @@ class CommonModels:
         told = self._private.of(self._travelling(), round)
         if self._algorithm.exchanges:  # in gossip nobody else says where everybody stands
             self._private.set_reference(told)
-        return self._algorithm.update_of({**self._student.weights(), **told}, self.anchor)
+        return self._algorithm.update_of({**self._sent(), **told}, self.anchor)
 
     def private_state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -101,7 +101,13 @@ class CommonModels:
         self._private.load(state)
 
     def _travelling(self) -> dict[str, Tensor]:
-        return shared(self._student.weights(), self._algorithm.is_shared)
+        return shared(self._sent(), self._algorithm.is_shared)
+
+    def _sent(self) -> dict[str, Tensor]:
+        """W, or where no weights are mixed the EMA."""
+        if self._algorithm.sends_average:
+            return dict(self._student.ema.state_dict())
+        return self._student.weights()
 
     def set_anchor(self, anchor: Mapping[str, Tensor]) -> None:
         """Go on from a checkpoint's."""

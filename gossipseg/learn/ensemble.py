@@ -1,12 +1,13 @@
-"""Two networks as one: what they predict is averaged in probability.
+"""Several networks as one: what they predict is averaged in probability.
 
 What belongs here: the average, as a network that any score, prediction or export takes for one. What must
-not: which two networks, and when (shadow.py).
+not: which networks, and when (shadow.py, peer_ensemble.py).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,26 +16,28 @@ from torch import Tensor, nn
 from gossipseg.nets.output import NetOutput
 
 
-class AveragedPair(nn.Module):
-    """Of images (B, C, *spatial): logits (B, K, *spatial) float32 whose probabilities are the mean of both.
+class Ensemble(nn.Module):
+    """Of images (B, C, *spatial): logits (B, K, *spatial) float32 whose probabilities are half those of
+    `own`, half the mean of those of `others` (at least one).
 
-    For prediction alone: it is in evaluation mode. State-dict names begin with `first.` and `second.`.
-    `output`: softmax or sigmoid, as training.output has it.
+    For prediction alone: it is in evaluation mode. State-dict names begin with `own.`, `others.0.`,
+    `others.1.` … `output`: softmax or sigmoid, as training.output has it.
     """
 
-    def __init__(self, first: nn.Module, second: nn.Module, output: str) -> None:
+    def __init__(self, own: nn.Module, others: Sequence[nn.Module], output: str) -> None:
         super().__init__()
-        self.first, self.second, self._output = first, second, output
+        self.own, self.others, self._output = own, nn.ModuleList(others), output
+        self._log_shares = [math.log(0.5), *[math.log(0.5 / len(others))] * len(others)]
         self.eval()
 
     def forward(self, x: Tensor) -> NetOutput:
         """In the domain of logarithms: confident networks would be rounded to 0 and 1 elsewhere."""
-        first, second = self.first(x).logits.float(), self.second(x).logits.float()
+        logits = [net(x).logits.float() for net in (self.own, *self.others)]
         if self._output == "softmax":
-            return NetOutput(_log_mean(F.log_softmax(first, 1), F.log_softmax(second, 1)))
-        yes = _log_mean(F.logsigmoid(first), F.logsigmoid(second))
-        return NetOutput(yes - _log_mean(F.logsigmoid(-first), F.logsigmoid(-second)))
+            return NetOutput(self._log_mean([F.log_softmax(z, 1) for z in logits]))
+        yes = self._log_mean([F.logsigmoid(z) for z in logits])
+        return NetOutput(yes - self._log_mean([F.logsigmoid(-z) for z in logits]))
 
-
-def _log_mean(first: Tensor, second: Tensor) -> Tensor:
-    return torch.logaddexp(first, second) - math.log(2)
+    def _log_mean(self, logarithms: Sequence[Tensor]) -> Tensor:
+        shared = [log + share for log, share in zip(logarithms, self._log_shares, strict=True)]
+        return torch.logsumexp(torch.stack(shared), dim=0)

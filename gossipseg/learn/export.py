@@ -3,8 +3,9 @@
 What belongs here: `python -m gossipseg.learn.export`. What must not: the bundle's content (bundle.py).
 
 Written to DIR: `model.pt` (a plain state dict, loads with weights_only), `model.safetensors` (the same, with
-site, federation, round and steps as metadata), `bundle/` (a MONAI bundle). Where the deployment model is the
-mean of two (training.shadow_local), all three hold both: names begin with `first.` and `second.`.
+site, federation, round and steps as metadata), `bundle/` (a MONAI bundle). Where several models predict
+together (training.shadow_local, an ensemble of peers), all three hold them all: names begin with `own.` and
+`others.0.` …
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from gossipseg.errors import LocalError
 from gossipseg.learn import bundle, cli
+from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.session import Deployment, load_deployment, must_segment
 from gossipseg.store import atomic_write
 
@@ -60,10 +62,11 @@ def export(deployment: Deployment, folder: Path) -> list[Path]:
     plain, safe = folder / "model.pt", folder / "model.safetensors"
     atomic_write(plain, weights, mode=OUTPUT_MODE)
     atomic_write(safe, safetensors_bytes(state, _metadata(deployment)), mode=OUTPUT_MODE)
-    setup, round, pair = deployment.setup, deployment.round, deployment.weights == "averaged"
+    setup, round, net = deployment.setup, deployment.round, deployment.net
+    beside = len(net.others) if isinstance(net, Ensemble) else 0
     texts = {
         "configs/metadata.json": json.dumps(bundle.metadata(setup, round), indent=4),
-        "configs/inference.json": json.dumps(bundle.inference_config(setup, pair=pair), indent=4),
+        "configs/inference.json": json.dumps(bundle.inference_config(setup, beside=beside), indent=4),
         "docs/README.md": bundle.readme(setup, round),
     }
     atomic_write(root / "models/model.pt", weights, mode=OUTPUT_MODE)

@@ -252,9 +252,10 @@ class RoundDone:
     spent: Spent | None = None
     """Of differentially private training."""
     deployed: str = ""
-    """With training.shadow_local: `shadow`, or `averaged` with the exchanging model; else ""."""
+    """With training.shadow_local: `shadow`, or `averaged` with the exchanging model; with an ensemble of
+    peers: `own`, or `ensemble` with some of theirs; else ""."""
     deployed_reason: str = ""
-    """Why, with both Dice, the number of cases and the standard error."""
+    """Why, with both Dice and what else decided."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,7 +160,7 @@ class Life:
 
     def _ready(self) -> jobs.Ready:
         trainer, history = self._trainer, self._trainer.history
-        verdict = trainer.shadow.verdict if trainer.shadow is not None else None
+        verdict = trainer.verdict
         return jobs.Ready(
             round=history.round,
             steps=history.steps,

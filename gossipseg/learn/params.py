@@ -77,6 +77,9 @@ class TrainingParams:
     shadow_local: bool = False
     """Train a second model beside it that is never exchanged, and deploy that one where it is clearly
     better, else the mean of both predictions (learn.shadow). No part of the contract: none of it travels."""
+    ensemble_peers: bool = False
+    """Let the newest models of other sites predict beside this site's own, those that validation gains by
+    (learn.peer_ensemble). No part of the contract: they have come anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,7 @@ class WorkerSpec:
 PRIVATE_ALGORITHMS = (
     "local",
     "gossip_average",
+    "gossip_ensemble",
     "fedavg",
     "fedprox",
     "fedavg_finetune",
@@ -249,6 +253,23 @@ def shadow_problem(
     else:
         return None
     return problem, "training.shadow_local", True, remedy
+
+
+def ensemble_problem(
+    training: TrainingParams, algorithm: str, exchange: str, *, ensembles: bool
+) -> tuple[str, str, object, str] | None:
+    """What does not go with an ensemble of peers: (problem, key, value, remedy), or None.
+
+    `exchange` and `ensembles` (does it without training.ensemble_peers): as the algorithm's params have it.
+    """
+    if training.shadow_local and (ensembles or training.ensemble_peers):
+        problem = "a site deploys by one rule, and the ensemble of peers brings its own"
+        other = f"use another algorithm than {algorithm}" if ensembles else "remove training.ensemble_peers"
+        return problem, "training.shadow_local", True, f"Remove it, or {other}."
+    if training.ensemble_peers and exchange != "gossip":
+        problem = f"under {algorithm} no model comes from another site that could predict beside its own"
+        return problem, "training.ensemble_peers", True, "Remove it, or use an algorithm of gossip."
+    return None
 
 
 MOST = 10**12

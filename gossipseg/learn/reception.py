@@ -20,10 +20,12 @@ from gossipseg.learn.closing import start_over
 from gossipseg.learn.guard import Guard, harmful
 from gossipseg.learn.normstats import BATCHES, reestimate
 from gossipseg.learn.params import MOST
+from gossipseg.learn.peer_ensemble import PeerEnsemble
 from gossipseg.learn.run import Run
 from gossipseg.learn.student import Student
 from gossipseg.learn.visit import Visitor, admit, dress, seat
 from gossipseg.learn.weights import all_finite
+from gossipseg.nets.segmenter import Segmenter
 
 LATE_JOINER_RATIO = 20
 """A site takes its first visitor's model over when that has so many times its own steps behind it."""
@@ -35,8 +37,17 @@ DETAIL_CHARACTERS = 300
 class Reception:
     """The present visitor's fate, the resident, and the guard over a visit that is not judged yet."""
 
-    def __init__(self, run: Run, algorithm: Algorithm, student: Student, admission: Admission) -> None:
+    def __init__(
+        self,
+        run: Run,
+        algorithm: Algorithm,
+        student: Student,
+        admission: Admission,
+        ensemble: PeerEnsemble | None = None,
+    ) -> None:
+        """`ensemble`: holds the models that come, to predict with."""
         self._run, self._algorithm, self._student, self._admission = run, algorithm, student, admission
+        self._ensemble = ensemble
         self.guard: Guard | None = None
         self._last_scores: list[float | None] = []
         self._resident: Visitor | None = None
@@ -65,6 +76,8 @@ class Reception:
             return None, jobs.VisitDone(order.visit.hash, "refused", e.reason, detail, order.visit.frm)
         run.resumable = False
         start_over(run, self._student)
+        if self._ensemble is not None:
+            self._ensemble.take_in(order.visit.frm, self._dressed(order.round, visitor), order.round)
         if self._joins_late(visitor):
             return None, self._take_over(order.round, visitor)
         self._greet(order.round, visitor)
@@ -95,10 +108,10 @@ class Reception:
 
     def _greet(self, round: int, visitor: Visitor) -> None:
         """Open the guard, let the algorithm merge on arrival, seat the visitor where it trains."""
-        if self.guard is None:
+        merged = self._algorithm.on_arrival(self._student.weights(), visitor.incoming)
+        if self.guard is None and (merged is not None or self._algorithm.trains_visitor):
             judged = round + 1 if self._algorithm.trains_visitor else round
             self.guard = self._open_guard(visitor, judged, self._case_scores(round))
-        merged = self._algorithm.on_arrival(self._student.weights(), visitor.incoming)
         if merged is not None:
             self._merge(visitor, merged)
         if self._algorithm.trains_visitor:
@@ -143,6 +156,8 @@ class Reception:
         history.steps = guard.steps
         history.own_steps = guard.steps if guard.own_steps is None else guard.own_steps
         history.reverted = (guard.hash, guard.frm)
+        if self._ensemble is not None:
+            self._ensemble.let_go(guard.frm)
         return guard
 
     def _open_guard(self, visitor: Visitor, judge_round: int, before: list[float | None]) -> Guard:
@@ -164,7 +179,16 @@ class Reception:
             self._part(round, visitor)
         elif visitor.stays and undone is not None and undone.hash != visitor.order.hash:
             visitor.outcome, visitor.reason = "kept_out", "earlier_visit_reverted"
+        if self._ensemble is not None:
+            self._note_held(visitor, self._ensemble)
         return visitor.result()
+
+    def _note_held(self, visitor: Visitor, ensemble: PeerEnsemble) -> None:
+        """A model that was sent away is not held; of one that is, that is all that became of it."""
+        if not visitor.stays:
+            ensemble.let_go(visitor.order.frm)
+        elif visitor.outcome == "kept_out" and not visitor.reason:
+            visitor.reason = "held_to_predict"
 
     def _part(self, round: int, visitor: Visitor) -> None:
         incoming = visitor.weights(self._algorithm)
@@ -182,11 +206,19 @@ class Reception:
 
     def _role_score(self, role: Role, visitor: Visitor, round: int) -> float:
         model = self._student.model
-        if role == "incoming":
-            model = visitor.learner.model if visitor.learner is not None else dress(visitor, model)
+        if role == "incoming" and visitor.learner is not None:
+            model = visitor.learner.model
             reestimate(model, lambda: self._unseen_images(round), self._run.compute)
+        elif role == "incoming":
+            model = self._dressed(round, visitor)
         mean = self._run.score(model, "validation", round).mean
         return float("nan") if mean is None else mean
+
+    def _dressed(self, round: int, visitor: Visitor) -> Segmenter:
+        """The model as it came, ready to predict on this site's images."""
+        model = dress(visitor, self._student.model)
+        reestimate(model, lambda: self._unseen_images(round), self._run.compute)
+        return model
 
     def _unseen_images(self, round: int) -> Iterator[Tensor]:
         """Batches of this round beyond those it trains on: for batch norm's statistics."""

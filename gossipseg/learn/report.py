@@ -3,8 +3,9 @@
 What belongs here: `python -m gossipseg.learn.evaluate`. What must not: how a score is computed (evaluate.py).
 
 The document: {"schema": 1, "kind": "evaluation", "site", "split", "weights": "ema" | "initial" | "shadow" |
-"averaged", "round", "steps", "dice": {"mean", "per_class"}, "hd95": {"unit", "per_class"}, "cases": [{"id",
-"mean", "dice", "hd95", "false_positive_voxels", "false_positive_mm3"}], "unlabelled": [ids]}.
+"averaged" | "own" | "ensemble", "round", "steps", "dice": {"mean", "per_class"}, "hd95": {"unit",
+"per_class"}, "cases": [{"id", "mean", "dice", "hd95", "false_positive_voxels", "false_positive_mm3"}],
+"unlabelled": [ids]}.
 With a one-shot algorithm it is that of oneshot_report.py.
 """
 

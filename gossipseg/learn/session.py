@@ -14,11 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossipseg.algos.params import ensembles
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.amp import Compute, choose_compute
 from gossipseg.learn.checkpoint import intact
+from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.model import build_model
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, WorkerSpec
+from gossipseg.learn.peer_ensemble import verdict_from
 from gossipseg.learn.setup import Setup, read_setup
 from gossipseg.learn.shadow import Verdict, deployed_net
 from gossipseg.store import Checkpoints
@@ -32,7 +35,8 @@ class Deployment:
     setup: Setup
     compute: Compute
     weights: str
-    """`ema`, or `initial` before any training; with training.shadow_local `shadow`, or `averaged`."""
+    """`ema`, or `initial` before any training; with training.shadow_local `shadow`, or `averaged`; with an
+    ensemble of peers `own`, or `ensemble`."""
     round: int
     steps: int
     file: Path | None
@@ -55,7 +59,7 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
     if not initial:
         file, checkpoint = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
         _load(net, checkpoint["ema"], file)
-        net, weights = _beside_its_shadow(net, checkpoint.get("shadow"), setup, file)
+        net, weights = _chosen(net, checkpoint, setup, file)
     return Deployment(
         compute.place_model(net, setup.task.spatial_dims).eval(),
         setup,
@@ -67,16 +71,24 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
     )
 
 
-def _beside_its_shadow(
-    net: nn.Module, shadow: Mapping[str, Any] | None, setup: Setup, file: Path
-) -> tuple[nn.Module, str]:
-    """What is deployed, and its name: `net` itself where there is no shadow, or it is not asked for."""
-    if shadow is None or not setup.training.shadow_local:
-        return net, "ema"
-    other: nn.Module = build_model(setup)
-    _load(other, shadow["student"]["ema"], file)
-    verdict = Verdict(**shadow["verdict"])
-    return deployed_net(verdict, net, other, setup.training.output), verdict.deployed
+def _chosen(net: nn.Module, checkpoint: Mapping[str, Any], setup: Setup, file: Path) -> tuple[nn.Module, str]:
+    """What is deployed, and its name: `net` itself where there is no other, or it is not asked for."""
+    shadow, ensemble, training = checkpoint.get("shadow"), checkpoint.get("ensemble"), setup.training
+    if shadow is not None and training.shadow_local:
+        verdict = Verdict(**shadow["verdict"])
+        other = _built(setup, shadow["student"]["ema"], file)
+        return deployed_net(verdict, net, other, training.output), verdict.deployed
+    if ensemble is not None and (training.ensemble_peers or ensembles(setup.algorithm)):
+        chosen = verdict_from(ensemble)
+        others = [_built(setup, ensemble["members"][frm]["weights"], file) for frm in chosen.members]
+        return (Ensemble(net, others, training.output) if others else net), chosen.deployed
+    return net, "ema"
+
+
+def _built(setup: Setup, weights: Mapping[str, Tensor], file: Path) -> nn.Module:
+    net: nn.Module = build_model(setup)
+    _load(net, weights, file)
+    return net
 
 
 def must_segment(deployment: Deployment) -> None:

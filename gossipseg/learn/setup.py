@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from gossipseg.algos.params import AlgorithmParams
+from gossipseg.algos.params import AlgorithmParams, ensembles
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import (
     AdmissionParams,
@@ -21,6 +21,7 @@ from gossipseg.learn.params import (
     TrainingParams,
     WorkerSpec,
     dp_problem,
+    ensemble_problem,
     one_shot_problem,
     shadow_problem,
 )
@@ -68,6 +69,9 @@ def read_setup(spec: WorkerSpec) -> Setup:
     if problem is None:
         chosen, dp = setup.algorithm, setup.privacy.dp
         problem = shadow_problem(setup.training, chosen.name, chosen.exchange, private=dp is not None)
+        problem = problem or ensemble_problem(
+            setup.training, chosen.name, chosen.exchange, ensembles=ensembles(chosen)
+        )
     if problem is not None:
         text, key, value, remedy = problem
         raise ConfigError(text, key=key, value=value, remedy=remedy)

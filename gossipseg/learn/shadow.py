@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gossipseg.algos.base import Moment, StepContext
 from gossipseg.algos.local import Local
 from gossipseg.errors import ConfigError
-from gossipseg.learn.ensemble import AveragedPair
+from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.guard import CaseScores, mean_drop
 from gossipseg.learn.run import Run
@@ -81,7 +81,7 @@ def verdict_of(shadow: CaseScores, exchanging: CaseScores) -> Verdict:
 
 def deployed_net(verdict: Verdict, exchanging: nn.Module, shadow: nn.Module, output: str) -> nn.Module:
     """The network that a verdict stands for. `output`: training.output."""
-    return shadow if verdict.deployed == "shadow" else AveragedPair(exchanging, shadow, output)
+    return shadow if verdict.deployed == "shadow" else Ensemble(exchanging, [shadow], output)
 
 
 class Shadow:

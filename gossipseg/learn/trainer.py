@@ -13,7 +13,8 @@ What must not: the events themselves, sockets, checkpoint files, anything an alg
               (reception.py)
     close     EMA, validation, export (closing.py)
 
-Where the settings ask for it, a shadow takes the same steps and meets nobody (shadow.py).
+Where the settings ask for it, a shadow takes the same steps and meets nobody (shadow.py), or the models that
+came help to predict (peer_ensemble.py).
 
 A local round can be interrupted between any two steps or validation cases and goes on from there; a round
 with a visitor starts again from its beginning, because the visitor is not kept.
@@ -30,6 +31,7 @@ import torch
 from torch import nn
 
 from gossipseg.algos import registry as algorithms
+from gossipseg.algos.params import ensembles
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission, Examination
@@ -40,11 +42,12 @@ from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.guard import Guard
 from gossipseg.learn.history import History
 from gossipseg.learn.model import build_model
+from gossipseg.learn.peer_ensemble import PeerEnsemble, PeerVerdict
 from gossipseg.learn.private_steps import PrivateSteps, open_account
 from gossipseg.learn.reception import Reception
 from gossipseg.learn.run import Gate, Report, Run
 from gossipseg.learn.setup import Setup
-from gossipseg.learn.shadow import Shadow
+from gossipseg.learn.shadow import Shadow, Verdict
 from gossipseg.learn.site import SiteContext
 from gossipseg.learn.steps import Steps
 from gossipseg.learn.student import Student, cpu_copy
@@ -66,12 +69,14 @@ class Trainer:
         self.network_signature = networks.network_signature(model, self.algorithm.is_shared)
         self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
         self.shadow = Shadow(run, model) if run.setup.training.shadow_local else None
+        asked = run.setup.training.ensemble_peers or ensembles(run.setup.algorithm)
+        self.ensemble = PeerEnsemble(run) if asked else None
         self.student = Student(model, run.setup, run.compute, has_personal=self.algorithm.has_personal)
         self.admission = Admission(run.setup.admission, averages=self.algorithm.averages)
         self.common = CommonModels(
             self.algorithm, self.student, run.setup.spec, self.admission, run.setup.privacy
         )
-        self.reception = Reception(run, self.algorithm, self.student, self.admission)
+        self.reception = Reception(run, self.algorithm, self.student, self.admission, self.ensemble)
         self.steps = Steps(run, self.algorithm, self.student, self.common, self.shadow)
         self.private = open_account(run, self.student)
         self.private_steps: PrivateSteps | None = None
@@ -79,7 +84,9 @@ class Trainer:
             self.private_steps = PrivateSteps(
                 run, self.algorithm, self.student, self.private, self.steps.context
             )
-        self.closing = Closing(run, self.algorithm, self.student, self.admission, self.common, self.shadow)
+        self.closing = Closing(
+            run, self.algorithm, self.student, self.admission, self.common, self.shadow, self.ensemble
+        )
 
     @property
     def setup(self) -> Setup:
@@ -104,6 +111,11 @@ class Trainer:
     def deployed(self) -> nn.Module:
         """What the site evaluates and predicts with."""
         return self.closing.deployed
+
+    @property
+    def verdict(self) -> Verdict | PeerVerdict | None:
+        """How it was chosen; None where there is nothing to choose from."""
+        return self.closing.choice.verdict if self.closing.choice is not None else None
 
     @property
     def resumable(self) -> bool:
@@ -199,8 +211,8 @@ class Trainer:
             "dice_test": self.history.dice_test,
             "dice_test_start": self.history.dice_test_start,
             "spent": self.private.spent if self.private is not None else None,
-            "deployed": self.shadow.verdict.deployed if self.shadow is not None else "",
-            "deployed_reason": self.shadow.verdict.reason if self.shadow is not None else "",
+            "deployed": self.verdict.deployed if self.verdict is not None else "",
+            "deployed_reason": self.verdict.reason if self.verdict is not None else "",
         }
 
     def _skips(self) -> str:
@@ -230,6 +242,7 @@ class Trainer:
             "released": self.common.private_state(),
             "spent": self.private.state() if self.private is not None else None,
             **({"shadow": self.shadow.state()} if self.shadow is not None else {}),
+            **({"ensemble": self.ensemble.state()} if self.ensemble is not None else {}),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -246,6 +259,8 @@ class Trainer:
             self.private_steps.load(state.get("spent"))
         if self.shadow is not None:
             self.shadow.load(state.get("shadow"))
+        if self.ensemble is not None:
+            self.ensemble.load(state.get("ensemble"))
         torch.set_rng_state(state["rng"]["torch"])
         if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)

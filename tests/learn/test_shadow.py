@@ -20,7 +20,7 @@ from gossipseg.algos.params import (
 from gossipseg.errors import ConfigError
 from gossipseg.learn import jobs
 from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
-from gossipseg.learn.ensemble import AveragedPair
+from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import predict_logits
 from gossipseg.learn.export import export
 from gossipseg.learn.params import DpParams, PrivacyParams, TrainingParams, shadow_problem
@@ -157,7 +157,7 @@ def test_the_figures_of_a_verdict() -> None:
 
 
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])
-def test_two_networks_are_averaged_in_probability(output: str) -> None:
+def test_networks_are_averaged_in_probability(output: str) -> None:
     class Fixed(torch.nn.Module):
         def __init__(self, logits: torch.Tensor) -> None:
             super().__init__()
@@ -168,12 +168,14 @@ def test_two_networks_are_averaged_in_probability(output: str) -> None:
 
     made = torch.Generator().manual_seed(3)
     first, second = (torch.randn(2, 3, 4, 4, generator=made) * 40 for _ in range(2))
-    pair = AveragedPair(Fixed(first), Fixed(second), output)
     probability = torch.sigmoid if output == "sigmoid" else lambda z: z.softmax(1)
-    logits = pair(first).logits
-    expected = (probability(first) + probability(second)) / 2
-    assert torch.allclose(probability(logits), expected, atol=1e-6) and torch.isfinite(logits).all()
-    assert not pair.training
+    third = first.flip(0)
+    for others in ([second], [second, third]):
+        together = Ensemble(Fixed(first), [Fixed(z) for z in others], output)
+        logits = together(first).logits
+        expected = probability(first) / 2 + sum(probability(z) for z in others) / (2 * len(others))
+        assert torch.allclose(probability(logits), expected, atol=1e-6) and torch.isfinite(logits).all()
+        assert not together.training
 
 
 # ---------------------------------------------------------------- what is deployed
@@ -196,7 +198,7 @@ def test_scores_and_predictions_are_those_of_both_together(data: Path, tmp_path:
     done = trainer.run_round(jobs.StartRound(1))
     assert done.deployed == "averaged" and "decide nothing" in done.deployed_reason
     ema, shadow = trainer.student.ema, trainer.shadow.student.ema
-    pair = AveragedPair(ema, shadow, output)
+    pair = Ensemble(ema, [shadow], output)
     for split, reported in (("validation", done.dice_val), ("test", done.dice_test)):
         assert reported == trainer.site.score(pair, split, lambda fraction: None).mean
     verdict = trainer.shadow.verdict
@@ -238,7 +240,7 @@ def test_a_bundle_of_both_predicts_what_the_site_predicts(data: Path, tmp_path: 
     stored(trainer)
     deployment = load_deployment(trainer.setup.spec)
     plain, *_ = export(deployment, tmp_path / "out")
-    described = dict(inference_config(deployment.setup, pair=True)["network_def"])
+    described = dict(inference_config(deployment.setup, beside=1)["network_def"])
     del described["_target_"]
     net = network_def(**described).eval()
     net.load_state_dict(torch.load(plain, weights_only=True))

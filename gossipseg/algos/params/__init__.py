@@ -27,19 +27,20 @@ from gossipseg.algos.params.fedavg import (
 from gossipseg.algos.params.fedcowpro import FedCoWProParams
 from gossipseg.algos.params.fedoap import FedOapParams
 from gossipseg.algos.params.fedsca import FedScaParams
-from gossipseg.algos.params.gossip import GcmlParams, GossipAverageParams, LocalParams
+from gossipseg.algos.params.gossip import GcmlParams, GossipAverageParams, GossipEnsembleParams, LocalParams
 from gossipseg.errors import ConfigError
 
-__all__ = ["AlgorithmParams", "Exchange", "names", "params_class", "why_broken"]
+__all__ = ["AlgorithmParams", "Exchange", "ensembles", "names", "params_class", "why_broken"]
 __all__ += ["DittoParams", "FedAvgFinetuneParams", "FedAvgParams", "FedBnParams", "FedProxParams"]
 __all__ += ["FedCoWProParams", "FedOapParams", "FedScaParams"]
-__all__ += ["GcmlParams", "GossipAverageParams", "LocalParams"]
+__all__ += ["GcmlParams", "GossipAverageParams", "GossipEnsembleParams", "LocalParams"]
 
 GROUP = "gossipseg.algorithms"
 _BuiltIn = (
     GcmlParams
     | LocalParams
     | GossipAverageParams
+    | GossipEnsembleParams
     | FedAvgParams
     | FedProxParams
     | FedAvgFinetuneParams
@@ -84,6 +85,11 @@ def names() -> tuple[str, ...]:
     """All algorithms, the built-in ones first."""
     built_in = [_name(kind) for kind in get_args(_BuiltIn)]
     return (*built_in, *sorted(set(_CLASSES) - set(built_in)))
+
+
+def ensembles(params: Any) -> bool:
+    """Whether sites deploy an ensemble of peers under this algorithm without being asked to."""
+    return bool(getattr(params, "ensembles", False))
 
 
 def why_broken(name: str) -> str:

@@ -31,6 +31,17 @@ class GossipAverageParams:
 
 
 @dataclass(frozen=True, slots=True)
+class GossipEnsembleParams:
+    """Train alone, predict together with the newest models of other sites where validation gains by it."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
+    exchange: ClassVar[Exchange] = "gossip"
+    ensembles: ClassVar[bool] = True
+    """Visitors' models help to predict, whatever training.ensemble_peers says."""
+    name: Literal["gossip_ensemble"] = "gossip_ensemble"
+
+
+@dataclass(frozen=True, slots=True)
 class GcmlParams:
     """Gossip contrastive mutual learning (arXiv 2503.03883); symbols as in ALGORITHMS §1."""
 

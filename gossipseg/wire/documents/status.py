@@ -119,6 +119,7 @@ class StatusDoc(Document):
     max_epsilon: float | None = None
     """Training ends before more is spent; null: it is only counted."""
     deployed: str = ""
-    """With training.shadow_local: shadow | averaged (the mean of both models' predictions); else empty."""
+    """With training.shadow_local: shadow | averaged (the mean of both models' predictions); with an ensemble
+    of peers: own | ensemble; else empty."""
     deployed_reason: str = ""
-    """Why: both validation Dice, the number of cases, the standard error of their difference."""
+    """Why: both validation Dice, and the number of cases and standard error, or the peers that take part."""

@@ -1,0 +1,25 @@
+"""`gossip_ensemble`: train alone, send the averaged model, predict together. No weights are ever mixed.
+
+A control of ours [O]: one-shot federated learning by ensembles (Guha, Talwalkar and Smith, arXiv
+1902.11175) made continuous by gossip. Each site trains with L = L_seg as `local` does and sends its EMA; the
+receiver holds the newest model of each peer and deploys
+
+    p(x) = ½·p_own(x) + ½·mean over S of p_s(x)                                                          (1)
+
+where S, the peers that take part, is chosen on the receiver's validation cases and may be empty
+(learn/peer_ensemble.py). What exchange does to training itself is nothing: it is what averaged weights are to
+be compared with.
+"""
+
+from __future__ import annotations
+
+from gossipseg.algos.base import Algorithm
+
+
+class GossipEnsemble(Algorithm):
+    """Visitors neither train nor touch the local weights; they predict."""
+
+    name = "gossip_ensemble"
+    exchanges = True
+    averages = False
+    sends_average = True

@@ -1,0 +1,230 @@
+"""Other sites' models predict beside this site's own where validation gains by it, and touch nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gossipseg.algos.params import FedAvgParams, GcmlParams, GossipEnsembleParams, LocalParams
+from gossipseg.errors import ConfigError
+from gossipseg.learn import jobs
+from gossipseg.learn.bundle import inference_config, network_def
+from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
+from gossipseg.learn.ensemble import Ensemble
+from gossipseg.learn.export import export
+from gossipseg.learn.peer_ensemble import MOST_MEMBERS, PeerVerdict, loaded
+from gossipseg.learn.session import load_deployment
+from gossipseg.store import Checkpoints
+from tests.learn.harness import make_spec, make_trainer, same
+
+GOSSIP_ENSEMBLE = GossipEnsembleParams()
+ASKED = {"ensemble_peers": True}
+
+
+@pytest.fixture(scope="module")
+def good(data: Path, tmp_path_factory: pytest.TempPathFactory) -> jobs.Visit:
+    """The model of a site that has trained for much longer than the tests do."""
+    spec = make_spec(data, tmp_path_factory.mktemp("east"), site="east", training={"steps_per_round": 150})
+    done = make_trainer(spec).run_round(jobs.StartRound(1, export=True))
+    return jobs.Visit(done.export.path, "e" * 64, "east", steps=6, cases=9)
+
+
+@pytest.fixture(scope="module")
+def blind(good: jobs.Visit, tmp_path_factory: pytest.TempPathFactory) -> jobs.Visit:
+    """A model that sees background everywhere."""
+    path = tmp_path_factory.mktemp("west") / "model.safetensors"
+    tensors = load_file(good.path)
+    last = max(name for name, t in tensors.items() if t.numel() == 2 and name.endswith("bias"))
+    tensors[last] = torch.tensor([9.0, -9.0], dtype=tensors[last].dtype)
+    save_file(tensors, path)
+    return jobs.Visit(str(path), "w" * 64, "west", steps=6, cases=9)
+
+
+def trainer_of(data: Path, state_dir: Path, algorithm: Any = GOSSIP_ENSEMBLE, **more: Any) -> Any:
+    return make_trainer(make_spec(data, state_dir, algorithm=algorithm, **more))
+
+
+def validation(trainer: Any, model: torch.nn.Module) -> float:
+    mean: float = trainer.site.score(model, "validation", lambda fraction: None).mean
+    return mean
+
+
+def stored(trainer: Any) -> None:
+    """Written and read as a worker does."""
+    store = Checkpoints(Path(trainer.setup.spec.state_dir) / "checkpoint")
+    store.prepare()
+    contract = contract_of(trainer.setup, trainer.network_signature)
+    save_checkpoint(store, trainer.state(), contract)
+    assert load_checkpoint(store, contract)[0] is not None
+
+
+# ---------------------------------------------------------------- what it leaves alone, and what is sent
+
+
+def test_the_sites_own_training_is_that_of_local_bit_by_bit(
+    data: Path, tmp_path: Path, good: jobs.Visit, blind: jobs.Visit
+) -> None:
+    alone = trainer_of(data, tmp_path / "alone", LocalParams())
+    trainer = trainer_of(data, tmp_path / "together")
+    for round, visit in enumerate((None, good, blind, good), start=1):
+        alone.run_round(jobs.StartRound(round))
+        done = trainer.run_round(jobs.StartRound(round, visit))
+        assert same(trainer.student.snapshot(), alone.student.snapshot())
+        assert trainer.guard is None, "a model that touches nothing can do no harm to undo"
+        if visit is not None:
+            assert (done.visit.outcome, done.visit.reason) == ("kept_out", "held_to_predict")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "average"),
+    [(GOSSIP_ENSEMBLE, True), (GcmlParams(merge="none"), True), (GcmlParams(), False)],
+)
+def test_where_weights_are_not_mixed_the_average_is_sent(
+    data: Path, tmp_path: Path, algorithm: Any, average: bool
+) -> None:
+    trainer = trainer_of(data, tmp_path, algorithm)
+    done = trainer.run_round(jobs.StartRound(1, export=True))
+    sent = trainer.student.ema if average else trainer.student.model
+    expected = {n: t.half() if t.ndim > 1 else t for n, t in sent.state_dict().items()}
+    assert same(dict(load_file(done.export.path)), expected)
+    assert not same(trainer.student.ema.state_dict(), trainer.student.model.state_dict())
+
+
+# ---------------------------------------------------------------- the choice
+
+
+def test_a_model_that_helps_is_let_in_and_one_that_does_not_is_left_out(
+    data: Path, tmp_path: Path, good: jobs.Visit, blind: jobs.Visit
+) -> None:
+    trainer = trainer_of(data, tmp_path, report_test=True, rounds=3)
+    trainer.run_round(jobs.StartRound(1))
+    assert trainer.verdict.reason == "no model of another site was there at the last validation"
+    done = trainer.run_round(jobs.StartRound(2, blind))
+    assert done.deployed == "own" and "the one model of other sites does not raise it" in done.deployed_reason
+    assert trainer.deployed is trainer.student.ema
+
+    done = trainer.run_round(jobs.StartRound(3, good))
+    own = validation(trainer, trainer.student.ema)
+    assert done.deployed == "ensemble" and done.dice_val > own
+    assert done.deployed_reason == (
+        f"validation Dice {done.dice_val:.4f} with the models of east, {own:.4f} alone"
+    )
+    verdict = trainer.verdict
+    assert (verdict.members, verdict.held, verdict.dice) == (("east",), 2, own)
+    east = loaded(trainer.student.ema, trainer.ensemble.members["east"].weights)
+    together = Ensemble(trainer.student.ema, [east], "softmax")
+    assert done.dice_val == verdict.dice_ensemble == validation(trainer, together)
+    assert done.dice_test == trainer.site.score(together, "test", lambda fraction: None).mean
+    assert trainer.ensemble.members["east"].dice == validation(trainer, east)
+
+
+def test_what_is_deployed_survives_a_restart_and_leaves_in_a_bundle(
+    data: Path, tmp_path: Path, good: jobs.Visit, blind: jobs.Visit
+) -> None:
+    trainer = trainer_of(data, tmp_path)
+    for round, visit in enumerate((None, blind, good), start=1):
+        trainer.run_round(jobs.StartRound(round, visit))
+    stored(trainer)
+    image = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = trainer.deployed(image).logits
+    again = trainer_of(data, tmp_path)
+    again.load(trainer.state())
+    assert same(again.state(), trainer.state()) and again.verdict == trainer.verdict
+
+    deployment = load_deployment(trainer.setup.spec)
+    assert deployment.weights == "ensemble"
+    plain, *_ = export(deployment, tmp_path / "out")
+    described = dict(inference_config(deployment.setup, beside=1)["network_def"])
+    del described["_target_"]
+    bundled = network_def(**described).eval()
+    bundled.load_state_dict(torch.load(plain, weights_only=True))
+    with torch.inference_mode():
+        assert torch.equal(again.deployed(image).logits, expected)
+        assert torch.equal(deployment.net(image).logits, expected)
+        assert torch.equal(bundled(image), expected)
+
+    reports = [each.run_round(jobs.StartRound(4)) for each in (again, trainer)]
+    first, second = (dataclasses.replace(report, seconds=0) for report in reports)
+    assert first == second and first.deployed == "ensemble"
+
+
+# ---------------------------------------------------------------- who is held
+
+
+def test_a_refused_model_is_not_held(data: Path, tmp_path: Path, good: jobs.Visit) -> None:
+    path = tmp_path / "nan.safetensors"
+    save_file({n: t * float("nan") for n, t in load_file(good.path).items()}, path)
+    trainer = trainer_of(data, tmp_path)
+    trainer.run_round(jobs.StartRound(1))
+    done = trainer.run_round(jobs.StartRound(2, dataclasses.replace(good, path=str(path))))
+    assert done.visit.outcome == "refused" and not trainer.ensemble.members
+
+
+def test_one_whose_visit_is_undone_leaves_and_is_no_longer_deployed(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, good: jobs.Visit
+) -> None:
+    monkeypatch.setattr("gossipseg.learn.reception.harmful", lambda *_: True)
+    trainer = trainer_of(data, tmp_path, GcmlParams(lambda_=0), training=ASKED)
+    trainer.run_round(jobs.StartRound(1))
+    done = trainer.run_round(jobs.StartRound(2, good))
+    assert done.visit.outcome == "merged" and "east" in trainer.ensemble.members
+    done = trainer.run_round(jobs.StartRound(3))
+    assert done.reverted == good.hash and not trainer.ensemble.members
+    assert done.deployed == "own" and trainer.deployed is trainer.student.ema
+
+
+def test_no_more_than_so_many_are_held_and_a_newer_one_replaces_its_elder(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path)
+    ensemble, model = trainer.ensemble, trainer.student.model
+    for i in range(MOST_MEMBERS + 1):
+        ensemble.take_in(f"site{i}", model, round=i)
+    assert list(ensemble.members) == [f"site{i}" for i in range(1, MOST_MEMBERS + 1)]
+    ensemble.verdict = PeerVerdict("ensemble", 0.5, 0.6, ("site1",), 8)
+    ensemble.take_in("site1", model, round=20)
+    assert list(ensemble.members)[-1] == "site1" and ensemble.verdict.deployed == "ensemble"
+    ensemble.take_in("site2", model, round=21)
+    ensemble.take_in("new", model, round=22)
+    assert "site3" not in ensemble.members and ensemble.verdict.deployed == "ensemble"
+    ensemble.let_go("site1")
+    assert ensemble.verdict == PeerVerdict()
+
+
+def test_asked_for_no_longer_it_is_forgotten(data: Path, tmp_path: Path, good: jobs.Visit) -> None:
+    trainer = trainer_of(data, tmp_path, GcmlParams(merge="none"), training=ASKED)
+    trainer.run_round(jobs.StartRound(1))
+    assert trainer.run_round(jobs.StartRound(2, good)).deployed == "ensemble"
+    stored(trainer)
+    spec = trainer.setup.spec
+    off = dataclasses.replace(spec, training={**spec.training, "ensemble_peers": False})
+    assert load_deployment(off).weights == "ema" and load_deployment(spec).weights == "ensemble"
+    again = make_trainer(off)
+    again.load(trainer.state())
+    assert again.run_round(jobs.StartRound(3)).deployed == "" and "ensemble" not in again.state()
+    trainer.load(again.state())  # and asked for again, it begins with nobody
+    assert trainer.run_round(jobs.StartRound(4)).deployed == "own"
+
+
+# ---------------------------------------------------------------- where it cannot be had
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "training", "key", "remedy"),
+    [
+        (FedAvgParams(), ASKED, "training.ensemble_peers", "an algorithm of gossip"),
+        (LocalParams(), ASKED, "training.ensemble_peers", "an algorithm of gossip"),
+        (GcmlParams(), {**ASKED, "shadow_local": True}, "training.shadow_local", "remove training.ens"),
+        (GOSSIP_ENSEMBLE, {"shadow_local": True}, "training.shadow_local", "another algorithm than"),
+    ],
+)
+def test_where_it_cannot_be_had_it_is_refused(
+    data: Path, tmp_path: Path, algorithm: Any, training: dict[str, Any], key: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError) as found:
+        trainer_of(data, tmp_path, algorithm, training=training)
+    assert found.value.key == key and remedy in found.value.remedy
