@@ -628,6 +628,32 @@ def test_a_shadow_that_cannot_be(folder: Path, site: str, peers: tuple[str, str]
     assert (error.file, error.key) == (str(folder / "peers.yaml"), "training.shadow_local") and error.remedy
 
 
+ENSEMBLE = PEERS + "training:\n  ensemble_peers: true\n"
+
+
+def test_an_ensemble_of_peers_is_a_sites_own_affair(folder: Path) -> None:
+    plain = load(folder)
+    (folder / "peers.yaml").write_text(ENSEMBLE)
+    together = load(folder)
+    assert config.worker_spec(together).training["ensemble_peers"] is True
+    assert config.contract(together.federation) == config.contract(plain.federation)
+
+
+@pytest.mark.parametrize(
+    ("peers", "training", "key"),
+    [
+        ("name: local", "ensemble_peers: true", "training.ensemble_peers"),
+        ("name: fedavg", "ensemble_peers: true", "training.ensemble_peers"),
+        ("name: gossip_ensemble", "shadow_local: true", "training.shadow_local"),
+    ],
+)
+def test_an_ensemble_of_peers_that_cannot_be(folder: Path, peers: str, training: str, key: str) -> None:
+    text = replaced(PEERS, FEDAVG[0], peers) + f"training:\n  {training}\n"
+    (folder / "peers.yaml").write_text(text)
+    error = refused(folder)
+    assert (error.file, error.key) == (str(folder / "peers.yaml"), key) and error.remedy
+
+
 def test_plaintext_to_a_listed_site_beyond_loopback(folder: Path) -> None:
     (folder / "site.yaml").write_text(SITE + "insecure: true\nlisten: 127.0.0.1:7443\n")
     (folder / "peers.yaml").write_text(replaced(PEERS, '"[::1]:7443"', "127.example.org:7443"))

@@ -120,8 +120,9 @@ class VisitResult:
     """What became of the model that visited in a round."""
 
     hash: str
-    outcome: Literal["merged", "refused", "kept_out"]
-    """merged: taken in; refused: it failed the worker's checks; kept_out: trained with, not merged."""
+    outcome: Literal["merged", "refused", "held", "kept_out"]
+    """merged: taken in; refused: it failed the worker's checks; held: kept beside, to predict with;
+    kept_out: trained with, not merged."""
     reason: str = ""
     detail: str = ""
 

@@ -304,8 +304,8 @@ class NodeState:
         return self._traffic.of_rounds()
 
     def count(self, what: str, site: Site | None = None) -> int:
-        """Models `sent`, `received`, `merged`, `refused`, `kept_out`, `reverted` or `dropped`, or `offences`
-        so far, with one site or with all; counted across restarts."""
+        """Models `sent`, `received`, `merged`, `refused`, `held`, `kept_out`, `reverted` or `dropped`, or
+        `offences` so far, with one site or with all; counted across restarts."""
         return sum(n for (w, s), n in self._counts.items() if w == what and site in (None, s))
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:

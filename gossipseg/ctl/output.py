@@ -21,6 +21,7 @@ _STYLES = {
     "alive": "green",
     "training": "green",
     "merged": "green",
+    "held": "green",
     "sent": "green",
     "finished": "green",
     "warning": "yellow",

@@ -112,7 +112,7 @@ def privacy(s: StatusDoc) -> str:
 def models(s: StatusDoc) -> str:
     """Models sent and taken in."""
     return (
-        f"{s.sent} sent, {s.received} received: {s.accepted} merged, {s.refused} refused, {s.inbox} waiting"
+        f"{s.sent} sent, {s.received} received: {s.accepted} taken in, {s.refused} refused, {s.inbox} waiting"
     )
 
 

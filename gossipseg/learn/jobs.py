@@ -23,7 +23,7 @@ MAX_LINE_BYTES = 8 << 20
 SOCKET_ENV = "GOSSIPSEG_WORKER_SOCKET"
 """Environment variable with the path of the socket on which the daemon listens."""
 
-VisitOutcome = Literal["merged", "refused", "kept_out"]
+VisitOutcome = Literal["merged", "refused", "held", "kept_out"]
 FatalKind = Literal["config", "data", "local"]
 Activity = Literal["training", "visit", "validation", "test"]
 WireSchema = dict[str, tuple[str, tuple[int, ...]]]

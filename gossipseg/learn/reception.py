@@ -184,11 +184,11 @@ class Reception:
         return visitor.result()
 
     def _note_held(self, visitor: Visitor, ensemble: PeerEnsemble) -> None:
-        """A model that was sent away is not held; of one that is, that is all that became of it."""
+        """A model that was sent away is not held; of one that is, that may be all that became of it."""
         if not visitor.stays:
             ensemble.let_go(visitor.order.frm)
-        elif visitor.outcome == "kept_out" and not visitor.reason:
-            visitor.reason = "held_to_predict"
+        elif visitor.outcome == "kept_out":
+            visitor.outcome, visitor.reason = "held", ""
 
     def _part(self, round: int, visitor: Visitor) -> None:
         incoming = visitor.weights(self._algorithm)

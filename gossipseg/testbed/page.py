@@ -39,7 +39,7 @@ _COLUMNS = (
     ("dice_val", "validation Dice"),
     ("sent", "sent"),
     ("received", "received"),
-    ("accepted", "merged"),
+    ("accepted", "taken in"),
     ("refused", "refused"),
     ("bytes_out", "out"),
     ("bytes_in", "in"),

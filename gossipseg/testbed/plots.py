@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 COLOURS = ("#2f6db3", "#d2762c", "#3d9a6d", "#b2475b", "#7b68b5", "#8a7a4f", "#3fa3b5", "#5b6572")
 _OUTCOME_STYLE = {
     "merged": ("#2b2f36", "o"),
+    "held": ("#3d9a6d", "o"),
     "kept out": ("#8b93a1", "o"),
     "refused": ("#c0392b", "X"),
     "broken": ("#c0392b", "X"),
@@ -40,16 +41,16 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def learning(curves: Mapping[str, Curve]) -> bytes:
-    """Validation Dice and training loss by round; dots where another site's model was merged."""
+    """Validation Dice and training loss by round; dots where another site's model was taken in."""
     figure = Figure(figsize=(WIDTH_IN, 3.7), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     colour = colours(list(curves))
-    merged_any = False
+    any_taken = False
     for name, curve in curves.items():
         for axes, values in ((left, curve.dice_val), (right, curve.loss)):
             axes.plot(curve.rounds, values, color=colour[name], linewidth=1.9, label=name)
             taken = [(r, v) for r, v, frm in zip(curve.rounds, values, curve.visits, strict=True) if frm]
-            merged_any = merged_any or bool(taken)
+            any_taken = any_taken or bool(taken)
             axes.scatter(
                 [r for r, _ in taken], [v for _, v in taken], s=22, color=colour[name], zorder=3, linewidth=0
             )
@@ -60,9 +61,9 @@ def learning(curves: Mapping[str, Curve]) -> bytes:
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
     handles, labels = left.get_legend_handles_labels()
-    if merged_any:
+    if any_taken:
         handles.append(Line2D([], [], marker="o", linestyle="", color="#7c8490", markersize=4.5))
-        labels.append("merged a peer's model")
+        labels.append("took a peer's model in")
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
     return png(figure)
@@ -97,7 +98,7 @@ def timeline(names: Sequence[str], exchanges: Sequence[Exchange], wall_s: float)
 def _arrow(axes: Any, e: Exchange, lane: Mapping[str, int], colour: str) -> None:
     top, bottom = lane[e.sender], lane[e.receiver]
     ink, marker = _OUTCOME_STYLE[e.outcome]
-    taken = e.outcome == "merged"
+    taken = e.outcome in ("merged", "held")
     axes.annotate(
         "",
         xy=(e.arrived_s, bottom),

@@ -32,6 +32,7 @@ OVERLAYS_PER_SITE = 2
 _OVERLAY_TIMEOUT_S = 600.0
 _OUTCOMES = {
     "visit_merged": "merged",
+    "visit_held": "held",
     "visit_kept_out": "kept out",
     "visit_refused": "refused",
     "visit_reverted": "reverted",
@@ -49,7 +50,7 @@ class Exchange:
     arrived_s: float
     done_s: float | None = None
     outcome: str = "waiting"
-    """waiting | merged | kept out | refused | reverted | dropped | broken"""
+    """waiting | merged | held | kept out | refused | reverted | dropped | broken"""
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class Curve:
     loss: list[float] = field(default_factory=list)
     dice_val: list[float] = field(default_factory=list)
     visits: list[str] = field(default_factory=list)
-    """Sender of the model that was merged in the round, or ""."""
+    """Sender of the model that was taken in then, or ""."""
 
 
 def document(result: RunResult) -> dict[str, Any]:
@@ -86,18 +87,22 @@ def _site(site: SiteResult) -> dict[str, Any]:
         "dice_val": s.dice_val if s else None,
         "sent": s.sent if s else 0,
         "received": s.received if s else 0,
-        "accepted": merged(site),
+        "accepted": taken_in(site),
         "refused": s.refused if s else 0,
         "bytes_out": s.bytes_out if s else 0,
         "bytes_in": s.bytes_in if s else 0,
     }
 
 
-def merged(site: SiteResult) -> int:
-    """Models whose content this site took in (from its event log, so that a restart loses none): visitors,
-    or common models."""
-    visits = sum(1 for e in site.events if e.get("event") == "round_finished" and e.get("visit") == "merged")
+def taken_in(site: SiteResult) -> int:
+    """Models that this site took in (from its event log, so that a restart loses none): visitors that were
+    merged or are held to predict with, or common models."""
+    visits = sum(1 for e in site.events if e.get("event") == "round_finished" and _was_taken(e))
     return visits + len({e.get("round") for e in site.events if e.get("event") == "round_committed"})
+
+
+def _was_taken(round_finished: Mapping[str, Any]) -> bool:
+    return round_finished.get("visit") in ("merged", "held")
 
 
 def closed_without(result: RunResult) -> dict[int, dict[str, str]]:
@@ -121,7 +126,7 @@ def curve(site: SiteResult, began_at: float) -> Curve:
         out.at_s.append(float(e["t"]) - began_at)
         out.loss.append(_number(e.get("loss")))
         out.dice_val.append(_number(e.get("dice_val")))
-        out.visits.append(str(e.get("site", "")) if e.get("visit") == "merged" else "")
+        out.visits.append(str(e.get("site", "")) if _was_taken(e) else "")
     return out
 
 

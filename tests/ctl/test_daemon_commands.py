@@ -51,7 +51,7 @@ def test_status_shows_everything_in_plain_aligned_lines(daemon: Any, ctl: Any) -
     assert shown["phase"] == "training, round 3 of 10 done, now visit, step 25 of 100"
     assert shown["loss"] == "0.5123"
     assert shown["Dice"] == "validation 0.710, test 0.100 at the start"
-    assert shown["models"] == "4 sent, 3 received: 2 merged, 1 refused, 0 waiting"
+    assert shown["models"] == "4 sent, 3 received: 2 taken in, 1 refused, 0 waiting"
     assert shown["bytes"] == "12.3 MB out, 2.0 kB in"
     assert shown["members"] == "2 alive, 1 dead"
     assert shown["worker"] == "training, process 4711, restarted 2 times"

@@ -1,4 +1,4 @@
-"""Which model a site with training.shadow_local deploys, from the worker's reports to status."""
+"""Which model a site with a choice deploys, from the worker's reports to status."""
 
 from __future__ import annotations
 
@@ -42,7 +42,23 @@ async def test_status_says_which_model_is_deployed_and_why(files: Federation) ->
         assert (note["deployed"], note["deployed_reason"]) == ("shadow", WHY)
 
 
-async def test_a_site_without_a_shadow_says_nothing_of_it(files: Federation) -> None:
+@pytest.mark.parametrize(
+    ("deployed", "words"),
+    [
+        ("own", "this site's own model alone"),
+        ("ensemble", "this site's own model together with models of other sites"),
+    ],
+)
+async def test_status_says_whether_other_sites_models_predict(
+    files: Federation, deployed: str, words: str
+) -> None:
+    async with running(files) as (r, _):
+        r.worker.on_worker_message(done(1, deployed=deployed, deployed_reason="so"))
+        await r._settled()
+        assert dict(pairs(await service(r).status()))["deployed"] == f"{words} (so)"
+
+
+async def test_a_site_without_a_choice_says_nothing_of_it(files: Federation) -> None:
     async with running(files) as (r, _):
         for message in (READY, done(1)):
             r.worker.on_worker_message(message)

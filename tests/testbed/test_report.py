@@ -116,7 +116,7 @@ def test_the_report_has_the_promised_fields_and_no_others(result: RunResult, tmp
 
 
 def test_merged_models_are_counted_from_the_event_log(result: RunResult) -> None:
-    assert [report.merged(site) for site in result.sites] == [0, 2]
+    assert [report.taken_in(site) for site in result.sites] == [0, 2]
 
 
 def test_rounds_closed_without_a_site_are_told_with_the_reason() -> None:
@@ -129,7 +129,7 @@ def test_rounds_closed_without_a_site_are_told_with_the_reason() -> None:
     run = RunResult("fedavg", BEGAN, 12, [SiteResult("north", "finished", events=[arrived, *events])])
     assert report.closed_without(run) == {2: {"valley": "dead"}}
     assert report.document(run)["closed_without"] == {"2": {"valley": "dead"}}
-    assert report.merged(run.sites[0]) == 2
+    assert report.taken_in(run.sites[0]) == 2
     assert [e.outcome for e in report.exchanges(run)] == ["merged"], "an update waits for nobody's visit"
 
 
@@ -161,7 +161,12 @@ def test_exchanges_follow_a_model_by_its_hash(result: RunResult) -> None:
 
 @pytest.mark.parametrize(
     ("event", "outcome"),
-    [("visit_refused", "refused"), ("visit_kept_out", "kept out"), ("visit_reverted", "reverted")],
+    [
+        ("visit_refused", "refused"),
+        ("visit_held", "held"),
+        ("visit_kept_out", "kept out"),
+        ("visit_reverted", "reverted"),
+    ],
 )
 def test_every_verdict_has_its_word(event: str, outcome: str) -> None:
     events = [exchange(1, "model_arrived", "b", "x"), exchange(2, event, "b", "x")]

@@ -23,7 +23,7 @@ class ExchangeRow:
     """The sender's round; the federation's for a common model."""
     state: str = ""
     """offered | accepted | busy | rejected | waiting | sending | sent | failed | receiving | stored |
-    visiting | merged | refused | kept_out | reverted | dropped"""
+    visiting | merged | refused | held | kept_out | reverted | dropped"""
     reason: str = ""
     fraction: float | None = None
     """Of the transfer, 0 to 1."""

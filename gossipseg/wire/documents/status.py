@@ -94,7 +94,7 @@ class StatusDoc(Document):
     sent: int = 0
     received: int = 0
     accepted: int = 0
-    """Models merged."""
+    """Models taken in: merged, or held to predict with."""
     refused: int = 0
     """Models refused by the worker's checks."""
     bytes_out: int = 0
