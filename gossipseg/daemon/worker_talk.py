@@ -95,8 +95,11 @@ class WorkerTalk:
         visit = jobs.Visit.of(entry.model, entry.frm, path(entry.model.hash)) if entry else None
         common = jobs.CommonModel.of(model, path(model.hash)) if model else None
         self._training.step, self._training.fraction = 0, 0.0
+        listed = [site.name for site in self._owner.config.federation.sites]
         self._supervisor.send(
-            jobs.StartRound(effect.round, visit, effect.export, common, effect.settling_in, effect.finetuning)
+            jobs.StartRound(
+                effect.round, visit, effect.export, common, effect.settling_in, effect.finetuning, listed
+            )
         )
 
     def aggregate(self, effect: effects.Aggregate) -> None:

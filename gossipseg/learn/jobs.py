@@ -88,6 +88,8 @@ class StartRound:
     """The first round of a site that joined after the others had begun."""
     finetuning: bool = False
     """One of the last rounds, trained alone."""
+    listed: list[str] | None = None
+    """The federation's sites: models of others that are held leave. None: they are not told."""
 
 
 @dataclass(frozen=True, slots=True)

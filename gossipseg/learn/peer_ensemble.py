@@ -16,7 +16,7 @@ rises. The site's own model keeps half of the say. Where none helps, the site de
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -97,6 +97,11 @@ class PeerEnsemble:
         self.members.pop(frm, None)
         if frm in self.verdict.members:
             self.verdict = PeerVerdict()
+
+    def keep_only(self, listed: Collection[str]) -> None:
+        """Let the models go of sites that are no longer of the federation."""
+        for frm in set(self.members) - set(listed):
+            self.let_go(frm)
 
     def judge(self, exchanging: nn.Module, scores: Scores, round: int) -> Scores:
         """Choose what is deployed from now on, and return its score. `scores`: of this site's EMA, on the

@@ -187,6 +187,8 @@ class Trainer:
 
     def _start(self, order: jobs.StartRound) -> str:
         """Take the common model in, unless that was done before an interruption; what went wrong, or ""."""
+        if self.ensemble is not None and order.listed is not None:
+            self.ensemble.keep_only(order.listed)
         common = order.start_from
         if common is None or common.hash == self.history.last_global:
             return ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gossipseg.core import effects
 from gossipseg.ctl.status import pairs
 from gossipseg.learn import jobs
 from tests.daemon.harness import files_only
@@ -56,6 +58,20 @@ async def test_status_says_whether_other_sites_models_predict(
         r.worker.on_worker_message(done(1, deployed=deployed, deployed_reason="so"))
         await r._settled()
         assert dict(pairs(await service(r).status()))["deployed"] == f"{words} (so)"
+
+
+async def test_the_worker_is_told_who_is_listed_now(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, _):
+        sent: list[jobs.StartRound] = []
+        monkeypatch.setattr(r.worker._supervisor, "send", sent.append)
+        r.worker.start_round(effects.StartRound(3, None, False))
+        fewer = [s for s in r.config.federation.sites if s.name != "south"]
+        federation = dataclasses.replace(r.config.federation, sites=fewer)
+        monkeypatch.setattr(r, "config", dataclasses.replace(r.config, federation=federation))
+        r.worker.start_round(effects.StartRound(4, None, False))
+        assert [order.listed for order in sent] == [["north", "south"], ["north"]]
 
 
 async def test_a_site_without_a_choice_says_nothing_of_it(files: Federation) -> None:

@@ -179,6 +179,14 @@ def test_one_whose_visit_is_undone_leaves_and_is_no_longer_deployed(
     assert done.deployed == "own" and trainer.deployed is trainer.student.ema
 
 
+def test_the_model_of_a_site_that_was_removed_leaves(data: Path, tmp_path: Path, good: jobs.Visit) -> None:
+    trainer = trainer_of(data, tmp_path)
+    trainer.run_round(jobs.StartRound(1))
+    assert trainer.run_round(jobs.StartRound(2, good, listed=["north", "east"])).deployed == "ensemble"
+    done = trainer.run_round(jobs.StartRound(3, listed=["north"]))
+    assert not trainer.ensemble.members and done.deployed == "own"
+
+
 def test_no_more_than_so_many_are_held_and_a_newer_one_replaces_its_elder(data: Path, tmp_path: Path) -> None:
     trainer = trainer_of(data, tmp_path)
     ensemble, model = trainer.ensemble, trainer.student.model
