@@ -149,6 +149,9 @@ class Algorithm:
     averages: bool = True
     """Whether tensors of different sites' models are ever mixed: then a model must be like this site's."""
 
+    takes_over: bool = True
+    """Whether a site that joins late begins with the weights of the first model that comes (gossip alone)."""
+
     sends_average: bool = False
     """Whether a site sends its EMA, which predicts better, and not W, which averages want (gossip alone)."""
 

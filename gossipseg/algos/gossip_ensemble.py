@@ -22,4 +22,5 @@ class GossipEnsemble(Algorithm):
     name = "gossip_ensemble"
     exchanges = True
     averages = False
+    takes_over = False
     sends_average = True

@@ -160,7 +160,7 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
 
 
 def worker_spec(config: Config) -> WorkerSpec:
-    """What the training process is told: its part of both files, nothing of peers or keys."""
+    """What the training process is told: its part of both files, of peers their names alone."""
     f, s = config.federation, config.site
     return WorkerSpec(
         site=s.site,
@@ -179,6 +179,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         report_test=s.report_test,
         rounds=s.rounds,
         tensorboard=s.tensorboard,
+        listed=[site.name for site in f.sites],
     )
 
 

@@ -263,14 +263,18 @@ def _channels(count: int) -> Sequence[str]:
     return ("red", "green", "blue") if count == 3 else [f"channel {i}" for i in range(count)]
 
 
-def readme(setup: Setup, round: int) -> str:
-    """docs/README.md."""
+def readme(setup: Setup, round: int, peers: Sequence[str] = ()) -> str:
+    """docs/README.md. `peers`: other sites whose models predict with it."""
     labels = "\n".join(f"- {value}: {text}" for value, text in sorted(setup.task.labels.items()))
     kind = "NIfTI volumes" if setup.task.spatial_dims == 3 else "PNG or JPEG pictures"
+    beside = ""
+    if peers:
+        names = ", ".join(f"`{name}`" for name in peers)
+        beside = f"\nThe weights hold models of {names} besides; their predictions are averaged with its own."
     return f"""# {setup.spec.federation}-{setup.spec.site}
 
 The model of site `{setup.spec.site}` in the federation `{setup.spec.federation}` after round {round}:
-the average (EMA) over its rounds that the site itself predicts with. Network: `{setup.network.name}`.
+the average (EMA) over its rounds that the site itself predicts with. Network: `{setup.network.name}`.{beside}
 
 Labels of the output:
 

@@ -7,7 +7,7 @@ not: which networks, and when (shadow.py, peer_ensemble.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +32,16 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> NetOutput:
         """In the domain of logarithms: confident networks would be rounded to 0 and 1 elsewhere."""
-        logits = [net(x).logits.float() for net in (self.own, *self.others)]
         if self._output == "softmax":
-            return NetOutput(self._log_mean([F.log_softmax(z, 1) for z in logits]))
-        yes = self._log_mean([F.logsigmoid(z) for z in logits])
-        return NetOutput(yes - self._log_mean([F.logsigmoid(-z) for z in logits]))
+            return NetOutput(self._log_mean(x, lambda z: F.log_softmax(z, 1)))
+        yes, no = self._log_mean(x, lambda z: torch.stack((F.logsigmoid(z), F.logsigmoid(-z))))
+        return NetOutput(yes - no)
 
-    def _log_mean(self, logarithms: Sequence[Tensor]) -> Tensor:
-        shared = [log + share for log, share in zip(logarithms, self._log_shares, strict=True)]
-        return torch.logsumexp(torch.stack(shared), dim=0)
+    def _log_mean(self, x: Tensor, log_probability: Callable[[Tensor], Tensor]) -> Tensor:
+        """Network by network, so that memory does not grow with their number."""
+        total: Tensor | None = None
+        for net, share in zip((self.own, *self.others), self._log_shares, strict=True):
+            term = log_probability(net(x).logits.float()) + share
+            total = term if total is None else torch.logaddexp(total, term)
+        assert total is not None
+        return total

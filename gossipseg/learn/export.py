@@ -67,7 +67,7 @@ def export(deployment: Deployment, folder: Path) -> list[Path]:
     texts = {
         "configs/metadata.json": json.dumps(bundle.metadata(setup, round), indent=4),
         "configs/inference.json": json.dumps(bundle.inference_config(setup, beside=beside), indent=4),
-        "docs/README.md": bundle.readme(setup, round),
+        "docs/README.md": bundle.readme(setup, round, list(deployment.members)),
     }
     atomic_write(root / "models/model.pt", weights, mode=OUTPUT_MODE)
     for name, text in texts.items():
@@ -98,6 +98,7 @@ def _metadata(deployment: Deployment) -> dict[str, str]:
         "round": str(deployment.round),
         "steps": str(deployment.steps),
         "weights": deployment.weights,
+        **({"members": json.dumps(dict(deployment.members))} if deployment.members else {}),
     }
 
 

@@ -198,6 +198,8 @@ class WorkerSpec:
     """The training budget; None trains for as long as the daemon runs."""
     tensorboard: bool = False
     """Write TensorBoard scalars to state_dir/tensorboard."""
+    listed: list[str] | None = None
+    """The federation's sites; None: not told."""
     admission: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
 

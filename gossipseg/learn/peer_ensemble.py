@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from gossipseg.learn.run import Run
 from gossipseg.learn.student import cpu_copy
 
 MOST_MEMBERS = 8
-"""Models of more peers are not held: the one that came first leaves."""
+"""Models of more peers are not held: the one that came first, of those that do not predict, leaves."""
 
 WORTH_A_TRIAL = 0.5
 """A model whose own Dice is under this share of the site's is not tried: it would only cost time."""
@@ -36,11 +36,10 @@ WORTH_A_TRIAL = 0.5
 
 @dataclass(slots=True)
 class Member:
-    """A peer's newest model: its shared tensors, and this site's private ones, on the CPU."""
+    """A peer's model: its shared tensors, and this site's private ones, on the CPU."""
 
+    hash: str
     weights: dict[str, Tensor]
-    round: int
-    """Of this site, in which it came."""
     scored: bool = False
     dice: float | None = None
     """Its own mean validation Dice here, once `scored`; None without a case."""
@@ -54,14 +53,19 @@ class PeerVerdict:
     dice: float | None = None
     """Mean validation Dice of this site's model alone."""
     dice_ensemble: float | None = None
+    """The best of as many as were tried on the same cases, so rather too high."""
     members: tuple[str, ...] = ()
     """Peers whose models take part, in the order in which they were let in."""
     held: int = 0
     """Peers whose models were there to be chosen from."""
+    left: str = ""
+    """The peer whose model took part, and had to leave since."""
 
     @property
     def reason(self) -> str:
         """In words, with the figures."""
+        if self.left:
+            return f"the model of {self.left} took part, and had to leave; the next validation chooses anew"
         if not self.held:
             return "no model of another site was there at the last validation"
         if self.dice is None or self.dice_ensemble is None:
@@ -75,53 +79,64 @@ class PeerVerdict:
 
 
 class PeerEnsemble:
-    """The held models, and the last verdict."""
+    """The held models, those of them that predict until the next validation, and the last verdict."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
         self.members: dict[str, Member] = {}
+        """The newest of each peer, the one that came first in front."""
+        self.predicting: dict[str, Member] = {}
+        """Those of the verdict, as they were judged: a newer one of the same peer must be judged first."""
         self.verdict = PeerVerdict()
 
-    def take_in(self, frm: str, model: nn.Module, round: int) -> None:
-        """Hold `model`, as it came from the site `frm`, in place of an earlier one. It is copied.
+    def take_in(self, frm: str, hash: str, model: nn.Module) -> None:
+        """Hold `model`, as it came from the site `frm`, in place of an earlier one. It is copied."""
+        self.members.pop(frm, None)
+        self.members[frm] = Member(hash, cpu_copy(model.state_dict()))
+        if len(self.members) > MOST_MEMBERS:
+            idle = [name for name in self.members if name not in self.predicting]
+            del self.members[idle[0]]
 
-        One that takes part in what is deployed goes on doing so until the next validation.
+    def holds(self, frm: str, hash: str) -> bool:
+        """Whether this very model is here to be chosen."""
+        return frm in self.members and self.members[frm].hash == hash
+
+    def let_go(self, frm: str, hash: str | None = None) -> None:
+        """Forget a peer's model, at once: it did harm, or its site is gone. `hash`: this one alone.
+
+        If it predicts, this site's own model does so alone until the next validation.
         """
-        self.members.pop(frm, None)
-        self.members[frm] = Member(cpu_copy(model.state_dict()), round)
-        while len(self.members) > MOST_MEMBERS:
-            self.let_go(next(iter(self.members)))
-
-    def let_go(self, frm: str) -> None:
-        """Forget a peer's model, at once: it did harm, or there is no room."""
-        self.members.pop(frm, None)
-        if frm in self.verdict.members:
-            self.verdict = PeerVerdict()
+        if hash is None or self.holds(frm, hash):
+            self.members.pop(frm, None)
+        if frm in self.predicting and hash in (None, self.predicting[frm].hash):
+            self.predicting = {}
+            self.verdict = PeerVerdict(dice=self.verdict.dice, held=self.verdict.held, left=frm)
+            self._run.history.dice_val = self.verdict.dice
 
     def keep_only(self, listed: Collection[str]) -> None:
         """Let the models go of sites that are no longer of the federation."""
-        for frm in set(self.members) - set(listed):
+        for frm in {*self.members, *self.predicting} - set(listed):
             self.let_go(frm)
 
     def judge(self, exchanging: nn.Module, scores: Scores, round: int) -> Scores:
         """Choose what is deployed from now on, and return its score. `scores`: of this site's EMA, on the
         validation split.
         """
-        chosen: list[str] = []
+        chosen: dict[str, Member] = {}
         best = scores
         for frm in self._by_promise(exchanging, scores, round):
-            trial = self._run.score(self._with(exchanging, [*chosen, frm]), "validation", round)
+            tried = {**chosen, frm: self.members[frm]}
+            trial = self._run.score(self._with(exchanging, tried), "validation", round)
             if trial.mean is not None and best.mean is not None and trial.mean > best.mean:
-                chosen.append(frm)
-                best = trial
+                chosen, best = tried, trial
         deployed: Literal["own", "ensemble"] = "ensemble" if chosen else "own"
+        self.predicting = chosen
         self.verdict = PeerVerdict(deployed, scores.mean, best.mean, tuple(chosen), len(self.members))
         return best
 
     def deployed(self, exchanging: nn.Module) -> nn.Module:
         """What the site evaluates and predicts with. `exchanging`: this site's EMA."""
-        members = list(self.verdict.members)
-        return self._with(exchanging, members) if members else exchanging
+        return self._with(exchanging, self.predicting) if self.predicting else exchanging
 
     def _by_promise(self, exchanging: nn.Module, scores: Scores, round: int) -> list[str]:
         """The peers worth a trial, the one with the best model first."""
@@ -136,28 +151,35 @@ class PeerEnsemble:
         worth = [frm for frm, dice in found.items() if dice >= WORTH_A_TRIAL * scores.mean]
         return sorted(worth, key=lambda frm: (-found[frm], frm))
 
-    def _with(self, exchanging: nn.Module, frm: list[str]) -> nn.Module:
-        nets = [loaded(exchanging, self.members[name].weights) for name in frm]
+    def _with(self, exchanging: nn.Module, members: Mapping[str, Member]) -> nn.Module:
+        nets = [loaded(exchanging, member.weights) for member in members.values()]
         return Ensemble(exchanging, nets, self._run.setup.training.output)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain values and CPU tensors."""
-        members = {
-            frm: {"weights": m.weights, "round": m.round, "scored": m.scored, "dice": m.dice}
-            for frm, m in self.members.items()
+        return {
+            "members": {frm: _plain(member) for frm, member in self.members.items()},
+            "predicting": {frm: _plain(member) for frm, member in self.predicting.items()},
+            "verdict": asdict(self.verdict),
         }
-        return {"members": members, "verdict": asdict(self.verdict)}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Go on from what state() gave; None: what was trained until now had no ensemble."""
-        members = state["members"] if state is not None else {}
-        self.members = {frm: Member(**member) for frm, member in members.items()}
-        self.verdict = verdict_from(state) if state is not None else PeerVerdict()
+        self.members, self.predicting, self.verdict = {}, {}, PeerVerdict()
+        if state is not None:
+            self.members = {frm: Member(**member) for frm, member in state["members"].items()}
+            self.predicting, self.verdict = predicting(state)
 
 
-def verdict_from(state: Mapping[str, Any]) -> PeerVerdict:
-    """The verdict in what state() gave."""
-    return PeerVerdict(**{**state["verdict"], "members": tuple(state["verdict"]["members"])})
+def predicting(state: Mapping[str, Any]) -> tuple[dict[str, Member], PeerVerdict]:
+    """Of what state() gave: the models that predict beside the site's own, and the verdict on them."""
+    members = {frm: Member(**member) for frm, member in state["predicting"].items()}
+    verdict = PeerVerdict(**{**state["verdict"], "members": tuple(state["verdict"]["members"])})
+    return members, verdict
+
+
+def _plain(member: Member) -> dict[str, Any]:
+    return {field.name: getattr(member, field.name) for field in fields(Member)}
 
 
 def loaded(like: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -77,7 +77,7 @@ class Reception:
         run.resumable = False
         start_over(run, self._student)
         if self._ensemble is not None:
-            self._ensemble.take_in(order.visit.frm, self._dressed(order.round, visitor), order.round)
+            self._ensemble.take_in(order.visit.frm, order.visit.hash, self._dressed(order.round, visitor))
         if self._joins_late(visitor):
             return None, self._take_over(order.round, visitor)
         self._greet(order.round, visitor)
@@ -86,6 +86,8 @@ class Reception:
     def _joins_late(self, visitor: Visitor) -> bool:
         """Nothing behind this site, or so little beside its first visitor that averaging would only harm."""
         history = self._run.history
+        if not self._algorithm.takes_over:
+            return False
         young = history.visits == 0 and LATE_JOINER_RATIO * history.steps <= visitor.order.steps
         return history.round == 0 or young
 
@@ -157,7 +159,7 @@ class Reception:
         history.own_steps = guard.steps if guard.own_steps is None else guard.own_steps
         history.reverted = (guard.hash, guard.frm)
         if self._ensemble is not None:
-            self._ensemble.let_go(guard.frm)
+            self._ensemble.let_go(guard.frm, guard.hash)
         return guard
 
     def _open_guard(self, visitor: Visitor, judge_round: int, before: list[float | None]) -> Guard:
@@ -185,10 +187,11 @@ class Reception:
 
     def _note_held(self, visitor: Visitor, ensemble: PeerEnsemble) -> None:
         """A model that was sent away is not held; of one that is, that may be all that became of it."""
+        frm, hash = visitor.order.frm, visitor.order.hash
         if not visitor.stays:
-            ensemble.let_go(visitor.order.frm)
-        elif visitor.outcome == "kept_out":
-            visitor.outcome, visitor.reason = "held", ""
+            ensemble.let_go(frm, hash)
+        elif visitor.outcome == "kept_out" and ensemble.holds(frm, hash):
+            visitor.outcome = "held"
 
     def _part(self, round: int, visitor: Visitor) -> None:
         incoming = visitor.weights(self._algorithm)

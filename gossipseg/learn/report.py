@@ -5,7 +5,7 @@ What belongs here: `python -m gossipseg.learn.evaluate`. What must not: how a sc
 The document: {"schema": 1, "kind": "evaluation", "site", "split", "weights": "ema" | "initial" | "shadow" |
 "averaged" | "own" | "ensemble", "round", "steps", "dice": {"mean", "per_class"}, "hd95": {"unit",
 "per_class"}, "cases": [{"id", "mean", "dice", "hd95", "false_positive_voxels", "false_positive_mm3"}],
-"unlabelled": [ids]}.
+"unlabelled": [ids]}; with an ensemble of peers "members": {site: hash of its model}.
 With a one-shot algorithm it is that of oneshot_report.py.
 """
 
@@ -130,6 +130,7 @@ def _document(
         "site": deployment.setup.spec.site,
         "split": split,
         "weights": deployment.weights,
+        **({"members": dict(deployment.members)} if deployment.members else {}),
         "round": deployment.round,
         "steps": deployment.steps,
         "dice": {"mean": scores.mean, "per_class": dict(scores.per_class)},

@@ -7,7 +7,7 @@ not: training, writing checkpoints, the command lines that use this.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from gossipseg.learn.checkpoint import intact
 from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.model import build_model
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, WorkerSpec
-from gossipseg.learn.peer_ensemble import verdict_from
+from gossipseg.learn.peer_ensemble import predicting
 from gossipseg.learn.setup import Setup, read_setup
 from gossipseg.learn.shadow import Verdict, deployed_net
 from gossipseg.store import Checkpoints
@@ -41,6 +41,8 @@ class Deployment:
     steps: int
     file: Path | None
     """The checkpoint; None for the initial weights."""
+    members: Mapping[str, str] = field(default_factory=dict)
+    """Other sites whose models predict beside this site's own, with the hashes of these."""
 
 
 def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
@@ -55,11 +57,11 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
     net: nn.Module = build_model(setup)
     file: Path | None = None
     checkpoint: dict[str, Any] = {}
-    weights = "initial"
+    weights, members = "initial", dict[str, str]()
     if not initial:
         file, checkpoint = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
         _load(net, checkpoint["ema"], file)
-        net, weights = _chosen(net, checkpoint, setup, file)
+        net, weights, members = _chosen(net, checkpoint, setup, file)
     return Deployment(
         compute.place_model(net, setup.task.spatial_dims).eval(),
         setup,
@@ -68,21 +70,30 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
         int(checkpoint.get("round", 0)),
         int(checkpoint.get("steps", 0)),
         file,
+        members,
     )
 
 
-def _chosen(net: nn.Module, checkpoint: Mapping[str, Any], setup: Setup, file: Path) -> tuple[nn.Module, str]:
-    """What is deployed, and its name: `net` itself where there is no other, or it is not asked for."""
+def _chosen(
+    net: nn.Module, checkpoint: Mapping[str, Any], setup: Setup, file: Path
+) -> tuple[nn.Module, str, dict[str, str]]:
+    """What is deployed, its name, and the hashes of other sites' models in it, by site.
+
+    It is `net` itself where there is no other, or it is not asked for, or a site has been removed since.
+    """
     shadow, ensemble, training = checkpoint.get("shadow"), checkpoint.get("ensemble"), setup.training
     if shadow is not None and training.shadow_local:
         verdict = Verdict(**shadow["verdict"])
         other = _built(setup, shadow["student"]["ema"], file)
-        return deployed_net(verdict, net, other, training.output), verdict.deployed
+        return deployed_net(verdict, net, other, training.output), verdict.deployed, {}
     if ensemble is not None and (training.ensemble_peers or ensembles(setup.algorithm)):
-        chosen = verdict_from(ensemble)
-        others = [_built(setup, ensemble["members"][frm]["weights"], file) for frm in chosen.members]
-        return (Ensemble(net, others, training.output) if others else net), chosen.deployed
-    return net, "ema"
+        members, _ = predicting(ensemble)
+        if not members or (setup.spec.listed is not None and set(members) - set(setup.spec.listed)):
+            return net, "own", {}
+        others = [_built(setup, member.weights, file) for member in members.values()]
+        together = Ensemble(net, others, training.output)
+        return together, "ensemble", {frm: member.hash for frm, member in members.items()}
+    return net, "ema", {}
 
 
 def _built(setup: Setup, weights: Mapping[str, Tensor], file: Path) -> nn.Module:

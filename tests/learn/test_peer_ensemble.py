@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gossipseg.algos.params import FedAvgParams, GcmlParams, GossipEnsembleParams, LocalParams
@@ -17,7 +19,7 @@ from gossipseg.learn.bundle import inference_config, network_def
 from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
 from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.export import export
-from gossipseg.learn.peer_ensemble import MOST_MEMBERS, PeerVerdict, loaded
+from gossipseg.learn.peer_ensemble import MOST_MEMBERS, loaded
 from gossipseg.learn.session import load_deployment
 from gossipseg.store import Checkpoints
 from tests.learn.harness import make_spec, make_trainer, same
@@ -139,7 +141,11 @@ def test_what_is_deployed_survives_a_restart_and_leaves_in_a_bundle(
 
     deployment = load_deployment(trainer.setup.spec)
     assert deployment.weights == "ensemble"
-    plain, *_ = export(deployment, tmp_path / "out")
+    plain, safe, root = export(deployment, tmp_path / "out")
+    assert deployment.members == {"east": good.hash}
+    with safe_open(safe, "pt") as file:
+        assert json.loads(file.metadata()["members"]) == {"east": good.hash}
+    assert "models of `east` besides" in (root / "docs/README.md").read_text()
     described = dict(inference_config(deployment.setup, beside=1)["network_def"])
     del described["_target_"]
     bundled = network_def(**described).eval()
@@ -183,24 +189,66 @@ def test_the_model_of_a_site_that_was_removed_leaves(data: Path, tmp_path: Path,
     trainer = trainer_of(data, tmp_path)
     trainer.run_round(jobs.StartRound(1))
     assert trainer.run_round(jobs.StartRound(2, good, listed=["north", "east"])).deployed == "ensemble"
+    stored(trainer)
+    spec = trainer.setup.spec
+    assert load_deployment(dataclasses.replace(spec, listed=["north"])).weights == "own"
+    assert load_deployment(dataclasses.replace(spec, listed=["north", "east"])).weights == "ensemble"
     done = trainer.run_round(jobs.StartRound(3, listed=["north"]))
     assert not trainer.ensemble.members and done.deployed == "own"
+
+
+def test_a_newer_model_must_be_judged_before_it_predicts(
+    data: Path, tmp_path: Path, good: jobs.Visit, blind: jobs.Visit
+) -> None:
+    trainer = trainer_of(data, tmp_path, training={"validate_every_rounds": 2})
+    trainer.run_round(jobs.StartRound(1))
+    judged = trainer.run_round(jobs.StartRound(2, good)).dice_val
+    assert trainer.verdict.members == ("east",)
+    trainer.run_round(jobs.StartRound(3, dataclasses.replace(blind, frm="east")))
+    assert trainer.ensemble.holds("east", blind.hash)
+    assert validation(trainer, trainer.deployed) == pytest.approx(judged, abs=0.1)
+    stored(trainer)
+    deployment = load_deployment(trainer.setup.spec)
+    assert deployment.members == {"east": good.hash}
+    assert validation(trainer, deployment.net) == validation(trainer, trainer.deployed)
+    assert trainer.run_round(jobs.StartRound(4)).deployed == "own"
+
+
+def test_only_the_model_that_did_harm_leaves_not_a_newer_one_of_its_site(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, good: jobs.Visit
+) -> None:
+    monkeypatch.setattr("gossipseg.learn.reception.harmful", lambda *_: True)
+    trainer = trainer_of(data, tmp_path, GcmlParams(lambda_=0), training=ASKED | {"validate_every_rounds": 2})
+    trainer.run_round(jobs.StartRound(1))
+    assert trainer.run_round(jobs.StartRound(2, good)).deployed == "ensemble"
+    own = trainer.verdict.dice
+    newer = dataclasses.replace(good, hash="n" * 64)
+    done = trainer.run_round(jobs.StartRound(3, newer))
+    assert done.reverted == good.hash and trainer.ensemble.holds("east", newer.hash)
+    assert (done.visit.outcome, done.visit.reason) == ("held", "earlier_visit_reverted")
+    assert done.deployed == "own" and "the model of east took part, and had to leave" in done.deployed_reason
+    assert trainer.deployed is trainer.student.ema and trainer.history.dice_val == own
+
+
+def test_who_comes_late_trains_alone_from_the_beginning(data: Path, tmp_path: Path, good: jobs.Visit) -> None:
+    alone = trainer_of(data, tmp_path / "alone", LocalParams())
+    trainer = trainer_of(data, tmp_path / "late")
+    alone.run_round(jobs.StartRound(1))
+    done = trainer.run_round(jobs.StartRound(1, dataclasses.replace(good, steps=10**6)))
+    assert done.visit.outcome == "held" and same(trainer.student.snapshot(), alone.student.snapshot())
 
 
 def test_no_more_than_so_many_are_held_and_a_newer_one_replaces_its_elder(data: Path, tmp_path: Path) -> None:
     trainer = trainer_of(data, tmp_path)
     ensemble, model = trainer.ensemble, trainer.student.model
     for i in range(MOST_MEMBERS + 1):
-        ensemble.take_in(f"site{i}", model, round=i)
+        ensemble.take_in(f"site{i}", f"first {i}", model)
     assert list(ensemble.members) == [f"site{i}" for i in range(1, MOST_MEMBERS + 1)]
-    ensemble.verdict = PeerVerdict("ensemble", 0.5, 0.6, ("site1",), 8)
-    ensemble.take_in("site1", model, round=20)
-    assert list(ensemble.members)[-1] == "site1" and ensemble.verdict.deployed == "ensemble"
-    ensemble.take_in("site2", model, round=21)
-    ensemble.take_in("new", model, round=22)
-    assert "site3" not in ensemble.members and ensemble.verdict.deployed == "ensemble"
-    ensemble.let_go("site1")
-    assert ensemble.verdict == PeerVerdict()
+    ensemble.predicting = {"site1": ensemble.members["site1"]}
+    ensemble.take_in("site2", "second 2", model)
+    assert list(ensemble.members)[-1] == "site2" and not ensemble.holds("site2", "first 2")
+    ensemble.take_in("new", "new", model)
+    assert "site3" not in ensemble.members and "site1" in ensemble.members, "one that predicts stays"
 
 
 def test_asked_for_no_longer_it_is_forgotten(data: Path, tmp_path: Path, good: jobs.Visit) -> None:
