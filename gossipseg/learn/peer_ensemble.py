@@ -10,7 +10,8 @@ on the CPU and in each checkpoint) and, at prediction, one network more for each
 
 At each validation the choice is made anew, greedily (ensemble selection, Caruana et al. 2004): each held
 model is scored alone once; then, the best first, one is let in if the mean validation Dice of the ensemble
-rises. The site's own model keeps half of the say. Where none helps, the site deploys its own model alone.
+rises by more than the standard error of the paired difference (with a handful of cases a smaller gain is
+noise). The site's own model keeps half of the say. Where none helps, the site deploys its own model alone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.guard import mean_drop
 from gossipseg.learn.run import Run
 from gossipseg.learn.student import cpu_copy
 
@@ -73,7 +75,8 @@ class PeerVerdict:
         if not self.members:
             of = "the one model" if self.held == 1 else f"none of the {self.held} models"
             raises = "does not raise it" if self.held == 1 else "raises it"
-            return f"validation Dice {self.dice:.4f} alone; {of} of other sites {raises}"
+            by = "by more than a standard error"
+            return f"validation Dice {self.dice:.4f} alone; {of} of other sites {raises} {by}"
         names = ", ".join(self.members)
         return f"validation Dice {self.dice_ensemble:.4f} with the models of {names}, {self.dice:.4f} alone"
 
@@ -127,7 +130,7 @@ class PeerEnsemble:
         for frm in self._by_promise(exchanging, scores, round):
             tried = {**chosen, frm: self.members[frm]}
             trial = self._run.score(self._with(exchanging, tried), "validation", round)
-            if trial.mean is not None and best.mean is not None and trial.mean > best.mean:
+            if better(trial, best):
                 chosen, best = tried, trial
         deployed: Literal["own", "ensemble"] = "ensemble" if chosen else "own"
         self.predicting = chosen
@@ -169,6 +172,12 @@ class PeerEnsemble:
         if state is not None:
             self.members = {frm: Member(**member) for frm, member in state["members"].items()}
             self.predicting, self.verdict = predicting(state)
+
+
+def better(trial: Scores, best: Scores) -> bool:
+    """Whether the mean Dice over the cases scored both times is higher by more than one standard error."""
+    drop, error = mean_drop([c.mean for c in best.per_case], [c.mean for c in trial.per_case])
+    return -drop > error
 
 
 def predicting(state: Mapping[str, Any]) -> tuple[dict[str, Member], PeerVerdict]:

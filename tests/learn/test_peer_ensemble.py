@@ -18,8 +18,9 @@ from gossipseg.learn import jobs
 from gossipseg.learn.bundle import inference_config, network_def
 from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
 from gossipseg.learn.ensemble import Ensemble
+from gossipseg.learn.evaluate import CaseScore, Scores
 from gossipseg.learn.export import export
-from gossipseg.learn.peer_ensemble import MOST_MEMBERS, loaded
+from gossipseg.learn.peer_ensemble import MOST_MEMBERS, better, loaded
 from gossipseg.learn.session import load_deployment
 from gossipseg.store import Checkpoints
 from tests.learn.harness import make_spec, make_trainer, same
@@ -107,7 +108,7 @@ def test_a_model_that_helps_is_let_in_and_one_that_does_not_is_left_out(
     trainer.run_round(jobs.StartRound(1))
     assert trainer.verdict.reason == "no model of another site was there at the last validation"
     done = trainer.run_round(jobs.StartRound(2, blind))
-    assert done.deployed == "own" and "the one model of other sites does not raise it" in done.deployed_reason
+    assert done.deployed == "own" and "the one model of other sites does not raise" in done.deployed_reason
     assert trainer.deployed is trainer.student.ema
 
     done = trainer.run_round(jobs.StartRound(3, good))
@@ -158,6 +159,23 @@ def test_what_is_deployed_survives_a_restart_and_leaves_in_a_bundle(
     reports = [each.run_round(jobs.StartRound(4)) for each in (again, trainer)]
     first, second = (dataclasses.replace(report, seconds=0) for report in reports)
     assert first == second and first.deployed == "ensemble"
+
+
+@pytest.mark.parametrize(
+    ("gains", "wanted"),
+    [
+        ([0.02, 0.01, 0.03], True),
+        ([0.2, -0.15, 0.0], False),  # mean 0.017, standard error 0.101
+        ([0.0, 0.0], False),
+        ([0.01], True),
+        ([], False),
+    ],
+)
+def test_a_gain_must_exceed_its_standard_error(gains: list[float], wanted: bool) -> None:
+    def scores(values: list[float]) -> Scores:
+        return Scores(None, {}, tuple(CaseScore(f"c{i}", {"disc": v}, {}) for i, v in enumerate(values)))
+
+    assert better(scores([0.5 + g for g in gains]), scores([0.5] * len(gains))) is wanted
 
 
 # ---------------------------------------------------------------- who is held
