@@ -212,6 +212,18 @@ def make_trainer(
     return Trainer(context, lambda make, activity: None if reports is None else reports.append(make()), gate)
 
 
+def stored(trainer: Any) -> None:
+    """Write the trainer's checkpoint, and read it, as a worker does."""
+    from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
+    from gossipseg.store import Checkpoints
+
+    store = Checkpoints(Path(trainer.setup.spec.state_dir) / "checkpoint")
+    store.prepare()
+    contract = contract_of(trainer.setup, trainer.network_signature)
+    save_checkpoint(store, trainer.state(), contract)
+    assert load_checkpoint(store, contract)[0] is not None
+
+
 def same(a: Any, b: Any) -> bool:
     """Whether two trees of plain values and tensors are equal bit by bit."""
     import torch

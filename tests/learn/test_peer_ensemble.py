@@ -16,14 +16,12 @@ from gossipseg.algos.params import FedAvgParams, GcmlParams, GossipEnsembleParam
 from gossipseg.errors import ConfigError
 from gossipseg.learn import jobs
 from gossipseg.learn.bundle import inference_config, network_def
-from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
 from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import CaseScore, Scores
 from gossipseg.learn.export import export
 from gossipseg.learn.peer_ensemble import MOST_MEMBERS, better, loaded
 from gossipseg.learn.session import load_deployment
-from gossipseg.store import Checkpoints
-from tests.learn.harness import make_spec, make_trainer, same
+from tests.learn.harness import make_spec, make_trainer, same, stored
 
 GOSSIP_ENSEMBLE = GossipEnsembleParams()
 ASKED = {"ensemble_peers": True}
@@ -55,15 +53,6 @@ def trainer_of(data: Path, state_dir: Path, algorithm: Any = GOSSIP_ENSEMBLE, **
 def validation(trainer: Any, model: torch.nn.Module) -> float:
     mean: float = trainer.site.score(model, "validation", lambda fraction: None).mean
     return mean
-
-
-def stored(trainer: Any) -> None:
-    """Written and read as a worker does."""
-    store = Checkpoints(Path(trainer.setup.spec.state_dir) / "checkpoint")
-    store.prepare()
-    contract = contract_of(trainer.setup, trainer.network_signature)
-    save_checkpoint(store, trainer.state(), contract)
-    assert load_checkpoint(store, contract)[0] is not None
 
 
 # ---------------------------------------------------------------- what it leaves alone, and what is sent

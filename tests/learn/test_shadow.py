@@ -19,7 +19,6 @@ from gossipseg.algos.params import (
 )
 from gossipseg.errors import ConfigError
 from gossipseg.learn import jobs
-from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
 from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import predict_logits
 from gossipseg.learn.export import export
@@ -27,8 +26,7 @@ from gossipseg.learn.params import DpParams, PrivacyParams, TrainingParams, shad
 from gossipseg.learn.session import load_deployment
 from gossipseg.learn.shadow import LEAST_CASES, Verdict, verdict_of
 from gossipseg.nets.output import NetOutput
-from gossipseg.store import Checkpoints
-from tests.learn.harness import make_spec, make_trainer, same
+from tests.learn.harness import make_spec, make_trainer, same, stored
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +177,6 @@ def test_networks_are_averaged_in_probability(output: str) -> None:
 
 
 # ---------------------------------------------------------------- what is deployed
-
-
-def stored(trainer: Any) -> None:
-    """Written and read as a worker does."""
-    store = Checkpoints(Path(trainer.setup.spec.state_dir) / "checkpoint")
-    store.prepare()
-    contract = contract_of(trainer.setup, trainer.network_signature)
-    save_checkpoint(store, trainer.state(), contract)
-    assert load_checkpoint(store, contract)[0] is not None
 
 
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])
