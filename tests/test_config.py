@@ -612,12 +612,13 @@ def test_private_training_reaches_the_worker(folder: Path) -> None:
 SHADOWED = PEERS + "training:\n  shadow_local: true\n"
 
 
-def test_a_shadow_is_a_sites_own_affair(folder: Path) -> None:
+@pytest.mark.parametrize("key", ["shadow_local", "ensemble_peers"])
+def test_what_is_deployed_is_a_sites_own_affair(folder: Path, key: str) -> None:
     plain = load(folder)
-    (folder / "peers.yaml").write_text(SHADOWED)
-    shadowed = load(folder)
-    assert config.worker_spec(shadowed).training["shadow_local"] is True
-    assert config.contract(shadowed.federation) == config.contract(plain.federation)
+    (folder / "peers.yaml").write_text(PEERS + f"training:\n  {key}: true\n")
+    asked = load(folder)
+    assert config.worker_spec(asked).training[key] is True
+    assert config.contract(asked.federation) == config.contract(plain.federation)
 
 
 @pytest.mark.parametrize(("site", "peers"), [("", (FEDAVG[0], "name: local")), ("privacy: {dp: {}}", FEDAVG)])
@@ -626,17 +627,6 @@ def test_a_shadow_that_cannot_be(folder: Path, site: str, peers: tuple[str, str]
     (folder / "peers.yaml").write_text(replaced(SHADOWED, *peers))
     error = refused(folder)
     assert (error.file, error.key) == (str(folder / "peers.yaml"), "training.shadow_local") and error.remedy
-
-
-ENSEMBLE = PEERS + "training:\n  ensemble_peers: true\n"
-
-
-def test_an_ensemble_of_peers_is_a_sites_own_affair(folder: Path) -> None:
-    plain = load(folder)
-    (folder / "peers.yaml").write_text(ENSEMBLE)
-    together = load(folder)
-    assert config.worker_spec(together).training["ensemble_peers"] is True
-    assert config.contract(together.federation) == config.contract(plain.federation)
 
 
 @pytest.mark.parametrize(
