@@ -171,7 +171,8 @@ class PeerEnsemble:
         self.members, self.predicting, self.verdict = {}, {}, PeerVerdict()
         if state is not None:
             self.members = {frm: Member(**member) for frm, member in state["members"].items()}
-            self.predicting, self.verdict = predicting(state)
+            self.predicting, told = predicting(state), state["verdict"]
+            self.verdict = PeerVerdict(**{**told, "members": tuple(told["members"])})
 
 
 def better(trial: Scores, best: Scores) -> bool:
@@ -180,11 +181,9 @@ def better(trial: Scores, best: Scores) -> bool:
     return -drop > error
 
 
-def predicting(state: Mapping[str, Any]) -> tuple[dict[str, Member], PeerVerdict]:
-    """Of what state() gave: the models that predict beside the site's own, and the verdict on them."""
-    members = {frm: Member(**member) for frm, member in state["predicting"].items()}
-    verdict = PeerVerdict(**{**state["verdict"], "members": tuple(state["verdict"]["members"])})
-    return members, verdict
+def predicting(state: Mapping[str, Any]) -> dict[str, Member]:
+    """Of what state() gave: the models that predict beside the site's own."""
+    return {frm: Member(**member) for frm, member in state["predicting"].items()}
 
 
 def _plain(member: Member) -> dict[str, Any]:

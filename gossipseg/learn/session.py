@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossipseg.algos.params import ensembles
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.amp import Compute, choose_compute
 from gossipseg.learn.checkpoint import intact
@@ -86,8 +85,8 @@ def _chosen(
         verdict = Verdict(**shadow["verdict"])
         other = _built(setup, shadow["student"]["ema"], file)
         return deployed_net(verdict, net, other, training.output), verdict.deployed, {}
-    if ensemble is not None and (training.ensemble_peers or ensembles(setup.algorithm)):
-        members, _ = predicting(ensemble)
+    if ensemble is not None and setup.ensembles_peers:
+        members = predicting(ensemble)
         if not members or (setup.spec.listed is not None and set(members) - set(setup.spec.listed)):
             return net, "own", {}
         others = [_built(setup, member.weights, file) for member in members.values()]

@@ -42,6 +42,11 @@ class Setup:
     admission: AdmissionParams = field(default_factory=AdmissionParams)
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
 
+    @property
+    def ensembles_peers(self) -> bool:
+        """Whether other sites' models may predict here: it is asked for, or the algorithm's own way."""
+        return self.training.ensemble_peers or ensembles(self.algorithm)
+
 
 def read_spec(raw: dict[str, Any]) -> WorkerSpec:
     """The WorkerSpec of a Configure message. Raises ConfigError."""

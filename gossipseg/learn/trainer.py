@@ -31,7 +31,6 @@ import torch
 from torch import nn
 
 from gossipseg.algos import registry as algorithms
-from gossipseg.algos.params import ensembles
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission, Examination
@@ -69,8 +68,7 @@ class Trainer:
         self.network_signature = networks.network_signature(model, self.algorithm.is_shared)
         self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
         self.shadow = Shadow(run, model) if run.setup.training.shadow_local else None
-        asked = run.setup.training.ensemble_peers or ensembles(run.setup.algorithm)
-        self.ensemble = PeerEnsemble(run) if asked else None
+        self.ensemble = PeerEnsemble(run) if run.setup.ensembles_peers else None
         self.student = Student(model, run.setup, run.compute, has_personal=self.algorithm.has_personal)
         self.admission = Admission(run.setup.admission, averages=self.algorithm.averages)
         self.common = CommonModels(
