@@ -1,17 +1,23 @@
-"""The controls beside GCML: `local`, `gossip_average`; the average they stand on; what travels."""
+"""The controls beside GCML: `local`, `gossip_average`, `gossip_ensemble`; averages, of weights and of
+predictions; what travels."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
 from gossipseg.algos.average import merged, weighted_average
-from gossipseg.algos.base import Outputs, StepContext
+from gossipseg.algos.base import Algorithm, Outputs, StepContext
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage
+from gossipseg.algos.gossip_ensemble import GossipEnsemble
 from gossipseg.algos.local import Local
-from gossipseg.algos.params import GcmlParams, GossipAverageParams, LocalParams
+from gossipseg.algos.params import GcmlParams, GossipAverageParams, GossipEnsembleParams, LocalParams
 from gossipseg.algos.registry import build
+from gossipseg.learn.ensemble import Ensemble
+from gossipseg.nets.output import NetOutput
 
 NORMS = frozenset({"block.norm.weight", "block.norm.bias"})
 NAMES = [
@@ -124,8 +130,39 @@ def test_gossip_average_averages_at_arrival_and_never_trains_the_visitor() -> No
     assert algorithm.on_departure(local, incoming, lambda role: 1.0) is None
 
 
-@pytest.mark.parametrize("algorithm", [Local(), GossipAverage(), Gcml(GcmlParams())])
-def test_alone_every_algorithm_has_the_same_loss(algorithm: Local | GossipAverage | Gcml) -> None:
+def test_gossip_ensemble_mixes_no_weights_and_sends_its_average() -> None:
+    algorithm = GossipEnsemble()
+    assert (algorithm.exchanges, algorithm.trains_visitor) == (True, False)
+    assert (algorithm.averages, algorithm.takes_over, algorithm.sends_average) == (False, False, True)
+    weights = {"w": torch.ones(1)}
+    assert algorithm.on_arrival(weights, weights) is None
+    assert algorithm.on_departure(weights, weights, lambda role: 1.0) is None
+
+
+class Fixed(torch.nn.Module):
+    """Predicts the same probabilities for any image."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: torch.Tensor) -> NetOutput:
+        return NetOutput(self.logits)
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_the_ensemble_is_equation_one(output: str) -> None:
+    p_own, p_a, p_b = (torch.tensor(p).view(1, 2, 1) for p in ([0.9, 0.1], [0.2, 0.8], [0.4, 0.6]))
+    logit = torch.log if output == "softmax" else torch.logit
+    together = Ensemble(Fixed(logit(p_own)), [Fixed(logit(p_a)), Fixed(logit(p_b))], output)
+    found = together(torch.zeros(1)).logits
+    found = found.softmax(1) if output == "softmax" else found.sigmoid()
+    # ½·0.9 + ½·(0.2 + 0.4)/2, ½·0.1 + ½·(0.8 + 0.6)/2: half of the say is the site's own, whatever S holds
+    assert found.flatten().tolist() == pytest.approx([0.6, 0.4])
+
+
+@pytest.mark.parametrize("algorithm", [Local(), GossipAverage(), GossipEnsemble(), Gcml(GcmlParams())])
+def test_alone_every_algorithm_has_the_same_loss(algorithm: Algorithm) -> None:
     z = torch.tensor([[[1.0, 3.0]]], requires_grad=True)
     losses = algorithm.losses(
         {"local": Outputs(z)}, torch.zeros(1, 1, 2), StepContext("sigmoid", visits=9, segmentation_loss=seg)
@@ -138,8 +175,10 @@ def test_alone_every_algorithm_has_the_same_loss(algorithm: Local | GossipAverag
 # ---------------------------------------------------------------- what travels
 
 
-@pytest.mark.parametrize("params", [GcmlParams(), GossipAverageParams(), LocalParams()])
-def test_running_statistics_stay_at_the_site(params: GcmlParams | GossipAverageParams | LocalParams) -> None:
+@pytest.mark.parametrize(
+    "params", [GcmlParams(), GossipAverageParams(), GossipEnsembleParams(), LocalParams()]
+)
+def test_running_statistics_stay_at_the_site(params: Any) -> None:
     algorithm = build(params, NORMS)
     assert algorithm.name == params.name
     assert [n for n in NAMES if algorithm.is_shared(n)] == NAMES[:3]
