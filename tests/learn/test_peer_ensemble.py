@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gossipseg.algos.params import FedAvgParams, GcmlParams, GossipEnsembleParams, LocalParams
 from gossipseg.errors import ConfigError
@@ -21,6 +23,7 @@ from gossipseg.learn.evaluate import CaseScore, Scores
 from gossipseg.learn.export import export
 from gossipseg.learn.peer_ensemble import MOST_MEMBERS, better, loaded
 from gossipseg.learn.session import load_deployment
+from gossipseg.nets.output import NetOutput
 from tests.learn.harness import make_spec, make_trainer, same, stored
 
 GOSSIP_ENSEMBLE = GossipEnsembleParams()
@@ -235,6 +238,36 @@ def test_only_the_model_that_did_harm_leaves_not_a_newer_one_of_its_site(
     assert (done.visit.outcome, done.visit.reason) == ("held", "earlier_visit_reverted")
     assert done.deployed == "own" and "the model of east took part, and had to leave" in done.deployed_reason
     assert trainer.deployed is trainer.student.ema and trainer.history.dice_val == own
+
+
+class Peak(TorchDispatchMode):
+    """Counts the tensors that are alive at once, of those made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self._alive = 0, weakref.WeakSet[torch.UntypedStorage]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self._alive.add(made.untyped_storage())
+        self.most = max(self.most, len(self._alive))
+        return made
+
+
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_memory_at_prediction_does_not_grow_with_the_number_of_models(output: str) -> None:
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> NetOutput:
+            return NetOutput(x * 2)
+
+    def most(others: int) -> int:
+        together = Ensemble(Net(), [Net() for _ in range(others)], output)
+        with torch.no_grad(), Peak() as peak:
+            together(torch.ones(1, 2, 3))
+        return peak.most
+
+    assert 1 < most(8) == most(2)
 
 
 def test_who_comes_late_trains_alone_from_the_beginning(data: Path, tmp_path: Path, good: jobs.Visit) -> None:
