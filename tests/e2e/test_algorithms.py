@@ -30,7 +30,7 @@ RUN_ELSEWHERE = {
     "fedavg": "test_rounds.py",
     "fedbn": "test_rounds.py",
 }
-"""Algorithms that a longer test of real daemons runs, and where. What is new is run here without being named."""
+"""Algorithms that a longer test of real daemons runs, and where. A new one runs here without being named."""
 DEFAULT = names()[0]
 """What a peers.yaml that names no algorithm uses."""
 SITES = ("north", "south")

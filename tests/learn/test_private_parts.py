@@ -11,7 +11,9 @@ from torch import Tensor
 
 from gossipseg.algos.params import FedOapParams, FedScaParams
 from gossipseg.learn import jobs
-from tests.learn.harness import make_spec, make_trainer
+from gossipseg.learn.checkpoint import contract_of, load_checkpoint
+from gossipseg.store import Checkpoints
+from tests.learn.harness import make_spec, make_trainer, same, stored
 
 ADAPTED = {"name": "adapted_unetr", "width": 2, "dropout": 0.0, "options": {"adapter_width": 3}}
 
@@ -65,7 +67,25 @@ def first_weights(trainer: Any, order: jobs.StartRound) -> dict[str, Tensor]:
     return seen[0]
 
 
+def restarted(trainer: Any) -> Any:
+    """What a worker has that starts from the trainer's checkpoint file, and from nothing else."""
+    stored(trainer)
+    fresh = make_trainer(trainer.setup.spec)
+    store = Checkpoints(Path(trainer.setup.spec.state_dir) / "checkpoint")
+    state, warning = load_checkpoint(store, contract_of(fresh.setup, fresh.network_signature))
+    assert state is not None and not warning
+    fresh.load(state)
+    return fresh
+
+
+def kept(trainer: Any) -> dict[str, Any]:
+    """All that a checkpoint carries, but the generator: every step seeds anew."""
+    return {key: value for key, value in trainer.state().items() if key != "rng"}
+
+
 # ---------------------------------------------------------------- FedOAP
+
+PRIVATE = ("query_bottleneck", "query", "adapter", "head")
 
 
 def test_rho_stays_at_the_site(data: Path, tmp_path: Path) -> None:
@@ -73,7 +93,7 @@ def test_rho_stays_at_the_site(data: Path, tmp_path: Path) -> None:
     updates = [update_of(t, jobs.StartRound(1, export=True)) for t in (one, two)]
     common, _ = common_of(one, 1, *updates)
     travelled, before = load_file(common.path), weights(two)
-    rho = {n for n in before if n.split(".")[1] in ("query_bottleneck", "query", "adapter", "head")}
+    rho = {n for n in before if n.split(".")[1] in PRIVATE}
     assert rho and travelled.keys() == before.keys() - rho
     begun = first_weights(two, jobs.StartRound(2, start_from=common))
     assert all(torch.equal(begun[n], before[n]) for n in rho)
@@ -82,13 +102,53 @@ def test_rho_stays_at_the_site(data: Path, tmp_path: Path) -> None:
     assert all(any(not torch.equal(after[n], begun[n]) for n in names) for names in (rho, travelled))
 
 
+def test_rho_outlives_a_restart_and_the_next_common_model(data: Path, tmp_path: Path) -> None:
+    """Bit by bit in W, in the EMA, and in what the optimizer has gathered of it."""
+    one, two = oap(data, tmp_path / "a"), oap(data, tmp_path / "b", "south")
+    rho = {n for n in weights(two) if n.split(".")[1] in PRIVATE}
+    initial = weights(two)
+    updates = [update_of(t, jobs.StartRound(1, export=True)) for t in (one, two)]
+    common, _ = common_of(one, 1, *updates)
+    assert any(not torch.equal(initial[n], weights(two)[n]) for n in rho), "nothing that could be lost"
+
+    back = restarted(two)
+    assert all(torch.equal(weights(back)[n], weights(two)[n]) for n in rho)
+    assert all(torch.equal(back.student.ema.state_dict()[n], two.student.ema.state_dict()[n]) for n in rho)
+    assert same(kept(back), kept(two))
+
+    order = jobs.StartRound(2, start_from=common)
+    before = weights(back)
+    begun = first_weights(back, order)
+    assert all(torch.equal(begun[n], before[n]) for n in rho), "the file of round 1 knows no ρ"
+    assert not two.run_round(order).warning
+    assert same(kept(back), kept(two)), "it goes on as if it had not been restarted"
+
+
+def test_a_finetuning_goes_on_after_a_restart_with_its_best_and_the_same_noise(
+    data: Path, tmp_path: Path
+) -> None:
+    """The best model so far is in the checkpoint; the noise of (3) needs nothing there: a step seeds it."""
+    whole = oap(data, tmp_path / "a", tau=0.3, sigma=1.0, lambda_=0.5)
+    for order in (jobs.StartRound(1), jobs.StartRound(2, finetuning=True)):
+        whole.run_round(order)
+    best = {n: t.clone() for n, t in whole.closing.best.items()}
+
+    back = restarted(whole)
+    assert same(back.closing.best, best) and any(n.split(".")[1] in PRIVATE for n in best)
+    assert back.history.best_finetuned == whole.history.best_finetuned is not None
+
+    done = [t.run_round(jobs.StartRound(3, finetuning=True)) for t in (whole, back)]
+    assert done[0].terms["perturbed"] is not None and done[0].terms == done[1].terms
+    assert same(kept(back), kept(whole))
+
+
 def test_a_late_joiner_keeps_gamma_for_a_round(data: Path, tmp_path: Path) -> None:
     one, late = oap(data, tmp_path / "a"), oap(data, tmp_path / "b", "south")
     common, _ = common_of(one, 1, update_of(one, jobs.StartRound(1, export=True)))
     begun = first_weights(late, jobs.StartRound(1, start_from=common, settling_in=True))
     after = weights(late)
     changed = {n.split(".")[1] for n in begun if not torch.equal(begun[n], after[n])}
-    assert changed == {"query_bottleneck", "query", "adapter", "head"}
+    assert changed == set(PRIVATE)
 
 
 def test_finetuning_perturbs_and_the_best_is_deployed(data: Path, tmp_path: Path) -> None:
