@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import EXIT_FAILED, EXIT_OK
-from gossipseg.lab import choices, plans, report, results, runs, splits, statistics, table, variants
+from gossipseg.lab import (
+    check,
+    choices,
+    plans,
+    pretrained,
+    report,
+    results,
+    runs,
+    splits,
+    statistics,
+    table,
+    variants,
+)
 from gossipseg.lab.choices import Wanted
 from gossipseg.lab.plans import Replicate
 from gossipseg.lab.progress import make_display
@@ -32,8 +44,11 @@ def compare(
     chosen, common = variants.parse(algorithms), choices.read(wanted)
     planned = plans.plans(common, chosen, replicates, out)
     settings = json.loads(json.dumps(common.document()))
+    folders = {s.name: s.folder for s in common.sites}
+    check.check(runs.missing(out, planned), folders)
     runs.prepare(out, common.identity())
-    splits.write(out, {s.name: s.folder for s in common.sites}, sorted({r.split for r in replicates}))
+    splits.write(out, folders, sorted({r.split for r in replicates}))
+    pretrained.lend_all(planned, folders)
     display = make_display(quiet=as_json)
     try:
         outcome = runs.run_all(out, planned, jobs, display)

@@ -24,6 +24,7 @@ from gossipseg.lab.adversary import FlippedLabels, spoiler
 from gossipseg.lab.pace import STEP_S, Pace
 from gossipseg.lab.pictures import Pictures
 from gossipseg.lab.plans import RunPlan
+from gossipseg.lab.pretrained import lend
 from gossipseg.lab.site import LabSite
 from gossipseg.lab.splits import write_list
 from gossipseg.lab.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
@@ -78,6 +79,7 @@ class _Federation:
             shared.mkdir(parents=True, exist_ok=True)
             (own / shared.name).symlink_to(shared)  # kept by content: every run may use every other's
         params = kept(DataParams(str(data)), site, self._plan.kept_cases.get(site), own)
+        lend(self._settings.network, data, Path(params.path))
         budget = self._plan.budget(site)
         return make_spec(self._settings, site, params, own, budget, self._plan.device)
 

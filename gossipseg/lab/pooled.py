@@ -14,6 +14,7 @@ from typing import Any
 from gossipseg.lab.federation import NO_TRAFFIC, kept, row
 from gossipseg.lab.pictures import Pictures
 from gossipseg.lab.plans import RunPlan
+from gossipseg.lab.pretrained import lend
 from gossipseg.lab.splits import write_list
 from gossipseg.lab.training import DataCache, Progress, Training, make_spec
 from gossipseg.learn import jobs
@@ -53,6 +54,9 @@ class _Pooled:
             plan.rounds + 1,
             plan.device,
         )
+        for data, own in zip(plan.sites.values(), site_data.values(), strict=True):
+            lend(settings.network, Path(data), Path(own.path))
+            lend(settings.network, Path(data), folder / NAME)
         self._training = Training(union, cache, progress)
         compute = self._training.trainer.compute
         self._contexts = {

@@ -69,9 +69,18 @@ def prepare(out: Path, identity: Mapping[str, Any]) -> None:
     write_json(file, {"schema": SCHEMA, "fingerprint": digest(wanted), "settings": wanted})
 
 
+def missing(out: Path, plans: Sequence[RunPlan]) -> list[RunPlan]:
+    """Those whose file is not there."""
+    return [plan for plan in plans if not _file(out, plan).exists()]
+
+
+def _file(out: Path, plan: RunPlan) -> Path:
+    return out / "runs" / f"{plan.key}.json"
+
+
 def finished(out: Path, plan: RunPlan) -> dict[str, Any] | None:
     """The run's document, if it is there. Raises ConfigError when it was made with other settings."""
-    file = out / "runs" / f"{plan.key}.json"
+    file = _file(out, plan)
     if not file.exists():
         return None
     document = read_json(file)
@@ -241,7 +250,7 @@ class _Pool:
             "federation": plan.federation,
             "rows": rows,
         }
-        write_json(self._out / "runs" / f"{plan.key}.json", document)
+        write_json(_file(self._out, plan), document)
         self._outcome.done[plan.key] = json.loads(json.dumps(document))
         self._display.done(plan.key, seconds, rows)
 
