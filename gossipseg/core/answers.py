@@ -15,11 +15,12 @@ from gossipseg.core.commons import Commons
 from gossipseg.core.context import Context
 from gossipseg.core.fetching import Serving
 from gossipseg.core.plan import Plan
-from gossipseg.core.types import ModelRef, Phase, Site
+from gossipseg.core.told import told_by
+from gossipseg.core.types import ModelRef, Phase, Site, Tally
 
 
 class Answers:
-    """`heard_of(attempt)` is called when its coordinator is at work on it and was followed."""
+    """`heard_of(attempt, tally)` is called when its coordinator is at work on it and was followed."""
 
     def __init__(
         self,
@@ -28,7 +29,7 @@ class Answers:
         plan: Plan,
         commons: Commons,
         serving: Serving,
-        heard_of: Callable[[int], None],
+        heard_of: Callable[[int, Tally | None], None],
         quarantined: Callable[[Site], bool],
     ) -> None:
         self._ctx, self._acceptor, self._plan = ctx, acceptor, plan
@@ -60,7 +61,7 @@ class Answers:
             self._ctx.refused(frm, reason, None)
             committed = acceptor.record.committed if reason == "already_committed" else None
             return messages.PrepareReply(False, acceptor.promised, reason, committed=committed)
-        self._heard_of(body.attempt)
+        self._heard_of(body.attempt, body.tally)
         phase = self._ctx.info.phase
         update = self._plan.update if phase is not Phase.FINISHED else None
         waiting_for = "" if update is not None else ("not_ready" if phase is Phase.STARTING else phase.value)
@@ -107,9 +108,9 @@ class Answers:
             return messages.AcceptReply("reject", reason, acceptor.promised, committed)
         if acceptor.holds(proposal.model.hash):
             acceptor.store(proposal)
-            self._heard_of(proposal.attempt)
+            self._heard_of(proposal.attempt, told_by(proposal))
             return messages.AcceptReply("stored", "", acceptor.promised)
-        self._heard_of(proposal.attempt)
+        self._heard_of(proposal.attempt, told_by(proposal))
         self._commons.offer(proposal, frm)
         return messages.AcceptReply("missing", "", acceptor.promised)
 

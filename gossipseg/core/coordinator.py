@@ -23,7 +23,8 @@ from gossipseg.core.membership import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rows import Row
 from gossipseg.core.stages import OVER, TRANSITIONS, Evidence, Stage
-from gossipseg.core.types import ModelRef, Phase, Proposal, Site
+from gossipseg.core.told import told_by
+from gossipseg.core.types import ModelRef, Phase, Proposal, Site, Tally
 
 HEARTBEAT_SHARE = 0.25
 """A site that has done its part hears from the coordinator this often, in units of the patience."""
@@ -174,23 +175,29 @@ class Attempt:
             Stage.RECOVERING: "not_found",
         }.get(self.stage, "not_stored")
 
+    def tally(self) -> Tally:
+        """Who has delivered, who is left out, and how long the others still have."""
+        proposal = self.proposal
+        return told_by(proposal) if proposal is not None else self.gathering.tally()
+
     # -------------------------------------------------------------- asking
 
     def _ask(self) -> None:
         """Prepare until there is something to store, then Accept; again and again, as a sign of life."""
-        now, acceptor = self.ctx.now, self.acceptor
-        run, sites = acceptor.run, acceptor.electorate.key
-        for row in self.rows.values():
-            if row.asking or now < row.ask_at:
-                continue
-            body: messages.Request
-            if self.stage is Stage.STORING:
-                assert self.proposal is not None
-                body = messages.Accept(run, sites, self.proposal)
-            else:
-                body = messages.Prepare(run, sites, self.round, self.attempt)
+        due = [r for r in self.rows.values() if not r.asking and self.ctx.now >= r.ask_at]
+        if not due:
+            return
+        body = self._question()
+        for row in due:
             row.asking = True
             self.ctx.request(row.site, body, self.params.request_timeout_s, self._on_answer, (self, row))
+
+    def _question(self) -> messages.Request:
+        run, sites = self.acceptor.run, self.acceptor.electorate.key
+        if self.stage is not Stage.STORING:
+            return messages.Prepare(run, sites, self.round, self.attempt, self.tally())
+        assert self.proposal is not None
+        return messages.Accept(run, sites, self.proposal)
 
     def next_deadline(self) -> float:
         if self.over:

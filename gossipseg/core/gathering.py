@@ -19,8 +19,9 @@ from gossipseg.core.membership import Membership
 from gossipseg.core.offences import verdict_is_offence
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rows import COMING, Row, state_of
+from gossipseg.core.told import round_ms
 from gossipseg.core.turns import HEARD_SHARE
-from gossipseg.core.types import ModelRef, Site
+from gossipseg.core.types import ModelRef, Site, Tally
 
 MAX_BROKEN = 3
 """A site whose update could not be fetched so often is left out of the attempt."""
@@ -90,6 +91,15 @@ class Gathering:
 
     def _states(self) -> dict[Site, tuple[str, str]]:
         return {row.site: self.state_of(row) for row in self.rows.values()}
+
+    def tally(self) -> Tally:
+        """What the other sites are told of it. With the choice made, what comes later changes nothing."""
+        if self.chosen:
+            delivered = tuple(s for s, _ in self.chosen if s not in self._left_out)
+            return Tally(None, delivered, tuple(sorted(self._left_out.items())))
+        left_out = ((s, reason) for s, (_, reason) in self._states().items() if reason)
+        left_ms = round_ms(self.deadline - self.ctx.now) if self.deadline < math.inf else None
+        return Tally(left_ms, tuple(sorted(self.updates())), tuple(sorted(left_out)))
 
     # -------------------------------------------------------------- gathering
 

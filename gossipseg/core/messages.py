@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gossipseg.core.types import ModelKind, ModelRef, PeerInfo, Proposal, Record, Site
+from gossipseg.core.types import ModelKind, ModelRef, PeerInfo, Proposal, Record, Site, Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,8 @@ class Prepare:
     sites: str
     round: int
     attempt: int
+    tally: Tally | None = None
+    """None: an older version leads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,9 @@ from gossipseg.core.params import RoundsParams
 from gossipseg.core.plan import Plan
 from gossipseg.core.rounds_view import RoundsView, view_of
 from gossipseg.core.stages import Stage
+from gossipseg.core.told import Told
 from gossipseg.core.turns import Turns
-from gossipseg.core.types import ModelRef, Phase, Proposal, Site
+from gossipseg.core.types import ModelRef, Phase, Proposal, Site, Tally
 
 REFUSED = "refused_"
 """Begins the reason of a site whose update did not pass the worker's checks."""
@@ -84,6 +85,7 @@ class Rounds:
         self.serving = Serving(ctx, params)
         self.commons = Commons(ctx, params, membership, self.acceptor, self.fetcher, self._commit)
         self.turns = Turns(ctx, params, membership, self.acceptor)
+        self.told = Told(ctx, params.deadline_s)
         self.plan = Plan(
             ctx,
             params,
@@ -335,8 +337,9 @@ class Rounds:
         """Prepare, Fetch, Accept or Commit."""
         self._ctx.respond(token, self._answers.to(frm, body))
 
-    def _heard_of(self, attempt: int) -> None:
+    def _heard_of(self, attempt: int, tally: Tally | None) -> None:
         """Its coordinator is at work on this round's attempt, the latest there is."""
+        self.told.hear(self.acceptor.round, attempt, tally)
         self.plan.heard()
         own = self.attempt
         if own is not None and own.attempt < attempt:

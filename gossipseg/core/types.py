@@ -188,3 +188,15 @@ class Proposal:
     """Sorted; each counted once."""
     absent: tuple[tuple[Site, str], ...] = ()
     """Listed sites that are not in it, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What the coordinator of an attempt tells of its updates. It is shown; nothing is decided by it."""
+
+    deadline_ms: int | None = None
+    """Left until sites that have not delivered are left out; None: that clock does not run."""
+    delivered: tuple[Site, ...] = ()
+    """Sorted; the coordinator itself among them."""
+    left_out: tuple[tuple[Site, str], ...] = ()
+    """Sorted; sites that it does not wait for, with the reason."""

@@ -24,6 +24,7 @@ from gossipseg.core.types import (
     Record,
     Site,
     SuspectRecord,
+    Tally,
 )
 from gossipseg.wire import peer_pb2 as pb
 
@@ -237,25 +238,46 @@ def write_proposal(proposal: Proposal) -> Any:
         attempt=proposal.attempt,
         model=write_model(proposal.model),
         contributors=proposal.contributors,
-        absent=[pb.Absence(site=site, reason=reason) for site, reason in proposal.absent],
+        absent=_absences(proposal.absent),
     )
 
 
 def read_proposal(message: Any) -> Proposal:
-    contributors = [site_name(site) for site in _few(message.contributors)]
-    absent = [(site_name(a.site), code(a.reason)) for a in _few(message.absent)]
-    missing = [site for site, _ in absent]
-    require(contributors == sorted(set(contributors)), "contributors are not sorted, or one is there twice")
-    require(missing == sorted(set(missing)), "absent sites are not sorted, or one is there twice")
-    require(set(contributors).isdisjoint(missing), "a site both contributes and is absent")
+    contributors, absent = _read_parts(message.contributors, message.absent)
     require(message.round > 0, "a common model of no round")
     return Proposal(
         round=count(message.round, "round"),
         attempt=attempt(message.attempt),
         model=read_model(sub(message, "model")),
-        contributors=tuple(contributors),
-        absent=tuple(absent),
+        contributors=contributors,
+        absent=absent,
     )
+
+
+def write_tally(tally: Tally) -> Any:
+    return pb.Tally(
+        deadline_ms=tally.deadline_ms, delivered=tally.delivered, left_out=_absences(tally.left_out)
+    )
+
+
+def read_tally(message: Any) -> Tally:
+    deadline_ms = count(message.deadline_ms, "deadline_ms") if message.HasField("deadline_ms") else None
+    return Tally(deadline_ms, *_read_parts(message.delivered, message.left_out))
+
+
+def _absences(absent: Iterable[tuple[Site, str]]) -> list[Any]:
+    return [pb.Absence(site=site, reason=reason) for site, reason in absent]
+
+
+def _read_parts(there: Any, away: Any) -> tuple[tuple[Site, ...], tuple[tuple[Site, str], ...]]:
+    """The sites that have contributed, and those that have not, with the reason."""
+    contributors = [site_name(site) for site in _few(there)]
+    absent = [(site_name(a.site), code(a.reason)) for a in _few(away)]
+    missing = [site for site, _ in absent]
+    require(contributors == sorted(set(contributors)), "contributors are not sorted, or one is there twice")
+    require(missing == sorted(set(missing)), "absent sites are not sorted, or one is there twice")
+    require(set(contributors).isdisjoint(missing), "a site both contributes and is absent")
+    return tuple(contributors), tuple(absent)
 
 
 def _few(entries: Any) -> Any:

@@ -22,12 +22,14 @@ from gossipseg.wire.codec_parts import (
     optional_proposal,
     read_kind,
     read_proposal,
+    read_tally,
     read_verdict,
     require,
     sub,
     write_kind,
     write_model,
     write_proposal,
+    write_tally,
     write_verdict,
 )
 
@@ -47,8 +49,19 @@ def _promised(x: Any) -> int:
     return attempt(x.promised) if x.HasField("promised") else -1
 
 
+def _prepare(x: m.Prepare) -> Any:
+    return pb.PrepareRequest(
+        run=x.run,
+        sites=x.sites,
+        round=x.round,
+        attempt=x.attempt,
+        tally=write_tally(x.tally) if x.tally else None,
+    )
+
+
 def _read_prepare(x: Any) -> m.Prepare:
-    return m.Prepare(*_run(x), count(x.round, "round"), attempt(x.attempt))
+    tally = read_tally(x.tally) if x.HasField("tally") else None
+    return m.Prepare(*_run(x), count(x.round, "round"), attempt(x.attempt), tally)
 
 
 def _prepare_reply(x: m.PrepareReply) -> Any:
@@ -134,7 +147,7 @@ PAIRS: tuple[tuple[type, type, Kind], ...] = (
         m.PrepareReply,
         Kind(
             "Prepare",
-            lambda x: pb.PrepareRequest(run=x.run, sites=x.sites, round=x.round, attempt=x.attempt),
+            _prepare,
             _read_prepare,
             pb.PrepareRequest,
             _prepare_reply,

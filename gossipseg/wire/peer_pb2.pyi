@@ -335,17 +335,29 @@ class Proposal(_message.Message):
     absent: _containers.RepeatedCompositeFieldContainer[Absence]
     def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ..., contributors: _Optional[_Iterable[str]] = ..., absent: _Optional[_Iterable[_Union[Absence, _Mapping]]] = ...) -> None: ...
 
+class Tally(_message.Message):
+    __slots__ = ("deadline_ms", "delivered", "left_out")
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_OUT_FIELD_NUMBER: _ClassVar[int]
+    deadline_ms: int
+    delivered: _containers.RepeatedScalarFieldContainer[str]
+    left_out: _containers.RepeatedCompositeFieldContainer[Absence]
+    def __init__(self, deadline_ms: _Optional[int] = ..., delivered: _Optional[_Iterable[str]] = ..., left_out: _Optional[_Iterable[_Union[Absence, _Mapping]]] = ...) -> None: ...
+
 class PrepareRequest(_message.Message):
-    __slots__ = ("run", "sites", "round", "attempt")
+    __slots__ = ("run", "sites", "round", "attempt", "tally")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SITES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    TALLY_FIELD_NUMBER: _ClassVar[int]
     run: str
     sites: str
     round: int
     attempt: int
-    def __init__(self, run: _Optional[str] = ..., sites: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+    tally: Tally
+    def __init__(self, run: _Optional[str] = ..., sites: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., tally: _Optional[_Union[Tally, _Mapping]] = ...) -> None: ...
 
 class PrepareResponse(_message.Message):
     __slots__ = ("promise", "promised", "reason", "accepted", "committed", "update", "waiting_for")

@@ -16,6 +16,7 @@ from gossipseg.core.types import (
     Phase,
     Proposal,
     SuspectRecord,
+    Tally,
 )
 from gossipseg.errors import PeerRefused
 from gossipseg.wire import codec
@@ -78,6 +79,12 @@ def proposals(draw):
     return Proposal(round, draw(attempts), draw(models), contributors, absent)
 
 
+@st.composite
+def tallies(draw):
+    proposal = draw(proposals())
+    return Tally(draw(st.none() | counts), proposal.contributors, proposal.absent)
+
+
 maybe = st.none() | proposals()
 promised = st.integers(-1, 2**31 - 1)
 verdicts = st.sampled_from(["accept", "busy", "reject"])
@@ -90,7 +97,7 @@ requests = st.one_of(
     st.builds(m.IndirectPing, sites, some),
     st.builds(m.Sync, some, infos),
     st.builds(m.Offer, models),
-    st.builds(m.Prepare, fingerprints, fingerprints, counts, attempts),
+    st.builds(m.Prepare, fingerprints, fingerprints, counts, attempts, st.none() | tallies()),
     st.builds(
         m.Fetch,
         fingerprints,
@@ -267,6 +274,23 @@ BAD = {
     "no run": ("Prepare", prepare(run=""), "run must be"),
     "a run that is no fingerprint": ("Prepare", prepare(run="C0FFEE00" * 4), "run must be"),
     "a list that is no fingerprint": ("Fetch", fetch(sites="c0ffee"), "sites must be"),
+    "a deadline beyond all measure": ("Prepare", prepare(tally=pb.Tally(deadline_ms=2**53)), "deadline_ms"),
+    "delivered twice": ("Prepare", prepare(tally=pb.Tally(delivered=["a", "a"])), "sorted"),
+    "delivered and left out": (
+        "Prepare",
+        prepare(tally=pb.Tally(delivered=["a"], left_out=absent("a"))),
+        "both contributes",
+    ),
+    "left out in prose": (
+        "Prepare",
+        prepare(tally=pb.Tally(left_out=absent("a", reason="It died."))),
+        "lower_case",
+    ),
+    "too many delivered": (
+        "Prepare",
+        prepare(tally=pb.Tally(delivered=[f"s{i:04d}" for i in range(4097)])),
+        "4097",
+    ),
     "an attempt beyond all measure": ("Prepare", prepare(attempt=2**31), "attempt"),
     "a file that is a path": ("Fetch", fetch(hash="../" * 21 + "x"), "64 hex"),
     "an unknown kind of file": ("Fetch", fetch(kind=77), "unknown kind of model 77"),
