@@ -24,6 +24,7 @@ from gossipseg.lab import (
     statistics,
     table,
     variants,
+    yardstick,
 )
 from gossipseg.lab.choices import Wanted
 from gossipseg.lab.plans import Replicate
@@ -70,6 +71,8 @@ def redraw(out: Path, *, as_json: bool) -> int:
 
 def _finish(out: Path, document: dict[str, Any], as_json: bool) -> None:
     """Reckon, write, print. The figures are written before the report is drawn."""
+    if statistics.fedavg_bytes(document) is None and "fedavg_model_bytes" not in document:
+        document["fedavg_model_bytes"] = yardstick.fedavg_model_bytes(document["settings"])
     summaries = statistics.summarise(document)
     document["summary"] = statistics.as_json(summaries)
     document["pairs"] = statistics.as_json(statistics.pairs(document))

@@ -194,15 +194,10 @@ def _learning(document: Mapping[str, Any]) -> list[str]:
 
 
 def _traffic(document: Mapping[str, Any], summaries: Sequence[Summary]) -> list[str]:
-    measured = any(s.algorithm == BASELINE for s in summaries)
-    yardstick = (
-        "100 % is what FedAvg moved in this comparison."
-        if measured
-        else "100 % is what FedAvg would move: two models a round for each site but the coordinator."
-    )
     parts = [
         "<h2>What it costs</h2>",
-        f"<p>Images never leave a site; models do. {yardstick} {escape(words.COSTS)}</p>",
+        f"<p>Images never leave a site; models do. {escape(words.yardstick(document))} "
+        f"{escape(words.COSTS)}</p>",
         _table(*table.gain_table(summaries)),
     ]
     picture = plots.exchange(document)

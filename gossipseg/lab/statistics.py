@@ -170,14 +170,14 @@ def worst_gain(document: Document, algorithm: str) -> tuple[str, float] | None:
 
 
 def fedavg_bytes(document: Document) -> float | None:
-    """Bytes of models that FedAvg moves in a run: measured where it was run, else worked out."""
+    """Bytes of models that FedAvg moves in a run: measured where it was run, else worked out from the size
+    of its model of the federation's network; None where that is not known, or would be nothing."""
     measured = per_run(rows_of(document, BASELINE), "model_bytes_out", sum)
     if any(measured):
         return statistics.fmean(measured)
-    sizes = [row.get("wire_model_bytes") or 0 for row in document["runs"]]
-    sites = len(document["sites"])
-    models = fedavg_models(sites, document["settings"]["rounds"])
-    return models * float(max(sizes)) if models and any(sizes) else None
+    size = document.get("fedavg_model_bytes")
+    models = fedavg_models(len(document["sites"]), document["settings"]["rounds"])
+    return models * float(size) if models and size else None
 
 
 def fedavg_models(sites: int, rounds: int) -> int:

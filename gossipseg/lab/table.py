@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Pair, Spread, Summary
-from gossipseg.lab.words import figure, range_text
+from gossipseg.lab.words import figure, range_text, yardstick
 
 NOTHING = "-"
 Row = Sequence[str]
@@ -24,6 +24,7 @@ def show(document: Mapping[str, Any], summaries: Sequence[Summary]) -> None:
     """Print the tables: aligned columns on a terminal and on a pipe."""
     _print("Test Dice, mean ± sd over repetitions", *dice_table(document, summaries))
     _print("Against training alone, against FedAvg, and what was moved", *gain_table(summaries))
+    print(f"\nBytes/FedAvg: {yardstick(document)}")
 
 
 def dice_table(document: Mapping[str, Any], summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Summary
+from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Summary, fedavg_models
 from gossipseg.lab.variants import POOLED
 
 NAMES = {
@@ -177,6 +177,25 @@ def ranking(summaries: Sequence[Summary]) -> list[Summary]:
     """Best first, without `pooled`: no federation can choose that."""
     scored = [s for s in summaries if s.overall is not None and not s.algorithm.startswith(POOLED)]
     return sorted(scored, key=lambda s: -(s.overall.mean if s.overall else 0.0))
+
+
+def yardstick(document: Mapping[str, Any]) -> str:
+    """What bytes/FedAvg relates to, as a sentence."""
+    if any(row["algorithm"] == BASELINE and row["model_bytes_out"] for row in document["runs"]):
+        return "100 % is what FedAvg moved in this comparison."
+    settings = document["settings"]
+    if not fedavg_models(len(document["sites"]), settings["rounds"]):
+        return "With so few sites or rounds FedAvg moves no model: there is nothing to relate bytes to."
+    network, size = settings["federation"]["network"]["name"], document.get("fedavg_model_bytes")
+    if not size:
+        return (
+            f"FedAvg was not run, and cannot train the network of these settings ({network}): there is "
+            "nothing to relate bytes to."
+        )
+    return (
+        "100 % is what FedAvg, which was not run, would move: the whole model of the federation's network "
+        f"({network}, {size / 1e6:.3g} MB), twice a round for each site but the coordinator."
+    )
 
 
 def conditions(document: Mapping[str, Any]) -> list[str]:

@@ -108,6 +108,19 @@ def test_a_site_that_was_made_bad_is_named() -> None:
     assert words.conditions({"settings": settings, "runs": []}) == [], "an older document"
 
 
+def test_what_bytes_relate_to_is_told_where_fedavg_was_not_run() -> None:
+    runs = [row("fedsca", 0, site, {"p": 0.5}, model_bytes_out=48) for site in ("a", "b")]
+    said = words.yardstick(document(*runs, fedavg_model_bytes=1_500_000))
+    assert "which was not run" in said and "the whole model" in said and "(sanet, 1.5 MB)" in said
+    beyond = document(*runs, fedavg_model_bytes=None)
+    assert "cannot train the network of these settings (sanet)" in words.yardstick(beyond)
+    heading, rows = table.gain_table(statistics.summarise(beyond))
+    assert rows[0][heading.index("bytes/FedAvg")] == table.NOTHING
+    assert "FedAvg moves no model" in words.yardstick(document(*runs, rounds=1))
+    measured = [*runs, row("fedavg", 0, "a", {"p": 0.5}, model_bytes_out=9)]
+    assert words.yardstick(document(*measured)) == "100 % is what FedAvg moved in this comparison."
+
+
 # ---------------------------------------------------------------- the methods in words
 
 

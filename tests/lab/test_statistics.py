@@ -28,10 +28,13 @@ def row(algorithm: str, seed: int, site: str, dice: dict[str, float], **more: An
     }
 
 
-def document(*runs: dict[str, Any], rounds: int = 5) -> dict[str, Any]:
+def document(*runs: dict[str, Any], rounds: int = 5, fedavg_model_bytes: int | None = 100) -> dict[str, Any]:
+    """`fedavg_model_bytes` None: FedAvg cannot train the federation's network."""
     names = list(dict.fromkeys(r["algorithm"] for r in runs))
     sites = list(dict.fromkeys(r["site"] for r in runs))
-    return {"runs": list(runs), "algorithms": names, "sites": sites, "settings": {"rounds": rounds}}
+    settings = {"rounds": rounds, "federation": {"network": {"name": "sanet"}}}
+    found = {"runs": list(runs), "algorithms": names, "sites": sites, "settings": settings}
+    return {**found, "fedavg_model_bytes": fedavg_model_bytes}
 
 
 TWO_SITES = document(
@@ -67,6 +70,19 @@ def test_bytes_in_units_of_fedavg_that_was_not_run() -> None:
     # 2 sites, 5 rounds: 2·(2−1)·4 = 8 models of 100 bytes; gcml moved 400 bytes a run
     assert statistics.fedavg_models(2, 5) == 8
     assert statistics.summarise(TWO_SITES)[1].relative_bytes == pytest.approx(400 / 800)
+
+
+def test_an_algorithm_that_sends_a_part_is_held_against_the_whole_model() -> None:
+    # as above, fedsca sending adapters of 12 bytes: 8 of them are 12 % of 8 models, not all of FedAvg's bytes
+    sent = {"model_bytes_out": 48, "wire_model_bytes": 12}
+    runs = [row("fedsca", 0, site, {"p": 0.5}, **sent) for site in ("a", "b")]
+    assert statistics.summarise(document(*runs))[0].relative_bytes == pytest.approx(0.12)
+    assert statistics.summarise(document(*runs, fedavg_model_bytes=None))[0].relative_bytes is None
+
+
+def test_results_of_an_earlier_version_say_nothing_of_a_fedavg_that_was_not_run() -> None:
+    older = {key: value for key, value in TWO_SITES.items() if key != "fedavg_model_bytes"}
+    assert statistics.summarise(older)[1].relative_bytes is None
 
 
 def test_bytes_in_units_of_fedavg_as_it_was_measured() -> None:
