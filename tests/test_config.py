@@ -550,6 +550,18 @@ BAD_SITE = {
         0.9,
         "below 1",
     ),
+    "pattern": (
+        ("path: images", "path: images\n  patient_pattern: 'p(\\d+'"),
+        "data.patient_pattern",
+        "p(\\d+",
+        "(.+)",
+    ),
+    "no group": (
+        ("path: images", "path: images\n  patient_pattern: 'p_.*'"),
+        "data.patient_pattern",
+        "p_.*",
+        "(.+)",
+    ),
     "version": (("site: north", "site: north\nversion: '1.0'"), "version", "1.0", "version: 1"),
 }
 

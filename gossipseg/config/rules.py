@@ -25,6 +25,7 @@ from gossipseg.learn.params import (
     one_shot_problem,
     shadow_problem,
 )
+from gossipseg.learn.patients import pattern_problem
 from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, join_address
 from gossipseg.wire.pacing import Windows
@@ -73,6 +74,7 @@ def check_site(site: SiteFile, source: Source) -> None:
             nearest(site.device.device, ("auto", "cpu", "cuda")) or "Write auto, cpu, cuda or cuda:1.",
         )
     _check_fractions(site.data, source)
+    _check_pattern(site.data, source)
     for i, interface in enumerate(site.discovery.interfaces):
         check_ip(interface, f"discovery.interfaces.{i}", source)
     _check_metrics(site.metrics, source)
@@ -155,6 +157,13 @@ def _check_fractions(data: DataParams, source: Source) -> None:
             data.test_fraction,
             "The two must stay below 1 together.",
         )
+
+
+def _check_pattern(data: DataParams, source: Source) -> None:
+    problem = pattern_problem(data.patient_pattern)
+    if problem is not None:
+        remedy = r"Write '(.+)_\d+', say, where the patient stands before the last underscore."
+        raise source.error(problem, "data.patient_pattern", data.patient_pattern, remedy)
 
 
 def _check_unique(sites: list[ListedSite], source: Source) -> None:

@@ -271,7 +271,12 @@ def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
     for warning in found.get("warnings", []):
         yield Finding("data", "warning", str(warning))
     if not about_data:
-        splits = ", ".join(f"{count} {name}" for name, count in found.get("splits", {}).items())
+        patients = found.get("patients", {})
+        splits = ", ".join(
+            f"{count} {name}"
+            + (f" (of {patients[name]} patients)" if patients.get(name, count) != count else "")
+            for name, count in found.get("splits", {}).items()
+        )
         yield Finding("data", "ok", f"{splits}; every case can be read")
 
 

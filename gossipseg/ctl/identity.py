@@ -147,6 +147,7 @@ data:
   # cache: true                   # keep preprocessed images in memory
   # test_fraction: 0.2            # of the split that is made where there is no data list
   # validation_fraction: 0.15
+  # patient_pattern: '(.+)_\\d+'   # whose image a case is, by its name: a patient never crosses a split
 
 state_dir: state                  # checkpoints, models, events; the daemon's alone
 

@@ -103,6 +103,11 @@ def _union(site_data: dict[str, DataParams], folder: Path) -> DataParams:
     lists: dict[str, list[Case]] = {"training": [], "validation": []}
     for name, data in site_data.items():
         splits = load_cases(data, name)
-        lists["training"] += splits.training
-        lists["validation"] += splits.validation
+        for split in ("training", "validation"):
+            lists[split] += [_of_site(case, name) for case in splits.of(split)]
     return write_list(folder, lists)
+
+
+def _of_site(case: Case, site: str) -> Case:
+    """Patients of two sites may bear one name."""
+    return case if case.patient is None else dataclasses.replace(case, patient=f"{site}/{case.patient}")

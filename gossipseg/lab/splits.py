@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import DataError
-from gossipseg.lab.statistics import patient_of
-from gossipseg.learn.datalist import SPLITS, Case, Splits, load_cases
+from gossipseg.learn.datalist import SPLITS, Case, Splits, load_cases, patients_in
 from gossipseg.learn.params import DataParams
 
 OWN = 0
@@ -64,7 +63,8 @@ def write_list(folder: Path, lists: Mapping[str, Any]) -> DataParams:
 
 def _entry(case: Case) -> dict[str, Any]:
     entry: dict[str, Any] = {"image": [str(file) for file in case.files]}
-    return entry | ({"label": str(case.label)} if case.label is not None else {})
+    entry |= {"label": str(case.label)} if case.label is not None else {}
+    return entry | ({"patient": case.patient} if case.patient is not None else {})
 
 
 def redrawn(own: Splits, number: int) -> Splits:
@@ -76,7 +76,7 @@ def redrawn(own: Splits, number: int) -> Splits:
     labelled = [case for _, case in own if case.label is not None]
     tests = sum(case.label is not None for case in own.test)
     sizes = (tests, sum(case.label is not None for case in own.validation))
-    if all(case.id.isascii() and case.id.isdigit() for case in labelled):
+    if all(case.patient is None and case.id.isascii() and case.id.isdigit() for case in labelled):
         test, validation, training = _stretches(sorted(labelled, key=lambda c: int(c.id)), sizes, number)
     else:
         test, validation, training = _by_patient(labelled, sizes, number)
@@ -85,8 +85,9 @@ def redrawn(own: Splits, number: int) -> Splits:
 
 def _by_patient(cases: Sequence[Case], sizes: tuple[int, int], number: int) -> list[list[Case]]:
     patients: defaultdict[str, list[Case]] = defaultdict(list)
+    whose = patients_in(cases)
     for case in sorted(cases, key=lambda c: c.id):
-        patients[patient_of(case.id)].append(case)
+        patients[whose[case.id]].append(case)
     parts: list[list[Case]] = [[], [], []]
     for patient in sorted(patients, key=lambda p: hashlib.sha256(f"{number}/{p}".encode()).digest()):
         part = next((i for i, size in enumerate(sizes) if len(parts[i]) < size), 2)

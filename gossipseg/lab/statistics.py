@@ -8,16 +8,16 @@ counts once, however many cases it has.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from gossipseg.lab.variants import POOLED
+from gossipseg.learn.patients import patients_of
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -220,12 +220,13 @@ def pairs(document: Document) -> list[Pair]:
 def site_differences(document: Document, algorithm: str, reference: str) -> dict[str, Differences]:
     """Site → patient → differences of its cases, each averaged over the replicates that both were run in."""
     mine, other = _case_dice(document, algorithm), _case_dice(document, reference)
+    patients = _patients(document, mine)
     found: dict[str, dict[str, list[float]]] = {}
     for (site, case), scores in mine.items():
         shared = scores.keys() & other.get((site, case), {}).keys()
         if shared:
             d = statistics.fmean(scores[r] - other[site, case][r] for r in sorted(shared))
-            found.setdefault(site, {}).setdefault(patient_of(case), []).append(d)
+            found.setdefault(site, {}).setdefault(patients[site, case], []).append(d)
     return dict(found)
 
 
@@ -236,6 +237,17 @@ def _case_dice(document: Document, algorithm: str) -> dict[tuple[str, str], dict
         for case in row["cases"]:
             if case["dice"] is not None:
                 found.setdefault((row["site"], case["id"]), {})[replicate_of(row)] = case["dice"]
+    return found
+
+
+def _patients(document: Document, cases: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """(site, case) → patient: as the sites' data lists tell it, else as far as the names do."""
+    found: dict[tuple[str, str], str] = {}
+    for site in {site for site, _ in cases}:
+        guessed = patients_of([case for at, case in cases if at == site])
+        found |= {(site, case): patient for case, patient in guessed.items()}
+    for row in document["runs"]:
+        found |= {(row["site"], case): patient for case, patient in row.get("patients", {}).items()}
     return found
 
 
@@ -264,21 +276,3 @@ def bootstrap(
     return Interval(
         float(np.mean(means)), float(low), float(high), cases, sum(len(p) for p in sites.values())
     )
-
-
-_SLICE = re.compile(r"(?P<patient>.*\d.*)[-_]\d+")
-_EYE = re.compile(r"(?P<patient>.*\d)[LR]")
-
-
-def patient_of(case: str) -> str:
-    """The patient, as far as a case's name tells.
-
-    A trailing number is a slice of the patient (or a date of one) where a number stands before it, too;
-    a trailing L or R behind a number is an eye: PANCREAS_0002-1090 → PANCREAS_0002, 10010_12 → 10010,
-    Image_01L → Image_01; hippocampus_034 is a patient as it stands.
-    """
-    if (eye := _EYE.fullmatch(case)) is not None:
-        return eye["patient"]
-    while (match := _SLICE.fullmatch(case)) is not None:
-        case = match["patient"]
-    return case

@@ -108,6 +108,8 @@ class Training:
         compute = choose_compute(setup.device)
         self.trainer = Trainer(open_site(setup, cache.open(spec), compute), self._on_report, lambda: None)
         self.evaluations = 0
+        self.patients: dict[str, str] = {}
+        """Test case → patient, where the data list tells it."""
         self.spent_s: defaultdict[str, float] = defaultdict(float)
         """Real seconds by activity: training, visit, validation, test."""
         self.cpu_s: defaultdict[str, float] = defaultdict(float)
@@ -195,7 +197,9 @@ class Training:
         deployment = Deployment(
             trainer.deployed, setup, trainer.compute, weights, history.round, history.steps, None
         )
-        labelled = [case for case in load_cases(setup.data, spec.site).test if case.label is not None]
+        cases = load_cases(setup.data, spec.site).test
+        self.patients = {case.id: case.patient for case in cases if case.patient is not None}
+        labelled = [case for case in cases if case.label is not None]
         scored = [evaluate_case(deployment, case, save)[0] for case in labelled]
         self._spend("test")
         return summarise(scored, setup.task)

@@ -1,9 +1,11 @@
 """The data doctor: every problem of a site's data list, images and labels, not only the first.
 
+And whether the network and the algorithm can be made: a package that brings one may be out of order.
 What belongs here: `python -m gossipseg.learn.check`. What must not: the rules themselves (datalist, data).
 
-The document: {"schema": 1, "kind": "check_data", "site", "splits": {split: cases}, "problems": [{"file",
-"key", "value", "problem", "remedy"}], "warnings": [text], "classes": {name: training cases that hold it},
+The document: {"schema": 1, "kind": "check_data", "site", "splits": {split: cases}, "patients": {split:
+patients, as far as lists or names tell}, "problems": [{"file", "key", "value", "problem", "remedy"}],
+"warnings": [text], "classes": {name: training cases that hold it},
 "shape_min", "shape_max", "spacing_mm": [median] or null, "device"}.
 """
 
@@ -16,14 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from gossipseg.algos import registry as algorithms
 from gossipseg.errors import EXIT_DATA, EXIT_OK, ConfigError, DataError, LocalError
 from gossipseg.learn import cli
 from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.data import Item, load_item, needs_labels
-from gossipseg.learn.datalist import Case, Splits, scan_cases
+from gossipseg.learn.datalist import SPLITS, Case, Splits, crossing, patients_in, scan_cases
 from gossipseg.learn.evaluate import foreground_names
+from gossipseg.learn.model import build_model
 from gossipseg.learn.params import TaskParams, WorkerSpec
-from gossipseg.learn.setup import read_setup
+from gossipseg.learn.setup import Setup, read_setup
+from gossipseg.nets import registry as networks
 
 Problem = DataError | ConfigError | LocalError
 
@@ -51,7 +56,8 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
         if all(p.exists() for p in (*case.files, *([case.label] if case.label else []))):
             _check_case(case, split, setup.task, findings, problems)
     show(f"{sum(splits.counts.values())} cases checked", 1.0)
-    device = ""
+    _check_model(setup, problems)
+    device, patients = "", patients_in(case for _, case in splits)
     try:
         device = choose_compute(setup.device).name
     except (ConfigError, LocalError) as e:
@@ -61,11 +67,22 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
         "kind": "check_data",
         "site": spec.site,
         "splits": splits.counts,
+        "patients": {name: len({patients[case.id] for case in splits.of(name)}) for name in SPLITS},
         "problems": [_as_dict(p) for p in problems],
-        "warnings": findings.warnings(splits, spec.report_test),
+        "warnings": [*findings.warnings(splits, spec.report_test), *_patients_apart(splits)],
         **findings.as_dict(),
         "device": device,
     }
+
+
+def _check_model(setup: Setup, problems: list[Problem]) -> None:
+    """Make the network and the algorithm as a worker does at its start."""
+    try:
+        model = build_model(setup)
+        norms, private = networks.norm_parameter_names(model), networks.private_names(model)
+        algorithms.build(setup.algorithm, norms, private)
+    except ConfigError as e:
+        problems.append(e)
 
 
 def _check_case(
@@ -75,6 +92,20 @@ def _check_case(
         findings.add(split, load_item(case, task))
     except (DataError, LocalError) as e:
         problems.append(e)
+
+
+def _patients_apart(splits: Splits) -> list[str]:
+    """Where lists are the site's own, names alone are no proof: it is told, and trained all the same."""
+    found = crossing(splits)
+    if not found:
+        return []
+    patient, one, other = found[0]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return [
+        f"by the names of the cases, patient {patient}{more} has images in {one} and {other}: scores would "
+        "mean little. Correct the data list; if the names tell something else, write `patient` there for "
+        "each case, or data.patient_pattern in site.yaml"
+    ]
 
 
 class _Findings:

@@ -15,10 +15,15 @@ from typing import Any, get_args
 
 from gossipseg.errors import DataError
 from gossipseg.learn.params import DataParams, SplitName
+from gossipseg.learn.patients import matched, patients_of
 
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".dcm")
 LABEL_FOLDERS = ("masks", "labels")
+PATIENTS_STAY_WHOLE = (
+    " All cases of a patient stay in one split; if their names are misread, give data.patient_pattern in "
+    "site.yaml, or `patient` for each case of a data list."
+)
 
 Report = Callable[[DataError], None]
 
@@ -31,6 +36,8 @@ class Case:
     image: Path | tuple[Path, ...]
     """A file, a folder of DICOM slices, or one single-channel file per channel."""
     label: Path | None = None
+    patient: str | None = None
+    """As the data list or data.patient_pattern has it; None leaves it to the names."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -108,7 +115,7 @@ def _from_list(file: Path, data: DataParams, may_lack: Collection[str], report: 
     if raw is None:
         return Splits()
     parsed = {name: tuple(_entries(raw.get(name), name, file, name in may_lack, report)) for name in SPLITS}
-    splits = Splits(**_unique_ids(parsed))
+    splits = Splits(**{name: _told(cases, data, report) for name, cases in _unique_ids(parsed).items()})
     if "validation" not in raw and splits.training:
         splits = _carve_validation(splits, data)
     return splits
@@ -181,11 +188,19 @@ def _entry(entry: Any, key: str, may_lack: bool, file: Path, report: Report) -> 
             )
         )
         return None
+    patient = entry.get("patient")
+    if patient is not None and (
+        isinstance(patient, bool) or not isinstance(patient, str | int) or patient == ""
+    ):
+        problem, remedy = "is no name of a patient", "Write a text or a whole number, or leave it out."
+        report(DataError(problem, file=file, key=f"{key}.patient", value=patient, remedy=remedy))
+        return None
     paths = tuple(file.parent / n for n in names)
     return Case(
         str(case_stem(paths[0])),
         paths[0] if len(paths) == 1 else paths,
         file.parent / label if isinstance(label, str) else None,
+        None if patient is None else str(patient),
     )
 
 
@@ -205,14 +220,14 @@ def _unique_ids(parsed: dict[SplitName, tuple[Case, ...]]) -> dict[str, tuple[Ca
 
 
 def _carve_validation(splits: Splits, data: DataParams) -> Splits:
-    """Decathlon lists without `validation`: a share of training, by the hash of the case id."""
-    validation = {c.id for c in splits.training if _draw(c.id) < data.validation_fraction}
-    if not validation and len(splits.training) > 1:
-        validation = {min(splits.training, key=lambda c: _draw(c.id)).id}
+    """Decathlon lists without `validation`: a share of training, by the hash of the patient."""
+    patients = patients_in(splits.training)
+    drawn = sorted(set(patients.values()), key=lambda p: (_draw(p), p))
+    validation = {p for p in drawn if _draw(p) < data.validation_fraction} or {*drawn[: len(drawn) > 1]}
     return replace(
         splits,
-        training=tuple(c for c in splits.training if c.id not in validation),
-        validation=tuple(c for c in splits.training if c.id in validation),
+        training=tuple(c for c in splits.training if patients[c.id] not in validation),
+        validation=tuple(c for c in splits.training if patients[c.id] in validation),
     )
 
 
@@ -239,7 +254,7 @@ def _from_folders(root: Path, data: DataParams, needs_labels: bool, report: Repo
         _report_unpaired(name, by_id, labels, folders[0], report)
     usable = by_id.keys() & labels.keys() if needs_labels else by_id.keys()
     cases = [Case(name, by_id[name], labels.get(name)) for name in sorted(usable)]
-    return split_by_hash(cases, data.test_fraction, data.validation_fraction)
+    return split_by_hash(_told(cases, data, report), data.test_fraction, data.validation_fraction)
 
 
 def _by_stem(folder: Path, report: Report) -> dict[str, Path]:
@@ -282,26 +297,62 @@ def _report_unpaired(
 
 
 def split_by_hash(cases: Sequence[Case], test_fraction: float, validation_fraction: float) -> Splits:
-    """A split that depends on each case's id alone: a new case never moves an old one into training.
+    """A split that depends on each case's patient alone: a new one never moves an old one into training.
 
-    Where chance leaves test or validation empty, the case with the smallest draw fills it.
+    Where chance leaves test or validation empty, the patient with the smallest draw fills it.
     """
-    rest = sorted(cases, key=lambda c: (_draw(c.id), c.id))
-    test = [c for c in rest if _draw(c.id) < test_fraction] or (rest[:1] if test_fraction > 0 else [])
+    patients = patients_in(cases)
+    rest = sorted(set(patients.values()), key=lambda p: (_draw(p), p))
+    test = [p for p in rest if _draw(p) < test_fraction] or (rest[:1] if test_fraction > 0 else [])
     rest = rest[len(test) :]
     edge = test_fraction + validation_fraction
-    validation = [c for c in rest if _draw(c.id) < edge] or rest[:1]
+    validation = [p for p in rest if _draw(p) < edge] or rest[:1]
     training = rest[len(validation) :]
 
-    def by_id(items: Iterable[Case]) -> tuple[Case, ...]:
-        return tuple(sorted(items, key=lambda c: c.id))
+    def of(chosen: Collection[str]) -> tuple[Case, ...]:
+        return tuple(sorted((c for c in cases if patients[c.id] in {*chosen}), key=lambda c: c.id))
 
-    return Splits(by_id(training), by_id(validation), by_id(test))
+    return Splits(of(training), of(validation), of(test))
 
 
-def _draw(case_id: str) -> float:
-    """A number in [0, 1) that the id alone determines."""
-    return int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "big") / 2.0**64
+def _draw(patient: str) -> float:
+    """A number in [0, 1) that the name alone determines."""
+    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2.0**64
+
+
+# ---------------------------------------------------------------- patients
+
+
+def patients_in(cases: Iterable[Case]) -> dict[str, str]:
+    """Case id → patient: as it was told, else as far as the names tell."""
+    told = {case.id: case.patient for case in cases}
+    guessed = patients_of([id for id, patient in told.items() if patient is None])
+    return {id: guessed[id] if patient is None else patient for id, patient in told.items()}
+
+
+def crossing(splits: Splits) -> list[tuple[str, SplitName, SplitName]]:
+    """Patients with cases in two splits, as far as the names tell where nothing else does."""
+    patients = patients_in(case for _, case in splits)
+    where: dict[str, list[SplitName]] = {}
+    for name, case in splits:
+        found = where.setdefault(patients[case.id], [])
+        if name not in found:
+            found.append(name)
+    return [(patient, found[0], found[1]) for patient, found in sorted(where.items()) if len(found) > 1]
+
+
+def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case, ...]:
+    """The cases with their patients by data.patient_pattern, where it is given and the list does not say."""
+    pattern = data.patient_pattern
+    if pattern is None:
+        return tuple(cases)
+    found = [c if c.patient is not None else replace(c, patient=matched(pattern, c.id)) for c in cases]
+    for case in found:
+        if case.patient is None:
+            problem = f"no patient is found in the name of case {case.id}"
+            remedy = "Correct it in site.yaml, rename the case, or write its `patient` in a data list."
+            report(DataError(problem, key="data.patient_pattern", value=pattern, remedy=remedy))
+    return tuple(found)
 
 
 # ---------------------------------------------------------------- checks by name
@@ -338,6 +389,11 @@ def _check_disjoint(splits: Splits, source: Path, report: Report) -> None:
                 )
             )
         seen.setdefault(image, (split, case.id))
+    told = Splits(**{name: tuple(c for c in splits.of(name) if c.patient is not None) for name in SPLITS})
+    for patient, one, other in crossing(told):
+        problem = f"has images in both {one} and {other}: their scores would mean nothing"
+        remedy = "Keep all images of a patient in one of the lists."
+        report(DataError(problem, file=source, key="patient", value=patient, remedy=remedy))
 
 
 def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
@@ -353,7 +409,8 @@ def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
                         " (without the key `validation`, a share of training is used)."
                         if split[0] == "v"
                         else "."
-                    ),
+                    )
+                    + PATIENTS_STAY_WHOLE,
                 )
             )
 

@@ -97,6 +97,9 @@ class DataParams:
     test_fraction: float = 0.2
     validation_fraction: float = 0.15
     """Shares of the deterministic split, used only where there is no data list."""
+    patient_pattern: str | None = None
+    """A regular expression with one group, the patient: case names must match it from their beginning. None:
+    `patient` of the data list, else what the names tell."""
 
 
 @dataclass(frozen=True, slots=True)

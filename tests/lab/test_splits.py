@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from gossipseg.errors import DataError
 from gossipseg.lab import splits
-from gossipseg.lab.statistics import patient_of
 from gossipseg.learn.datalist import SPLITS, Case, Splits, load_cases
 from gossipseg.learn.params import DataParams
+from gossipseg.learn.patients import patient_of
 
 
 def case(name: str, *, label: bool = True) -> Case:
@@ -79,9 +79,9 @@ def test_lists_are_written_for_all_but_the_sites_own_split(hospitals: Path, tmp_
 def test_too_few_patients_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     entries = []
-    for k in range(4):
-        (tmp_path / "images" / f"p1_{k}.png").write_bytes(b"x")
-        entries.append({"image": f"images/p1_{k}.png", "label": f"images/p1_{k}.png"})
+    for name in ("p1_0", "p1_1", "p2_0", "p2_1"):
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"x")
+        entries.append({"image": f"images/{name}.png", "label": f"images/{name}.png"})
     lists = {"training": entries[:2], "validation": entries[2:3], "test": entries[3:]}
     (tmp_path / "dataset.json").write_text(json.dumps(lists))
     with pytest.raises(DataError, match="too few patients"):

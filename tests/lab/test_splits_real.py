@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gossipseg.lab.splits import redrawn
-from gossipseg.lab.statistics import patient_of
 from gossipseg.learn.datalist import SPLITS, load_cases
 from gossipseg.learn.params import DataParams
+from gossipseg.learn.patients import patient_of
 
 DATA = Path(os.environ.get("GOSSIPSEG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 SITES = sorted(path.parent for path in DATA.glob("*/*/dataset.json"))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gossipseg.lab import statistics
-from gossipseg.lab.statistics import bootstrap, patient_of
+from gossipseg.lab.statistics import bootstrap
 
 
 def row(algorithm: str, seed: int, site: str, dice: dict[str, float], **more: Any) -> dict[str, Any]:
@@ -173,26 +173,6 @@ def test_the_same_results_give_the_same_interval() -> None:
     data = {"a": {"p": [0.1], "q": [0.3], "r": [-0.2]}}
     assert bootstrap(data) == bootstrap(data)
     assert bootstrap({}) is None
-
-
-@pytest.mark.parametrize(
-    ("case", "patient"),
-    [
-        ("PANCREAS_0002-1090", "PANCREAS_0002"),
-        ("10010_12", "10010"),
-        ("a_10026_60", "a_10026"),
-        ("TCGA_CS_4943_20000902_13", "TCGA_CS_4943"),
-        ("Image_01L", "Image_01"),
-        ("Image_01R", "Image_01"),
-        ("hippocampus_034", "hippocampus_034"),
-        ("case_001", "case_001"),
-        ("01_dr", "01_dr"),
-        ("im0001", "im0001"),
-        ("1002", "1002"),
-    ],
-)
-def test_the_patient_as_far_as_a_name_tells(case: str, patient: str) -> None:
-    assert patient_of(case) == patient
 
 
 def test_cases_without_any_foreground_are_left_out() -> None:

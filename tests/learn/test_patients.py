@@ -1,0 +1,141 @@
+"""No patient is in two splits, as far as lists, a site's own rule, or names tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossipseg.errors import DataError
+from gossipseg.learn import check
+from gossipseg.learn.datalist import SPLITS, Splits, crossing, load_cases, scan_cases, split_by_hash
+from gossipseg.learn.datalist import Case as C
+from gossipseg.learn.params import DataParams
+from gossipseg.learn.patients import patient_of, patients_of
+from tests.learn.harness import make_spec
+from tests.learn.imagery import png_site, write_list
+
+
+@pytest.mark.parametrize(
+    ("case", "patient"),
+    [
+        ("PANCREAS_0002-1090", "PANCREAS_0002"),
+        ("10010_12", "10010"),
+        ("a_10026_60", "a_10026"),
+        ("TCGA_CS_4943_20000902_13", "TCGA_CS_4943"),
+        ("Image_01L", "Image_01"),
+        ("Image_01R", "Image_01"),
+        ("hippocampus_034", "hippocampus_034"),
+        ("case_001", "case_001"),
+        ("01_dr", "01_dr"),
+        ("im0001", "im0001"),
+        ("1002", "1002"),
+    ],
+)
+def test_the_patient_as_far_as_a_name_tells(case: str, patient: str) -> None:
+    assert patient_of(case) == patient
+
+
+def test_what_all_names_begin_with_is_the_studys() -> None:
+    assert patients_of(["BraTS20_001", "BraTS20_002"]) == {n: n for n in ("BraTS20_001", "BraTS20_002")}
+    slices = ["BraTS20_001_7", "BraTS20_001_8", "BraTS20_011_7"]
+    assert list(patients_of(slices).values()) == ["BraTS20_001", "BraTS20_001", "BraTS20_011"]
+    assert list(patients_of(["1_1", "1_2", "10_1"]).values()) == ["1", "1", "10"]
+    assert patients_of(["x1_1"]) == {"x1_1": "x1_1"} and patients_of([]) == {}
+
+
+def folders(root: Path, names: list[str]) -> None:
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+        for name in names:
+            (root / kind / f"{name}.png").write_bytes(b"")
+
+
+SCHEMES = ["patient{:03d}_{:02d}", "{}-{}", "BraTS20_{:03d}_{}", "Image_{:02d}{}"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_split_of_the_products_own_keeps_patients_whole(tmp_path: Path, scheme: str, listed: bool) -> None:
+    sides = ("L", "R") if scheme.startswith("Image") else range(6)
+    truth = {scheme.format(p, side): p for p in range(1, 13) for side in sides}
+    folders(tmp_path, list(truth))
+    if listed:
+        entries = [{"image": f"images/{n}.png", "label": f"masks/{n}.png"} for n in truth]
+        write_list(tmp_path, {"training": entries})
+    splits = load_cases(DataParams(str(tmp_path)), "north")
+    patients = [{truth[case.id] for case in splits.of(name)} for name in SPLITS]
+    assert sum(map(len, patients)) == 12 and patients[0] and patients[1] and (listed or patients[2])
+
+
+names = st.integers(1, 40).flatmap(lambda p: st.integers(0, 9).map(lambda s: f"s{p:02d}_{s}"))
+
+
+@given(st.sets(names, min_size=1, max_size=60), st.floats(0, 0.5), st.floats(0.01, 0.4))
+def test_whatever_the_shares_no_patient_is_in_two(found: set[str], test: float, validation: float) -> None:
+    splits = split_by_hash([C(name, Path(name)) for name in sorted(found)], test, validation)
+    assert sorted(case.id for _, case in splits) == sorted(found)
+    assert crossing(splits) == []
+
+
+def test_a_rule_of_the_sites_own_goes_before_the_names(tmp_path: Path) -> None:
+    folders(tmp_path, [f"{slice}of{patient}" for patient in "abcdefghijkl" for slice in range(5)])
+    data = DataParams(str(tmp_path), patient_pattern=r"\d+of(.)")
+    splits = load_cases(data, "north")
+    patients = [{case.patient for case in splits.of(name)} for name in SPLITS]
+    assert sum(map(len, patients)) == 12 == len(set.union(*patients))
+    (tmp_path / "images" / "stray.png").write_bytes(b"")
+    (tmp_path / "masks" / "stray.png").write_bytes(b"")
+    with pytest.raises(DataError, match="stray") as caught:
+        load_cases(data, "north")
+    assert caught.value.key == "data.patient_pattern" and caught.value.remedy
+
+
+def listed(root: Path, *patients: object) -> Path:
+    """A list of one training, one validation and one test case of these patients."""
+    png_site(root, {"training": 1, "validation": 1, "test": 1})
+    entries = {
+        split: [{"image": f"images/{split}_0.png", "label": f"masks/{split}_0.png", "patient": patient}]
+        for split, patient in zip(SPLITS, patients, strict=True)
+    }
+    write_list(root, entries)
+    return root
+
+
+def test_a_patient_that_the_list_puts_into_two_splits_is_refused(tmp_path: Path) -> None:
+    problems: list[DataError] = []
+    scan_cases(DataParams(str(listed(tmp_path, 7, "8", "7"))), "north", problems.append)
+    (problem,) = problems
+    assert (problem.key, problem.value) == ("patient", "7") and "training and test" in problem.problem
+    assert problem.file == tmp_path / "dataset.json" and problem.remedy
+
+
+@pytest.mark.parametrize("patient", ["", 1.5, True, ["7"]])
+def test_a_patient_without_a_name_is_refused(tmp_path: Path, patient: object) -> None:
+    with pytest.raises(DataError) as caught:
+        load_cases(DataParams(str(listed(tmp_path, patient, "8", "9"))), "north")
+    assert (caught.value.key, caught.value.value) == ("training.0.patient", patient)
+
+
+def test_what_names_alone_tell_against_a_list_is_a_warning(tmp_path: Path) -> None:
+    png_site(tmp_path, {"training": 2, "validation": 1, "test": 1})
+    for kind in ("images", "masks"):
+        for old, new in (("training_0", "p1_1"), ("training_1", "p2_1"), ("validation_0", "p3_1")):
+            (tmp_path / kind / f"{old}.png").rename(tmp_path / kind / f"{new}.png")
+        (tmp_path / kind / "test_0.png").rename(tmp_path / kind / "p1_2.png")
+    lists = {"training": ["p1_1", "p2_1"], "validation": ["p3_1"], "test": ["p1_2"]}
+    write_list(
+        tmp_path,
+        {s: [{"image": f"images/{n}.png", "label": f"masks/{n}.png"} for n in ns] for s, ns in lists.items()},
+    )
+    found = check.check(make_spec(tmp_path, tmp_path / "state"))
+    assert found["problems"] == []
+    assert [w for w in found["warnings"] if "patient p1 has images in training and test" in w]
+    assert found["patients"] == {"training": 2, "validation": 1, "test": 1}
+
+
+def test_a_name_is_not_a_study_because_few_are_left() -> None:
+    splits = Splits((C("k1_1", Path("a")),), (C("k1_2", Path("b")),), (C("k2_1", Path("c")),))
+    assert crossing(splits) == [("k1", "training", "validation")]
