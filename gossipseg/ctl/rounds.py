@@ -13,7 +13,7 @@ from gossipseg.ctl.output import Column
 from gossipseg.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
-    from gossipseg.wire.documents import RoundsDoc
+    from gossipseg.wire.documents import RoundRow, RoundsDoc, RoundUnderWay
 
 COLUMNS = (Column("SITE"), Column("STATE"), Column("REASON"))
 
@@ -61,15 +61,58 @@ def print_similarity(d: RoundsDoc) -> None:
 
 def pairs(d: RoundsDoc) -> Iterator[tuple[str, str]]:
     """The round for people: label and text of each line."""
-    leader = "this site" if d.leading else d.coordinator or "nobody"
-    attempt = "no attempt" if d.attempt is None else f"attempt {d.attempt}"
-    yield "round", f"{d.round}, {attempt}, led by {leader}"
+    yield "round", leader_text(d)
     yield "here", d.state + (f": {d.reason}" if d.reason else "")
     yield "quorum", f"{d.quorum} of {len(d.sites)} sites"
-    yield "deadline", "none yet" if d.deadline_s is None else f"in {out.duration_text(d.deadline_s)}"
+    yield "deadline", deadline_text(d) + said_text(d)
+    yield "delivered", delivered_text(d, len(d.sites)) + said_text(d)
+    for row in d.missing:
+        yield "", missing_text(d, row)
     if not d.committed:
         yield "common model", "the initial one"
         return
     yield "common model", f"of round {d.committed}, {d.committed_hash[:8]}, from {', '.join(d.contributors)}"
     for row in d.absent:
         yield "", f"- closed without {row.site}: {row.reason}"
+
+
+# ---------------------------------------------------------------- pieces, for `status` too
+
+
+def leader_text(d: RoundsDoc | RoundUnderWay) -> str:
+    """Which round, which attempt, led by whom."""
+    leader = "this site" if d.leading else d.coordinator or "nobody"
+    attempt = "no attempt" if d.attempt is None else f"attempt {d.attempt}"
+    return f"{d.round}, {attempt}, led by {leader}"
+
+
+def deadline_text(d: RoundsDoc | RoundUnderWay) -> str:
+    """When those that have not delivered are left out."""
+    if d.deadline_s is not None:
+        return f"in {out.duration_text(d.deadline_s)}"
+    return "none is running" if d.delivered is not None else _unknown(d)
+
+
+def delivered_text(d: RoundsDoc | RoundUnderWay, sites: int) -> str:
+    """Who has delivered, of so many listed sites."""
+    if d.delivered is None:
+        return _unknown(d)
+    return f"{len(d.delivered)} of {sites} sites" + (f": {', '.join(d.delivered)}" if d.delivered else "")
+
+
+def said_text(d: RoundsDoc | RoundUnderWay) -> str:
+    """Whose word it is; "" where this site knows it itself, or does not know it."""
+    return "" if d.told_s is None else f" (as {d.coordinator} said {out.ago_text(d.told_s)})"
+
+
+def missing_text(d: RoundsDoc | RoundUnderWay, row: RoundRow) -> str:
+    """A site that has not delivered, and why."""
+    if d.delivered is None:
+        return f"- {row.site}: {row.reason}, as seen from here"
+    if row.state == "left_out":
+        return f"- {row.site} is left out: {row.reason}"
+    return f"- {row.site} is waited for: {row.state}" + (f", {row.reason}" if row.reason else "")
+
+
+def _unknown(d: RoundsDoc | RoundUnderWay) -> str:
+    return f"not said by {d.coordinator} yet" if d.coordinator else "unknown: nobody leads"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from gossipseg import __version__
-from gossipseg.ctl import context
+from gossipseg.ctl import context, rounds
 from gossipseg.ctl import output as out
 from gossipseg.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonUnreachable
 
@@ -53,7 +53,9 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
         yield "privacy", privacy(s)
     yield "models", models(s)
     if s.exchange == "rounds":
-        yield "rounds", f"common model of round {s.committed or 0}; led by {s.coordinator or out.NOTHING} now"
+        yield "rounds", f"common model of round {s.committed or 0}; {under_way(s)}"
+        for row in s.under_way.missing:
+            yield "", rounds.missing_text(s.under_way, row)
     yield "bytes", f"{out.bytes_text(s.bytes_out)} out, {out.bytes_text(s.bytes_in)} in"
     yield "members", members(s)
     yield "worker", worker(s)
@@ -71,8 +73,8 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
 
 def doing(s: StatusDoc) -> str:
     """Phase, round, step and what is going on just now."""
-    rounds = f"round {s.round}" + (f" of {s.rounds}" if s.rounds is not None else "") + " done"
-    text = f"{s.phase}, {rounds}"
+    done = f"round {s.round}" + (f" of {s.rounds}" if s.rounds is not None else "") + " done"
+    text = f"{s.phase}, {done}"
     if s.phase in ("training", "starting") and s.activity:
         text += f", now {s.activity}"
         if s.steps_per_round and s.activity in ("training", "visit"):
@@ -114,6 +116,16 @@ def models(s: StatusDoc) -> str:
     return (
         f"{s.sent} sent, {s.received} received: {s.accepted} taken in, {s.refused} refused, {s.inbox} waiting"
     )
+
+
+def under_way(s: StatusDoc) -> str:
+    """The round under a coordinator. (An older daemon names the coordinator alone.)"""
+    d = s.under_way
+    if not d.round:
+        return f"led by {s.coordinator or out.NOTHING} now"
+    delivered = rounds.delivered_text(d, d.sites)
+    text = f"round {rounds.leader_text(d)}; delivered: {delivered}; deadline: {rounds.deadline_text(d)}"
+    return text + rounds.said_text(d)
 
 
 def members(s: StatusDoc) -> str:

@@ -87,7 +87,7 @@ def picture(frame: WatchDoc) -> Any:
     from rich.text import Text
 
     s = frame.status
-    wanted = {"site", "state", "", "phase", "loss", "Dice", "models", "bytes", "members", "worker"}
+    wanted = {"site", "state", "", "phase", "loss", "Dice", "models", "rounds", "bytes", "members", "worker"}
     bar = Table.grid(padding=(0, 2))
     fraction = s.fraction if s.fraction is not None else 0.0
     bar.add_row(

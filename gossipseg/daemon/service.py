@@ -17,6 +17,7 @@ from gossipseg import __version__, trust
 from gossipseg.core.member import Member
 from gossipseg.core.types import MemberState, Phase, Site, fingerprint
 from gossipseg.daemon import expiry
+from gossipseg.daemon.round_documents import rounds_doc, under_way
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError
 from gossipseg.wire import documents as doc
@@ -72,6 +73,7 @@ class Service:
             exchange=r.config.federation.algorithm.exchange,
             committed=view_of_rounds.committed if view_of_rounds else None,
             coordinator=view_of_rounds.coordinator or "" if view_of_rounds else "",
+            under_way=under_way(view_of_rounds),
             device=view.device,
             members=self._member_counts(),
             sent=node.count("sent"),
@@ -123,31 +125,9 @@ class Service:
         return doc.ModelsDoc(models=tuple(rows))
 
     async def rounds(self) -> doc.RoundsDoc:
-        exchange, view = self._runtime.config.federation.algorithm.exchange, self._runtime.node.rounds_view
-        if view is None:
-            return doc.RoundsDoc(exchange=exchange)
-        last, compared = view.last, self._runtime.training.similarity
-        return doc.RoundsDoc(
-            exchange=exchange,
-            round=view.round,
-            attempt=view.attempt,
-            coordinator=view.coordinator or "",
-            leading=view.leading,
-            state=view.state,
-            reason=view.reason,
-            quorum=view.quorum,
-            deadline_s=view.deadline_s,
-            committed=view.committed,
-            committed_hash=last.model.hash if last else "",
-            contributors=last.contributors if last else (),
-            absent=tuple(doc.RoundRow(site, "left_out", reason) for site, reason in last.absent)
-            if last
-            else (),
-            sites=tuple(doc.RoundRow(row.site, row.state, row.reason) for row in view.rows),
-            similarity_round=compared[0] if compared else None,
-            similarity_sites=compared[1] if compared else (),
-            similarity=compared[2] if compared else (),
-        )
+        r = self._runtime
+        exchange = r.config.federation.algorithm.exchange
+        return rounds_doc(exchange, r.node.rounds_view, r.training.similarity)
 
     async def quarantine(self) -> doc.QuarantineDoc:
         node, now = self._runtime.node, time.monotonic()

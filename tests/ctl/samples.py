@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from gossipseg.core import events as ev
+from gossipseg.core import messages as ms
+from gossipseg.core.rounds_view import RoundsView
+from gossipseg.core.types import Tally
+from gossipseg.daemon.round_documents import rounds_doc, under_way
 from gossipseg.wire import documents as doc
+from tests.core.rig import model
+from tests.core.rounds_bench import bench, common, delivers, leads, prepare, trained, view, with_round_1
 
 HASH = "5f3c" * 16
 ID = "AAAAAAA-BBBBBBB-CCCCCCC-DDDDDDD-EEEEEEE-FFFFFFF-GGGGGGG-HHHHHHH"
@@ -53,23 +62,40 @@ PEERS = doc.PeersDoc(
     )
 )
 
-ROUNDS = doc.RoundsDoc(
-    exchange="rounds",
-    round=8,
-    attempt=1,
-    coordinator="south",
-    leading=False,
-    state="waiting",
-    reason="for the common model",
-    quorum=2,
-    deadline_s=95.0,
-    committed=7,
-    committed_hash=HASH,
-    contributors=("north", "south"),
-    absent=(doc.RoundRow("west", "left_out", "dead"),),
-    sites=(
-        doc.RoundRow("north", "delivered"),
-        doc.RoundRow("south", "training", "step 25 of 100"),
-        doc.RoundRow("west", "left_out", "dead"),
-    ),
-)
+
+# Of rounds: what the daemon's own code makes of a core on the bench. This site is `me`, the others b and z.
+
+
+def led() -> RoundsView:
+    """Round 1, led here: b has delivered, z still trains."""
+    rig = trained()
+    first, second = leads(rig)
+    delivers(rig, first)
+    rig.answer(second, ms.PrepareReply(True, 0, waiting_for="training"))
+    return view(rig)
+
+
+def followed(tally: Tally | None) -> RoundsView:
+    """Round 2, led by z, which told this 4 seconds ago; None: it has not asked yet."""
+    rig = bench(ready=False, snapshot=with_round_1())
+    rig.ready(round=2, steps=20, last_global=common().hash)
+    if tally is not None:
+        rig.round_done(model("mine", round=3))
+        rig.asks("z", replace(prepare(0, round=2), tally=tally))
+    rig.do(ev.Tick(), at=rig.now + 4)
+    return view(rig)
+
+
+LED = led()
+FOLLOWED = followed(Tally(95_000, ("me", "z"), (("b", "no_answer"),)))
+UNTOLD = followed(None)
+
+
+def rounds(seen: RoundsView) -> doc.RoundsDoc:
+    return rounds_doc("rounds", seen, None)
+
+
+def status_of(seen: RoundsView) -> doc.StatusDoc:
+    """STATUS, under a coordinator."""
+    coordinated = {"committed": seen.committed, "coordinator": seen.coordinator or ""}
+    return replace(STATUS, exchange="rounds", under_way=under_way(seen), **coordinated)

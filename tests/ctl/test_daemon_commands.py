@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from gossipseg.core.rounds_view import RoundsView
 from gossipseg.errors import ConfigError
 from gossipseg.wire import documents as doc
-from tests.ctl.samples import HASH, PEERS, ROUNDS, STATUS
+from tests.ctl.samples import FOLLOWED, HASH, LED, PEERS, STATUS, UNTOLD, rounds, status_of
 
 ASKING = (
     "status",
@@ -137,30 +138,112 @@ def test_exchanges_table(daemon: Any, ctl: Any) -> None:
     assert HASH[:12] in result.out and HASH[:13] not in result.out
 
 
-def test_rounds_say_who_leads_who_is_missing_and_why(daemon: Any, ctl: Any) -> None:
-    daemon.answers.rounds_doc = ROUNDS
+LED_LINES = (
+    r"round +1, attempt 0, led by this site",
+    r"here +gathering: 2 delivered",
+    r"quorum +2 of 3 sites",
+    r"deadline +in 1 min 40 s$",
+    r"delivered +2 of 3 sites: b, me$",
+    r" +- z is waited for: training$",
+    r"common model +the initial one",
+    r"b +delivered +-$",
+    r"me +delivered +-$",
+    r"z +training +-$",
+)
+FOLLOWED_LINES = (
+    r"round +2, attempt 0, led by z",
+    r"here +waiting: for z",
+    r"deadline +in 1 min 31 s \(as z said 4 s ago\)",
+    r"delivered +2 of 3 sites: me, z \(as z said 4 s ago\)",
+    r" +- b is left out: no_answer",
+    r"common model +of round 1, [0-9a-f]{8}, from b, z",
+    r" +- closed without me: late",
+    r"b +left_out +no_answer$",
+    r"me +delivered +-$",
+)
+UNTOLD_LINES = (
+    r"round +2, attempt 0, led by z",
+    r"deadline +not said by z yet$",
+    r"delivered +not said by z yet$",
+    r"z +coordinator +-$",
+)
+
+
+@pytest.mark.parametrize(
+    ("seen", "code", "lines"),
+    [(LED, 0, LED_LINES), (FOLLOWED, 1, FOLLOWED_LINES), (UNTOLD, 1, UNTOLD_LINES)],
+    ids=["led here", "led elsewhere", "before the first word"],
+)
+def test_rounds_say_who_leads_who_is_missing_and_why(
+    daemon: Any, ctl: Any, seen: RoundsView, code: int, lines: tuple[str, ...]
+) -> None:
+    daemon.answers.rounds_doc = rounds(seen)
     result = ctl("rounds", "--socket", daemon.socket)
-    assert result.code == 1, "the last round was closed without a listed site"
+    assert result.code == code, "1 where the last round was closed without a listed site"
     assert plain(result.out)
-    for line in (
-        r"round +8, attempt 1, led by south",
-        r"here +waiting: for the common model",
-        r"quorum +2 of 3 sites",
-        r"deadline +in 1 min",
-        r"common model +of round 7, 5f3c5f3c, from north, south",
-        r" +- closed without west: dead",
-        r"south +training +step 25 of 100",
-    ):
-        assert re.search(f"^{line}", result.out, re.M), line
+    for line in lines:
+        assert re.search(f"^{line}", result.out, re.M), (line, result.out)
+    assert doc.parse(ctl("rounds", "--socket", daemon.socket, "--json").out) == rounds(seen)
+
+
+def test_rounds_show_how_alike_the_changes_were(daemon: Any, ctl: Any) -> None:
     compared = {"similarity_round": 7, "similarity_sites": ("north", "south")}
-    whole = dataclasses.replace(
-        ROUNDS, absent=(), committed=0, leading=True, similarity=((1.0, 0.25), (0.25, 1.0)), **compared
-    )
+    whole = dataclasses.replace(rounds(LED), similarity=((1.0, 0.25), (0.25, 1.0)), **compared)
     daemon.answers.rounds_doc = whole
     result = ctl("rounds", "--socket", daemon.socket)
-    assert result.code == 0 and "led by this site" in result.out and "the initial one" in result.out
-    assert "found here in round 7" in result.out and re.search(r"^south +0\.25 +1\.00", result.out, re.M)
+    assert result.code == 0 and "found here in round 7" in result.out
+    assert re.search(r"^south +0\.25 +1\.00", result.out, re.M)
     assert doc.parse(ctl("rounds", "--socket", daemon.socket, "--json").out) == whole
+
+
+def test_rounds_that_nobody_leads(daemon: Any, ctl: Any) -> None:
+    daemon.answers.rounds_doc = dataclasses.replace(rounds(UNTOLD), coordinator="", attempt=None)
+    out = ctl("rounds", "--socket", daemon.socket).out
+    assert "no attempt, led by nobody" in out and "unknown: nobody leads" in out
+
+
+@pytest.mark.parametrize(
+    ("seen", "text", "missing"),
+    [
+        (
+            LED,
+            "of round 0; round 1, attempt 0, led by this site; delivered: 2 of 3 sites: b, me; "
+            "deadline: in 1 min 40 s",
+            "- z is waited for: training",
+        ),
+        (
+            FOLLOWED,
+            "of round 1; round 2, attempt 0, led by z; delivered: 2 of 3 sites: me, z; "
+            "deadline: in 1 min 31 s (as z said 4 s ago)",
+            "- b is left out: no_answer",
+        ),
+        (
+            UNTOLD,
+            "of round 1; round 2, attempt 0, led by z; delivered: not said by z yet; "
+            "deadline: not said by z yet",
+            "",
+        ),
+    ],
+    ids=["led here", "led elsewhere", "before the first word"],
+)
+def test_status_says_how_far_the_round_is(
+    daemon: Any, ctl: Any, seen: RoundsView, text: str, missing: str
+) -> None:
+    daemon.answers.status_doc = status_of(seen)
+    result = ctl("status", "--socket", daemon.socket)
+    at = next(i for i, line in enumerate(result.lines) if line.startswith("rounds"))
+    assert result.lines[at].rstrip().endswith(text), result.out
+    assert (missing in result.lines[at + 1]) if missing else "- " not in result.lines[at + 1]
+    document = ctl("status", "--socket", daemon.socket, "--json").json
+    assert document["under_way"]["missing"] == [dataclasses.asdict(r) for r in rounds(seen).missing]
+    assert doc.StatusDoc.from_dict(document) == status_of(seen)
+
+
+def test_status_of_an_older_daemon_names_the_coordinator_alone(daemon: Any, ctl: Any) -> None:
+    daemon.answers.status_doc = dataclasses.replace(status_of(FOLLOWED), under_way=doc.RoundUnderWay())
+    assert re.search(
+        r"^rounds +common model of round 1; led by z now", ctl("status", "--socket", daemon.socket).out, re.M
+    )
 
 
 def test_rounds_of_a_gossiping_federation(daemon: Any, ctl: Any) -> None:

@@ -17,7 +17,7 @@ from gossipseg.wire.documents.base import SCHEMA, BadDocument, Document, listing
 from gossipseg.wire.documents.exchanges import ExchangeRow, ExchangesDoc, ModelRow, ModelsDoc
 from gossipseg.wire.documents.logs import DumpDoc, EventsDoc
 from gossipseg.wire.documents.peers import PeerRow, PeersDoc, QuarantineDoc, QuarantineRow
-from gossipseg.wire.documents.rounds import RoundRow, RoundsDoc
+from gossipseg.wire.documents.rounds import RoundRow, RoundsDoc, RoundUnderWay
 from gossipseg.wire.documents.status import DiscoveryStatus, MemberCounts, Splits, StatusDoc, WorkerStatus
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "QuarantineDoc",
     "QuarantineRow",
     "RoundRow",
+    "RoundUnderWay",
     "RoundsDoc",
     "Splits",
     "StatusDoc",

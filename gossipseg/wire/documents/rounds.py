@@ -19,6 +19,23 @@ class RoundRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundUnderWay:
+    """The same in short, for `status`."""
+
+    round: int = 0
+    """The federation round under way, from 1; 0: there is no coordinator, or an older version answers."""
+    attempt: int | None = None
+    coordinator: str = ""
+    leading: bool = False
+    sites: int = 0
+    """Listed ones."""
+    deadline_s: float | None = None
+    delivered: tuple[str, ...] | None = None
+    missing: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    told_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RoundsDoc(Document):
     """The round under the rotating coordinator as this site sees it."""
 
@@ -38,7 +55,15 @@ class RoundsDoc(Document):
     quorum: int = 0
     """Sites that must contribute, and store."""
     deadline_s: float | None = None
-    """Seconds until sites that have not delivered are left out; null: none is set yet."""
+    """Seconds until sites that have not delivered are left out; null: that clock does not run, or is not
+    known here (`delivered` is null then)."""
+    delivered: tuple[str, ...] | None = None
+    """Sites whose updates the coordinator has, itself among them; null: not known here."""
+    missing: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    """The other listed sites; where `delivered` is null, those that can do nothing as seen from here."""
+    told_s: float | None = None
+    """So many seconds ago the coordinator has told this site of deadline, delivered and left out; null: this
+    site is the coordinator, or was not told."""
     committed: int = 0
     """The newest round whose common model is committed; 0: only the initial model."""
     committed_hash: str = ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from gossipseg.wire.documents.base import Document
+from gossipseg.wire.documents.rounds import RoundUnderWay
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,8 @@ class StatusDoc(Document):
     """The newest federation round whose common model is committed; null without a coordinator."""
     coordinator: str = ""
     """Of the round under way."""
+    under_way: RoundUnderWay = field(default_factory=RoundUnderWay, metadata={"part": RoundUnderWay})
+    """Under a coordinator: the round, its deadline, who has delivered, who is missing and why."""
     device: str = ""
     members: MemberCounts = field(default_factory=MemberCounts, metadata={"part": MemberCounts})
     sent: int = 0
