@@ -1,4 +1,4 @@
-"""`gossipctl rounds`: who leads the round under way, who has delivered, who is missing and why."""
+"""`gossipctl rounds`: who leads the round, who has delivered, who is missing and why, and the deadline."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def register(app: typer.Typer) -> None:
 def rounds(
     config: context.ConfigOption = None, socket: context.SocketOption = None, json: context.JsonOption = False
 ) -> int:
-    """The round under the rotating coordinator: who leads, who has delivered, who is missing and why.
+    """Who leads the round under way, who has delivered, who is missing and why, and the deadline.
 
+    At sites that do not lead it is what the coordinator told them last, and how long ago.
     Exit code 1 when the last round was closed without a listed site.
     """
     with context.daemon(config, socket) as daemon:
