@@ -1,20 +1,22 @@
-"""docs/extending.md, as it stands: its package is put on the path, found, configured, and trained with."""
+"""docs/extending.md, as it stands: its package is installed, found, and run by trainer, lab and daemons."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from gossipseg import trust
 from tests.learn.harness import write_png_site
 
+DEADLINE_S = 300.0
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 TASK = {
@@ -29,23 +31,25 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
 
 
-@pytest.fixture
-def package(tmp_path: Path) -> Path:
-    """What `pip install .` would leave: the modules, and the entry points in a dist-info folder."""
-    for text in blocks("python"):
-        name = text.splitlines()[0].removeprefix("# ")
-        file = tmp_path / name
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pip install .` makes of the page's files, in a folder of its own; no network is needed."""
+    project, target = tmp_path_factory.mktemp("project"), tmp_path_factory.mktemp("installed")
+    for text in blocks("toml") + blocks("python"):
+        file = project / text.splitlines()[0].removeprefix("# ")
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
-    project = tomllib.loads(blocks("toml")[0])["project"]
-    info = tmp_path / f"{project['name']}-{project['version']}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
-    points = [
-        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
-        for group, entries in project["entry-points"].items()
-    ]
-    (info / "entry_points.txt").write_text("\n".join(points))
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *offline, "--target", str(target), str(project)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture
+def package(installed: Path, tmp_path: Path) -> Path:
+    """A copy of it, which a test may damage, beside a peers.yaml that asks for it and a site's images."""
+    shutil.copytree(installed, tmp_path, dirs_exist_ok=True)
     (tmp_path / "peers.yaml").write_text(
         yaml.safe_dump({"version": 1, "federation": "extended", "task": TASK}) + blocks("yaml")[0]
     )
@@ -53,11 +57,23 @@ def package(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(package: Path, code: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def hospitals(package: Path) -> Path:
+    """A folder with the images of two sites."""
+    for seed, name in enumerate(("north", "south")):
+        write_png_site(package / "sites" / name, seed=seed)
+    return package / "sites"
+
+
+def call(package: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, in a process that finds the package."""
     env = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=package, env=env, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=package, env=env, capture_output=True, text=True, timeout=DEADLINE_S)
+
+
+def run(package: Path, code: str) -> subprocess.CompletedProcess[str]:
+    return call(package, "-c", code)
 
 
 _CONFIGURED = """
@@ -103,6 +119,38 @@ def test_it_trains_and_combines(package: Path) -> None:
     assert json.loads(done.stdout) == ["FedMedian", "PlainNet", ["site1", "site2", "site3"], True]
 
 
+@pytest.mark.slow
+def test_the_lab_runs_it(package: Path, hospitals: Path) -> None:
+    wanted = ["--data", hospitals, "--peers", "peers.yaml", "--algorithms", "fedmedian", "--out", "lab"]
+    small = ["--rounds", "2", "--steps", "1", "--json"]
+    done = call(package, "-m", "gossipseg.lab.main", "compare", *wanted, *small)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads(done.stdout)["runs"]
+    assert [(r["algorithm"], r["site"], r["rounds"]) for r in runs] == [
+        ("fedmedian", "north", 2),
+        ("fedmedian", "south", 2),
+    ]
+    assert runs[0]["merged"] == 1, "the median of round 1, from which round 2 began"
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_real_daemons_run_it(package: Path, hospitals: Path) -> None:
+    """Chosen by --algorithm; the network stands in the --peers file."""
+    peers = package / "peers.yaml"
+    peers.write_text(peers.read_text().replace("algorithm: {name: fedmedian}\n", ""))
+    wanted = ["--data", hospitals, "--peers", peers, "--algorithm", "fedmedian", "--workdir", "bed"]
+    small = ["--rounds", "2", "--steps", "1", "--json"]
+    done = call(package, "-m", "gossipseg.ctl.main", "testbed", "run", *wanted, *small)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["algorithm"] == "fedmedian"
+    assert [(s["site"], s["rounds"], s["accepted"]) for s in document["sites"]] == [
+        ("north", 2, 1),
+        ("south", 2, 1),
+    ], document
+
+
 def test_a_coordinated_algorithm_that_cannot_combine_is_refused_at_its_start(package: Path) -> None:
     module = package / "trimmed" / "fedmedian.py"
     text = module.read_text().replace("import FedAvg", "import Algorithm as FedAvg")
@@ -123,3 +171,31 @@ def test_a_broken_package_is_named_where_it_is_asked_for(package: Path) -> None:
     (package / "peers.yaml").write_text((package / "peers.yaml").read_text().replace("fedmedian", "gcml"))
     text = _CONFIGURED.replace("a.every_rounds", "1")
     assert run(package, text).returncode == 0, "nobody asked for it"
+
+
+def write_site(package: Path) -> None:
+    """site.yaml, and the same site in peers.yaml."""
+    identity = trust.create_identity("north", package / "identity")
+    listed = {"name": "north", "address": "127.0.0.1:1", "certificate": identity.certificate_pem.decode()}
+    peers = package / "peers.yaml"
+    peers.write_text(peers.read_text() + yaml.safe_dump({"sites": [listed]}))
+    site = {"site": "north", "peers": "peers.yaml", "data": {"path": "data"}, "listen": "127.0.0.1:0"}
+    (package / "site.yaml").write_text(yaml.safe_dump({**site, "device": {"device": "cpu"}}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("params.py", "the package that brings this algorithm cannot be loaded"),
+        ("fedmedian.py", "the package that brings this algorithm cannot make it"),
+        ("plainnet.py", "the package that brings this network cannot be loaded"),
+    ],
+)
+def test_the_doctor_names_what_is_broken(package: Path, file: str, text: str) -> None:
+    write_site(package)
+    check = ("-m", "gossipseg.ctl.main", "check", "--no-peers", "--config", "site.yaml")
+    (package / "trimmed" / file).write_text("raise ImportError('out of date')")
+    done = call(package, *check)
+    said = done.stdout + done.stderr
+    assert done.returncode and text in said and "ImportError: out of date" in said, said
