@@ -23,9 +23,9 @@ from gossipseg.learn.params import (
     dp_problem,
     ensemble_problem,
     one_shot_problem,
+    pattern_problem,
     shadow_problem,
 )
-from gossipseg.learn.patients import pattern_problem
 from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, join_address
 from gossipseg.wire.pacing import Windows

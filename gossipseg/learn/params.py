@@ -6,6 +6,7 @@ What must not: anything that trains, or imports torch, monai or numpy.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -217,6 +218,17 @@ PRIVATE_ALGORITHMS = (
     "fedbn",
 )
 """Those whose every step on what leaves the site has one loss for each case."""
+
+
+def pattern_problem(pattern: str | None) -> str | None:
+    """What is wrong with a rule for patients (data.patient_pattern), or None."""
+    if pattern is None:
+        return None
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as e:
+        return f"is no regular expression: {e}"
+    return None if groups == 1 else f"must have one group in brackets, the patient; it has {groups}"
 
 
 def dp_problem(

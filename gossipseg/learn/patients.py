@@ -39,17 +39,6 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
     return {case: study + patient_of(case[len(study) :]) for case in cases}
 
 
-def pattern_problem(pattern: str | None) -> str | None:
-    """What is wrong with a rule for patients (data.patient_pattern), or None."""
-    if pattern is None:
-        return None
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as e:
-        return f"is no regular expression: {e}"
-    return None if groups == 1 else f"must have one group in brackets, the patient; it has {groups}"
-
-
 def matched(pattern: str, case: str) -> str | None:
     """The patient by the site's own rule; None where the case's name does not match it from its beginning."""
     match = re.match(pattern, case)
