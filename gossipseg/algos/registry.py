@@ -10,9 +10,13 @@ from collections.abc import Collection
 from typing import Any
 
 from gossipseg.algos.base import Algorithm
-from gossipseg.algos.fedavg import Ditto, FedAvg, FedAvgFinetune, FedBn, FedProx
+from gossipseg.algos.ditto import Ditto
+from gossipseg.algos.fedavg import FedAvg
+from gossipseg.algos.fedavg_finetune import FedAvgFinetune
+from gossipseg.algos.fedbn import FedBn
 from gossipseg.algos.fedcowpro import FedCoWPro
 from gossipseg.algos.fedoap import FedOap
+from gossipseg.algos.fedprox import FedProx
 from gossipseg.algos.fedsca import FedSca
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from gossipseg.algos.average import weighted_average
 from gossipseg.algos.base import Outputs, StepContext, Weights
-from gossipseg.algos.fedavg import Ditto, FedAvg, FedBn, FedProx, squared_distance
+from gossipseg.algos.ditto import Ditto
+from gossipseg.algos.fedavg import FedAvg
+from gossipseg.algos.fedbn import FedBn
+from gossipseg.algos.fedprox import FedProx, squared_distance
 from gossipseg.algos.params import (
     DittoParams,
     FedAvgFinetuneParams,
