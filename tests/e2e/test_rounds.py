@@ -1,7 +1,9 @@
-"""Real daemons under a rotating coordinator: rounds close, survive their coordinator's death, and heal."""
+"""Real daemons under a rotating coordinator: rounds close, survive their coordinator's death and a site whose
+updates are bad, and heal."""
 
 from __future__ import annotations
 
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 from safetensors import safe_open
 
 from gossipseg.errors import DaemonUnreachable, LocalError
+from gossipseg.store.auditlog import AUDIT_FILE, parse_line
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import RoundsDoc
 from tests.e2e.federation import Federation, federation
@@ -147,6 +150,80 @@ def test_a_round_closes_under_the_next_coordinator_when_the_first_is_killed_in_i
 def _whole(f: Federation, name: str) -> bool:
     last = rounds_of(f, name)
     return last.committed > 0 and not last.absent
+
+
+_BAD_UPDATES = """
+import os, sys
+if "gossipseg.learn.worker" in sys.orig_argv:
+    from gossipseg.lab.adversary import spoiler
+    from gossipseg.learn import closing
+
+    honest, spoil = closing.export_wire, spoiler("nan", 0)
+
+    def export_wire(path, *more):
+        honest(path, *more)
+        if os.path.exists({flag!r}):
+            spoil(path)
+
+    closing.export_wire = export_wire
+"""
+
+
+def sends_bad_updates(folder: Path) -> tuple[dict[str, str], Path]:
+    """(The environment of a site that does so while a file is there, that file.)
+
+    Its worker writes NaN into each update that it has trained; all else about it is as it should be.
+    """
+    folder.mkdir()
+    flag = folder / "bad"
+    flag.touch()
+    (folder / "sitecustomize.py").write_text(_BAD_UPDATES.format(flag=str(flag)))
+    return {"PYTHONPATH": os.pathsep.join((str(folder), str(Path(__file__).parents[2])))}, flag
+
+
+def audited(f: Federation, name: str, event: str) -> list[dict[str, Any]]:
+    """Lines of that name in the site's audit log."""
+    written = (f[name].folder / "state" / "audit" / AUDIT_FILE).read_bytes().splitlines()
+    return [line for line in map(parse_line, written) if line is not None and line["event"] == event]
+
+
+def test_a_site_whose_update_is_refused_stays_in_the_federation_and_sees_why(tmp_path: Path) -> None:
+    """south's updates hold NaN until it is repaired: the rounds are closed without it, it goes on from the
+    common models, says so to its own administrator, and contributes again."""
+    patient = {"quarantine": {"offences": 1000}}  # another story
+    with federation(tmp_path, NAMES, algorithm={"name": "fedavg"}, rounds=ROUNDS, site=patient) as f:
+        f["south"].env, flag = sends_bad_updates(tmp_path / "south-is-bad")
+        for name in NAMES:
+            f[name].start()
+
+        def told_by_others() -> list[dict[str, Any]]:
+            told = [dict(e) for e in f["south"].events("update_refused")]
+            return [e for e in told if e["site"] != "south"]  # in its own turns it refuses itself
+
+        f.until("another site has refused its update", told_by_others)
+        for name in NAMES:
+            f.until(f"{name} goes on", lambda name=name: committed(f, name) >= 3)
+        assert {e["reason"] for e in told_by_others()} == {"not_finite"}
+        for name in NAMES:
+            assert "south" not in {site for e in closed(f, name).values() for site in e["contributors"]}
+        for e in told_by_others():
+            assert closed(f, e["site"])[e["round"]]["absent"]["south"] == "refused_not_finite", e
+
+        def says_why() -> bool:
+            status = f["south"].status()
+            text = "was closed without south (refused_not_finite)"
+            return status is not None and status.state == "degraded" and text in "; ".join(status.reasons)
+
+        f.until("its status says why", says_why)
+        for name in ("east", "north"):
+            f.until(f"{name} holds it for a member", lambda name=name: f.sees(name, "south", "alive"))
+        f.until("its audit log has it", lambda: audited(f, "south", "update_left_out"))
+        assert {line["reason"] for line in audited(f, "south", "update_left_out")} == {"not_finite"}
+        f.until("it trains on from a common model", lambda: audited(f, "south", "model_merged"))
+
+        flag.unlink()
+        f.until("the repaired one contributes", lambda: _whole(f, "south"))
+        assert {f[name].end() for name in NAMES} == {0}
 
 
 def test_sites_finish_their_budget_and_private_parts_stay(tmp_path: Path) -> None:
