@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from gossipseg.lab.plans import RunPlan
 
@@ -109,6 +117,11 @@ class Bars:
         self._tasks: dict[str, TaskID] = {}
         self._expected: dict[str, int] = {}
         self._past, self._now = 0, dict[str, int]()
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The bars that are drawn: everything's, then those of the runs under way."""
+        return self._bars.tasks
 
     def begin(self, plans: Sequence[RunPlan], kept: int) -> None:
         self._expected = {plan.key: expected(plan) for plan in plans}

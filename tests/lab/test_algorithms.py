@@ -13,6 +13,8 @@ from gossipseg.algos.params import names, params_class
 from gossipseg.lab import main
 from tests.lab.test_compare import arguments
 
+pytestmark = pytest.mark.slow
+
 SITES = ("lakeside", "north")
 
 

@@ -109,6 +109,21 @@ def test_another_process_comes_to_the_same_result(compared: Path, hospitals: Pat
     assert not differing and here.keys() == there.keys()
 
 
+def test_two_jobs_come_to_the_figures_of_one(compared: Path, hospitals: Path, tmp_path: Path) -> None:
+    assert main.run([*arguments(hospitals, tmp_path), "--jobs", "2"]) == 0
+    assert (tmp_path / "runs" / "worker-2.log").exists(), "another process had a part of the runs"
+    one, two = read(compared), read(tmp_path)
+    assert [(r["run"], r["site"]) for r in two["runs"]] == [(r["run"], r["site"]) for r in one["runs"]]
+    for a, b in zip(one["runs"], two["runs"], strict=True):
+        a, b = rig.timeless({"": a})[""], rig.timeless({"": b})[""]
+        assert a["sent_to"] == b["sent_to"] and a["merged_from"] == b["merged_from"]
+        differing = {k: (a[k], b.get(k)) for k in a if not alike(a[k], b.get(k))}
+        assert not differing and a.keys() == b.keys()
+    figures = ("algorithm", "overall", "by_site", "model_bytes", "relative_bytes", "gradient_evaluations")
+    for a, b in zip(one["summary"], two["summary"], strict=True):
+        assert alike({key: a[key] for key in figures}, {key: b[key] for key in figures})
+
+
 def test_the_report_is_one_file_that_says_who_does_not_win(compared: Path) -> None:
     page = (compared / "report.html").read_text()
     assert "<script" not in page
