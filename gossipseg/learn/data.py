@@ -7,7 +7,7 @@ not: patches, augmentation, metrics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,7 @@ class SiteData:
     def open(cls, spec: WorkerSpec, on_progress: OnProgress = lambda activity, fraction: None) -> SiteData:
         """Read and check every case, and keep the preprocessed tensors where data.cache says so.
 
+        Where masks are made, the labels of training cases are left on the disk, unread, if there are any.
         Test cases are kept only where the training process is to score them.
 
         Raises DataError for the first problem (`gossipctl check` lists them all).
@@ -55,6 +56,8 @@ class SiteData:
         setup = read_setup(spec)
         task, params = setup.task, setup.data
         splits = load_cases(params, spec.site, needs_labels=needs_labels(setup))
+        if not needs_labels(setup):
+            splits = replace(splits, training=tuple(replace(case, label=None) for case in splits.training))
         if spec.report_test:
             _need_test(splits, params)
         data = cls(task, splits, cache=params.cache)

@@ -49,6 +49,15 @@ def batch(site: SiteContext, round: int = 1, step: int = 0) -> dict[str, torch.T
     return found
 
 
+def test_labels_of_training_cases_are_not_looked_at(tmp_path: Path) -> None:
+    data = write_scans(tmp_path / "data", {"training": 2, "validation": 2})
+    for file in (data / "labels").glob("training_*"):
+        file.write_bytes(b"no label at all")
+    opened = SiteData.open(make_spec(data, tmp_path / "state"))
+    assert [item.label for item in opened.items("training")] == [None, None]
+    assert all(item.label is not None for item in opened.items("validation")), "these it is judged with"
+
+
 # ---------------------------------------------------------------- batches
 
 
