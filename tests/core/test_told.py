@@ -9,6 +9,7 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.rounds_view import RoundsView, SiteRow
 from gossipseg.core.types import Tally
+from tests.core.rig import left
 from tests.core.rounds_bench import (
     LIST,
     PARAMS,
@@ -107,8 +108,11 @@ def test_nothing_is_known_from_a_coordinator_of_an_older_version() -> None:
 def test_the_word_of_an_attempt_that_is_over_is_not_shown() -> None:
     rig = bench()
     rig.asks("z", told(1))
-    rig.asks("b", prepare(2))
+    rig.hears("z", left("z"))
     assert (view(rig).coordinator, view(rig).delivered) == ("b", None)
+    assert state_of(rig, "z") == ("left_out", "left") and view(rig).missing == (
+        SiteRow("z", "left_out", "left"),
+    )
 
 
 def test_who_is_not_followed_is_not_quoted() -> None:
