@@ -112,7 +112,7 @@ def missing_text(d: RoundsDoc | RoundUnderWay, row: RoundRow) -> str:
         return f"- {row.site}: {row.reason}, as seen from here"
     if row.state == "left_out":
         return f"- {row.site} is left out: {row.reason}"
-    return f"- {row.site} is waited for: {row.state}" + (f", {row.reason}" if row.reason else "")
+    return f"- {row.site} has not delivered: {row.state}" + (f", {row.reason}" if row.reason else "")
 
 
 def _unknown(d: RoundsDoc | RoundUnderWay) -> str:

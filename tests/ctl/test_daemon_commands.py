@@ -144,7 +144,7 @@ LED_LINES = (
     r"quorum +2 of 3 sites",
     r"deadline +in 1 min 40 s$",
     r"delivered +2 of 3 sites: b, me$",
-    r" +- z is waited for: training$",
+    r" +- z has not delivered: training$",
     r"common model +the initial one",
     r"b +delivered +-$",
     r"me +delivered +-$",
@@ -209,7 +209,7 @@ def test_rounds_that_nobody_leads(daemon: Any, ctl: Any) -> None:
             LED,
             "of round 0; round 1, attempt 0, led by this site; delivered: 2 of 3 sites: b, me; "
             "deadline: in 1 min 40 s",
-            "- z is waited for: training",
+            "- z has not delivered: training",
         ),
         (
             FOLLOWED,
