@@ -240,6 +240,7 @@ class _Federation:
             "absences": self._paces[name].absences,
             "notes": dict(sorted(site.moved.notes.items())),
             "warnings": site.warnings,
+            **({"similarity": site.similarity} if site.similarity else {}),
         }
 
 

@@ -19,6 +19,7 @@ from gossipseg.lab.statistics import (
     Pair,
     Summary,
     bootstrap,
+    last_similarity,
     pairs,
     replicates,
     site_differences,
@@ -76,6 +77,7 @@ def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: 
         *_pictures(document, pictures),
         *_learning(document),
         *_traffic(document, summaries),
+        *_likeness(document),
         *_fine_print(document),
     ]
     return (
@@ -208,6 +210,17 @@ def _traffic(document: Mapping[str, Any], summaries: Sequence[Summary]) -> list[
         )
         parts.append(_image(picture, "Graph of the models sent between sites"))
     return parts
+
+
+def _likeness(document: Mapping[str, Any]) -> list[str]:
+    parts = []
+    for name in document["algorithms"]:
+        if (found := last_similarity(document, name)) is not None:
+            once = " of the first repetition" if len(replicates(document)) > 1 else ""
+            parts.append(f"<p><b>{escape(name)}</b>, round {found['round']}{once}:</p>")
+            parts.append(_table(*table.similarity_table(found)))
+    heading = ["<h2>Which sites learn alike</h2>", f"<p>{escape(words.LIKENESS)}</p>"]
+    return heading + parts if parts else []
 
 
 def _fine_print(document: Mapping[str, Any]) -> list[str]:

@@ -66,6 +66,8 @@ class LabSite:
         self.transport, self.store, self.moved = transport, store, Moved()
         self.finished = asyncio.Event()
         self.warnings: list[str] = []
+        self.similarity: dict[str, Any] | None = None
+        """Of the sites' changes, as this site found it when it last combined: {round, sites, matrix}."""
         self.began_s = self.ended_s = 0.0
         """Virtual seconds at which it began, and had finished."""
         self._pace, self._contract, self._broke = pace, contract, broke
@@ -273,6 +275,8 @@ class LabSite:
             self.warnings.append(f"federation round {done.round}: not combined: {reason} {done.detail}")
             self.inject(events.AggregationFailed(done.round, done.attempt, reason, refused))
         else:
+            if (found := done.notes.get("similarity")) is not None:
+                self.similarity = {"round": done.round, **found}
             sites = tuple(sorted(done.contributors))
             self.inject(events.Aggregated(done.round, done.attempt, model, sites, refused))
 

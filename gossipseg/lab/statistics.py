@@ -169,6 +169,15 @@ def worst_gain(document: Document, algorithm: str) -> tuple[str, float] | None:
     return min(gains.items(), key=lambda item: item[1]) if gains else None
 
 
+def last_similarity(document: Document, algorithm: str) -> Mapping[str, Any] | None:
+    """The last one that a coordinator of the first repetition found: {round, sites, matrix}; None where the
+    algorithm compares no sites."""
+    rows = [row for row in rows_of(document, algorithm) if row.get("similarity")]
+    first = min(map(replicate_of, rows), default=None)
+    found = [row["similarity"] for row in rows if replicate_of(row) == first]
+    return max(found, key=lambda similarity: similarity["round"]) if found else None
+
+
 def fedavg_bytes(document: Document) -> float | None:
     """Bytes of models that FedAvg moves in a run: measured where it was run, else worked out from the size
     of its model of the federation's network; None where that is not known, or would be nothing."""

@@ -79,6 +79,16 @@ def pair_table(pairs: Sequence[Pair]) -> tuple[Row, Sequence[Row]]:
     return ("row minus column", *seconds), rows
 
 
+def similarity_table(similarity: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
+    """Heading and rows: how alike the changes of every two sites are, 0 to 1."""
+    sites = similarity["sites"]
+    rows = [
+        (site, *(f"{value:.2f}" for value in values))
+        for site, values in zip(sites, similarity["matrix"], strict=True)
+    ]
+    return ("site", *sites), rows
+
+
 def _marked(interval: Interval | None) -> str:
     if interval is None:
         return ""

@@ -48,6 +48,11 @@ HD95 = (
     "HD95 is the distance that 95 % of one outline keeps within of the other, in millimetres, or in pixels "
     "where the images carry no size: smaller is better."
 )
+LIKENESS = (
+    "How alike the changes were that the sites' training made to what they share: 1 where they pull a model "
+    "the same way, 0 where they have nothing in common. A site is given more of those whose changes are like "
+    "its own."
+)
 LIMITS = (
     "The intervals speak of other patients of the same sites. They say nothing of other hospitals, other "
     "scanners, or other settings of the methods."

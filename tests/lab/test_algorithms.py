@@ -25,13 +25,18 @@ def entry(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def results(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """results.json of all of them: one or two rounds of two steps, then one alone where they have such."""
+def compared(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The comparison of all of them: one or two rounds of two steps, then one alone where they have such."""
     out = tmp_path_factory.mktemp("all")
     entries = ",".join(map(entry, names()))
     more = ("--rounds", "3", "--set", "gossip.sender_rate=1", "--set", "gossip.warmup_rounds=0")
     assert main.run(arguments(hospitals, out, entries, *more)) == 0
-    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(compared: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((compared / "results.json").read_text())
     return found
 
 
@@ -52,3 +57,15 @@ def test_every_algorithm_trains_exchanges_and_is_scored(results: dict[str, Any],
         assert all(row["merged"] > 0 for row in rows), "each began a round from a common model"
     (summary,) = [s for s in results["summary"] if s["algorithm"] == entry(name)]
     assert (summary["relative_bytes"] > 0) == (exchange != "none")
+
+
+def test_the_similarity_that_fedsca_finds_is_kept_and_shown(compared: Path, results: dict[str, Any]) -> None:
+    found = [row["similarity"] for row in results["runs"] if "similarity" in row]
+    assert {row["algorithm"] for row in results["runs"] if "similarity" in row} == {"fedsca"}
+    last = max(found, key=lambda similarity: int(similarity["round"]))
+    assert sorted(last["sites"]) == list(SITES)
+    (one, ab), (ba, other) = last["matrix"]
+    assert one == other == 1 and 0 <= ab == ba <= 1
+    page = (compared / "report.html").read_text()
+    assert "Which sites learn alike" in page and f"<b>fedsca</b>, round {last['round']}:" in page
+    assert f"<td>1.00</td><td>{ab:.2f}</td>" in page

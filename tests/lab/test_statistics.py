@@ -93,6 +93,17 @@ def test_bytes_in_units_of_fedavg_as_it_was_measured() -> None:
     assert fedavg.relative_bytes == pytest.approx(1.0)
 
 
+def test_the_last_similarity_of_the_first_repetition_is_shown() -> None:
+    def found(round: int) -> dict[str, Any]:
+        return {"similarity": {"round": round, "sites": ["a", "b"], "matrix": [[1.0, 0.5], [0.5, 1.0]]}}
+
+    runs = [row("fedsca", 1, "a", {"p": 0.5}, **found(9)), row("fedsca", 0, "a", {"p": 0.5}, **found(3))]
+    runs += [row("fedsca", 0, "b", {"p": 0.5}, **found(4)), row("fedavg", 0, "a", {"p": 0.5})]
+    shown = statistics.last_similarity(document(*runs), "fedsca")
+    assert shown is not None and shown["round"] == 4
+    assert statistics.last_similarity(document(*runs), "fedavg") is None
+
+
 def test_differences_are_paired_by_case_and_averaged_over_the_seeds_of_both() -> None:
     # p: seeds +0.1, +0.2 → +0.15; q: +0.1, 0 → +0.05; r: 0, −0.1 → −0.05
     found = statistics.site_differences(TWO_SITES, "gcml", "local")
