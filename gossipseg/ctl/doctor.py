@@ -35,6 +35,8 @@ EXPIRY_WARNING_DAYS = 30
 _TIME_ERROR = 5
 """adjtimex(2): the clock is not synchronised."""
 MAX_PROBLEMS = 20
+MODEL_KEYS = ("network", "algorithm", "training")
+"""Sections of a problem that is neither the device's nor the images'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +261,11 @@ def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
     """The document of gossipseg.learn.check as findings."""
     problems = found.get("problems", [])
     about_device = [p for p in problems if str(p.get("key") or "").startswith("device")]
-    about_data = [p for p in problems if p not in about_device]
-    for problem in about_device:
-        yield Finding("device", "failed", _sentence(problem), problem.get("remedy") or "")
+    about_model = [p for p in problems if str(p.get("key") or "").startswith(MODEL_KEYS)]
+    about_data = [p for p in problems if p not in about_device and p not in about_model]
+    for row, found_there in (("device", about_device), ("model", about_model)):
+        for problem in found_there:
+            yield Finding(row, "failed", _sentence(problem), problem.get("remedy") or "")
     if found.get("device"):
         yield Finding("device", "ok", str(found["device"]))
     for problem in about_data[:MAX_PROBLEMS]:

@@ -408,22 +408,26 @@ def test_no_other_site(ctl: Any, federation: Federation) -> None:
 def test_data_findings() -> None:
     problem = {"file": "a.png", "key": "label", "value": 7, "problem": "is strange", "remedy": "Map it."}
     no_cuda = {"file": None, "key": "device.device", "problem": "no CUDA", "remedy": "Use cpu."}
+    no_layers = {"file": None, "key": "network.options", "problem": "has no layers", "remedy": "Add some."}
     document = {
         "schema": 1,
-        "problems": [problem, no_cuda],
+        "problems": [problem, no_cuda, no_layers],
         "warnings": ["no test case"],
         "splits": {"training": 9},
         "device": "",
     }
     found = list(doctor.data_findings(document))
     assert [(f.check, f.state) for f in found] == [
-        *(("device", "failed"), ("data", "failed"), ("data", "warning")),
+        *(("device", "failed"), ("model", "failed"), ("data", "failed"), ("data", "warning")),
     ]
-    assert found[1].detail == "a.png: label = 7: is strange" and found[1].remedy == "Map it."
+    assert found[2].detail == "a.png: label = 7: is strange" and found[2].remedy == "Map it."
     many = list(doctor.data_findings({"problems": [problem] * 50}))
     assert len(many) == doctor.MAX_PROBLEMS + 1 and "30 more" in many[-1].detail
     fine = list(doctor.data_findings({"problems": [], "splits": {"training": 9, "test": 2}, "device": "cpu"}))
     assert [f.detail for f in fine] == ["cpu", "9 training, 2 test; every case can be read"]
+    slices = {"splits": {"training": 9, "test": 2}, "patients": {"training": 3, "test": 2}}
+    (told,) = doctor.data_findings(slices)
+    assert told.detail == "9 training (of 3 patients), 2 test; every case can be read"
 
 
 def test_data_check_that_dies(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
