@@ -656,6 +656,15 @@ def test_an_ensemble_of_peers_that_cannot_be(folder: Path, peers: str, training:
     assert (error.file, error.key) == (str(folder / "peers.yaml"), key) and error.remedy
 
 
+def test_a_budget_leaves_rounds_to_learn_together(folder: Path) -> None:
+    (folder / "peers.yaml").write_text(replaced(PEERS, FEDAVG[0], "name: fedavg_finetune"))
+    (folder / "site.yaml").write_text(SITE + "rounds: 5\n")
+    error = refused(folder)
+    assert (error.file, error.key, error.value) == (str(folder / "site.yaml"), "rounds", 5)
+    (folder / "site.yaml").write_text(SITE + "rounds: 6\n")
+    assert load(folder).site.rounds == 6
+
+
 def test_plaintext_to_a_listed_site_beyond_loopback(folder: Path) -> None:
     (folder / "site.yaml").write_text(SITE + "insecure: true\nlisten: 127.0.0.1:7443\n")
     (folder / "peers.yaml").write_text(replaced(PEERS, '"[::1]:7443"', "127.example.org:7443"))

@@ -39,6 +39,7 @@ from gossipseg.config.reading import (
     set_dotted,
 )
 from gossipseg.config.rules import (
+    check_budget,
     check_federation,
     check_loopback,
     check_private,
@@ -113,6 +114,7 @@ def load(
             or f"Add it there (`gossipctl peers add`), or correct the name; listed: {', '.join(names)}.",
         )
     check_private(site, source, federation, peers)
+    check_budget(site, source, federation)
     if site.insecure:
         check_loopback(site, source, federation, peers)
     else:

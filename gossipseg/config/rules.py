@@ -93,6 +93,18 @@ def check_private(site: SiteFile, site_source: Source, federation: FederationFil
     _check_deployed(federation, peers, private=site.privacy.dp is not None)
 
 
+def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> None:
+    """A budget of rounds leaves some to learn together. Raises ConfigError."""
+    alone = getattr(federation.algorithm, "finetune_rounds", 0)
+    if site.rounds is not None and 0 < site.rounds <= alone:
+        raise source.error(
+            f"with algorithm.finetune_rounds ({alone}) leaves no round to learn together",
+            "rounds",
+            site.rounds,
+            f"Give {alone + 1} rounds or more, or lower algorithm.finetune_rounds in peers.yaml.",
+        )
+
+
 def _check_deployed(federation: FederationFile, source: Source, *, private: bool) -> None:
     training, algorithm = federation.training, federation.algorithm
     found = shadow_problem(training, algorithm.name, algorithm.exchange, private=private)
