@@ -35,8 +35,6 @@ EXPIRY_WARNING_DAYS = 30
 _TIME_ERROR = 5
 """adjtimex(2): the clock is not synchronised."""
 MAX_PROBLEMS = 20
-MODEL_KEYS = ("network", "algorithm", "training")
-"""Sections of a problem that is neither the device's nor the images'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +259,7 @@ def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
     """The document of gossipseg.learn.check as findings."""
     problems = found.get("problems", [])
     about_device = [p for p in problems if str(p.get("key") or "").startswith("device")]
-    about_model = [p for p in problems if str(p.get("key") or "").startswith(MODEL_KEYS)]
+    about_model = [p for p in problems if p.get("part") == "model"]
     about_data = [p for p in problems if p not in about_device and p not in about_model]
     for row, found_there in (("device", about_device), ("model", about_model)):
         for problem in found_there:

@@ -111,9 +111,11 @@ def missing_text(d: RoundsDoc | RoundUnderWay, row: RoundRow) -> str:
     if d.delivered is None:
         return f"- {row.site}: {row.reason}, as seen from here"
     if row.state == "left_out":
-        return f"- {row.site} is left out: {row.reason}"
+        return f"- {row.site} is left out" + (f": {row.reason}" if row.reason else "")
     return f"- {row.site} has not delivered: {row.state}" + (f", {row.reason}" if row.reason else "")
 
 
 def _unknown(d: RoundsDoc | RoundUnderWay) -> str:
+    if d.leading:
+        return "unknown: the daemon is of an older version"
     return f"not said by {d.coordinator} yet" if d.coordinator else "unknown: nobody leads"

@@ -165,7 +165,14 @@ def _set(sections: dict[str, Any], text: str) -> None:
 def _source(folder: Path) -> SiteSource:
     splits = load_cases(DataParams(str(folder.absolute())), folder.name, needs_labels=False)
     listed = [
-        (split, case.id, [f.stat().st_size for f in (*case.files, *([case.label] if case.label else []))])
+        (
+            *(
+                split,
+                case.id,
+                [f.stat().st_size for f in (*case.files, *([case.label] if case.label else []))],
+            ),
+            *([case.patient] if case.patient is not None else []),
+        )
         for split, case in splits
     ]
     if not any(case.label for case in splits.test):

@@ -275,7 +275,7 @@ def row(
         "cpu_seconds_by": {what: round(s, 3) for what, s in sorted(training.cpu_s.items())},
         "cases": case_rows(scores),
         "curve": [[number, dice] for number, dice in curve],
-        **({"patients": training.patients} if training.patients else {}),
+        "patients": {c.id: training.patients[c.id] for c in scores.per_case if c.id in training.patients},
         **training.deployed,
     }
 

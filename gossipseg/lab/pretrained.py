@@ -28,5 +28,6 @@ def lend(network: NetworkParams, source: Path, folder: Path) -> None:
     """Let `folder` have the file that the network's options name, if it lies in `source`."""
     name = network.options.get(WEIGHTS)
     if name and (source / name).is_file() and not (folder / name).exists():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).unlink(missing_ok=True)  # a link to what is no longer there
         (folder / name).symlink_to((source / name).resolve())

@@ -70,8 +70,10 @@ def _entry(case: Case) -> dict[str, Any]:
 def redrawn(own: Splits, number: int) -> Splits:
     """Another division of the same cases, with test and validation as large as they were or a patient more.
 
-    Cases without a label stay in the test split. The same number gives the same division everywhere.
+    Cases without a label stay in the test split, or are left out where their patient went elsewhere. The same
+    number gives the same division everywhere.
     """
+    whose = patients_in(case for _, case in own)
     fixed = tuple(case for _, case in own if case.label is None)
     labelled = [case for _, case in own if case.label is not None]
     tests = sum(case.label is not None for case in own.test)
@@ -79,13 +81,16 @@ def redrawn(own: Splits, number: int) -> Splits:
     if all(case.patient is None and case.id.isascii() and case.id.isdigit() for case in labelled):
         test, validation, training = _stretches(sorted(labelled, key=lambda c: int(c.id)), sizes, number)
     else:
-        test, validation, training = _by_patient(labelled, sizes, number)
+        test, validation, training = _by_patient(labelled, whose, sizes, number)
+    elsewhere = {whose[case.id] for case in (*training, *validation)}
+    fixed = tuple(case for case in fixed if whose[case.id] not in elsewhere)
     return Splits(tuple(training), tuple(validation), (*test, *fixed))
 
 
-def _by_patient(cases: Sequence[Case], sizes: tuple[int, int], number: int) -> list[list[Case]]:
+def _by_patient(
+    cases: Sequence[Case], whose: Mapping[str, str], sizes: tuple[int, int], number: int
+) -> list[list[Case]]:
     patients: defaultdict[str, list[Case]] = defaultdict(list)
-    whose = patients_in(cases)
     for case in sorted(cases, key=lambda c: c.id):
         patients[whose[case.id]].append(case)
     parts: list[list[Case]] = [[], [], []]

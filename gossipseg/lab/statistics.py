@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from gossipseg.lab.variants import POOLED
-from gossipseg.learn.patients import patients_of
+from gossipseg.learn.patients import patient_of
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
@@ -250,11 +250,8 @@ def _case_dice(document: Document, algorithm: str) -> dict[tuple[str, str], dict
 
 
 def _patients(document: Document, cases: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(site, case) → patient: as the sites' data lists tell it, else as far as the names do."""
-    found: dict[tuple[str, str], str] = {}
-    for site in {site for site, _ in cases}:
-        guessed = patients_of([case for at, case in cases if at == site])
-        found |= {(site, case): patient for case, patient in guessed.items()}
+    """(site, case) → patient: as the rows have it, else (one-shot, earlier versions) by the name alone."""
+    found = {(site, case): patient_of(case) for site, case in cases}
     for row in document["runs"]:
         found |= {(row["site"], case): patient for case, patient in row.get("patients", {}).items()}
     return found

@@ -22,7 +22,7 @@ from gossipseg.config.files import FederationFile
 from gossipseg.learn import jobs
 from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.data import SiteData
-from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.datalist import load_cases, patients_in
 from gossipseg.learn.evaluate import Scores, summarise
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, DeviceParams, WorkerSpec
 from gossipseg.learn.report import SaveOverlay, evaluate_case
@@ -109,7 +109,7 @@ class Training:
         self.trainer = Trainer(open_site(setup, cache.open(spec), compute), self._on_report, lambda: None)
         self.evaluations = 0
         self.patients: dict[str, str] = {}
-        """Test case → patient, where the data list tells it."""
+        """Case → patient, as far as the data list or all of the site's names tell."""
         self.spent_s: defaultdict[str, float] = defaultdict(float)
         """Real seconds by activity: training, visit, validation, test."""
         self.cpu_s: defaultdict[str, float] = defaultdict(float)
@@ -197,9 +197,9 @@ class Training:
         deployment = Deployment(
             trainer.deployed, setup, trainer.compute, weights, history.round, history.steps, None
         )
-        cases = load_cases(setup.data, spec.site).test
-        self.patients = {case.id: case.patient for case in cases if case.patient is not None}
-        labelled = [case for case in cases if case.label is not None]
+        splits = load_cases(setup.data, spec.site)
+        self.patients = patients_in(case for _, case in splits)
+        labelled = [case for case in splits.test if case.label is not None]
         scored = [evaluate_case(deployment, case, save)[0] for case in labelled]
         self._spend("test")
         return summarise(scored, setup.task)

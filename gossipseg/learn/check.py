@@ -4,9 +4,9 @@ And whether the network and the algorithm can be made: a package that brings one
 What belongs here: `python -m gossipseg.learn.check`. What must not: the rules themselves (datalist, data).
 
 The document: {"schema": 1, "kind": "check_data", "site", "splits": {split: cases}, "patients": {split:
-patients, as far as lists or names tell}, "problems": [{"file", "key", "value", "problem", "remedy"}],
-"warnings": [text], "classes": {name: training cases that hold it},
-"shape_min", "shape_max", "spacing_mm": [median] or null, "device"}.
+patients, as far as lists or names tell}, "problems": [{"file", "key", "value", "problem", "remedy", and
+"part": "model" where it is not about data}], "warnings": [text], "classes": {name: training cases that hold
+it}, "shape_min", "shape_max", "spacing_mm": [median] or null, "device"}.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
     """Read every listed case and collect what is wrong."""
     setup = read_setup(spec)
     problems: list[Problem] = []
-    splits = scan_cases(setup.data, spec.site, problems.append, needs_labels=needs_labels(setup))
+    splits = scan_cases(setup.data, spec.site, problems.append, makes_masks=not needs_labels(setup))
     findings = _Findings(setup.task)
     total = max(1, sum(splits.counts.values()))
     for done, (split, case) in enumerate(splits):
@@ -56,7 +56,9 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
         if all(p.exists() for p in (*case.files, *([case.label] if case.label else []))):
             _check_case(case, split, setup.task, findings, problems)
     show(f"{sum(splits.counts.values())} cases checked", 1.0)
+    about_data = len(problems)
     _check_model(setup, problems)
+    about_model = len(problems)
     device, patients = "", patients_in(case for _, case in splits)
     try:
         device = choose_compute(setup.device).name
@@ -68,7 +70,10 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
         "site": spec.site,
         "splits": splits.counts,
         "patients": {name: len({patients[case.id] for case in splits.of(name)}) for name in SPLITS},
-        "problems": [_as_dict(p) for p in problems],
+        "problems": [
+            {**_as_dict(p), **({"part": "model"} if about_data <= i < about_model else {})}
+            for i, p in enumerate(problems)
+        ],
         "warnings": [*findings.warnings(splits, spec.report_test), *_patients_apart(splits)],
         **findings.as_dict(),
         "device": device,

@@ -7,7 +7,7 @@ not: patches, augmentation, metrics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +55,7 @@ class SiteData:
         """
         setup = read_setup(spec)
         task, params = setup.task, setup.data
-        splits = load_cases(params, spec.site, needs_labels=needs_labels(setup))
-        if not needs_labels(setup):
-            splits = replace(splits, training=tuple(replace(case, label=None) for case in splits.training))
+        splits = load_cases(params, spec.site, makes_masks=not needs_labels(setup))
         if spec.report_test:
             _need_test(splits, params)
         data = cls(task, splits, cache=params.cache)

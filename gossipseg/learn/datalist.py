@@ -7,6 +7,7 @@ that need names only. What must not: opening an image, torch, numpy.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -66,16 +67,22 @@ class Splits:
         return ((name, case) for name in SPLITS for case in self.of(name))
 
 
-def load_cases(data: DataParams, site: str, *, needs_labels: bool = True) -> Splits:
+def load_cases(
+    data: DataParams, site: str, *, needs_labels: bool = True, makes_masks: bool = False
+) -> Splits:
     """The site's cases by split. Raises DataError for the first problem found.
 
     `needs_labels` False: training and validation cases may lack a label, as test cases always may.
+    `makes_masks`: neither do they, and what labels training cases have is left out: nobody will read them.
     """
-    return scan_cases(data, site, _raise, needs_labels=needs_labels)
+    return scan_cases(data, site, _raise, needs_labels=needs_labels, makes_masks=makes_masks)
 
 
-def scan_cases(data: DataParams, site: str, report: Report, *, needs_labels: bool = True) -> Splits:
+def scan_cases(
+    data: DataParams, site: str, report: Report, *, needs_labels: bool = True, makes_masks: bool = False
+) -> Splits:
     """As load_cases, but hands each problem to `report` and goes on where that makes sense."""
+    needs_labels = needs_labels and not makes_masks
     may_lack = frozenset(SPLITS) if not needs_labels else frozenset({"test"})
     root = Path(data.path)
     if not root.is_dir():
@@ -93,6 +100,8 @@ def scan_cases(data: DataParams, site: str, report: Report, *, needs_labels: boo
         splits = _from_list(listed, data, may_lack, report)
     else:
         splits = _from_folders(root, data, needs_labels, report)
+    if makes_masks:
+        splits = replace(splits, training=tuple(replace(case, label=None) for case in splits.training))
     source = listed if listed.is_file() else root
     _check_files(splits, source, report)
     _check_disjoint(splits, source, report)
@@ -205,24 +214,32 @@ def _entry(entry: Any, key: str, may_lack: bool, file: Path, report: Report) -> 
 
 
 def _unique_ids(parsed: dict[SplitName, tuple[Case, ...]]) -> dict[str, tuple[Case, ...]]:
-    """Where two images in different folders share a stem, the folder becomes part of the id."""
+    """Where images in different folders share a stem, as many folders become part of the id as it takes."""
     images: dict[str, set[Path]] = {}
     for cases in parsed.values():
         for case in cases:
             images.setdefault(case.id, set()).add(case.files[0])
 
     def unique(case: Case) -> Case:
-        if len(images[case.id]) == 1:
-            return case
-        return replace(case, id=f"{case.files[0].parent.name}_{case.id}")
+        alike = images[case.id]
+        depth = (
+            0
+            if len(alike) == 1
+            else next(
+                n
+                for n in itertools.count(1)
+                if len({path.parts[-1 - n : -1] for path in alike}) == len(alike)
+            )
+        )
+        return replace(case, id="_".join((*case.files[0].parts[-1 - depth : -1], case.id)))
 
     return {name: tuple(unique(c) for c in cases) for name, cases in parsed.items()}
 
 
 def _carve_validation(splits: Splits, data: DataParams) -> Splits:
     """Decathlon lists without `validation`: a share of training, by the hash of the patient."""
-    patients = patients_in(splits.training)
-    drawn = sorted(set(patients.values()), key=lambda p: (_draw(p), p))
+    patients = patients_in(case for _, case in splits)
+    drawn = sorted({patients[c.id] for c in splits.training}, key=lambda p: (_draw(p), p))
     validation = {p for p in drawn if _draw(p) < data.validation_fraction} or {*drawn[: len(drawn) > 1]}
     return replace(
         splits,
@@ -297,7 +314,8 @@ def _report_unpaired(
 
 
 def split_by_hash(cases: Sequence[Case], test_fraction: float, validation_fraction: float) -> Splits:
-    """A split that depends on each case's patient alone: a new one never moves an old one into training.
+    """A split that depends on each case's patient alone: a new one moves no old one to another split, unless
+    its name changes what the others' tell (`seen` speaks up then).
 
     Where chance leaves test or validation empty, the patient with the smallest draw fills it.
     """
@@ -310,9 +328,9 @@ def split_by_hash(cases: Sequence[Case], test_fraction: float, validation_fracti
     training = rest[len(validation) :]
 
     def of(chosen: Collection[str]) -> tuple[Case, ...]:
-        return tuple(sorted((c for c in cases if patients[c.id] in {*chosen}), key=lambda c: c.id))
+        return tuple(sorted((c for c in cases if patients[c.id] in chosen), key=lambda c: c.id))
 
-    return Splits(of(training), of(validation), of(test))
+    return Splits(of({*training}), of({*validation}), of({*test}))
 
 
 def _draw(patient: str) -> float:

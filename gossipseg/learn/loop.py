@@ -21,6 +21,7 @@ from gossipseg.learn.data import SiteData
 from gossipseg.learn.link import Link, StopRequested
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.scalars import Scalars
+from gossipseg.learn.seen import TrainedOn
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.sites import open_site
 from gossipseg.learn.trainer import Trainer
@@ -72,6 +73,7 @@ class Life:
             torch.backends.cudnn.benchmark = True
         data = SiteData.open(spec, self._preparing)
         self._trainer = Trainer(open_site(setup, data, compute, self._preparing), link.report, link.gate)
+        self._trained_on = TrainedOn(Path(spec.state_dir), data.splits)
         self._contract = contract_of(setup, self._trainer.network_signature)
         self._store = Checkpoints(Path(spec.state_dir) / "checkpoint", keep=2)
         self._warning = ""
@@ -109,6 +111,7 @@ class Life:
             self._trainer.score_test_at_start(self._preparing)
         if state is None:
             self._warning = self._checkpoint()
+        self._warning = "; ".join(filter(None, [self._warning, self._trained_on.warning]))
         if self._warning:
             log.warning("%s", self._warning)
         self._sweep_outbox()
@@ -126,8 +129,9 @@ class Life:
 
     def _round(self, order: jobs.StartRound) -> None:
         done = self._trainer.run_round(order)
-        warning = "; ".join(filter(None, [self._warning, done.warning, self._checkpoint()]))
-        self._warning = ""
+        told = [self._warning, done.warning, self._checkpoint(), self._trained_on.note()]
+        warning = "; ".join(filter(None, told))
+        self._warning = self._trained_on.warning
         if self._scalars is not None:
             self._scalars.round(done, self._trainer.student.learner.optimizer.param_groups[0]["lr"])
         self._link.send(replace(done, warning=warning))

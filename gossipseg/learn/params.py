@@ -226,7 +226,7 @@ def pattern_problem(pattern: str | None) -> str | None:
         return None
     try:
         groups = re.compile(pattern).groups
-    except re.error as e:
+    except (re.error, OverflowError, RecursionError) as e:
         return f"is no regular expression: {e}"
     return None if groups == 1 else f"must have one group in brackets, the patient; it has {groups}"
 

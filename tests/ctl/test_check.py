@@ -406,9 +406,15 @@ def test_no_other_site(ctl: Any, federation: Federation) -> None:
 
 
 def test_data_findings() -> None:
-    problem = {"file": "a.png", "key": "label", "value": 7, "problem": "is strange", "remedy": "Map it."}
+    problem = {
+        "file": "a.png",
+        "key": "training.0.label",
+        "value": 7,
+        "problem": "is strange",
+        "remedy": "Map it.",
+    }
     no_cuda = {"file": None, "key": "device.device", "problem": "no CUDA", "remedy": "Use cpu."}
-    no_layers = {"file": None, "key": "network.options", "problem": "has no layers", "remedy": "Add some."}
+    no_layers = {"file": None, "key": "network.options", "problem": "has no layers", "part": "model"}
     document = {
         "schema": 1,
         "problems": [problem, no_cuda, no_layers],
@@ -420,7 +426,7 @@ def test_data_findings() -> None:
     assert [(f.check, f.state) for f in found] == [
         *(("device", "failed"), ("model", "failed"), ("data", "failed"), ("data", "warning")),
     ]
-    assert found[2].detail == "a.png: label = 7: is strange" and found[2].remedy == "Map it."
+    assert found[2].detail == "a.png: training.0.label = 7: is strange" and found[2].remedy == "Map it."
     many = list(doctor.data_findings({"problems": [problem] * 50}))
     assert len(many) == doctor.MAX_PROBLEMS + 1 and "30 more" in many[-1].detail
     fine = list(doctor.data_findings({"problems": [], "splits": {"training": 9, "test": 2}, "device": "cpu"}))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gossipseg.errors import DataError
 from gossipseg.lab import splits
-from gossipseg.learn.datalist import SPLITS, Case, Splits, load_cases
+from gossipseg.learn.datalist import SPLITS, Case, Splits, crossing, load_cases
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.patients import patient_of
 
@@ -74,6 +74,17 @@ def test_lists_are_written_for_all_but_the_sites_own_split(hospitals: Path, tmp_
     drawn = load_cases(DataParams(str(splits.folder_of(tmp_path, 1, "north"))), "north")
     assert {c.image for _, c in drawn} == {c.image for _, c in own}
     assert {c.id for c in drawn.test} != {c.id for c in own.test}
+
+
+def test_a_case_without_a_label_goes_where_its_patient_goes_or_nowhere() -> None:
+    labelled = [case(f"p{p}_{k}") for p in range(1, 13) for k in range(2)]
+    own = Splits(tuple(labelled[6:]), tuple(labelled[3:6]), (*labelled[:3], case("p1_9", label=False)))
+    met = set()
+    for number in range(1, 30):
+        drawn = splits.redrawn(own, number)
+        assert crossing(drawn) == []
+        met.add("p1_9" in {c.id for c in drawn.test})
+    assert met == {True, False}
 
 
 def test_too_few_patients_are_refused(tmp_path: Path) -> None:

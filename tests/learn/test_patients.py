@@ -27,6 +27,12 @@ from tests.learn.imagery import png_site, write_list
         ("TCGA_CS_4943_20000902_13", "TCGA_CS_4943"),
         ("Image_01L", "Image_01"),
         ("Image_01R", "Image_01"),
+        ("Image_01L_1", "Image_01"),
+        ("01_OD", "01"),
+        ("patient001_frame01", "patient001"),
+        ("sub-01_ses-02_T1w", "sub-01"),
+        ("case0005_slice000", "case0005"),
+        ("patient0001_2CH_ED", "patient0001"),
         ("hippocampus_034", "hippocampus_034"),
         ("case_001", "case_001"),
         ("01_dr", "01_dr"),
@@ -39,6 +45,8 @@ def test_the_patient_as_far_as_a_name_tells(case: str, patient: str) -> None:
 
 
 def test_what_all_names_begin_with_is_the_studys() -> None:
+    two = patients_of(["BraTS20_001", "BraTS20_002", "UPENN-GBM-00001", "UPENN-GBM-00002"])
+    assert two == {name: name for name in two}, "of each study by itself"
     assert patients_of(["BraTS20_001", "BraTS20_002"]) == {n: n for n in ("BraTS20_001", "BraTS20_002")}
     slices = ["BraTS20_001_7", "BraTS20_001_8", "BraTS20_011_7"]
     assert list(patients_of(slices).values()) == ["BraTS20_001", "BraTS20_001", "BraTS20_011"]
@@ -53,7 +61,10 @@ def folders(root: Path, names: list[str]) -> None:
             (root / kind / f"{name}.png").write_bytes(b"")
 
 
-SCHEMES = ["patient{:03d}_{:02d}", "{}-{}", "BraTS20_{:03d}_{}", "Image_{:02d}{}"]
+SCHEMES = [
+    *("patient{:03d}_{:02d}", "{}-{}", "BraTS20_{:03d}_{}", "Image_{:02d}{}", "patient{:03d}_frame{:02d}"),
+    "sub-{:02d}_ses-{:02d}_T1w",
+]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -134,6 +145,33 @@ def test_what_names_alone_tell_against_a_list_is_a_warning(tmp_path: Path) -> No
     assert found["problems"] == []
     assert [w for w in found["warnings"] if "patient p1 has images in training and test" in w]
     assert found["patients"] == {"training": 2, "validation": 1, "test": 1}
+
+
+def entries(*names: str, **more: str) -> list[dict[str, str]]:
+    return [{"image": f"images/{n}.png", "label": f"masks/{n}.png", **more} for n in names]
+
+
+def test_validation_is_carved_by_the_names_of_all_splits(tmp_path: Path) -> None:
+    """Of training alone, p07_ would be the name of the study."""
+    training, test = [f"p07_{i}" for i in range(6)] + [f"p09_{i}" for i in range(6)], ["p18_0"]
+    folders(tmp_path, [*training, *test])
+    write_list(tmp_path, {"training": entries(*training), "test": entries(*test)})
+    splits = load_cases(DataParams(str(tmp_path), validation_fraction=0.5), "north")
+    assert crossing(splits) == [] and len(splits.validation) == 6
+
+
+def test_cases_of_one_name_in_many_folders_keep_their_own_patients(tmp_path: Path) -> None:
+    lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
+    for site, split in (("a", "validation"), ("b", "training")):
+        folders(tmp_path / site, ["c3", f"only_{site}"])
+        found = entries("c3", f"only_{site}", patient=f"{site}/3")
+        lists[split] += [
+            {**e, "image": f"{site}/{e['image']}", "label": f"{site}/{e['label']}"} for e in found
+        ]
+    write_list(tmp_path, lists)
+    splits = load_cases(DataParams(str(tmp_path)), "north")
+    ids = [case.id for _, case in splits]
+    assert sorted(ids) == ["a_images_c3", "b_images_c3", "only_a", "only_b"]
 
 
 def test_a_name_is_not_a_study_because_few_are_left() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import resource
 import signal
@@ -20,6 +21,7 @@ from gossipseg.learn.checkpoint import contract_of, save_checkpoint
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.store import Checkpoints, DirectoryLock, read_safetensors_header
 from tests.learn.harness import make_spec, make_trainer, worker
+from tests.learn.imagery import png_site
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +145,25 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(data: Path, tmp_path
         ready = w.wait(jobs.Ready)
         assert ready.round == 1 and "round-2.pt" in ready.warning
         assert "round-2.pt" in w.round(2).warning
+
+
+def test_a_case_that_was_trained_on_does_not_become_a_test_case_unnoticed(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    png_site(own, {"training": 3, "validation": 1, "test": 1})
+    spec = make_spec(own, tmp_path / "state")
+    with worker(spec) as w:
+        assert w.wait(jobs.Ready).warning == "" and w.round(1).warning == ""
+        assert w.stop() == 0, w.stderr
+    listed = json.loads((own / "dataset.json").read_text())
+    listed["test"].append(listed["training"].pop())
+    (own / "dataset.json").write_text(json.dumps(listed))
+    with worker(spec) as w:
+        name = Path(listed["test"][-1]["image"]).name.split(".")[0]
+        assert (
+            f"1 case that was trained on is now in validation or test ({name})" in w.wait(jobs.Ready).warning
+        )
+        assert name in w.round(2).warning and name in w.round(3).warning, "as long as it is so"
+        assert w.stop() == 0, w.stderr
 
 
 def test_after_a_restart_it_says_at_once_which_model_is_deployed(data: Path, tmp_path: Path) -> None:

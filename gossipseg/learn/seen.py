@@ -1,0 +1,53 @@
+"""Cases that a site has trained on: none of them may count as unseen later without a word.
+
+What belongs here: their names, kept in the state directory, and the warning. What must not: who is in which
+split (datalist.py).
+
+A data list that was changed, a new data.patient_pattern, or a new file whose name changes what the others'
+tell may move a case from training to validation or test. It is scored all the same: the site decides.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gossipseg.errors import LocalError
+from gossipseg.learn.datalist import Splits
+from gossipseg.store import StateFile
+
+FILE = "trained-on.json"
+NAMED = 3
+
+
+class TrainedOn:
+    """The names of all cases that were ever in training here."""
+
+    def __init__(self, state_dir: Path, splits: Splits) -> None:
+        """Raises LocalError where the file is there and cannot be read."""
+        self._file = StateFile(state_dir / FILE)
+        known = (self._file.load() or {}).get("cases")
+        self._known = {str(case) for case in known} if isinstance(known, list) else set[str]()
+        self._now = {case.id for case in splits.training}
+        self.warning = _warning(sorted({c.id for c in (*splits.validation, *splits.test)} & self._known))
+
+    def note(self) -> str:
+        """A round was trained: keep the names, where there are new ones. What went wrong, or ""."""
+        if self._now <= self._known:
+            return ""
+        try:
+            self._file.save({"schema": 1, "cases": sorted(self._known | self._now)})
+        except LocalError as e:
+            return str(e)
+        self._known |= self._now
+        return ""
+
+
+def _warning(cases: list[str]) -> str:
+    if not cases:
+        return ""
+    more = f" and {len(cases) - NAMED} more" if len(cases) > NAMED else ""
+    are = "case that was trained on is" if len(cases) == 1 else "cases that were trained on are"
+    return (
+        f"{len(cases)} {are} now in validation or test ({', '.join(cases[:NAMED])}{more}): scores say too "
+        "much. Put them back by a data list, or begin anew with an empty state_dir"
+    )
