@@ -194,8 +194,8 @@ def yardstick(document: Mapping[str, Any]) -> str:
     network, size = settings["federation"]["network"]["name"], document.get("fedavg_model_bytes")
     if not size:
         return (
-            f"FedAvg was not run, and cannot train the network of these settings ({network}): there is "
-            "nothing to relate bytes to."
+            f"FedAvg was not run, and what it would move with the network of these settings ({network}) "
+            "cannot be told: there is nothing to relate bytes to."
         )
     return (
         "100 % is what FedAvg, which was not run, would move: the whole model of the federation's network "
@@ -223,7 +223,7 @@ def conditions(document: Mapping[str, Any]) -> list[str]:
         said.append(f"{site} kept {100 * share:.0f} % of its training cases.")
     networks: dict[str, list[str]] = {}
     for row in document["runs"]:
-        names = networks.setdefault(row["network"], [])
+        names = networks.setdefault(row.get("network", "one of an earlier version"), [])
         if row["algorithm"] not in names:
             names.append(row["algorithm"])
     if len(networks) > 1:

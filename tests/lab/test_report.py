@@ -113,7 +113,7 @@ def test_what_bytes_relate_to_is_told_where_fedavg_was_not_run() -> None:
     said = words.yardstick(document(*runs, fedavg_model_bytes=1_500_000))
     assert "which was not run" in said and "the whole model" in said and "(sanet, 1.5 MB)" in said
     beyond = document(*runs, fedavg_model_bytes=None)
-    assert "cannot train the network of these settings (sanet)" in words.yardstick(beyond)
+    assert "with the network of these settings (sanet) cannot be told" in words.yardstick(beyond)
     heading, rows = table.gain_table(statistics.summarise(beyond))
     assert rows[0][heading.index("bytes/FedAvg")] == table.NOTHING
     assert "FedAvg moves no model" in words.yardstick(document(*runs, rounds=1))
