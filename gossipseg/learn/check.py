@@ -48,7 +48,8 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
     """Read every listed case and collect what is wrong."""
     setup = read_setup(spec)
     problems: list[Problem] = []
-    splits = scan_cases(setup.data, spec.site, problems.append, makes_masks=not needs_labels(setup))
+    makes_masks = not needs_labels(setup)
+    splits = scan_cases(setup.data, spec.site, problems.append, makes_masks=makes_masks)
     findings = _Findings(setup.task)
     total = max(1, sum(splits.counts.values()))
     for done, (split, case) in enumerate(splits):
@@ -74,7 +75,7 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
             {**_as_dict(p), **({"part": "model"} if about_data <= i < about_model else {})}
             for i, p in enumerate(problems)
         ],
-        "warnings": [*findings.warnings(splits, spec.report_test), *_patients_apart(splits)],
+        "warnings": [*findings.warnings(splits, spec.report_test, makes_masks), *_patients_apart(splits)],
         **findings.as_dict(),
         "device": device,
     }
@@ -130,9 +131,9 @@ class _Findings:
             values = set(np.unique(item.label.numpy()).tolist())
             self._held[split].update(name for value, name in self._names.items() if value in values)
 
-    def warnings(self, splits: Splits, report_test: bool) -> list[str]:
+    def warnings(self, splits: Splits, report_test: bool, makes_masks: bool) -> list[str]:
         out = []
-        for split in ("training", "validation"):
+        for split in ("validation",) if makes_masks else ("training", "validation"):
             missing = [n for n in self._names.values() if not self._held[split][n]]
             if splits.counts[split] and missing and self._shapes:
                 out.append(

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from gossipseg.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK
-from gossipseg.learn.check import main
+from gossipseg.learn.check import check, main
 from gossipseg.learn.params import WorkerSpec
+from tests.learn import oneshot_site
 from tests.learn.imagery import GREY, RGB, VOLUME, nifti_site, png_site, spec, spec_file, write_png
 
 
@@ -85,3 +86,13 @@ def test_a_bad_spec_is_a_config_error(
     monkeypatch.setattr(sys, "stdin", io.StringIO("{"))
     assert main(["--spec", "-"]) == EXIT_CONFIG
     assert "worker spec cannot be read" in capsys.readouterr().err
+
+
+def test_where_masks_are_made_nobody_reads_the_labels_of_training_cases(tmp_path: Path) -> None:
+    site = oneshot_site.write_scans(tmp_path / "site", {"training": 2, "validation": 2, "test": 2})
+    listed = json.loads((site / "dataset.json").read_text())
+    damaged, missing = (site / entry["label"] for entry in listed["training"])
+    damaged.write_bytes(b"junk")
+    missing.unlink()
+    found = check(oneshot_site.make_spec(site, tmp_path / "state"))
+    assert found["problems"] == [] and not [w for w in found["warnings"] if "training case" in w]
