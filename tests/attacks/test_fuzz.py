@@ -76,10 +76,10 @@ def _value(field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
 
 USUAL: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("site", "target", "accuser", "maker"), st.sampled_from(["south", "west", "north"])),
-    **dict.fromkeys(("contributors",), st.just([]) | st.just(["south", "west"])),
+    **dict.fromkeys(("contributors", "delivered"), st.just([]) | st.just(["south", "west"])),
     **dict.fromkeys(("hash", "schema"), st.integers(0, 255).map(lambda n: f"{n:064x}")),
     **dict.fromkeys(("run", "sites"), st.just("b" * 32)),
-    **dict.fromkeys(("absent", "contract"), st.just([])),
+    **dict.fromkeys(("absent", "left_out", "contract"), st.just([])),
     "phase": st.integers(1, 7),
     "kind": st.integers(0, 3),
     "size_bytes": st.integers(1, 1 << 40),

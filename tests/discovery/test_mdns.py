@@ -147,6 +147,7 @@ def test_a_foreign_federation_and_an_unlisted_site_are_told_once_and_never_diall
         foreign = link.site("south", 7003, federation=f"other-{link.token}", name="foreign")
         async with running(north, stranger, foreign, link.site("south", 7004)):
             await link.until(lambda: len(link.foreign["north"]) >= 2 and len(link.hints["north"]) >= 6)
+            await link.until(lambda: len({site for site, _ in link.hints["stranger"]}) >= 2)
         seen = sorted(link.foreign["north"])
         assert len(seen) == 2, seen
         assert seen[0].startswith(f"federation 'other-{link.token}', site 'south' (ID {link.token}-")
