@@ -151,13 +151,22 @@ def entries(*names: str, **more: str) -> list[dict[str, str]]:
     return [{"image": f"images/{n}.png", "label": f"masks/{n}.png", **more} for n in names]
 
 
-def test_validation_is_carved_by_the_names_of_all_splits(tmp_path: Path) -> None:
-    """Of training alone, p07_ would be the name of the study."""
-    training, test = [f"p07_{i}" for i in range(6)] + [f"p09_{i}" for i in range(6)], ["p18_0"]
-    folders(tmp_path, [*training, *test])
-    write_list(tmp_path, {"training": entries(*training), "test": entries(*test)})
+def test_validation_is_carved_patient_by_patient(tmp_path: Path) -> None:
+    training = [f"p07_{i}" for i in range(6)] + [f"p09_{i}" for i in range(6)]
+    folders(tmp_path, training)
+    write_list(tmp_path, {"training": entries(*training)})
     splits = load_cases(DataParams(str(tmp_path), validation_fraction=0.5), "north")
     assert crossing(splits) == [] and len(splits.validation) == 6
+
+
+def test_names_of_the_other_splits_tell_patients_too(tmp_path: Path) -> None:
+    """Of training alone p07_ would be the study's name, and the slices of one patient were carved apart."""
+    training, test = [f"p07_{i}" for i in range(6)], ["p08_0"]
+    folders(tmp_path, [*training, *test])
+    write_list(tmp_path, {"training": entries(*training), "test": entries(*test)})
+    with pytest.raises(DataError, match="this split is empty") as caught:
+        load_cases(DataParams(str(tmp_path), validation_fraction=0.5), "north")
+    assert "patient" in caught.value.remedy
 
 
 def test_cases_of_one_name_in_many_folders_keep_their_own_patients(tmp_path: Path) -> None:
