@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gossipseg.learn.datalist import Case
+from gossipseg.learn.cases import Case
 from gossipseg.learn.evaluate import CaseScore
 from gossipseg.learn.overlays import busiest_slice, displayable
 from gossipseg.learn.readers import Volume

@@ -18,7 +18,8 @@ from gossipseg.lab.pretrained import lend
 from gossipseg.lab.splits import write_list
 from gossipseg.lab.training import DataCache, Progress, Training, make_spec
 from gossipseg.learn import jobs
-from gossipseg.learn.datalist import Case, load_cases
+from gossipseg.learn.cases import Case
+from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.sites import open_site

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import DataError
-from gossipseg.learn.datalist import SPLITS, Case, Splits, load_cases, patients_in
+from gossipseg.learn.cases import SPLITS, Case, Splits
+from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.division import patients_in
 from gossipseg.learn.params import DataParams
 
 OWN = 0

@@ -22,7 +22,8 @@ from gossipseg.config.files import FederationFile
 from gossipseg.learn import jobs
 from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.data import SiteData
-from gossipseg.learn.datalist import load_cases, patients_in
+from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.division import patients_in
 from gossipseg.learn.evaluate import Scores, summarise
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, DeviceParams, WorkerSpec
 from gossipseg.learn.report import SaveOverlay, evaluate_case

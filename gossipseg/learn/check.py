@@ -22,8 +22,10 @@ from gossipseg.algos import registry as algorithms
 from gossipseg.errors import EXIT_DATA, EXIT_OK, ConfigError, DataError, LocalError
 from gossipseg.learn import cli
 from gossipseg.learn.amp import choose_compute
+from gossipseg.learn.cases import SPLITS, Case, Splits
 from gossipseg.learn.data import Item, load_item, needs_labels
-from gossipseg.learn.datalist import SPLITS, Case, Splits, crossing, patients_in, scan_cases
+from gossipseg.learn.datalist import scan_cases
+from gossipseg.learn.division import crossing, patients_in
 from gossipseg.learn.evaluate import foreground_names
 from gossipseg.learn.model import build_model
 from gossipseg.learn.params import TaskParams, WorkerSpec

@@ -14,7 +14,8 @@ import numpy as np
 from torch import Tensor
 
 from gossipseg.errors import DataError
-from gossipseg.learn.datalist import Case, Splits, load_cases
+from gossipseg.learn.cases import Case, Splits
+from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, SplitName, TaskParams, WorkerSpec
 from gossipseg.learn.readers import Volume, read_volume
 from gossipseg.learn.setup import Setup, read_setup

@@ -1,24 +1,24 @@
 """Which images a site has, and which split each belongs to.
 
-What belongs here: reading Decathlon data lists and plain folders, the deterministic split, and checks
-that need names only. What must not: opening an image, torch, numpy.
+What belongs here: reading Decathlon data lists and plain folders, and checks that need names only. What must
+not: who goes into which split where no list says it (division.py), opening an image, torch, numpy.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from gossipseg.errors import DataError
+from gossipseg.learn.cases import SPLITS, Case, Splits
+from gossipseg.learn.division import carve_validation, crossing, split_by_hash
 from gossipseg.learn.params import DataParams, SplitName
-from gossipseg.learn.patients import matched, patients_of
+from gossipseg.learn.patients import matched
 
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".dcm")
 LABEL_FOLDERS = ("masks", "labels")
 PATIENTS_STAY_WHOLE = (
@@ -27,44 +27,6 @@ PATIENTS_STAY_WHOLE = (
 )
 
 Report = Callable[[DataError], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One image with its label. `label` is None only in the test split, or where no labels are needed."""
-
-    id: str
-    image: Path | tuple[Path, ...]
-    """A file, a folder of DICOM slices, or one single-channel file per channel."""
-    label: Path | None = None
-    patient: str | None = None
-    """As the data list or data.patient_pattern has it; None leaves it to the names."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The image's files, also where it is only one."""
-        return self.image if isinstance(self.image, tuple) else (self.image,)
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """The cases of a site."""
-
-    training: tuple[Case, ...] = ()
-    validation: tuple[Case, ...] = ()
-    test: tuple[Case, ...] = ()
-
-    def of(self, name: SplitName) -> tuple[Case, ...]:
-        """The cases of the split with this name."""
-        return {"training": self.training, "validation": self.validation, "test": self.test}[name]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of cases by split name."""
-        return {name: len(self.of(name)) for name in SPLITS}
-
-    def __iter__(self) -> Iterator[tuple[SplitName, Case]]:
-        return ((name, case) for name in SPLITS for case in self.of(name))
 
 
 def load_cases(
@@ -126,7 +88,7 @@ def _from_list(file: Path, data: DataParams, may_lack: Collection[str], report: 
     parsed = {name: tuple(_entries(raw.get(name), name, file, name in may_lack, report)) for name in SPLITS}
     splits = Splits(**{name: _told(cases, data, report) for name, cases in _unique_ids(parsed).items()})
     if "validation" not in raw and splits.training:
-        splits = _carve_validation(splits, data)
+        splits = carve_validation(splits, data.validation_fraction)
     return splits
 
 
@@ -236,18 +198,6 @@ def _unique_ids(parsed: dict[SplitName, tuple[Case, ...]]) -> dict[str, tuple[Ca
     return {name: tuple(unique(c) for c in cases) for name, cases in parsed.items()}
 
 
-def _carve_validation(splits: Splits, data: DataParams) -> Splits:
-    """Decathlon lists without `validation`: a share of training, by the hash of the patient."""
-    patients = patients_in(case for _, case in splits)
-    drawn = sorted({patients[c.id] for c in splits.training}, key=lambda p: (_draw(p), p))
-    validation = {p for p in drawn if _draw(p) < data.validation_fraction} or {*drawn[: len(drawn) > 1]}
-    return replace(
-        splits,
-        training=tuple(c for c in splits.training if patients[c.id] not in validation),
-        validation=tuple(c for c in splits.training if patients[c.id] in validation),
-    )
-
-
 # ---------------------------------------------------------------- plain folders
 
 
@@ -311,52 +261,6 @@ def _report_unpaired(
                 "this label has no image in images/", file=labels[name], key="case", value=name, remedy=remedy
             )
         )
-
-
-def split_by_hash(cases: Sequence[Case], test_fraction: float, validation_fraction: float) -> Splits:
-    """A split that depends on each case's patient alone: a new one moves no old one to another split, unless
-    its name changes what the others' tell (`seen` speaks up then).
-
-    Where chance leaves test or validation empty, the patient with the smallest draw fills it.
-    """
-    patients = patients_in(cases)
-    rest = sorted(set(patients.values()), key=lambda p: (_draw(p), p))
-    test = [p for p in rest if _draw(p) < test_fraction] or (rest[:1] if test_fraction > 0 else [])
-    rest = rest[len(test) :]
-    edge = test_fraction + validation_fraction
-    validation = [p for p in rest if _draw(p) < edge] or rest[:1]
-    training = rest[len(validation) :]
-
-    def of(chosen: Collection[str]) -> tuple[Case, ...]:
-        return tuple(sorted((c for c in cases if patients[c.id] in chosen), key=lambda c: c.id))
-
-    return Splits(of({*training}), of({*validation}), of({*test}))
-
-
-def _draw(patient: str) -> float:
-    """A number in [0, 1) that the name alone determines."""
-    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2.0**64
-
-
-# ---------------------------------------------------------------- patients
-
-
-def patients_in(cases: Iterable[Case]) -> dict[str, str]:
-    """Case id → patient: as it was told, else as far as the names tell."""
-    told = {case.id: case.patient for case in cases}
-    guessed = patients_of([id for id, patient in told.items() if patient is None])
-    return {id: guessed[id] if patient is None else patient for id, patient in told.items()}
-
-
-def crossing(splits: Splits) -> list[tuple[str, SplitName, SplitName]]:
-    """Patients with cases in two splits, as far as the names tell where nothing else does."""
-    patients = patients_in(case for _, case in splits)
-    where: dict[str, list[SplitName]] = {}
-    for name, case in splits:
-        found = where.setdefault(patients[case.id], [])
-        if name not in found:
-            found.append(name)
-    return [(patient, found[0], found[1]) for patient, found in sorted(where.items()) if len(found) > 1]
 
 
 def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case, ...]:

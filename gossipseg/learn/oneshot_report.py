@@ -24,8 +24,9 @@ from torch import Tensor
 
 from gossipseg.errors import ConfigError, DataError
 from gossipseg.learn import cli
+from gossipseg.learn.cases import SPLITS
 from gossipseg.learn.data import Item, load_item
-from gossipseg.learn.datalist import SPLITS, load_cases
+from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.evaluate import foreground_names, mean_of
 from gossipseg.learn.oneshot import OneShot, OnPrediction, one_shot
 from gossipseg.learn.overlays import triplet

@@ -24,8 +24,9 @@ from PIL import Image
 
 from gossipseg.errors import ConfigError, DataError
 from gossipseg.learn import cli
+from gossipseg.learn.cases import Case
 from gossipseg.learn.data import load_image
-from gossipseg.learn.datalist import Case, case_stem
+from gossipseg.learn.datalist import case_stem
 from gossipseg.learn.evaluate import foreground_names, labels_of, predict_logits
 from gossipseg.learn.readers import Volume, is_raster
 from gossipseg.learn.session import Deployment, load_deployment, must_segment

@@ -23,8 +23,9 @@ import torch
 
 from gossipseg.errors import DataError
 from gossipseg.learn import cli, oneshot_report
+from gossipseg.learn.cases import SPLITS, Case
 from gossipseg.learn.data import load_image, load_label, needs_labels
-from gossipseg.learn.datalist import SPLITS, Case, load_cases
+from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.evaluate import (
     CaseScore,
     Scores,

@@ -1,7 +1,7 @@
 """Cases that a site has trained on: none of them may count as unseen later without a word.
 
 What belongs here: their names, kept in the state directory, and the warning. What must not: who is in which
-split (datalist.py).
+split (datalist.py, division.py).
 
 A data list that was changed, a new data.patient_pattern, or a new file whose name changes what the others'
 tell may move a case from training to validation or test. It is scored all the same: the site decides.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gossipseg.errors import LocalError
-from gossipseg.learn.datalist import Splits
+from gossipseg.learn.cases import Splits
 from gossipseg.store import StateFile
 
 FILE = "trained-on.json"

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from gossipseg.errors import DataError
 from gossipseg.lab import splits
-from gossipseg.learn.datalist import SPLITS, Case, Splits, crossing, load_cases
+from gossipseg.learn.cases import SPLITS, Case, Splits
+from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.division import crossing
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.patients import patient_of
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from gossipseg.lab.splits import redrawn
-from gossipseg.learn.datalist import SPLITS, load_cases
+from gossipseg.learn.cases import SPLITS
+from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.patients import patient_of
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from gossipseg.errors import DataError
+from gossipseg.learn.cases import Case
 from gossipseg.learn.data import SiteData, load_image, load_item
-from gossipseg.learn.datalist import Case
 from gossipseg.learn.params import TaskParams
 from gossipseg.learn.readers import read_volume
 from gossipseg.learn.transforms import map_labels, restore

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from gossipseg.errors import DataError
-from gossipseg.learn.datalist import Case, load_cases, scan_cases, split_by_hash
+from gossipseg.learn.cases import Case
+from gossipseg.learn.datalist import load_cases, scan_cases
+from gossipseg.learn.division import split_by_hash
 from gossipseg.learn.params import DataParams
 from tests.learn.imagery import png_site, write_list
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gossipseg.errors import EXIT_DATA, EXIT_FAILED
+from gossipseg.learn.cases import Case
 from gossipseg.learn.data import Item
-from gossipseg.learn.datalist import Case
 from gossipseg.learn.evaluate import dice_per_case, labels_of, predict_logits, score, score_case, summarise
 from gossipseg.learn.overlays import CAPTION_PX, COLOURS, busiest_slice, triplet
 from gossipseg.learn.params import TaskParams, TrainingParams

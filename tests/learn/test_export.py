@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from gossipseg.learn.datalist import Case
+from gossipseg.learn.cases import Case
 from gossipseg.learn.export import main
 from gossipseg.learn.params import TaskParams
 from gossipseg.learn.predict import predict_labels

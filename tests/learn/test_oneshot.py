@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from gossipseg.learn import jobs
 from gossipseg.learn.amp import choose_compute
+from gossipseg.learn.cases import Case
 from gossipseg.learn.data import Item, SiteData
-from gossipseg.learn.datalist import Case
 from gossipseg.learn.export import main as export
 from gossipseg.learn.oneshot import (
     OneShot,

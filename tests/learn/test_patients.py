@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from gossipseg.errors import DataError
 from gossipseg.learn import check
-from gossipseg.learn.datalist import SPLITS, Splits, crossing, load_cases, scan_cases, split_by_hash
-from gossipseg.learn.datalist import Case as C
+from gossipseg.learn.cases import SPLITS, Splits
+from gossipseg.learn.cases import Case as C
+from gossipseg.learn.datalist import load_cases, scan_cases
+from gossipseg.learn.division import crossing, split_by_hash
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.patients import patient_of, patients_of
 from tests.learn.harness import make_spec

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gossipseg.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK
-from gossipseg.learn.datalist import Case
+from gossipseg.learn.cases import Case
 from gossipseg.learn.params import TaskParams
 from gossipseg.learn.predict import main, predict_file, predict_labels
 from gossipseg.learn.session import Deployment, load_deployment

@@ -13,8 +13,8 @@ from skimage.segmentation import felzenszwalb
 
 from gossipseg.errors import LocalError
 from gossipseg.learn import pseudolabels
+from gossipseg.learn.cases import Case
 from gossipseg.learn.data import Item
-from gossipseg.learn.datalist import Case
 from gossipseg.learn.pseudolabels import (
     PseudoLabels,
     alp_regions,

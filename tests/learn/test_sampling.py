@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from gossipseg.learn.augment import Draw, draw_augmentation, draw_intensity
+from gossipseg.learn.cases import Case, Splits
 from gossipseg.learn.data import Item, SiteData
-from gossipseg.learn.datalist import Case, Splits
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.learn.sampling import (
     FOREGROUND_VOXELS_KEPT,
