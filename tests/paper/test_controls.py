@@ -1,5 +1,5 @@
-"""The controls beside GCML: `local`, `gossip_average`, `gossip_ensemble`; averages, of weights and of
-predictions; what travels."""
+"""The controls beside GCML: `local`, `gossip_average`, `gossip_ensemble`; the average they stand on; what
+travels. Equation (1) of gossip_ensemble is tested beside the other averages of predictions (test_shadow.py)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from gossipseg.algos.gossip_ensemble import GossipEnsemble
 from gossipseg.algos.local import Local
 from gossipseg.algos.params import GcmlParams, GossipAverageParams, GossipEnsembleParams, LocalParams
 from gossipseg.algos.registry import build
-from gossipseg.learn.ensemble import Ensemble
-from gossipseg.nets.output import NetOutput
 
 NORMS = frozenset({"block.norm.weight", "block.norm.bias"})
 NAMES = [
@@ -137,28 +135,6 @@ def test_gossip_ensemble_mixes_no_weights_and_sends_its_average() -> None:
     weights = {"w": torch.ones(1)}
     assert algorithm.on_arrival(weights, weights) is None
     assert algorithm.on_departure(weights, weights, lambda role: 1.0) is None
-
-
-class Fixed(torch.nn.Module):
-    """Predicts the same probabilities for any image."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, x: torch.Tensor) -> NetOutput:
-        return NetOutput(self.logits)
-
-
-@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
-def test_the_ensemble_is_equation_one(output: str) -> None:
-    p_own, p_a, p_b = (torch.tensor(p).view(1, 2, 1) for p in ([0.9, 0.1], [0.2, 0.8], [0.4, 0.6]))
-    logit = torch.log if output == "softmax" else torch.logit
-    together = Ensemble(Fixed(logit(p_own)), [Fixed(logit(p_a)), Fixed(logit(p_b))], output)
-    found = together(torch.zeros(1)).logits
-    found = found.softmax(1) if output == "softmax" else found.sigmoid()
-    # ½·0.9 + ½·(0.2 + 0.4)/2, ½·0.1 + ½·(0.8 + 0.6)/2: half of the say is the site's own, whatever S holds
-    assert found.flatten().tolist() == pytest.approx([0.6, 0.4])
 
 
 @pytest.mark.parametrize("algorithm", [Local(), GossipAverage(), GossipEnsemble(), Gcml(GcmlParams())])
