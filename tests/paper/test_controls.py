@@ -1,5 +1,5 @@
 """The controls beside GCML: `local`, `gossip_average`, `gossip_ensemble`; the average they stand on; what
-travels. Equation (1) of gossip_ensemble is tested beside the other averages of predictions (test_shadow.py)."""
+travels. Equation (1) of gossip_ensemble is tested with the other averages of predictions (test_shadow.py)."""
 
 from __future__ import annotations
 
