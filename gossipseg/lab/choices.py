@@ -21,7 +21,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.lab.plans import Replicate
 from gossipseg.lab.study import SiteSource, Study, common_settings
 from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.params import DataParams
+from gossipseg.learn.params import DataParams, pattern_problem
 from gossipseg.testbed import dataset, presets
 
 VALIDATIONS = 20
@@ -59,6 +59,8 @@ class Wanted:
     device: str = "cpu"
     adversary: tuple[str, ...] = ()
     """`SITE:KIND` each."""
+    patient_pattern: str | None = None
+    """data.patient_pattern of all sites."""
 
 
 def read(wanted: Wanted) -> Study:
@@ -66,7 +68,7 @@ def read(wanted: Wanted) -> Study:
     _check_words(wanted)
     folders = dataset.choose_sites(wanted.data, wanted.sites)
     sections, rounds = _sections(wanted, folders)
-    sources = tuple(_source(folder) for folder in folders)
+    sources = tuple(_source(folder, wanted.patient_pattern) for folder in folders)
     names = [s.name for s in sources]
     speed, kept = _heterogeneity(wanted.heterogeneity, sources)
     return Study(
@@ -93,6 +95,10 @@ def _check_words(wanted: Wanted) -> None:
     if not _DEVICE.fullmatch(wanted.device):
         remedy = "Write cpu, cuda, cuda:1 or auto."
         raise ConfigError("is no device", key="--device", value=wanted.device, remedy=remedy)
+    problem = pattern_problem(wanted.patient_pattern)
+    if problem is not None:
+        remedy = r"Write '(.+)_\d+', say, where the patient stands before the last underscore."
+        raise ConfigError(problem, key="--patient-pattern", value=wanted.patient_pattern, remedy=remedy)
     if wanted.peers is not None and not wanted.peers.is_file():
         remedy = "Give the path of a peers.yaml, or leave --peers out: a preset is made from the data then."
         raise ConfigError("no such file", key="--peers", value=str(wanted.peers), remedy=remedy)
@@ -162,8 +168,9 @@ def _set(sections: dict[str, Any], text: str) -> None:
     set_dotted(sections, key, value, "--set", is_text=False)
 
 
-def _source(folder: Path) -> SiteSource:
-    splits = load_cases(DataParams(str(folder.absolute())), folder.name, needs_labels=False)
+def _source(folder: Path, patient_pattern: str | None) -> SiteSource:
+    data = DataParams(str(folder.absolute()), patient_pattern=patient_pattern)
+    splits = load_cases(data, folder.name, needs_labels=False)
     listed = [
         (
             *(
@@ -180,7 +187,7 @@ def _source(folder: Path) -> SiteSource:
             "has no labelled test case", key="--data", value=str(folder), remedy="Leave it out with --sites."
         )
     digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
-    return SiteSource(folder.name.lower(), str(folder.absolute()), splits.counts, digest)
+    return SiteSource(folder.name.lower(), data, splits.counts, digest)
 
 
 def _share(key: str, value: float) -> float:

@@ -45,10 +45,11 @@ def compare(
     chosen, common = variants.parse(algorithms), choices.read(wanted)
     planned = plans.plans(common, chosen, replicates, out)
     settings = json.loads(json.dumps(common.document()))
-    folders = {s.name: s.folder for s in common.sites}
+    sources = {s.name: s.data for s in common.sites}
+    folders = {name: data.path for name, data in sources.items()}
     check.check(runs.missing(out, planned), folders)
     runs.prepare(out, common.identity())
-    splits.write(out, folders, sorted({r.split for r in replicates}))
+    splits.write(out, sources, sorted({r.split for r in replicates}))
     pretrained.lend_all(planned, folders)
     display = make_display(quiet=as_json)
     try:

@@ -41,6 +41,7 @@ def compare(
     splits: options.Splits = "0",
     steps: options.Steps = None,
     sites: options.Sites = None,
+    patient_pattern: options.PatientPattern = None,
     jobs: options.Jobs = 1,
     peers: options.Peers = None,
     settings: options.Settings = None,
@@ -69,6 +70,7 @@ def compare(
         equal_evaluations=equal_evaluations,
         device=device,
         adversary=tuple(adversary or ()),
+        patient_pattern=patient_pattern,
     )
     with console.ended_by_signals():
         replicates = read_replicates(seeds, splits)

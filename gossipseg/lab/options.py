@@ -43,6 +43,13 @@ Steps = Annotated[
 Sites = Annotated[
     str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
 ]
+PatientPattern = Annotated[
+    str | None,
+    typer.Option(
+        "--patient-pattern",
+        help="A regular expression with one group: the patient, in the names of cases whose list names none.",
+    ),
+]
 Jobs = Annotated[int, typer.Option("--jobs", min=1, help="Runs side by side.")]
 Peers = Annotated[
     Path | None, typer.Option("--peers", help="Take task, network and training from this peers.yaml.")

@@ -162,6 +162,6 @@ def _fingerprint(
 
 
 def _folder(source: SiteSource, split: int, out: Path | None) -> str:
-    if split == splits.OWN or out is None:
-        return source.folder
+    if out is None or not splits.is_written(source.data, split):
+        return source.data.path
     return str(splits.folder_of(out.absolute(), split, source.name))

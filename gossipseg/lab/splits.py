@@ -35,18 +35,26 @@ def folder_of(out: Path, split: int, site: str) -> Path:
     return out / "splits" / str(split) / site
 
 
-def write(out: Path, sources: Mapping[str, str], numbers: Sequence[int]) -> None:
-    """The data lists of all redrawn splits; `sources`: site → data folder. Raises DataError."""
+def is_written(data: DataParams, number: int) -> bool:
+    """Whether a split is a list of the lab's: each but a site's own, and that, too, where a pattern tells its
+    patients.
+    """
+    return number != OWN or data.patient_pattern is not None
+
+
+def write(out: Path, sources: Mapping[str, DataParams], numbers: Sequence[int]) -> None:
+    """The data lists of all splits that need one, by site. Raises DataError."""
     for number in numbers:
-        if number == OWN:
-            continue
-        for site, source in sources.items():
-            splits = redrawn(load_cases(DataParams(source), site, needs_labels=False), number)
+        for site, data in sources.items():
+            if not is_written(data, number):
+                continue
+            own = load_cases(data, site, needs_labels=False)
+            splits = own if number == OWN else redrawn(own, number)
             for name in SPLITS:
                 if not splits.of(name):
                     raise DataError(
                         f"split {number} leaves no case for {name}",
-                        file=Path(source),
+                        file=Path(data.path),
                         key="--splits",
                         value=number,
                         remedy="The site has too few patients to draw anew: leave it out with --sites.",

@@ -15,7 +15,7 @@ from typing import Any
 from gossipseg.config.files import FederationFile
 from gossipseg.core.types import fingerprint
 from gossipseg.lab import variants
-from gossipseg.learn.params import ONE_SHOT_ALGORITHM, ONE_SHOT_NETWORK
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, ONE_SHOT_NETWORK, DataParams
 
 NOT_COMPARED = ("version", "federation", "seed", "membership", "rounds")
 """Sections that the lab sets itself, in virtual time (of `rounds`, all but the quorum), or that are names."""
@@ -26,7 +26,7 @@ class SiteSource:
     """A site's images."""
 
     name: str
-    folder: str
+    data: DataParams
     cases: Mapping[str, int]
     """By split."""
     digest: str

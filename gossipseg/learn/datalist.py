@@ -272,8 +272,16 @@ def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case
     for case in found:
         if case.patient is None:
             problem = f"no patient is found in the name of case {case.id}"
-            remedy = "Correct it in site.yaml, rename the case, or write its `patient` in a data list."
-            report(DataError(problem, key="data.patient_pattern", value=pattern, remedy=remedy))
+            remedy = "Correct the pattern, rename the case, or write its `patient` in a data list."
+            report(
+                DataError(
+                    problem,
+                    file=case.files[0],
+                    key="data.patient_pattern",
+                    value=pattern,
+                    remedy=remedy,
+                )
+            )
     return tuple(found)
 
 

@@ -130,7 +130,7 @@ def test_weights_are_found_beside_every_list_that_the_lab_makes(
         heterogeneity="cases:north",
     )
     made = plans.plans(choices.read(wanted), variants.parse("local,pooled"), [Replicate(0, 1)], out)
-    splits.write(out, sites, [1])
+    splits.write(out, {site: DataParams(folder) for site, folder in sites.items()}, [1])
     pretrained.lend_all(made, sites)
     for plan in made:
         assert rig.run(plan).keys() == sites.keys()

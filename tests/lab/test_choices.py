@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from gossipseg.errors import ConfigError, DataError
-from gossipseg.lab import choices, variants
+from gossipseg.lab import choices, plans, variants
 from gossipseg.lab.choices import Wanted
+from gossipseg.lab.plans import Replicate
 from tests.lab import rig
 
 
@@ -36,6 +37,8 @@ from tests.lab import rig
         ({"settings": ("training.lerning_rate=1",)}, "Did you mean"),
         ({"settings": ("algorithm.name=gcml",)}, "is not set so"),
         ({"settings": ("training.batch_size=0",)}, "batch_size"),
+        ({"patient_pattern": "(.+)_("}, "--patient-pattern = .*no regular expression"),
+        ({"patient_pattern": ".+_.*"}, "one group in brackets"),
     ],
 )
 def test_wrong_choices_are_refused_in_words(hospitals: Path, wanted: dict[str, Any], words: str) -> None:
@@ -74,6 +77,12 @@ def test_a_folder_without_sites_is_refused(tmp_path: Path) -> None:
         choices.read(Wanted(tmp_path))
 
 
+def test_a_case_without_a_patient_in_its_name_is_refused(hospitals: Path) -> None:
+    said = r"case_000.png: data.patient_pattern = .*no patient is found in the name of case case_000"
+    with pytest.raises(DataError, match=said):
+        choices.read(Wanted(hospitals, patient_pattern="(x+)_.*"))
+
+
 def test_a_site_without_test_labels_cannot_be_compared(hospitals: Path, tmp_path: Path) -> None:
     site = tmp_path / "bare"
     site.mkdir()
@@ -84,6 +93,17 @@ def test_a_site_without_test_labels_cannot_be_compared(hospitals: Path, tmp_path
         (site / kind).symlink_to(hospitals / "north" / kind)
     with pytest.raises(ConfigError, match="no labelled test case"):
         choices.read(Wanted(tmp_path))
+
+
+def test_a_pattern_makes_another_study_whose_runs_read_its_lists(hospitals: Path, tmp_path: Path) -> None:
+    pattern = "(.+)"
+    plain, told = (
+        choices.read(Wanted(hospitals, rounds=1, patient_pattern=text)) for text in (None, pattern)
+    )
+    assert plain.identity() != told.identity()
+    for study, lists in ((plain, False), (told, True)):
+        (made,) = plans.plans(study, variants.parse("local"), [Replicate(0)], tmp_path)
+        assert all(Path(folder).is_relative_to(tmp_path) is lists for folder in made.sites.values())
 
 
 @pytest.mark.parametrize("text", ["", "a", "1.5", "-1", "0;1", str(2**32)])

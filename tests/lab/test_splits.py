@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,10 @@ def test_cases_without_a_label_stay_in_the_test_split() -> None:
 
 
 def test_lists_are_written_for_all_but_the_sites_own_split(hospitals: Path, tmp_path: Path) -> None:
-    sources = {"north": str(hospitals / "north")}
+    sources = {"north": DataParams(str(hospitals / "north"))}
     splits.write(tmp_path, sources, [0, 1])
     assert not splits.folder_of(tmp_path, 0, "north").exists()
-    own = load_cases(DataParams(sources["north"]), "north")
+    own = load_cases(sources["north"], "north")
     drawn = load_cases(DataParams(str(splits.folder_of(tmp_path, 1, "north"))), "north")
     assert {c.image for _, c in drawn} == {c.image for _, c in own}
     assert {c.id for c in drawn.test} != {c.id for c in own.test}
@@ -98,4 +99,28 @@ def test_too_few_patients_are_refused(tmp_path: Path) -> None:
     lists = {"training": entries[:2], "validation": entries[2:3], "test": entries[3:]}
     (tmp_path / "dataset.json").write_text(json.dumps(lists))
     with pytest.raises(DataError, match="too few patients"):
-        splits.write(tmp_path / "out", {"a": str(tmp_path)}, [1])
+        splits.write(tmp_path / "out", {"a": DataParams(str(tmp_path))}, [1])
+
+
+def test_a_pattern_tells_the_patients_of_every_split(tmp_path: Path) -> None:
+    """Names that alone would tell another patient: the scanner stands in front."""
+    data = tmp_path / "site"
+    for folder in ("images", "masks"):
+        (data / folder).mkdir(parents=True)
+        for patient in range(12):
+            for scanner in ("a", "b"):
+                (data / folder / f"{scanner}{patient:02d}-{patient + 40}.png").write_bytes(b"x")
+    source = DataParams(str(data), patient_pattern=r"[ab](\d+)-.*")
+    without = load_cases(DataParams(str(data)), "site")
+    assert len(crossing(own_patients(without, source))) > 0, "the pattern would make no difference"
+    splits.write(tmp_path, {"site": source}, [0, 1, 2])
+    for number in range(3):
+        drawn = load_cases(DataParams(str(splits.folder_of(tmp_path, number, "site"))), "site")
+        assert {c.patient for _, c in drawn} == {f"{p:02d}" for p in range(12)}
+        assert crossing(drawn) == []
+
+
+def own_patients(drawn: Splits, source: DataParams) -> Splits:
+    """The same division, its patients by the pattern."""
+    told = {c.id: c.patient for _, c in load_cases(source, "site")}
+    return Splits(*(tuple(replace(c, patient=told[c.id]) for c in drawn.of(name)) for name in SPLITS))
