@@ -20,11 +20,10 @@ from gossipseg.errors import ConfigError
 from gossipseg.learn.params import (
     ONE_SHOT_NETWORK,
     DataParams,
+    deployed_problem,
     dp_problem,
-    ensemble_problem,
     one_shot_problem,
     pattern_problem,
-    shadow_problem,
 )
 from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, join_address
@@ -107,9 +106,8 @@ def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> 
 
 def _check_deployed(federation: FederationFile, source: Source, *, private: bool) -> None:
     training, algorithm = federation.training, federation.algorithm
-    found = shadow_problem(training, algorithm.name, algorithm.exchange, private=private)
-    found = found or ensemble_problem(
-        training, algorithm.name, algorithm.exchange, ensembles=ensembles(algorithm)
+    found = deployed_problem(
+        training, algorithm.name, algorithm.exchange, private=private, ensembles=ensembles(algorithm)
     )
     if found is not None:
         problem, key, value, remedy = found

@@ -250,13 +250,21 @@ def dp_problem(
     return None
 
 
-def shadow_problem(
-    training: TrainingParams, algorithm: str, exchange: str, *, private: bool
+def deployed_problem(
+    training: TrainingParams, algorithm: str, exchange: str, *, private: bool, ensembles: bool
 ) -> tuple[str, str, object, str] | None:
-    """What does not go with training.shadow_local: (problem, key, value, remedy), or None.
+    """What does not go with how a site deploys: (problem, key, value, remedy), or None.
 
-    `exchange`: as the algorithm's params have it. `private`: whether privacy.dp is set.
+    `exchange` and `ensembles` (predicts with other sites' models without training.ensemble_peers): as the
+    algorithm's params have it. `private`: whether privacy.dp is set.
     """
+    problem = _shadow_problem(training, algorithm, exchange, private)
+    return problem or _ensemble_problem(training, algorithm, exchange, ensembles)
+
+
+def _shadow_problem(
+    training: TrainingParams, algorithm: str, exchange: str, private: bool
+) -> tuple[str, str, object, str] | None:
     if not training.shadow_local:
         return None
     remedy = "Remove it, or use an algorithm that exchanges models."
@@ -272,13 +280,9 @@ def shadow_problem(
     return problem, "training.shadow_local", True, remedy
 
 
-def ensemble_problem(
-    training: TrainingParams, algorithm: str, exchange: str, *, ensembles: bool
+def _ensemble_problem(
+    training: TrainingParams, algorithm: str, exchange: str, ensembles: bool
 ) -> tuple[str, str, object, str] | None:
-    """What does not go with an ensemble of peers: (problem, key, value, remedy), or None.
-
-    `exchange` and `ensembles` (does it without training.ensemble_peers): as the algorithm's params have it.
-    """
     if training.shadow_local and (ensembles or training.ensemble_peers):
         problem = "a site deploys by one rule, and the ensemble of peers brings its own"
         other = f"use another algorithm than {algorithm}" if ensembles else "remove training.ensemble_peers"

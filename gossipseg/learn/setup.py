@@ -20,10 +20,9 @@ from gossipseg.learn.params import (
     TaskParams,
     TrainingParams,
     WorkerSpec,
+    deployed_problem,
     dp_problem,
-    ensemble_problem,
     one_shot_problem,
-    shadow_problem,
 )
 from gossipseg.nets.params import NetworkParams
 
@@ -73,9 +72,12 @@ def read_setup(spec: WorkerSpec) -> Setup:
         problem = dp_problem(setup.privacy, setup.algorithm.name, setup.network.norm, setup.device.amp)
     if problem is None:
         chosen, dp = setup.algorithm, setup.privacy.dp
-        problem = shadow_problem(setup.training, chosen.name, chosen.exchange, private=dp is not None)
-        problem = problem or ensemble_problem(
-            setup.training, chosen.name, chosen.exchange, ensembles=ensembles(chosen)
+        problem = deployed_problem(
+            setup.training,
+            chosen.name,
+            chosen.exchange,
+            private=dp is not None,
+            ensembles=ensembles(chosen),
         )
     if problem is not None:
         text, key, value, remedy = problem

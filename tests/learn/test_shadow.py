@@ -22,7 +22,7 @@ from gossipseg.learn import jobs
 from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import predict_logits
 from gossipseg.learn.export import export
-from gossipseg.learn.params import DpParams, PrivacyParams, TrainingParams, shadow_problem
+from gossipseg.learn.params import DpParams, PrivacyParams, TrainingParams, deployed_problem
 from gossipseg.learn.session import load_deployment
 from gossipseg.learn.shadow import LEAST_CASES, Verdict, verdict_of
 from gossipseg.nets.output import NetOutput
@@ -274,6 +274,7 @@ def test_where_it_cannot_be_had_it_is_refused(
 
 def test_one_shot_learning_has_none() -> None:
     training, algorithm = TrainingParams(shadow_local=True), FedCoWProParams()
-    found = shadow_problem(training, algorithm.name, algorithm.exchange, private=False)
+    found = deployed_problem(training, algorithm.name, algorithm.exchange, private=False, ensembles=False)
     assert found is not None and "without labels" in found[0]
-    assert shadow_problem(TrainingParams(), algorithm.name, algorithm.exchange, private=True) is None
+    plain = TrainingParams()
+    assert deployed_problem(plain, algorithm.name, algorithm.exchange, private=True, ensembles=False) is None
