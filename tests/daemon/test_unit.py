@@ -1,0 +1,107 @@
+"""The systemd unit: it verifies, it is hardened, and a site installed as its head says starts under it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.federation import federation
+
+UNIT = Path(__file__).parents[2] / "systemd" / "gossipsegd.service"
+NOBODY = 65534
+
+
+def settings(key: str) -> list[str]:
+    """Values of a key of the unit, line by line."""
+    return re.findall(rf"^{key}=(.*)$", UNIT.read_text(), re.MULTILINE)
+
+
+@pytest.mark.skipif(not Path("/usr/bin/systemd-analyze").exists(), reason="no systemd-analyze here")
+def test_the_unit_verifies_and_is_hardened(tmp_path: Path) -> None:
+    copy = tmp_path / UNIT.name
+    copy.write_text(UNIT.read_text().replace("/opt/gossipseg/bin/gossipsegd", sys.executable))
+    verify = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(copy)], capture_output=True, text=True
+    )
+    assert verify.returncode == 0 and UNIT.name not in verify.stderr, verify.stderr
+    security = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=20", str(copy)],
+        capture_output=True,
+        text=True,
+    )
+    assert security.returncode == 0, security.stdout[-400:]
+
+
+def test_the_unit_keeps_what_the_design_promises() -> None:
+    text = UNIT.read_text()
+    for line in ("Type=notify", "KillMode=mixed", "StateDirectory=gossipseg", "WatchdogSec="):
+        assert line in text
+    active = [line for line in text.splitlines() if not line.startswith("#")]
+    for breaks_cuda in ("MemoryDenyWriteExecute", "PrivateDevices", "ProcSubset"):
+        assert not any(line.startswith(breaks_cuda) for line in active)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can reach: pytest's own are closed to them."""
+    folder = Path(tempfile.mkdtemp(prefix="gossipseg-unit-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def as_installed(etc: Path, credentials: Path, state: Path) -> dict[str, str]:
+    """Modes and owners as the unit makes them of /etc/gossipseg; the environment that it gives the daemon."""
+    credentials.mkdir()
+    for text in settings("LoadCredential"):
+        name, _, source = text.partition(":")
+        shutil.copyfile(etc / Path(source).relative_to("/etc/gossipseg"), credentials / name)
+        (credentials / name).chmod(0o400)
+        os.chown(credentials / name, NOBODY, NOBODY)
+    credentials.chmod(0o500)
+    os.chown(credentials, NOBODY, NOBODY)
+    (mode,) = settings("ConfigurationDirectoryMode")
+    etc.chmod(int(mode, 8))
+    assert (etc / "identity").stat().st_mode & 0o777 == 0o700, "as `gossipctl init` makes it"
+    state.mkdir(mode=0o700)
+    os.chown(state, NOBODY, NOBODY)
+    given = [word for line in settings("Environment") for word in line.split()]
+    env = dict(word.replace("%d", str(credentials)).split("=", 1) for word in given)
+    return env | {
+        "CREDENTIALS_DIRECTORY": str(credentials),
+        "HOME": str(state),
+        "MPLCONFIGDIR": str(state / ".cache"),
+    }
+
+
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+
+
+def can_act_as_nobody() -> bool:
+    if os.geteuid() != 0 or shutil.which("setpriv") is None:
+        return False
+    look = [*AS_NOBODY, sys.executable, "-c", "import gossipseg"]
+    return subprocess.run(look, capture_output=True).returncode == 0
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(not can_act_as_nobody(), reason="needs root, setpriv, and a Python that all may run")
+def test_a_site_installed_as_the_unit_says_starts_as_a_user_of_its_own(open_folder: Path) -> None:
+    """Its identity folder is root's alone: what the daemon needs of it comes as credentials. (The worker's
+    start is not waited for: where Python lies in root's own folder it has none.)
+    """
+    with federation(open_folder, ["north"]) as f:
+        north = f["north"]
+        north.env = as_installed(north.folder, open_folder / "credentials", north.folder / "state")
+        north.prefix = AS_NOBODY
+        north.start()
+        f.until("a daemon of a user that may not read the identity", lambda: north.status() is not None)
+        assert north.end() == 0
