@@ -20,6 +20,9 @@ from gossipseg.errors import ConfigError
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
+WARN_DAYS = 30.0
+"""A certificate that ends sooner is told of."""
+
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _BLOCK, _GROUP, _BLOCKS = 13, 7, 4
 
@@ -161,6 +164,11 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
             "During a rotation give a list of two.",
         )
     return found[0]
+
+
+def ends_at(pem: str) -> float:
+    """When a PEM certificate ends, in seconds of Unix time. Raises ConfigError when it is none."""
+    return parse_certificate(pem.encode()).not_valid_after_utc.timestamp()
 
 
 def supported_key(certificate: x509.Certificate) -> PublicKey:

@@ -17,11 +17,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from gossipseg import trust
+from gossipseg.certificates import WARN_DAYS, ends_at, parse_certificate
 from gossipseg.config import Config
 from gossipseg.ctl import learn
 from gossipseg.ctl import output as out
@@ -31,7 +32,6 @@ from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import StatusDoc
 
 DAY_S = 86_400
-EXPIRY_WARNING_DAYS = 30
 _TIME_ERROR = 5
 """adjtimex(2): the clock is not synchronised."""
 MAX_PROBLEMS = 20
@@ -93,7 +93,7 @@ def check_identity(config: Config) -> tuple[trust.Identity | None, list[Finding]
         return identity, [Finding("identity", "failed", str(e))]
     found = [Finding("identity", "ok", f"{config.site.site} is {identity.site_id}")]
     days = identity.days_left(time.time())
-    if days < EXPIRY_WARNING_DAYS:
+    if days < WARN_DAYS:
         found.append(
             Finding(
                 "certificate",
@@ -109,13 +109,10 @@ def check_identity(config: Config) -> tuple[trust.Identity | None, list[Finding]
 
 def check_clock(config: Config) -> Iterator[Finding]:
     """The clock against NTP, and every listed certificate against the clock."""
-    from gossipseg.certificates import parse_certificate
-
     now, bad = datetime.now(UTC), False
     for site in config.federation.sites:
         for pem in trust.certificates_of(site):
-            certificate = parse_certificate(pem.encode())
-            since, until = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+            since = parse_certificate(pem.encode()).not_valid_before_utc
             if now < since:
                 bad = True
                 yield Finding(
@@ -124,14 +121,9 @@ def check_clock(config: Config) -> Iterator[Finding]:
                     f"it is {now:%Y-%m-%d} here; {site.name}'s certificate begins on {since:%Y-%m-%d}",
                     "Set the clock (timedatectl set-ntp true), or ask whether that site's clock was wrong.",
                 )
-            elif now > until and site.name != config.site.site:
-                bad = True
-                yield Finding(
-                    "clock",
-                    "warning",
-                    f"{site.name}'s certificate expired on {until:%Y-%m-%d} (it is {now:%Y-%m-%d} here)",
-                    f"Ask {site.name} for its new certificate.",
-                )
+    for ending in _endings(config, now):
+        bad = bad or ending.check == "clock"
+        yield ending
     if bad:
         return
     if synchronised() is False:
@@ -143,6 +135,28 @@ def check_clock(config: Config) -> Iterator[Finding]:
         )
     else:
         yield Finding("clock", "ok", f"{now:%Y-%m-%d %H:%M} UTC")
+
+
+def _endings(config: Config, now: datetime) -> Iterator[Finding]:
+    """Other sites whose last listed certificate has ended, or soon will."""
+    for site in config.others:
+        if not site.certificate:
+            continue
+        until = datetime.fromtimestamp(max(ends_at(pem) for pem in trust.certificates_of(site)), UTC)
+        if now > until:
+            yield Finding(
+                "clock",
+                "warning",
+                f"{site.name}'s certificate expired on {until:%Y-%m-%d} (it is {now:%Y-%m-%d} here)",
+                f"Ask {site.name} for its new certificate.",
+            )
+        elif until - now < timedelta(days=WARN_DAYS):
+            yield Finding(
+                "certificate",
+                "warning",
+                f"{site.name}'s certificate expires on {until:%Y-%m-%d}",
+                f"Ask {site.name} for its next one (`gossipctl rotate` there).",
+            )
 
 
 def synchronised() -> bool | None:

@@ -10,11 +10,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from gossipseg.certificates import parse_certificate
+from gossipseg.certificates import WARN_DAYS, ends_at
 from gossipseg.config import Config
 from gossipseg.core.types import Site
 
-WARN_DAYS = 30.0
 DAY_S = 86_400.0
 LOOK_EVERY_S = 3600.0
 
@@ -28,7 +27,7 @@ class Told(Protocol):
 def days_left(config: Config, now_s: float) -> dict[Site, float]:
     """Site → days until the last of its listed certificates ends, from `now_s` in wall seconds."""
     return {
-        site.name: (max(_end_s(pem) for pem in site.certificate) - now_s) / DAY_S
+        site.name: (max(ends_at(pem) for pem in site.certificate) - now_s) / DAY_S
         for site in config.federation.sites
         if site.certificate
     }
@@ -52,10 +51,6 @@ def _text(site: Site, days: float, own: bool) -> str:
     when = f"expires in {days:.0f} days" if days > 0 else f"expired {-days:.0f} days ago"
     remedy = "begin its rotation with `gossipctl rotate`" if own else f"ask {site} for its next one"
     return f"{whose} {when}: {remedy}"
-
-
-def _end_s(pem: str) -> float:
-    return parse_certificate(pem.encode()).not_valid_after_utc.timestamp()
 
 
 async def watch(

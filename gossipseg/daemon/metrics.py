@@ -27,7 +27,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from gossipseg import __version__
-from gossipseg.certificates import parse_certificate
+from gossipseg.certificates import ends_at
 from gossipseg.core.types import MemberState, Phase
 from gossipseg.daemon.counters import LAG_BUCKETS_S
 from gossipseg.daemon.scrape import ScrapeServer
@@ -40,7 +40,7 @@ LAG_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 5.0
 WORKER_STATES = ("starting", "ready", "training", "aggregating", "restarting", "failed", "stopped")
 COUNTED = ("sent", "received", "merged", "refused", "held", "kept_out", "reverted", "dropped")
-WARNINGS = ("worker", "state", "events", "store", "audit")
+WARNINGS = ("worker", "state", "events", "store", "audit", "privacy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,9 @@ METRICS: dict[str, Described] = {
     ),
     "gossipseg_uptime_seconds": Described("gauge", "Since the daemon started."),
     "gossipseg_degraded": Described("gauge", "1 while `gossipctl status` names a reason for concern."),
-    "gossipseg_warning": Described("gauge", "1 while this part of the daemon has a warning.", ("part",)),
+    "gossipseg_warning": Described(
+        "gauge", "1 while this part (worker, state, events, store, audit, privacy) has a warning.", ("part",)
+    ),
     "gossipseg_phase": Described("gauge", "1 for the phase the site is in.", ("phase",)),
     "gossipseg_round": Described("gauge", "Rounds behind this site's model."),
     "gossipseg_committed_round": Described("gauge", "Newest common model (under a coordinator)."),
@@ -150,7 +152,7 @@ def sample(r: Runtime, now_s: float, *, degraded: bool) -> list[Metric]:
     _counted(f, r)
     for listed in r.config.federation.sites:
         if listed.certificate:
-            expires = max(_expiry(pem) for pem in listed.certificate)
+            expires = max(ends_at(pem) for pem in listed.certificate)
             f.add("gossipseg_certificate_expires_timestamp_seconds", expires, site=listed.name)
     return list(f.made.values())
 
@@ -227,10 +229,6 @@ def _disk_free_bytes(path: str) -> int | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _expiry(pem: str) -> float:
-    return parse_certificate(pem.encode()).not_valid_after_utc.timestamp()
-
-
 class _Scrape(Collector):
     """Asks the event loop from the server's threads."""
 

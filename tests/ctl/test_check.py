@@ -226,6 +226,19 @@ def test_listed_certificate_that_has_expired(ctl: Any, federation: Federation) -
     assert "south's certificate expired" in found["clock"][0]["detail"]
 
 
+def test_listed_certificate_that_ends_soon(ctl: Any, federation: Federation) -> None:
+    """The last one listed counts: a site amid its rotation is not told of."""
+    federation.doc["sites"][1]["certificate"] = certificate("south", 10)
+    federation.write()
+    code, found = examine(ctl, federation, "--no-peers")
+    (told,) = [f for f in found["certificate"] if f["state"] == "warning"]
+    assert code == 0 and "south's certificate expires on" in told["detail"]
+    assert states(found["clock"]) <= {"ok", "warning"}
+    federation.doc["sites"][1]["certificate"] = [certificate("south", 10), certificate("south", 400)]
+    federation.write()
+    assert states(examine(ctl, federation, "--no-peers")[1]["certificate"]) == {"ok"}
+
+
 def test_clock_that_is_behind(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("gossipseg.trust.making._BACKDATED", -timedelta(days=3))
