@@ -53,6 +53,7 @@ class Finding:
 def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Iterator[Finding]:
     """All checks, in the order in which a mistake in one makes the next pointless."""
     yield Finding("config", "ok", f"{config.site_path} and {config.federation_path}")
+    yield from check_budget(config)
     identity, findings = check_identity(config)
     yield from findings
     yield from check_clock(config)
@@ -66,6 +67,19 @@ def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Ite
         from gossipseg.ctl.doctor_peers import check_peers
 
         yield from check_peers(config, identity, status, timeout_s)
+
+
+def check_budget(config: Config) -> Iterator[Finding]:
+    """Rounds that are to be trained alone at the end need an end."""
+    algorithm = config.federation.algorithm
+    alone = getattr(algorithm, "finetune_rounds", 0)
+    if alone and config.site.rounds is None:
+        yield Finding(
+            "rounds",
+            "warning",
+            f"without a budget the last {alone} rounds, which {algorithm.name} trains alone, never come",
+            "Write `rounds` in site.yaml, or algorithm.finetune_rounds: 0 in peers.yaml.",
+        )
 
 
 # ---------------------------------------------------------------- identity, clock

@@ -179,7 +179,7 @@ def _read_list(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as e:
         raise DataError(f"cannot be read as JSON: {e}", file=file, remedy="Mend the file.") from None
     if not isinstance(listed, dict):
-        raise DataError("is not a JSON object", file=file, remedy="See README, data lists.")
+        raise DataError("is not a JSON object", file=file, remedy="See README, section Data lists.")
     return listed
 
 

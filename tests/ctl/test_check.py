@@ -204,6 +204,17 @@ def certificate(name: str, days: int) -> str:
     return self_signed(name, key, days, ()).public_bytes(serialization.Encoding.PEM).decode()
 
 
+def test_rounds_to_be_trained_alone_without_an_end(ctl: Any, federation: Federation) -> None:
+    federation.doc["algorithm"] = {"name": "fedavg_finetune"}
+    federation.write()
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 0 and states(found["rounds"]) == {"warning"}
+    assert "the last 5 rounds, which fedavg_finetune trains alone, never come" in found["rounds"][0]["detail"]
+    federation.doc["algorithm"] = {"name": "fedavg"}
+    federation.write()
+    assert "rounds" not in examine(ctl, federation, "--no-peers")[1]
+
+
 def test_own_certificate_that_ends_soon(
     ctl: Any, federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
