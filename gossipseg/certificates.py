@@ -6,8 +6,9 @@ What belongs here: pure functions on texts and bytes. What must not: files, list
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -166,8 +167,15 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
     return found[0]
 
 
-def ends_at(pem: str) -> float:
-    """When a PEM certificate ends, in seconds of Unix time. Raises ConfigError when it is none."""
+def ends_at(pems: Iterable[str]) -> float:
+    """When the last of these PEM certificates ends, in seconds of Unix time. Raises ConfigError, and
+    ValueError where there is none.
+    """
+    return max(_end(pem) for pem in pems)
+
+
+@functools.lru_cache(maxsize=4096)
+def _end(pem: str) -> float:
     return parse_certificate(pem.encode()).not_valid_after_utc.timestamp()
 
 

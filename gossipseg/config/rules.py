@@ -19,6 +19,7 @@ from gossipseg.config.task_rules import check_task
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import (
     ONE_SHOT_NETWORK,
+    PATTERN_REMEDY,
     DataParams,
     deployed_problem,
     dp_problem,
@@ -172,8 +173,7 @@ def _check_fractions(data: DataParams, source: Source) -> None:
 def _check_pattern(data: DataParams, source: Source) -> None:
     problem = pattern_problem(data.patient_pattern)
     if problem is not None:
-        remedy = r"Write '(.+)_\d+', say, where the patient stands before the last underscore."
-        raise source.error(problem, "data.patient_pattern", data.patient_pattern, remedy)
+        raise source.error(problem, "data.patient_pattern", data.patient_pattern, PATTERN_REMEDY)
 
 
 def _check_unique(sites: list[ListedSite], source: Source) -> None:

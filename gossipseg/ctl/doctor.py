@@ -1,6 +1,6 @@
 """The checks of `gossipctl check` on this machine, one function each, each yielding findings.
 
-What belongs here: configuration, identity, clock, disk, device and data, the daemon.
+What belongs here: configuration, identity, clock and certificates, disk, device and data, the daemon.
 What must not: other sites (doctor_peers.py), printing, torch (data and device are checked by a subprocess).
 """
 
@@ -53,7 +53,7 @@ class Finding:
 def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Iterator[Finding]:
     """All checks, in the order in which a mistake in one makes the next pointless."""
     yield Finding("config", "ok", f"{config.site_path} and {config.federation_path}")
-    yield from check_budget(config)
+    yield from check_finetuning(config)
     identity, findings = check_identity(config)
     yield from findings
     yield from check_clock(config)
@@ -69,7 +69,7 @@ def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Ite
         yield from check_peers(config, identity, status, timeout_s)
 
 
-def check_budget(config: Config) -> Iterator[Finding]:
+def check_finetuning(config: Config) -> Iterator[Finding]:
     """Rounds that are to be trained alone at the end need an end."""
     algorithm = config.federation.algorithm
     alone = getattr(algorithm, "finetune_rounds", 0)
@@ -156,7 +156,7 @@ def _endings(config: Config, now: datetime) -> Iterator[Finding]:
     for site in config.others:
         if not site.certificate:
             continue
-        until = datetime.fromtimestamp(max(ends_at(pem) for pem in trust.certificates_of(site)), UTC)
+        until = datetime.fromtimestamp(ends_at(trust.certificates_of(site)), UTC)
         if now > until:
             yield Finding(
                 "clock",

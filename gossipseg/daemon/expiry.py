@@ -27,7 +27,7 @@ class Told(Protocol):
 def days_left(config: Config, now_s: float) -> dict[Site, float]:
     """Site → days until the last of its listed certificates ends, from `now_s` in wall seconds."""
     return {
-        site.name: (max(ends_at(pem) for pem in site.certificate) - now_s) / DAY_S
+        site.name: (ends_at(site.certificate) - now_s) / DAY_S
         for site in config.federation.sites
         if site.certificate
     }

@@ -9,7 +9,6 @@ that stands still shows as a scrape that fails.
 from __future__ import annotations
 
 import asyncio
-import functools
 import shutil
 import time
 from collections import Counter
@@ -152,7 +151,7 @@ def sample(r: Runtime, now_s: float, *, degraded: bool) -> list[Metric]:
     _counted(f, r)
     for listed in r.config.federation.sites:
         if listed.certificate:
-            expires = max(ends_at(pem) for pem in listed.certificate)
+            expires = ends_at(listed.certificate)
             f.add("gossipseg_certificate_expires_timestamp_seconds", expires, site=listed.name)
     return list(f.made.values())
 
@@ -228,7 +227,6 @@ def _disk_free_bytes(path: str) -> int | None:
         return None
 
 
-@functools.lru_cache(maxsize=4096)
 class _Scrape(Collector):
     """Asks the event loop from the server's threads."""
 

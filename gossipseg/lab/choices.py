@@ -21,7 +21,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.lab.plans import Replicate
 from gossipseg.lab.study import SiteSource, Study, common_settings
 from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.params import DataParams, pattern_problem
+from gossipseg.learn.params import PATTERN_REMEDY, DataParams, pattern_problem
 from gossipseg.testbed import dataset, presets
 
 VALIDATIONS = 20
@@ -82,6 +82,7 @@ def read(wanted: Wanted) -> Study:
         equal_evaluations=wanted.equal_evaluations,
         device=wanted.device,
         adversaries=dict(_adversary(text, names) for text in wanted.adversary),
+        patient_pattern=wanted.patient_pattern,
         own=_own(wanted, volumes=sections["task"].get("spatial_dims", 2) == 3),
     )
 
@@ -97,8 +98,9 @@ def _check_words(wanted: Wanted) -> None:
         raise ConfigError("is no device", key="--device", value=wanted.device, remedy=remedy)
     problem = pattern_problem(wanted.patient_pattern)
     if problem is not None:
-        remedy = r"Write '(.+)_\d+', say, where the patient stands before the last underscore."
-        raise ConfigError(problem, key="--patient-pattern", value=wanted.patient_pattern, remedy=remedy)
+        raise ConfigError(
+            problem, key="--patient-pattern", value=wanted.patient_pattern, remedy=PATTERN_REMEDY
+        )
     if wanted.peers is not None and not wanted.peers.is_file():
         remedy = "Give the path of a peers.yaml, or leave --peers out: a preset is made from the data then."
         raise ConfigError("no such file", key="--peers", value=str(wanted.peers), remedy=remedy)

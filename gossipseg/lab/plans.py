@@ -77,7 +77,7 @@ def plans(
     study: Study, chosen: Sequence[Variant], replicates: Sequence[Replicate], out: Path | None
 ) -> list[RunPlan]:
     """All runs of a comparison, replicate by replicate; their pictures go into `out`, if there is one, and
-    the lists of redrawn splits lie there.
+    the data lists that the lab writes lie there.
 
     Raises ConfigError for an algorithm that cannot be run so.
     """

@@ -17,7 +17,7 @@ WEIGHTS = "encoder_weights"
 
 
 def lend_all(planned: Sequence[RunPlan], folders: Mapping[str, str]) -> None:
-    """Before the runs: into the folders of redrawn splits. `folders`: site → its own data folder."""
+    """Before the runs: into the folders of the lab's data lists. `folders`: site → its own data folder."""
     for plan in planned:
         network = plan.parsed().network
         for site, folder in plan.sites.items():

@@ -31,7 +31,7 @@ _GOLDEN = 0.6180339887498949
 
 
 def folder_of(out: Path, split: int, site: str) -> Path:
-    """Where the data list of a redrawn split lies."""
+    """Where a data list of the lab's lies."""
     return out / "splits" / str(split) / site
 
 

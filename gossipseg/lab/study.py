@@ -53,6 +53,8 @@ class Study:
     device: str = "cpu"
     adversaries: Mapping[str, str] = field(default_factory=dict)
     """Site that has turned bad → what it does (choices.ADVERSARIES)."""
+    patient_pattern: str | None = None
+    """data.patient_pattern of every site."""
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of the sections, what the user wrote: no algorithm's preset replaces it."""
 
@@ -81,6 +83,7 @@ class Study:
             "equal_evaluations": self.equal_evaluations,
             "device": self.device,
             **({"adversaries": dict(self.adversaries)} if self.adversaries else {}),
+            **({"patient_pattern": self.patient_pattern} if self.patient_pattern else {}),
         }
 
 

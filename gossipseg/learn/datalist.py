@@ -271,17 +271,12 @@ def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case
     found = [c if c.patient is not None else replace(c, patient=matched(pattern, c.id)) for c in cases]
     for case in found:
         if case.patient is None:
-            problem = f"no patient is found in the name of case {case.id}"
-            remedy = "Correct the pattern, rename the case, or write its `patient` in a data list."
-            report(
-                DataError(
-                    problem,
-                    file=case.files[0],
-                    key="data.patient_pattern",
-                    value=pattern,
-                    remedy=remedy,
-                )
+            problem = f"no patient is found in the name of case {case.id} ({case.files[0]})"
+            remedy = (
+                "Correct the pattern (in site.yaml, or --patient-pattern of gossiplab), rename the case, or "
+                "write its `patient` in a data list."
             )
+            report(DataError(problem, key="data.patient_pattern", value=pattern, remedy=remedy))
     return tuple(found)
 
 

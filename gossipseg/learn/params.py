@@ -220,6 +220,9 @@ PRIVATE_ALGORITHMS = (
 """Those whose every step on what leaves the site has one loss for each case."""
 
 
+PATTERN_REMEDY = r"Write '(.+)_\d+', say, where the patient stands before the last underscore."
+
+
 def pattern_problem(pattern: str | None) -> str | None:
     """What is wrong with a rule for patients (data.patient_pattern), or None."""
     if pattern is None:

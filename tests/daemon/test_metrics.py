@@ -25,7 +25,7 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core import offences
 from gossipseg.core.types import AliveRecord
-from gossipseg.daemon import scrape
+from gossipseg.daemon import metrics, scrape
 from gossipseg.daemon.counters import REASONS, Counters, known
 from gossipseg.daemon.metrics import METRICS, Exporter, sample
 from gossipseg.errors import ConfigError, LocalError
@@ -67,6 +67,12 @@ async def test_what_a_site_shows(files: Federation) -> None:
     assert shown["gossipseg_disk_free_bytes",] > 0
     assert "stranger" not in str(shown)
     await r.transport.close()
+
+
+def test_every_part_that_warns_has_its_label() -> None:
+    sources = (Path(metrics.__file__).parent).glob("*.py")
+    warned = {part for file in sources for part in re.findall(r'warn\("(\w+)"', file.read_text())}
+    assert warned == set(metrics.WARNINGS)
 
 
 async def test_forged_records_are_counted_by_the_peer_that_brought_them(files: Federation) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gossipseg import trust
 from tests.e2e.federation import federation
 
 UNIT = Path(__file__).parents[2] / "systemd" / "gossipsegd.service"
@@ -58,21 +59,28 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def as_installed(etc: Path, credentials: Path, state: Path) -> dict[str, str]:
-    """Modes and owners as the unit makes them of /etc/gossipseg; the environment that it gives the daemon."""
+def hand_over(etc: Path, credentials: Path) -> None:
+    """As systemd does: what cannot be loaded is what is set, and where nothing is set the unit does not start."""
     credentials.mkdir()
+    defaults = dict(text.split(":", 1) for text in settings("SetCredential"))
     for text in settings("LoadCredential"):
-        name, _, source = text.partition(":")
-        shutil.copyfile(etc / Path(source).relative_to("/etc/gossipseg"), credentials / name)
+        name, _, path = text.partition(":")
+        source = etc / Path(path).relative_to("/etc/gossipseg")
+        given = source.read_bytes() if source.exists() else defaults[name].encode()
+        (credentials / name).write_bytes(given)
         (credentials / name).chmod(0o400)
-        os.chown(credentials / name, NOBODY, NOBODY)
-    credentials.chmod(0o500)
-    os.chown(credentials, NOBODY, NOBODY)
-    (mode,) = settings("ConfigurationDirectoryMode")
-    etc.chmod(int(mode, 8))
+
+
+def as_installed(etc: Path, credentials: Path, state: Path) -> dict[str, str]:
+    """The recipe in the unit's head, and what systemd adds; gives the environment of the daemon."""
+    (recipe,) = re.findall(r"chmod (\d+) /etc/gossipseg\b", UNIT.read_text())
+    assert [recipe] == settings("ConfigurationDirectoryMode"), "systemd would warn"
+    etc.chmod(int(recipe, 8))
     assert (etc / "identity").stat().st_mode & 0o777 == 0o700, "as `gossipctl init` makes it"
+    hand_over(etc, credentials)
     state.mkdir(mode=0o700)
-    os.chown(state, NOBODY, NOBODY)
+    for path in (credentials, *credentials.iterdir(), state):
+        os.chown(path, NOBODY, NOBODY)
     given = [word for line in settings("Environment") for word in line.split()]
     env = dict(word.replace("%d", str(credentials)).split("=", 1) for word in given)
     return env | {
@@ -80,6 +88,21 @@ def as_installed(etc: Path, credentials: Path, state: Path) -> dict[str, str]:
         "HOME": str(state),
         "MPLCONFIGDIR": str(state / ".cache"),
     }
+
+
+def test_a_rotation_broken_off_between_key_and_certificate_starts_under_the_unit(tmp_path: Path) -> None:
+    identity = tmp_path / "etc" / "identity"
+    present = trust.create_identity("north", identity)
+    hand_over(tmp_path / "etc", tmp_path / "before")
+    trust.create_next("north", present)
+    next_key, _ = trust.next_paths(present.key_path, present.certificate_path)
+    present.key_path.write_bytes(next_key.read_bytes())
+    hand_over(tmp_path / "etc", tmp_path / "between")
+    loaded = [
+        trust.Identity.load(tmp_path / folder / "key.pem", tmp_path / folder / "cert.pem")
+        for folder in ("before", "between")
+    ]
+    assert loaded[0].site_id == present.site_id != loaded[1].site_id
 
 
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")

@@ -78,7 +78,7 @@ def test_a_folder_without_sites_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_case_without_a_patient_in_its_name_is_refused(hospitals: Path) -> None:
-    said = r"case_000.png: data.patient_pattern = .*no patient is found in the name of case case_000"
+    said = r"data.patient_pattern = .*no patient is found in the name of case case_000 \(.*case_000.png\)"
     with pytest.raises(DataError, match=said):
         choices.read(Wanted(hospitals, patient_pattern="(x+)_.*"))
 

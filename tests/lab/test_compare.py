@@ -87,6 +87,21 @@ def test_results_hold_a_row_for_each_run_and_site(compared: Path) -> None:
     assert document["versions"]["gossipseg"]
 
 
+def test_a_pattern_for_patients_reaches_the_runs_and_is_one_study_s(
+    hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    told = arguments(hospitals, out, "local", "--patient-pattern")
+    assert main.run([*told, "case_(.+)"]) == 0
+    (row, _) = read(out)["runs"]
+    assert row["patients"] and all(case == f"case_{patient}" for case, patient in row["patients"].items())
+    listed = json.loads((out / "splits" / "0" / row["site"] / "dataset.json").read_text())
+    assert all(entry["patient"] for entry in listed["training"])
+    capsys.readouterr()
+    assert main.run([*told, "(case_.+)"]) == 78
+    assert "patient_pattern" in capsys.readouterr().err
+
+
 def alike(a: Any, b: Any) -> bool:
     """Equal, but for the last digits: a library may round otherwise where its buffers lie otherwise."""
     if isinstance(a, dict) and isinstance(b, dict):

@@ -118,6 +118,9 @@ def test_a_pattern_tells_the_patients_of_every_split(tmp_path: Path) -> None:
         drawn = load_cases(DataParams(str(splits.folder_of(tmp_path, number, "site"))), "site")
         assert {c.patient for _, c in drawn} == {f"{p:02d}" for p in range(12)}
         assert crossing(drawn) == []
+        own = load_cases(source, "site")
+        same = all({c.id for c in drawn.of(name)} == {c.id for c in own.of(name)} for name in SPLITS)
+        assert same is (number == 0)
 
 
 def own_patients(drawn: Splits, source: DataParams) -> Splits:
