@@ -60,7 +60,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def hand_over(etc: Path, credentials: Path) -> None:
-    """As systemd does: what cannot be loaded is what is set, and where nothing is set the unit does not start."""
+    """As systemd does: what cannot be loaded is as it was set; where nothing was, the unit does not start."""
     credentials.mkdir()
     defaults = dict(text.split(":", 1) for text in settings("SetCredential"))
     for text in settings("LoadCredential"):
