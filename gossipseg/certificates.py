@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -167,15 +167,9 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
     return found[0]
 
 
-def ends_at(pems: Iterable[str]) -> float:
-    """When the last of these PEM certificates ends, in seconds of Unix time. Raises ConfigError, and
-    ValueError where there is none.
-    """
-    return max(_end(pem) for pem in pems)
-
-
 @functools.lru_cache(maxsize=4096)
-def _end(pem: str) -> float:
+def ends_at(pem: str) -> float:
+    """When a PEM certificate ends, in seconds of Unix time. Raises ConfigError when it is none."""
     return parse_certificate(pem.encode()).not_valid_after_utc.timestamp()
 
 

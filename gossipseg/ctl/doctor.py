@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gossipseg import trust
-from gossipseg.certificates import WARN_DAYS, ends_at, parse_certificate
+from gossipseg.certificates import WARN_DAYS, parse_certificate
 from gossipseg.config import Config
 from gossipseg.ctl import learn
 from gossipseg.ctl import output as out
@@ -153,23 +153,21 @@ def check_clock(config: Config) -> Iterator[Finding]:
 
 def _endings(config: Config, now: datetime) -> Iterator[Finding]:
     """Other sites whose last listed certificate has ended, or soon will."""
-    for site in config.others:
-        if not site.certificate:
-            continue
-        until = datetime.fromtimestamp(ends_at(trust.certificates_of(site)), UTC)
+    for site, end_s in trust.last_ends(config.others).items():
+        until = datetime.fromtimestamp(end_s, UTC)
         if now > until:
             yield Finding(
                 "clock",
                 "warning",
-                f"{site.name}'s certificate expired on {until:%Y-%m-%d} (it is {now:%Y-%m-%d} here)",
-                f"Ask {site.name} for its new certificate.",
+                f"{site}'s certificate expired on {until:%Y-%m-%d} (it is {now:%Y-%m-%d} here)",
+                f"Ask {site} for its new certificate.",
             )
         elif until - now < timedelta(days=WARN_DAYS):
             yield Finding(
                 "certificate",
                 "warning",
-                f"{site.name}'s certificate expires on {until:%Y-%m-%d}",
-                f"Ask {site.name} for its next one (`gossipctl rotate` there).",
+                f"{site}'s certificate expires on {until:%Y-%m-%d}",
+                f"Ask {site} for its next one (`gossipctl rotate` there).",
             )
 
 

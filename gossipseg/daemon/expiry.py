@@ -10,7 +10,8 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from gossipseg.certificates import WARN_DAYS, ends_at
+from gossipseg import trust
+from gossipseg.certificates import WARN_DAYS
 from gossipseg.config import Config
 from gossipseg.core.types import Site
 
@@ -24,23 +25,14 @@ class Told(Protocol):
     def __call__(self, event: str, *, site: Site, days: float, reason: str) -> None: ...
 
 
-def days_left(config: Config, now_s: float) -> dict[Site, float]:
-    """Site → days until the last of its listed certificates ends, from `now_s` in wall seconds."""
-    return {
-        site.name: (ends_at(site.certificate) - now_s) / DAY_S
-        for site in config.federation.sites
-        if site.certificate
-    }
-
-
 def warnings(config: Config, own_days: float | None, now_s: float) -> Mapping[Site, tuple[float, str]]:
     """Site → days left and the warning, for those below WARN_DAYS.
 
     Of this site the certificate that it uses now counts (`own_days`): a second one may be listed already.
     """
     me, found = config.site.site, {}
-    for site, days in days_left(config, now_s).items():
-        days = own_days if site == me and own_days is not None else days
+    for site, end_s in trust.last_ends(config.federation.sites).items():
+        days = own_days if site == me and own_days is not None else (end_s - now_s) / DAY_S
         if days < WARN_DAYS:
             found[site] = (days, _text(site, days, site == me))
     return found

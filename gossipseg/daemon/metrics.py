@@ -25,8 +25,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from gossipseg import __version__
-from gossipseg.certificates import ends_at
+from gossipseg import __version__, trust
 from gossipseg.core.types import MemberState, Phase
 from gossipseg.daemon.counters import LAG_BUCKETS_S
 from gossipseg.daemon.scrape import ScrapeServer
@@ -149,10 +148,8 @@ def sample(r: Runtime, now_s: float, *, degraded: bool) -> list[Metric]:
     for state in MemberState:
         f.add("gossipseg_members", members[state.value], state=state.value)
     _counted(f, r)
-    for listed in r.config.federation.sites:
-        if listed.certificate:
-            expires = ends_at(listed.certificate)
-            f.add("gossipseg_certificate_expires_timestamp_seconds", expires, site=listed.name)
+    for site_name, end_s in trust.last_ends(r.config.federation.sites).items():
+        f.add("gossipseg_certificate_expires_timestamp_seconds", end_s, site=site_name)
     return list(f.made.values())
 
 

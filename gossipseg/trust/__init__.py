@@ -20,6 +20,7 @@ from gossipseg.trust.entries import (
     certificates_of,
     check_listed_ids,
     check_own_certificate,
+    last_ends,
     trust_list,
 )
 from gossipseg.trust.identity import Identity, next_paths
@@ -38,6 +39,7 @@ __all__ = [
     "create_identity",
     "create_next",
     "id_of_public_key",
+    "last_ends",
     "name_in_certificates",
     "next_paths",
     "parse_site_id",

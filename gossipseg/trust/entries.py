@@ -5,11 +5,11 @@ What belongs here: mistakes in the list, with file and key. What must not: readi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from gossipseg.certificates import parse_site_id, site_id
+from gossipseg.certificates import ends_at, parse_site_id, site_id
 from gossipseg.core.types import Site
 from gossipseg.errors import ConfigError
 from gossipseg.trust.identity import Identity
@@ -31,6 +31,14 @@ def certificates_of(listed: Listed) -> list[str]:
     """The PEM texts of an entry of peers.yaml."""
     given = [listed.certificate] if isinstance(listed.certificate, str) else listed.certificate
     return [text for text in given if text]
+
+
+def last_ends(sites: Iterable[Listed]) -> dict[Site, float]:
+    """Site → when the last of its listed certificates ends, in seconds of Unix time; without one it is left
+    out.
+    """
+    listed = {site.name: certificates_of(site) for site in sites}
+    return {name: max(map(ends_at, pems)) for name, pems in listed.items() if pems}
 
 
 def trust_list(sites: Sequence[Listed], path: Path) -> TrustList:
