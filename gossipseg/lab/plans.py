@@ -162,6 +162,8 @@ def _fingerprint(
 
 
 def _folder(source: SiteSource, split: int, out: Path | None) -> str:
-    if out is None or not splits.is_written(source.data, split):
+    if not splits.is_written(source.data, split):
         return source.data.path
+    if out is None:
+        raise ValueError("the data lists of this split need a folder")
     return str(splits.folder_of(out.absolute(), split, source.name))
