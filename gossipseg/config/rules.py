@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 
-from gossipseg.algos.params import ensembles
 from gossipseg.algos.params.common import robust_problem
 from gossipseg.config.address_rules import check_address, check_ip
 from gossipseg.config.files import FederationFile, ListedSite, MetricsParams, SiteFile
@@ -106,10 +105,7 @@ def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> 
 
 
 def _check_deployed(federation: FederationFile, source: Source, *, private: bool) -> None:
-    training, algorithm = federation.training, federation.algorithm
-    found = deployed_problem(
-        training, algorithm.name, algorithm.exchange, private=private, ensembles=ensembles(algorithm)
-    )
+    found = deployed_problem(federation.training, federation.algorithm, private=private)
     if found is not None:
         problem, key, value, remedy = found
         raise source.error(problem, key, value, remedy)

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from gossipseg.algos.params import AlgorithmParams, ensembles
+
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 
 
@@ -254,15 +256,14 @@ def dp_problem(
 
 
 def deployed_problem(
-    training: TrainingParams, algorithm: str, exchange: str, *, private: bool, ensembles: bool
+    training: TrainingParams, algorithm: AlgorithmParams, *, private: bool
 ) -> tuple[str, str, object, str] | None:
     """What does not go with how a site deploys: (problem, key, value, remedy), or None.
 
-    `exchange` and `ensembles` (predicts with other sites' models without training.ensemble_peers): as the
-    algorithm's params have it. `private`: whether privacy.dp is set.
+    `private`: whether privacy.dp is set.
     """
-    problem = _shadow_problem(training, algorithm, exchange, private)
-    return problem or _ensemble_problem(training, algorithm, exchange, ensembles)
+    problem = _shadow_problem(training, algorithm.name, algorithm.exchange, private)
+    return problem or _ensemble_problem(training, algorithm.name, algorithm.exchange, ensembles(algorithm))
 
 
 def _shadow_problem(
@@ -284,11 +285,11 @@ def _shadow_problem(
 
 
 def _ensemble_problem(
-    training: TrainingParams, algorithm: str, exchange: str, ensembles: bool
+    training: TrainingParams, algorithm: str, exchange: str, unasked: bool
 ) -> tuple[str, str, object, str] | None:
-    if training.shadow_local and (ensembles or training.ensemble_peers):
+    if training.shadow_local and (unasked or training.ensemble_peers):
         problem = "a site deploys by one rule, and the ensemble of peers brings its own"
-        other = f"use another algorithm than {algorithm}" if ensembles else "remove training.ensemble_peers"
+        other = f"use another algorithm than {algorithm}" if unasked else "remove training.ensemble_peers"
         return problem, "training.shadow_local", True, f"Remove it, or {other}."
     if training.ensemble_peers and exchange != "gossip":
         problem = f"under {algorithm} no model comes from another site that could predict beside its own"

@@ -71,14 +71,8 @@ def read_setup(spec: WorkerSpec) -> Setup:
     if problem is None:
         problem = dp_problem(setup.privacy, setup.algorithm.name, setup.network.norm, setup.device.amp)
     if problem is None:
-        chosen, dp = setup.algorithm, setup.privacy.dp
-        problem = deployed_problem(
-            setup.training,
-            chosen.name,
-            chosen.exchange,
-            private=dp is not None,
-            ensembles=ensembles(chosen),
-        )
+        private = setup.privacy.dp is not None
+        problem = deployed_problem(setup.training, setup.algorithm, private=private)
     if problem is not None:
         text, key, value, remedy = problem
         raise ConfigError(text, key=key, value=value, remedy=remedy)

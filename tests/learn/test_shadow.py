@@ -274,7 +274,6 @@ def test_where_it_cannot_be_had_it_is_refused(
 
 def test_one_shot_learning_has_none() -> None:
     training, algorithm = TrainingParams(shadow_local=True), FedCoWProParams()
-    found = deployed_problem(training, algorithm.name, algorithm.exchange, private=False, ensembles=False)
+    found = deployed_problem(training, algorithm, private=False)
     assert found is not None and "without labels" in found[0]
-    plain = TrainingParams()
-    assert deployed_problem(plain, algorithm.name, algorithm.exchange, private=True, ensembles=False) is None
+    assert deployed_problem(TrainingParams(), algorithm, private=True) is None
