@@ -53,11 +53,13 @@ class Visit:
     frm: str
     steps: int = 0
     cases: int = 0
+    round: int = 0
+    """Round of the federation's budget that the model stands at the end of, as its sender says."""
 
     @classmethod
     def of(cls, model: ModelRef, frm: str, path: Path) -> Visit:
         """The visit of a model that the core knows; `path`: its file in the store."""
-        return cls(str(path), model.hash, frm, model.steps, model.cases)
+        return cls(str(path), model.hash, frm, model.steps, model.cases, model.round)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,9 @@ class Ready:
     deployed: str = ""
     """As in RoundDone: what has been deployed since the last validation."""
     deployed_reason: str = ""
+    ahead: int = 0
+    """Rounds by which the federation's budget is ahead of this site's own count: a site that joins late
+    takes the round of the model that it takes over. Negative where it has trained rounds alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +263,8 @@ class RoundDone:
     peers: `own`, or `ensemble` with some of theirs; else ""."""
     deployed_reason: str = ""
     """Why, with both Dice and what else decided."""
+    ahead: int = 0
+    """As in Ready, after this round."""
 
 
 @dataclass(frozen=True, slots=True)

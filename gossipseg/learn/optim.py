@@ -31,18 +31,25 @@ def make_optimizer(model: nn.Module, training: TrainingParams) -> torch.optim.Op
 
 
 def learning_rate(training: TrainingParams, round: int, step: int) -> float:
-    """The learning rate of step `step` (0-based) of round `round` (1-based).
+    """The learning rate of step `step` (0-based) of round `round` (1-based) of the federation's budget.
 
     A function of the position alone: a resumed run needs no scheduler state.
     """
-    if training.schedule == "constant":
+    schedule = training.schedule_in_force
+    if schedule == "constant":
         return training.learning_rate
-    if training.schedule == "step_decay":
-        steps = (round - 1) * training.steps_per_round + step
+    steps = (round - 1) * training.steps_per_round + step
+    if schedule == "step_decay":
         return training.learning_rate * training.decay_factor ** (steps // training.decay_every_steps)
-    done = (round - 1 + step / training.steps_per_round) / max(1, training.schedule_rounds)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
-    return training.learning_rate * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+    assert training.cosine_rounds is not None
+    return cosine_rate(training.learning_rate, steps, training.cosine_rounds * training.steps_per_round)
+
+
+def cosine_rate(first: float, step: int, steps: int) -> float:
+    """The rate of step `step` (0-based) of `steps`: from `first` down to FINAL_SHARE of it, and there after
+    the last."""
+    done = min(1.0, step / steps)
+    return first * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

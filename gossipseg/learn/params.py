@@ -54,6 +54,9 @@ class TrainingParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
+    rounds: int | None = None
+    """The federation's budget: the round at whose end every site has finished. None: no end, unless a site
+    sets one of its own (site.yaml)."""
     steps_per_round: int = 100
     """E: optimizer steps in a round, equal at all sites."""
     batch_size: int = 4
@@ -61,9 +64,11 @@ class TrainingParams:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     clip_grad_norm: float = 1.0
-    schedule: Literal["constant", "cosine", "step_decay"] = "constant"
-    schedule_rounds: int = 100
-    """Length of the cosine; constant afterwards."""
+    schedule: Literal["auto", "constant", "cosine", "step_decay"] = "auto"
+    """`auto`: cosine where its length is known (schedule_rounds or rounds), else constant."""
+    schedule_rounds: int | None = None
+    """Length of the cosine, which stays at its end afterwards; None: `rounds`. Where neither is set a cosine
+    has no length, and the rate is constant."""
     decay_every_steps: int = 1000
     """Of `step_decay`: the learning rate is multiplied by `decay_factor` after each so many steps."""
     decay_factor: float = 0.95
@@ -83,6 +88,18 @@ class TrainingParams:
     ensemble_peers: bool = False
     """Let the newest models of other sites predict beside this site's own, those that validation gains by
     (learn.peer_ensemble). No part of the contract: they have come anyway."""
+
+    @property
+    def cosine_rounds(self) -> int | None:
+        """Length of the cosine in rounds; None: it has none."""
+        return self.schedule_rounds if self.schedule_rounds is not None else self.rounds
+
+    @property
+    def schedule_in_force(self) -> Literal["constant", "cosine", "step_decay"]:
+        """What `schedule` comes to."""
+        if self.schedule in ("auto", "cosine"):
+            return "cosine" if self.cosine_rounds is not None else "constant"
+        return self.schedule
 
 
 @dataclass(frozen=True, slots=True)
