@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from gossipseg.errors import LocalError
 from gossipseg.learn.amp import Compute
+from gossipseg.learn.cases import Case
 from gossipseg.learn.data import SiteData
+from gossipseg.learn.division import patients_in
 from gossipseg.learn.evaluate import Scores, score
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.sampling import TrainBatches
@@ -48,6 +50,7 @@ class SiteContext:
         self.splits = dict(data.counts)
         self._data = data
         self._batches: Batches = batches or TrainBatches(data, setup.task, setup.training)
+        self._patients: dict[SplitName, tuple[str, ...]] = {}
 
     def feed(self, wrap: Callable[[Batches], Batches]) -> None:
         """Train on other batches, made of the present ones."""
@@ -114,3 +117,14 @@ class SiteContext:
                 on_progress,
                 total=self.splits[split],
             )
+
+    def patients(self, split: SplitName) -> tuple[str, ...]:
+        """Whose the cases of `score` are, in its order. All of the site's cases tell (patients_in)."""
+        if split not in self._patients:
+            patients = patients_in(case for _, case in self._data.splits)
+            self._patients[split] = tuple(patients[case.id] for case in self._scored(split))
+        return self._patients[split]
+
+    def _scored(self, split: SplitName) -> tuple[Case, ...]:
+        """The cases that `score` returns, in its order."""
+        return tuple(case for case in self._data.splits.of(split) if case.label is not None)

@@ -13,10 +13,11 @@ from torch import nn
 
 from gossipseg.algos.params import FedCoWProParams
 from gossipseg.learn.amp import Compute
+from gossipseg.learn.cases import Case
 from gossipseg.learn.data import OnProgress, SiteData
 from gossipseg.learn.episodes import EpisodeBatches, find_candidates
-from gossipseg.learn.evaluate import Scores
-from gossipseg.learn.oneshot import one_shot
+from gossipseg.learn.evaluate import Scores, foreground_names
+from gossipseg.learn.oneshot import labelled, one_shot
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.pseudolabels import PseudoLabels
 from gossipseg.learn.setup import Setup
@@ -33,6 +34,13 @@ class EpisodeSite(SiteContext):
                 model, lambda: self._data.items(split), self.setup.task, self.compute.device, on_progress
             )
         return found.scores(self.setup.task)
+
+    def _scored(self, split: SplitName) -> tuple[Case, ...]:
+        """Labelled scans for which there is another one as support, which is one that holds a class."""
+        values = torch.tensor([*foreground_names(self.setup.task)])
+        scans = [(s.case, s.label) for s in labelled(self._data.items(split)) if s.label is not None]
+        supports = {case.id for case, label in scans if torch.isin(label, values).any()}
+        return tuple(case for case, _ in scans if supports - {case.id})
 
 
 def open_site(

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -33,7 +35,7 @@ from gossipseg.learn.setup import read_setup
 from gossipseg.learn.sites import open_site
 from gossipseg.nets.output import NetOutput
 from tests.learn.harness import make_trainer
-from tests.learn.imagery import GREY, png_site, spec_file, write_checkpoint
+from tests.learn.imagery import GREY, png_site, spec_file, write_checkpoint, write_list, write_nifti
 from tests.learn.imagery import spec as plain_spec
 from tests.learn.oneshot_site import make_spec, write_scans
 
@@ -264,6 +266,25 @@ def test_validation_and_test_of_a_trainer_are_one_shot(scans: Path, tmp_path: Pa
     assert done.dice_val > 0.3
     assert done.dice_test is not None
     assert done.dice_test_start is not None
+
+
+def test_the_patients_of_a_one_shot_site_are_those_of_the_queries(tmp_path: Path) -> None:
+    """A scan without the organ is scored by the others, but supports none of them."""
+    root = write_scans(tmp_path, {"training": 1, "validation": 3, "test": 1})
+    empty = root / "labels" / "validation_1.nii.gz"
+    image = np.asanyarray(nibabel.load(empty).dataobj)
+    write_nifti(empty, np.zeros_like(image))
+    for left in (3, 2, 1):
+        lists = json.loads((root / "dataset.json").read_text())
+        lists["validation"] = lists["validation"][:left]
+        write_list(root, lists)
+        spec = make_spec(root, tmp_path / "state")
+        setup = read_setup(spec)
+        site = open_site(setup, SiteData.open(spec), choose_compute(setup.device))
+        model = make_trainer(spec, context=site).student.ema
+        scored = [case.id for case in site.score(model, "validation", lambda share: None).per_case]
+        assert scored == {3: [f"validation_{i}" for i in range(3)], 2: ["validation_1"], 1: []}[left]
+        assert list(site.patients("validation")) == scored
 
 
 def report(spec: Any, folder: Path, *more: str) -> tuple[int, dict[str, Any]]:

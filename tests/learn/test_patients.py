@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from gossipseg.learn.datalist import load_cases, scan_cases
 from gossipseg.learn.division import crossing, split_by_hash
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.patients import patient_of, patients_of
-from tests.learn.harness import make_spec
+from tests.learn.harness import make_spec, make_trainer
 from tests.learn.imagery import png_site, write_list
 
 
@@ -188,3 +190,23 @@ def test_cases_of_one_name_in_many_folders_keep_their_own_patients(tmp_path: Pat
 def test_a_name_is_not_a_study_because_few_are_left() -> None:
     splits = Splits((C("k1_1", Path("a")),), (C("k1_2", Path("b")),), (C("k2_1", Path("c")),))
     assert crossing(splits) == [("k1", "training", "validation")]
+
+
+def test_a_site_says_whose_the_scored_cases_are(tmp_path: Path) -> None:
+    """By the list, by the rule, by the names of all splits, else on its own; only cases with a label."""
+    png_site(tmp_path / "told", {"training": 2, "validation": 3, "test": 3})
+    lists = json.loads((tmp_path / "told" / "dataset.json").read_text())
+    for entry, patient in zip(lists["validation"], ("ann", "bob", "ann"), strict=True):
+        entry["patient"] = patient
+    del lists["test"][1]["label"]
+    write_list(tmp_path / "told", lists)
+    site = make_trainer(make_spec(tmp_path / "told", tmp_path / "state")).site
+    assert site.patients("validation") == ("ann", "bob", "ann")
+    assert site.patients("test") == ("test_0", "test_2"), "the case in between is not scored"
+
+    spec = make_spec(tmp_path / "told", tmp_path / "state")
+    for entry in lists["validation"]:
+        del entry["patient"]
+    write_list(tmp_path / "told", lists)
+    ruled = dataclasses.replace(spec, data={**spec.data, "patient_pattern": r"(.+)_\d"})
+    assert make_trainer(ruled).site.patients("validation") == ("validation",) * 3
