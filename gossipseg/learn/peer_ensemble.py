@@ -10,14 +10,15 @@ on the CPU and in each checkpoint) and, at prediction, one network more for each
 
 At each validation the choice is made anew, greedily (ensemble selection, Caruana et al. 2004): each held
 model is scored alone once; then, the best first, one is let in if the mean validation Dice of the ensemble
-rises by more than the standard error of the paired difference (with a handful of cases a smaller gain is
-noise). The site's own model keeps half of the say. Where none helps, the site deploys its own model alone.
+rises by more than the standard error of the paired difference, both by patient (with a handful of them a
+smaller gain is noise). The site's own model keeps half of the say. Where none helps, or there are fewer than
+three patients to choose by, the site deploys its own model alone.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import Scores
-from gossipseg.learn.guard import mean_drop
+from gossipseg.learn.paired import LEAST_PATIENTS, by_patient, paired_drop
 from gossipseg.learn.run import Run
 from gossipseg.learn.student import cpu_copy
 
@@ -62,6 +63,8 @@ class PeerVerdict:
     """Peers whose models were there to be chosen from."""
     left: str = ""
     """The peer whose model took part, and had to leave since."""
+    patients: int | None = None
+    """Whose validation cases have a Dice; None in the checkpoint of a version that chose by cases."""
 
     @property
     def reason(self) -> str:
@@ -72,6 +75,9 @@ class PeerVerdict:
             return "no model of another site was there at the last validation"
         if self.dice is None or self.dice_ensemble is None:
             return "no validation case has a Dice to choose by"
+        if self.patients is not None and self.patients < LEAST_PATIENTS:
+            few = f"too few validation patients to choose by ({self.patients}; it takes {LEAST_PATIENTS})"
+            return f"validation Dice {self.dice:.4f} alone; {few}"
         if not self.members:
             of = "the one model" if self.held == 1 else f"none of the {self.held} models"
             raises = "does not raise it" if self.held == 1 else "raises it"
@@ -126,15 +132,18 @@ class PeerEnsemble:
         validation split.
         """
         chosen: dict[str, Member] = {}
-        best = scores
-        for frm in self._by_promise(exchanging, scores, round):
+        best, whose = scores, self._run.site.patients("validation")
+        patients = len(by_patient([case.mean for case in scores.per_case], whose))
+        promising = self._by_promise(exchanging, scores, round) if patients >= LEAST_PATIENTS else []
+        for frm in promising:
             tried = {**chosen, frm: self.members[frm]}
             trial = self._run.score(self._with(exchanging, tried), "validation", round)
-            if better(trial, best):
+            if better(trial, best, whose):
                 chosen, best = tried, trial
         deployed: Literal["own", "ensemble"] = "ensemble" if chosen else "own"
+        held = len(self.members)
         self.predicting = chosen
-        self.verdict = PeerVerdict(deployed, scores.mean, best.mean, tuple(chosen), len(self.members))
+        self.verdict = PeerVerdict(deployed, scores.mean, best.mean, tuple(chosen), held, patients=patients)
         return best
 
     def deployed(self, exchanging: nn.Module) -> nn.Module:
@@ -175,10 +184,14 @@ class PeerEnsemble:
             self.verdict = PeerVerdict(**{**told, "members": tuple(told["members"])})
 
 
-def better(trial: Scores, best: Scores) -> bool:
-    """Whether the mean Dice over the cases scored both times is higher by more than one standard error."""
-    drop, error = mean_drop([c.mean for c in best.per_case], [c.mean for c in trial.per_case])
-    return -drop > error
+def better(trial: Scores, best: Scores, patients: Sequence[str]) -> bool:
+    """Whether the mean Dice over the patients scored both times is higher by more than one standard error.
+
+    `patients`: whose each case is. Never with fewer than LEAST_PATIENTS.
+    """
+    drop = paired_drop([c.mean for c in best.per_case], [c.mean for c in trial.per_case], patients)
+    error = drop.standard_error
+    return drop.patients >= LEAST_PATIENTS and error is not None and -drop.mean > error
 
 
 def predicting(state: Mapping[str, Any]) -> dict[str, Member]:

@@ -5,9 +5,9 @@ step itself (step.py), when a round closes (closing.py), how two predictions are
 
 It sees the same batches with the same seeds under the algorithm `local`, so that it is, step for step, what
 the site would have had without exchange. At each validation both averages (EMA) are scored on the same cases.
-The shadow is deployed where its mean Dice is better by more than 2 standard errors of the paired difference
-on at least 15 cases; else the mean of both predicted probabilities. With fewer than 15 cases, or before the
-first validation, it is the mean, whatever the scores say.
+The shadow is deployed where its mean Dice is better by more than 2 standard errors of the paired difference,
+counted by patient, on at least 15 cases of at least three patients; else the mean of both predicted
+probabilities. With fewer, or before the first validation, it is the mean, whatever the scores say.
 
 It costs a second training in time and memory, and two more scores at each validation.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from gossipseg.algos.local import Local
 from gossipseg.errors import ConfigError
 from gossipseg.learn.ensemble import Ensemble
 from gossipseg.learn.evaluate import Scores
-from gossipseg.learn.guard import CaseScores, mean_drop
+from gossipseg.learn.paired import LEAST_PATIENTS, CaseScores, by_patient, paired_drop
 from gossipseg.learn.run import Run
 from gossipseg.learn.step import Learner
 from gossipseg.learn.student import Student
@@ -43,12 +43,14 @@ class Verdict:
 
     deployed: Literal["shadow", "averaged"] = "averaged"
     dice: float | None = None
-    """Mean validation Dice of the exchanging model's EMA over the cases; None without a case."""
+    """Mean validation Dice of the exchanging model's EMA over the patients; None without a case."""
     dice_shadow: float | None = None
     cases: int = 0
     """Validation cases scored with both."""
-    standard_error: float = 0.0
-    """Of the mean difference, case by case."""
+    standard_error: float | None = None
+    """Of the mean difference, by patient; None with fewer than two."""
+    patients: int | None = None
+    """Whose those cases are; None in the checkpoint of a version that counted the error by case."""
 
     @property
     def reason(self) -> str:
@@ -58,24 +60,33 @@ class Verdict:
         figures = f"{self.dice_shadow:.4f} without exchange, {self.dice:.4f} with it"
         if self.cases < LEAST_CASES:
             return f"{figures}; {self.cases} validation cases decide nothing, it takes {LEAST_CASES}"
+        if self.patients is not None and self.patients < LEAST_PATIENTS:
+            few = f"too few validation patients to choose by ({self.patients}; it takes {LEAST_PATIENTS})"
+            return f"{figures}; {few}"
         beyond = "more" if self.deployed == "shadow" else "no more"
-        error = f"standard error {self.standard_error:.4f} of the difference over {self.cases} cases"
+        of = f"{self.cases} cases" + (f" of {self.patients} patients" if self.patients is not None else "")
+        error = f"standard error {self.standard_error or 0.0:.4f} of the difference over {of}"
         return f"{figures}; better by {beyond} than 2 standard errors ({error})"
 
 
-def verdict_of(shadow: CaseScores, exchanging: CaseScores) -> Verdict:
-    """The paired rule. Both: Dice by case, in one order; cases without a Dice count on neither side."""
-    pairs = [(s, e) for s, e in zip(shadow, exchanging, strict=True) if s is not None and e is not None]
+def verdict_of(shadow: CaseScores, exchanging: CaseScores, patients: Sequence[str]) -> Verdict:
+    """The paired rule. Dice by case, and whose it is, in one order; cases without a Dice count on neither
+    side."""
+    rows = zip(shadow, exchanging, patients, strict=True)
+    pairs = [(s, e, p) for s, e, p in rows if s is not None and e is not None]
     if not pairs:
         return Verdict()
-    gain, error = mean_drop([s for s, _ in pairs], [e for _, e in pairs])
-    better = len(pairs) >= LEAST_CASES and gain > 2 * error
+    own, other, whose = zip(*pairs, strict=True)
+    drop = paired_drop(own, other, whose)
+    enough = len(pairs) >= LEAST_CASES and drop.patients >= LEAST_PATIENTS
+    better = enough and drop.standard_error is not None and drop.mean > 2 * drop.standard_error
     return Verdict(
         "shadow" if better else "averaged",
-        statistics.fmean(e for _, e in pairs),
-        statistics.fmean(s for s, _ in pairs),
+        statistics.fmean(by_patient(other, whose)),
+        statistics.fmean(by_patient(own, whose)),
         len(pairs),
-        error,
+        drop.standard_error,
+        drop.patients,
     )
 
 
@@ -115,7 +126,8 @@ class Shadow:
     def judge(self, exchanging: nn.Module, scores: Scores, round: int) -> Scores:
         """Choose what is deployed from now on, and score it. `scores`: of the exchanging model's EMA."""
         own = self._run.score(self.student.ema, "validation", round)
-        verdict = verdict_of([c.mean for c in own.per_case], [c.mean for c in scores.per_case])
+        patients = self._run.site.patients("validation")
+        verdict = verdict_of([c.mean for c in own.per_case], [c.mean for c in scores.per_case], patients)
         if verdict.deployed == "averaged":
             pair = deployed_net(verdict, exchanging, self.student.ema, self._run.setup.training.output)
             own = self._run.score(pair, "validation", round)

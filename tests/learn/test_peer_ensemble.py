@@ -24,10 +24,20 @@ from gossipseg.learn.export import export
 from gossipseg.learn.peer_ensemble import MOST_MEMBERS, better, loaded
 from gossipseg.learn.session import load_deployment
 from gossipseg.nets.output import NetOutput
-from tests.learn.harness import make_spec, make_trainer, same, stored
+from tests.learn.harness import make_spec, make_trainer, same, stored, write_png_site
 
 GOSSIP_ENSEMBLE = GossipEnsembleParams()
 ASKED = {"ensemble_peers": True}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site with enough validation patients to choose by."""
+    folder = write_png_site(tmp_path_factory.mktemp("site"), cases=7)
+    entries = [{"image": f"images/case{i}.png", "label": f"masks/case{i}.png"} for i in range(7)]
+    lists = {"training": entries[:2], "validation": entries[2:5], "test": entries[5:]}
+    (folder / "dataset.json").write_text(json.dumps(lists))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -154,20 +164,34 @@ def test_what_is_deployed_survives_a_restart_and_leaves_in_a_bundle(
 
 
 @pytest.mark.parametrize(
-    ("gains", "wanted"),
+    ("gains", "patients", "wanted"),
     [
-        ([0.02, 0.01, 0.03], True),
-        ([0.2, -0.15, 0.0], False),  # mean 0.017, standard error 0.101
-        ([0.0, 0.0], False),
-        ([0.01], True),
-        ([], False),
+        ([0.02, 0.01, 0.03], "abc", True),
+        ([0.2, -0.15, 0.0], "abc", False),  # mean 0.017, standard error 0.101
+        ([0.0, 0.0, 0.0], "abc", False),
+        ([0.01], "a", False),
+        ([0.02, 0.01, 0.03, 0.02], "aabb", False),  # two patients choose nothing
+        # By case: mean 0.056, error 0.053. By patient (0.16, −0.025, 0.01): mean 0.048, error 0.057.
+        ([0.26, 0.06, -0.02, 0.01, -0.03], "aabcb", False),
+        ([], "", False),
     ],
 )
-def test_a_gain_must_exceed_its_standard_error(gains: list[float], wanted: bool) -> None:
+def test_a_gain_must_exceed_its_standard_error_by_patient(
+    gains: list[float], patients: str, wanted: bool
+) -> None:
     def scores(values: list[float]) -> Scores:
         return Scores(None, {}, tuple(CaseScore(f"c{i}", {"disc": v}, {}) for i, v in enumerate(values)))
 
-    assert better(scores([0.5 + g for g in gains]), scores([0.5] * len(gains))) is wanted
+    assert better(scores([0.5 + g for g in gains]), scores([0.5] * len(gains)), patients) is wanted
+
+
+def test_with_two_validation_patients_no_peer_is_let_in(tmp_path: Path, good: jobs.Visit) -> None:
+    trainer = trainer_of(write_png_site(tmp_path / "few", cases=6), tmp_path / "state")
+    assert len(trainer.site.patients("validation")) == 2
+    trainer.run_round(jobs.StartRound(1))
+    done = trainer.run_round(jobs.StartRound(2, good))
+    assert done.deployed == "own" and list(trainer.ensemble.members) == ["east"]
+    assert done.deployed_reason.endswith("alone; too few validation patients to choose by (2; it takes 3)")
 
 
 # ---------------------------------------------------------------- who is held

@@ -137,7 +137,8 @@ def test_an_interrupted_round_goes_on_and_takes_no_step_twice(
 )
 def test_it_is_deployed_where_it_is_better_beyond_chance(gains: list[float], deployed: str) -> None:
     exchanging: list[float | None] = [0.5] * len(gains)
-    verdict = verdict_of([*(0.5 + g for g in gains), None, 0.9], [*exchanging, 0.1, None])
+    patients = [f"p{i}" for i in range(len(gains) + 2)]
+    verdict = verdict_of([*(0.5 + g for g in gains), None, 0.9], [*exchanging, 0.1, None], patients)
     assert verdict.deployed == deployed and verdict.cases == len(gains)
     if gains:
         assert (verdict.dice, verdict.dice_shadow) == pytest.approx((0.5, 0.5 + sum(gains) / len(gains)))
@@ -145,13 +146,36 @@ def test_it_is_deployed_where_it_is_better_beyond_chance(gains: list[float], dep
 
 
 def test_the_figures_of_a_verdict() -> None:
-    verdict = verdict_of([0.8, 0.6] * 10, [0.5] * 20)
+    verdict = verdict_of([0.8, 0.6] * 10, [0.5] * 20, [f"p{i}" for i in range(20)])
     spread = math.sqrt(20 * 0.1**2 / 19)
     assert verdict.standard_error == pytest.approx(spread / math.sqrt(20))
     assert verdict.reason == (
         "0.7000 without exchange, 0.5000 with it; better by more than 2 standard errors "
-        "(standard error 0.0229 of the difference over 20 cases)"
+        "(standard error 0.0229 of the difference over 20 cases of 20 patients)"
     )
+
+
+def test_its_error_is_counted_by_patient() -> None:
+    """Three patients of five slices each, with gains of 0.3, 0.1 and −0.1: mean 0.1, deviation 0.2, error
+    0.115. The 15 slices by themselves have 0.044, and the shadow would be deployed."""
+    gains = [0.3] * 5 + [0.1] * 5 + [-0.1] * 5
+    whose = ["a"] * 5 + ["b"] * 5 + ["c"] * 5
+    verdict = verdict_of([0.5 + g for g in gains], [0.5] * 15, whose)
+    assert verdict.standard_error == pytest.approx(0.2 / math.sqrt(3)) and verdict.patients == 3
+    assert verdict.deployed == "averaged" and "15 cases of 3 patients" in verdict.reason
+    apart = verdict_of([0.5 + g for g in gains], [0.5] * 15, [str(i) for i in range(15)])
+    assert apart.deployed == "shadow", "as if each slice were a patient"
+
+
+def test_many_cases_of_two_patients_decide_nothing() -> None:
+    verdict = verdict_of([0.9] * 20, [0.5] * 20, ["a"] * 10 + ["b"] * 10)
+    assert verdict.deployed == "averaged" and verdict.patients == 2
+    assert verdict.reason.endswith("too few validation patients to choose by (2; it takes 3)")
+
+
+def test_the_verdict_of_an_earlier_version_can_be_read() -> None:
+    old = {"deployed": "shadow", "dice": 0.5, "dice_shadow": 0.7, "cases": 20, "standard_error": 0.0229}
+    assert Verdict(**old).reason.endswith("(standard error 0.0229 of the difference over 20 cases)")
 
 
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])
