@@ -1,7 +1,7 @@
 """The close of a round: what is deployed from now on, how good it is, and the file that may travel.
 
-What belongs here: the EMA's update and its withdrawal, the best of the fine-tuning rounds, scores, the
-export. What must not: training, what a round report says (trainer.py), how a score is computed (evaluate.py).
+What belongs here: when the EMA takes a round in and gives it back, the best of the fine-tuning rounds,
+scores, the export. What must not: training, what a round report says (trainer.py), how a score is computed (evaluate.py).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission
 from gossipseg.learn.common import CommonModels, everything
 from gossipseg.learn.evaluate import Scores
+from gossipseg.learn.guard import Guard
 from gossipseg.learn.peer_ensemble import PeerEnsemble
 from gossipseg.learn.run import Run
 from gossipseg.learn.shadow import Shadow
 from gossipseg.learn.student import Student, cpu_copy
-from gossipseg.learn.weights import export_wire
+from gossipseg.learn.weights import all_finite, export_wire
 
 
 def start_over(run: Run, student: Student) -> None:
@@ -29,8 +30,8 @@ def start_over(run: Run, student: Student) -> None:
 
     Must be called before other weights are taken in.
     """
-    if run.history.averaged:
-        student.withdraw_ema()
+    if run.history.in_average:
+        student.withdraw_round()
     run.start_over()
 
 
@@ -46,10 +47,11 @@ class Closing:
         common: CommonModels,
         shadow: Shadow | None,
         ensemble: PeerEnsemble | None,
+        guard: Guard,
     ) -> None:
         """At most one of `shadow` and `ensemble` chooses what is deployed; without them it is the EMA."""
         self._run, self._algorithm, self._student = run, algorithm, student
-        self._admission, self._common, self._shadow = admission, common, shadow
+        self._admission, self._common, self._shadow, self._guard = admission, common, shadow, guard
         self.choice: Shadow | PeerEnsemble | None = shadow or ensemble
         self.best: dict[str, Tensor] | None = None
 
@@ -59,17 +61,26 @@ class Closing:
         ema = self._student.ema
         return ema if self.choice is None else self.choice.deployed(ema)
 
+    def take_in(self, order: jobs.StartRound) -> str:
+        """Let the EMA take in the round, once. What went wrong, in words, or ""."""
+        history, student = self._run.history, self._student
+        if self._shadow is not None:
+            self._shadow.average(order.round)
+        if history.averaged:
+            return ""
+        if not (all_finite(student.deployed.state_dict()) and all_finite(student.weights())):
+            return "the weights are not finite: the average that is deployed leaves this round out"
+        self._admission.note_own(student.deployed.state_dict(), student.ema.state_dict())
+        student.take_in_round()
+        self._guard.round_trained()
+        history.averaged = history.in_average = True
+        return ""
+
     def close(self, order: jobs.StartRound) -> Scores | None:
-        """EMA, then its validation where it is due, and the test split after the last round."""
+        """Validation of the EMA where it is due, and the test split after the last round."""
         run, history, round = self._run, self._run.history, order.round
         picks = order.finetuning and self._algorithm.keeps_best_finetuned
-        if not history.averaged:
-            self._admission.note_own(self._student.deployed.state_dict(), self._student.ema.state_dict())
-            self._student.update_ema()
-            history.averaged = True
-        if self._shadow is not None:
-            self._shadow.average(round)
-        last = round == run.setup.spec.rounds
+        last = run.is_last(round)
         due = last or picks or round % max(1, run.setup.training.validate_every_rounds) == 0
         scores = self._validated(round, picks=picks, last=last) if due else None
         if not order.finetuning:  # an earlier budget's best is nothing to go back to

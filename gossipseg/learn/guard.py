@@ -1,38 +1,192 @@
-"""The validation guard: was a visit harmful? Judged one further local round later.
+"""The validation guard: a merge that did harm is undone.
 
-What belongs here: what is needed to undo a visit. What must not: the comparison of scores (paired.py),
-scoring, restoring.
+What belongs here: the merges that wait for their judgement, and the scores it rests on. What must not: the
+rule (paired.py), restoring the model and telling of it (reception.py).
+
+The model is copied just before a merge. When WINDOW rounds have been trained after it, the mean of the
+weights at their ends is scored, and compared with that of the WINDOW rounds before the merge: single rounds
+jump from one to the next, and an average with a long memory would not see one merge. At the last round, what
+has been trained by then is judged. Where further models were merged meanwhile, the fault is the first one's
+after which the weights were harmed. Times without a merge show how much the score changes by itself.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
-from gossipseg.learn.paired import CaseScores, paired_drop
+import torch
+from torch import Tensor
+
+from gossipseg.learn.paired import LEAST_PATIENTS, CaseScores, harmful, paired_drop
+from gossipseg.learn.run import Run
+from gossipseg.learn.student import Student
+from gossipseg.nets.segmenter import Segmenter
+
+WINDOW = 3
+"""k: rounds before and after a merge."""
+CHANGES_KEPT = 8
+"""The newest: those of the early rise say nothing of a training that has levelled off."""
 
 
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """A visit that has not been judged yet."""
+@dataclass(slots=True)
+class Merge:
+    """A merge that has not been judged yet."""
 
     hash: str
     frm: str
-    judge_round: int
-    """Judged when the training steps of this round are done, before any further merge."""
     before: list[float | None]
-    """Validation Dice of the training model before the visit, by case."""
-    steps: int
+    """Validation Dice by case of the mean of the last weights before it."""
     snapshot: dict[str, Any]
-    """Weights, optimizer, scaler and EMA (student.snapshot) as they were, with `steps` behind them."""
-    own_steps: int | None = None
-    """Those of them that the site took itself; None in the checkpoint of an earlier version."""
+    """Weights, optimizer, scaler and EMA (student.snapshot) as they were."""
+    steps: int
+    own_steps: int
+    ahead: int
+    """These three as they were (history.History)."""
+    rounds: int = 0
+    """Rounds trained after it."""
 
 
-def harmful(before: CaseScores, after: CaseScores, guard_drop: float) -> bool:
-    """Whether the fall exceeds max(guard_drop, 2 standard errors), case by case.
+class Guard:
+    """The merges of one site that wait for their judgement, the oldest first."""
 
-    The rule of earlier versions, for as long as reception.py does not tell whose the cases are (paired.py).
-    """
-    drop = paired_drop(before, after, [str(i) for i in range(len(before))])
-    return drop.mean > max(guard_drop, 2 * (drop.standard_error or 0.0))
+    def __init__(self, run: Run, student: Student) -> None:
+        self._run, self._student = run, student
+        self.pending: list[Merge] = []
+        self._calm = 0
+        """Rounds since the last merge."""
+        self._base: list[float | None] = []
+        """Scores of the last window of calm rounds that a second one is to be compared with."""
+        self._base_at = 0
+        self._changes: list[float] = []
+        """Mean falls between two windows without a merge; no two of them share a window."""
+
+    def before_merge(self, hash: str, frm: str, round: int) -> None:
+        """Keep what a merge in `round` may have to be undone to."""
+        self._calm = self._base_at = 0
+        recent = list(self._student.recent)
+        if not recent:
+            return
+        history = self._run.history
+        merge = Merge(
+            hash,
+            frm,
+            self._scores(recent, round),
+            self._student.snapshot(),
+            history.steps,
+            history.own_steps,
+            history.ahead,
+        )
+        self.pending.append(merge)
+
+    def round_trained(self) -> None:
+        """The weights at the end of a round are the newest of student.recent, if it keeps any."""
+        if not self._student.recent:
+            return
+        self._calm += 1
+        for merge in self.pending:
+            merge.rounds += 1
+
+    def judge(self, round: int) -> Merge | None:
+        """The merge that must be undone, after the steps of `round`; those that pass are let go of.
+
+        Raises what the gate raises; the judgement is then still to be made.
+        """
+        last, after = self._run.is_last(round), None
+        while self.pending and (self.pending[0].rounds >= WINDOW or (last and self.pending[0].rounds)):
+            oldest = self.pending[0]
+            after = self._scores(self._since(oldest), round)
+            if self._harmed(oldest, after):
+                at = self._culprit(round)
+                del self.pending[:at]
+                return self.pending[0]
+            self.pending.pop(0)
+        if not self.pending:
+            self._note_calm(round, after)
+        return None
+
+    def undone(self, merge: Merge) -> list[Merge]:
+        """The model is as it was before `merge`: what merges are gone with it, itself first."""
+        at = self.pending.index(merge)
+        gone, self.pending = self.pending[at:], self.pending[:at]
+        self._student.recent.clear()
+        self._student.keep_round()
+        for earlier in self.pending:
+            earlier.rounds = 1
+        return gone
+
+    def forget(self) -> None:
+        """The weights that were merged into are gone."""
+        self.pending, self._calm, self._base_at = [], 0, 0
+
+    # ------------------------------------------------------------ scores
+
+    def _culprit(self, round: int) -> int:
+        """Which of the pending merges harmed the weights, of those in the oldest one's window."""
+        oldest = self.pending[0]
+        weights = self._since(oldest)
+        for at, following in enumerate(self.pending[1:]):
+            until = weights[: oldest.rounds - following.rounds]
+            if not until or self._harmed(oldest, self._scores(until, round)):
+                return at
+        return len(self.pending) - 1
+
+    def _since(self, merge: Merge) -> list[dict[str, Tensor]]:
+        """W at the ends of the rounds after a merge, at most WINDOW."""
+        return list(self._student.recent)[-merge.rounds :]
+
+    def _harmed(self, merge: Merge, after: CaseScores) -> bool:
+        if not after:
+            return False
+        patients, drop = self._run.site.patients("validation"), self._run.setup.training.guard_drop
+        return harmful(merge.before, after, patients, drop, self._changes)
+
+    def _scores(self, weights: Sequence[Mapping[str, Tensor]], round: int) -> list[float | None]:
+        """Validation Dice by case of the mean of some weights; none where too few patients could judge."""
+        if len(set(self._run.site.patients("validation"))) < LEAST_PATIENTS:
+            return []
+        scores = self._run.score(mean_model(self._student.model, weights), "validation", round)
+        return [case.mean for case in scores.per_case]
+
+    def _note_calm(self, round: int, found: list[float | None] | None) -> None:
+        """Two windows on end without a merge show how much the score changes by itself. `found`: the scores
+        of the present one, where it has just been judged."""
+        if self._calm == 0 or self._calm % WINDOW or self._calm == self._base_at:
+            return
+        found = found or self._scores(list(self._student.recent), round)
+        if found and self._calm % (2 * WINDOW) == 0 and self._base_at == self._calm - WINDOW:
+            fall = paired_drop(self._base, found, self._run.site.patients("validation"))
+            self._changes.append(fall.mean)
+            del self._changes[:-CHANGES_KEPT]
+        self._base, self._base_at = found, self._calm
+
+    # ------------------------------------------------------------ state
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: plain values and CPU tensors."""
+        merges = [{f.name: getattr(merge, f.name) for f in fields(Merge)} for merge in self.pending]
+        calm = {"calm": self._calm, "base": self._base, "base_at": self._base_at, "changes": self._changes}
+        return {"pending": merges, **calm}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from what state() gave. A visit that version 0.1 was about to judge is not judged."""
+        self.pending, self._calm, self._base, self._base_at, self._changes = [], 0, [], 0, []
+        if state is not None and "pending" in state:
+            self.pending = [Merge(**merge) for merge in state["pending"]]
+            self._calm, self._base, self._base_at = state["calm"], state["base"], state["base_at"]
+            self._changes = list(state["changes"])
+
+
+def mean_model(like: Segmenter, weights: Sequence[Mapping[str, Tensor]]) -> Segmenter:
+    """A network like `like`, on its device, with the mean of some state dicts (floating-point tensors; of
+    others the last one's)."""
+    mean: dict[str, Tensor] = {}
+    for name, last in weights[-1].items():
+        mean[name] = last
+        if torch.is_floating_point(last):
+            mean[name] = torch.stack([w[name].float() for w in weights]).mean(0).to(last.dtype)
+    net = copy.deepcopy(like)
+    net.load_state_dict(mean)
+    return net

@@ -22,7 +22,13 @@ class History:
     round: int = 0
     step: int = 0
     averaged: bool = False
-    """Whether the EMA has taken in the present round (its steps are done, its validation is not)."""
+    """Whether the EMA was given the present round's weights (its steps are done, its validation is not)."""
+    in_average: bool = False
+    """Whether the EMA still holds them: not where they have been undone since."""
+    ahead: int = 0
+    """Rounds by which the federation's budget is ahead of `round`: the learning rate goes by its round."""
+    finetuned: int = 0
+    """Rounds of fine-tuning behind the model."""
     steps: int = 0
     """Optimizer steps behind the model: its own, or the larger of its own and what it merged."""
     own_steps: int = 0

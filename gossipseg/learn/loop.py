@@ -169,6 +169,7 @@ class Life:
             round=history.round,
             steps=history.steps,
             own_steps=history.own_steps,
+            ahead=history.ahead,
             cases=trainer.site.cases,
             network_signature=trainer.network_signature,
             tensors=trainer.schema,

@@ -48,7 +48,7 @@ def learning_rate(training: TrainingParams, round: int, step: int) -> float:
 def cosine_rate(first: float, step: int, steps: int) -> float:
     """The rate of step `step` (0-based) of `steps`: from `first` down to FINAL_SHARE of it, and there after
     the last."""
-    done = min(1.0, step / steps)
+    done = min(1.0, step / max(1, steps))
     return first * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done)))
 
 

@@ -78,8 +78,11 @@ class TrainingParams:
     augment: Literal["none", "flip", "standard"] = "standard"
     foreground_patches: float = 1 / 3
     ema_decay: float = 0.9
+    """Largest decay a round of the average that is deployed; its first rounds decay faster
+    (learn.student)."""
     guard_drop: float = 0.05
-    """A visit is reverted when validation Dice falls by more than max(this, 2 standard errors)."""
+    """A merge is undone when mean validation Dice by patient falls by more than this, and by more than
+    chance would have it (learn.guard)."""
     window_overlap: float = 0.5
     validate_every_rounds: int = 1
     shadow_local: bool = False
@@ -97,7 +100,7 @@ class TrainingParams:
     @property
     def schedule_in_force(self) -> Literal["constant", "cosine", "step_decay"]:
         """What `schedule` comes to."""
-        if self.schedule in ("auto", "cosine"):
+        if self.schedule == "auto" or self.schedule == "cosine":
             return "cosine" if self.cosine_rounds is not None else "constant"
         return self.schedule
 

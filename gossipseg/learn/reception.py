@@ -1,14 +1,14 @@
-"""Whom a site takes in: a visitor arrives, trains beside the local model, leaves, and is judged after.
+"""Whom a site takes in: a visitor arrives, trains beside the local model, leaves, and its merge is judged.
 
-What belongs here: the order of a visit's events, residents, and the guard over the last visit. What must
-not: the visitor itself (visit.py), the steps it trains for (steps.py), the comparison of scores (guard.py).
+What belongs here: the order of a visit's events, residents, and undoing a merge. What must not: the visitor
+itself (visit.py), the steps it trains for (steps.py), when a merge is judged and how (guard.py).
+
+Nothing is merged in the last round: it would be neither trained nor judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from gossipseg.errors import PeerRefused
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission
 from gossipseg.learn.closing import start_over
-from gossipseg.learn.guard import Guard, harmful
+from gossipseg.learn.guard import WINDOW, Guard, Merge
 from gossipseg.learn.normstats import BATCHES, reestimate
 from gossipseg.learn.params import MOST
 from gossipseg.learn.peer_ensemble import PeerEnsemble
@@ -34,8 +34,13 @@ DETAIL_CHARACTERS = 300
 """Of what is told of a refused model: names in it may be the sender's."""
 
 
+def rounds_kept(algorithm: Algorithm) -> int:
+    """How many rounds' weights the guard needs of a site (student.recent)."""
+    return WINDOW if algorithm.exchanges and (algorithm.averages or algorithm.takes_over) else 0
+
+
 class Reception:
-    """The present visitor's fate, the resident, and the guard over a visit that is not judged yet."""
+    """The present visitor's fate, the resident, and the guard over merges that are not judged yet."""
 
     def __init__(
         self,
@@ -48,8 +53,7 @@ class Reception:
         """`ensemble`: holds the models that come, to predict with."""
         self._run, self._algorithm, self._student, self._admission = run, algorithm, student, admission
         self._ensemble = ensemble
-        self.guard: Guard | None = None
-        self._last_scores: list[float | None] = []
+        self.guard = Guard(run, student)
         self._resident: Visitor | None = None
         """A visitor that trains on beside the local model in rounds without another one. Not kept across a
         restart: such a round then goes on, or starts again, without it."""
@@ -98,24 +102,29 @@ class Reception:
         counts it, or the next claim would be believed outright again.
         """
         history = self._run.history
-        self.guard = None
+        self.guard.forget()
         if history.round > 0:
-            self.guard = self._open_guard(visitor, round, self._case_scores(round))
+            self.guard.before_merge(visitor.order.hash, visitor.order.frm, round)
             history.visits += 1
         self._student.become(visitor.incoming)
         history.steps = min(visitor.order.steps, MOST)
+        history.ahead = self._ahead_of(visitor, round)
         history.last_visit = visitor.order.hash
         visitor.outcome, visitor.reason = "merged", "taken_over"
         return visitor.result()
 
+    def _ahead_of(self, visitor: Visitor, round: int) -> int:
+        """The model that is taken over brings its round: the present one is the next. What its sender says of
+        it ends the training here at the earliest with this round."""
+        ahead = max(0, min(visitor.order.round, MOST) + 1 - round)
+        budget = self._run.setup.training.rounds
+        return ahead if budget is None else min(ahead, max(0, budget - round))
+
     def _greet(self, round: int, visitor: Visitor) -> None:
-        """Open the guard, let the algorithm merge on arrival, seat the visitor where it trains."""
+        """Let the algorithm merge on arrival, seat the visitor where it trains."""
         merged = self._algorithm.on_arrival(self._student.weights(), visitor.incoming)
-        if self.guard is None and (merged is not None or self._algorithm.trains_visitor):
-            judged = round + 1 if self._algorithm.trains_visitor else round
-            self.guard = self._open_guard(visitor, judged, self._case_scores(round))
         if merged is not None:
-            self._merge(visitor, merged)
+            self._merge(round, visitor, merged)
         if self._algorithm.trains_visitor:
             seat(visitor, self._student.model, self._run.setup.training, self._run.compute)
 
@@ -130,7 +139,7 @@ class Reception:
         start_over(self._run, self._student)
         return partner
 
-    def keep_resident(self, partner: Visitor | None, undone: Guard | None) -> None:
+    def keep_resident(self, partner: Visitor | None, undone: Merge | None) -> None:
         """Let a partner stay for the next round, unless its time is over or its visit was undone."""
         self._resident = None
         if partner is None or partner.learner is None or undone is not None or not partner.stays:
@@ -141,56 +150,54 @@ class Reception:
 
     # ------------------------------------------------------------ judgement
 
-    def judgement(self, round: int) -> Guard | None:
-        """The guard whose visit has just been undone, or None."""
-        guard, history = self.guard, self._run.history
-        if guard is None or guard.judge_round > round:
-            return None
-        bad = not all_finite(self._student.weights())
-        if not bad:
-            self._last_scores = self._case_scores(round)
-            bad = harmful(guard.before, self._last_scores, self._run.setup.training.guard_drop)
-        # Only now: the worker may be stopped while it scores, and the visit is then still to be judged.
-        self.guard = None
-        if not bad:
-            return None
-        self._student.restore(guard.snapshot)
-        history.steps = guard.steps
-        history.own_steps = guard.steps if guard.own_steps is None else guard.own_steps
-        history.reverted = (guard.hash, guard.frm)
-        if self._ensemble is not None:
-            self._ensemble.let_go(guard.frm, guard.hash)
-        return guard
+    def judgement(self, round: int) -> Merge | None:
+        """The merge that has just been undone after the steps of `round`, or None."""
+        merge = self.guard.judge(round)
+        if merge is not None:
+            self._undo(merge)
+        return merge
 
-    def _open_guard(self, visitor: Visitor, judge_round: int, before: list[float | None]) -> Guard:
-        hash, frm = visitor.order.hash, visitor.order.frm
-        history, snapshot = self._run.history, self._student.snapshot()
-        return Guard(hash, frm, judge_round, before, history.steps, snapshot, history.own_steps)
+    def undo_not_finite(self) -> Merge | None:
+        """Weights that are not finite go back to before the last merge, if that is not judged yet."""
+        if not self.guard.pending or all_finite(self._student.weights()):
+            return None
+        merge = self.guard.pending[-1]
+        self._undo(merge)
+        return merge
 
-    def _case_scores(self, round: int) -> list[float | None]:
-        """Validation Dice of the training model, by case."""
-        return [case.mean for case in self._run.score(self._student.model, "validation", round).per_case]
+    def _undo(self, merge: Merge) -> None:
+        history = self._run.history
+        self._student.restore(merge.snapshot)
+        history.steps, history.own_steps, history.ahead = merge.steps, merge.own_steps, merge.ahead
+        history.reverted = (merge.hash, merge.frm)
+        # The average is as it was, too, and holds these weights already.
+        history.averaged, history.in_average = True, False
+        for gone in self.guard.undone(merge):
+            if self._ensemble is not None:
+                self._ensemble.let_go(gone.frm, gone.hash)
 
     # ------------------------------------------------------------ departure
 
-    def departure(self, round: int, visitor: Visitor, undone: Guard | None) -> jobs.VisitDone:
-        """Let the algorithm merge. A visitor that trained beside a model now undone is kept out."""
+    def leave(self, visitor: Visitor) -> None:
+        """Its steps are over. One that was sent away is not held to predict with."""
         self._run.history.visits += 1
         self._run.history.last_visit = visitor.order.hash
+        if self._ensemble is not None and not visitor.stays:
+            self._ensemble.let_go(visitor.order.frm, visitor.order.hash)
+
+    def departure(self, round: int, visitor: Visitor, undone: Merge | None) -> jobs.VisitDone:
+        """Let the algorithm merge. A visitor that trained beside a model now undone is kept out."""
         if visitor.stays and undone is None:
             self._part(round, visitor)
         elif visitor.stays and undone is not None and undone.hash != visitor.order.hash:
             visitor.outcome, visitor.reason = "kept_out", "earlier_visit_reverted"
-        if self._ensemble is not None:
+        if self._ensemble is not None and visitor.stays:
             self._note_held(visitor, self._ensemble)
         return visitor.result()
 
     def _note_held(self, visitor: Visitor, ensemble: PeerEnsemble) -> None:
-        """A model that was sent away is not held; of one that is, that may be all that became of it."""
-        frm, hash = visitor.order.frm, visitor.order.hash
-        if not visitor.stays:
-            ensemble.let_go(frm, hash)
-        elif visitor.outcome == "kept_out" and ensemble.holds(frm, hash):
+        """Of a model that is held, that may be all that became of it."""
+        if visitor.outcome == "kept_out" and ensemble.holds(visitor.order.frm, visitor.order.hash):
             visitor.outcome = "held"
 
     def _part(self, round: int, visitor: Visitor) -> None:
@@ -198,12 +205,8 @@ class Reception:
         weights = self._algorithm.on_departure(
             self._student.weights(), incoming, lambda role: self._role_score(role, visitor, round)
         )
-        if self.guard is None and (weights is not None or self._algorithm.trains_visitor):
-            # An earlier visit was judged in this very round: its scores are this visit's "before".
-            self.guard = self._open_guard(visitor, round + 1, self._last_scores)
-        if weights is None:
+        if weights is None or not self._merge(round, visitor, weights):
             return
-        self._merge(visitor, weights)
         if self._algorithm.replaces_on_merge:
             self._student.forget_direction()
 
@@ -230,20 +233,14 @@ class Reception:
             self._run.gate()
             yield batch["image"]
 
-    def _merge(self, visitor: Visitor, weights: Weights) -> None:
+    def _merge(self, round: int, visitor: Visitor, weights: Weights) -> bool:
+        """Take the algorithm's weights; whether they were: not in the last round."""
+        if self._run.is_last(round):
+            visitor.reason = "last_round"
+            return False
+        self.guard.before_merge(visitor.order.hash, visitor.order.frm, round)
         self._student.model.load_state_dict(dict(weights), strict=False)
         visitor.outcome = "merged"
         history = self._run.history
         history.steps = max(history.steps, min(visitor.order.steps, MOST))
-
-    # ------------------------------------------------------------ state
-
-    def state(self) -> dict[str, Any] | None:
-        """The guard, for a checkpoint."""
-        if self.guard is None:
-            return None
-        return {field.name: getattr(self.guard, field.name) for field in fields(Guard)}
-
-    def load(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from what state() gave."""
-        self.guard = Guard(**state) if state is not None else None
+        return True

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from gossipseg.algos.base import Algorithm, Moment, Role, StepContext
+from gossipseg.algos.params.common import Coordinated
 from gossipseg.learn import jobs
 from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.history import History, Pace, Tally
 from gossipseg.learn.losses import make_target
-from gossipseg.learn.optim import step_seed
+from gossipseg.learn.optim import cosine_rate, learning_rate, step_seed
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.site import SiteContext
 from gossipseg.learn.step import Learner, StepResult, train_step
@@ -41,12 +42,16 @@ class Run:
 
     def start_over(self) -> None:
         """The round begins anew, from other weights than those that its steps so far have led to."""
-        self.history.step, self.history.averaged, self.tally = 0, False, Tally()
+        self.history.step, self.tally = 0, Tally()
+        self.history.averaged = self.history.in_average = False
 
-    def end_round(self, round: int) -> None:
-        """The model stands at the end of `round`."""
-        self.history.round, self.history.step, self.history.averaged = round, 0, False
-        self.history.reverted = None
+    def end_round(self, order: jobs.StartRound) -> None:
+        """The model stands at the end of the round."""
+        history = self.history
+        history.round, history.step = order.round, 0
+        history.averaged = history.in_average = False
+        history.finetuned = history.finetuned + 1 if order.finetuning else 0
+        history.reverted = None
         self.tally = Tally()
         self.resumable = True
 
@@ -56,6 +61,24 @@ class Run:
         # After an interruption the rest of the round is ordered as any other: its model is taken in already.
         settling_in = order.settling_in or self.history.settling_round == order.round
         return Moment(order.round, step, total, order.finetuning, settling_in)
+
+    def is_last(self, round: int) -> bool:
+        """Whether the training ends with this round, by the site's own budget or by the federation's."""
+        federation = self.setup.training.rounds
+        over = federation is not None and round + self.history.ahead >= federation
+        return over or round == self.setup.spec.rounds
+
+    def learning_rate(self, moment: Moment) -> float:
+        """By the federation's round; in fine-tuning by the rounds of that, from a rate of its own."""
+        training, algorithm = self.setup.training, self.setup.algorithm
+        if not moment.finetuning:
+            return learning_rate(training, moment.round + self.history.ahead, moment.step)
+        assert isinstance(algorithm, Coordinated)
+        first = algorithm.finetune_learning_rate or training.learning_rate
+        if algorithm.finetune_schedule == "constant":
+            return first
+        step = self.history.finetuned * moment.steps_per_round + moment.step
+        return cosine_rate(first, step, algorithm.finetune_rounds * moment.steps_per_round)
 
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the losses compare a batch with."""

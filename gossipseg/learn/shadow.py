@@ -120,7 +120,7 @@ class Shadow:
     def average(self, round: int) -> None:
         """Let the EMA take in `round`, once."""
         if self._averaged < round:
-            self.student.update_ema()
+            self.student.take_in_round()
             self._averaged = round
 
     def judge(self, exchanging: nn.Module, scores: Scores, round: int) -> Scores:

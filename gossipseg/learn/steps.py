@@ -15,7 +15,7 @@ from gossipseg.learn import jobs
 from gossipseg.learn.common import CommonModels
 from gossipseg.learn.history import Pace
 from gossipseg.learn.losses import segmentation_loss
-from gossipseg.learn.optim import learning_rate, set_learning_rate, step_seed
+from gossipseg.learn.optim import set_learning_rate, step_seed
 from gossipseg.learn.run import Run
 from gossipseg.learn.shadow import Shadow
 from gossipseg.learn.step import Learner, StepResult
@@ -76,10 +76,10 @@ class Steps:
     def context(self, moment: Moment, learners: Mapping[Role, Learner]) -> StepContext:
         """What the losses of a step may know; the models are made ready to train."""
         training, spec = self._run.setup.training, self._run.setup.spec
-        round, step = moment.round, moment.step
+        round, step, rate = moment.round, moment.step, self._run.learning_rate(moment)
         for learner in learners.values():
             learner.model.train()
-            set_learning_rate(learner.optimizer, learning_rate(training, round, step))
+            set_learning_rate(learner.optimizer, rate)
         return StepContext(
             training.output,
             self._run.history.visits,

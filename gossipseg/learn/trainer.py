@@ -8,10 +8,10 @@ What must not: the events themselves, sockets, checkpoint files, anything an alg
               (reception.py)
     steps     E steps, both models on identical batches where the algorithm trains the visitor (steps.py,
               private_steps.py)
-    judgement the guard undoes an earlier visit that did harm (reception.py)
-    departure the algorithm may merge; what is merged here is judged after the next round's steps
-              (reception.py)
-    close     EMA, validation, export (closing.py)
+    average   the EMA takes in the site's own training, before anything is merged into it (closing.py)
+    judgement the guard undoes an earlier merge that did harm (reception.py, guard.py)
+    close     validation, export (closing.py)
+    departure the algorithm may merge; the next rounds train what comes of it (reception.py)
 
 Where the settings ask for it, a shadow takes the same steps and meets nobody (shadow.py), or the models that
 came help to predict (peer_ensemble.py).
@@ -31,6 +31,7 @@ import torch
 from torch import nn
 
 from gossipseg.algos import registry as algorithms
+from gossipseg.algos.params.common import Coordinated
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission, Examination
@@ -43,7 +44,7 @@ from gossipseg.learn.history import History
 from gossipseg.learn.model import build_model
 from gossipseg.learn.peer_ensemble import PeerEnsemble, PeerVerdict
 from gossipseg.learn.private_steps import PrivateSteps, open_account
-from gossipseg.learn.reception import Reception
+from gossipseg.learn.reception import Reception, rounds_kept
 from gossipseg.learn.run import Gate, Report, Run
 from gossipseg.learn.setup import Setup
 from gossipseg.learn.shadow import Shadow, Verdict
@@ -69,7 +70,13 @@ class Trainer:
         self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
         self.shadow = Shadow(run, model) if run.setup.training.shadow_local else None
         self.ensemble = PeerEnsemble(run) if run.setup.ensembles_peers else None
-        self.student = Student(model, run.setup, run.compute, has_personal=self.algorithm.has_personal)
+        self.student = Student(
+            model,
+            run.setup,
+            run.compute,
+            has_personal=self.algorithm.has_personal,
+            keeps_rounds=rounds_kept(self.algorithm),
+        )
         self.admission = Admission(run.setup.admission, averages=self.algorithm.averages)
         self.common = CommonModels(
             self.algorithm, self.student, run.setup.spec, self.admission, run.setup.privacy
@@ -83,7 +90,14 @@ class Trainer:
                 run, self.algorithm, self.student, self.private, self.steps.context
             )
         self.closing = Closing(
-            run, self.algorithm, self.student, self.admission, self.common, self.shadow, self.ensemble
+            run,
+            self.algorithm,
+            self.student,
+            self.admission,
+            self.common,
+            self.shadow,
+            self.ensemble,
+            self.reception.guard,
         )
 
     @property
@@ -101,8 +115,8 @@ class Trainer:
         return self.run.history
 
     @property
-    def guard(self) -> Guard | None:
-        """Over a visit that has not been judged yet."""
+    def guard(self) -> Guard:
+        """Over merges that have not been judged yet."""
         return self.reception.guard
 
     @property
@@ -169,33 +183,46 @@ class Trainer:
                 self.steps.take(order, partner)
             else:
                 trouble = _join(trouble, self.private_steps.take(order))
-        undone = self.reception.judgement(order.round)
+        undone = self.reception.undo_not_finite()
+        if undone is None:
+            trouble = _join(trouble, self.closing.take_in(order))
+            undone = self.reception.judgement(order.round)
         if visitor is not None:
-            visit = self.reception.departure(order.round, visitor, undone)
+            self.reception.leave(visitor)
         self.reception.keep_resident(partner, undone)
         scores = self.closing.close(order)
         export, warning = self.closing.export(order) if order.export else (None, "")
+        if visitor is not None:
+            visit = self.reception.departure(order.round, visitor, undone)
         done = self._done(order, scores, started)
         done["beside"] = _beside(partner)
         done |= {"export": export, "visit": visit, "warning": _join(trouble, self._skips(), warning)}
         if self.history.reverted is not None:
             done["reverted"], done["reverted_frm"] = self.history.reverted
-        self.run.end_round(order.round)
+        self.run.end_round(order)
         return jobs.RoundDone(**done)
 
     def _start(self, order: jobs.StartRound) -> str:
         """Take the common model in, unless that was done before an interruption; what went wrong, or ""."""
         if self.ensemble is not None and order.listed is not None:
             self.ensemble.keep_only(order.listed)
-        common = order.start_from
-        if common is None or common.hash == self.history.last_global:
-            return ""
-        start_over(self.run, self.student)
-        trouble = self.common.begin(common, settling_in=order.settling_in)
-        self.history.last_global = common.hash
-        if order.settling_in:
-            self.history.settling_round = order.round
+        trouble, common, history = "", order.start_from, self.history
+        if common is not None and common.hash != history.last_global:
+            start_over(self.run, self.student)
+            trouble = self.common.begin(common, settling_in=order.settling_in)
+            history.last_global = common.hash
+            history.ahead = self._federation_round(common) - order.round
+            if order.settling_in:
+                history.settling_round = order.round
+        if order.finetuning and not (history.finetuned or history.step or history.averaged):
+            self.student.begin_average()
         return trouble
+
+    def _federation_round(self, common: jobs.CommonModel) -> int:
+        """The round of the federation's budget that begins from a common model."""
+        algorithm = self.setup.algorithm
+        assert isinstance(algorithm, Coordinated)
+        return common.round * algorithm.every_rounds + 1
 
     def _done(self, order: jobs.StartRound, scores: Scores | None, started: float) -> dict[str, Any]:
         loss, terms = self.run.tally.means()
@@ -203,6 +230,7 @@ class Trainer:
             "round": order.round,
             "steps": self.history.steps,
             "own_steps": self.history.own_steps,
+            "ahead": self.history.ahead,
             "loss": loss,
             "terms": terms,
             "dice_val": scores.mean if scores else None,
@@ -225,7 +253,8 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint carries; plain values and CPU tensors."""
-        schedule = {"kind": self.setup.training.schedule, "rounds": self.setup.training.schedule_rounds}
+        training = self.setup.training
+        schedule = {"kind": training.schedule_in_force, "rounds": training.cosine_rounds}
         rng: dict[str, Any] = {"torch": torch.get_rng_state()}
         if self.compute.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.compute.device)
@@ -233,7 +262,8 @@ class Trainer:
             **self.student.snapshot(),
             "history": self.history.state(),
             "tally": self.run.tally.state(),
-            "guard": self.reception.state(),
+            "guard": self.guard.state(),
+            "recent": [dict(weights) for weights in self.student.recent],
             "schedule": schedule,
             "rng": rng,
             "anchor": cpu_copy(self.common.anchor),
@@ -250,7 +280,8 @@ class Trainer:
         self.student.restore(state)
         self.run.history = History.of(state["history"])
         self.run.tally.load(state["tally"])
-        self.reception.load(state["guard"])
+        self.guard.load(state["guard"])
+        self.student.recent.extend(state.get("recent", []))
         self.common.set_anchor(state.get("anchor", {}))
         self.closing.best = state.get("best")
         self.admission.load(state.get("admission"))

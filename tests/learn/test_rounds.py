@@ -147,11 +147,13 @@ def test_an_interrupted_round_goes_on_from_where_it_was_and_not_from_its_beginni
 def test_a_late_joiner_takes_the_common_model_over_with_its_average(data: Path, tmp_path: Path) -> None:
     one = make_trainer(spec_of(data, tmp_path / "a"))
     common = common_of(one, jobs.StartRound(1, export=True), tmp_path)
-    late = make_trainer(spec_of(data, tmp_path / "b", training={"ema_decay": 1.0}))
-    late.run_round(jobs.StartRound(1, start_from=common, settling_in=True))
+    late = make_trainer(spec_of(data, tmp_path / "b", training={"learning_rate": 0.0}))
+    late.run_round(jobs.StartRound(1))
+    late.run_round(jobs.StartRound(2, start_from=common, settling_in=True))
     taken = load_file(common.path)
     ema = late.student.ema.state_dict()
     assert all(torch.equal(ema[n], t.to(ema[n].dtype)) for n, t in taken.items())
+    assert late.student.averaged_rounds == 1  # it began anew
 
 
 def test_a_late_joiner_trains_its_personal_model_with_fresh_moments(data: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def copy_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fix_scores(monkeypatch: pytest.MonkeyPatch, trainer: Any, by_call: list[float]) -> list[Any]:
-    """Let the validation say what it says, call by call; the training model only (the EMA: 0.5)."""
+    """Let the validation say what it says of three patients, call by call (of the EMA: 0.5)."""
     calls: list[Any] = []
 
     def score(model: Any, split: str, on_progress: Any) -> Scores:
@@ -47,6 +47,7 @@ def fix_scores(monkeypatch: pytest.MonkeyPatch, trainer: Any, by_call: list[floa
         return Scores(value, {"disc": value}, cases)
 
     monkeypatch.setattr(trainer.site, "score", score)
+    monkeypatch.setattr(trainer.site, "patients", lambda split: ("a", "b", "c"))
     return calls
 
 
@@ -57,7 +58,6 @@ def test_a_local_round(data: Path, tmp_path: Path) -> None:
     reports: list[jobs.Progress] = []
     trainer = make_trainer(make_spec(data, tmp_path, algorithm=LocalParams()), reports=reports)
     before = copy_of(trainer.student.weights())
-    ema_before = copy_of(trainer.student.ema.state_dict())
     done = trainer.run_round(jobs.StartRound(1, export=True))
     assert (done.round, done.steps, done.warning, done.visit) == (1, 4, "", None)
     assert done.loss is not None and done.terms["seg"] == pytest.approx(done.loss)
@@ -65,7 +65,7 @@ def test_a_local_round(data: Path, tmp_path: Path) -> None:
     after = trainer.student.weights()
     assert not any(torch.equal(before[n], after[n]) for n in before if n.endswith("conv.weight"))
     for name, ema in trainer.student.ema.state_dict().items():
-        assert torch.allclose(ema, 0.9 * ema_before[name] + 0.1 * after[name], atol=1e-6), name
+        assert torch.equal(ema, after[name]), name  # no weight on the initial model
     file = load_file(done.export.path)
     assert file.keys() == after.keys()
     assert all(torch.allclose(file[n].float(), after[n], atol=1e-3) for n in file)
@@ -157,7 +157,7 @@ def test_a_visit_trains_both_and_averages(data: Path, tmp_path: Path, guest: job
         expected = (mine + seen["incoming"][name]) / 2
         assert torch.allclose(trainer.student.weights()[name], expected, atol=1e-6), name
     assert trainer.history.last_visit == guest.hash and trainer.history.visits == 1
-    assert trainer.guard is not None and trainer.guard.judge_round == 3
+    assert [merge.hash for merge in trainer.guard.pending] == [guest.hash]
 
 
 def test_the_first_model_is_taken_over_outright(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
@@ -167,7 +167,7 @@ def test_the_first_model_is_taken_over_outright(data: Path, tmp_path: Path, gues
     brought = load_file(guest.path)
     for model in (trainer.student.model, trainer.student.ema):
         assert all(torch.allclose(t, brought[n].float(), atol=1e-6) for n, t in model.state_dict().items())
-    assert len(trainer.student.learner.optimizer.state) > 0 and trainer.guard is None
+    assert len(trainer.student.learner.optimizer.state) > 0 and not trainer.guard.pending
     assert trainer.history.last_visit == guest.hash
 
 
@@ -207,16 +207,19 @@ def test_a_claim_of_steps_beyond_measure_is_bounded_and_not_taken_for_this_sites
 def test_who_has_trained_takes_a_model_over_on_trial(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
-    """Anybody can claim twenty times the steps."""
+    """Anybody can claim twenty times the steps, and a round."""
     trainer = trainer_after_one_round(data, tmp_path)
     before = copy_of(trainer.student.weights())
     fix_scores(monkeypatch, trainer, [0.8, 0.6])
-    claim = dataclasses.replace(guest, steps=10**9)
+    claim = dataclasses.replace(guest, steps=10**9, round=70)
     done = trainer.run_round(jobs.StartRound(2, claim))
-    assert (done.visit.reason, done.reverted, done.reverted_frm) == ("taken_over", guest.hash, "south")
+    assert (done.visit.reason, done.reverted, done.ahead) == ("taken_over", None, 69)
+    trainer.run_round(jobs.StartRound(3))
+    done = trainer.run_round(jobs.StartRound(4))
+    assert (done.reverted, done.reverted_frm, done.ahead) == (guest.hash, "south", 0)
     assert (done.steps, done.own_steps) == (4, 4) and same(before, trainer.student.weights())
     monkeypatch.undo()
-    done = trainer.run_round(jobs.StartRound(3, dataclasses.replace(claim, hash="d" * 64)))
+    done = trainer.run_round(jobs.StartRound(5, dataclasses.replace(claim, hash="d" * 64)))
     assert done.visit.reason != "taken_over"  # once is enough
 
 
@@ -249,14 +252,15 @@ def test_who_trains_alone_takes_nothing_in(data: Path, tmp_path: Path, guest: jo
     assert trainer.run_round(jobs.StartRound(2, guest)).visit.reason == "no_exchange"
 
 
-def test_gossip_average_merges_on_arrival_and_is_judged_in_the_same_round(
+def test_gossip_average_merges_on_arrival(
     data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
     trainer = trainer_after_one_round(data, tmp_path, GossipAverageParams(), training={"learning_rate": 0.0})
     before = copy_of(trainer.student.weights())
     done = trainer.run_round(jobs.StartRound(2, guest))
     brought = load_file(guest.path)
-    assert done.visit.outcome == "merged" and trainer.guard is None and done.reverted is None
+    assert done.visit.outcome == "merged" and done.reverted is None
+    assert [merge.rounds for merge in trainer.guard.pending] == [1]
     for name, mine in before.items():
         assert torch.allclose(trainer.student.weights()[name], (mine + brought[name]) / 2, atol=1e-6)
     assert "incoming_seg" not in done.terms
@@ -282,10 +286,10 @@ def test_merges_that_look_at_validation(
     outcome: str,
 ) -> None:
     trainer = trainer_after_one_round(data, tmp_path, GcmlParams(merge=merge))
-    calls = fix_scores(monkeypatch, trainer, [0.5, mine, theirs])  # before the visit, local, incoming
+    calls = fix_scores(monkeypatch, trainer, [mine, theirs, 0.5])  # local, incoming, before the merge
     done = trainer.run_round(jobs.StartRound(2, guest))
     assert done.visit.outcome == outcome
-    assert len(calls) == (1 if merge == "none" else 3)
+    assert len(calls) == (0 if merge == "none" else 2 + (outcome == "merged"))
     moments = trainer.student.learner.optimizer.state.values()
     forgotten = merge == "best_of" and outcome == "merged"
     # Replacing W outright zeroes m and keeps v; the other merges keep both.
@@ -402,37 +406,45 @@ def test_lambda_counts_the_visits_before_the_present_one(
 # ---------------------------------------------------------------- the guard
 
 
-def test_a_harmful_visit_is_undone_one_round_later(
+def test_a_harmful_merge_is_undone_three_rounds_later(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
     trainer = trainer_after_one_round(data, tmp_path)
-    before = trainer.student.snapshot()
-    fix_scores(monkeypatch, trainer, [0.8, 0.6])
-    assert trainer.run_round(jobs.StartRound(2, guest)).reverted is None
-    restored: list[Any] = []
-    restore = trainer.student.restore
-    monkeypatch.setattr(trainer.student, "restore", lambda s: (restored.append(s), restore(s)))
-    done = trainer.run_round(jobs.StartRound(3))
-    assert (done.reverted, done.reverted_frm, done.steps) == (guest.hash, "south", 4)
-    assert trainer.guard is None and len(restored) == 1
-    now = trainer.student.snapshot()
-    assert all(same(now[part], before[part]) for part in ("model", "optimizer", "scaler"))
-    # The EMA was put back as well, and then took in the restored model at the round's end.
+    scored: list[dict[str, Tensor]] = []
+    calls = fix_scores(monkeypatch, trainer, [0.8, 0.6])
+    ends = [copy_of(trainer.student.weights())]
+    alone = trainer_after_one_round(data, tmp_path / "alone")
+    alone.run_round(jobs.StartRound(2))
+    assert trainer.run_round(jobs.StartRound(2, guest)).visit.outcome == "merged"
+    kept = trainer.guard.pending[0].snapshot
+    ends.append(kept["model"])
+    for number in (3, 4):
+        assert trainer.run_round(jobs.StartRound(number)).reverted is None
+        ends.append(copy_of(trainer.student.weights()))
+    done = trainer.run_round(jobs.StartRound(5))
+    assert (done.reverted, done.reverted_frm, done.steps) == (guest.hash, "south", 8)
+    assert not trainer.guard.pending and len(calls) == 2
+    scored = [dict(model.state_dict()) for model in calls]
     name = "network.head.weight"
-    expected = 0.9 * before["ema"][name] + 0.1 * before["model"][name]
+    assert torch.allclose(scored[0][name], (ends[0][name] + ends[1][name]) / 2, atol=1e-6)
+    now = trainer.student.snapshot()
+    assert all(same(now[part], kept[part]) for part in ("model", "optimizer", "scaler", "ema"))
+    assert now["averaged_rounds"] == 2  # the average holds the two rounds before the merge, and no other
+    expected = 0.1 * ends[0][name] + 0.9 * ends[1][name]
     assert torch.allclose(now["ema"][name], expected, atol=1e-6)
+    trainer.run_round(jobs.StartRound(6))
+    assert trainer.student.averaged_rounds == 3
 
 
-def test_a_harmless_visit_stays(
+def test_a_harmless_merge_stays(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
     trainer = trainer_after_one_round(data, tmp_path)
     calls = fix_scores(monkeypatch, trainer, [0.8, 0.76])
-    trainer.run_round(jobs.StartRound(2, guest))
-    done = trainer.run_round(jobs.StartRound(3))
-    assert done.reverted is None and trainer.guard is None and done.steps == 54
-    trainer.run_round(jobs.StartRound(4))
-    assert len(calls) == 2  # scored around the visit only
+    done = [trainer.run_round(jobs.StartRound(2, guest))]
+    done += [trainer.run_round(jobs.StartRound(r)) for r in (3, 4, 5)]
+    assert not any(d.reverted for d in done) and not trainer.guard.pending and done[-1].steps == 62
+    assert len(calls) == 2  # scored around the merge only
 
 
 def test_how_much_harm_is_too_much_is_a_setting(
@@ -441,21 +453,108 @@ def test_how_much_harm_is_too_much_is_a_setting(
     trainer = trainer_after_one_round(data, tmp_path, training={"guard_drop": 0.3})
     fix_scores(monkeypatch, trainer, [0.8, 0.6])
     trainer.run_round(jobs.StartRound(2, guest))
-    assert trainer.run_round(jobs.StartRound(3)).reverted is None
+    assert not any(trainer.run_round(jobs.StartRound(r)).reverted for r in (3, 4, 5))
 
 
-def test_visits_in_a_row_are_judged_one_by_one(
+@pytest.mark.parametrize(
+    ("scores", "undone"),
+    [
+        # before the first merge, before the second, the first one's three rounds, its one before the second
+        ([0.8, 0.79, 0.78, 0.77], None),
+        ([0.8, 0.79, 0.5, 0.5], "first"),
+        ([0.8, 0.79, 0.5, 0.78], "second"),
+    ],
+)
+def test_of_two_merges_the_one_is_undone_after_which_the_weights_were_harmed(
+    monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    tmp_path: Path,
+    guest: jobs.Visit,
+    scores: list[float],
+    undone: str | None,
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path)
+    fix_scores(monkeypatch, trainer, [*scores, 0.77, 0.77])
+    second = dataclasses.replace(guest, hash="2" * 64, frm="west")
+    trainer.run_round(jobs.StartRound(2, guest))
+    assert trainer.run_round(jobs.StartRound(3, second)).visit.outcome == "merged"
+    first, other = (merge.snapshot["model"] for merge in trainer.guard.pending)
+    assert trainer.run_round(jobs.StartRound(4)).reverted is None
+    done = trainer.run_round(jobs.StartRound(5))
+    expected = {None: (None, None), "first": (guest.hash, "south"), "second": (second.hash, "west")}
+    assert (done.reverted, done.reverted_frm) == expected[undone]
+    if undone is not None:
+        assert same(trainer.student.snapshot()["model"], first if undone == "first" else other)
+        assert not trainer.guard.pending
+    else:
+        assert [merge.hash for merge in trainer.guard.pending] == [second.hash]
+        assert trainer.run_round(jobs.StartRound(6)).reverted is None and not trainer.guard.pending
+
+
+def test_a_merge_is_judged_at_the_last_round_with_what_was_trained_since(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path, rounds=3)
+    fix_scores(monkeypatch, trainer, [0.8, 0.5])
+    trainer.run_round(jobs.StartRound(2, guest))
+    assert trainer.run_round(jobs.StartRound(3)).reverted == guest.hash
+
+
+def test_fewer_than_three_patients_judge_nothing(
     monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
     trainer = trainer_after_one_round(data, tmp_path)
-    calls = fix_scores(monkeypatch, trainer, [0.8, 0.79, 0.5])
-    second = dataclasses.replace(guest, hash="2" * 64, frm="west")
+    calls = fix_scores(monkeypatch, trainer, [0.8, 0.1])
+    monkeypatch.setattr(trainer.site, "patients", lambda split: ("a", "a", "b"))
     trainer.run_round(jobs.StartRound(2, guest))
-    done = trainer.run_round(jobs.StartRound(3, second))
-    assert done.reverted is None and done.visit.outcome == "merged"
-    assert trainer.guard.hash == second.hash and trainer.guard.before == [0.79] * 3
-    done = trainer.run_round(jobs.StartRound(4))
-    assert (done.reverted, done.reverted_frm) == (second.hash, "west") and len(calls) == 3
+    assert not any(trainer.run_round(jobs.StartRound(r)).reverted for r in (3, 4, 5))
+    assert calls == [] and not trainer.guard.pending
+
+
+def test_windows_without_a_merge_show_how_much_a_score_changes_by_itself(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = make_trainer(make_spec(data, tmp_path, training={"steps_per_round": 1}))
+    calls = fix_scores(monkeypatch, trainer, [0.5, 0.6, 0.62, 0.6, 0.65, 0.7, 0.7])
+    for number in range(1, 13):
+        trainer.run_round(jobs.StartRound(number))
+    assert len(calls) == 4  # after 3, 6, 9 and 12 rounds: 0.5 → 0.6, 0.62 → 0.6
+    assert trainer.guard.state()["changes"] == pytest.approx([-0.1, 0.02])
+    trainer.run_round(jobs.StartRound(13, guest))
+    for number in (14, 15, 16, 17, 18):
+        trainer.run_round(jobs.StartRound(number))
+    assert len(calls) == 6  # before the merge, and after it
+    assert trainer.guard.state()["changes"] == pytest.approx([-0.1, 0.02])  # no second calm window yet
+
+
+def test_nothing_is_merged_in_the_last_round(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
+    """It would be neither trained nor judged; the visitor trains beside all the same."""
+    for name, algorithm, budget in (
+        ("a", GcmlParams(), {"rounds": 2}),
+        ("b", GossipAverageParams(), {"rounds": 2}),
+        ("c", GcmlParams(), {"training": {"rounds": 2}}),
+    ):
+        trainer = trainer_after_one_round(data, tmp_path / name, algorithm, **budget)
+        alone = trainer_after_one_round(data, tmp_path / f"{name}-alone", algorithm, **budget)
+        done = trainer.run_round(jobs.StartRound(2, guest))
+        alone.run_round(jobs.StartRound(2))
+        assert (done.visit.outcome, done.visit.reason) == ("kept_out", "last_round"), name
+        assert ("pull" in done.terms) == isinstance(algorithm, GcmlParams)
+        if isinstance(algorithm, GossipAverageParams):
+            assert same(trainer.student.weights(), alone.student.weights())
+
+
+def test_what_is_averaged_and_sent_is_what_was_trained_and_the_merge_comes_after(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path, training={"ema_decay": 0.0})
+    done = trainer.run_round(jobs.StartRound(2, guest, export=True))
+    trained = trainer.guard.pending[0].snapshot["model"]
+    merged, sent, deployed = trainer.student.weights(), load_file(done.export.path), trainer.student.ema
+    name = "network.head.weight"
+    assert done.visit.outcome == "merged" and not torch.equal(merged[name], trained[name])
+    assert torch.equal(deployed.state_dict()[name], trained[name])
+    assert torch.allclose(sent[name].float(), trained[name], atol=1e-3)
 
 
 def test_a_visitor_beside_an_undone_model_is_kept_out(
@@ -464,9 +563,11 @@ def test_a_visitor_beside_an_undone_model_is_kept_out(
     trainer = trainer_after_one_round(data, tmp_path)
     fix_scores(monkeypatch, trainer, [0.8, 0.5])
     trainer.run_round(jobs.StartRound(2, guest))
-    done = trainer.run_round(jobs.StartRound(3, dataclasses.replace(guest, hash="2" * 64)))
+    for number in (3, 4):
+        trainer.run_round(jobs.StartRound(number))
+    done = trainer.run_round(jobs.StartRound(5, dataclasses.replace(guest, hash="2" * 64)))
     assert (done.reverted, done.visit.outcome) == (guest.hash, "kept_out")
-    assert done.visit.reason == "earlier_visit_reverted" and trainer.guard is None
+    assert done.visit.reason == "earlier_visit_reverted" and not trainer.guard.pending
 
 
 def test_a_model_that_is_no_longer_finite_is_undone(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
@@ -553,9 +654,10 @@ def test_a_resident_whose_visit_is_undone_leaves(
     trainer.run_round(jobs.StartRound(1))
     fix_scores(monkeypatch, trainer, [0.9, 0.1])
     assert trainer.run_round(jobs.StartRound(2, guest)).beside == "south"
-    undone = trainer.run_round(jobs.StartRound(3))
+    assert trainer.run_round(jobs.StartRound(3)).beside == "south"
+    undone = trainer.run_round(jobs.StartRound(4))
     assert (undone.reverted, undone.beside) == (guest.hash, "south")
-    assert trainer.run_round(jobs.StartRound(4)).beside is None
+    assert trainer.run_round(jobs.StartRound(5)).beside is None
 
 
 def test_a_resident_is_not_merged_by_score(data: Path, tmp_path: Path) -> None:

@@ -64,7 +64,11 @@ class Coordinated:
     every_rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds that a site trains between two exchanges; 3 moves a third of the bytes."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 0
-    """The last so many rounds of a site's budget are trained alone, from the last common model."""
+    """The last so many rounds of the budget are trained alone, from the last common model."""
+    finetune_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Of these rounds, at their beginning; None: training.learning_rate."""
+    finetune_schedule: Literal["cosine", "constant"] = "cosine"
+    """Of these rounds: down to a hundredth over all of them, or none."""
     weighting: Literal["cases", "uniform"] = "cases"
     """What a site weighs in the average: its training cases n_k, or one."""
     robust: Rule = "none"
