@@ -125,4 +125,5 @@ class StatusDoc(Document):
     """With training.shadow_local: shadow | averaged (the mean of both models' predictions); with an ensemble
     of peers: own | ensemble; else empty."""
     deployed_reason: str = ""
-    """Why: both validation Dice, and the number of cases and standard error, or the peers that take part."""
+    """Why: both validation Dice, and the number of cases and patients and the standard error, or the peers
+    that take part."""
