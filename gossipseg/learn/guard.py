@@ -111,6 +111,7 @@ class Guard:
         """The model is as it was before `merge`: what merges are gone with it, itself first."""
         at = self.pending.index(merge)
         gone, self.pending = self.pending[at:], self.pending[:at]
+        self._calm = self._base_at = 0
         self._student.recent.clear()
         self._student.keep_round()
         for earlier in self.pending:

@@ -22,8 +22,9 @@ CaseScores = Sequence[float | None]
 LEAST_PATIENTS = 3
 """Of whom both models have a score, for any choice by validation: fewer tell nothing of the next patient."""
 
-LEAST_CHANGES = 3
-"""Of those that were seen without a visit; the spread of fewer is a guess."""
+LEAST_CHANGES = 5
+"""Of those that were seen without a merge. With three, 9.9·√(4/3) standard deviations would hide all harm: a
+fall of 0.3 on every patient is then seen in half of the trainings, with five in nine of ten."""
 
 CONFIDENCE = 0.995
 """One-sided: how seldom chance alone may pass a limit is one minus this."""
@@ -65,12 +66,12 @@ def harmful(
     guard_drop: float,
     free_changes: Sequence[float] = (),
 ) -> bool:
-    """Whether a visit did harm (ALGORITHMS §0): with n patients and r changes, the mean fall is above
-    max(guard_drop, t_{n−1}·SE, t_{r−1}·SD·√(1 + 1/r)).
+    """Whether a merge did harm: with n patients and r changes, the mean fall is above
+    max(guard_drop, t_{n−1}·SE, t_{r−1}·SD·√(1 + 1/r)), t the one-sided 99.5 % quantile of Student's t.
 
-    `free_changes`: mean changes seen over windows of rounds without a visit that do not overlap; SD is their
-    standard deviation. Their term counts from three on: it sees what shakes all patients at once, which the
-    standard error cannot. Fewer than three patients: never.
+    `free_changes`: mean changes seen over windows of rounds without a merge that do not overlap; SD is their
+    standard deviation. Their term counts from LEAST_CHANGES on: it sees what shakes all patients at once,
+    which the standard error cannot. Fewer than LEAST_PATIENTS patients: never.
     """
     drop = paired_drop(before, after, patients)
     if drop.standard_error is None or drop.patients < LEAST_PATIENTS:

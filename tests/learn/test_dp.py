@@ -251,7 +251,9 @@ def test_an_undone_visit_gives_no_privacy_back(
     file = other.run_round(jobs.StartRound(1, export=True)).export.path
     trainer = private(data, tmp_path / "n", GossipAverageParams())
     trainer.run_round(jobs.StartRound(1))
-    monkeypatch.setattr("gossipseg.learn.reception.harmful", lambda *_: True)
+    monkeypatch.setattr("gossipseg.learn.guard.harmful", lambda *_: True)
+    monkeypatch.setattr("gossipseg.learn.guard.LEAST_PATIENTS", 1)
+    monkeypatch.setattr("gossipseg.learn.guard.WINDOW", 1)
     done = trainer.run_round(jobs.StartRound(2, jobs.Visit(file, "h", "south", 4, 5)))
     assert done.reverted == "h" and done.spent.steps == 8
 

@@ -81,12 +81,12 @@ def test_the_fall_must_exceed_students_t_of_its_error() -> None:
         assert harmful([0.8] * 3, after, "abc", GUARD_DROP) is wanted
 
 
-def test_from_three_on_changes_without_a_visit_raise_the_limit() -> None:
-    """0.01, 0.02, 0.03: deviation 0.01, times 9.925·√(4/3): 0.1146. Two changes say nothing."""
-    for fall, wanted in ((0.114, False), (0.115, True)):
+def test_from_five_on_changes_without_a_merge_raise_the_limit() -> None:
+    """0 … 0.04: deviation 0.0158, times 4.604·√(6/5): 0.0797. Four changes say nothing."""
+    for fall, wanted in ((0.0796, False), (0.0799, True)):
         after = [0.8 - fall] * 4
-        assert harmful([0.8] * 4, after, "abcd", GUARD_DROP, [0.01, 0.02, 0.03]) is wanted
-        assert harmful([0.8] * 4, after, "abcd", GUARD_DROP, [0.9, -0.9])
+        assert harmful([0.8] * 4, after, "abcd", GUARD_DROP, [0.0, 0.01, 0.02, 0.03, 0.04]) is wanted
+        assert harmful([0.8] * 4, after, "abcd", GUARD_DROP, [0.9, -0.9, 0.9, -0.9])
 
 
 # ---------------------------------------------------------------- series
@@ -105,7 +105,7 @@ class Series:
 
     def free_changes(self, at: int, first: int = 0) -> list[float]:
         """Mean changes between neighbouring windows up to `at`, from `first` on."""
-        ends = range(at, first + K - 1, -K)
+        ends = range(at, first + K - 1, -K)[:8]
         return [-paired_drop(self.windows[i - K], self.windows[i], self.patients).mean for i in ends]
 
     def condemned(self, at: int, free_changes: Sequence[float] = ()) -> bool:
@@ -154,16 +154,17 @@ def alone() -> list[Series]:
 def test_of_sites_that_meet_nobody_less_than_a_hundredth_is_condemned(
     alone: list[Series], first: int
 ) -> None:
-    """With the changes seen without a visit: 0 of 3400 judgements; 2 of 1900 (0.1 %) with only those since
-    the curve levelled off."""
+    """With the newest eight changes seen without a merge, all of them or those since the curve levelled off.
+    Without any it is 1.0 % (the next test): on these series single judgements are rare with fewer than five.
+    """
     found = [
         (seed, at, series.condemned(at, changes))
         for seed, series in enumerate(alone)
         for at in series.judgements()
-        if len(changes := series.free_changes(at, first)) >= 3
+        if len(changes := series.free_changes(at, first)) >= 5
     ]
     bad = [(seed, at) for seed, at, condemned in found if condemned]
-    assert len(found) > 1800 and len(bad) < 0.01 * len(found), f"(seed, window): {bad} of {len(found)}"
+    assert len(found) > 1000 and len(bad) < 0.01 * len(found), f"(seed, window): {bad} of {len(found)}"
 
 
 def test_without_such_changes_it_is_about_a_hundredth(alone: list[Series]) -> None:
@@ -174,13 +175,13 @@ def test_without_such_changes_it_is_about_a_hundredth(alone: list[Series]) -> No
     assert len(bad) < 0.02 * len(found), f"(seed, window): {bad} of {len(found)}"
 
 
-@pytest.mark.parametrize(("changes", "least"), [(0, 93), (3, 40), (5, 88), (8, 93)])
+@pytest.mark.parametrize(("changes", "least"), [(0, 93), (4, 93), (5, 88), (8, 93)])
 def test_a_truly_harmful_model_is_still_caught(alone: list[Series], changes: int, least: int) -> None:
     """It costs each patient 0.3, once training has levelled off. Of 100 seeds 97 catch it without changes to
-    go by; 47, 93 and 97 with the newest 3, 5 and 8 of them.
+    go by; 93 and 97 with the newest 5 and 8 of them.
 
-    Three changes alone are a weak witness: 9.925·√(4/3) is 11.5 deviations. Those of the rise are worse, for
-    their spread is the rise's: with the first 3, 5 and 8 of a training 4, 22 and 64 seeds catch it.
+    Three changes alone would be a weak witness (47 seeds): 9.925·√(4/3) is 11.5 deviations. Those of the rise
+    are worse, for their spread is the rise's: with the first 5 and 8 of a training 22 and 64 seeds catch it.
     """
     at = LEVEL + 27
     missed = [

@@ -92,7 +92,7 @@ def test_a_visit_that_was_interrupted_starts_again_from_its_beginning(data: Path
     resumed.run_round(orders[1])
     again = make_trainer(spec)  # and once more between the visit and its judgement
     again.load(through_a_file(resumed.state()))
-    assert again.guard is not None and same(again.guard.snapshot, resumed.guard.snapshot)
+    assert again.guard.pending and same(again.guard.state(), resumed.guard.state())
     again.run_round(orders[2])
     assert same(final(again), final(whole))
 
@@ -102,7 +102,9 @@ def test_stopped_while_an_earlier_visit_is_judged(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmful: bool
 ) -> None:
     """The verdict is neither lost nor passed twice, and an undone visit is told of."""
-    monkeypatch.setattr("gossipseg.learn.reception.harmful", lambda *scores: harmful)
+    monkeypatch.setattr("gossipseg.learn.guard.harmful", lambda *scores: harmful)
+    monkeypatch.setattr("gossipseg.learn.guard.LEAST_PATIENTS", 1)
+    monkeypatch.setattr("gossipseg.learn.guard.WINDOW", 1)
     settings: dict[str, Any] = {"training": {"steps_per_round": 1}}
     south = make_trainer(make_spec(data, tmp_path / "s", site="south", **settings))
     export = south.run_round(jobs.StartRound(1, export=True)).export

@@ -86,7 +86,9 @@ def test_neither_a_late_start_nor_a_reverted_visit_reaches_it(
     guest: jobs.Visit,
     alone: list[dict[str, Any]],
 ) -> None:
-    monkeypatch.setattr("gossipseg.learn.reception.harmful", lambda *_: True)
+    monkeypatch.setattr("gossipseg.learn.guard.harmful", lambda *_: True)
+    monkeypatch.setattr("gossipseg.learn.guard.LEAST_PATIENTS", 1)
+    monkeypatch.setattr("gossipseg.learn.guard.WINDOW", 1)
     trainer = shadowed(data, tmp_path)
     assert trainer.run_round(jobs.StartRound(1, guest)).visit.reason == "taken_over"
     trainer.run_round(jobs.StartRound(2, guest))
