@@ -47,6 +47,13 @@ def step(
     return train_step(learners, *batch, algorithm or Algorithm(), context, compute, training.clip_grad_norm)
 
 
+class Together(Algorithm):
+    """Each model by the segmentation loss alone."""
+
+    def losses(self, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext) -> Losses:
+        return Losses({role: context.segmentation_loss(out, target) for role, out in outputs.items()}, {})
+
+
 def weights(net: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in net.parameters()]
 
@@ -187,6 +194,35 @@ def test_losses_are_float32_under_autocast(batch: tuple[Tensor, Tensor]) -> None
     assert seen == [torch.float32, torch.float32] and rounded.loss.dtype is torch.float32
     assert rounded.loss != precise.loss and torch.allclose(rounded.loss, precise.loss, rtol=0.02)
     assert all(p.dtype is torch.float32 for p in learner.model.parameters())
+
+
+def test_a_validation_and_a_partner_take_no_layers_gradient_under_autocast(
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    """A cast of a weight that was made without gradients must not be there when the step wants it: within the
+    step's own autocast context every layer is called with gradients first (see tests/nets/test_autocast)."""
+    compute, training = choose_compute(DeviceParams(device="cpu", amp="bf16")), TrainingParams()
+    roles: tuple[Role, ...] = ("local", "personal", "incoming")
+    learners = {role: make_learner(small_net(i), training, compute) for i, role in enumerate(roles)}
+    for learner in learners.values():
+        with torch.no_grad(), compute.autocast():
+            learner.model(batch[0])
+    calls: dict[tuple[Role, str], list[tuple[bool, bool]]] = {}
+    for role, learner in learners.items():
+        for name, layer in learner.model.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                seen = calls.setdefault((role, name), [])
+                layer.register_forward_pre_hook(
+                    lambda *_, seen=seen: seen.append(
+                        (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"))
+                    )
+                )
+    before = {role: weights(learner.model) for role, learner in learners.items()}
+    step(learners, batch, Together(), compute)
+    assert len(calls) == 6 and all(seen == [(True, True), (False, True)] for seen in calls.values())
+    for role, learner in learners.items():
+        moved = [not torch.equal(a, b) for a, b in zip(weights(learner.model), before[role], strict=True)]
+        assert all(moved), role
 
 
 def test_the_cosine_ends_low_and_stays_there() -> None:
