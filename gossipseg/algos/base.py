@@ -114,6 +114,7 @@ class Combined:
     """What an aggregation gives: the tensors of the next common model, made one at a time.
 
     A name may be `site:name`: that tensor is for this site alone, which then gets all of its tensors so.
+    Plain names are for every site that has none of its own.
     `notes` is filled at the latest when the last tensor has been made; JSON values, shown to users.
     """
 
