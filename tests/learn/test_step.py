@@ -177,6 +177,37 @@ def test_a_gradient_that_is_not_finite_changes_nothing(batch: tuple[Tensor, Tens
     assert not learners[role].optimizer.state
 
 
+@pytest.mark.parametrize("diverged", ({"local"}, {"incoming"}, {"local", "incoming"}, set()))
+def test_a_partner_that_spoils_a_loss_is_told_from_a_model_that_fails_itself(
+    batch: tuple[Tensor, Tensor], diverged: set[Role]
+) -> None:
+    """Partners are detached, but logits stand in both losses: where they are not finite, both models skip."""
+    learners: dict[Role, Learner] = {
+        "local": make_learner(small_net(0), TrainingParams(), CPU),
+        "incoming": make_learner(small_net(1), TrainingParams(), CPU),
+    }
+    for role in diverged:
+        learners[role].model.register_forward_hook(
+            lambda m, x, out: out._replace(logits=out.logits * 1e38 * 1e38)
+        )
+    result = step(learners, batch, Gcml(GcmlParams(lambda_ramp_visits=0)))
+    assert result.skipped == (set(learners) if diverged else set())
+    found = {role for role in learners if result.at_fault(role)}
+    assert found == (diverged if len(diverged) == 1 else set())
+
+
+@pytest.mark.parametrize("role", ("local", "incoming"))
+def test_a_model_whose_gradient_alone_is_not_finite_is_at_fault(
+    batch: tuple[Tensor, Tensor], role: Role
+) -> None:
+    learners: dict[Role, Learner] = {
+        "local": make_learner(small_net(0), TrainingParams(), CPU),
+        "incoming": make_learner(small_net(1), TrainingParams(), CPU),
+    }
+    result = step(learners, batch, _Poison(role))
+    assert {r for r in learners if result.at_fault(r)} == {role}
+
+
 def test_losses_are_float32_under_autocast(batch: tuple[Tensor, Tensor]) -> None:
     compute = choose_compute(DeviceParams(device="cpu", amp="bf16"))
     seen: list[torch.dtype] = []
