@@ -23,7 +23,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 Weights = Mapping[str, Tensor]
@@ -114,6 +113,7 @@ class Combined:
     """What an aggregation gives: the tensors of the next common model, made one at a time.
 
     A name may be `site:name`: that tensor is for this site alone, which then gets all of its tensors so.
+    Plain names are for every site that has none of its own.
     `notes` is filled at the latest when the last tensor has been made; JSON values, shown to users.
     """
 
@@ -210,8 +210,3 @@ class Algorithm:
         Memory must not grow with the number of updates: read them a tensor at a time.
         """
         raise NotImplementedError(f"{self.name} has no coordinator")
-
-
-def float_names(weights: Weights) -> list[str]:
-    """Names of the tensors that may be averaged: non-float buffers are copied, never averaged."""
-    return [name for name, tensor in weights.items() if torch.is_floating_point(tensor)]

@@ -18,6 +18,9 @@ and gets a model of its own, from n_k cases (or 1 each):
                  the projection of n/Σn + s_i/(2α), with s_ii = 1                                          (5)
     fedavg       θ ← Σ n_k θ_k / Σ n_k, one for all: also in the first rounds                              (6)
 
+Beside models of their own, (6) goes out to everybody else: a site that joins late or missed the round    (7)
+has no part in (2), and would else go on from weights that no other site has seen.
+
 A softmax over j that includes i itself would be 0.997 self at s = 0.3 and τ = 0.1: no collaboration at all.
 Limits: equal similarities, and τ → ∞, make (4) the same as (6) for everybody; α → ∞ makes (5) so, α → 0
 leaves every site its own; a site alone keeps its own.
@@ -45,7 +48,7 @@ Matrix = list[list[float]]
 
 
 class FedSca(FedAvg):
-    """Equations (1) to (6). `private_names`: all but the low adapters of an adapted network."""
+    """Equations (1) to (7). `private_names`: all but the low adapters of an adapted network."""
 
     name = "fedsca"
     needs_anchor = True
@@ -74,7 +77,7 @@ class FedSca(FedAvg):
         return {**theta, **delta}
 
     def aggregate(self, updates: Sequence[Update], round: int) -> Combined:
-        """SGCA. Reads each tensor of N updates 2·N times: two of them are in memory at most."""
+        """SGCA. Reads each tensor of N updates 2·N + 1 times: two of them are in memory at most."""
         combined = Combined(iter(()))
         combined.tensors = self._combine(updates, round, combined.notes)
         return combined
@@ -87,8 +90,8 @@ class FedSca(FedAvg):
         sites = [update.site for update in updates]
         notes["similarity"] = {"sites": sites, "matrix": similarity}
         cases = weights_of(updates, self.weighting)
+        yield from running_average([Theta(update, names) for update in updates], cases)
         if self.params.aggregation == "fedavg" or round <= self.params.warmup_rounds:
-            yield from running_average([Theta(update, names) for update in updates], cases)
             return
         mixes = self._mixes(similarity, cases)
         for name in names:

@@ -198,19 +198,20 @@ class Intake:
 
     def _header_room_bytes(self, kind: ModelKind) -> int:
         """As much header as the expected tensors may take: reading one costs a hundred times its size."""
-        copies = len(self.verifier.sites) + 1 if kind == "global" else 1  # `site:name` tensors, for each site
+        copies = len(self.verifier.sites) + 1 if kind == "global" else 1  # for each site, and for all others
         names = self.schemas.get(kind, {})
         return HEADER_BYTES + copies * sum(HEADER_ENTRY_BYTES + len(name.encode()) for name in names)
 
     def _difference(self, header: Mapping[str, TensorInfo], kind: ModelKind) -> str:
-        """What is wrong with a header; common models may hold `site:name` tensors, complete for each."""
+        """What is wrong with a header; common models may hold `site:name` tensors, complete for each, beside
+        or instead of those for everybody else."""
         schema = self.schemas.get(kind, {})
         if kind != "global" or not any(":" in name for name in header):
             return schema_difference(header, schema)
         parts = by_addressee(header)
-        strangers = sorted(set(parts) - self.verifier.sites)
+        strangers = sorted(set(parts) - self.verifier.sites - {""})
         if strangers:
-            return f"it holds tensors for {strangers[0] or 'nobody'!r}, which is no listed site"
+            return f"it holds tensors for {strangers[0]!r}, which is no listed site"
         differences = (schema_difference(part, schema) for _, part in sorted(parts.items()))
         return next(filter(None, differences), "")
 

@@ -154,11 +154,6 @@ def score_case(
     return CaseScore(case_id, counted, wrong, distances)
 
 
-def dice_per_case(predicted: Tensor, label: Tensor, task: TaskParams) -> ByClass:
-    """Dice by class name of (*spatial) label values; None where the label does not hold the class."""
-    return score_case("", predicted, label, task).dice
-
-
 def summarise(cases: Sequence[CaseScore], task: TaskParams) -> Scores:
     """Means over cases and classes."""
     names = foreground_names(task).values()

@@ -19,7 +19,11 @@ FINAL_SHARE = 0.01
 
 
 def make_optimizer(model: nn.Module, training: TrainingParams) -> torch.optim.Optimizer:
-    """A fresh optimizer over all parameters of the model that train."""
+    """A fresh optimizer over all parameters of the model that train.
+
+    SGD has Nesterov momentum, as segmentation is mostly trained (nnU-Net): a paper's plain "momentum 0.9"
+    takes other steps.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     lr, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":

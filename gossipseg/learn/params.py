@@ -61,6 +61,7 @@ class TrainingParams:
     """E: optimizer steps in a round, equal at all sites."""
     batch_size: int = 4
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """`sgd` has Nesterov momentum of 0.9."""
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     clip_grad_norm: float = 1.0

@@ -7,7 +7,7 @@ side by side. What must not: batches, rounds, validation, anything an algorithm 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +41,13 @@ class StepResult:
     terms: Mapping[str, Tensor]
     skipped: frozenset[Role]
     """Models that took no step because their loss or gradient was not finite."""
+    finite: Mapping[Role, Tensor] = field(default_factory=dict)
+    """Whether what each model shows a partner was finite: boolean scalars, where two train side by side."""
+
+    def at_fault(self, role: Role) -> bool:
+        """Whether a model skipped its step though all that its partners showed it was finite."""
+        partners = (finite for other, finite in self.finite.items() if other != role)
+        return role in self.skipped and all(map(bool, partners))
 
 
 def make_learner(model: Segmenter, training: TrainingParams, compute: Compute) -> Learner:
@@ -67,13 +74,14 @@ def train_step(
     outputs: dict[Role, Outputs] = {
         role: _forward(learner.model, image, compute, partners) for role, learner in learners.items()
     }
+    finite = {role: x.clean.isfinite().all() for role, x in outputs.items() if x.clean is not None}
     with torch.autocast(compute.device.type, enabled=False):
         losses = algorithm.losses(outputs, target, context)
     del outputs
     skipped = {
         role for role, learner in learners.items() if not _update(learner, losses.total[role], clip_grad_norm)
     }
-    return StepResult(losses.total["local"].detach(), losses.terms, frozenset(skipped))
+    return StepResult(losses.total["local"].detach(), losses.terms, frozenset(skipped), finite)
 
 
 def private_step(

@@ -55,12 +55,11 @@ class Steps:
             result = self._step(moment, batch, visitor)
             if self._shadow is not None:
                 self._shadow.step(moment, batch, self.context(moment, {"local": self._shadow.learner}))
-            skipped = bool(result.skipped)
             run.tally.skipped += bool(result.skipped & OWN)
             if "local" not in result.skipped:
                 run.tally.add(result.loss, result.terms)
             if visitor is not None and visitor.learner is not None:
-                visitor.note_step(skipped)
+                visitor.note_step(result.at_fault("incoming"))
             run.step_done(round, pace, activity, frm)
         run.gate()
 

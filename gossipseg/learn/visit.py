@@ -23,7 +23,8 @@ from gossipseg.learn.weights import load_incoming, shared
 from gossipseg.nets.segmenter import Segmenter
 
 MAX_BAD_STEPS = 3
-"""A visitor is sent away after so many steps on end whose loss or gradient is not finite."""
+"""A visitor is sent away after so many steps on end whose loss or gradient is not finite, unless the local
+model's output was not finite either."""
 
 
 @dataclass(slots=True)
@@ -40,9 +41,9 @@ class Visitor:
     rounds: int = 0
     """It has trained here for so many."""
 
-    def note_step(self, skipped: bool) -> bool:
-        """Count steps on end that came to nothing; whether the visitor must leave."""
-        self.bad_steps = self.bad_steps + 1 if skipped else 0
+    def note_step(self, bad: bool) -> bool:
+        """Count steps on end that came to nothing by its own fault; whether the visitor must leave."""
+        self.bad_steps = self.bad_steps + 1 if bad else 0
         if self.bad_steps < MAX_BAD_STEPS:
             return False
         self.outcome, self.reason, self.learner = "refused", "diverged", None

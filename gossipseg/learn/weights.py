@@ -121,7 +121,7 @@ def load_common(
 ) -> dict[str, Tensor] | None:
     """The tensors of a common model that are for this site: checked and typed as load_incoming() does.
 
-    None when the file holds tensors `site:name` of other sites only (this one's update was not in it).
+    A site without tensors `site:name` of its own takes the plain ones; None when there are none either.
     Raises PeerRefused.
     """
     try:

@@ -26,7 +26,7 @@ from monai.networks.layers.factories import Dropout, Pool
 from torch import Tensor, nn
 
 from gossipseg.nets.output import NetOutput
-from gossipseg.nets.sanet import Layers
+from gossipseg.nets.sanet import Layers, with_and_without
 
 SCALES = 4
 """Before the bottleneck."""
@@ -124,6 +124,5 @@ class DcaUNet(nn.Module):
         x = self.adapter(x)
         if not self.training:
             return NetOutput(self.head(x))
-        with torch.no_grad():
-            clean = self.head(x) if self.dropout.p > 0 else None
-        return NetOutput(self.head(self.dropout(x)), clean=clean)
+        logits, clean = with_and_without(self.dropout, self.head, x)
+        return NetOutput(logits, clean=clean)

@@ -179,9 +179,8 @@ class SANet(nn.Module):
         if not self.training:
             return NetOutput(self.head(x))
         aux = tuple(head(d) for head, d in zip(self.aux_heads, decoded[1:], strict=True))
-        with torch.no_grad():
-            clean = self.head(x) if self.dropout.p > 0 else None
-        return NetOutput(self.head(self.dropout(x)), aux, clean)
+        logits, clean = with_and_without(self.dropout, self.head, x)
+        return NetOutput(logits, aux, clean)
 
 
 class UpBlock(nn.Module):
@@ -193,6 +192,18 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.norm(self.conv(x)), inplace=True)
+
+
+def with_and_without(dropout: nn.Module, head: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The head's logits, and detached ones with dropout off (None where the rate is 0).
+
+    Gradients first: autocast casts a weight once, and torch before late 2025 hands a cast that was made
+    under no_grad, without history, to the call that wants one (pytorch pull request 165068).
+    """
+    logits: Tensor = head(dropout(x))
+    with torch.no_grad():
+        clean: Tensor | None = head(x) if dropout.p else None
+    return logits, clean
 
 
 def global_pool(x: Tensor) -> Tensor:

@@ -99,11 +99,14 @@ def schema_difference(tensors: Mapping[str, TensorInfo], schema: Schema) -> str:
 
 
 def by_addressee(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """The parts of a common model, under plain names: of tensors `site:name` by site, of others under ""."""
+    """The parts of a common model, under plain names: of tensors `site:name` by site, of others under "".
+
+    `:name` names nobody and stays as it is: it must not be checked in the place of `name`.
+    """
     parts: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
         site, _, plain = name.rpartition(":")
-        parts.setdefault(site, {})[plain] = info
+        parts.setdefault(site, {})[plain if site else name] = info
     return parts
 
 

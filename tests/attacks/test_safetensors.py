@@ -187,5 +187,5 @@ def test_a_header_may_be_as_large_as_the_expected_tensors_need() -> None:
         intake.schemas = dict.fromkeys(("model", "update", "global"), shapes)
         header = {n: entry(2**40, 2**40 + 2, list(s), d) for n, (d, s) in shapes.items()}
         assert len(json.dumps(header)) < intake._header_room_bytes("model") < 6e6
-        parts = {f"{site}:{n}": e for site in "bc" for n, e in header.items()}
+        parts = {f"{site}:{n}": e for site in "bc" for n, e in header.items()} | header
         assert len(json.dumps(parts)) < intake._header_room_bytes("global")

@@ -331,7 +331,10 @@ def part(prefix: str, shape: list[int], begin: int) -> dict[str, Any]:
         (part("b:", [10, 20], 0) | part("c:", [10, 20], 400), ""),
         (part("b:", [10, 20], 0) | part("x:", [10, 20], 400), "'x', which is no listed site"),
         (part("b:", [20, 10], 0), "w has shape [20, 10], expected [10, 20]"),
-        (part("b:", [10, 20], 0) | part("", [10, 20], 400), "'nobody', which is no listed site"),
+        (part("b:", [10, 20], 0) | part("", [10, 20], 400), ""),
+        (part("b:", [10, 20], 0) | part("", [20, 10], 400), "w has shape [20, 10], expected [10, 20]"),
+        (part("", [20, 10], 0) | part(":", [10, 20], 400), ":w is not among the shared tensors"),
+        (part(":", [10, 20], 0), ":w is not among the shared tensors"),
     ],
 )
 def test_tensors_of_a_common_model_may_be_for_single_listed_sites(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gossipseg.algos.base import Algorithm, Combined
 from gossipseg.algos.fedavg import FedAvg
-from gossipseg.errors import LocalError
+from gossipseg.errors import LocalError, PeerRefused
 from gossipseg.learn import jobs
 from gossipseg.learn.aggregate import aggregate
 from gossipseg.learn.common import everything
@@ -161,6 +161,23 @@ def test_tensors_for_one_site_alone(tmp_path: Path) -> None:
     mine = load_common(path, "b", STATE, everything, "float16")
     assert mine is not None and torch.allclose(mine["conv.weight"], STATE["conv.weight"] + 1, atol=5e-3)
     assert load_common(path, "c", STATE, everything, "float16") is None
+
+    for_others = {name: t.half() + 7 if t.dim() > 1 else t.clone() for name, t in STATE.items()}
+    save_file(tensors | for_others, path)
+    for site, more in (("a", 0), ("b", 1), ("c", 7), ("latecomer", 7)):
+        taken = load_common(path, site, STATE, everything, "float16")
+        assert taken is not None and taken.keys() == STATE.keys()
+        assert torch.allclose(taken["conv.weight"], STATE["conv.weight"] + more, atol=5e-3), site
+
+
+def test_a_tensor_for_nobody_is_not_taken_for_one_for_everybody(tmp_path: Path) -> None:
+    """It would be checked in the other's place, whose shape is then anything."""
+    path = tmp_path / "common.safetensors"
+    odd = {"conv.weight": torch.zeros(2, 2).half()}
+    disguise = {":conv.weight": STATE["conv.weight"].half()}
+    save_file({**{n: t for n, t in STATE.items() if n != "conv.weight"}, **odd, **disguise}, path)
+    with pytest.raises(PeerRefused, match=r"schema_mismatch"):
+        load_common(path, "a", STATE, everything, "float16")
 
 
 _MEASURE = """

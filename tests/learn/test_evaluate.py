@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gossipseg.errors import EXIT_DATA, EXIT_FAILED
 from gossipseg.learn.cases import Case
 from gossipseg.learn.data import Item
-from gossipseg.learn.evaluate import dice_per_case, labels_of, predict_logits, score, score_case, summarise
+from gossipseg.learn.evaluate import labels_of, predict_logits, score, score_case, summarise
 from gossipseg.learn.overlays import CAPTION_PX, COLOURS, busiest_slice, triplet
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.learn.readers import Volume
@@ -55,7 +55,7 @@ def squares(*corners: tuple[int, int, int, int]) -> Tensor:
 def test_dice_by_hand() -> None:
     truth, guess = squares((0, 0, 4, 4), (8, 8, 2, 2)), squares((0, 2, 4, 4), (8, 8, 2, 4))
     # one: |A∩B| = 8, |A| = |B| = 16 → 0.5;  two: 4, 4 and 8 → 2·4/12
-    assert dice_per_case(guess, truth, TASK) == pytest.approx({"one": 0.5, "two": 8 / 12})
+    assert score_case("c", guess, truth, TASK).dice == pytest.approx({"one": 0.5, "two": 8 / 12})
 
 
 def test_empty_ground_truth_is_left_out_and_its_false_positives_reported() -> None:

@@ -176,7 +176,7 @@ def test_each_site_goes_on_from_its_own_mixture(data: Path, tmp_path: Path) -> N
     common, notes = common_of(trainers["north"], 1, *updates)
     assert notes["similarity"]["sites"] == ["north", "south"]
     travelled = load_file(common.path)
-    assert travelled.keys() == {f"{s}:{n}" for s in sites[:2] for n in low}
+    assert travelled.keys() == low | {f"{s}:{n}" for s in sites[:2] for n in low}
 
     before = weights(trainers["south"])
     begun = first_weights(trainers["south"], jobs.StartRound(2, start_from=common, export=True))
@@ -187,7 +187,36 @@ def test_each_site_goes_on_from_its_own_mixture(data: Path, tmp_path: Path) -> N
     torch.testing.assert_close(second["delta/" + up].float(), after[up] - begun[up], rtol=1e-3, atol=1e-6)
 
     begun = first_weights(trainers["west"], jobs.StartRound(1, start_from=common))
-    assert all(torch.equal(begun[n], initial[n]) for n in low), "its update was not in it"
+    assert all(torch.equal(begun[n], travelled[n].float()) for n in low), "its update was not in it"
+    assert all(torch.equal(begun[n], initial[n]) for n in begun.keys() - low)
+
+
+def test_a_late_joiner_begins_with_the_mean_and_is_combined_from_then_on(data: Path, tmp_path: Path) -> None:
+    trainers = {site: sca(data, tmp_path / site, site) for site in ("north", "south", "west")}
+    updates = [update_of(trainers[s], jobs.StartRound(1, export=True)) for s in ("north", "south")]
+    sent, cases = [load_file(u.path) for u in updates], [u.cases for u in updates]
+    common, _ = common_of(trainers["north"], 1, *updates)
+    late = trainers["west"]
+    low = {n for n in weights(late) if ".low_adapter." in n}
+    up = next(n for n in low if n.endswith("up.weight"))
+    assert weights(late)[up].abs().max() == 0, "so that a mean is told from W_0"
+
+    order = jobs.StartRound(1, start_from=common, settling_in=True, export=True)
+    begun = first_weights(late, order)
+    for name in low:
+        mean = (cases[0] * sent[0][name].float() + cases[1] * sent[1][name].float()) / sum(cases)
+        torch.testing.assert_close(begun[name], mean, rtol=1e-3, atol=1e-6)
+    assert begun[up].abs().max() > 0
+
+    file = tmp_path / "west" / "outbox" / "round-1.safetensors"
+    moved = load_file(file)["delta/" + up].float()
+    torch.testing.assert_close(moved, weights(late)[up] - begun[up], rtol=1e-3, atol=1e-6)
+    with_west = [*updates, jobs.UpdateFile("west", str(file), cases=4, steps=4)]
+    second, notes = common_of(trainers["north"], 2, *with_west)
+    assert notes["similarity"]["sites"] == ["north", "south", "west"]
+    travelled = load_file(second.path)
+    begun = first_weights(late, jobs.StartRound(2, start_from=second))
+    assert all(torch.equal(begun[n], travelled[f"west:{n}"].float()) for n in low)
 
 
 def test_in_the_warm_up_all_get_the_average(data: Path, tmp_path: Path) -> None:

@@ -47,6 +47,13 @@ def step(
     return train_step(learners, *batch, algorithm or Algorithm(), context, compute, training.clip_grad_norm)
 
 
+class Together(Algorithm):
+    """Each model by the segmentation loss alone."""
+
+    def losses(self, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext) -> Losses:
+        return Losses({role: context.segmentation_loss(out, target) for role, out in outputs.items()}, {})
+
+
 def weights(net: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in net.parameters()]
 
@@ -170,6 +177,37 @@ def test_a_gradient_that_is_not_finite_changes_nothing(batch: tuple[Tensor, Tens
     assert not learners[role].optimizer.state
 
 
+@pytest.mark.parametrize("diverged", ({"local"}, {"incoming"}, {"local", "incoming"}, set()))
+def test_a_partner_that_spoils_a_loss_is_told_from_a_model_that_fails_itself(
+    batch: tuple[Tensor, Tensor], diverged: set[Role]
+) -> None:
+    """Partners are detached, but logits stand in both losses: where they are not finite, both models skip."""
+    learners: dict[Role, Learner] = {
+        "local": make_learner(small_net(0), TrainingParams(), CPU),
+        "incoming": make_learner(small_net(1), TrainingParams(), CPU),
+    }
+    for role in diverged:
+        learners[role].model.register_forward_hook(
+            lambda m, x, out: out._replace(logits=out.logits * 1e38 * 1e38)
+        )
+    result = step(learners, batch, Gcml(GcmlParams(lambda_ramp_visits=0)))
+    assert result.skipped == (set(learners) if diverged else set())
+    found = {role for role in learners if result.at_fault(role)}
+    assert found == (diverged if len(diverged) == 1 else set())
+
+
+@pytest.mark.parametrize("role", ("local", "incoming"))
+def test_a_model_whose_gradient_alone_is_not_finite_is_at_fault(
+    batch: tuple[Tensor, Tensor], role: Role
+) -> None:
+    learners: dict[Role, Learner] = {
+        "local": make_learner(small_net(0), TrainingParams(), CPU),
+        "incoming": make_learner(small_net(1), TrainingParams(), CPU),
+    }
+    result = step(learners, batch, _Poison(role))
+    assert {r for r in learners if result.at_fault(r)} == {role}
+
+
 def test_losses_are_float32_under_autocast(batch: tuple[Tensor, Tensor]) -> None:
     compute = choose_compute(DeviceParams(device="cpu", amp="bf16"))
     seen: list[torch.dtype] = []
@@ -187,6 +225,35 @@ def test_losses_are_float32_under_autocast(batch: tuple[Tensor, Tensor]) -> None
     assert seen == [torch.float32, torch.float32] and rounded.loss.dtype is torch.float32
     assert rounded.loss != precise.loss and torch.allclose(rounded.loss, precise.loss, rtol=0.02)
     assert all(p.dtype is torch.float32 for p in learner.model.parameters())
+
+
+def test_a_validation_and_a_partner_take_no_layers_gradient_under_autocast(
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    """A cast of a weight that was made without gradients must not be there when the step wants it: within the
+    step's own autocast context every layer is called with gradients first (see tests/nets/test_autocast)."""
+    compute, training = choose_compute(DeviceParams(device="cpu", amp="bf16")), TrainingParams()
+    roles: tuple[Role, ...] = ("local", "personal", "incoming")
+    learners = {role: make_learner(small_net(i), training, compute) for i, role in enumerate(roles)}
+    for learner in learners.values():
+        with torch.no_grad(), compute.autocast():
+            learner.model(batch[0])
+    calls: dict[tuple[Role, str], list[tuple[bool, bool]]] = {}
+    for role, learner in learners.items():
+        for name, layer in learner.model.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                seen = calls.setdefault((role, name), [])
+                layer.register_forward_pre_hook(
+                    lambda *_, seen=seen: seen.append(
+                        (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"))
+                    )
+                )
+    before = {role: weights(learner.model) for role, learner in learners.items()}
+    step(learners, batch, Together(), compute)
+    assert len(calls) == 6 and all(seen == [(True, True), (False, True)] for seen in calls.values())
+    for role, learner in learners.items():
+        moved = [not torch.equal(a, b) for a, b in zip(weights(learner.model), before[role], strict=True)]
+        assert all(moved), role
 
 
 def test_the_cosine_ends_low_and_stays_there() -> None:

@@ -596,6 +596,42 @@ def test_a_visitor_that_diverges_is_sent_away(data: Path, tmp_path: Path, guest:
     assert done.loss is not None
 
 
+def test_a_visitor_stays_when_only_the_local_models_steps_come_to_nothing(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path)
+    losses = trainer.algorithm.losses
+
+    def overflowing(outputs: Any, target: Any, context: Any) -> Any:
+        found = losses(outputs, target, context)
+        found.total["local"] = found.total["local"] * float("inf")
+        return found
+
+    monkeypatch.setattr(trainer.algorithm, "losses", overflowing)
+    done = trainer.run_round(jobs.StartRound(2, guest))
+    assert (done.visit.outcome, done.visit.reason) == ("merged", "")
+    assert done.warning.startswith("4 training steps were skipped")
+
+
+def test_a_visitor_is_not_sent_away_for_a_local_model_that_diverges(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    """What the local model says is in the visitor's loss too: both of them skip the step."""
+    trainer = trainer_after_one_round(data, tmp_path, GcmlParams(lambda_ramp_visits=0))
+    local = trainer.student.model
+
+    def overflow(net: Any, x: Any, out: Any) -> Any:
+        wild, clean = out.logits * float("inf"), out.clean
+        return (
+            out._replace(logits=wild, clean=None if clean is None else wild.detach()) if net is local else out
+        )
+
+    local.register_forward_hook(overflow)
+    done = trainer.run_round(jobs.StartRound(2, guest))
+    assert done.warning.startswith("4 training steps were skipped") and done.loss is None
+    assert done.visit.outcome != "refused" and done.visit.reason != "diverged"
+
+
 def test_a_failed_export_does_not_cost_the_round(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(make_spec(data, tmp_path))
     (tmp_path / "outbox").write_text("a file where the folder should be")

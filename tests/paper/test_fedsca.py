@@ -53,7 +53,7 @@ def fedsca(**settings: Any) -> FedSca:
 
 
 def models(combined: Combined) -> dict[str, list[float]]:
-    """Site (or "") → θ."""
+    """Site, or "" for everybody else, → θ."""
     out: dict[str, list[float]] = {}
     for name, tensor in combined.tensors:
         site, _, _ = name.rpartition(":")
@@ -184,12 +184,13 @@ def average() -> list[float]:
 def test_equal_similarities_give_fedavg_to_everybody() -> None:
     alike = [sent(u.site, u.cases, [*u.tensors["x.low"], *u.tensors["y.low"]], [1.0, 2.0]) for u in THREE]
     found = models(fedsca().aggregate(alike, 1))
+    assert set(found) == {"a", "b", "c", ""}
     assert all(theta == pytest.approx(average()) for theta in found.values())
 
 
 def test_a_high_temperature_gives_fedavg_to_everybody() -> None:
     found = models(fedsca(tau=1e9).aggregate(THREE, 1))
-    assert list(found) == ["a", "b", "c"]
+    assert set(found) == {"a", "b", "c", ""}
     assert all(theta == pytest.approx(average()) for theta in found.values())
 
 
@@ -202,12 +203,13 @@ def test_a_low_temperature_listens_to_the_most_alike_alone() -> None:
 @pytest.mark.parametrize("cases", [7, 0])
 def test_a_site_alone_keeps_its_own(aggregation: str, cases: int) -> None:
     alone = [sent("a", cases, [1.5, -2.0], [1.0, 0.0])]
-    assert models(fedsca(aggregation=aggregation).aggregate(alone, 1)) == {"a": [1.5, -2.0]}
+    found = models(fedsca(aggregation=aggregation).aggregate(alone, 1))
+    assert found == {"a": [1.5, -2.0], "": [1.5, -2.0]}
 
 
 def test_a_site_without_cases_is_given_but_gives_nothing() -> None:
     found = models(fedsca().aggregate([THREE[0], sent("b", 0, [9.0, 9.0], [1.0, 0.0])], 1))
-    assert found == {"a": [1.0, 0.0], "b": [1.0, 0.0]}
+    assert found == {"a": [1.0, 0.0], "b": [1.0, 0.0], "": [1.0, 0.0]}
 
 
 # ---------------------------------------------------------------- (5)
@@ -241,6 +243,7 @@ def test_limits_of_the_simplex() -> None:
     wide = models(fedsca(aggregation="simplex", alpha=1e9).aggregate(THREE, 1))
     assert all(theta == pytest.approx(average()) for theta in wide.values())
     own = models(fedsca(aggregation="simplex", alpha=1e-3).aggregate(THREE, 1))
+    assert own.pop("") == pytest.approx(average())
     assert own == {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [2.0, 2.0]}
 
 
@@ -260,7 +263,20 @@ def test_equation_6(settings: dict[str, Any], round: int) -> None:
 
 def test_after_the_warm_up_each_site_has_its_own() -> None:
     names = [name for name, _ in fedsca(warmup_rounds=2).aggregate(THREE, 3).tensors]
-    assert names == [f"{site}:{name}" for name in ("x.low", "y.low") for site in "abc"]
+    plain = ["x.low", "y.low"]
+    assert names == plain + [f"{site}:{name}" for name in plain for site in "abc"]
+
+
+# ---------------------------------------------------------------- (7)
+
+
+@pytest.mark.parametrize("aggregation", ["similarity", "simplex"])
+def test_equation_7(aggregation: str) -> None:
+    found = models(fedsca(aggregation=aggregation).aggregate(THREE, 1))
+    assert found[""] == pytest.approx(average())
+    assert all(found[site] != pytest.approx(average()) for site in "ab"), "c is like nobody: (4) is (6) there"
+    evenly = models(fedsca(aggregation=aggregation, weighting="uniform").aggregate(THREE, 1))
+    assert evenly[""] == pytest.approx([1.0, 1.0])
 
 
 # ---------------------------------------------------------------- updates that do not fit

@@ -212,8 +212,8 @@ def test_a_difference_of_schemas_is_named(tensors: dict[str, TensorInfo], differ
 
 def test_the_parts_of_a_common_model() -> None:
     info = TensorInfo("F16", (1,))
-    assert by_addressee({"a:x.w": info, "a:x.b": info, "b:x.w": info, "y": info}) == {
+    assert by_addressee({"a:x.w": info, "a:x.b": info, "b:x.w": info, "y": info, ":y": info}) == {
         "a": {"x.w": info, "x.b": info},
         "b": {"x.w": info},
-        "": {"y": info},
+        "": {"y": info, ":y": info},
     }
