@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "learn": {"algos", "nets", "core.types", "store", "errors"},
     "wire": {"core", "errors", "trust", "certificates"},
     "discovery": {"core", "errors"},
-    "config": {"core", "errors", "trust", "certificates", "wire.addresses", "wire.pacing"},
+    "config": {"core", "errors", "trust", "certificates", "learn.flips", "wire.addresses", "wire.pacing"},
     "testbed": {"config", "trust", "wire.control", "wire.documents", "store", "errors"},
     "daemon": {
         "certificates",
@@ -120,6 +120,7 @@ def test_core_is_standard_library_only(path: Path) -> None:
         "gossipseg.daemon.main",
         "gossipseg.ctl.main",
         "gossipseg.config",
+        "gossipseg.learn.flips",
         "gossipseg.learn.jobs",
         "gossipseg.learn.params",
         "gossipseg.testbed.run",
