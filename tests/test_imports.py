@@ -57,6 +57,7 @@ ALLOWED: dict[str, set[str]] = {
         "console",
         "discovery",
         "errors",
+        "learn.flips",
         "store",
         "testbed",
         "trust",
