@@ -383,6 +383,30 @@ BAD_PEERS = {
         "RAR",
         "three letters",
     ),
+    "axis of another kind of image": (
+        ("algorithm:", "training:\n  flip_axes: [rows, left-right]\nalgorithm:"),
+        "training.flip_axes",
+        "left-right",
+        "Write rows or columns",
+    ),
+    "no axis": (
+        ("algorithm:", "training:\n  flip_axes: row\nalgorithm:"),
+        "training.flip_axes",
+        "row",
+        "[rows, columns]",
+    ),
+    "axis as a number": (
+        ("algorithm:", "training:\n  flip_axes: [0]\nalgorithm:"),
+        "training.flip_axes.0",
+        0,
+        "quotes",
+    ),
+    "axes as a number": (
+        ("algorithm:", "training:\n  flip_axes: 0\nalgorithm:"),
+        "training.flip_axes",
+        0,
+        "[a, b]",
+    ),
     "window upside down": (
         ("channels: 3", "channels: 3\n  ct_window_hu: [240, -160]"),
         "task.ct_window_hu",
@@ -829,6 +853,36 @@ def test_contract_leaves_out_what_is_not_shared(folder: Path) -> None:
     first = config.contract(load(folder).federation)
     (folder / "peers.yaml").write_text(PEERS + "gossip: {retries: 9}\nwire: {max_model_bytes: 9}\n")
     assert config.contract(load(folder).federation) == first
+
+
+VOLUMES = {"spatial_dims": 3, "patch_size": [32, 32, 32], "orientation": "LPS"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "written"),
+    [
+        (["vessel"], {}, [["rows", "columns"], ["columns", "rows"], "all"]),
+        (["left lung", "right lung"], {}, ["none", []]),
+        (["front", "back"], VOLUMES, [["superior-inferior", "left-right"]]),
+    ],
+)
+def test_the_contract_has_the_axes_that_are_mirrored(
+    folder: Path, labels: list[str], task: dict[str, Any], written: list[Any]
+) -> None:
+    def contract(**training: Any) -> dict[str, str]:
+        doc = yaml.safe_load(PEERS)
+        doc["task"] |= {"labels": dict(enumerate(["background", *labels])), **task, "intensity": "zscore"}
+        (folder / "peers.yaml").write_text(yaml.safe_dump({**doc, "training": training}))
+        return dict(config.contract(load(folder).federation))
+
+    auto = contract()
+    assert contract(flip_axes="auto") == auto
+    for axes in written:
+        assert contract(flip_axes=axes) == auto, axes
+    one = contract(flip_axes=["left-right"] if task else "rows")
+    assert {k for k in one if one[k] != auto[k]} == {"training.flip_axes"}
+    assert json.loads(one["training.flip_axes"]) == ["left-right" if task else "rows"]
+    assert json.loads(contract(augment="none")["training.flip_axes"]) == []
 
 
 def test_worker_spec_is_json_and_knows_no_keys(folder: Path) -> None:

@@ -48,6 +48,7 @@ from gossipseg.config.rules import (
 from gossipseg.core.params import MEMBERSHIP_PRESETS, membership_preset
 from gossipseg.core.types import fingerprint
 from gossipseg.errors import ConfigError
+from gossipseg.learn.flips import resolve
 from gossipseg.learn.params import WorkerSpec
 
 __all__ = [
@@ -142,10 +143,12 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
     """What two sites must agree on before weights move, as sorted (dotted key, JSON value) pairs.
 
     Task, network, algorithm, training, wire dtype, seed and the network signature; not sites or addresses,
-    nor what a site deploys (training.shadow_local, ensemble_peers), of which nothing travels.
+    nor what a site deploys (training.shadow_local, ensemble_peers), of which nothing travels. Of
+    training.flip_axes it has the axes that are mirrored: `auto` and the same axes written out agree.
     """
     training = dataclasses.asdict(federation.training)
     del training["shadow_local"], training["ensemble_peers"]
+    training["flip_axes"] = resolve(federation.task, federation.training).names
     parts: dict[str, Any] = {
         "federation": federation.federation,
         "seed": federation.seed,

@@ -19,7 +19,7 @@ from gossipseg.config.reading import Source
 from gossipseg.errors import ConfigError
 
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument", "invalid_key")
-_TAGS = {*names(), "str", "list[str]"}
+_TAGS = {*names(), "str", "list[str]", "tuple[str, ...]"}
 _FILES = {"peers.yaml": FederationFile, "site.yaml": SiteFile}
 
 _WORDS = {

@@ -16,6 +16,7 @@ from gossipseg.config.ranges import check_ranges
 from gossipseg.config.reading import Source
 from gossipseg.config.task_rules import check_task
 from gossipseg.errors import ConfigError
+from gossipseg.learn.flips import flips_problem
 from gossipseg.learn.params import (
     ONE_SHOT_NETWORK,
     PATTERN_REMEDY,
@@ -36,6 +37,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
     check_task(federation.task, source)
     _check_network(federation.network, source)
     _check_one_shot(federation, source)
+    _check_flips(federation, source)
     _check_deployed(federation, source, private=False)
     m = federation.membership
     if m.probe_timeout_s > m.probe_interval_s:
@@ -239,6 +241,13 @@ def _check_network(network: NetworkParams, source: Source) -> None:
 def _check_one_shot(federation: FederationFile, source: Source) -> None:
     names = federation.algorithm.name, federation.network.name
     found = one_shot_problem(*names, federation.task, federation.training)
+    if found is not None:
+        problem, key, value, remedy = found
+        raise source.error(problem, key, value, remedy)
+
+
+def _check_flips(federation: FederationFile, source: Source) -> None:
+    found = flips_problem(federation.task, federation.training)
     if found is not None:
         problem, key, value, remedy = found
         raise source.error(problem, key, value, remedy)

@@ -27,6 +27,8 @@ from gossipseg.config import Config
 from gossipseg.ctl import learn
 from gossipseg.ctl import output as out
 from gossipseg.errors import DaemonUnreachable, GossipsegError
+from gossipseg.learn.flips import resolve
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM
 from gossipseg.wire.addresses import split_address
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import StatusDoc
@@ -54,6 +56,7 @@ def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Ite
     """All checks, in the order in which a mistake in one makes the next pointless."""
     yield Finding("config", "ok", f"{config.site_path} and {config.federation_path}")
     yield from check_finetuning(config)
+    yield from check_flips(config)
     identity, findings = check_identity(config)
     yield from findings
     yield from check_clock(config)
@@ -80,6 +83,25 @@ def check_finetuning(config: Config) -> Iterator[Finding]:
             f"without a budget the last {alone} rounds, which {algorithm.name} trains alone, never come",
             "Write `rounds` in site.yaml, or algorithm.finetune_rounds: 0 in peers.yaml.",
         )
+
+
+def check_flips(config: Config) -> Iterator[Finding]:
+    """Which axes of the training patches are mirrored, and why."""
+    federation = config.federation
+    training, found = federation.training, resolve(federation.task, federation.training)
+    slices = federation.algorithm.name == ONE_SHOT_ALGORITHM
+    if slices or training.augment == "none":
+        reason = f"{ONE_SHOT_ALGORITHM} draws views of its own" if slices else found.reason
+        detail, remedy = f"training mirrors nothing: {reason}", "Remove training.flip_axes."
+        unused = training.flip_axes not in ("auto", "none", ())
+        problem = "training.flip_axes has no effect" if unused else ""
+    else:
+        detail = f"training mirrors {' and '.join(found.names) or 'nothing'}: {found.reason}"
+        problem, remedy = found.doubt, "Write training.flip_axes: auto in peers.yaml, at all sites."
+    if problem:
+        yield Finding("flips", "warning", f"{detail}; {problem}", remedy)
+    else:
+        yield Finding("flips", "ok", detail)
 
 
 # ---------------------------------------------------------------- identity, clock

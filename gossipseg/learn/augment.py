@@ -3,13 +3,14 @@
 What belongs here: the draws and the intensity changes, with their ranges. What must not: choosing patches,
 resampling (sampling.py), MONAI transforms: on a 96² patch one of those costs as much as this whole file.
 
-`flip`: each axis with probability ½. `standard`: flips; with probability 0.4 a rotation (±15° in 2-D, and
-about each axis in 3-D; in mm where the voxel size is known) and zoom (0.85 … 1.2); then contrast, brightness,
-gamma and noise with probabilities 0.3, 0.3, 0.3, 0.2.
+`flip`: each axis that flips.py allows, with probability ½. `standard`: flips; with probability 0.4 a rotation
+(±15° in 2-D, and about each axis in 3-D; in mm where the voxel size is known) and zoom (0.85 … 1.2); then
+contrast, brightness, gamma and noise with probabilities 0.3, 0.3, 0.3, 0.2.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,12 +38,19 @@ class Draw:
 
 
 def draw_augmentation(
-    rng: np.random.Generator, augment: Augment, dims: int, spacing_mm: tuple[float, ...] | None
+    rng: np.random.Generator,
+    augment: Augment,
+    dims: int,
+    spacing_mm: tuple[float, ...] | None,
+    mirrored: Collection[int],
 ) -> Draw:
-    """The geometric part for one patch."""
+    """The geometric part for one patch. `mirrored`: the axes that may be, counted from 0 without the channel.
+
+    All axes are drawn for, whichever may be mirrored: the draws that follow are the same.
+    """
     if augment == "none":
         return Draw()
-    flips = tuple(int(a) for a in 1 + np.flatnonzero(rng.random(dims) < 0.5))
+    flips = tuple(1 + int(a) for a in np.flatnonzero(rng.random(dims) < 0.5) if a in mirrored)
     if augment == "flip" or rng.random() >= AFFINE_PROBABILITY:
         return Draw(None, flips)
     rotation = _rotation(rng, dims) / rng.uniform(*ZOOM)

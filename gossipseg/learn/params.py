@@ -77,6 +77,9 @@ class TrainingParams:
     output: Literal["softmax", "sigmoid"] = "softmax"
     """sigmoid: one channel per foreground label; softmax: one per label with the background."""
     augment: Literal["none", "flip", "standard"] = "standard"
+    flip_axes: tuple[str, ...] | str = "auto"
+    """Axes that `augment` mirrors: auto, all, none, one axis or a list (learn.flips: names and rule). The
+    contract has the axes that it comes to."""
     foreground_patches: float = 1 / 3
     ema_decay: float = 0.9
     """Largest decay a round of the average that is deployed; its first rounds decay faster

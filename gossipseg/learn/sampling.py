@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from gossipseg.learn.augment import Draw, draw_augmentation, draw_intensity
 from gossipseg.learn.data import Item, SiteData
+from gossipseg.learn.flips import resolve
 from gossipseg.learn.params import TaskParams, TrainingParams
 
 FOREGROUND_VOXELS_KEPT = 20_000
@@ -36,6 +37,7 @@ class TrainBatches:
     def __init__(self, data: SiteData, task: TaskParams, training: TrainingParams) -> None:
         self._data, self._task, self._training = data, task, training
         self._cases = data.counts["training"]
+        self._mirrored = resolve(task, training).axes
         self._foreground: dict[int, dict[int, np.ndarray]] = {}
 
     def batch(self, seed: int, site: str, round: int, step: int) -> Batch:
@@ -57,9 +59,10 @@ class TrainBatches:
         item = self._data.item("training", index)
         assert item.label is not None
         centre = self._centre(rng, index, item)
-        draw = draw_augmentation(rng, self._training.augment, self._task.spatial_dims, item.spacing_mm)
+        augment, dims = self._training.augment, self._task.spatial_dims
+        draw = draw_augmentation(rng, augment, dims, item.spacing_mm, self._mirrored)
         image, label = cut(item.image, item.label, centre, self._task.patch_size, draw)
-        if self._training.augment == "standard":
+        if augment == "standard":
             image = draw_intensity(rng, image)
         return image, label
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from gossipseg.algos.params import AlgorithmParams, ensembles
 from gossipseg.errors import ConfigError
+from gossipseg.learn.flips import flips_problem
 from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
@@ -68,6 +69,8 @@ def read_setup(spec: WorkerSpec) -> Setup:
         _read(PrivacyParams, spec.privacy, "privacy"),
     )
     problem = one_shot_problem(setup.algorithm.name, setup.network.name, setup.task, setup.training)
+    if problem is None:
+        problem = flips_problem(setup.task, setup.training)
     if problem is None:
         problem = dp_problem(setup.privacy, setup.algorithm.name, setup.network.norm, setup.device.amp)
     if problem is None:

@@ -42,6 +42,8 @@ class SiteData:
     sizes: tuple[tuple[int, ...], ...]
     """Voxels per axis of the cases looked into."""
     label_map: dict[int, int] = field(default_factory=dict)
+    orientation: str | None = None
+    """Of the volumes looked into, such as RAS; None where they differ, or where a file does not say."""
 
 
 def site_folders(root: Path) -> list[Path]:
@@ -120,12 +122,15 @@ def describe(folder: Path) -> SiteData:
         task=str(listed.get("name", "")).rpartition("/")[0],
         sizes=sizes,
         label_map=_label_map(labels, values, file if listed else label),
+        orientation=_common({_orientation(i) for i, _ in cases[:LABELS_READ]}),
     )
 
 
 def task_of(name: str, sites: list[SiteData]) -> TaskParams:
     """The one task that all these sites share.
 
+    Where their volumes have one and the same orientation it is the task's: that changes none of them, and
+    tells what their axes are (training.flip_axes).
     Raises DataError naming the site, its file and the key that differs.
     """
     first = sites[0]
@@ -147,6 +152,7 @@ def task_of(name: str, sites: list[SiteData]) -> TaskParams:
         labels=first.labels,
         spatial_dims=3 if first.spatial_dims == 3 else 2,
         modality=" + ".join(modalities),
+        orientation=_common({s.orientation for s in sites}),
         intensity=_intensity(first, modalities),
         label_map={k: v for s in sites for k, v in s.label_map.items()},
     )
@@ -250,6 +256,21 @@ def _size_and_channels(path: Path) -> tuple[tuple[int, ...], int]:
         file=path,
         remedy="Give the task with --peers FILE.",
     )
+
+
+def _orientation(path: Path) -> str | None:
+    """Where the axes of a 3-D NIfTI file lead, such as RAS; None where its header does not say."""
+    if not path.name.endswith(_NIFTI):
+        return None
+    volume = nibabel.load(path)
+    if len(volume.shape) < 3 or not (volume.header["sform_code"] or volume.header["qform_code"]):
+        return None
+    codes = nibabel.aff2axcodes(volume.affine)
+    return None if None in codes else "".join(codes)
+
+
+def _common(orientations: set[str | None]) -> str | None:
+    return orientations.pop() if len(orientations) == 1 else None
 
 
 def _values(path: Path) -> list[int]:

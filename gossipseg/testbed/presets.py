@@ -173,6 +173,7 @@ def _one_shot(sections: dict[str, Any], own_task: Mapping[str, Any], own_trainin
         task |= {"spatial_dims": 2, "slice_axis": 2}
         task.pop("spacing_mm", None)
         task.pop("orientation", None)
+        training.pop("flip_axes", None)  # its axes are those of volumes, and FedCoWPro mirrors nothing
     if "patch_size" not in own_task:
         task["patch_size"] = [ONE_SHOT_EDGE, ONE_SHOT_EDGE]
     if "batch_size" not in own_training:

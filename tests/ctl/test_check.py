@@ -154,6 +154,7 @@ def test_a_healthy_site(ctl: Any, federation: Federation, identities: Any, monke
     assert code == 0
     assert list(found) == [
         "config",
+        "flips",
         "identity",
         "certificate",
         "clock",
@@ -213,6 +214,52 @@ def test_rounds_to_be_trained_alone_without_an_end(ctl: Any, federation: Federat
     federation.doc["algorithm"] = {"name": "fedavg"}
     federation.write()
     assert "rounds" not in examine(ctl, federation, "--no-peers")[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "training", "state", "words"),
+    [
+        (["organ"], {}, "ok", "mirrors rows and columns: no class name speaks of a direction"),
+        (
+            ["left lung"],
+            {},
+            "ok",
+            "mirrors nothing: class names speak of left-right (left lung), and of a 2-D",
+        ),
+        (["left lung"], {"flip_axes": "rows"}, "ok", "mirrors rows: training.flip_axes says so"),
+        (["left lung"], {"flip_axes": "all"}, "warning", "speak of left-right are wrong (left lung)"),
+        (["organ"], {"augment": "none"}, "ok", "mirrors nothing: training.augment is none"),
+        (["organ"], {"augment": "none", "flip_axes": "rows"}, "warning", "flip_axes has no effect"),
+    ],
+)
+def test_axes_that_are_mirrored(
+    ctl: Any,
+    federation: Federation,
+    labels: list[str],
+    training: dict[str, str],
+    state: str,
+    words: str,
+) -> None:
+    federation.doc["task"] = {**TASK, "labels": dict(enumerate(["background", *labels]))}
+    federation.doc["training"] = training
+    federation.write()
+    code, found = examine(ctl, federation, "--no-peers")
+    (told,) = found["flips"]
+    assert code == 0 and told["state"] == state and words in told["detail"], told
+    assert bool(told["remedy"]) == (state == "warning")
+
+
+def test_slices_are_not_mirrored(ctl: Any, federation: Federation) -> None:
+    federation.doc |= {
+        "algorithm": {"name": "fedcowpro"},
+        "network": {"name": "cowpro_encoder", "norm": "group"},
+    }
+    federation.write()
+    (told,) = examine(ctl, federation, "--no-peers")[1]["flips"]
+    assert told["state"] == "ok" and "nothing: fedcowpro draws views of its own" in told["detail"]
+    federation.doc["training"] = {"flip_axes": "rows"}
+    federation.write()
+    assert states(examine(ctl, federation, "--no-peers")[1]["flips"]) == {"warning"}
 
 
 def test_own_certificate_that_ends_soon(

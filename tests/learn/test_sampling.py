@@ -153,11 +153,49 @@ def test_flips_turn_image_and_label_alike() -> None:
     assert torch.equal(out, image.flip(1)) and torch.equal(label, image.to(torch.uint8).flip(1))
 
 
+@pytest.mark.parametrize("mirrored", [(), (1,), (0, 2), (0, 1, 2)])
+def test_only_the_axes_that_may_be_are_mirrored_and_all_else_is_drawn_as_before(
+    mirrored: tuple[int, ...],
+) -> None:
+    some, every = np.random.default_rng(3), np.random.default_rng(3)
+    seen = set()
+    for _ in range(100):
+        draw = draw_augmentation(some, "standard", 3, None, mirrored)
+        full = draw_augmentation(every, "standard", 3, None, (0, 1, 2))
+        assert draw.flips == tuple(axis for axis in full.flips if axis - 1 in mirrored)
+        assert (draw.matrix is None) == (full.matrix is None)
+        if draw.matrix is not None:
+            np.testing.assert_array_equal(draw.matrix, full.matrix)
+        seen |= set(draw.flips)
+    assert seen == {axis + 1 for axis in mirrored}
+    assert some.random() == every.random()
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "ASR"])
+def test_batches_mirror_no_axis_that_a_class_speaks_of(orientation: str) -> None:
+    """The first class lies in front of the second in every patch, as it does in the image."""
+    labels = {0: "background", 1: "anterior", 2: "posterior"}
+    task = TaskParams("t", 1, labels, spatial_dims=3, orientation=orientation, patch_size=(4, 4, 4))
+    label = torch.zeros(1, 4, 4, 4, dtype=torch.uint8)
+    front = orientation.index("A")
+    label.select(front + 1, 3)[0, 0, 0], label.select(front + 1, 0)[0, 0, 0] = 1, 2
+    data = OneCase(task, (label.float(), label))
+    wanted = TrainBatches(data, task, TrainingParams(batch_size=64, augment="flip")).batch(0, "s", 1, 1)
+    places = [(patch[0] == 1).nonzero()[0].tolist() for patch in wanted["label"]]
+    assert {place[front] for place in places} == {3}
+    assert {tuple(p for i, p in enumerate(place) if i != front) for place in places} == {
+        (a, b) for a in (0, 3) for b in (0, 3)
+    }
+    chosen = TrainingParams(batch_size=64, augment="flip", flip_axes=("superior-inferior", "left-right"))
+    same = TrainBatches(data, task, chosen).batch(0, "s", 1, 1)
+    assert torch.equal(wanted["image"], same["image"])
+
+
 def test_rotation_is_rigid_in_mm() -> None:
     """With voxels of 1×4 mm the matrix is sheared in voxels, but S·M·S⁻¹ is rotation times zoom."""
     rng = np.random.default_rng(0)
     spacing = np.array([1.0, 4.0])
-    draws = [draw_augmentation(rng, "standard", 2, (1.0, 4.0)).matrix for _ in range(100)]
+    draws = [draw_augmentation(rng, "standard", 2, (1.0, 4.0), (0, 1)).matrix for _ in range(100)]
     warps = [m for m in draws if m is not None]
     assert 25 <= len(warps) <= 55
     for matrix in warps:

@@ -276,10 +276,46 @@ def test_the_task_of_grey_rgb_and_3d_sites(tmp_path: Path) -> None:
     assert (rgb_task.channels, rgb_task.intensity, rgb_task.label_map) == (3, "rgb", {})
     assert (task_3d.spatial_dims, task_3d.labels) == (3, {0: "background", 1: "front", 2: "back"})
     assert task_3d.intensity == "ct_window"
+    assert (task_3d.orientation, grey_task.orientation) == ("RAS", None)
     assert site_3d.task == "organ"
     made = layout.init_testbed(tmp_path / "bed", [tmp_path / "vol"])
     assert made.task.patch_size == (32, 48, 32)
     assert made.task.name == "organ"
+
+
+@pytest.mark.parametrize(
+    ("axes", "stated", "wanted"),
+    [
+        ([(-1, -1, 1), (-1, -1, 1)], True, "LPS"),
+        ([(1, 1, 1), (-1, -1, 1)], True, None),
+        ([(1, 1, 1), (1, 1, 1)], False, None),
+    ],
+)
+def test_volumes_of_one_orientation_give_it_to_the_task(
+    tmp_path: Path, axes: list[tuple[int, int, int]], stated: bool, wanted: str | None
+) -> None:
+    classes = np.zeros((36, 34, 35), np.uint8)
+    classes[3:9, 3:9, 3:9], classes[12:20, 3:9, 3:9] = 1, 2
+    labels = {"0": "background", "1": "front", "2": "back"}
+    described = []
+    for index, signs in enumerate(axes):
+        folder = write_site(tmp_path / str(index), classes.astype(np.float32), classes, labels)
+        path = folder / "images" / "case.nii.gz"
+        volume = nibabel.Nifti1Image(classes.astype(np.float32), np.diag([*signs, 1]))
+        volume.set_sform(volume.affine, code=2 if stated else 0)
+        volume.set_qform(volume.affine, code=0)
+        nibabel.save(volume, path)
+        described.append(dataset.describe(folder))
+    assert dataset.task_of("t", described).orientation == wanted
+
+
+def test_axes_of_volumes_are_not_kept_for_slices(tmp_path: Path) -> None:
+    sections = {
+        "task": {"spatial_dims": 3, "patch_size": [32, 32, 32], "orientation": "RAS"},
+        "training": {"flip_axes": ["left-right"]},
+    }
+    presets.set_algorithm(sections, "fedcowpro")
+    assert "flip_axes" not in sections["training"] and "orientation" not in sections["task"]
 
 
 def test_folders_without_a_list_are_read_from_their_first_masks(tmp_path: Path) -> None:

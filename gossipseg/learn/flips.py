@@ -1,0 +1,191 @@
+"""Which axes of a training patch are mirrored: training.flip_axes, and what class names say. Torch-free.
+
+What belongs here: the names of the axes, the words for directions, the rule. What must not: the draws
+(augment.py).
+
+An axis is named by what it means in the task's images:
+- 2-D: `rows`, `columns`. `rows` is the array's first axis, which counts the rows of a PNG or JPEG: mirrored,
+  the picture stands upside down. `columns` is the second: mirrored, left and right change places. Of a 2-D
+  NIfTI or DICOM file they are its own first and second axis (i, j).
+- 3-D with task.orientation: `left-right`, `anterior-posterior`, `superior-inferior`, wherever in the array.
+- 3-D without: the `first`, `second`, `third` axis of the file.
+
+`auto` mirrors all axes, unless a class name holds a word for a direction: mirrored, the anterior part of an
+organ lies where the posterior one does, and is still labelled anterior. Then, where an orientation is set,
+all but the axes that the words may mean are mirrored; where none is set, none is. A word ends at blanks,
+punctuation, digits and in camelCase, so that neither `bright` nor `infarct` holds one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from gossipseg.learn.params import TaskParams, TrainingParams
+
+LEFT_RIGHT, ANTERIOR_POSTERIOR, SUPERIOR_INFERIOR = "left-right", "anterior-posterior", "superior-inferior"
+ANATOMICAL = (LEFT_RIGHT, ANTERIOR_POSTERIOR, SUPERIOR_INFERIOR)
+PICTURE = ("rows", "columns")
+NUMBERED = ("first", "second", "third")
+_LETTERS = {"LR": LEFT_RIGHT, "AP": ANTERIOR_POSTERIOR, "SI": SUPERIOR_INFERIOR}
+NAMES_SHOWN = 4
+
+# Dorsal, ventral, rostral and caudal mean another axis in the brain than in the trunk; proximal and distal
+# may mean any, as the limb lies. Medial, lateral, inner and outer are no directions here: they are relative
+# to a midline or a middle, which is mirrored too. Nor are frontal or ascending, which are names of parts.
+_WORDS = {
+    "left right l r lt rt lh rh": (LEFT_RIGHT,),
+    "sinister sinistra sinistrum dexter dextra dextrum": (LEFT_RIGHT,),
+    "links linke linker linkes rechts rechte rechter rechtes": (LEFT_RIGHT,),
+    "gauche droit droite sinistro destro destra": (LEFT_RIGHT,),
+    "izquierdo izquierda derecho derecha esquerdo esquerda direito direita": (LEFT_RIGHT,),
+    "anterior posterior anterius posterius antero postero ant post": (ANTERIOR_POSTERIOR,),
+    "front back rear": (ANTERIOR_POSTERIOR,),
+    "superior inferior superius inferius supero infero sup inf": (SUPERIOR_INFERIOR,),
+    "upper lower top bottom cranial cranialis cranio cephalad": (SUPERIOR_INFERIOR,),
+    "dorsal ventral dorsalis ventralis dorso ventro": (ANTERIOR_POSTERIOR, SUPERIOR_INFERIOR),
+    "rostral caudal rostralis caudalis rostro caudo": (ANTERIOR_POSTERIOR, SUPERIOR_INFERIOR),
+    "proximal distal proximalis distalis": ANATOMICAL,
+}
+MEANING: dict[str, tuple[str, ...]] = {w: axes for words, axes in _WORDS.items() for w in words.split()}
+"""Word for a direction → the axes that it may mean."""
+_SHORT = frozenset({"l", "r", "lt", "rt", "lh", "rh"})
+"""Beside a digit or an apostrophe these are something else: the vertebra L1, l'aorte."""
+_STEMS = "antero|postero|supero|infero|dorso|ventro|rostro|caudo|cranio|medio|latero|baso|apico"
+_ENDS = (
+    "anterior|posterior|superior|inferior|dorsal|ventral|rostral|caudal|cranial|proximal|distal|medial|lateral"
+    "|median|central|basal|apical|septal"
+)
+_COMPOUND = re.compile(f"(?:{_STEMS})+(?:{_ENDS})")
+"""Such as posterolateral; neither caudoputamen nor craniopharyngioma."""
+_PIECE = re.compile(f"{_STEMS}|{_ENDS}")
+_CAMEL = re.compile(r"(?<=[^\W\d_A-Z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")
+_WORD = re.compile(r"[^\W\d_]+")
+_BESIDE = re.compile(r"[\d'’]")
+
+
+@dataclass(frozen=True, slots=True)
+class Flips:
+    """What is mirrored, each axis with probability ½, and why."""
+
+    names: tuple[str, ...]
+    """In the order of the array's axes."""
+    axes: tuple[int, ...]
+    """Axes of the array, counted from 0 without the channel."""
+    reason: str
+    doubt: str = ""
+    """What axes chosen by hand do to a class whose name holds a direction; empty where nothing is wrong."""
+
+
+def resolve(task: TaskParams, training: TrainingParams) -> Flips:
+    """The axes that are mirrored under these settings, which `flips_problem` has found nothing wrong with."""
+    known = axis_names(task)
+    spoken = spoken_axes(task)
+    if training.augment == "none":
+        return Flips((), (), "training.augment is none")
+    if training.flip_axes == "auto":
+        names, reason, doubt = _automatic(known, spoken), _why(task, spoken), ""
+    else:
+        chosen = _chosen(known, training.flip_axes)
+        names, reason = tuple(n for n in known if n in chosen), "training.flip_axes says so"
+        doubt = _doubt(task, names, spoken)
+    return Flips(names, tuple(map(known.index, names)), reason, doubt)
+
+
+def axis_names(task: TaskParams) -> tuple[str, ...]:
+    """What the axes of a training patch are called, in the array's order."""
+    if task.spatial_dims == 2:
+        return PICTURE
+    if task.orientation is None:
+        return NUMBERED
+    return tuple(next(axis for letters, axis in _LETTERS.items() if c in letters) for c in task.orientation)
+
+
+def flips_problem(task: TaskParams, training: TrainingParams) -> tuple[str, str, object, str] | None:
+    """What is wrong with training.flip_axes: (problem, key, value, remedy), or None."""
+    given, known, key = training.flip_axes, axis_names(task), "training.flip_axes"
+    words = () if not isinstance(given, str) else ("auto", "all", "none")
+    names = (given,) if isinstance(given, str) else given
+    for name in names:
+        if name not in (*known, *words):
+            problem = f"is not one of {', '.join((*words, *known))}"
+            return problem, key, name, _remedy(task, name, known)
+    if len(set(names)) < len(names):
+        return "names an axis twice", key, list(names), "Name each axis once."
+    return None
+
+
+def spoken_axes(task: TaskParams) -> dict[str, list[str]]:
+    """Anatomical axis → the names of the classes that speak of it; the background is none."""
+    found: dict[str, list[str]] = {}
+    for value, name in sorted(task.labels.items()):
+        for axis in directions(name) if value != 0 else ():
+            found.setdefault(axis, []).append(name)
+    return {axis: found[axis] for axis in ANATOMICAL if axis in found}
+
+
+def directions(name: str) -> set[str]:
+    """The anatomical axes that a name speaks of."""
+    return {axis for word in _words(name) for axis in MEANING.get(word, ())}
+
+
+def _words(name: str) -> Iterator[str]:
+    spaced = _CAMEL.sub(" ", name)
+    for match in _WORD.finditer(spaced):
+        word = match[0].lower()
+        around = spaced[max(0, match.start() - 1) : match.start()] + spaced[match.end() : match.end() + 1]
+        if word in _SHORT and _BESIDE.search(around):
+            continue
+        yield from _PIECE.findall(word) if _COMPOUND.fullmatch(word) else [word]
+
+
+def _automatic(known: tuple[str, ...], spoken: Collection[str]) -> tuple[str, ...]:
+    if spoken and known in (PICTURE, NUMBERED):
+        return ()
+    return tuple(name for name in known if name not in spoken)
+
+
+def _chosen(known: tuple[str, ...], given: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return {"all": known, "none": ()}.get(given, (given,))
+    return given
+
+
+def _why(task: TaskParams, spoken: dict[str, list[str]]) -> str:
+    if not spoken:
+        return "no class name speaks of a direction"
+    text = f"class names speak of {_and(spoken)} ({_classes(spoken)})"
+    if task.spatial_dims == 2:
+        return f"{text}, and of a 2-D image nothing says which axis that is"
+    return text if task.orientation else f"{text}, and without task.orientation no axis is known to be that"
+
+
+def _doubt(task: TaskParams, names: tuple[str, ...], spoken: dict[str, list[str]]) -> str:
+    known = axis_names(task)
+    if known in (PICTURE, NUMBERED):
+        hit = spoken if names == known else {}  # of fewer axes the one that is spoken of may be left out
+    else:
+        hit = {axis: classes for axis, classes in spoken.items() if axis in names}
+    return f"mirrored, class names that speak of {_and(hit)} are wrong ({_classes(hit)})" if hit else ""
+
+
+def _remedy(task: TaskParams, name: str, known: tuple[str, ...]) -> str:
+    if name in ("auto", "all", "none"):
+        return f"Write it without brackets, flip_axes: {name}, or name axes alone."
+    if name in ANATOMICAL and task.spatial_dims == 2:
+        return "Write rows or columns: of a 2-D image nothing says which anatomical axis they are."
+    if name in ANATOMICAL:
+        return "Set task.orientation, RAS say, so that the axis is known; or number the file's axes so."
+    if name in NUMBERED and task.spatial_dims == 3:
+        return f"With task.orientation {task.orientation} write {known[NUMBERED.index(name)]} for it."
+    return f"Write auto, or a list of axes such as [{', '.join(known[:2])}]."
+
+
+def _and(parts: Iterable[str]) -> str:
+    return " and ".join(parts)
+
+
+def _classes(spoken: dict[str, list[str]]) -> str:
+    names = list(dict.fromkeys(name for classes in spoken.values() for name in classes))
+    return ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
