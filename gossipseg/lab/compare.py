@@ -40,9 +40,11 @@ def compare(
     jobs: int,
     as_json: bool,
     command: Sequence[str],
+    claims: Sequence[str] = (),
 ) -> int:
     """Run what is not there yet, collect, draw. Raises ConfigError, DataError, LocalError."""
     chosen, common = variants.parse(algorithms), choices.read(wanted)
+    named = variants.read_claims(claims, chosen)
     planned = plans.plans(common, chosen, replicates, out)
     settings = json.loads(json.dumps(common.document()))
     sources = {s.name: s.data for s in common.sites}
@@ -58,6 +60,7 @@ def compare(
         display.end()
     documents = [outcome.done[plan.key] for plan in planned if plan.key in outcome.done]
     document = results.collect(documents, settings, command, outcome.failed)
+    document["named_claims"] = named
     _finish(out, document, as_json)
     for key, why in outcome.failed.items():
         print(f"gossiplab: {key} failed: {why}", file=sys.stderr)
@@ -74,16 +77,18 @@ def _finish(out: Path, document: dict[str, Any], as_json: bool) -> None:
     """Reckon, write, print. The figures are written before the report is drawn."""
     if statistics.fedavg_bytes(document) is None and "fedavg_model_bytes" not in document:
         document["fedavg_model_bytes"] = yardstick.fedavg_model_bytes(document["settings"])
-    summaries = statistics.summarise(document)
+    claims = statistics.claims(document)
+    summaries = statistics.summarise(document, claims)
     document["summary"] = statistics.as_json(summaries)
-    document["pairs"] = statistics.as_json(statistics.pairs(document))
+    document["claims"] = statistics.as_json(claims)
+    document.pop("pairs", None)  # of an earlier version: every two algorithms, without a correction
     results.write(out, document)
-    path = report.write(out, document, summaries) if summaries else None
+    path = report.write(out, document, summaries, claims) if summaries else None
     if as_json:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))
         return
     if path is None:
         print("No run has come to its end.")
         return
-    table.show(document, summaries)
+    table.show(document, summaries, claims)
     print(f"\nReport: {path}")

@@ -12,8 +12,8 @@ from gossipseg.lab.variants import POOLED
 
 METHODS = {
     "local": "each site trains on its own images, and nothing is exchanged",
-    POOLED: "one model is trained on the images of all sites together, which real sites may not do: what "
-    "could be had if images could travel",
+    POOLED: "one model is trained on the images of all sites together, as often on those of one site as of "
+    "another, which real sites may not do: what could be had if images could travel",
     "fedavg": "every site trains; one of them, each in turn, averages the models of all, and all go on from "
     "the average",
     "fedprox": "fedavg, with each site held near the common model while it trains",

@@ -50,6 +50,7 @@ def compare(
     heterogeneity: options.Heterogeneity = "",
     equal_evaluations: options.EqualEvaluations = False,
     adversary: options.Adversary = None,
+    claim: options.Claims = None,
     device: options.Device = "cpu",
     json: options.Json = False,
 ) -> int:
@@ -74,7 +75,16 @@ def compare(
     )
     with console.ended_by_signals():
         replicates = read_replicates(seeds, splits)
-        return run_comparison(wanted, algorithms, replicates, out, jobs=jobs, as_json=json, command=sys.argv)
+        return run_comparison(
+            wanted,
+            algorithms,
+            replicates,
+            out,
+            jobs=jobs,
+            as_json=json,
+            command=sys.argv,
+            claims=tuple(claim or ()),
+        )
 
 
 @app.command()

@@ -86,5 +86,13 @@ Adversary = Annotated[
         "may be repeated.",
     ),
 ]
+Claims = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--claim",
+        help="A:B: test A against B, too; each is tested against local and fedavg anyway, and every claim "
+        "more asks more of all; may be repeated.",
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print results.json, and nothing else.")]

@@ -156,6 +156,7 @@ def _fingerprint(
             "variant": [variant.name, *variant.options],
             "seed": replicate.seed,
             "pooled": pooled,
+            **({"drawn": "site, then case"} if variant.name == POOLED else {}),
             **({"split": replicate.split} if replicate.split != splits.OWN else {}),
         }
     )

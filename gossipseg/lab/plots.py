@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gossipseg.lab.statistics import FLOOR, Replicate, Summary, replicate_of, rows_of
+from gossipseg.lab.intervals import Replicate
+from gossipseg.lab.statistics import FLOOR, Summary, replicate_of, rows_of
 from gossipseg.lab.variants import POOLED
 from gossipseg.testbed.plots import COLOURS, DPI, FAINT, INK, WIDTH_IN, dress, png
 

@@ -2,6 +2,9 @@
 
 What belongs here: the union of the lists, and the scores by site. What must not: sites that exchange
 (federation.py).
+
+For each patch a site is drawn evenly, then one of its cases: every site counts once, as in the figures,
+however many cases it has.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from gossipseg.learn import jobs
 from gossipseg.learn.cases import Case
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.params import DataParams
+from gossipseg.learn.sampling import TrainBatches
 from gossipseg.learn.setup import read_setup
+from gossipseg.learn.site import Batches
 from gossipseg.learn.sites import open_site
 
 NAME = "pooled"
@@ -63,7 +68,13 @@ class _Pooled:
         self._contexts = {
             name: open_site(read_setup(spec), cache.open(spec), compute) for name, spec in self._specs.items()
         }
+        self._training.trainer.site.feed(self._by_site)
         self._curves: dict[str, list[tuple[int, float | None]]] = {name: [] for name in plan.sites}
+
+    def _by_site(self, batches: Batches) -> Batches:
+        """The union holds the sites' cases one site after the other."""
+        assert isinstance(batches, TrainBatches)
+        return batches.grouped([context.cases for context in self._contexts.values()])
 
     def _site_data(self, name: str, data: str, folder: Path) -> DataParams:
         (folder / name).mkdir(parents=True)

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.lab import glossary, panels, plots, table, words
+from gossipseg.lab.intervals import Interval, bootstrap
 from gossipseg.lab.statistics import (
     BASELINE,
     FLOOR,
-    Pair,
+    Claim,
     Summary,
-    bootstrap,
+    claim_of,
     last_similarity,
-    pairs,
     replicates,
     site_differences,
 )
@@ -42,18 +42,22 @@ details{margin:.6rem 0}pre{white-space:pre-wrap;font-size:.85rem;background:#f6f
 """
 
 
-def write(out: Path, document: Mapping[str, Any], summaries: Sequence[Summary]) -> Path:
+def write(
+    out: Path, document: Mapping[str, Any], summaries: Sequence[Summary], claims: Sequence[Claim]
+) -> Path:
     """report.html in the comparison's folder."""
     path = out / FILE
-    atomic_write(path, render(document, summaries, out / "pictures").encode())
+    atomic_write(path, render(document, summaries, claims, out / "pictures").encode())
     return path
 
 
-def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: Path) -> str:
+def render(
+    document: Mapping[str, Any], summaries: Sequence[Summary], claims: Sequence[Claim], pictures: Path
+) -> str:
     """The whole page."""
     settings = document["settings"]
     task = settings["federation"]["task"]
-    lead = _first_against_next(document, summaries)
+    lead = first_against_next(document, summaries, claims)
     title = f"{task['name']}: {len(document['algorithms'])} methods at {len(document['sites'])} sites"
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -70,7 +74,7 @@ def render(document: Mapping[str, Any], summaries: Sequence[Summary], pictures: 
         f'<p class="faint">{_spread(document)}{escape(words.HD95)}</p>',
         _image(plots.sites(document, summaries), "Test Dice by site and method"),
         f"<p>{escape(words.BARS)}{_whiskers(document)}</p>",
-        *_compared(summaries, pairs(document), len(replicates(document))),
+        *_compared(summaries, claims, len(replicates(document))),
         "<h2>Every test case</h2>",
         f"<p>{escape(words.CASES)}</p>",
         _image(plots.cases(document), "Test Dice of every case by method"),
@@ -129,43 +133,50 @@ def _whiskers(document: Mapping[str, Any]) -> str:
     return f" {escape(words.WHISKERS)}" if len(replicates(document)) > 1 else ""
 
 
-def _first_against_next(document: Mapping[str, Any], summaries: Sequence[Summary]) -> Any:
+def first_against_next(
+    document: Mapping[str, Any], summaries: Sequence[Summary], claims: Sequence[Claim]
+) -> Interval | None:
+    """The claim about the two best, or where these two are none their interval."""
     ranked = words.ranking(summaries)
     if len(ranked) < 2:
         return None
-    return bootstrap(site_differences(document, ranked[0].algorithm, ranked[1].algorithm))
+    first, second = ranked[0].algorithm, ranked[1].algorithm
+    return claim_of(claims, first, second) or bootstrap(site_differences(document, first, second))
 
 
-def _compared(summaries: Sequence[Summary], pairs: Sequence[Pair], repetitions: int) -> list[str]:
+def _compared(summaries: Sequence[Summary], claims: Sequence[Claim], repetitions: int) -> list[str]:
     parts = ["<h2>Is it worth it? Each method against training alone, and against FedAvg</h2>"]
-    parts.append(f"<p>{escape(words.INTERVAL)} {escape(words.LIMITS)}</p>")
+    if not claims:
+        return [
+            *parts,
+            "<p>Neither <code>local</code> nor <code>fedavg</code> was run: add them to compare.</p>",
+        ]
+    said = (words.interval(repetitions), words.tested(claims), words.LIMITS)
+    parts += [f"<p>{escape(text)}</p>" for text in said]
     if repetitions == 1:
         parts.append(f"<p>{escape(words.ONE_SEED)}</p>")
-    first = len(parts)
     for reference in (FLOOR, BASELINE):
         picture = plots.intervals(summaries, reference)
         if picture is None:
             continue
         parts.append(f"<p>{escape(words.picture_of(reference))}</p>")
         parts.append(_image(picture, f"Differences from {words.called(reference)} with intervals"))
-        parts.append("<ul>")
+        lines = []
         for s in summaries:
             if reference in s.against:
-                said = words.against(s.algorithm, reference, s.against[reference])
                 more = words.sites_worse(s) if reference == FLOOR else ""
-                parts.append(f"<li>{escape(f'{said} {more}'.strip())}</li>")
-        parts.append("</ul>")
-    if len(pairs) > 1:
-        parts.append(
-            "<p>Each method against each other one; * where the interval does not hold 0. Of many "
-            "comparisons about one in twenty gets its star by chance.</p>"
-        )
-        parts.append(_table(*table.pair_table(pairs)))
-    if len(parts) == first:
-        parts.append(
-            "<p>Neither <code>local</code> nor <code>fedavg</code> was run: add them to compare.</p>"
-        )
+                lines.append(f"{words.against(s.against[reference], repetitions)} {more}")
+        parts += _list(lines)
+    named = [claim for claim in claims if claim.reference not in (FLOOR, BASELINE)]
+    if named:
+        parts.append("<p>The pairs that were named for this comparison:</p>")
+        parts += _list([words.against(claim, repetitions) for claim in named])
+    parts.append(_table(*table.claim_table(claims)))
     return parts
+
+
+def _list(lines: Sequence[str]) -> list[str]:
+    return ["<ul>", *(f"<li>{escape(line.strip())}</li>" for line in lines), "</ul>"]
 
 
 def _pictures(document: Mapping[str, Any], folder: Path) -> list[str]:

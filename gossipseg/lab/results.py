@@ -1,6 +1,14 @@
 """results.json: every run of a comparison, a row per algorithm, seed, split and site.
 
 What belongs here: collecting and reading that document. What must not: means (statistics.py), drawing.
+
+`runs` is what was measured. The rest of the figures is worked out from it, anew by `gossiplab report`:
+
+    summary        an entry an algorithm (statistics.Summary); `against` holds its claims by reference
+    claims         what was tested (statistics.Claim): algorithm, reference, mean difference, low and high of
+                   its 95 % interval, cases, patients, repetitions, p, p_holm (Holm's correction over all
+                   entries; null where nothing can be tested); a difference is shown where p_holm < 0.05
+    named_claims   [algorithm, reference] of those that --claim added
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""What the runs of a comparison say together: means, gains, traffic, and intervals by the paired bootstrap.
+"""What the runs of a comparison say together: means, gains, traffic, and the claims that are tested.
 
-What belongs here: arithmetic on results.json. What must not: drawing, words, files.
+What belongs here: arithmetic on results.json. What must not: drawing, words, files, and how differences are
+tested (intervals.py).
 
 A site's figure is the mean over its test cases; an algorithm's is the mean over sites, so that every site
 counts once, however many cases it has.
@@ -11,19 +12,16 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
+from gossipseg.lab.intervals import Differences, Interval, Replicate, bootstrap, holm, p_value
 from gossipseg.lab.variants import POOLED
 from gossipseg.learn.patients import patient_of
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
-BOOTSTRAP_SEED = 0
-"""Any fixed number: the same results give the same intervals."""
 FLOOR, BASELINE = "local", "fedavg"
+ALPHA = 0.05
+"""Chance, at most, that any verdict of a comparison is wrong where no two algorithms differ."""
 Document = Mapping[str, Any]
 
 
@@ -37,21 +35,34 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean difference and the range that the patients at hand are compatible with."""
+class Claim(Interval):
+    """`algorithm` differs from `reference`: a comparison that the page makes, and that is tested."""
 
-    mean: float
-    low: float
-    high: float
-    cases: int
-    patients: int
+    algorithm: str
+    reference: str
+    p: float | None
+    """Two-sided (intervals.p_value); None where there is nothing to test with."""
+    p_holm: float | None
+    """The same, corrected for the number of claims of this results.json. The interval is not corrected."""
 
     @property
     def verdict(self) -> str:
-        """better, worse or unclear; of one patient a site no other sample can be drawn."""
-        if self.low == self.high:
+        """better, worse or unclear, by the corrected p."""
+        if self.p_holm is None or self.p_holm >= ALPHA:
             return "unclear"
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "unclear"
+        return "better" if self.mean > 0 else "worse"
+
+    @property
+    def turned(self) -> Claim:
+        """The same of the reference against the algorithm."""
+        return replace(
+            self,
+            algorithm=self.reference,
+            reference=self.algorithm,
+            mean=-self.mean,
+            low=-self.high,
+            high=-self.low,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,31 +81,33 @@ class Summary:
     worst_site: str | None
     worst_gain: float | None
     """The smallest of the sites' gains over training alone."""
-    against: Mapping[str, Interval]
+    against: Mapping[str, Claim]
     """Reference → difference from it."""
     by_site_against_local: Mapping[str, Interval]
+    """Of one site each, and no claims: nothing is tested."""
     gradient_evaluations: float
     seconds: float
 
 
-def summarise(document: Document) -> list[Summary]:
-    """Every algorithm of the document, in its order."""
+def summarise(document: Document, found: Sequence[Claim] | None = None) -> list[Summary]:
+    """Every algorithm of the document, in its order; `found`: its claims, where they are known already."""
     yardstick = fedavg_bytes(document)
-    return [_summary(document, name, yardstick) for name in document["algorithms"]]
+    found = claims(document) if found is None else found
+    return [_summary(document, name, yardstick, found) for name in document["algorithms"]]
 
 
 def as_json(values: Sequence[Any]) -> list[dict[str, Any]]:
-    """Summaries or pairs for results.json."""
+    """Summaries or claims for results.json."""
     return [asdict(value) for value in values]
 
 
-def _summary(document: Document, name: str, yardstick: float | None) -> Summary:
+def _summary(document: Document, name: str, yardstick: float | None, found: Sequence[Claim]) -> Summary:
     rows = rows_of(document, name)
     moved = per_run(rows, "model_bytes_out", sum)
     worst = worst_gain(document, name)
-    references = [r for r in (FLOOR, BASELINE) if r != name and r in document["algorithms"]]
-    compared = {r: difference(document, name, r) for r in references}
-    by_site = site_differences(document, name, FLOOR) if name != FLOOR else {}
+    compared = {r: claim_of(found, name, r) for r in (FLOOR, BASELINE)}
+    differences = site_differences(document, name, FLOOR) if name != FLOOR else {}
+    by_site = {site: bootstrap(of_site(differences, site)) for site in document["sites"]}
     return Summary(
         name,
         spread(per_run(rows, "dice_test", statistics.fmean)),
@@ -105,8 +118,8 @@ def _summary(document: Document, name: str, yardstick: float | None) -> Summary:
         statistics.fmean(moved) / yardstick if moved and yardstick and name != POOLED else None,
         worst[0] if worst else None,
         worst[1] if worst else None,
-        {r: found for r, found in compared.items() if found is not None},
-        {site: found for site, d in by_site.items() if (found := bootstrap({site: d})) is not None},
+        {r: claim for r, claim in compared.items() if claim is not None},
+        {site: interval for site, interval in by_site.items() if interval is not None},
         statistics.fmean(per_run(rows, "gradient_evaluations", sum) or [0.0]),
         statistics.fmean(per_run(rows, "seconds", sum) or [0.0]),
     )
@@ -118,10 +131,6 @@ def _summary(document: Document, name: str, yardstick: float | None) -> Summary:
 def rows_of(document: Document, algorithm: str) -> list[dict[str, Any]]:
     """The algorithm's rows, all replicates and sites."""
     return [row for row in document["runs"] if row["algorithm"] == algorithm]
-
-
-Replicate = tuple[int, int]
-"""(split, seed): one repetition of an algorithm."""
 
 
 def replicate_of(row: Mapping[str, Any]) -> Replicate:
@@ -195,58 +204,70 @@ def fedavg_models(sites: int, rounds: int) -> int:
     return 2 * (sites - 1) * (rounds - 1)
 
 
-# ---------------------------------------------------------------- the paired bootstrap
-
-Differences = Mapping[str, Sequence[float]]
-"""Patient → differences of its cases."""
+# ---------------------------------------------------------------- claims
 
 
-def difference(document: Document, algorithm: str, reference: str) -> Interval | None:
-    """The mean difference of test Dice, paired by case; None where no case can be paired."""
-    return bootstrap(site_differences(document, algorithm, reference))
+def claims(document: Document) -> list[Claim]:
+    """What the page claims, tested together: every algorithm against `local` and against `fedavg`, and the
+    pairs named for this comparison (`named_claims`). Of pairs without a case in common there is none."""
+    compared = {pair: site_differences(document, *pair) for pair in _family(document)}
+    compared = {pair: differences for pair, differences in compared.items() if differences}
+    ps = [p_value(differences) for differences in compared.values()]
+    found = []
+    for (pair, differences), p, p_holm in zip(compared.items(), ps, holm(ps), strict=True):
+        interval = bootstrap(differences)
+        assert interval is not None
+        found.append(Claim(**asdict(interval), algorithm=pair[0], reference=pair[1], p=p, p_holm=p_holm))
+    return found
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two algorithms: by how much the first is better than the second."""
-
-    first: str
-    second: str
-    interval: Interval
-
-
-def pairs(document: Document) -> list[Pair]:
-    """Every two algorithms that share cases, in the document's order."""
+def _family(document: Document) -> list[tuple[str, str]]:
+    """(algorithm, reference) of all claims; no two of them are of the same two algorithms."""
     names = document["algorithms"]
-    return [
-        Pair(first, second, found)
-        for i, first in enumerate(names)
-        for second in names[i + 1 :]
-        if (found := difference(document, first, second)) is not None
-    ]
+    wanted = [(name, reference) for reference in (FLOOR, BASELINE) for name in names if name != reference]
+    wanted += [(name, reference) for name, reference in document.get("named_claims", [])]
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for pair in wanted:
+        if set(pair) <= set(names):
+            found.setdefault(frozenset(pair), pair)
+    return list(found.values())
 
 
-def site_differences(document: Document, algorithm: str, reference: str) -> dict[str, Differences]:
-    """Site → patient → differences of its cases, each averaged over the replicates that both were run in."""
+def claim_of(found: Sequence[Claim], algorithm: str, reference: str) -> Claim | None:
+    """The claim about these two, seen from the first; None where there is none."""
+    for claim in found:
+        if (claim.algorithm, claim.reference) == (algorithm, reference):
+            return claim
+        if (claim.algorithm, claim.reference) == (reference, algorithm):
+            return claim.turned
+    return None
+
+
+def site_differences(document: Document, algorithm: str, reference: str) -> Differences:
+    """Paired by case, of the repetitions that both were run in."""
     mine, other = _case_dice(document, algorithm), _case_dice(document, reference)
-    patients = _patients(document, mine)
-    found: dict[str, dict[str, list[float]]] = {}
-    for (site, case), scores in mine.items():
-        shared = scores.keys() & other.get((site, case), {}).keys()
-        if shared:
-            d = statistics.fmean(scores[r] - other[site, case][r] for r in sorted(shared))
-            found.setdefault(site, {}).setdefault(patients[site, case], []).append(d)
+    patients = _patients(document, {(site, case) for _, site, case in mine})
+    found: dict[Replicate, dict[str, dict[str, dict[str, float]]]] = {}
+    for replicate, site, case in sorted(mine.keys() & other.keys()):
+        difference = mine[replicate, site, case] - other[replicate, site, case]
+        sites = found.setdefault(replicate, {})
+        sites.setdefault(site, {}).setdefault(patients[site, case], {})[case] = difference
     return dict(found)
 
 
-def _case_dice(document: Document, algorithm: str) -> dict[tuple[str, str], dict[Replicate, float]]:
-    """(site, case) → replicate → test Dice."""
-    found: dict[tuple[str, str], dict[Replicate, float]] = {}
-    for row in rows_of(document, algorithm):
-        for case in row["cases"]:
-            if case["dice"] is not None:
-                found.setdefault((row["site"], case["id"]), {})[replicate_of(row)] = case["dice"]
-    return found
+def of_site(differences: Differences, site: str) -> Differences:
+    """Those of one site, of the repetitions that it has."""
+    return {r: {site: sites[site]} for r, sites in differences.items() if site in sites}
+
+
+def _case_dice(document: Document, algorithm: str) -> dict[tuple[Replicate, str, str], float]:
+    """(repetition, site, case) → test Dice."""
+    return {
+        (replicate_of(row), row["site"], case["id"]): case["dice"]
+        for row in rows_of(document, algorithm)
+        for case in row["cases"]
+        if case["dice"] is not None
+    }
 
 
 def _patients(document: Document, cases: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
@@ -255,30 +276,3 @@ def _patients(document: Document, cases: Collection[tuple[str, str]]) -> dict[tu
     for row in document["runs"]:
         found |= {(row["site"], case): patient for case, patient in row.get("patients", {}).items()}
     return found
-
-
-def bootstrap(
-    by_site: Mapping[str, Differences], *, resamples: int = RESAMPLES, seed: int = BOOTSTRAP_SEED
-) -> Interval | None:
-    """Percentile interval of the mean over sites of the sites' means over cases.
-
-    Patients are drawn with replacement within each site, with all of their cases: cases of one patient are
-    alike, and count as one piece of evidence. None without any difference.
-    """
-    sites = {site: patients for site, patients in sorted(by_site.items()) if patients}
-    if not sites:
-        return None
-    rng = np.random.default_rng(seed)
-    drawn, means, cases = np.zeros(resamples), [], 0
-    for patients in sites.values():
-        sums = np.array([sum(ds) for ds in patients.values()], float)
-        counts = np.array([len(ds) for ds in patients.values()], float)
-        index = rng.integers(0, len(sums), (resamples, len(sums)))
-        drawn += sums[index].sum(1) / counts[index].sum(1) / len(sites)
-        means.append(sums.sum() / counts.sum())
-        cases += int(counts.sum())
-    edge = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [edge, 1 - edge])
-    return Interval(
-        float(np.mean(means)), float(low), float(high), cases, sum(len(p) for p in sites.values())
-    )

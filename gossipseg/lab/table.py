@@ -13,17 +13,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Pair, Spread, Summary
-from gossipseg.lab.words import figure, range_text, yardstick
+from gossipseg.lab.intervals import Interval
+from gossipseg.lab.statistics import BASELINE, FLOOR, Claim, Spread, Summary
+from gossipseg.lab.words import figure, p_text, range_text, star, yardstick
 
 NOTHING = "-"
 Row = Sequence[str]
 
 
-def show(document: Mapping[str, Any], summaries: Sequence[Summary]) -> None:
+def show(document: Mapping[str, Any], summaries: Sequence[Summary], claims: Sequence[Claim]) -> None:
     """Print the tables: aligned columns on a terminal and on a pipe."""
     _print("Test Dice, mean ± sd over repetitions", *dice_table(document, summaries))
     _print("Against training alone, against FedAvg, and what was moved", *gain_table(summaries))
+    if named := [c for c in claims if c.reference not in (FLOOR, BASELINE)]:
+        _print("Claims named for this comparison", *claim_table(named))
+    if claims:
+        print(f"\n{star(claims)}")
     print(f"\nBytes/FedAvg: {yardstick(document)}")
 
 
@@ -43,12 +48,13 @@ def dice_table(document: Mapping[str, Any], summaries: Sequence[Summary]) -> tup
 
 
 def gain_table(summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
-    """Heading and rows: differences with intervals, the worst site, bytes, gradients."""
+    """Heading and rows: differences with intervals, a star by those that hold against chance, the worst site,
+    bytes, gradients."""
     rows = [
         (
             s.algorithm,
-            interval_text(s.against.get(FLOOR)),
-            interval_text(s.against.get(BASELINE)),
+            _marked(s.against.get(FLOOR)),
+            _marked(s.against.get(BASELINE)),
             NOTHING if s.worst_gain is None else f"{figure(s.worst_gain)} {s.worst_site}",
             share_text(s.relative_bytes),
             f"{s.gradient_evaluations:.0f}",
@@ -68,15 +74,21 @@ def gain_table(summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
     return heading, rows
 
 
-def pair_table(pairs: Sequence[Pair]) -> tuple[Row, Sequence[Row]]:
-    """Heading and rows: the row's algorithm against the column's, marked where the interval is clear of 0."""
-    seconds = list(dict.fromkeys(p.second for p in pairs))
-    found = {(p.first, p.second): p.interval for p in pairs}
+def claim_table(claims: Sequence[Claim]) -> tuple[Row, Sequence[Row]]:
+    """Heading and rows: every claim that was tested, with p before and after the correction."""
     rows = [
-        (first, *(_marked(found.get((first, second))) for second in seconds))
-        for first in dict.fromkeys(p.first for p in pairs)
+        (
+            f"{c.algorithm} against {c.reference}",
+            interval_text(c),
+            str(c.repetitions),
+            str(c.patients),
+            p_text(c.p),
+            p_text(c.p_holm),
+            c.verdict,
+        )
+        for c in claims
     ]
-    return ("row minus column", *seconds), rows
+    return ("claim", "difference [95 %]", "repetitions", "patients", "p", "p, corrected", "verdict"), rows
 
 
 def similarity_table(similarity: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
@@ -89,10 +101,8 @@ def similarity_table(similarity: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]
     return ("site", *sites), rows
 
 
-def _marked(interval: Interval | None) -> str:
-    if interval is None:
-        return ""
-    return interval_text(interval) + ("" if interval.verdict == "unclear" else " *")
+def _marked(claim: Claim | None) -> str:
+    return interval_text(claim) + ("" if claim is None or claim.verdict == "unclear" else " *")
 
 
 def spread_text(spread: Spread | None, digits: int = 3) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,21 @@ def parse(text: str) -> list[Variant]:
         if labels.count(label) > 1:
             raise _wrong(label, "stands there twice", "Name each once; compare settings as gcml[lambda=0].")
     return found
+
+
+def read_claims(texts: Sequence[str], chosen: Sequence[Variant]) -> list[tuple[str, str]]:
+    """Pairs of `A:B`, two of the chosen labels. Raises ConfigError."""
+    labels = [variant.label for variant in chosen]
+    pairs = {f"{a}:{b}": (a, b) for a in labels for b in labels if a != b}
+    for text in texts:
+        if re.sub(r"\s+", "", text) not in pairs:
+            raise ConfigError(
+                "names no two of the algorithms",
+                key="--claim",
+                value=text,
+                remedy=f"Write A:B, each as --algorithms has it: {', '.join(labels)}.",
+            )
+    return [pairs[re.sub(r"\s+", "", text)] for text in texts]
 
 
 def _split(text: str) -> list[str]:

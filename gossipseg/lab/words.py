@@ -1,6 +1,6 @@
 """What the figures mean, in sentences for people who treat patients.
 
-What belongs here: wording, and the judgement that an interval allows. What must not: HTML, arithmetic.
+What belongs here: wording, and the judgement that a test allows. What must not: HTML, arithmetic.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gossipseg.lab.statistics import BASELINE, FLOOR, Interval, Summary, fedavg_models
+from gossipseg.lab.intervals import Interval
+from gossipseg.lab.statistics import ALPHA, BASELINE, FLOOR, Claim, Summary, fedavg_models
 from gossipseg.lab.variants import POOLED
 
 NAMES = {
@@ -23,11 +24,18 @@ DICE = (
     "on which nothing was chosen; “all sites” is the mean over the sites, each counted once."
 )
 INTERVAL = (
-    "The 95 % interval is the range of differences that fit the test patients at hand: of a hundred "
-    "intervals found so on other patients, about 95 would hold the true difference (fewer where a site has "
-    "but a handful of test patients). Where it holds 0, the difference may be due to the choice of patients "
-    "alone, and no method has been shown to be the better one. It was found by drawing patients again and "
-    "again within each site, both methods always judged on the same patients."
+    "The 95 % interval is a range of differences that fit what was measured. It was found by drawing {drawn} "
+    "again and again, both methods always judged on the same ones. Of a hundred intervals found so on other "
+    "{units}, about 95 would hold the true difference; fewer where a site has but a handful of test patients"
+    "{too_narrow}."
+)
+TESTED = (
+    "{count}: each method against training alone and against FedAvg, as far as these were "
+    "run{named}. Among many comparisons some look like a difference by chance, so that each p value was "
+    "corrected for their number (Holm). “Better” or “worse” is said where the corrected p is below 0.05. The "
+    "test (a t test) makes allowance for few patients and few repetitions. The intervals do not, nor for the "
+    "number of comparisons: one may stay clear of 0 where the test does not find a difference. Single sites, "
+    "and other pairs of methods, were not tested."
 )
 BARS = (
     "Each bar is a method's mean Dice at a site, as in the table: higher is better. Which differences can be "
@@ -54,13 +62,13 @@ LIKENESS = (
     "its own."
 )
 LIMITS = (
-    "The intervals speak of other patients of the same sites. They say nothing of other hospitals, other "
-    "scanners, or other settings of the methods."
+    "Intervals and tests speak of other patients of the same sites. They say nothing of other hospitals, "
+    "other scanners, or other settings of the methods."
 )
 ONE_SEED = (
     "Each method was trained once. Trained again with other random numbers it may well change places with "
-    "another one, and the intervals do not know that: repeat with more --seeds and --splits before "
-    "believing a small difference."
+    "another one, and neither the intervals nor the tests know that: they know of no other seeds and "
+    "splits. Repeat with more --seeds and --splits before believing a small difference."
 )
 
 
@@ -87,17 +95,57 @@ def range_text(interval: Interval) -> str:
     return f"{figure(interval.low)} to {figure(interval.high)}"
 
 
-def against(algorithm: str, reference: str, interval: Interval) -> str:
-    """One comparison as a sentence."""
-    detail = f"difference {figure(interval.mean)} Dice, 95 % interval {range_text(interval)}"
-    if interval.verdict == "better":
-        return f"{_capital(called(algorithm))} is better than {called(reference)} ({detail})."
-    if interval.verdict == "worse":
-        return f"{_capital(called(algorithm))} is worse than {called(reference)} ({detail})."
-    return (
-        f"{_capital(called(algorithm))} has not been shown to be better or worse than {called(reference)} "
-        f"({detail})."
+def p_text(p: float | None) -> str:
+    """`0.012`; a p that could not be worked out is a dash."""
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def interval(repetitions: int) -> str:
+    """What an interval is, in a comparison of so many repetitions."""
+    if repetitions == 1:
+        return INTERVAL.format(drawn="patients within each site", units="patients", too_narrow="")
+    return INTERVAL.format(
+        drawn="repetitions, and patients within each site,",
+        units="patients and in other repetitions",
+        too_narrow=f", or where there are as few repetitions as {repetitions}" if repetitions < 10 else "",
     )
+
+
+def tested(claims: Sequence[Claim]) -> str:
+    """What was tested, and what a verdict asks for."""
+    named = any(c.reference not in (FLOOR, BASELINE) for c in claims)
+    return TESTED.format(
+        count="One comparison was tested" if len(claims) == 1 else f"{len(claims)} comparisons were tested",
+        named=", and the pairs named with --claim" if named else "",
+    )
+
+
+def star(claims: Sequence[Claim]) -> str:
+    """What a star in a table means."""
+    return (
+        f"* p < {ALPHA:g}, corrected for the number of comparisons ({len(claims)}; Holm). The intervals are "
+        "not corrected."
+    )
+
+
+def against(claim: Claim, repetitions: int) -> str:
+    """One claim as a sentence, in a comparison of so many repetitions."""
+    mine, reference = _capital(called(claim.algorithm)), called(claim.reference)
+    fewer = (
+        f", of {claim.repetitions} of {repetitions} repetitions" if claim.repetitions < repetitions else ""
+    )
+    detail = f"(difference {figure(claim.mean)} Dice{fewer}, {_chance(claim)})"
+    if claim.verdict != "unclear":
+        return f"{mine} is {claim.verdict} than {reference} {detail}."
+    return f"{mine} has not been shown to be better or worse than {reference} {detail}."
+
+
+def _chance(claim: Claim) -> str:
+    """The interval, and what the test found."""
+    said = f"95 % interval {range_text(claim)}"
+    if claim.p_holm is None:
+        return f"{said}, not tested: a site has a single test patient, or no result differs from another"
+    return f"{said}, corrected p {p_text(claim.p_holm)}"
 
 
 def picture_of(reference: str) -> str:
@@ -105,34 +153,32 @@ def picture_of(reference: str) -> str:
     cross = " The cross is the site that gains least." if reference == FLOOR else ""
     return (
         f"To the right of the black line a method does better than {called(reference)}, to the left worse. "
-        "The dot is the difference measured, the bar its 95 % interval: only a bar that stays clear of the "
-        f"line shows a difference.{cross}"
+        "The dot is the difference measured, the bar its 95 % interval. A bar that crosses the line shows no "
+        f"difference; whether one that stays clear of it does is told below.{cross}"
     )
 
 
 def sites_worse(summary: Summary) -> str:
-    """Whether some site is served worse than alone, as a sentence; "" where that was not compared."""
+    """How the site fares that gains least over training alone, as a sentence without a verdict: single sites
+    are not tested. "" where that was not compared."""
     if summary.worst_site is None or summary.worst_gain is None:
         return ""
-    worse = [s for s, i in summary.by_site_against_local.items() if i.verdict == "worse"]
-    if worse:
-        return f"Worse off than alone: {', '.join(worse)}."
+    least = summary.by_site_against_local.get(summary.worst_site)
+    told = "" if least is None or least.low == least.high else f", 95 % interval {range_text(least)}"
     if summary.worst_gain < 0:
         return (
             f"The site that fares worst is {summary.worst_site} ({figure(summary.worst_gain)} against "
-            "training alone), a loss that may be due to the choice of patients."
+            f"training alone{told})."
         )
-    least = summary.by_site_against_local.get(summary.worst_site)
-    shown = least is not None and least.verdict == "better"
-    doubt = "" if shown else ", a gain that may be due to the choice of patients"
     return (
         f"No site's mean is lower than alone; the smallest gain is {figure(summary.worst_gain)} "
-        f"({summary.worst_site}){doubt}."
+        f"({summary.worst_site}{told})."
     )
 
 
 def verdict(summaries: Sequence[Summary], best_against_next: Interval | None) -> list[str]:
-    """The short answer: who is first, whether that is certain, who does not win."""
+    """The short answer: who is first, whether that is certain, who does not win. `best_against_next`: a claim
+    where these two are one, else a mere interval."""
     ranked = ranking(summaries)
     if not ranked:
         return ["No run has come to its end, so there is nothing to compare."]
@@ -140,25 +186,29 @@ def verdict(summaries: Sequence[Summary], best_against_next: Interval | None) ->
     assert first.overall is not None
     said = [f"The highest mean Dice is {first.overall.mean:.3f}: {called(first.algorithm)}."]
     if len(ranked) > 1 and best_against_next is not None:
-        second = called(ranked[1].algorithm)
-        if best_against_next.verdict == "better":
-            said.append(
-                f"It is ahead of the next, {second}, by more than the choice of test patients explains "
-                f"({_detail(best_against_next)})."
-            )
-            if first.overall.count == 1:
-                said.append("It was trained once: other random numbers may change that.")
-        else:
-            said.append(
-                f"That does not make it the winner: against the next, {second}, the difference is "
-                f"{_detail(best_against_next)}, which the choice of test patients alone can explain."
-            )
+        said += _lead(first, called(ranked[1].algorithm), best_against_next)
     said += _losers(ranked)
     return said
 
 
-def _detail(interval: Interval) -> str:
-    return f"{figure(interval.mean)}, 95 % interval {range_text(interval)}"
+def _lead(first: Summary, second: str, found: Interval) -> list[str]:
+    if not isinstance(found, Claim):
+        return [
+            f"Whether it is ahead of the next, {second}, was not tested: the difference is "
+            f"{figure(found.mean)}, 95 % interval {range_text(found)}, but an interval shows nothing of two "
+            "methods that were picked by their results."
+        ]
+    detail = f"{figure(found.mean)}, {_chance(found)}"
+    chance = "the choice of test patients" + (", or of repetitions," if found.repetitions > 1 else "")
+    if found.verdict != "better":
+        return [
+            f"That does not make it the winner: against the next, {second}, the difference is {detail}; "
+            f"{chance} alone can explain it."
+        ]
+    said = [f"It is ahead of the next, {second}, by more than {chance} explains ({detail})."]
+    if found.repetitions == 1:
+        said.append("It was trained once: other random numbers may change that.")
+    return said
 
 
 def _losers(ranked: Sequence[Summary]) -> list[str]:
@@ -169,8 +219,8 @@ def _losers(ranked: Sequence[Summary]) -> list[str]:
             s.algorithm
             for s in ranked
             if s.algorithm != FLOOR
-            and (interval := s.against.get(reference)) is not None
-            and interval.verdict != "better"
+            and (claim := s.against.get(reference)) is not None
+            and claim.verdict != "better"
         ]
         if failed:
             verb = "does" if len(failed) == 1 else "do"

@@ -12,7 +12,7 @@ larger than the image is padded with zeros, as the sliding window does.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,12 +32,20 @@ Batch = dict[str, Tensor]
 
 
 class TrainBatches:
-    """Batches of one site: any of them can be had at any time, in any order."""
+    """Batches of one site: any of them can be had at any time, in any order.
 
-    def __init__(self, data: SiteData, task: TaskParams, training: TrainingParams) -> None:
+    `groups`: sizes of parts of the training cases, one after the other; a part is drawn evenly, then a case
+    of it. Unless given all cases are one part.
+    """
+
+    def __init__(
+        self, data: SiteData, task: TaskParams, training: TrainingParams, groups: Sequence[int] = ()
+    ) -> None:
         self._data, self._task, self._training = data, task, training
-        self._cases = data.counts["training"]
         self._mirrored = resolve(task, training).axes
+        self._cases, self._groups = data.counts["training"], tuple(groups)
+        if groups and (sum(groups) != self._cases or min(groups) < 1):
+            raise ValueError(f"{self._cases} cases do not fall into parts of {self._groups}")
         self._foreground: dict[int, dict[int, np.ndarray]] = {}
 
     def batch(self, seed: int, site: str, round: int, step: int) -> Batch:
@@ -52,8 +60,18 @@ class TrainBatches:
         image, label = self._patch(rng, index)
         return {"image": image[None], "label": label[None].long()}
 
+    def grouped(self, groups: Sequence[int]) -> TrainBatches:
+        """The same, drawn by these groups."""
+        return TrainBatches(self._data, self._task, self._training, groups)
+
     def _sample(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        return self._patch(rng, int(rng.integers(self._cases)))
+        return self._patch(rng, self._draw(rng))
+
+    def _draw(self, rng: np.random.Generator) -> int:
+        if not self._groups:
+            return int(rng.integers(self._cases))
+        group = int(rng.integers(len(self._groups)))
+        return sum(self._groups[:group]) + int(rng.integers(self._groups[group]))
 
     def _patch(self, rng: np.random.Generator, index: int) -> tuple[Tensor, Tensor]:
         item = self._data.item("training", index)

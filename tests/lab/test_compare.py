@@ -84,6 +84,11 @@ def test_results_hold_a_row_for_each_run_and_site(compared: Path) -> None:
     ]
     assert [s["algorithm"] for s in document["summary"]] == names
     assert document["failed"] == {}
+    assert [(c["algorithm"], c["reference"]) for c in document["claims"]] == [
+        (names[1], "local"), ("fedavg", "local"), (names[1], "fedavg"),
+    ]  # fmt: skip
+    claim = {"p", "p_holm", "mean", "low", "high", "cases", "patients", "repetitions"}
+    assert claim < document["claims"][0].keys() and "pairs" not in document
     assert document["versions"]["gossipseg"]
 
 
@@ -168,6 +173,22 @@ def test_report_draws_again_from_the_results_alone(
     assert json.loads(capsys.readouterr().out)["runs"] == before["runs"]
 
 
+def test_a_claim_is_named_and_drawn_again(
+    compared: Path, hospitals: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`local` against another is a claim already; two that are none of the references become one."""
+    named = "gcml[gossip.sender_rate=1]:local"
+    assert main.run(arguments(hospitals, compared, ALGORITHMS, "--claim", named)) == 0
+    assert read(compared)["named_claims"] == [named.split(":")]
+    assert len(read(compared)["claims"]) == 3
+    document = {**read(compared), "pairs": [], "named_claims": [["fedavg", "gcml[gossip.sender_rate=1]"]]}
+    (compared / "results.json").write_text(json.dumps(document))
+    assert main.run(["report", "--out", str(compared)]) == 0
+    assert len(read(compared)["claims"]) == 3 and "pairs" not in read(compared), "as before, and no more"
+    assert read(compared)["named_claims"] == document["named_claims"]
+    assert "corrected for the number of comparisons (3; Holm)" in capsys.readouterr().out
+
+
 def test_finished_runs_are_kept_and_others_added(
     compared: Path, hospitals: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,6 +242,7 @@ def test_a_damaged_run_file_is_named(
         (("--device", "gpu"), 78, "is no device"),
         (("--rounds", "0"), 78, "at least 1"),
         (("--data", "/nowhere"), 65, "no such folder"),
+        (("--claim", "local:ditto"), 78, "names no two of the algorithms"),
         (("--jobs", "0"), 2, "Try `gossiplab compare --help`"),
         (("--nonsense",), 2, "gossiplab"),
     ],

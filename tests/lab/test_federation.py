@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gossipseg.lab import pooled
 from gossipseg.lab.training import DataCache
+from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.sampling import TrainBatches
+from gossipseg.learn.setup import read_setup
 from tests.lab import rig
 
 
@@ -40,14 +46,33 @@ def test_alone_nothing_moves_and_pooled_trains_as_much_as_all_sites(
     local = rig.run(rig.plan(hospitals, "local"), cache)
     assert all(r["model_bytes_out"] == r["sent"] == r["merged"] == 0 for r in local.values())
     assert [r["gradient_evaluations"] for r in local.values()] == [4, 4, 4]
-    pooled = rig.run(rig.plan(hospitals, "pooled"), cache)
-    assert [r["gradient_evaluations"] for r in pooled.values()] == [4, 4, 4]
-    assert [r["steps"] for r in pooled.values()] == [12, 12, 12], "one model took all of them"
-    assert set(pooled) == set(local) == {"lakeside", "north", "valley"}
+    together = rig.run(rig.plan(hospitals, "pooled"), cache)
+    assert [r["gradient_evaluations"] for r in together.values()] == [4, 4, 4]
+    assert [r["steps"] for r in together.values()] == [12, 12, 12], "one model took all of them"
+    assert set(together) == set(local) == {"lakeside", "north", "valley"}
     one = rig.run(rig.plan(hospitals, "pooled[steps=site]"), cache)
     assert {r["steps"] for r in one.values()} == {4}
     for site in local:
-        assert [c["id"] for c in pooled[site]["cases"]] == [c["id"] for c in local[site]["cases"]]
+        assert [c["id"] for c in together[site]["cases"]] == [c["id"] for c in local[site]["cases"]]
+
+
+def test_pooled_draws_its_patches_evenly_from_the_sites(
+    hospitals: Path, cache: DataCache, tmp_path: Path
+) -> None:
+    """A site that kept a quarter of its cases has as many patches as each of the others."""
+    made = rig.plan(hospitals, "pooled", heterogeneity="cases:north")
+    pool = pooled._Pooled(made, tmp_path, cache, lambda steps, text: None)
+    sizes = {name: context.cases for name, context in pool._contexts.items()}
+    assert sizes["north"] < min(sizes["lakeside"], sizes["valley"])
+    whose = [name for name, size in sizes.items() for _ in range(size)]
+    union = load_cases(read_setup(pool._training.trainer.setup.spec).data, "pooled").training
+    own = [load_cases(read_setup(spec).data, name).training for name, spec in pool._specs.items()]
+    listed = [case.files for cases in own for case in cases]
+    assert [case.files for case in union] == listed and len(listed) == len(whose), "site after site"
+    batches, rng = pool._training.trainer.site._batches, np.random.default_rng(0)
+    assert isinstance(batches, TrainBatches)
+    drawn = Counter(whose[batches._draw(rng)] for _ in range(3000))
+    assert all(drawn[name] == pytest.approx(1000, abs=100) for name in sizes)
 
 
 def test_fedavg_moves_two_models_a_round_for_each_site_but_the_coordinator(

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gossipseg.lab import glossary, panels, plots, statistics, table, variants, words
+from gossipseg.lab import glossary, panels, plots, report, statistics, table, variants, words
 from gossipseg.lab.choices import ADVERSARIES
-from gossipseg.lab.statistics import Interval, Summary
+from gossipseg.lab.statistics import Claim, Summary
 from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
 from tests.lab.test_statistics import TWO_SITES, document, row
 
 
-def interval(low: float, high: float) -> Interval:
-    return Interval((low + high) / 2, low, high, 20, 20)
+def claim(low: float, high: float, p_holm: float | None = 0.01, *, repetitions: int = 1) -> Claim:
+    return Claim((low + high) / 2, low, high, 20, 20, repetitions, "gcml", "local", 0.001, p_holm)
 
 
 def compared(gain: float, *, patients: int = 12) -> dict[str, Any]:
@@ -26,10 +26,8 @@ def compared(gain: float, *, patients: int = 12) -> dict[str, Any]:
 
 
 def said_of(doc: dict[str, Any]) -> str:
-    summaries = statistics.summarise(doc)
-    ranked = words.ranking(summaries)
-    lead = statistics.bootstrap(statistics.site_differences(doc, ranked[0].algorithm, ranked[1].algorithm))
-    return " ".join(words.verdict(summaries, lead))
+    summaries, claims = statistics.summarise(doc), statistics.claims(doc)
+    return " ".join(words.verdict(summaries, report.first_against_next(doc, summaries, claims)))
 
 
 def test_a_clear_winner_is_named() -> None:
@@ -64,39 +62,93 @@ def test_pooled_is_no_winner_of_a_federation() -> None:
     assert [s.algorithm for s in words.ranking(statistics.summarise(doc))] == ["gcml", "local"]
 
 
+def test_two_that_were_not_claimed_beforehand_are_not_judged() -> None:
+    """The best and the next are picked by their results; where they are no claim nothing was tested."""
+    ten = {f"p{i}": 0.5 + 0.01 * i for i in range(10)}
+    runs = [row("local", 0, "a", ten)]
+    for name, gain in (("gcml", 0.1), ("ditto", 0.05)):
+        runs.append(row(name, 0, "a", {p: d + gain * (1 + 0.1 * (d > 0.54)) for p, d in ten.items()}))
+    said = said_of(document(*runs))
+    assert "Whether it is ahead of the next, ditto, was not tested" in said and "It is ahead" not in said
+    named = {**document(*runs), "named_claims": [["ditto", "gcml"]]}
+    assert "It is ahead of the next, ditto, by more than" in said_of(named)
+
+
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
+    ("low", "high", "p_holm", "verdict"),
     [
-        (0.01, 0.03, "is better than training alone"),
-        (-0.03, -0.01, "is worse than training alone"),
-        (-0.01, 0.03, "has not been shown to be better or worse than training alone"),
+        (0.01, 0.03, 0.01, "is better than training alone"),
+        (-0.03, -0.01, 0.01, "is worse than training alone"),
+        (-0.01, 0.03, 0.4, "has not been shown to be better or worse than training alone"),
+        (0.01, 0.03, 0.07, "has not been shown to be better or worse than training alone"),
+        (0.01, 0.03, None, "has not been shown to be better or worse than training alone"),
     ],
 )
-def test_a_comparison_says_what_its_interval_allows(low: float, high: float, verdict: str) -> None:
-    said = words.against("gcml", "local", interval(low, high))
+def test_a_comparison_says_what_its_test_allows(
+    low: float, high: float, p_holm: float | None, verdict: str
+) -> None:
+    said = words.against(claim(low, high, p_holm), 1)
     assert said.startswith(f"gcml {verdict}")
     assert words.figure(low) in said
+    assert ("not tested" if p_holm is None else f"corrected p {p_holm:.3f}") in said
     assert "-" not in words.figure(-0.01), "a minus sign, not a hyphen"
+
+
+def test_an_algorithm_with_fewer_repetitions_is_told_of() -> None:
+    assert "of 2 of 3 repetitions" in words.against(claim(0.01, 0.03, repetitions=2), 3)
+    assert "repetition" not in words.against(claim(0.01, 0.03, repetitions=3), 3)
+
+
+def page(doc: dict[str, Any]) -> str:
+    """The section of the report on differences."""
+    summaries, claims = statistics.summarise(doc), statistics.claims(doc)
+    return "\n".join(report._compared(summaries, claims, len(statistics.replicates(doc))))
+
+
+def test_the_page_says_what_its_intervals_and_tests_know() -> None:
+    once = page(compared(+0.05))
+    assert "by drawing patients within each site again" in once
+    assert "they know of no other seeds and splits" in once
+    assert "One comparison was tested: each method" in once and "corrected for their number (Holm)" in once
+    assert "were not tested" in once
+    twice = page({**TWO_SITES, "seeds": [0, 1]})
+    assert "by drawing repetitions, and patients within each site, again" in twice
+    assert "or where there are as few repetitions as 2" in twice
+    assert "no other seeds" not in twice
+
+
+def test_pairs_that_were_named_are_shown() -> None:
+    doc = compared(+0.05)
+    doc = document(
+        *doc["runs"], *[{**r, "algorithm": "ditto"} for r in doc["runs"] if r["algorithm"] == "local"]
+    )
+    assert "named" not in page(doc)
+    shown = page({**doc, "named_claims": [["gcml", "ditto"]]})
+    assert "and the pairs named with --claim" in shown
+    assert "gcml is better than ditto" in shown and "gcml against ditto" in shown
 
 
 def test_the_worst_site_is_told_of() -> None:
     summary = statistics.summarise(TWO_SITES)[1]
     assert summary.worst_site == "b"
-    assert "fares worst is b (−0.050" in words.sites_worse(summary) or "Worse off than alone: b" in (
-        words.sites_worse(summary)
+    assert words.sites_worse(summary).startswith(
+        "The site that fares worst is b (−0.050 against training alone"
     )
     gains: Summary = statistics.summarise(compared(+0.05))[1]
-    assert words.sites_worse(gains) == "No site's mean is lower than alone; the smallest gain is +0.052 (a)."
-
-
-def test_a_gain_that_its_interval_does_not_show_is_told_as_one() -> None:
-    cases = {f"p{i}": 0.5 for i in range(10)}
-    mixed = {case: 0.5 + (0.2 if i % 2 else -0.19) for i, case in enumerate(cases)}
-    unsure = statistics.summarise(
-        {**document(row("local", 0, "a", cases), row("gcml", 0, "a", mixed)), "seeds": [0]}
+    assert words.sites_worse(gains).startswith(
+        "No site's mean is lower than alone; the smallest gain is +0.052 (a, 95 % interval +0.0"
     )
-    assert unsure[1].worst_gain == pytest.approx(0.005)
-    assert words.sites_worse(unsure[1]).endswith("(a), a gain that may be due to the choice of patients.")
+
+
+def test_a_single_site_gets_an_interval_and_no_verdict() -> None:
+    cases = {f"p{i}": 0.5 for i in range(10)}
+    worse = {case: 0.3 + 0.01 * i for i, case in enumerate(cases)}
+    doc = {**document(row("local", 0, "a", cases), row("gcml", 0, "a", worse)), "seeds": [0]}
+    said = words.sites_worse(statistics.summarise(doc)[1])
+    assert said.startswith(
+        "The site that fares worst is a (−0.155 against training alone, 95 % interval −0.1"
+    )
+    assert "worse off" not in said.lower() and "chance" not in said
 
 
 def test_a_site_that_was_made_bad_is_named() -> None:
@@ -153,12 +205,18 @@ def test_tables_hold_every_algorithm_and_site() -> None:
     assert rows[1] == ("gcml", "0.650 ± 0.071", "0.450 ± 0.071", "0.550 ± 0.000", "3.0 ± 0.0")
     heading, rows = table.gain_table(summaries)
     assert rows[1][heading.index("bytes/FedAvg")] == "50 %"
-    heading, rows = table.pair_table(statistics.pairs(doc))
-    assert heading == ("row minus column", "gcml")
-    assert rows[0][0] == "local"
-    assert rows[0][1].startswith("−0.025 [")
+    heading, rows = table.claim_table(statistics.claims(doc))
+    assert rows[0][0] == "gcml against local"
+    assert rows[0][1].startswith("+0.025 [")
+    assert rows[0][heading.index("p")] == "-" and rows[0][-1] == "unclear", "site b has one patient"
     heading, rows = table.gain_table(summaries)
     text = table.plain(heading, rows)
+    clear = compared(+0.05)
+    heading, rows = table.gain_table(statistics.summarise(clear))
+    assert rows[1][1].endswith("] *")
+    assert words.star(statistics.claims(clear)).startswith(
+        "* p < 0.05, corrected for the number of comparisons (1;"
+    )
     assert len({line.index("s") for line in text.splitlines()[:1]}) == 1
 
 

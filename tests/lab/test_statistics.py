@@ -1,4 +1,4 @@
-"""Means, gains, traffic and intervals against values worked out by hand."""
+"""Means, gains, traffic and claims against values worked out by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gossipseg.lab import statistics
-from gossipseg.lab.statistics import bootstrap
+from gossipseg.lab.intervals import bootstrap, holm, p_value
+from gossipseg.lab.statistics import Claim
 
 
 def row(algorithm: str, seed: int, site: str, dice: dict[str, float], **more: Any) -> dict[str, Any]:
@@ -104,86 +105,25 @@ def test_the_last_similarity_of_the_first_repetition_is_shown() -> None:
     assert statistics.last_similarity(document(*runs), "fedavg") is None
 
 
-def test_differences_are_paired_by_case_and_averaged_over_the_seeds_of_both() -> None:
-    # p: seeds +0.1, +0.2 → +0.15; q: +0.1, 0 → +0.05; r: 0, −0.1 → −0.05
+def test_differences_are_paired_by_case_within_a_repetition() -> None:
     found = statistics.site_differences(TWO_SITES, "gcml", "local")
-    assert found["a"] == {"p": [pytest.approx(0.15)], "q": [pytest.approx(0.05)]}
-    assert found["b"] == {"r": [pytest.approx(-0.05)]}
-    interval = statistics.difference(TWO_SITES, "gcml", "local")
-    assert interval is not None
-    assert interval.mean == pytest.approx((0.10 - 0.05) / 2)
-    assert (interval.cases, interval.patients) == (3, 3)
+    assert found[0, 0] == {
+        "a": {"p": {"p": pytest.approx(0.1)}, "q": {"q": pytest.approx(0.1)}},
+        "b": {"r": {"r": pytest.approx(0.0)}},
+    }
+    assert found[0, 1]["a"] == {"p": {"p": pytest.approx(0.2)}, "q": {"q": pytest.approx(0.0)}}
+    # seed 0: (0.1 + 0)/2 = 0.05; seed 1: (0.1 − 0.1)/2 = 0
+    interval = bootstrap(found)
+    assert interval is not None and interval.mean == pytest.approx(0.025)
+    assert (interval.cases, interval.patients, interval.repetitions) == (3, 3, 2)
 
 
-def test_a_seed_that_only_one_of_them_has_does_not_count() -> None:
+def test_a_repetition_that_only_one_of_them_has_does_not_count() -> None:
     runs = [r for r in TWO_SITES["runs"] if (r["algorithm"], r["seed"]) != ("local", 1)]
     found = statistics.site_differences(document(*runs), "gcml", "local")
-    assert found["a"]["p"] == [pytest.approx(0.1)]
-
-
-def test_the_bootstrap_of_one_site_of_two_patients() -> None:
-    """Drawn with replacement the mean of (0, 1) is 0, ½ or 1 with chances ¼, ½, ¼: the interval is all."""
-    interval = bootstrap({"a": {"p": [0.0], "q": [1.0]}})
-    assert interval is not None
-    assert (interval.mean, interval.low, interval.high) == (0.5, 0.0, 1.0)
-    assert interval.verdict == "unclear"
-
-
-@pytest.mark.parametrize("sites", [{"a": {"p": [0.2]}}, {"a": {"p": [0.1, 0.3]}, "b": {"q": [0.1]}}])
-def test_one_patient_a_site_shows_nothing(sites: dict[str, dict[str, list[float]]]) -> None:
-    interval = bootstrap(sites)
-    assert interval is not None
-    assert interval.low == interval.high > 0
-    assert interval.verdict == "unclear"
-
-
-def test_the_bootstrap_agrees_with_the_normal_interval_of_many_patients() -> None:
-    values = np.random.default_rng(3).normal(0.02, 0.05, 400)
-    interval = bootstrap({"a": {str(i): [float(v)] for i, v in enumerate(values)}})
-    assert interval is not None
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
-    assert interval.low == pytest.approx(values.mean() - half, abs=0.1 * half)
-    assert interval.high == pytest.approx(values.mean() + half, abs=0.1 * half)
-    assert interval.verdict == "better"
-
-
-def test_sites_count_once_each_however_many_cases_they_have() -> None:
-    many = {str(i): [0.1] for i in range(99)}
-    interval = bootstrap({"big": many, "small": {"p": [-0.3]}})
-    assert interval is not None
-    assert interval.mean == pytest.approx((0.1 - 0.3) / 2)
-    assert (interval.low, interval.high) == (pytest.approx(-0.1), pytest.approx(-0.1))
-
-
-def test_slices_of_a_patient_are_one_piece_of_evidence() -> None:
-    """Ten slices of two patients: the interval is that of two patients, not of ten."""
-    slices = {"p": [0.0] * 5, "q": [1.0] * 5}
-    apart = {f"{p}{i}": [v] for p, vs in slices.items() for i, v in enumerate(vs)}
-    together, independent = bootstrap({"a": slices}), bootstrap({"a": apart})
-    assert together is not None and independent is not None
-    assert (together.low, together.high) == (0.0, 1.0)
-    assert independent.low > 0.1
-    assert (together.cases, together.patients, independent.patients) == (10, 2, 10)
-
-
-def test_every_two_algorithms_are_compared_once() -> None:
-    runs = [*TWO_SITES["runs"]]
-    runs += [row("fedavg", s, "a", {"p": 0.9, "q": 0.9}) for s in (0, 1)]
-    found = statistics.pairs(document(*runs))
-    assert [(p.first, p.second) for p in found] == [
-        ("local", "gcml"),
-        ("local", "fedavg"),
-        ("gcml", "fedavg"),
-    ]
-    # p: 0.5 − 0.9 and 0.5 − 0.9 → −0.4; q: 0.7 − 0.9 and 0.5 − 0.9 → −0.3; b is not shared
-    assert found[1].interval.mean == pytest.approx(-0.35)
-    assert found[1].interval.verdict == "worse"
-
-
-def test_the_same_results_give_the_same_interval() -> None:
-    data = {"a": {"p": [0.1], "q": [0.3], "r": [-0.2]}}
-    assert bootstrap(data) == bootstrap(data)
-    assert bootstrap({}) is None
+    assert list(found) == [(0, 0)]
+    (claim,) = statistics.claims(document(*runs))
+    assert claim.repetitions == 1 and claim.mean == pytest.approx(0.05)
 
 
 def test_cases_without_any_foreground_are_left_out() -> None:
@@ -193,6 +133,69 @@ def test_cases_without_any_foreground_are_left_out() -> None:
     )
     for r in with_none["runs"]:
         r["cases"].append({"id": "empty", "dice": None})
-    interval = statistics.difference(with_none, "gcml", "local")
-    assert interval is not None
-    assert interval.cases == 1
+    (claim,) = statistics.claims(with_none)
+    assert claim.cases == 1
+
+
+# ---------------------------------------------------------------- claims
+
+
+def gains(algorithm: str, gain: float, *, seed: int = 0, scatter: float = 0.05) -> dict[str, Any]:
+    """Ten patients at one site, each better by `gain` than 0.5, give or take."""
+    dice = {f"p{i}": 0.5 + gain + scatter * (i - 4.5) / 4.5 for i in range(10)}
+    return row(algorithm, seed, "a", dice)
+
+
+FOUR = document(
+    gains("local", 0.0, scatter=0.0), gains("gcml", 0.1), gains("fedavg", 0.2), gains("ditto", 0.3)
+)
+
+
+def pairs(found: list[Claim]) -> list[tuple[str, str]]:
+    return [(claim.algorithm, claim.reference) for claim in found]
+
+
+def test_only_what_the_page_claims_is_tested() -> None:
+    """Each against `local` and against `fedavg`, these two against each other once, and what was named."""
+    wanted = [
+        ("gcml", "local"),
+        ("fedavg", "local"),
+        ("ditto", "local"),
+        ("gcml", "fedavg"),
+        ("ditto", "fedavg"),
+    ]
+    assert pairs(statistics.claims(FOUR)) == wanted
+    named = {**FOUR, "named_claims": [["gcml", "ditto"], ["local", "gcml"], ["gcml", "not_run"]]}
+    assert pairs(statistics.claims(named)) == [*wanted, ("gcml", "ditto")]
+    local = statistics.summarise(FOUR)[0]
+    assert local.against["fedavg"].mean == pytest.approx(-0.2)
+    assert local.against["fedavg"].verdict == "worse"
+    assert local.against["fedavg"].p_holm == statistics.claims(FOUR)[1].p_holm
+
+
+def test_p_values_are_corrected_over_all_claims() -> None:
+    found = statistics.claims(FOUR)
+    assert [c.p_holm for c in found] == holm([c.p for c in found])
+    assert [c.p for c in found] == [
+        p_value(statistics.site_differences(FOUR, c.algorithm, c.reference)) for c in found
+    ]
+
+
+def test_a_verdict_falls_where_many_claims_are_made() -> None:
+    """The same gain, the same interval: shown as one claim, not shown among eleven."""
+    runs = [gains("local", 0.0, scatter=0.0), gains("gcml", 0.02, scatter=0.035)]
+    (alone,) = statistics.claims(document(*runs))
+    assert alone.p == alone.p_holm and alone.p is not None and 0.01 < alone.p < 0.05
+    assert alone.verdict == "better"
+    more = [gains(f"other{i}", 0.0) for i in range(10)]
+    among = statistics.claims(document(*runs, *more))[0]
+    assert (among.mean, among.low, among.high, among.p) == (alone.mean, alone.low, alone.high, alone.p)
+    assert among.low > 0 and among.verdict == "unclear"
+    assert among.p_holm == pytest.approx(11 * alone.p)
+
+
+def test_the_sites_are_shown_by_intervals_of_their_own_that_are_no_claims() -> None:
+    gcml = statistics.summarise(TWO_SITES)[1]
+    assert not isinstance(gcml.by_site_against_local["a"], Claim)
+    assert gcml.by_site_against_local["a"].mean == pytest.approx(0.1)
+    assert gcml.by_site_against_local["b"].mean == pytest.approx(-0.05)

@@ -72,3 +72,12 @@ def test_a_wrong_list_is_refused_in_words(text: str, words: str) -> None:
             variants.federation(SECTIONS, variant)
     assert "--algorithms" in str(caught.value)
     assert caught.value.exit_code == 78
+
+
+def test_a_claim_is_two_of_the_chosen() -> None:
+    chosen = variants.parse("local,gcml[lambda=0,region=whole],fedavg@3")
+    found = variants.read_claims(["gcml[lambda=0, region=whole]:fedavg@3"], chosen)
+    assert found == [("gcml[lambda=0,region=whole]", "fedavg@3")]
+    for wrong in ("gcml:local", "local", "local:local", "local:fedavg@3:local"):
+        with pytest.raises(ConfigError, match="--claim"):
+            variants.read_claims([wrong], chosen)

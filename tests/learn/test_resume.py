@@ -12,6 +12,7 @@ import torch
 from gossipseg.algos.params import FedAvgParams, GossipAverageParams, LocalParams
 from gossipseg.learn import jobs
 from gossipseg.learn.link import StopRequested
+from gossipseg.learn.student import decay_of
 from tests.learn.harness import make_spec, make_trainer, same, worker
 
 ROUNDS = 2
@@ -223,5 +224,7 @@ def test_a_round_that_starts_over_enters_the_ema_once(data: Path, tmp_path: Path
     order = jobs.StartRound(2, start_from=common) if by == "common" else jobs.StartRound(2, visit)
     resumed.run_round(order)
     student = resumed.student
+    share = 1 - decay_of(0.9, 2)
     for old, w, e in zip(before, student.model.parameters(), student.ema.parameters(), strict=True):
-        assert torch.allclose(e, torch.lerp(old, w, 0.1), atol=1e-6)
+        assert torch.allclose(e, torch.lerp(old, w, share), atol=1e-6)
+    assert student.averaged_rounds == 2

@@ -57,6 +57,39 @@ def test_batches_depend_on_seed_site_round_and_step_alone(tmp_path: Path, augmen
         assert not torch.equal(first.batch(*other)["image"], wanted["image"]), other
 
 
+def test_a_group_is_drawn_first_and_then_a_case_of_it() -> None:
+    """Sites of 1 and 9 cases, each of its own grey: 1 in 2 patches is of the small one, not 1 in 10."""
+    task = TaskParams("t", 1, {0: "b", 1: "x"}, patch_size=(4, 4))
+    label = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    data = OneCase(task, *[(torch.full((1, 4, 4), float(i)), label) for i in range(10)])
+    plain = TrainBatches(data, task, TrainingParams(batch_size=2000, augment="none"))
+
+    def shares(batches: TrainBatches) -> np.ndarray:
+        drawn = batches.batch(0, "s", 1, 1)["image"][:, 0, 0, 0].long().numpy()
+        return np.bincount(drawn, minlength=10) / len(drawn)
+
+    grouped = shares(plain.grouped([1, 9]))
+    assert grouped[0] == pytest.approx(1 / 2, abs=0.05)
+    assert grouped[1:] == pytest.approx(np.full(9, 1 / 18), abs=0.02)
+    assert shares(plain) == pytest.approx(np.full(10, 1 / 10), abs=0.03)
+    one, again = plain.grouped([1, 9]).batch(0, "s", 2, 3), plain.grouped([1, 9]).batch(0, "s", 2, 3)
+    assert torch.equal(one["image"], again["image"])
+    for wrong in ([1, 8], [0, 10]):
+        with pytest.raises(ValueError, match="10 cases"):
+            plain.grouped(wrong)
+
+
+def test_a_site_without_groups_draws_as_ever() -> None:
+    """The first number of each patch's stream is its case: batches of earlier runs stay the same."""
+    task = TaskParams("t", 1, {0: "b", 1: "x"}, patch_size=(4, 4))
+    label = torch.zeros(1, 4, 4, dtype=torch.uint8)
+    data = OneCase(task, *[(torch.full((1, 4, 4), float(i)), label) for i in range(10)])
+    batches = TrainBatches(data, task, TrainingParams(batch_size=1, augment="none"))
+    for step in range(20):
+        wanted = int(batch_rng(5, "north", 2, step).integers(10))
+        assert (batches.batch(5, "north", 2, step)["image"] == wanted).all()
+
+
 def test_another_process_draws_the_same_numbers() -> None:
     code = "from gossipseg.learn.sampling import batch_rng as r; print(r(1, 'north', 2, 3).integers(1 << 40))"
     env = {"PYTHONHASHSEED": "12345", "PATH": "", "OMP_NUM_THREADS": "1"}
