@@ -7,6 +7,7 @@ Under a coordinator plan.py says when, and from which model.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -81,6 +82,12 @@ class Training:
     def _spent(self) -> bool:
         """No round is left to train."""
         return self._ctx.info.round >= self._budget.last
+
+    @property
+    def last_round(self) -> int | None:
+        """The own round at whose end this site finishes, as things stand; None: it trains on."""
+        last = self._budget.last
+        return None if last == math.inf else int(last)
 
     def handle(self, event: events.Event) -> bool:
         """Take a worker's event; False: it fits no state the worker can be in."""

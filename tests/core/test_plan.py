@@ -180,6 +180,7 @@ def test_a_common_model_moves_the_end() -> None:
     goes_on_from(rig, 7)
     rig.round_done()
     assert not order(rig).finetuning and order(rig).export
+    assert rig.node.last_round == 5
     rig.round_done(model("mine", round=3), ahead=5)
     goes_on_from(rig, 8)
     assert order(rig) == fx.StartRound(4, None, False, common("g8", 8), finetuning=True)
