@@ -689,6 +689,36 @@ def test_a_budget_leaves_rounds_to_learn_together(folder: Path) -> None:
     assert load(folder).site.rounds == 6
 
 
+def test_the_federations_budget_leaves_rounds_to_learn_together_too(folder: Path) -> None:
+    finetuned = replaced(PEERS, FEDAVG[0], "name: fedavg_finetune")
+    (folder / "peers.yaml").write_text(finetuned + "training: {rounds: 5}\n")
+    error = refused(folder)
+    assert (error.file, error.key, error.value) == (str(folder / "peers.yaml"), "training.rounds", 5)
+    assert "Give 6 rounds" in error.remedy
+    (folder / "peers.yaml").write_text(finetuned + "training: {rounds: 6}\n")
+    assert load(folder).rounds == 6
+
+
+@pytest.mark.parametrize(
+    ("own", "of_all", "in_force"), [(None, None, None), (7, None, 7), (None, 9, 9), (7, 9, 7), (9, 9, 9)]
+)
+def test_the_budget_in_force_is_the_earlier_one(
+    folder: Path, own: int | None, of_all: int | None, in_force: int | None
+) -> None:
+    (folder / "site.yaml").write_text(SITE + (f"rounds: {own}\n" if own else ""))
+    (folder / "peers.yaml").write_text(PEERS + (f"training: {{rounds: {of_all}}}\n" if of_all else ""))
+    loaded = load(folder)
+    assert loaded.rounds == config.worker_spec(loaded).rounds == in_force
+
+
+def test_no_site_trains_longer_than_the_federation(folder: Path) -> None:
+    (folder / "peers.yaml").write_text(PEERS + "training: {rounds: 9}\n")
+    (folder / "site.yaml").write_text(SITE + "rounds: 10\n")
+    error = refused(folder)
+    assert (error.file, error.key, error.value) == (str(folder / "site.yaml"), "rounds", 10)
+    assert "training.rounds (9) in peers.yaml" in error.problem and "Write 9 or fewer" in error.remedy
+
+
 def test_plaintext_to_a_listed_site_beyond_loopback(folder: Path) -> None:
     (folder / "site.yaml").write_text(SITE + "insecure: true\nlisten: 127.0.0.1:7443\n")
     (folder / "peers.yaml").write_text(replaced(PEERS, '"[::1]:7443"', "127.example.org:7443"))
@@ -837,6 +867,28 @@ def test_contract_is_stable_and_leaves_out_sites(folder: Path) -> None:
     other = config.contract(load(folder).federation, "abc")
     assert {k for k, v in other if dict(first)[k] != v} == {"algorithm.lambda"}
     assert config.fingerprint(first) != config.fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "agree"),
+    [
+        ("rounds: 50", "rounds: 50, schedule: cosine", True),
+        ("rounds: 50", "rounds: 50, schedule_rounds: 50", True),
+        ("rounds: 50", "rounds: 50, schedule_rounds: 40", False),
+        ("schedule: constant", "{}", True),
+        ("schedule: constant", "schedule: constant, schedule_rounds: 40", True),
+        ("schedule: constant, rounds: 50", "rounds: 50", False),
+        ("schedule_rounds: 50", "rounds: 50", False),
+    ],
+)
+def test_schedules_that_mean_the_same_agree(folder: Path, one: str, other: str, agree: bool) -> None:
+    contracts = []
+    for text in (one, other):
+        (folder / "peers.yaml").write_text(PEERS + f"training: {{{text.strip('{}')}}}\n")
+        contracts.append(config.contract(load(folder).federation))
+    assert (contracts[0] == contracts[1]) == agree
+    schedules = [(p["training.schedule"], p["training.schedule_rounds"]) for p in map(dict, contracts)]
+    assert '"auto"' not in {s for s, _ in schedules}
 
 
 def test_the_quorum_is_of_the_contract_where_there_is_a_coordinator(folder: Path) -> None:

@@ -143,12 +143,14 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
     """What two sites must agree on before weights move, as sorted (dotted key, JSON value) pairs.
 
     Task, network, algorithm, training, wire dtype, seed and the network signature; not sites or addresses,
-    nor what a site deploys (training.shadow_local, ensemble_peers), of which nothing travels. Of
-    training.flip_axes it has the axes that are mirrored: `auto` and the same axes written out agree.
+    nor what a site deploys (training.shadow_local, ensemble_peers), of which nothing travels. Two files that
+    mean the same agree: the schedule is the one in force, and training.flip_axes the axes that are mirrored.
     """
     training = dataclasses.asdict(federation.training)
     del training["shadow_local"], training["ensemble_peers"]
     training["flip_axes"] = resolve(federation.task, federation.training).names
+    schedule = training["schedule"] = federation.training.schedule_in_force
+    training["schedule_rounds"] = federation.training.cosine_rounds if schedule == "cosine" else None
     parts: dict[str, Any] = {
         "federation": federation.federation,
         "seed": federation.seed,
@@ -182,7 +184,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         wire_dtype=f.wire.dtype,
         state_dir=s.state_dir,
         report_test=s.report_test,
-        rounds=s.rounds,
+        rounds=config.rounds,
         tensorboard=s.tensorboard,
         listed=[site.name for site in f.sites],
     )

@@ -133,7 +133,8 @@ class SiteFile:
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
     quarantine: QuarantineParams = field(default_factory=QuarantineParams)
     rounds: int | None = None
-    """Training budget; None: train for as long as the daemon runs."""
+    """This site's own budget, which may end before the federation's (training.rounds); None: that one counts,
+    and where there is none, train for as long as the daemon runs."""
     report_test: bool = False
     """Evaluate the test split before the first and after the last round (used by the testbed)."""
     max_parallel_transfers: int = 2
@@ -167,6 +168,13 @@ class Config:
     def others(self) -> list[ListedSite]:
         """Everybody else in the list."""
         return [s for s in self.federation.sites if s.name != self.site.site]
+
+    @property
+    def rounds(self) -> int | None:
+        """The budget in force here, in this site's own rounds where it was there from the first; None: no
+        end."""
+        set_here = [n for n in (self.site.rounds, self.federation.training.rounds) if n is not None]
+        return min(set_here, default=None)
 
     @property
     def control_socket(self) -> Path:

@@ -104,6 +104,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "slice_axis": Range(0, 2),
     },
     TrainingParams: {
+        "rounds": COUNT,
         "steps_per_round": COUNT,
         "batch_size": COUNT,
         "learning_rate": POSITIVE,

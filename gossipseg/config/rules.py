@@ -49,6 +49,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
         )
     _check_unique(federation.sites, source)
     _check_algorithm(federation, source)
+    _check_rounds(federation, source)
     _check_quorum(federation, source)
     for i, site in enumerate(federation.sites):
         check_address(site.address, f"sites.{i}.address", source, dialled=True)
@@ -95,15 +96,34 @@ def check_private(site: SiteFile, site_source: Source, federation: FederationFil
 
 
 def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> None:
-    """A budget of rounds leaves some to learn together. Raises ConfigError."""
-    alone = getattr(federation.algorithm, "finetune_rounds", 0)
-    if site.rounds is not None and 0 < site.rounds <= alone:
+    """A site's own budget ends no later than the federation's, and leaves some rounds to learn together.
+
+    Raises ConfigError.
+    """
+    of_all = federation.training.rounds
+    if site.rounds is not None and of_all is not None and site.rounds > of_all:
         raise source.error(
-            f"with algorithm.finetune_rounds ({alone}) leaves no round to learn together",
+            f"is more than the federation's budget, training.rounds ({of_all}) in peers.yaml",
             "rounds",
             site.rounds,
-            f"Give {alone + 1} rounds or more, or lower algorithm.finetune_rounds in peers.yaml.",
+            f"Write {of_all} or fewer, remove the key, or agree on another training.rounds at all sites.",
         )
+    alone = getattr(federation.algorithm, "finetune_rounds", 0)
+    if site.rounds is not None and site.rounds <= alone:
+        remedy = f"Give {alone + 1} rounds or more, or lower algorithm.finetune_rounds in peers.yaml."
+        raise source.error(_nothing_together(alone), "rounds", site.rounds, remedy)
+
+
+def _nothing_together(alone: int) -> str:
+    return f"with algorithm.finetune_rounds ({alone}) leaves no round to learn together"
+
+
+def _check_rounds(federation: FederationFile, source: Source) -> None:
+    """The federation's budget leaves some rounds to learn together."""
+    alone, rounds = getattr(federation.algorithm, "finetune_rounds", 0), federation.training.rounds
+    if rounds is not None and rounds <= alone:
+        remedy = f"Give {alone + 1} rounds or more, or lower algorithm.finetune_rounds."
+        raise source.error(_nothing_together(alone), "training.rounds", rounds, remedy)
 
 
 def _check_deployed(federation: FederationFile, source: Source, *, private: bool) -> None:

@@ -105,6 +105,8 @@ class WorkerReady:
     """Hash of the last common model that its weights were taken from."""
     own_steps: int | None = None
     """Steps that it took itself; None: as many as `steps`."""
+    ahead: int = 0
+    """Rounds by which the federation is ahead of this site's own count (Budget.ahead)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,8 @@ class RoundFinished:
     reverted: str | None = None
     own_steps: int | None = None
     """As in WorkerReady."""
+    ahead: int = 0
+    """As in WorkerReady, after this round."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gossipseg.core import events, messages
+from gossipseg.core.budget import Budget
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.effects import InboxEntry, StartTransfer
 from gossipseg.core.events import RequestFailed
@@ -72,7 +73,7 @@ class Gossip:
         greeter: Greeter,
         *,
         exchanges: bool,
-        budget: int | None,
+        budget: Budget,
         max_model_bytes: int,
         inbox: Inbox,
         counts: Counter[tuple[str, Site]],
@@ -259,7 +260,7 @@ class Gossip:
             return "exchanges_nothing"
         if info.phase in PHASE_REFUSALS:
             return PHASE_REFUSALS[info.phase]
-        if self._budget is not None and self.running_round == self._budget:
+        if self.running_round is not None and self.running_round >= self._budget.last:
             return "finished"  # no later round could host it
         if member is None or member.refused:
             return "contract_mismatch"

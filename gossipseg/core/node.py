@@ -266,6 +266,11 @@ class NodeState:
         return self._ctx.info.round
 
     @property
+    def last_round(self) -> int | None:
+        """The round of its own count at whose end it finishes, as things stand; None: it trains on."""
+        return self._training.last_round
+
+    @property
     def incarnation(self) -> int:
         return self._membership.own_word.incarnation
 

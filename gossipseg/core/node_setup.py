@@ -36,6 +36,8 @@ class Setup:
     """The training budget in this site's own rounds; None: it trains on."""
     rng: random.Random
     sign: Sign
+    federation_rounds: int | None = None
+    """The round at whose end every site has finished; a site finishes at the earlier of the two."""
     rounds_params: RoundsParams = field(default_factory=RoundsParams)
     """Like every_rounds and finetune_rounds only for exchange="rounds"."""
     every_rounds: int = 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.gossip import Gossip
 from gossipseg.core.greeting import Greeter
@@ -70,9 +71,10 @@ def assemble(setup: Setup) -> Parts:
     )
     greeter = Greeter(ctx, membership)
     prober = Prober(ctx, setup.membership, membership, greeter)
-    gossip = _gossip(setup, ctx, membership, greeter, notary, counts)
-    rounds = _rounds(setup, ctx, membership, notary) if setup.exchange == "rounds" else None
-    training = _training(setup, ctx, membership, gossip, rounds)
+    budget = Budget(setup.rounds, setup.federation_rounds)
+    gossip = _gossip(setup, ctx, budget, membership, greeter, notary, counts)
+    rounds = _rounds(setup, ctx, budget, membership, notary) if setup.exchange == "rounds" else None
+    training = _training(setup, ctx, budget, membership, gossip, rounds)
     warden = Warden(ctx, Quarantine(setup.quarantine), membership, gossip, rounds, counts, then.conduct)
     memory = Memory(ctx, membership, gossip, rounds, training, notary, warden, counts)
     ctx.persist = memory.persist
@@ -83,6 +85,7 @@ def assemble(setup: Setup) -> Parts:
 def _gossip(
     setup: Setup,
     ctx: Context,
+    budget: Budget,
     membership: Membership,
     greeter: Greeter,
     notary: Notary,
@@ -96,7 +99,7 @@ def _gossip(
         membership,
         greeter,
         exchanges=setup.exchange == "gossip",
-        budget=setup.rounds,
+        budget=budget,
         max_model_bytes=setup.max_model_bytes,
         inbox=Inbox(setup.gossip, waiting),
         counts=counts,
@@ -106,12 +109,12 @@ def _gossip(
     return gossip
 
 
-def _rounds(setup: Setup, ctx: Context, membership: Membership, notary: Notary) -> Rounds:
+def _rounds(setup: Setup, ctx: Context, budget: Budget, membership: Membership, notary: Notary) -> Rounds:
     rounds = Rounds(
         ctx,
         setup.rounds_params,
         membership,
-        budget=setup.rounds,
+        budget=budget,
         every_rounds=setup.every_rounds,
         finetune_rounds=setup.finetune_rounds,
         max_model_bytes=setup.max_model_bytes,
@@ -123,13 +126,18 @@ def _rounds(setup: Setup, ctx: Context, membership: Membership, notary: Notary) 
 
 
 def _training(
-    setup: Setup, ctx: Context, membership: Membership, gossip: Gossip, rounds: Rounds | None
+    setup: Setup,
+    ctx: Context,
+    budget: Budget,
+    membership: Membership,
+    gossip: Gossip,
+    rounds: Rounds | None,
 ) -> Training:
     training = Training(
         ctx,
         gossip,
         membership,
-        budget=setup.rounds,
+        budget=budget,
         snapshot=setup.snapshot,
         coordinated=rounds,
         dice_run=setup.quarantine.dice_run if setup.quarantine.dice_offence else None,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from gossipseg.core import events
 from gossipseg.core.acceptor import Acceptor
+from gossipseg.core.budget import Budget
 from gossipseg.core.commons import Commons
 from gossipseg.core.context import Context
 from gossipseg.core.effects import StartRound
@@ -29,7 +30,8 @@ class Running:
 
 
 class Plan:
-    """`budget`: the site's rounds in all; None: it trains on."""
+    """The last round that all train together is combined too, and a site finishes when that is here. With
+    every_rounds, those left over at the end are trained without exchange."""
 
     def __init__(
         self,
@@ -38,15 +40,15 @@ class Plan:
         acceptor: Acceptor,
         commons: Commons,
         *,
-        budget: int | None,
+        budget: Budget,
         every_rounds: int,
         finetune_rounds: int,
     ) -> None:
         self._ctx, self._params, self._acceptor, self._commons = ctx, params, acceptor, commons
-        self._every = every_rounds
-        self._finetune_from = budget - finetune_rounds + 1 if budget is not None else math.inf
-        self._last_export = budget - max(finetune_rounds, 1) if budget is not None else math.inf
-        """Nobody would go on from the common model that a later update is in."""
+        self._budget, self._every, self._finetune = budget, every_rounds, finetune_rounds
+        together = budget.federation - finetune_rounds if budget.federation is not None else None
+        self._last_common = together // every_rounds if together is not None else math.inf
+        """The federation round of the last common model there will be."""
         self.running: Running | None = None
         self._last_global: str | None = None
         self._met: set[Site] = set()
@@ -72,12 +74,28 @@ class Plan:
         return len(set(sites) - self._done) < quorum
 
     @property
+    def waiting(self) -> bool:
+        """This site's update is to come into a common model, or one is to be had that it may be in."""
+        if self.update is None:
+            return False
+        return self._catching_up() or not (self.hopeless or self._ctx.now >= self._alone_at)
+
+    @property
+    def _last_together(self) -> float:
+        """The last own round that is not trained alone."""
+        return self._budget.last - self._finetune
+
+    def _exported(self, round: int) -> bool:
+        """Whether an update of that own round could be combined."""
+        return round <= self._last_together and self._acceptor.round <= self._last_common
+
+    @property
     def ending(self) -> bool:
         """It trains its last rounds, from which no update comes."""
         next = self.running.order.round if self.running else self._ctx.info.round + 1
         if self.update is not None and self.running is None:
             return False
-        return max(next, self._acceptor.record.base_round + self._every) > self._last_export
+        return not self._exported(max(next, self._acceptor.record.base_round + self._every))
 
     # -------------------------------------------------------------- what happens
 
@@ -141,29 +159,31 @@ class Plan:
             return None
         committed = self._acceptor.record.committed
         common = committed.model if committed is not None else None
-        fresh = common is not None and common.hash != self._last_global
-        settling_in = common is not None and common.round > 1 and self._last_global is None
-        export = round <= self._last_export and not self.hopeless
-        last_common = round == self._finetune_from and self.update is not None
-        if last_common and not (self.hopeless or self._ctx.now >= self._alone_at):
-            return None  # fine-tuning begins with the common model that this update goes into
-        if round >= self._finetune_from:
-            start = common if round == self._finetune_from else None
-            order = StartRound(round, None, False, start, settling_in and start is not None, True)
+        if self.update is not None and (hold or self.waiting):
+            return None  # also fine-tuning begins with the common model that this update goes into
+        start = common if common is not None and self._takes(common, round) else None
+        settling_in = start is not None and start.round > 1 and self._last_global is None
+        if start is not None:
+            self._budget.begin_at(start.round * self._every + 1, round)
+            self._acceptor.change(base_round=round - 1)
+        if round > self._last_together:
+            order = StartRound(round, None, False, start, settling_in, True)
         elif self.update is not None:
-            if hold or not (self.hopeless or self._ctx.now >= self._alone_at):
-                return None
             reason = "too_few_sites" if self.hopeless else "no_common_model"
             self._ctx.note("round_alone", None, reason, round=self._acceptor.round, own_round=round)
-            order = StartRound(round, None, export)
-        elif fresh:
-            self._acceptor.change(base_round=round - 1)
-            order = StartRound(round, None, export and self._every == 1, common, settling_in)
+            order = StartRound(round, None, self._exported(round) and not self.hopeless)
         else:
-            done = round - self._acceptor.record.base_round
-            order = StartRound(round, None, export and done >= self._every)
+            enough = round - self._acceptor.record.base_round >= self._every
+            export = enough and self._exported(round) and not self.hopeless
+            order = StartRound(round, None, export, start, settling_in)
         self.running = Running(self._acceptor.round, order)
         return order
+
+    def _takes(self, common: ModelRef, round: int) -> bool:
+        """Whether that own round begins with it: it is new here, and fine-tuning has not begun."""
+        if common.hash == self._last_global or round > self._last_together + 1:
+            return False
+        return self.update is None or round > self._last_together
 
     def next_deadline(self) -> float:
         now = self._ctx.now

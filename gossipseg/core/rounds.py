@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from gossipseg.core import events, messages
 from gossipseg.core.acceptor import Acceptor
 from gossipseg.core.answers import Answers
+from gossipseg.core.budget import Budget
 from gossipseg.core.commons import Commons
 from gossipseg.core.context import Context
 from gossipseg.core.coordinator import Attempt
@@ -62,7 +63,7 @@ class Rounds:
         params: RoundsParams,
         membership: Membership,
         *,
-        budget: int | None,
+        budget: Budget,
         every_rounds: int,
         finetune_rounds: int,
         max_model_bytes: int,
@@ -324,12 +325,21 @@ class Rounds:
 
     def next_round(self, round: int) -> StartRound | None:
         """The worker's next order, for training.py; None: wait."""
+        return self.plan.next_round(round, hold=self._holding)
+
+    @property
+    def waiting(self) -> bool:
+        """A common model is to come that this site's update may be in."""
+        return self.plan.update is not None and (self._holding or self.plan.waiting)
+
+    @property
+    def _holding(self) -> bool:
+        """The worker is about to combine updates."""
         attempt = self.attempt
-        hold = attempt is not None and (
+        return attempt is not None and (
             attempt.stage is Stage.AGGREGATING
             or (attempt.stage is Stage.GATHERING and attempt.gathering.enough)
         )
-        return self.plan.next_round(round, hold=hold)
 
     # -------------------------------------------------------------- what a coordinator asks
 

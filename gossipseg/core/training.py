@@ -7,12 +7,14 @@ Under a coordinator plan.py says when, and from which model.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any
 
 from gossipseg.core import events
+from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate, Finished, Snapshot, StartRound
 from gossipseg.core.gossip import Gossip, describe
@@ -44,19 +46,20 @@ class Training:
         gossip: Gossip,
         membership: Membership,
         *,
-        budget: int | None,
+        budget: Budget,
         snapshot: Snapshot,
         coordinated: Rounds | None = None,
         dice_run: int | None = None,
     ) -> None:
-        """`budget`: this site's rounds in all; None: it trains on. `dice_run`: so many models in a row that
-        only do worse here are an offence; None: never."""
+        """`dice_run`: so many models in a row that only do worse here are an offence; None: never."""
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
         self._coordinated = coordinated
         self._budget = budget
         self.worker = Worker.ABSENT
         self.paused = snapshot.paused
         self.leaving = False
+        self._over = False
+        """It has finished in this life of the worker: nothing brings it back."""
         self._visitors: dict[str, Site] = {}
         self._dice_run = dice_run
         self._worse: Counter[Site] = Counter()
@@ -69,9 +72,22 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        """The budget is used up, and the worker has said so in this life."""
-        spent = self._budget is not None and self._ctx.info.round >= self._budget
-        return spent and self.worker is Worker.IDLE
+        """The budget is used up, the worker has said so in this life, and the common model that its last
+        update goes into is here, or not to be had."""
+        if self.worker is not Worker.IDLE or not self._spent:
+            return False
+        return self._over or self._coordinated is None or not self._coordinated.waiting
+
+    @property
+    def _spent(self) -> bool:
+        """No round is left to train."""
+        return self._ctx.info.round >= self._budget.last
+
+    @property
+    def last_round(self) -> int | None:
+        """The own round at whose end this site finishes, as things stand; None: it trains on."""
+        last = self._budget.last
+        return None if last == math.inf else int(last)
 
     def handle(self, event: events.Event) -> bool:
         """Take a worker's event; False: it fits no state the worker can be in."""
@@ -104,9 +120,8 @@ class Training:
         self._ctx.effects.append(effect)
 
     def resume(self) -> None:
-        """Start the next round if there is one to start now."""
-        if self.free:
-            self._go_on()
+        """Start the next round if there is one to start now, or finish."""
+        self._go_on()
         self._say_phase()
 
     # -------------------------------------------------------------- the worker's events
@@ -115,7 +130,7 @@ class Training:
         ctx, gossip = self._ctx, self._gossip
         if self.worker is not Worker.ABSENT:
             self._lose()  # it restarted without having been seen to die
-        self.worker = Worker.IDLE
+        self.worker, self._over, self._budget.ahead = Worker.IDLE, False, event.ahead
         first_cases = event.cases != ctx.info.cases
         ctx.say(round=event.round, steps=event.steps, cases=event.cases)
         ctx.own_steps = event.steps if event.own_steps is None else event.own_steps
@@ -166,7 +181,7 @@ class Training:
         ctx, gossip = self._ctx, self._gossip
         if event.round != gossip.running_round:
             return False
-        self.worker, gossip.running_round = Worker.IDLE, None
+        self.worker, gossip.running_round, self._budget.ahead = Worker.IDLE, None, event.ahead
         ctx.say(round=event.round, steps=event.steps)
         ctx.own_steps = event.steps if event.own_steps is None else event.own_steps
         self._visit_over(event)
@@ -229,13 +244,9 @@ class Training:
         if self.worker is not Worker.IDLE or self.leaving:
             return
         if self.finished:
-            gossip.drop_waiting("finished")
-            self._say_phase()
-            ctx.persist()
-            ctx.note("finished", None, "", round=ctx.info.round)
-            ctx.effects.append(Finished())
+            self._finish()
             return
-        if self.paused:
+        if self.paused or self._spent:
             return
         round = ctx.info.round + 1
         if self._coordinated is not None:
@@ -251,6 +262,18 @@ class Training:
         export = gossip.draws_to_send(round)
         self.worker, gossip.running_round = Worker.RUNNING, round
         ctx.effects.append(StartRound(round, visitor, export))
+
+    def _finish(self) -> None:
+        """Say once that there is no round left."""
+        ctx = self._ctx
+        if self._over:
+            return
+        self._over = True
+        self._gossip.drop_waiting("finished")
+        self._say_phase()
+        ctx.persist()
+        ctx.note("finished", None, "", round=ctx.info.round)
+        ctx.effects.append(Finished())
 
     def _say_phase(self) -> None:
         phase = self._phase()

@@ -136,7 +136,8 @@ class Manifest:
     run: str = ""
     """The run of rounds that an update or a common model is for; "" of a model for gossip."""
     round: int = 0
-    """Of an update or a common model: the federation's; of a model for gossip: its maker's own."""
+    """Of an update or a common model: the federation's; of a model for gossip: that of the federation's
+    budget at whose end it stands, as its maker counts."""
     attempt: int = 0
     """Of a common model: the attempt in which it was made; else 0."""
     sequence: int = 0

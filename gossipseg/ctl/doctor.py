@@ -37,6 +37,8 @@ DAY_S = 86_400
 _TIME_ERROR = 5
 """adjtimex(2): the clock is not synchronised."""
 MAX_PROBLEMS = 20
+COSINE_END = 0.01
+"""As learn.optim has it, which needs torch: the share of the learning rate at which a cosine ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Ite
     yield Finding("config", "ok", f"{config.site_path} and {config.federation_path}")
     yield from check_finetuning(config)
     yield from check_flips(config)
+    yield check_schedule(config)
     identity, findings = check_identity(config)
     yield from findings
     yield from check_clock(config)
@@ -76,12 +79,13 @@ def check_finetuning(config: Config) -> Iterator[Finding]:
     """Rounds that are to be trained alone at the end need an end."""
     algorithm = config.federation.algorithm
     alone = getattr(algorithm, "finetune_rounds", 0)
-    if alone and config.site.rounds is None:
+    if alone and config.rounds is None:
         yield Finding(
             "rounds",
             "warning",
             f"without a budget the last {alone} rounds, which {algorithm.name} trains alone, never come",
-            "Write `rounds` in site.yaml, or algorithm.finetune_rounds: 0 in peers.yaml.",
+            "Write training.rounds in peers.yaml (at all sites), `rounds` in site.yaml, or "
+            "algorithm.finetune_rounds: 0 in peers.yaml.",
         )
 
 
@@ -102,6 +106,28 @@ def check_flips(config: Config) -> Iterator[Finding]:
         yield Finding("flips", "warning", f"{detail}; {problem}", remedy)
     else:
         yield Finding("flips", "ok", detail)
+
+
+def check_schedule(config: Config) -> Finding:
+    """A cosine that knows no end is none."""
+    training = config.federation.training
+    rate, rounds, schedule = training.learning_rate, training.cosine_rounds, training.schedule_in_force
+    if schedule == "cosine":
+        return Finding(
+            "schedule", "ok", f"cosine from {rate:g} to {COSINE_END * rate:g} over {rounds} rounds"
+        )
+    if schedule == "step_decay":
+        every, factor = training.decay_every_steps, training.decay_factor
+        return Finding("schedule", "ok", f"{rate:g}, times {factor:g} after every {every} steps")
+    if training.schedule == "constant":
+        return Finding("schedule", "ok", f"constant at {rate:g}")
+    return Finding(
+        "schedule",
+        "warning",
+        f"the learning rate stays at {rate:g}: a cosine needs to know over how many rounds it falls",
+        "Write training.rounds in peers.yaml (the round at which all sites end; the same at all sites), "
+        "training.schedule_rounds, or training.schedule: constant if that is meant.",
+    )
 
 
 # ---------------------------------------------------------------- identity, clock

@@ -195,7 +195,8 @@ quarantine:                       # of peers that repeatedly send what must be r
   # dice_offence: false           # true: dice_run models in a row that do worse here are an offence, too
   # dice_run: 5
 
-# rounds: 200                     # stop training after so many; left out: train while the daemon runs
+# rounds: 200                     # stop training after so many, before training.rounds in peers.yaml; left
+#                                 # out: at that, or, without it, train while the daemon runs
 # report_test: false              # evaluate the test split before the first and after the last round
 
 # max_parallel_transfers: 2

@@ -193,6 +193,7 @@ class Daemon:
             every_rounds=getattr(f.algorithm, "every_rounds", 1),
             finetune_rounds=getattr(f.algorithm, "finetune_rounds", 0),
             rounds=s.rounds,
+            federation_rounds=f.training.rounds,
             rng=random.Random(f"{f.seed}/{s.site}/{os.urandom(16).hex()}"),
             sign=recorder.sign,
             max_model_bytes=f.wire.max_model_bytes,
@@ -319,7 +320,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--listen", help="host:port to listen on")
     parser.add_argument("--state-dir", help="where checkpoints, models and the event log live")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument("--rounds", type=int, help="training budget; without it the daemon trains on")
+    parser.add_argument(
+        "--rounds", type=int, help="training budget of this site; training.rounds may end it earlier"
+    )
     parser.add_argument("--version", action="version", version=f"gossipsegd {__version__}")
     args = parser.parse_args(argv)
     if bad := [pair for pair in args.set if "=" not in pair]:

@@ -60,7 +60,7 @@ class Service:
             activity=view.activity if r.node.phase is not Phase.PAUSED else "paused",
             fraction=view.fraction,
             round=r.node.round,
-            rounds=r.config.site.rounds,
+            rounds=r.node.last_round,
             step=view.step,
             steps_per_round=view.steps_per_round,
             loss=view.loss,

@@ -173,6 +173,7 @@ class WorkerTalk:
                 message.dice_val,
                 message.last_global,
                 message.own_steps,
+                message.ahead,
             )
         )
 
@@ -180,7 +181,8 @@ class WorkerTalk:
         self._training.round_done(message)
         exchange = self._owner.config.federation.algorithm.exchange
         kind: ModelKind = "update" if exchange == "rounds" else "model"
-        visit, export = message.visit, await self._adopt(message.export, message.round, kind)
+        position = message.round + message.ahead  # what a site that takes the model over counts from
+        visit, export = message.visit, await self._adopt(message.export, position, kind)
         export = export and dataclasses.replace(export, dice_val=message.dice_val)
         frm = visit.frm if visit else None
         self._owner.note(
@@ -198,6 +200,7 @@ class WorkerTalk:
                 outcome,
                 message.reverted,
                 message.own_steps,
+                message.ahead,
             )
         )
         self._owner.collect_garbage()

@@ -117,10 +117,27 @@ def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]
         sections["training"]["steps_per_round"] = wanted.steps
     if not wanted.peers:
         sections["training"]["validate_every_rounds"] = max(1, rounds // VALIDATIONS)
+    if not _writes_budget(wanted):
+        sections["training"]["rounds"] = rounds
     for text in wanted.settings:
         _set(sections, text)
     common_settings(sections, "--set" if wanted.settings else str(wanted.peers or "the preset"))
+    of_all = sections["training"].get("rounds")
+    if of_all is not None and rounds > of_all:
+        raise ConfigError(
+            f"is more than training.rounds ({of_all}), at which all sites end",
+            key="--rounds",
+            value=rounds,
+            remedy=f"Write --rounds {of_all} or less, or another training.rounds.",
+        )
     return sections, rounds
+
+
+def _writes_budget(wanted: Wanted) -> bool:
+    """Whether --peers or --set has training.rounds, the length that a cosine takes by default."""
+    written = presets.written(wanted.peers) if wanted.peers else presets.NOTHING_WRITTEN
+    said = {text.partition("=")[0] for text in wanted.settings}
+    return (written.get("training") or {}).get("rounds") is not None or "training.rounds" in said
 
 
 def _own(wanted: Wanted, *, volumes: bool) -> dict[str, dict[str, Any]]:

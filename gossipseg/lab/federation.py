@@ -165,6 +165,7 @@ class _Federation:
             every_rounds=getattr(settings.algorithm, "every_rounds", 1),
             finetune_rounds=getattr(settings.algorithm, "finetune_rounds", 0),
             rounds=plan.budget(name),
+            federation_rounds=settings.training.rounds,
             rng=random.Random(f"{plan.seed}/{name}/node"),
             sign=_sign,
             max_model_bytes=settings.wire.max_model_bytes,

@@ -88,7 +88,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
     if study.adversaries and variant.name == POOLED:
         remedy = "Leave it out, or run it without --adversary."
         raise _impossible(variant, "pooled has no sites", remedy)
-    federation = variants.federation(study.sections, variant, study.own)
+    federation = _federation(study, variant)
     _check_sites(federation.algorithm, study, variant)
     _check_rounds(federation.algorithm, study, variant)
     pooled = variants.pooled_steps(variant) if variant.name == POOLED else "all"
@@ -117,6 +117,16 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
     )
 
 
+def _federation(study: Study, variant: Variant) -> FederationFile:
+    """The settings of a run. Of the common ones, the budget alone may be nothing for this algorithm."""
+    try:
+        return variants.federation(study.sections, variant, study.own)
+    except ConfigError as e:
+        if e.key != "training.rounds" or e.key in dict(variant.options):
+            raise
+        raise _impossible(variant, e.problem, _fewer_alone(study, variant)) from None
+
+
 def _check_sites(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
     exchanges = algorithm.exchange != "none"
     least = max(getattr(algorithm, "min_sites", 1), 2 if exchanges else 1)
@@ -137,8 +147,12 @@ def _check_rounds(algorithm: AlgorithmParams, study: Study, variant: Variant) ->
         raise _impossible(
             variant,
             f"finetune_rounds ({algorithm.finetune_rounds}) leaves no round to learn together",
-            f"Give more --rounds, or {variant.name}[finetune_rounds={max(0, study.rounds // 4)}].",
+            _fewer_alone(study, variant),
         )
+
+
+def _fewer_alone(study: Study, variant: Variant) -> str:
+    return f"Give more --rounds, or {variant.name}[finetune_rounds={max(0, study.rounds // 4)}]."
 
 
 def _impossible(variant: Variant, problem: str, remedy: str) -> ConfigError:

@@ -242,7 +242,8 @@ class LabSite:
         if report.export is not None and self._spoil is not None:
             self._spoil(Path(report.export.path))
         outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None
-        export = self._adopted(report.export, report.round, "update" if self._coordinated else "model")
+        position = report.round + report.ahead
+        export = self._adopted(report.export, position, "update" if self._coordinated else "model")
         export = export and replace(export, dice_val=report.dice_val)
         self.inject(
             events.RoundFinished(
@@ -253,6 +254,7 @@ class LabSite:
                 outcome,
                 report.reverted,
                 report.own_steps,
+                report.ahead,
             )
         )
         self._collect()

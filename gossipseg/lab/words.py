@@ -240,7 +240,7 @@ def yardstick(document: Mapping[str, Any]) -> str:
         return "100 % is what FedAvg moved in this comparison."
     settings = document["settings"]
     if not fedavg_models(len(document["sites"]), settings["rounds"]):
-        return "With so few sites or rounds FedAvg moves no model: there is nothing to relate bytes to."
+        return "With one site FedAvg moves no model: there is nothing to relate bytes to."
     network, size = settings["federation"]["network"]["name"], document.get("fedavg_model_bytes")
     if not size:
         return (

@@ -78,7 +78,7 @@ class Wanted:
     seed: int | None = None
     peers: Path | None = None
     endless: bool = False
-    """Train until stopped, unless `rounds` says otherwise."""
+    """Train until stopped, unless `rounds`, or training.rounds in the --peers file, says otherwise."""
     address: str = "127.0.0.1"
     """A loopback address, on free ports; or a pattern such as `{site}:7443` for machines of these names."""
     listen: str | None = None
@@ -94,14 +94,14 @@ def init_testbed(root: Path, data: list[Path], wanted: Wanted | None = None) -> 
     """
     wanted = wanted or Wanted()
     names = [_site_name(folder) for folder in data]
-    sections, rounds = _sections(data, wanted)
+    sections = _sections(data, wanted)
     addresses = _addresses(names, wanted.address)
     sites = tuple(
         SiteFolder(name, root / "sites" / name, folder.absolute(), address)
         for name, folder, address in zip(names, data, addresses, strict=True)
     )
     for site in sites:
-        _write_site(root, site, rounds, wanted)
+        _write_site(root, site, wanted)
     sections["sites"] = [
         {"name": s.name, "address": s.address, "certificate": _certificate(s).read_text(encoding="ascii")}
         for s in sites
@@ -130,9 +130,9 @@ def load_layout(root: Path) -> Layout:
     sites, rounds = [], None
     for listed in federation.sites:
         folder = root / "sites" / listed.name
-        site = config.load(folder / "site.yaml", env={}).site
-        sites.append(SiteFolder(listed.name, folder, Path(site.data.path), listed.address))
-        rounds = site.rounds
+        loaded = config.load(folder / "site.yaml", env={})
+        sites.append(SiteFolder(listed.name, folder, Path(loaded.site.data.path), listed.address))
+        rounds = loaded.rounds
     return Layout(
         root=root,
         sites=tuple(sites),
@@ -167,17 +167,20 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 # ---------------------------------------------------------------- parts of the files
 
 
-def _sections(data: list[Path], wanted: Wanted) -> tuple[dict[str, Any], int | None]:
-    """The sections of peers.yaml without the sites, and the number of rounds."""
+def _sections(data: list[Path], wanted: Wanted) -> dict[str, Any]:
+    """The sections of peers.yaml without the sites."""
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else _from_data(data)
+    training = sections["training"]
+    if wanted.rounds is not None or not wanted.endless:
+        training["rounds"] = wanted.rounds or rounds
     if wanted.algorithm is not None and sections["algorithm"]["name"] != wanted.algorithm:
         _check_algorithm(wanted.algorithm)
         _set_algorithm(sections, wanted.algorithm, wanted.peers)
     if wanted.steps is not None:
-        sections["training"]["steps_per_round"] = wanted.steps
+        training["steps_per_round"] = wanted.steps
     if wanted.seed is not None:
         sections["seed"] = wanted.seed
-    return sections, wanted.rounds or (None if wanted.endless else rounds)
+    return sections
 
 
 def _set_algorithm(sections: dict[str, Any], name: str, peers: Path | None) -> None:
@@ -206,7 +209,7 @@ def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:
     return presets.sections(task, [(synthetic.SIZE_PX, synthetic.SIZE_PX)])
 
 
-def _write_site(root: Path, site: SiteFolder, rounds: int | None, wanted: Wanted) -> None:
+def _write_site(root: Path, site: SiteFolder, wanted: Wanted) -> None:
     site.folder.mkdir(parents=True, exist_ok=True)
     identity = site.folder / "identity"
     if not _certificate(site).exists():
@@ -220,7 +223,6 @@ def _write_site(root: Path, site: SiteFolder, rounds: int | None, wanted: Wanted
         "identity": {"key": "identity/key.pem", "certificate": "identity/cert.pem"},
         "listen": wanted.listen or site.address,
         "device": {"device": "cpu", "amp": "off", "threads": 1},
-        "rounds": rounds,
         "report_test": True,
         "discovery": {"static": not wanted.mdns, "mdns": wanted.mdns},
     }

@@ -183,12 +183,15 @@ def _one_shot(sections: dict[str, Any], own_task: Mapping[str, Any], own_trainin
 
 
 def from_file(path: Path) -> tuple[dict[str, Any], int]:
-    """Everything but the sites from another peers.yaml, and a quick run's rounds. Raises ConfigError."""
+    """Everything but the sites from another peers.yaml, and its rounds (training.rounds), or a quick run's.
+
+    Raises ConfigError.
+    """
     federation = dataclasses.asdict(config.load_federation(path))
     federation.pop("sites")
     if "membership" not in written(path):
         federation["membership"] = {"preset": "local"}
-    return _plain(federation), SMALL_2D.rounds
+    return _plain(federation), federation["training"]["rounds"] or SMALL_2D.rounds
 
 
 def written(path: Path) -> dict[str, Any]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gossipseg.core import effects as fx
+from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
+from gossipseg.core.params import GossipParams
 from gossipseg.core.types import Phase
 from tests.core.rig import Rig, bare, model, phase
 from tests.core.rounds_bench import (
@@ -98,18 +102,120 @@ def test_a_failed_site_that_trains_again_is_waited_for_again() -> None:
     assert not rig.of(fx.StartRound)
 
 
+def goes_on_from(rig: Rig, round: int) -> None:
+    """The common model of that round is committed, and here."""
+    there = proposal(name=f"g{round}", round=round)
+    rig.asks("z", ms.Commit(RUN, LIST, there))
+    arrives(rig, "z", there)
+
+
 def test_the_last_rounds_are_said_to_be_the_last() -> None:
-    rig = bench(rounds=2)
+    rig = bench(rounds=2, finetune_rounds=1)
     assert rig.node.phase is Phase.TRAINING
     rig.round_done(model("mine", round=1))
-    rig.asks("z", ms.Commit(RUN, LIST, proposal()))
-    arrives(rig, "z", proposal())
-    assert order(rig) == fx.StartRound(2, None, False, common())
+    goes_on_from(rig, 1)
+    assert order(rig) == fx.StartRound(2, None, False, common(), finetuning=True)
     assert rig.node.phase is Phase.ENDING
     rig.round_done()
     assert rig.node.phase is Phase.FINISHED and len(rig.of(fx.Finished)) == 1
     assert asked(rig, "z", prepare(0, round=2)).waiting_for == "finished"
     assert len(rig.of(fx.Finished)) == 0
+
+
+# ---------------------------------------------------------------- the last common model
+
+
+def test_it_finishes_when_the_common_model_of_its_last_round_is_here() -> None:
+    rig = bench(rounds=1)
+    assert order(rig).export
+    rig.round_done(model("mine", round=1))
+    assert rig.node.phase is Phase.TRAINING and not rig.of(fx.Finished)
+    assert not rig.of(fx.StartRound) and view(rig).state != "finished"
+    goes_on_from(rig, 1)
+    assert rig.node.phase is Phase.FINISHED and len(rig.of(fx.Finished)) == 1
+    assert not rig.of(fx.StartRound), "no worker is given it"
+    assert common().hash in rig.node.kept_models()
+
+
+def test_it_finishes_at_once_when_too_few_can_contribute() -> None:
+    rig = trained(rounds=1)
+    for site in ("b", "z"):
+        assert not rig.of(fx.Finished)
+        rig.hears(site, info=phase(Phase.FAILED))
+    assert rig.node.phase is Phase.FINISHED and len(rig.of(fx.Finished)) == 1
+    rig.hears("b", info=AT_1)
+    assert rig.node.phase is Phase.FINISHED, "it stays so"
+
+
+def test_a_site_that_has_finished_with_the_last_common_model_is_no_reason_not_to_fetch_it() -> None:
+    rig = trained(rounds=1)
+    for site in ("b", "z"):
+        rig.hears(site, info=replace(phase(Phase.FINISHED), committed=1))
+    assert rig.node.phase is Phase.TRAINING and not rig.of(fx.Finished)
+
+
+def test_it_finishes_without_it_when_it_has_waited_long_enough() -> None:
+    rig = trained(rounds=1)
+    for request in rig.requests(ms.Prepare):
+        rig.fail(request)
+    effects = rig.until(rig.now + PARAMS.alone_after_s)
+    assert sum(isinstance(e, fx.Finished) for e in effects) == 1 and rig.node.phase is Phase.FINISHED
+
+
+def test_a_pause_at_the_end_ends_with_the_last_common_model() -> None:
+    rig = trained(rounds=1)
+    rig.do(ev.Pause(True))
+    assert rig.node.phase is Phase.PAUSED
+    goes_on_from(rig, 1)
+    assert rig.node.phase is Phase.FINISHED and len(rig.of(fx.Finished)) == 1
+
+
+# ---------------------------------------------------------------- the federation's budget
+
+
+def test_a_common_model_moves_the_end() -> None:
+    """Own round 3 begins with the common model of round 7 of 10: it is round 8 of the federation."""
+    rig = bench(ready=False, federation_rounds=10, finetune_rounds=2)
+    rig.ready(round=1, steps=10, last_global="of round 1")
+    goes_on_from(rig, 7)
+    rig.round_done()
+    assert not order(rig).finetuning and order(rig).export
+    assert rig.node.last_round == 5
+    rig.round_done(model("mine", round=3), ahead=5)
+    goes_on_from(rig, 8)
+    assert order(rig) == fx.StartRound(4, None, False, common("g8", 8), finetuning=True)
+    rig.round_done(ahead=5)
+    assert order(rig) == fx.StartRound(5, None, False, finetuning=True)
+    rig.round_done(ahead=5)
+    assert rig.node.phase is Phase.FINISHED and rig.node.round == 5
+
+
+def test_after_a_restart_the_worker_says_where_it_stands() -> None:
+    rig = bench(ready=False, federation_rounds=10)
+    rig.ready(round=3, steps=30, last_global="of round 9", ahead=7)
+    assert rig.node.phase is Phase.FINISHED
+    rig = bench(ready=False, federation_rounds=10)
+    rig.ready(round=12, steps=120, last_global="of round 7", ahead=-4)
+    assert order(rig).export
+
+
+@pytest.mark.parametrize(("own", "federation", "end"), [(1, 9, 1), (None, 1, 1), (9, 1, 1), (1, None, 1)])
+def test_the_earlier_budget_counts(own: int | None, federation: int | None, end: int) -> None:
+    rig = bench(rounds=own, federation_rounds=federation)
+    rig.round_done(model("mine", round=1))
+    goes_on_from(rig, 1)
+    assert rig.node.phase is Phase.FINISHED and rig.node.round == end
+
+
+def test_in_gossip_too_the_worker_says_how_far_ahead_the_federation_is() -> None:
+    rig = Rig(federation_rounds=10, gossip=GossipParams(sender_rate=0.0)).start()
+    rig.meet("b", "c", "d")
+    rig.ready(round=0, steps=0)
+    rig.round_done(ahead=8)
+    assert rig.node.phase is Phase.TRAINING
+    assert asked(rig, "b", ms.Offer(model("late"))).reason == "finished", "no later round could host it"
+    rig.round_done(ahead=8)
+    assert rig.node.phase is Phase.FINISHED and rig.node.round == 2
 
 
 def test_what_a_worker_started_from_before_a_restart_is_not_taken_twice() -> None:

@@ -109,6 +109,7 @@ def federation(tmp_path: Path, identities: dict[str, trust.Identity]) -> Iterato
     document = {
         "federation": "test",
         "task": TASK,
+        "training": {"rounds": 40},
         "sites": [
             {"name": "north", "address": "127.0.0.1:7443", "certificate": north.certificate_pem.decode()},
             {"name": "south", "address": transport.address, "certificate": south.certificate_pem.decode()},
@@ -155,6 +156,7 @@ def test_a_healthy_site(ctl: Any, federation: Federation, identities: Any, monke
     assert list(found) == [
         "config",
         "flips",
+        "schedule",
         "identity",
         "certificate",
         "clock",
@@ -206,14 +208,44 @@ def certificate(name: str, days: int) -> str:
 
 
 def test_rounds_to_be_trained_alone_without_an_end(ctl: Any, federation: Federation) -> None:
-    federation.doc["algorithm"] = {"name": "fedavg_finetune"}
+    federation.doc.update(algorithm={"name": "fedavg_finetune"}, training={})
     federation.write()
     code, found = examine(ctl, federation, "--no-peers")
     assert code == 0 and states(found["rounds"]) == {"warning"}
     assert "the last 5 rounds, which fedavg_finetune trains alone, never come" in found["rounds"][0]["detail"]
-    federation.doc["algorithm"] = {"name": "fedavg"}
+    federation.doc["training"] = {"rounds": 20}
     federation.write()
     assert "rounds" not in examine(ctl, federation, "--no-peers")[1]
+    federation.doc.update(algorithm={"name": "fedavg"}, training={})
+    federation.write()
+    assert "rounds" not in examine(ctl, federation, "--no-peers")[1]
+
+
+@pytest.mark.parametrize(
+    ("training", "state", "detail"),
+    [
+        ({}, "warning", "the learning rate stays at 0.001"),
+        ({"schedule": "cosine"}, "warning", "the learning rate stays at 0.001"),
+        ({"rounds": 100}, "ok", "cosine from 0.001 to 1e-05 over 100 rounds"),
+        ({"rounds": 100, "schedule_rounds": 80}, "ok", "cosine from 0.001 to 1e-05 over 80 rounds"),
+        ({"rounds": 100, "schedule": "constant"}, "ok", "constant at 0.001"),
+        ({"schedule": "step_decay"}, "ok", "0.001, times 0.95 after every 1000 steps"),
+    ],
+)
+def test_a_schedule_that_knows_no_end_is_told(
+    ctl: Any, federation: Federation, training: dict[str, Any], state: str, detail: str
+) -> None:
+    federation.doc["training"] = training
+    federation.write()
+    (found,) = examine(ctl, federation, "--no-peers")[1]["schedule"]
+    assert found["state"] == state and detail in found["detail"]
+    assert ("training.rounds" in found["remedy"]) == (state == "warning")
+
+
+def test_the_end_of_a_cosine_is_the_trainers() -> None:
+    from gossipseg.learn.optim import FINAL_SHARE
+
+    assert doctor.COSINE_END == FINAL_SHARE
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ def test_sites_finish_their_budget_and_private_parts_stay(tmp_path: Path) -> Non
         for name in NAMES:
             f.until_round(name, 3)
             f.until(f"{name} has finished", lambda name=name: bool(f[name].events("finished")))
-        assert {committed(f, name) for name in NAMES} == {2}, "nobody would use the common model of the last"
+        assert {committed(f, name) for name in NAMES} == {3}, "the common model of the last round is kept"
         models = [p for name in NAMES for p in (f[name].folder / "state" / "models").glob("*.safetensors")]
         assert models
         for path in models:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from gossipseg.errors import ConfigError, DataError
 from gossipseg.lab import choices, plans, variants
 from gossipseg.lab.choices import Wanted
 from gossipseg.lab.plans import Replicate
+from gossipseg.testbed import presets
 from tests.lab import rig
 
 
@@ -44,6 +46,35 @@ from tests.lab import rig
 def test_wrong_choices_are_refused_in_words(hospitals: Path, wanted: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         choices.read(Wanted(hospitals, **{"rounds": 4, **wanted}))
+
+
+@pytest.mark.parametrize(
+    ("written", "wanted", "rounds", "budget"),
+    [
+        (None, {"rounds": 6}, 6, 6),
+        (None, {"rounds": 6, "settings": ("training.rounds=8",)}, 6, 8),
+        (None, {"rounds": 6, "settings": ("training.rounds=null",)}, 6, None),
+        ({}, {}, 18, 18),
+        ({"rounds": 9}, {}, 9, 9),
+        ({"rounds": 9}, {"rounds": 6}, 6, 9),
+    ],
+)
+def test_the_rounds_are_the_federations_budget_unless_one_is_set(
+    hospitals: Path, tmp_path: Path, written: Any, wanted: dict[str, Any], rounds: int, budget: int | None
+) -> None:
+    if written is not None:
+        sections, _ = presets.from_data(sorted(p for p in hospitals.iterdir() if p.is_dir()))
+        sections["training"] |= written
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(sections))
+        wanted = {**wanted, "peers": tmp_path / "mine.yaml"}
+    study = choices.read(Wanted(hospitals, **wanted))
+    assert (study.rounds, study.sections["training"]["rounds"]) == (rounds, budget)
+
+
+def test_more_rounds_than_the_budget_that_is_set(hospitals: Path) -> None:
+    with pytest.raises(ConfigError, match=r"more than training\.rounds") as caught:
+        choices.read(Wanted(hospitals, rounds=6, settings=("training.rounds=5",)))
+    assert caught.value.key == "--rounds" and "--rounds 5" in caught.value.remedy
 
 
 def test_what_the_user_set_stays_under_an_algorithm_with_a_preset_of_its_own(

@@ -68,14 +68,14 @@ def test_the_worst_sites_gain_over_training_alone() -> None:
 
 
 def test_bytes_in_units_of_fedavg_that_was_not_run() -> None:
-    # 2 sites, 5 rounds: 2·(2−1)·4 = 8 models of 100 bytes; gcml moved 400 bytes a run
-    assert statistics.fedavg_models(2, 5) == 8
-    assert statistics.summarise(TWO_SITES)[1].relative_bytes == pytest.approx(400 / 800)
+    # 2 sites, 5 rounds: 2·(2−1)·5 = 10 models of 100 bytes; gcml moved 400 bytes a run
+    assert statistics.fedavg_models(2, 5) == 10
+    assert statistics.summarise(TWO_SITES)[1].relative_bytes == pytest.approx(400 / 1000)
 
 
 def test_an_algorithm_that_sends_a_part_is_held_against_the_whole_model() -> None:
-    # as above, fedsca sending adapters of 12 bytes: 8 of them are 12 % of 8 models, not all of FedAvg's bytes
-    sent = {"model_bytes_out": 48, "wire_model_bytes": 12}
+    # as above, fedsca sending adapters of 12 bytes: ten are 12 % of ten models, not all of FedAvg's bytes
+    sent = {"model_bytes_out": 60, "wire_model_bytes": 12}
     runs = [row("fedsca", 0, site, {"p": 0.5}, **sent) for site in ("a", "b")]
     assert statistics.summarise(document(*runs))[0].relative_bytes == pytest.approx(0.12)
     assert statistics.summarise(document(*runs, fedavg_model_bytes=None))[0].relative_bytes is None

@@ -48,7 +48,7 @@ def test_table_report_and_results_hold_one_that_sends_a_part_against_the_whole(
     whole = yardstick.fedavg_model_bytes(document["settings"])
     assert whole == document["fedavg_model_bytes"]
     moved = sum(row["model_bytes_out"] for row in document["runs"])
-    share = moved / (2 * whole)  # two sites, two rounds: two models
+    share = moved / (4 * whole)  # two sites, two rounds: four models
     assert document["summary"][0]["relative_bytes"] == pytest.approx(share)
     for shown in (terminal, (tmp_path / "report.html").read_text()):
         assert f"{100 * share:.0f} %" in shown

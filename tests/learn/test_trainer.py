@@ -252,9 +252,7 @@ def test_who_trains_alone_takes_nothing_in(data: Path, tmp_path: Path, guest: jo
     assert trainer.run_round(jobs.StartRound(2, guest)).visit.reason == "no_exchange"
 
 
-def test_gossip_average_merges_on_arrival(
-    data: Path, tmp_path: Path, guest: jobs.Visit
-) -> None:
+def test_gossip_average_merges_on_arrival(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
     trainer = trainer_after_one_round(data, tmp_path, GossipAverageParams(), training={"learning_rate": 0.0})
     before = copy_of(trainer.student.weights())
     done = trainer.run_round(jobs.StartRound(2, guest))

@@ -53,6 +53,8 @@ class Worker:
     contract: tuple[tuple[str, str], ...] = field(default_factory=signed_contract)
     round: int = 0
     steps: int = 0
+    ahead: int = 0
+    """As events.WorkerReady says."""
     last_visit: str | None = None
     last_global: str | None = None
     aggregate_s: float = 3.0
@@ -125,6 +127,7 @@ class Simulator:
         gossip: GossipParams | None = None,
         net: Net | None = None,
         rounds: int | None = None,
+        federation_rounds: int | None = None,
         exchange: Literal["none", "gossip", "rounds"] = "gossip",
         rounds_params: RoundsParams | None = None,
         every_rounds: int = 1,
@@ -146,6 +149,7 @@ class Simulator:
         self.rounds_params = rounds_params or RoundsParams()
         self.quarantine = quarantine or QuarantineParams()
         self.every_rounds, self.finetune_rounds = every_rounds, finetune_rounds
+        self.federation_rounds = federation_rounds
         self.updates: dict[str, Update] = {}
         """Of each exported update, what it was made from."""
         self.contents: dict[str, tuple[tuple[Site, str], ...]] = {}
@@ -216,6 +220,7 @@ class Simulator:
             gossip=self.gossip,
             exchange=self.exchange,
             rounds=node.rounds,
+            federation_rounds=self.federation_rounds,
             rounds_params=self.rounds_params,
             every_rounds=self.every_rounds,
             finetune_rounds=self.finetune_rounds,
@@ -458,9 +463,10 @@ class Simulator:
         if node.life != life or node.state is None:
             return
         w = node.worker
-        self._step(
-            node, ev.WorkerReady(w.round, w.steps, w.cases, w.contract, w.last_visit, None, w.last_global)
+        event = ev.WorkerReady(
+            w.round, w.steps, w.cases, w.contract, w.last_visit, None, w.last_global, ahead=w.ahead
         )
+        self._step(node, event)
 
     def _start_round(self, node: SimNode, effect: fx.StartRound) -> None:
         w = node.worker
@@ -476,6 +482,7 @@ class Simulator:
         w = node.worker
         if node.life != life or node.state is None or w.running != serial:
             return
+        takes_over = effect.visit is not None and effect.visit.model.steps > 2 * w.steps
         w.round, w.steps = effect.round, w.steps + w.steps_per_round
         visit = None
         if effect.visit is not None:
@@ -484,21 +491,28 @@ class Simulator:
             w.visits.append(model.hash)
             w.heard_of |= self.lineage.get(model.hash, 0)
             w.steps = max(w.steps, model.steps)
+            if takes_over:
+                w.ahead = max(0, self._position(model.round + 1) - effect.round)
             visit = ev.VisitResult(model.hash, "merged")
         if effect.start_from is not None:
             w.last_global = effect.start_from.hash
+            w.ahead = self._position(effect.start_from.round * self.every_rounds + 1) - effect.round
         # Here the checkpoint is on disk; the daemon may die before it hears of it.
         export = None
         if effect.export:
             hash = blake2b(f"{node.site} {w.round} {life}".encode(), digest_size=32).hexdigest()
             self.lineage[hash] = w.heard_of
             self.updates[hash] = Update(node.site, w.last_global)
-            export = ModelRef(hash, self.model_bytes, w.round, w.steps, w.cases)
+            export = ModelRef(hash, self.model_bytes, w.round + w.ahead, w.steps, w.cases)
         node.round_times.append(self.now)
         if self.now < node.busy_until:
             self.at(node.busy_until, self._report_round, node, life, w.round, w.steps, export, visit)
         else:
             self._report_round(node, life, w.round, w.steps, export, visit)
+
+    def _position(self, round: int) -> int:
+        """A round of the federation's budget, which it does not pass."""
+        return round if self.federation_rounds is None else min(round, self.federation_rounds)
 
     def _report_round(
         self,
@@ -512,7 +526,8 @@ class Simulator:
         if node.life == life and node.state is not None:
             if export is not None:
                 node.files.add(export.hash)
-            self._step(node, ev.RoundFinished(round, steps, None, export, visit))
+            done = ev.RoundFinished(round, steps, None, export, visit, ahead=node.worker.ahead)
+            self._step(node, done)
 
     def _aggregate(self, node: SimNode, effect: fx.Aggregate) -> None:
         w = node.worker

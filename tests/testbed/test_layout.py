@@ -6,6 +6,7 @@ import json
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -56,7 +57,8 @@ def test_every_site_file_loads_and_names_its_own_identity(data: list[Path], tmp_
     assert [s.name for s in made.sites] == ["north", "lakeside", "valley"]
     for site in made.sites:
         loaded = config.load(site.config_path, env={})
-        assert loaded.site.rounds == 7
+        assert (loaded.rounds, loaded.federation.training.rounds, loaded.site.rounds) == (7, 7, None)
+        assert loaded.federation.training.schedule_in_force == "cosine"
         assert loaded.site.report_test
         assert loaded.federation.seed == 3
         assert loaded.federation.task.label_map == {255: 1}
@@ -94,9 +96,32 @@ def test_a_testbed_for_containers_may_be_moved(data: list[Path], tmp_path: Path)
     raw = yaml.safe_load(made.sites[0].config_path.read_text())
     assert raw["data"]["path"] == "../../data/north"
     assert raw["listen"] == "0.0.0.0:7443"
-    assert raw["rounds"] is None
+    assert "rounds" not in raw and made.rounds is None
     assert raw["discovery"] == {"static": False, "mdns": True}
     assert made.sites[0].address == "north:7443"
+
+
+@pytest.mark.parametrize(
+    ("training", "wanted", "rounds", "cosine"),
+    [
+        ({}, {}, 18, 18),
+        ({}, {"endless": True}, None, None),
+        ({}, {"endless": True, "rounds": 5}, 5, 5),
+        ({"rounds": 30}, {}, 30, 30),
+        ({"rounds": 30}, {"endless": True}, 30, 30),
+        ({"rounds": 30}, {"rounds": 5}, 5, 5),
+        ({"schedule_rounds": 40}, {"rounds": 5}, 5, 40),
+    ],
+)
+def test_the_budget_of_a_testbed_is_the_federations(
+    data: list[Path], tmp_path: Path, training: Any, wanted: Any, rounds: int | None, cosine: int | None
+) -> None:
+    file = tmp_path / "mine.yaml"
+    task = {"name": "t", "channels": 1, "labels": {0: "background", 1: "organ"}}
+    file.write_text(yaml.safe_dump({"federation": "mine", "task": task, "training": training}))
+    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, **wanted))
+    found = config.load_federation(made.federation_path).training
+    assert (made.rounds, found.rounds, found.cosine_rounds) == (rounds, rounds, cosine)
 
 
 def test_a_peers_file_decides_and_flags_decide_over_it(data: list[Path], tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Coordinated:
     """Rounds that a site trains between two exchanges; 3 moves a third of the bytes."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 0
     """The last so many rounds of the budget are trained alone, from the last common model."""
-    finetune_learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    finetune_learning_rate: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     """Of these rounds, at their beginning; None: training.learning_rate."""
     finetune_schedule: Literal["cosine", "constant"] = "cosine"
     """Of these rounds: down to a hundredth over all of them, or none."""

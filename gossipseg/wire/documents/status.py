@@ -73,7 +73,8 @@ class StatusDoc(Document):
     round: int = 0
     """Rounds completed."""
     rounds: int | None = None
-    """Training budget; null: no end."""
+    """Those after which the site finishes, in its own count, as things stand: fewer than training.rounds
+    where it joined late or was away; null: no end."""
     step: int = 0
     """Of the round that runs."""
     steps_per_round: int = 0

@@ -1,0 +1,34 @@
+"""How many rounds a site trains: its own budget, the federation's, and how far ahead that one counts.
+
+Values and sums only. What must not be here: when a round starts (plan.py, training.py).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Budget:
+    """One for all parts of a node: `ahead` is set as the worker reports, and as the plan orders."""
+
+    own: int | None = None
+    """The site's rounds in all, in its own count; None: it sets no end."""
+    federation: int | None = None
+    """The round at whose end every site has finished; None: there is none."""
+    ahead: int = 0
+    """Rounds by which the federation is ahead of this site's own count. Negative where the site has trained
+    rounds alone."""
+
+    @property
+    def last(self) -> float:
+        """The own round at whose end the site has finished, by the earlier of the two; infinite: never."""
+        own = math.inf if self.own is None else self.own
+        return own if self.federation is None else min(own, self.federation - self.ahead)
+
+    def begin_at(self, position: int, round: int) -> None:
+        """Own round `round` is round `position` of the federation, or its last one if that is over."""
+        if self.federation is not None:
+            position = min(position, self.federation)
+        self.ahead = position - round
