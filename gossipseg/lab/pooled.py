@@ -49,9 +49,15 @@ class _Pooled:
             name: make_spec(settings, name, data, folder / name, plan.rounds, plan.device)
             for name, data in site_data.items()
         }
-        # Validation is done here, site by site.
+        # Validation is done here, site by site, and the end is plan.rounds.
         steps = settings.training.steps_per_round * (len(plan.sites) if plan.pooled_steps == "all" else 1)
-        training = dataclasses.replace(settings.training, steps_per_round=steps, validate_every_rounds=NEVER)
+        training = dataclasses.replace(
+            settings.training,
+            steps_per_round=steps,
+            validate_every_rounds=NEVER,
+            rounds=None,
+            schedule_rounds=settings.training.cosine_rounds,
+        )
         union = make_spec(
             dataclasses.replace(settings, training=training),
             NAME,
