@@ -5,11 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from gossipseg.core import events as ev
 from gossipseg.core.params import GossipParams
 from gossipseg.core.types import Phase
 from tests.sim.simulator import Net, SimNode, Simulator
-from tests.sim.test_rounds import LAN, QUICK, committed, federation, notes, on_disk, state, verify
+from tests.sim.test_rounds import (
+    CHAOS,
+    LAN,
+    QUICK,
+    break_it,
+    committed,
+    federation,
+    notes,
+    on_disk,
+    state,
+    verify,
+)
 
 
 def ends(sim: Simulator, within_s: float) -> None:
@@ -238,3 +252,24 @@ def test_over_bad_lines_all_end_with_the_last_common_model(seed: int) -> None:
     sim = federation(4, seed=seed, net=net, federation_rounds=5)
     ends(sim, 500)
     assert set(committed(sim).values()) == {5}
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(2, 5), st.integers(0, 2), st.integers(1, 2), CHAOS)
+def test_whatever_breaks_all_end_together_with_one_model(
+    seed: int, n: int, finetune: int, every: int, faults: list[tuple[float, str, int, int]]
+) -> None:
+    sim = federation(n, seed=seed, federation_rounds=6, finetune_rounds=finetune, every_rounds=every)
+    sim.run(20)
+    for pause_s, what, which, how in faults:
+        sim.run(sim.now + pause_s)
+        break_it(sim, what, which, how)
+    sim.heal()
+    for node in sim.nodes.values():
+        node.crash_within = None
+        if not node.up:
+            sim.start(node.site)
+        sim.tell(node.site, ev.Pause(False))
+    ends(sim, 600)
+    assert len(set(committed(sim).values())) == 1
+    assert {position(node) for node in sim.nodes.values()} == {6}
