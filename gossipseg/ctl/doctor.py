@@ -28,7 +28,7 @@ from gossipseg.ctl import learn
 from gossipseg.ctl import output as out
 from gossipseg.errors import DaemonUnreachable, GossipsegError
 from gossipseg.learn.flips import resolve
-from gossipseg.learn.params import ONE_SHOT_ALGORITHM
+from gossipseg.learn.params import FINAL_SHARE, ONE_SHOT_ALGORITHM
 from gossipseg.wire.addresses import split_address
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import StatusDoc
@@ -37,8 +37,6 @@ DAY_S = 86_400
 _TIME_ERROR = 5
 """adjtimex(2): the clock is not synchronised."""
 MAX_PROBLEMS = 20
-COSINE_END = 0.01
-"""As learn.optim has it, which needs torch: the share of the learning rate at which a cosine ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ def check_schedule(config: Config) -> Finding:
     rate, rounds, schedule = training.learning_rate, training.cosine_rounds, training.schedule_in_force
     if schedule == "cosine":
         return Finding(
-            "schedule", "ok", f"cosine from {rate:g} to {COSINE_END * rate:g} over {rounds} rounds"
+            "schedule", "ok", f"cosine from {rate:g} to {FINAL_SHARE * rate:g} over {rounds} rounds"
         )
     if schedule == "step_decay":
         every, factor = training.decay_every_steps, training.decay_factor

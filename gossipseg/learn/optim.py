@@ -11,11 +11,9 @@ import math
 import torch
 from torch import nn
 
-from gossipseg.learn.params import TrainingParams
+from gossipseg.learn.params import FINAL_SHARE, TrainingParams
 
 SGD_MOMENTUM = 0.9
-FINAL_SHARE = 0.01
-"""The cosine ends at this share of the learning rate, and stays there."""
 
 
 def make_optimizer(model: nn.Module, training: TrainingParams) -> torch.optim.Optimizer:

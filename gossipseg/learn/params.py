@@ -325,6 +325,9 @@ MOST = 10**12
 """Of the steps and cases that other sites claim no more is passed on in this site's name: beyond 2^53 its own
 words would be refused by everybody."""
 
+FINAL_SHARE = 0.01
+"""The cosine ends at this share of the learning rate, and stays there."""
+
 SplitName = Literal["training", "validation", "test"]
 
 ONE_SHOT_ALGORITHM, ONE_SHOT_NETWORK = "fedcowpro", "cowpro_encoder"

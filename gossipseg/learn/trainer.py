@@ -219,10 +219,11 @@ class Trainer:
         return trouble
 
     def _federation_round(self, common: jobs.CommonModel) -> int:
-        """The round of the federation's budget that begins from a common model."""
-        algorithm = self.setup.algorithm
+        """The round of the federation's budget that begins from a common model; the last one at most."""
+        algorithm, budget = self.setup.algorithm, self.setup.training.rounds
         assert isinstance(algorithm, Coordinated)
-        return common.round * algorithm.every_rounds + 1
+        next = common.round * algorithm.every_rounds + 1
+        return next if budget is None else min(next, budget)
 
     def _done(self, order: jobs.StartRound, scores: Scores | None, started: float) -> dict[str, Any]:
         loss, terms = self.run.tally.means()

@@ -242,12 +242,6 @@ def test_a_schedule_that_knows_no_end_is_told(
     assert ("training.rounds" in found["remedy"]) == (state == "warning")
 
 
-def test_the_end_of_a_cosine_is_the_trainers() -> None:
-    from gossipseg.learn.optim import FINAL_SHARE
-
-    assert doctor.COSINE_END == FINAL_SHARE
-
-
 @pytest.mark.parametrize(
     ("labels", "training", "state", "words"),
     [
