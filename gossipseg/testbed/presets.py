@@ -1,9 +1,7 @@
 """Sizes for a quick run on a CPU: patch, network width, steps and rounds for a kind of data.
 
 What belongs here: the defaults of testbed and lab, all of which --peers FILE replaces, as sections of a
-peers.yaml. What must not: the product's own defaults (they are in each part's params.py). With so few rounds
-the running average must be quicker than the product's (0.9 a round would still hold a quarter of the
-untrained model after a dozen).
+peers.yaml. What must not: the product's own defaults (they are in each part's params.py).
 """
 
 from __future__ import annotations
@@ -40,8 +38,7 @@ class Preset:
 
 
 # Rounds are short, so that models meet while they are alike, and many, so that each site nearly surely meets
-# another one's. Early in a fast training the Dice jumps by 0.1 from round to round: the guard must not take
-# that for harm.
+# another one's.
 SMALL_2D = Preset(
     64,
     NetworkParams(width=8, dropout=0.1),
@@ -49,8 +46,6 @@ SMALL_2D = Preset(
         steps_per_round=24,
         batch_size=4,
         learning_rate=2e-3,
-        ema_decay=0.7,
-        guard_drop=0.2,
         window_overlap=0.25,
     ),
     18,
@@ -59,19 +54,19 @@ SMALL_2D = Preset(
 GREY_2D = Preset(
     96,
     NetworkParams(width=8, dropout=0.1),
-    TrainingParams(steps_per_round=25, batch_size=4, learning_rate=2e-3, ema_decay=0.7, window_overlap=0.25),
+    TrainingParams(steps_per_round=25, batch_size=4, learning_rate=2e-3, window_overlap=0.25),
     12,
 )
 RGB_2D = Preset(
     128,
     NetworkParams(width=8, dropout=0.1),
-    TrainingParams(steps_per_round=20, batch_size=4, learning_rate=2e-3, ema_decay=0.7, window_overlap=0.125),
+    TrainingParams(steps_per_round=20, batch_size=4, learning_rate=2e-3, window_overlap=0.125),
     10,
 )
 SMALL_3D = Preset(
     48,
     NetworkParams(width=8, dropout=0.1),
-    TrainingParams(steps_per_round=15, batch_size=2, learning_rate=2e-3, ema_decay=0.7, window_overlap=0.25),
+    TrainingParams(steps_per_round=15, batch_size=2, learning_rate=2e-3, window_overlap=0.25),
     10,
 )
 LOCAL_ROUNDS = RoundsParams(deadline_s=60.0, patience_s=15.0, alone_after_s=120.0, poll_interval_s=1.0)
