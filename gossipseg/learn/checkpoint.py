@@ -19,7 +19,9 @@ from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.setup import Setup
 from gossipseg.store import Checkpoints
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, FORMAT)
+"""1: of version 0.1, whose average begins at the initial weights (student.restore)."""
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +54,8 @@ def load_checkpoint(store: Checkpoints, contract: Mapping[str, str]) -> tuple[di
     """The newest readable checkpoint, on the CPU, and a warning ("" if all is well).
 
     (None, "") when there is none: a fresh start. A damaged one is set aside when an older one can be read.
-    Raises ConfigError when it belongs to another contract, LocalError when none can be read.
+    Raises ConfigError when it belongs to another contract, LocalError when none can be read or a later
+    version wrote one.
     """
     damaged: list[Path] = []
     for path in store.newest():
@@ -78,8 +81,14 @@ def _read(path: Path) -> dict[str, Any] | None:
     except Exception as e:  # torch.load raises whatever the damage leads to: zip, pickle, EOF, runtime errors
         log.warning("%s cannot be read: %s: %s", path, type(e).__name__, e)
         return None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        log.warning("%s is not a checkpoint of format %d", path, FORMAT)
+    written = document.get("format") if isinstance(document, dict) else None
+    if isinstance(written, int) and written > FORMAT:
+        raise LocalError(
+            f"{path}: was written by a later version of gossipseg. Install that version again, or start "
+            "afresh: give the site another state_dir."
+        )
+    if written not in READABLE:
+        log.warning("%s is not a checkpoint", path)
         return None
     if not intact(document):
         log.warning("%s does not hold what was written", path)

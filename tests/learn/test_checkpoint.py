@@ -11,11 +11,12 @@ import torch
 
 from gossipseg.algos.params import LocalParams
 from gossipseg.errors import ConfigError, DiskFull, LocalError
-from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
+from gossipseg.learn import jobs
+from gossipseg.learn.checkpoint import contract_of, digest, load_checkpoint, save_checkpoint
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.setup import read_setup
 from gossipseg.store import Checkpoints
-from tests.learn.harness import make_spec, same
+from tests.learn.harness import make_spec, make_trainer, same, write_png_site
 
 CONTRACT = {"network.signature": "abc", "algorithm.name": "gcml"}
 
@@ -130,3 +131,51 @@ def test_what_must_not_change_and_what_may(tmp_path: Path, change: dict[str, Any
 
     old, new = (contract_of(read_setup(s), "sig") for s in (spec, changed(spec)))
     assert [k for k in old if old[k] != new[k]] == ([key] if key else [])
+
+
+# ---------------------------------------------------------------- the version before
+
+
+def test_a_checkpoint_of_version_0_1_is_gone_on_with_and_its_average_begins_anew(tmp_path: Path) -> None:
+    """It holds no count of averaged rounds, no rounds' weights, and a guard of another form."""
+    data = write_png_site(tmp_path / "site")
+    trainer = make_trainer(make_spec(data, tmp_path / "a"))
+    for number in (1, 2):
+        trainer.run_round(jobs.StartRound(number))
+    state = trainer.state()
+    for key in ("averaged_rounds", "recent"):
+        del state[key]
+    for key in ("in_average", "ahead", "finetuned"):
+        del state["history"][key]
+    state["guard"] = {
+        "hash": "v",
+        "frm": "south",
+        "judge_round": 3,
+        "before": [0.5],
+        "steps": 4,
+        "snapshot": {},
+    }
+    store = Checkpoints(tmp_path / "store", keep=2)
+    path = save_checkpoint(store, state, CONTRACT)
+    document = torch.load(path, weights_only=True)
+    document["format"] = 1
+    document["digest"] = digest({k: v for k, v in document.items() if k != "digest"})
+    torch.save(document, path)
+
+    loaded, warning = load_checkpoint(store, CONTRACT)
+    assert loaded is not None and warning == ""
+    again = make_trainer(make_spec(data, tmp_path / "a"))
+    again.load(loaded)
+    assert same(again.student.ema.state_dict(), trainer.student.ema.state_dict())
+    again.run_round(jobs.StartRound(3))
+    assert same(again.student.ema.state_dict(), again.student.model.state_dict())
+    assert again.student.averaged_rounds == 1 and not again.guard.pending
+
+
+def test_a_checkpoint_of_a_later_version_is_neither_read_nor_set_aside(store: Checkpoints) -> None:
+    """Or training would go back to an older one in silence."""
+    newest = store.newest()[0]
+    torch.save({**torch.load(newest, weights_only=True), "format": 3}, newest)
+    with pytest.raises(LocalError, match=r"round-3\.pt: was written by a later version"):
+        load_checkpoint(store, CONTRACT)
+    assert newest.exists()
