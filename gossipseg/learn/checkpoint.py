@@ -87,7 +87,7 @@ def _read(path: Path) -> dict[str, Any] | None:
             f"{path}: was written by a later version of gossipseg. Install that version again, or start "
             "afresh: give the site another state_dir."
         )
-    if written not in READABLE:
+    if not isinstance(document, dict) or written not in READABLE:
         log.warning("%s is not a checkpoint", path)
         return None
     if not intact(document):

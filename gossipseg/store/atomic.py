@@ -41,15 +41,17 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None], *, mode: 
         sink.close()
         os.replace(temporary, path)  # noqa: PTH105 (one name for the fault-injection tests)
     except BaseException as e:
-        written, full = (sink.abandon(), sink.failed_for_space) if sink else (0, False)
+        written, failure = (sink.abandon(), sink.failure) if sink else (0, None)
         with contextlib.suppress(OSError):  # the first error says more; sweep_temporaries removes it later
             temporary.unlink(missing_ok=True)
         needed = max(written, len(data) if isinstance(data, bytes) else 0)
-        if full or (isinstance(e, OSError) and e.errno in _FULL):
+        if failure is None and isinstance(e, OSError):
+            failure = e
+        if failure is None:
+            raise
+        if failure.errno in _FULL:
             raise disk_full(path, needed) from e
-        if isinstance(e, OSError):
-            raise disk_error(path, "written", e) from e
-        raise
+        raise disk_error(path, "written", failure) from e
     fsync_directory(path.parent)
 
 
@@ -114,9 +116,9 @@ def disk_error(path: Path, done: str, e: OSError) -> LocalError:
 
 
 class _Sink(io.BufferedWriter):
-    """A file under a lock that remembers running out of space.
+    """A file under a lock that remembers why it could not be written.
 
-    torch.save turns an OSError of its file into a RuntimeError; the reason must not get lost.
+    torch.save may turn an OSError of its file into a RuntimeError; the reason must not get lost.
     """
 
     def __init__(self, path: Path, mode: int) -> None:
@@ -127,7 +129,7 @@ class _Sink(io.BufferedWriter):
         except OSError:
             self.raw.close()
             raise
-        self.failed_for_space = False
+        self.failure: OSError | None = None
         self._asked = 0
 
     def write(self, data: object, /) -> int:
@@ -135,7 +137,7 @@ class _Sink(io.BufferedWriter):
         try:
             return super().write(data)  # type: ignore[arg-type]
         except OSError as e:
-            self.failed_for_space |= e.errno in _FULL
+            self.failure = self.failure or e
             raise
 
     def abandon(self) -> int:

@@ -18,8 +18,8 @@ SHADOW = "training.shadow_local=true"
 def test_a_shadow_is_deployed_with_the_model_and_costs_a_second_training(hospitals: Path) -> None:
     cache, gossip = DataCache(), "gossip_average[gossip.sender_rate=1,gossip.warmup_rounds=0]"
     fast = ("training.learning_rate=0.05", "training.ema_decay=0")
-    plain = rig.run(rig.plan(hospitals, gossip, rounds=3, settings=fast), cache)
-    shadowed = rig.run(rig.plan(hospitals, gossip, rounds=3, settings=(*fast, SHADOW)), cache)
+    plain = rig.run(rig.plan(hospitals, gossip, rounds=4, settings=fast), cache)
+    shadowed = rig.run(rig.plan(hospitals, gossip, rounds=4, settings=(*fast, SHADOW)), cache)
     for site, row in shadowed.items():
         assert row["gradient_evaluations"] == 2 * plain[site]["gradient_evaluations"]
         verdict = row["deployed"]
@@ -35,7 +35,7 @@ def test_local_is_its_own_shadow(hospitals: Path) -> None:
 
 
 def test_progress_counts_steps_however_many_models_take_them(hospitals: Path) -> None:
-    plan = rig.plan(hospitals, f"gcml[{SHADOW},gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=3)
+    plan = rig.plan(hospitals, f"gcml[{SHADOW},gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=4)
     told: list[int] = []
     rows = federation.run(plan, DataCache(), lambda steps, text: told.append(steps))
     assert any(row["merged"] for row in rows), "in some rounds three models train"

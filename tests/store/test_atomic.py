@@ -59,7 +59,17 @@ def test_a_full_disk_says_where_and_how_much(tmp_path, monkeypatch) -> None:
     assert all("bytes free" in str(e) for e in full)
 
 
-def test_a_writer_that_hides_the_reason_still_says_disk_full(tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.ENOSPC, DiskFull, "the disk is full"),
+        (errno.EFBIG, LocalError, "cannot be written: File too large"),
+        (errno.EIO, LocalError, "cannot be written: Input/output error"),
+    ],
+)
+def test_a_writer_that_hides_the_reason_does_not_lose_it(
+    tmp_path, monkeypatch, number: int, kind: type[LocalError], words: str
+) -> None:
     # torch.save turns what its file raises into a RuntimeError.
     def writer(f) -> None:
         try:
@@ -68,8 +78,8 @@ def test_a_writer_that_hides_the_reason_still_says_disk_full(tmp_path, monkeypat
             raise RuntimeError("unexpected pos") from None
 
     path = tmp_path / "file"
-    by_operation = dict(each_fault(monkeypatch, lambda: atomic_write(path, writer), errno.ENOSPC))
-    assert isinstance(by_operation["FileIO.write"], DiskFull)
+    by_operation = dict(each_fault(monkeypatch, lambda: atomic_write(path, writer), number))
+    assert type(by_operation["FileIO.write"]) is kind and words in str(by_operation["FileIO.write"])
 
 
 def test_what_the_writer_raises_passes_through(tmp_path: Path) -> None:

@@ -19,15 +19,21 @@ Rule = Literal["none", "trimmed_mean", "median", "krum"]
 
 
 ROBUST_KEYS = ("robust", "trim", "byzantine")
+FINETUNE_KEYS = ("finetune_learning_rate", "finetune_schedule")
 
 
 def settings(params: Any) -> dict[str, Any]:
-    """All settings of an algorithm that do something: those of robust rules only where there is one.
+    """All settings of an algorithm that do something: those of robust rules only where there is one, those of
+    fine-tuning only where some rounds are fine-tuned.
 
     So two versions of this program, of which one does not know the rules, agree on a federation without them.
     """
     found = dataclasses.asdict(params)
-    unused = ROBUST_KEYS if found.get("robust", "none") == "none" else ()
+    unused: set[str] = set()
+    if found.get("robust", "none") == "none":
+        unused |= set(ROBUST_KEYS)
+    if not found.get("finetune_rounds"):
+        unused |= set(FINETUNE_KEYS)
     return {key: value for key, value in found.items() if key not in unused}
 
 
