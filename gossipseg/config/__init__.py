@@ -184,7 +184,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         wire_dtype=f.wire.dtype,
         state_dir=s.state_dir,
         report_test=s.report_test,
-        rounds=config.rounds,
+        rounds=s.rounds,
         tensorboard=s.tensorboard,
         listed=[site.name for site in f.sites],
     )

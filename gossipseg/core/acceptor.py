@@ -9,6 +9,7 @@ Every method that changes the record persists it before it returns: then the ans
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -33,9 +34,12 @@ class Acceptor:
         *,
         max_model_bytes: int,
         patience_s: float,
+        last_round: float = math.inf,
     ) -> None:
+        """`last_round`: that of the last common model there will be."""
         self._reach = Reach(patience_s)
         self._ctx, self.notary, self._max_model_bytes = ctx, notary, max_model_bytes
+        self._last_round = last_round
         self.electorate, self.record = electorate, record
         self.run = ""
         """"" until the worker has reported the network signature in this life."""
@@ -134,6 +138,8 @@ class Acceptor:
         """
         if proposal.model.kind != "global":
             return "other_model"
+        if proposal.round > self._last_round:
+            return "beyond_budget"
         if len(set(proposal.contributors)) != len(proposal.contributors):
             return "too_few_contributors"
         if reason := self.notary.fault_of_common(proposal, self.run, frm):

@@ -19,13 +19,19 @@ class Budget:
     """The round at whose end every site has finished; None: there is none."""
     ahead: int = 0
     """Rounds by which the federation is ahead of this site's own count. Negative where the site has trained
-    rounds alone."""
+    rounds alone: they are not the federation's."""
 
     @property
     def last(self) -> float:
         """The own round at whose end the site has finished, by the earlier of the two; infinite: never."""
         own = math.inf if self.own is None else self.own
         return own if self.federation is None else min(own, self.federation - self.ahead)
+
+    def last_common(self, every_rounds: int, finetune_rounds: int) -> float:
+        """The coordinator's round of the last common model there will be; infinite: there is no end."""
+        if self.federation is None:
+            return math.inf
+        return (self.federation - finetune_rounds) // every_rounds
 
     def begin_at(self, position: int, round: int) -> None:
         """Own round `round` is round `position` of the federation, or its last one if that is over."""

@@ -122,6 +122,8 @@ class StartRound:
     """The first round of a site that joined after the others had begun."""
     finetuning: bool = False
     """One of the last rounds, trained alone."""
+    ahead: int = 0
+    """Under a coordinator: rounds by which the federation is ahead of `round`. In gossip the worker tells."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,8 @@ class AcceptReply:
 
     verdict: Literal["stored", "missing", "reject"]
     reason: str = ""
-    """As in PrepareReply, and: too_few_contributors (one counted twice), too_large, other_model."""
+    """As in PrepareReply, and: too_few_contributors (one counted twice), too_large, other_model,
+    beyond_budget."""
     promised: int = -1
     committed: Proposal | None = None
     """With already_committed: the newest common model that it knows to be committed."""

@@ -20,6 +20,7 @@ OFFENCES = frozenset(
         "other_round",
         "other_model",
         "absurd_attempt",
+        "beyond_budget",
         "too_large",
         "schema_mismatch",
         "unreadable",

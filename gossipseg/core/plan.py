@@ -46,9 +46,7 @@ class Plan:
     ) -> None:
         self._ctx, self._params, self._acceptor, self._commons = ctx, params, acceptor, commons
         self._budget, self._every, self._finetune = budget, every_rounds, finetune_rounds
-        together = budget.federation - finetune_rounds if budget.federation is not None else None
-        self._last_common = together // every_rounds if together is not None else math.inf
-        """The federation round of the last common model there will be."""
+        self._last_common = budget.last_common(every_rounds, finetune_rounds)
         self.running: Running | None = None
         self._last_global: str | None = None
         self._met: set[Site] = set()
@@ -72,6 +70,13 @@ class Plan:
         """No quorum can contribute any more."""
         sites, quorum = self._acceptor.electorate.sites, self._acceptor.electorate.quorum
         return len(set(sites) - self._done) < quorum
+
+    @property
+    def missed(self) -> str:
+        """Why the common model that this site's update goes into is not here; "" if it is."""
+        if self.update is None:
+            return ""
+        return "too_few_sites" if self.hopeless else "no_common_model"
 
     @property
     def waiting(self) -> bool:
@@ -169,13 +174,15 @@ class Plan:
         if round > self._last_together:
             order = StartRound(round, None, False, start, settling_in, True)
         elif self.update is not None:
-            reason = "too_few_sites" if self.hopeless else "no_common_model"
-            self._ctx.note("round_alone", None, reason, round=self._acceptor.round, own_round=round)
+            self._ctx.note("round_alone", None, self.missed, round=self._acceptor.round, own_round=round)
+            if not self.hopeless:  # the federation stands where it is, and this site with it
+                self._budget.begin_at(self._acceptor.round * self._every, round)
             order = StartRound(round, None, self._exported(round) and not self.hopeless)
         else:
             enough = round - self._acceptor.record.base_round >= self._every
             export = enough and self._exported(round) and not self.hopeless
             order = StartRound(round, None, export, start, settling_in)
+        order = replace(order, ahead=self._budget.ahead)
         self.running = Running(self._acceptor.round, order)
         return order
 

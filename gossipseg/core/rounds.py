@@ -81,6 +81,7 @@ class Rounds:
             notary,
             max_model_bytes=max_model_bytes,
             patience_s=params.patience_s,
+            last_round=budget.last_common(every_rounds, finetune_rounds),
         )
         self.fetcher = Fetcher(ctx, params, self.acceptor)
         self.serving = Serving(ctx, params)

@@ -272,7 +272,8 @@ class Training:
         self._gossip.drop_waiting("finished")
         self._say_phase()
         ctx.persist()
-        ctx.note("finished", None, "", round=ctx.info.round)
+        missed = self._coordinated.plan.missed if self._coordinated is not None else ""
+        ctx.note("finished", None, missed, round=ctx.info.round)
         ctx.effects.append(Finished())
 
     def _say_phase(self) -> None:

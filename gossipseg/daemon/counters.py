@@ -16,6 +16,7 @@ REASONS = frozenset(
     {
         "aborted",
         "absurd_attempt",
+        "beyond_budget",
         "already_visited",
         "bad_format",
         "broken",

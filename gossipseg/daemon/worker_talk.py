@@ -98,7 +98,14 @@ class WorkerTalk:
         listed = [site.name for site in self._owner.config.federation.sites]
         self._supervisor.send(
             jobs.StartRound(
-                effect.round, visit, effect.export, common, effect.settling_in, effect.finetuning, listed
+                effect.round,
+                visit,
+                effect.export,
+                common,
+                effect.settling_in,
+                effect.finetuning,
+                listed,
+                effect.ahead,
             )
         )
 

@@ -232,7 +232,13 @@ class LabSite:
         common = jobs.CommonModel.of(model, path(model.hash)) if model else None
         self.moved.commons += common is not None
         return jobs.StartRound(
-            effect.round, visit, effect.export, common, effect.settling_in, effect.finetuning
+            effect.round,
+            visit,
+            effect.export,
+            common,
+            effect.settling_in,
+            effect.finetuning,
+            ahead=effect.ahead,
         )
 
     def _round_done(self, report: jobs.RoundDone) -> None:

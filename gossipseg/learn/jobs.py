@@ -92,6 +92,8 @@ class StartRound:
     """One of the last rounds, trained alone."""
     listed: list[str] | None = None
     """The federation's sites: models of others that are held leave. None: they are not told."""
+    ahead: int = 0
+    """Under a coordinator: rounds by which the federation is ahead of `round`. In gossip the worker tells."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ import torch
 from torch import nn
 
 from gossipseg.algos import registry as algorithms
-from gossipseg.algos.params.common import Coordinated
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission, Examination
@@ -207,23 +206,17 @@ class Trainer:
         if self.ensemble is not None and order.listed is not None:
             self.ensemble.keep_only(order.listed)
         trouble, common, history = "", order.start_from, self.history
+        if self.setup.algorithm.exchange == "rounds":
+            history.ahead = order.ahead
         if common is not None and common.hash != history.last_global:
             start_over(self.run, self.student)
             trouble = self.common.begin(common, settling_in=order.settling_in)
             history.last_global = common.hash
-            history.ahead = self._federation_round(common) - order.round
             if order.settling_in:
                 history.settling_round = order.round
         if order.finetuning and not (history.finetuned or history.step or history.averaged):
             self.student.begin_average()
         return trouble
-
-    def _federation_round(self, common: jobs.CommonModel) -> int:
-        """The round of the federation's budget that begins from a common model; the last one at most."""
-        algorithm, budget = self.setup.algorithm, self.setup.training.rounds
-        assert isinstance(algorithm, Coordinated)
-        next = common.round * algorithm.every_rounds + 1
-        return next if budget is None else min(next, budget)
 
     def _done(self, order: jobs.StartRound, scores: Scores | None, started: float) -> dict[str, Any]:
         loss, terms = self.run.tally.means()

@@ -235,7 +235,8 @@ def sentence(record: Record) -> str | None:
         case "worker_lost":
             return f"lost its training process{because}"
         case "finished":
-            return "finished"
+            why = record.get("reason")
+            return f"finished without the last common model ({why})" if why else "finished"
     return None
 
 

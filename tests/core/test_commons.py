@@ -66,7 +66,7 @@ def test_it_learns_from_a_ping_that_it_is_behind_asks_which_and_fetches() -> Non
     newest = proposal(0, "g4", round=4)
     rig.answer(request, ms.FetchReply("accept", "", newest.model, newest))
     arrives(rig, "b", newest)
-    assert order(rig) == fx.StartRound(2, None, True, newest.model, settling_in=True)
+    assert order(rig) == fx.StartRound(2, None, True, newest.model, settling_in=True, ahead=3)
     assert rig.node.info.committed == 4
 
 

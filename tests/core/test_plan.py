@@ -76,7 +76,10 @@ def test_without_a_common_model_it_trains_alone_at_last_and_replaces_its_update(
         rig.fail(request)
     effects = rig.until(rig.now + PARAMS.alone_after_s)
     alone = [e for e in effects if isinstance(e, fx.StartRound)]
-    assert alone == [fx.StartRound(2, None, True)] and rig.notes("round_alone")
+    assert alone == [fx.StartRound(2, None, True, ahead=-1)], (
+        "it works towards round 1 of the federation still"
+    )
+    assert rig.notes("round_alone")
     rig.round_done(model("mine again", round=2))
     assert view(rig).delivered == ("me",), "it leads, and its own update is there"
     reply = asked(rig, "z", prepare(attempt=31))
@@ -173,6 +176,26 @@ def test_a_pause_at_the_end_ends_with_the_last_common_model() -> None:
 # ---------------------------------------------------------------- the federation's budget
 
 
+@pytest.mark.parametrize(("finetune", "last"), [(0, 10), (2, 8)])
+def test_a_common_model_beyond_the_budget_is_refused(finetune: int, last: int) -> None:
+    """Who believed it would train no more."""
+    rig = bench(federation_rounds=10, finetune_rounds=finetune)
+    for number in (last + 1, 10**6):
+        asked(rig, "z", ms.Commit(RUN, LIST, proposal(0, f"g{number}", round=number)))
+        assert rig.notes("offence")[-1].reason == "beyond_budget"
+    assert not rig.requests(ms.Fetch) and rig.node.last_round == 10
+    asked(rig, "z", ms.Commit(RUN, LIST, proposal(0, "g", round=last)))
+    assert rig.requests(ms.Fetch)
+
+
+def test_it_says_why_it_finished_without_the_last_common_model() -> None:
+    rig = trained(rounds=1)
+    for request in rig.requests(ms.Prepare):
+        rig.fail(request)
+    rig.until(rig.now + PARAMS.alone_after_s)
+    assert [n.reason for n in rig.notes("finished")] == ["no_common_model"]
+
+
 def test_a_common_model_moves_the_end() -> None:
     """Own round 3 begins with the common model of round 7 of 10: it is round 8 of the federation."""
     rig = bench(ready=False, federation_rounds=10, finetune_rounds=2)
@@ -183,9 +206,9 @@ def test_a_common_model_moves_the_end() -> None:
     assert rig.node.last_round == 5
     rig.round_done(model("mine", round=3), ahead=5)
     goes_on_from(rig, 8)
-    assert order(rig) == fx.StartRound(4, None, False, common("g8", 8), finetuning=True)
+    assert order(rig) == fx.StartRound(4, None, False, common("g8", 8), finetuning=True, ahead=5)
     rig.round_done(ahead=5)
-    assert order(rig) == fx.StartRound(5, None, False, finetuning=True)
+    assert order(rig) == fx.StartRound(5, None, False, finetuning=True, ahead=5)
     rig.round_done(ahead=5)
     assert rig.node.phase is Phase.FINISHED and rig.node.round == 5
 

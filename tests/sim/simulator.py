@@ -496,7 +496,8 @@ class Simulator:
             visit = ev.VisitResult(model.hash, "merged")
         if effect.start_from is not None:
             w.last_global = effect.start_from.hash
-            w.ahead = self._position(effect.start_from.round * self.every_rounds + 1) - effect.round
+        if self.exchange == "rounds":
+            w.ahead = effect.ahead
         # Here the checkpoint is on disk; the daemon may die before it hears of it.
         export = None
         if effect.export:

@@ -113,6 +113,19 @@ def test_sites_that_trained_alone_for_rounds_come_back_to_the_federations_count(
     assert all(n.worker.round > 40 and position(n) == 40 for n in sim.nodes.values())
 
 
+def test_rounds_trained_alone_use_nothing_up_of_the_federations_budget() -> None:
+    """Half of the sites are away for longer than the budget takes; then all of it is trained together."""
+    sim = federation(4, seed=6, federation_rounds=10)
+    sim.run(35)
+    sim.partition(["s0000", "s0001"], ["s0002", "s0003"])
+    sim.run(600)
+    assert not notes(sim, "finished")
+    sim.heal()
+    ends(sim, 600)
+    assert set(committed(sim).values()) == {10}
+    assert all(n.worker.round > 20 and position(n) == 10 for n in sim.nodes.values())
+
+
 def late(started: int = 3, **changes: Any) -> Simulator:
     """Four sites, of which the last has not been started yet."""
     given: dict[str, Any] = {"exchange": "rounds", "rounds_params": QUICK, **changes}
