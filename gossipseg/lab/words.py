@@ -144,7 +144,7 @@ def _chance(claim: Claim) -> str:
     """The interval, and what the test found."""
     said = f"95 % interval {range_text(claim)}"
     if claim.p_holm is None:
-        return f"{said}, not tested: a site has a single test patient, or no result differs from another"
+        return f"{said}, not tested: a site tests one patient at a time, or no result differs from another"
     return f"{said}, corrected p {p_text(claim.p_holm)}"
 
 
