@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,19 @@ def test_fine_tuning_must_leave_a_round_to_learn_together(hospitals: Path) -> No
     with pytest.raises(ConfigError, match="finetune_rounds=1"):
         rig.plan(hospitals, "fedavg_finetune", rounds=4)
     assert rig.plan(hospitals, "fedavg_finetune[finetune_rounds=1]", rounds=4).name == "fedavg_finetune"
+
+
+@pytest.mark.parametrize("settings", [(), ("training.rounds=100",)])
+def test_some_round_must_be_exchanged(hospitals: Path, settings: tuple[str, ...]) -> None:
+    said = (
+        "--algorithms = 'fedavg@3': --rounds 2 leaves no round that is exchanged: algorithm.every_rounds is 3"
+    )
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        rig.plan(hospitals, "fedavg@3", settings=settings)
+    assert caught.value.remedy == "Give --rounds 3 or more, or fedavg[every_rounds=1]."
+    assert rig.plan(hospitals, "fedavg@3", rounds=3, settings=settings).rounds == 3
+    with pytest.raises(ConfigError, match="finetune_rounds is 2"):
+        rig.plan(hospitals, "fedavg_finetune@3[finetune_rounds=2]", rounds=4)
 
 
 def test_the_fingerprint_changes_with_whatever_changes_results(hospitals: Path) -> None:
@@ -55,3 +69,13 @@ def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
     ]  # fmt: skip
     assert len({m.key for m in made}) == 4
     assert made[0].federation["seed"] == 3
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "pooled", "local"])
+def test_all_train_as_many_rounds(hospitals: Path, algorithm: str) -> None:
+    for rounds in (1, 2, 3):
+        with pytest.raises(ConfigError, match="another number of rounds than the others train") as caught:
+            rig.plan(hospitals, f"{algorithm}[training.rounds={rounds}]")
+        assert caught.value.key == "--algorithms" and "--rounds" in caught.value.remedy
+    own = rig.plan(hospitals, f"{algorithm}[training.schedule_rounds=1]")
+    assert (own.rounds, own.parsed().training.schedule_rounds) == (2, 1)
