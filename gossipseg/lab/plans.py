@@ -158,6 +158,23 @@ def _check_rounds(algorithm: AlgorithmParams, study: Study, variant: Variant) ->
         fewer = study.rounds // 4 if key == "finetune_rounds" else 1
         remedy = f"Give --rounds {least} or more, or {variant.name}[{key}={fewer}]."
         raise _impossible(variant, f"--rounds {study.rounds} {problem}", remedy)
+    if algorithm.exchange == "rounds":
+        _check_late(algorithm, study, variant)
+
+
+def _check_late(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
+    alone, every = (
+        getattr(algorithm, key, least) for key, least in (("finetune_rounds", 0), ("every_rounds", 1))
+    )
+    last = (study.rounds - alone) // every * every
+    for site, number in study.late_join.items():
+        if number > last:
+            raise ConfigError(
+                f"joins {variant.label} after round {last}, the last that is exchanged",
+                key="--late-join",
+                value=f"{site}:{number}",
+                remedy=f"Write {site}:{last} or less." if last > 1 else "Give more --rounds.",
+            )
 
 
 def _impossible(variant: Variant, problem: str, remedy: str) -> ConfigError:

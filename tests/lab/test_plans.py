@@ -71,6 +71,22 @@ def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
     assert made[0].federation["seed"] == 3
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "last"),
+    [("fedavg_finetune[finetune_rounds=2]", 3), ("fedavg@2", 4), ("fedavg", 5), ("gcml", 5), ("local", 5)],
+)
+def test_a_late_joiner_is_there_for_a_common_round(hospitals: Path, algorithm: str, last: int) -> None:
+    for number in range(2, 6):
+        late = (f"north:{number}",)
+        if number <= last:
+            assert rig.plan(hospitals, algorithm, rounds=5, late_join=late).late_join == {"north": number}
+            continue
+        with pytest.raises(ConfigError, match=f"after round {last}, the last that is exchanged") as caught:
+            rig.plan(hospitals, algorithm, rounds=5, late_join=late)
+        assert (caught.value.key, caught.value.value) == ("--late-join", f"north:{number}")
+        assert caught.value.remedy == f"Write north:{last} or less."
+
+
 @pytest.mark.parametrize("algorithm", ["fedavg", "pooled", "local"])
 def test_all_train_as_many_rounds(hospitals: Path, algorithm: str) -> None:
     for rounds in (1, 2, 3):
