@@ -124,7 +124,7 @@ def check_schedule(config: Config) -> Finding:
         "schedule",
         "warning",
         f"the learning rate stays at {rate:g}: a cosine needs to know over how many rounds it falls",
-        "Write training.rounds in peers.yaml (the round at which all sites end; the same at all sites), "
+        "Write training.rounds in peers.yaml (the round that training ends with; the same at all sites), "
         "training.schedule_rounds, or training.schedule: constant if that is meant.",
     )
 

@@ -56,8 +56,8 @@ class TrainingParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     rounds: int | None = None
-    """The federation's budget: the round at whose end every site has finished. None: no end, unless a site
-    sets one of its own (site.yaml)."""
+    """The federation's budget: the round that training ends with (in gossip a site that was away trains all
+    of them, and ends later). None: no end, unless a site sets one of its own (site.yaml)."""
     steps_per_round: int = 100
     """E: optimizer steps in a round, equal at all sites."""
     batch_size: int = 4
