@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,6 +60,17 @@ def test_the_fingerprint_changes_with_whatever_changes_results(hospitals: Path) 
     ]
     assert len({m.settings for m in made}) == len(made)
     assert made[0].settings == rig.plan(hospitals, "gcml").settings
+
+
+def test_the_fingerprint_of_pooled_has_how_cases_are_drawn(
+    hospitals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of versions that drew its cases in another way are not gone on with."""
+    documents: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(plans, "digest", lambda said: documents.setdefault(said["variant"][0], said) and "")
+    for algorithm in ("pooled", "local"):
+        rig.plan(hospitals, algorithm)
+    assert documents["pooled"]["drawn"] == "site, then case" and "drawn" not in documents["local"]
 
 
 def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
