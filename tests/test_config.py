@@ -700,6 +700,38 @@ def test_the_federations_budget_leaves_rounds_to_learn_together_too(folder: Path
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "most", "problem"),
+    [
+        ("fedavg\n  every_rounds: 5", 4, "leaves no round that is exchanged: algorithm.every_rounds is 5"),
+        (
+            "fedavg_finetune\n  finetune_rounds: 2\n  every_rounds: 3",
+            4,
+            "leaves no round that is exchanged: algorithm.every_rounds is 3, and finetune_rounds is 2",
+        ),
+    ],
+)
+def test_a_budget_leaves_a_round_that_is_exchanged(
+    folder: Path, algorithm: str, most: int, problem: str
+) -> None:
+    """Models meet at the end of every_rounds rounds; those of fine-tuning are none of them."""
+    seldom = replaced(PEERS, FEDAVG[0], f"name: {algorithm}")
+    for file, key in (("peers.yaml", "training.rounds"), ("site.yaml", "rounds")):
+        for rounds in (most, most + 1):
+            of_all, own = (rounds, None) if file == "peers.yaml" else (None, rounds)
+            (folder / "peers.yaml").write_text(
+                seldom + (f"training: {{rounds: {of_all}}}\n" if of_all else "")
+            )
+            (folder / "site.yaml").write_text(SITE + (f"rounds: {own}\n" if own else ""))
+            if rounds > most:
+                assert load(folder).rounds == rounds
+                continue
+            error = refused(folder)
+            assert (error.file, error.key, error.value) == (str(folder / file), key, most)
+            assert error.problem == problem
+            assert error.remedy.startswith(f"Give {most + 1} rounds or more, or lower algorithm.every_rounds")
+
+
+@pytest.mark.parametrize(
     ("own", "of_all", "in_force"), [(None, None, None), (7, None, 7), (None, 9, 9), (7, 9, 7), (9, 9, 9)]
 )
 def test_the_budget_in_force_is_the_earlier_one(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from gossipseg.algos.params.common import robust_problem
+from gossipseg.algos.params.common import robust_problem, together_problem
 from gossipseg.config.address_rules import check_address, check_ip
 from gossipseg.config.files import FederationFile, ListedSite, MetricsParams, SiteFile
 from gossipseg.config.problems import nearest
@@ -108,22 +108,21 @@ def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> 
             site.rounds,
             f"Write {of_all} or fewer, remove the key, or agree on another training.rounds at all sites.",
         )
-    alone = getattr(federation.algorithm, "finetune_rounds", 0)
-    if site.rounds is not None and site.rounds <= alone:
-        remedy = f"Give {alone + 1} rounds or more, or lower algorithm.finetune_rounds in peers.yaml."
-        raise source.error(_nothing_together(alone), "rounds", site.rounds, remedy)
-
-
-def _nothing_together(alone: int) -> str:
-    return f"with algorithm.finetune_rounds ({alone}) leaves no round to learn together"
+    found = together_problem(federation.algorithm, site.rounds) if site.rounds is not None else None
+    if found is not None:
+        problem, key, least = found
+        remedy = f"Give {least} rounds or more, or lower algorithm.{key} in peers.yaml."
+        raise source.error(problem, "rounds", site.rounds, remedy)
 
 
 def _check_rounds(federation: FederationFile, source: Source) -> None:
     """The federation's budget leaves some rounds to learn together."""
-    alone, rounds = getattr(federation.algorithm, "finetune_rounds", 0), federation.training.rounds
-    if rounds is not None and rounds <= alone:
-        remedy = f"Give {alone + 1} rounds or more, or lower algorithm.finetune_rounds."
-        raise source.error(_nothing_together(alone), "training.rounds", rounds, remedy)
+    rounds = federation.training.rounds
+    found = together_problem(federation.algorithm, rounds) if rounds is not None else None
+    if found is not None:
+        problem, key, least = found
+        remedy = f"Give {least} rounds or more, or lower algorithm.{key}."
+        raise source.error(problem, "training.rounds", rounds, remedy)
 
 
 def _check_deployed(federation: FederationFile, source: Source, *, private: bool) -> None:

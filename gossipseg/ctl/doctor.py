@@ -28,7 +28,7 @@ from gossipseg.ctl import learn
 from gossipseg.ctl import output as out
 from gossipseg.errors import DaemonUnreachable, GossipsegError
 from gossipseg.learn.flips import resolve
-from gossipseg.learn.params import FINAL_SHARE, ONE_SHOT_ALGORITHM
+from gossipseg.learn.params import FINAL_SHARE, ONE_SHOT_ALGORITHM, cosine_rate
 from gossipseg.wire.addresses import split_address
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import StatusDoc
@@ -37,6 +37,8 @@ DAY_S = 86_400
 _TIME_ERROR = 5
 """adjtimex(2): the clock is not synchronised."""
 MAX_PROBLEMS = 20
+HIGH_SHARE = 0.1
+"""A cosine that is left above this share of the learning rate has hardly done its work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,8 @@ def check_schedule(config: Config) -> Finding:
     training = config.federation.training
     rate, rounds, schedule = training.learning_rate, training.cosine_rounds, training.schedule_in_force
     if schedule == "cosine":
-        return Finding(
-            "schedule", "ok", f"cosine from {rate:g} to {FINAL_SHARE * rate:g} over {rounds} rounds"
-        )
+        assert rounds is not None
+        return _cosine(config, rate, rounds)
     if schedule == "step_decay":
         every, factor = training.decay_every_steps, training.decay_factor
         return Finding("schedule", "ok", f"{rate:g}, times {factor:g} after every {every} steps")
@@ -123,8 +124,29 @@ def check_schedule(config: Config) -> Finding:
         "schedule",
         "warning",
         f"the learning rate stays at {rate:g}: a cosine needs to know over how many rounds it falls",
-        "Write training.rounds in peers.yaml (the round at which all sites end; the same at all sites), "
+        "Write training.rounds in peers.yaml (the round that training ends with; the same at all sites), "
         "training.schedule_rounds, or training.schedule: constant if that is meant.",
+    )
+
+
+def _cosine(config: Config, rate: float, rounds: int) -> Finding:
+    """Where it ends, and where the site's training does; rounds of fine-tuning have a rate of their own."""
+    alone, trained = getattr(config.federation.algorithm, "finetune_rounds", 0), config.rounds
+    if trained is None or trained - alone >= rounds:
+        return Finding(
+            "schedule", "ok", f"cosine from {rate:g} to {FINAL_SHARE * rate:g} over {rounds} rounds"
+        )
+    end = cosine_rate(rate, trained - alone, rounds)
+    detail = f"cosine from {rate:g} over {rounds} rounds; this site trains {trained}, and "
+    detail += f"fine-tunes in the last {alone}, after {end:.3g}" if alone else f"ends at {end:.3g}"
+    if end <= HIGH_SHARE * rate or alone:
+        return Finding("schedule", "ok", detail)
+    return Finding(
+        "schedule",
+        "warning",
+        f"{detail}, more than a tenth of where it began",
+        f"Write training.schedule_rounds: {trained} in peers.yaml (at all sites), or let this site train all "
+        f"{rounds} rounds of the cosine (training.rounds in peers.yaml, `rounds` in site.yaml).",
     )
 
 

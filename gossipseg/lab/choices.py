@@ -111,18 +111,18 @@ def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else presets.from_data(folders)
     if not wanted.peers:
         del sections["algorithm"]
-    rounds = wanted.rounds or rounds
     sections.setdefault("training", {})
     if wanted.steps is not None:
         sections["training"]["steps_per_round"] = wanted.steps
-    if not wanted.peers:
-        sections["training"]["validate_every_rounds"] = max(1, rounds // VALIDATIONS)
     if not _writes_budget(wanted):
-        sections["training"]["rounds"] = rounds
+        sections["training"]["rounds"] = wanted.rounds or rounds
     for text in wanted.settings:
         _set(sections, text)
-    common_settings(sections, "--set" if wanted.settings else str(wanted.peers or "the preset"))
-    of_all = sections["training"].get("rounds")
+    read = common_settings(sections, "--set" if wanted.settings else str(wanted.peers or "the preset"))
+    of_all = read.training.rounds
+    rounds = wanted.rounds or of_all or rounds
+    if not wanted.peers and "training.validate_every_rounds" not in _said(wanted):
+        sections["training"]["validate_every_rounds"] = max(1, rounds // VALIDATIONS)
     if of_all is not None and rounds > of_all:
         raise ConfigError(
             f"is more than training.rounds ({of_all}), at which all sites end",
@@ -136,8 +136,12 @@ def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]
 def _writes_budget(wanted: Wanted) -> bool:
     """Whether --peers or --set has training.rounds, the length that a cosine takes by default."""
     written = presets.written(wanted.peers) if wanted.peers else presets.NOTHING_WRITTEN
-    said = {text.partition("=")[0] for text in wanted.settings}
-    return (written.get("training") or {}).get("rounds") is not None or "training.rounds" in said
+    return (written.get("training") or {}).get("rounds") is not None or "training.rounds" in _said(wanted)
+
+
+def _said(wanted: Wanted) -> set[str]:
+    """The keys that --set gives."""
+    return {text.partition("=")[0] for text in wanted.settings}
 
 
 def _own(wanted: Wanted, *, volumes: bool) -> dict[str, dict[str, Any]]:

@@ -48,6 +48,12 @@ class _Site:
     counts: np.ndarray
     cases: int
 
+    @property
+    def tested(self) -> np.ndarray:
+        """Patients tested, by repetition."""
+        found: np.ndarray = (self.counts > 0).sum(1)
+        return found
+
 
 def _sites(differences: Differences) -> list[_Site]:
     """Of the sites that have any, with all repetitions in one order."""
@@ -142,11 +148,11 @@ def p_value(differences: Differences) -> float | None:
     difference it found one (p < 0.05) in 1 to 7 % of comparisons of 1, 3 or 5 repetitions, and in up to 11 %
     of those of 2 that hardly differed but by the repetition.
 
-    None where a site has a single patient, so that nothing tells how patients differ there, or where nothing
-    varies.
+    None where a site tested one patient at a time, in every repetition: nothing tells how patients differ
+    there (its V_p would be 0, and the test would find far too much). None where nothing varies, too.
     """
     sites = _sites(differences)
-    if not sites or any(site.sums.shape[1] < 2 for site in sites):
+    if not sites or any(site.tested.max() < 2 for site in sites):
         return None
     means = _means(sites)
     repetitions = len(means)
@@ -163,10 +169,10 @@ def p_value(differences: Differences) -> float | None:
 
 def _by_patients(site: _Site, shares: np.ndarray) -> tuple[float, int]:
     """V_p of one site, and its degrees of freedom; `shares`: R times the number of sites, by repetition."""
-    cases, tested = site.counts.sum(1), (site.counts > 0).sum(1)
+    cases, tested = site.counts.sum(1), site.tested
     above = site.sums - _divided(site.sums.sum(1), cases)[:, None] * site.counts
     scale = np.sqrt(_divided(tested, tested - 1.0)) * _divided(1.0 / shares, cases)
-    return float(((scale[:, None] * above).sum(0) ** 2).sum()), max(int(tested.max()) - 1, 1)
+    return float(((scale[:, None] * above).sum(0) ** 2).sum()), int(tested.max()) - 1
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

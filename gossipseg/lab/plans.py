@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.algos.params import AlgorithmParams
-from gossipseg.algos.params.common import Coordinated, robust_problem
+from gossipseg.algos.params.common import robust_problem, together_problem
 from gossipseg.algos.params.common import settings as algorithm_settings
 from gossipseg.config.files import FederationFile
 from gossipseg.errors import ConfigError
@@ -119,12 +119,20 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
 
 def _federation(study: Study, variant: Variant) -> FederationFile:
     """The settings of a run. Of the common ones, the budget alone may be nothing for this algorithm."""
+    if "training.rounds" in dict(variant.options):
+        remedy = "Give --rounds, for all of them; training.schedule_rounds alone is the cosine's length."
+        raise _impossible(
+            variant, "its training.rounds would be another number of rounds than the others train", remedy
+        )
     try:
         return variants.federation(study.sections, variant, study.own)
     except ConfigError as e:
-        if e.key != "training.rounds" or e.key in dict(variant.options):
+        if e.key != "training.rounds":
             raise
-        raise _impossible(variant, e.problem, _fewer_alone(study, variant)) from None
+        training = {k: v for k, v in study.sections["training"].items() if k != "rounds"}
+        without = variants.federation({**study.sections, "training": training}, variant, study.own)
+        _check_rounds(without.algorithm, study, variant)
+        raise
 
 
 def _check_sites(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
@@ -143,16 +151,30 @@ def _check_sites(algorithm: AlgorithmParams, study: Study, variant: Variant) -> 
 
 
 def _check_rounds(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
-    if isinstance(algorithm, Coordinated) and algorithm.finetune_rounds >= study.rounds:
-        raise _impossible(
-            variant,
-            f"finetune_rounds ({algorithm.finetune_rounds}) leaves no round to learn together",
-            _fewer_alone(study, variant),
-        )
+    """Some rounds are learned together, and a late joiner is there for one of them."""
+    found = together_problem(algorithm, study.rounds)
+    if found is not None:
+        problem, key, least = found
+        fewer = study.rounds // 4 if key == "finetune_rounds" else 1
+        remedy = f"Give --rounds {least} or more, or {variant.name}[{key}={fewer}]."
+        raise _impossible(variant, f"--rounds {study.rounds} {problem}", remedy)
+    if algorithm.exchange == "rounds":
+        _check_late(algorithm, study, variant)
 
 
-def _fewer_alone(study: Study, variant: Variant) -> str:
-    return f"Give more --rounds, or {variant.name}[finetune_rounds={max(0, study.rounds // 4)}]."
+def _check_late(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
+    alone, every = (
+        getattr(algorithm, key, least) for key, least in (("finetune_rounds", 0), ("every_rounds", 1))
+    )
+    last = (study.rounds - alone) // every * every
+    for site, number in study.late_join.items():
+        if number > last:
+            raise ConfigError(
+                f"joins {variant.label} after round {last}, the last that is exchanged",
+                key="--late-join",
+                value=f"{site}:{number}",
+                remedy=f"Write {site}:{last} or less." if last > 1 else "Give more --rounds.",
+            )
 
 
 def _impossible(variant: Variant, problem: str, remedy: str) -> ConfigError:

@@ -11,6 +11,7 @@ from typing import Any
 from gossipseg.lab.intervals import Interval
 from gossipseg.lab.statistics import ALPHA, BASELINE, FLOOR, Claim, Summary, fedavg_models
 from gossipseg.lab.variants import POOLED
+from gossipseg.learn.params import cosine_rate
 
 NAMES = {
     FLOOR: "training alone",
@@ -144,7 +145,7 @@ def _chance(claim: Claim) -> str:
     """The interval, and what the test found."""
     said = f"95 % interval {range_text(claim)}"
     if claim.p_holm is None:
-        return f"{said}, not tested: a site has a single test patient, or no result differs from another"
+        return f"{said}, not tested: a site tests one patient at a time, or no result differs from another"
     return f"{said}, corrected p {p_text(claim.p_holm)}"
 
 
@@ -256,7 +257,7 @@ def yardstick(document: Mapping[str, Any]) -> str:
 def conditions(document: Mapping[str, Any]) -> list[str]:
     """What was made harder, or equal, on purpose; what is not alike."""
     settings = document["settings"]
-    said = []
+    said = _cut_short(settings)
     if settings["site_dropout"]:
         said.append(
             f"Each time a site would begin a round, it vanished with a chance of "
@@ -288,6 +289,18 @@ def conditions(document: Mapping[str, Any]) -> list[str]:
             "gradients."
         )
     return said
+
+
+def _cut_short(settings: Mapping[str, Any]) -> list[str]:
+    """Whether the runs ended in the middle of the learning rate's cosine."""
+    training, trained = settings.get("federation", {}).get("training", {}), settings.get("rounds", 0)
+    whole = training.get("schedule_rounds") or training.get("rounds")
+    if whole is None or trained >= whole or training.get("schedule", "auto") not in ("auto", "cosine"):
+        return []
+    return [
+        f"The learning rate falls along a cosine of {whole} rounds, and the first {trained} of them were "
+        f"trained: it ended at {100 * cosine_rate(1.0, trained, whole):.0f} % of what it began with."
+    ]
 
 
 def _capital(text: str) -> str:

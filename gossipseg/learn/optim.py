@@ -6,12 +6,12 @@ What belongs here: construction, schedules, seeds of a step. What must not: step
 from __future__ import annotations
 
 import hashlib
-import math
 
 import torch
 from torch import nn
 
-from gossipseg.learn.params import FINAL_SHARE, TrainingParams
+from gossipseg.learn.params import TrainingParams
+from gossipseg.learn.params import cosine_rate as cosine_rate
 
 SGD_MOMENTUM = 0.9
 
@@ -45,13 +45,6 @@ def learning_rate(training: TrainingParams, round: int, step: int) -> float:
         return training.learning_rate * training.decay_factor ** (steps // training.decay_every_steps)
     assert training.cosine_rounds is not None
     return cosine_rate(training.learning_rate, steps, training.cosine_rounds * training.steps_per_round)
-
-
-def cosine_rate(first: float, step: int, steps: int) -> float:
-    """The rate of step `step` (0-based) of `steps`: from `first` down to FINAL_SHARE of it, and there after
-    the last."""
-    done = min(1.0, step / max(1, steps))
-    return first * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -6,6 +6,7 @@ What must not: anything that trains, or imports torch, monai or numpy.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -55,8 +56,8 @@ class TrainingParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     rounds: int | None = None
-    """The federation's budget: the round at whose end every site has finished. None: no end, unless a site
-    sets one of its own (site.yaml)."""
+    """The federation's budget: the round that training ends with (in gossip a site that was away trains all
+    of them, and ends later). None: no end, unless a site sets one of its own (site.yaml)."""
     steps_per_round: int = 100
     """E: optimizer steps in a round, equal at all sites."""
     batch_size: int = 4
@@ -327,6 +328,14 @@ words would be refused by everybody."""
 
 FINAL_SHARE = 0.01
 """The cosine ends at this share of the learning rate, and stays there."""
+
+
+def cosine_rate(first: float, step: int, steps: int) -> float:
+    """The rate of step `step` (0-based) of `steps`: from `first` down to FINAL_SHARE of it, and there after
+    the last."""
+    done = min(1.0, step / max(1, steps))
+    return first * (FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * done)))
+
 
 SplitName = Literal["training", "validation", "test"]
 

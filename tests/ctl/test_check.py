@@ -228,6 +228,16 @@ def test_rounds_to_be_trained_alone_without_an_end(ctl: Any, federation: Federat
         ({"schedule": "cosine"}, "warning", "the learning rate stays at 0.001"),
         ({"rounds": 100}, "ok", "cosine from 0.001 to 1e-05 over 100 rounds"),
         ({"rounds": 100, "schedule_rounds": 80}, "ok", "cosine from 0.001 to 1e-05 over 80 rounds"),
+        (
+            {"rounds": 100, "schedule_rounds": 120},
+            "ok",
+            "cosine from 0.001 over 120 rounds; this site trains 100, and ends at 7.63e-05",
+        ),
+        (
+            {"rounds": 100, "schedule_rounds": 200},
+            "warning",
+            "cosine from 0.001 over 200 rounds; this site trains 100, and ends at 0.000505, more than",
+        ),
         ({"rounds": 100, "schedule": "constant"}, "ok", "constant at 0.001"),
         ({"schedule": "step_decay"}, "ok", "0.001, times 0.95 after every 1000 steps"),
     ],
@@ -240,6 +250,26 @@ def test_a_schedule_that_knows_no_end_is_told(
     (found,) = examine(ctl, federation, "--no-peers")[1]["schedule"]
     assert found["state"] == state and detail in found["detail"]
     assert ("training.rounds" in found["remedy"]) == (state == "warning")
+
+
+def test_a_site_that_ends_before_the_cosine_is_told(ctl: Any, federation: Federation) -> None:
+    federation.doc["training"] = {"rounds": 100}
+    federation.write()
+    whole = federation.site.read_text()
+    for own, state, said in [
+        (100, "ok", "cosine from 0.001 to 1e-05 over 100 rounds"),
+        (90, "ok", "this site trains 90, and ends at 3.42e-05"),
+        (10, "warning", "this site trains 10, and ends at 0.000976, more than a tenth"),
+    ]:
+        federation.site.write_text(f"{whole}\nrounds: {own}\n")
+        (found,) = examine(ctl, federation, "--no-peers")[1]["schedule"]
+        assert found["state"] == state and said in found["detail"]
+    assert found["remedy"].startswith("Write training.schedule_rounds: 10 in peers.yaml")
+    federation.doc["algorithm"] = {"name": "fedavg_finetune"}
+    federation.write()
+    (found,) = examine(ctl, federation, "--no-peers")[1]["schedule"]
+    assert found["state"] == "ok", "fine-tuning has a cosine of its own"
+    assert "trains 10, and fine-tunes in the last 5, after 0.000994" in found["detail"]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,10 @@ def test_wrong_choices_are_refused_in_words(hospitals: Path, wanted: dict[str, A
         ({}, {}, 18, 18),
         ({"rounds": 9}, {}, 9, 9),
         ({"rounds": 9}, {"rounds": 6}, 6, 9),
+        (None, {"settings": ("training.rounds=12",)}, 12, 12),
+        (None, {"settings": ("training.rounds=30",)}, 30, 30),
+        ({"rounds": 9}, {"settings": ("training.rounds=12",)}, 12, 12),
+        (None, {"settings": ("training.rounds=null",)}, 18, None),
     ],
 )
 def test_the_rounds_are_the_federations_budget_unless_one_is_set(
@@ -160,4 +164,5 @@ def test_validation_is_due_about_twenty_times(hospitals: Path) -> None:
 
     assert every(rounds=6) == 1
     assert every(rounds=200) == 10
+    assert every(rounds=None, settings=("training.rounds=200",)) == 10
     assert every(rounds=200, settings=("training.validate_every_rounds=3",)) == 3

@@ -75,6 +75,19 @@ def test_pooled_draws_its_patches_evenly_from_the_sites(
     assert all(drawn[name] == pytest.approx(1000, abs=100) for name in sizes)
 
 
+def test_pooled_ends_with_its_last_round_and_not_before(
+    hospitals: Path, cache: DataCache, tmp_path: Path
+) -> None:
+    """The end is the plan's: the trainer knows of none, but of the whole cosine."""
+    for given, cosine in ((), 2), (("training.rounds=9",), 9), (("training.schedule_rounds=5",), 5):
+        made = rig.plan(hospitals, "pooled", settings=given)
+        run = pooled._Pooled(
+            made, tmp_path / f"{cosine}", cache, lambda steps, text: None
+        )._training.trainer.run
+        assert run.setup.training.cosine_rounds == cosine
+        assert not any(run.is_last(number) for number in range(1, made.rounds + 1))
+
+
 def test_fedavg_moves_two_models_a_round_for_each_site_but_the_coordinator(
     hospitals: Path, cache: DataCache
 ) -> None:

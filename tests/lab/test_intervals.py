@@ -162,6 +162,24 @@ def test_nothing_is_tested_of_a_site_with_a_single_patient() -> None:
     assert p_value(repetitions({"a": numbered([0.0] * 5)})) is None, "two models that are the same"
 
 
+def test_nothing_is_tested_of_a_site_with_one_patient_at_a_time() -> None:
+    """Another one in each repetition: how patients differ cannot be told from how repetitions do."""
+    many = numbered([0.1, 0.2, 0.15, 0.12, 0.18])
+    assert p_value(repetitions({"b": {"p": 0.1}}, {"b": {"q": 0.2}}, {"b": {"r": 0.15}})) is None
+    one_each: list[Values] = [{"a": many, "b": {"p": 0.1}}, {"a": many, "b": {"q": 0.2}}]
+    assert p_value(repetitions(*one_each)) is None
+    assert p_value(repetitions(*one_each, {"a": many, "b": {"p": 0.1, "q": 0.3}})) is not None
+
+
+def test_the_degrees_of_freedom_are_of_the_patients_of_one_repetition() -> None:
+    """Other patients in each: four in all, but two at a time tell how patients differ."""
+    data = repetitions({"a": {"p": 0.25, "q": 0.05}}, {"a": {"r": 0.35, "s": 0.15}})
+    # V_r = 2·0.05²/(2·1) = 0.0025, df 1; V_p = 4·(0.1·√2/(2·2))² = 0.005, df 2 − 1 = 1
+    v_r, v_p = 0.0025, 4 * (0.1 / 2 / 2 * math.sqrt(2)) ** 2
+    freedom = (v_r + v_p) ** 2 / (v_r**2 + v_p**2)
+    assert p_value(data) == pytest.approx(2 * stats.t.sf(0.2 / math.sqrt(v_r + v_p), freedom))
+
+
 @pytest.mark.parametrize(("by_repetition", "by_patient"), [(0.0, 1.0), (0.3, 1.0), (1.0, 0.3)])
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_without_any_difference_few_are_found(seeds: int, by_repetition: float, by_patient: float) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,19 @@ def test_fine_tuning_must_leave_a_round_to_learn_together(hospitals: Path) -> No
     assert rig.plan(hospitals, "fedavg_finetune[finetune_rounds=1]", rounds=4).name == "fedavg_finetune"
 
 
+@pytest.mark.parametrize("settings", [(), ("training.rounds=100",)])
+def test_some_round_must_be_exchanged(hospitals: Path, settings: tuple[str, ...]) -> None:
+    said = (
+        "--algorithms = 'fedavg@3': --rounds 2 leaves no round that is exchanged: algorithm.every_rounds is 3"
+    )
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        rig.plan(hospitals, "fedavg@3", settings=settings)
+    assert caught.value.remedy == "Give --rounds 3 or more, or fedavg[every_rounds=1]."
+    assert rig.plan(hospitals, "fedavg@3", rounds=3, settings=settings).rounds == 3
+    with pytest.raises(ConfigError, match="finetune_rounds is 2"):
+        rig.plan(hospitals, "fedavg_finetune@3[finetune_rounds=2]", rounds=4)
+
+
 def test_the_fingerprint_changes_with_whatever_changes_results(hospitals: Path) -> None:
     made = [
         rig.plan(hospitals, "gcml"),
@@ -47,6 +62,17 @@ def test_the_fingerprint_changes_with_whatever_changes_results(hospitals: Path) 
     assert made[0].settings == rig.plan(hospitals, "gcml").settings
 
 
+def test_the_fingerprint_of_pooled_has_how_cases_are_drawn(
+    hospitals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of versions that drew its cases in another way are not gone on with."""
+    documents: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(plans, "digest", lambda said: documents.setdefault(said["variant"][0], said) and "")
+    for algorithm in ("pooled", "local"):
+        rig.plan(hospitals, algorithm)
+    assert documents["pooled"]["drawn"] == "site, then case" and "drawn" not in documents["local"]
+
+
 def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
     common = choices.read(Wanted(hospitals, rounds=2))
     made = plans.plans(common, variants.parse("local,gcml[lambda=0]"), [Replicate(3), Replicate(5)], None)
@@ -55,3 +81,29 @@ def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
     ]  # fmt: skip
     assert len({m.key for m in made}) == 4
     assert made[0].federation["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "last"),
+    [("fedavg_finetune[finetune_rounds=2]", 3), ("fedavg@2", 4), ("fedavg", 5), ("gcml", 5), ("local", 5)],
+)
+def test_a_late_joiner_is_there_for_a_common_round(hospitals: Path, algorithm: str, last: int) -> None:
+    for number in range(2, 6):
+        late = (f"north:{number}",)
+        if number <= last:
+            assert rig.plan(hospitals, algorithm, rounds=5, late_join=late).late_join == {"north": number}
+            continue
+        with pytest.raises(ConfigError, match=f"after round {last}, the last that is exchanged") as caught:
+            rig.plan(hospitals, algorithm, rounds=5, late_join=late)
+        assert (caught.value.key, caught.value.value) == ("--late-join", f"north:{number}")
+        assert caught.value.remedy == f"Write north:{last} or less."
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "pooled", "local"])
+def test_all_train_as_many_rounds(hospitals: Path, algorithm: str) -> None:
+    for rounds in (1, 2, 3):
+        with pytest.raises(ConfigError, match="another number of rounds than the others train") as caught:
+            rig.plan(hospitals, f"{algorithm}[training.rounds={rounds}]")
+        assert caught.value.key == "--algorithms" and "--rounds" in caught.value.remedy
+    own = rig.plan(hospitals, f"{algorithm}[training.schedule_rounds=1]")
+    assert (own.rounds, own.parsed().training.schedule_rounds) == (2, 1)

@@ -160,6 +160,22 @@ def test_a_site_that_was_made_bad_is_named() -> None:
     assert words.conditions({"settings": settings, "runs": []}) == [], "an older document"
 
 
+def test_a_cosine_that_was_cut_short_is_told() -> None:
+    def said(trained: int, **training: Any) -> list[str]:
+        settings: dict[str, Any] = {key: {} for key in ("late_join", "speed", "kept_cases")}
+        settings |= {"site_dropout": 0.0, "equal_evaluations": False, "rounds": trained}
+        training = {"schedule": "auto", "rounds": None, "schedule_rounds": None, **training}
+        return words.conditions({"settings": {**settings, "federation": {"training": training}}, "runs": []})
+
+    (only,) = said(10, rounds=100)
+    assert only == (
+        "The learning rate falls along a cosine of 100 rounds, and the first 10 of them were trained: "
+        "it ended at 98 % of what it began with."
+    )
+    assert said(10, rounds=10, schedule_rounds=20) and not said(10, rounds=20, schedule_rounds=10)
+    assert said(10, rounds=10) == said(10) == said(10, rounds=100, schedule="constant") == []
+
+
 def test_what_bytes_relate_to_is_told_where_fedavg_was_not_run() -> None:
     runs = [row("fedsca", 0, site, {"p": 0.5}, model_bytes_out=48) for site in ("a", "b")]
     said = words.yardstick(document(*runs, fedavg_model_bytes=1_500_000))

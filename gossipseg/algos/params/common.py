@@ -55,6 +55,21 @@ def robust_problem(params: Any, listed: int) -> tuple[str, str, object, str] | N
     return None
 
 
+def together_problem(params: Any, rounds: int) -> tuple[str, str, int] | None:
+    """Why no model would be exchanged in `rounds` rounds: (problem, the key to lower, the least budget that
+    has one), or None."""
+    alone = getattr(params, "finetune_rounds", 0)
+    every = getattr(params, "every_rounds", 1) if params.exchange == "rounds" else 1
+    if rounds >= alone + every:
+        return None
+    if rounds <= alone:
+        problem = f"with algorithm.finetune_rounds ({alone}) leaves no round to learn together"
+        return problem, "finetune_rounds", alone + every
+    also = f", and finetune_rounds is {alone}" if alone else ""
+    problem = f"leaves no round that is exchanged: algorithm.every_rounds is {every}{also}"
+    return problem, "every_rounds", alone + every
+
+
 @dataclass(frozen=True, slots=True)
 class Coordinated:
     """Of algorithms whose models meet at the coordinator of a round."""
