@@ -26,13 +26,14 @@ from gossipseg.learn.student import Student, cpu_copy
 from gossipseg.learn.weights import all_finite, export_wire
 
 
-def start_over(run: Run, student: Student) -> None:
+def start_over(run: Run, student: Student, guard: Guard) -> None:
     """The round begins anew, and the EMA, if it has taken in what the round came to so far, gives it back.
 
     Must be called before other weights are taken in.
     """
     if run.history.in_average:
         student.withdraw_round()
+        guard.round_withdrawn()
     run.start_over()
 
 
@@ -62,11 +63,9 @@ class Closing:
         ema = self._student.ema
         return ema if self.choice is None else self.choice.deployed(ema)
 
-    def take_in(self, order: jobs.StartRound) -> str:
+    def take_in(self) -> str:
         """Let the EMA take in the round, once. What went wrong, in words, or ""."""
         history, student = self._run.history, self._student
-        if self._shadow is not None:
-            self._shadow.average(order.round)
         if history.averaged:
             return ""
         if not (all_finite(student.deployed.state_dict()) and all_finite(student.weights())):

@@ -31,13 +31,17 @@ CHANGES_KEPT = 8
 """The newest: those of the early rise say nothing of a training that has levelled off."""
 
 
+Dice = Mapping[str, float | None]
+"""Mean Dice by case."""
+
+
 @dataclass(slots=True)
 class Merge:
     """A merge that has not been judged yet."""
 
     hash: str
     frm: str
-    before: list[float | None]
+    before: dict[str, float | None]
     """Validation Dice by case of the mean of the last weights before it."""
     snapshot: dict[str, Any]
     """Weights, optimizer, scaler and EMA (student.snapshot) as they were."""
@@ -57,7 +61,7 @@ class Guard:
         self.pending: list[Merge] = []
         self._calm = 0
         """Rounds since the last merge."""
-        self._base: list[float | None] = []
+        self._base: dict[str, float | None] = {}
         """Scores of the last window of calm rounds that a second one is to be compared with."""
         self._base_at = 0
         self._changes: list[float] = []
@@ -73,7 +77,7 @@ class Guard:
         merge = Merge(
             hash,
             frm,
-            self._scores(recent, round),
+            dict(self._scores(recent, round)),
             self._student.snapshot(),
             history.steps,
             history.own_steps,
@@ -89,12 +93,23 @@ class Guard:
         for merge in self.pending:
             merge.rounds += 1
 
+    def round_withdrawn(self) -> None:
+        """The round that round_trained() was told of begins anew."""
+        if not self._calm:
+            return
+        self._calm -= 1
+        if self._base_at > self._calm:
+            self._base_at = 0
+        for merge in self.pending:
+            merge.rounds -= 1
+
     def judge(self, round: int) -> Merge | None:
         """The merge that must be undone, after the steps of `round`; those that pass are let go of.
 
         Raises what the gate raises; the judgement is then still to be made.
         """
-        last, after = self._run.is_last(round), None
+        last = self._run.is_last(round)
+        after: Dice | None = None
         while self.pending and (self.pending[0].rounds >= WINDOW or (last and self.pending[0].rounds)):
             oldest = self.pending[0]
             after = self._scores(self._since(oldest), round)
@@ -107,16 +122,14 @@ class Guard:
             self._note_calm(round, after)
         return None
 
-    def undone(self, merge: Merge) -> list[Merge]:
-        """The model is as it was before `merge`: what merges are gone with it, itself first."""
-        at = self.pending.index(merge)
-        gone, self.pending = self.pending[at:], self.pending[:at]
+    def undone(self, merge: Merge) -> None:
+        """The model is as it was before `merge`: later merges are gone with it."""
+        del self.pending[self.pending.index(merge) :]
         self._calm = self._base_at = 0
         self._student.recent.clear()
         self._student.keep_round()
         for earlier in self.pending:
             earlier.rounds = 1
-        return gone
 
     def forget(self) -> None:
         """The weights that were merged into are gone."""
@@ -138,30 +151,35 @@ class Guard:
         """W at the ends of the rounds after a merge, at most WINDOW."""
         return list(self._student.recent)[-merge.rounds :]
 
-    def _harmed(self, merge: Merge, after: CaseScores) -> bool:
+    def _harmed(self, merge: Merge, after: Dice) -> bool:
         if not after:
             return False
-        patients, drop = self._run.site.patients("validation"), self._run.setup.training.guard_drop
-        return harmful(merge.before, after, patients, drop, self._changes)
+        drop = self._run.setup.training.guard_drop
+        return harmful(*self._paired(merge.before, after), drop, self._changes)
 
-    def _scores(self, weights: Sequence[Mapping[str, Tensor]], round: int) -> list[float | None]:
+    def _paired(self, before: Dice, after: Dice) -> tuple[CaseScores, CaseScores, list[str]]:
+        """Both scores, and whose the cases are that both hold: a site's cases may have changed since."""
+        cases = [case for case in after if case in before]
+        patients = dict(zip(after, self._run.site.patients("validation"), strict=True))
+        return [before[c] for c in cases], [after[c] for c in cases], [patients[c] for c in cases]
+
+    def _scores(self, weights: Sequence[Mapping[str, Tensor]], round: int) -> Dice:
         """Validation Dice by case of the mean of some weights; none where too few patients could judge."""
         if len(set(self._run.site.patients("validation"))) < LEAST_PATIENTS:
-            return []
+            return {}
         scores = self._run.score(mean_model(self._student.model, weights), "validation", round)
-        return [case.mean for case in scores.per_case]
+        return {case.id: case.mean for case in scores.per_case}
 
-    def _note_calm(self, round: int, found: list[float | None] | None) -> None:
+    def _note_calm(self, round: int, found: Dice | None) -> None:
         """Two windows on end without a merge show how much the score changes by itself. `found`: the scores
         of the present one, where it has just been judged."""
         if self._calm == 0 or self._calm % WINDOW or self._calm == self._base_at:
             return
         found = found or self._scores(list(self._student.recent), round)
         if found and self._calm % (2 * WINDOW) == 0 and self._base_at == self._calm - WINDOW:
-            fall = paired_drop(self._base, found, self._run.site.patients("validation"))
-            self._changes.append(fall.mean)
+            self._changes.append(paired_drop(*self._paired(self._base, found)).mean)
             del self._changes[:-CHANGES_KEPT]
-        self._base, self._base_at = found, self._calm
+        self._base, self._base_at = dict(found), self._calm
 
     # ------------------------------------------------------------ state
 
@@ -173,7 +191,7 @@ class Guard:
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Go on from what state() gave. A visit that version 0.1 was about to judge is not judged."""
-        self.pending, self._calm, self._base, self._base_at, self._changes = [], 0, [], 0, []
+        self.pending, self._calm, self._base, self._base_at, self._changes = [], 0, {}, 0, []
         if state is not None and "pending" in state:
             self.pending = [Merge(**merge) for merge in state["pending"]]
             self._calm, self._base, self._base_at = state["calm"], state["base"], state["base_at"]

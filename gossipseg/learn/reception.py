@@ -30,6 +30,9 @@ from gossipseg.nets.segmenter import Segmenter
 LATE_JOINER_RATIO = 20
 """A site takes its first visitor's model over when that has so many times its own steps behind it."""
 
+LAST_ROUND = "last_round"
+"""Why a model is kept out that would be neither trained nor judged."""
+
 DETAIL_CHARACTERS = 300
 """Of what is told of a refused model: names in it may be the sender's."""
 
@@ -79,7 +82,7 @@ class Reception:
             detail = e.detail[:DETAIL_CHARACTERS]
             return None, jobs.VisitDone(order.visit.hash, "refused", e.reason, detail, order.visit.frm)
         run.resumable = False
-        start_over(run, self._student)
+        start_over(run, self._student, self.guard)
         if self._ensemble is not None:
             self._ensemble.take_in(order.visit.frm, order.visit.hash, self._dressed(order.round, visitor))
         if self._joins_late(visitor):
@@ -136,7 +139,7 @@ class Reception:
         if partner is None:
             return None
         self._run.resumable = False
-        start_over(self._run, self._student)
+        start_over(self._run, self._student, self.guard)
         return partner
 
     def keep_resident(self, partner: Visitor | None, undone: Merge | None) -> None:
@@ -172,9 +175,9 @@ class Reception:
         history.reverted = (merge.hash, merge.frm)
         # The average is as it was, too, and holds these weights already.
         history.averaged, history.in_average = True, False
-        for gone in self.guard.undone(merge):
-            if self._ensemble is not None:
-                self._ensemble.let_go(gone.frm, gone.hash)
+        self.guard.undone(merge)
+        if self._ensemble is not None:
+            self._ensemble.let_go(merge.frm, merge.hash)
 
     # ------------------------------------------------------------ departure
 
@@ -201,6 +204,10 @@ class Reception:
             visitor.outcome = "held"
 
     def _part(self, round: int, visitor: Visitor) -> None:
+        merges = self._algorithm.averages or self._algorithm.replaces_on_merge
+        if merges and self._run.is_last(round):
+            visitor.reason = LAST_ROUND
+            return
         incoming = visitor.weights(self._algorithm)
         weights = self._algorithm.on_departure(
             self._student.weights(), incoming, lambda role: self._role_score(role, visitor, round)
@@ -236,7 +243,7 @@ class Reception:
     def _merge(self, round: int, visitor: Visitor, weights: Weights) -> bool:
         """Take the algorithm's weights; whether they were: not in the last round."""
         if self._run.is_last(round):
-            visitor.reason = "last_round"
+            visitor.reason = LAST_ROUND
             return False
         self.guard.before_merge(visitor.order.hash, visitor.order.frm, round)
         self._student.model.load_state_dict(dict(weights), strict=False)

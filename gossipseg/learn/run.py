@@ -80,6 +80,10 @@ class Run:
         step = self.history.finetuned * moment.steps_per_round + moment.step
         return cosine_rate(first, step, algorithm.finetune_rounds * moment.steps_per_round)
 
+    def learning_rate_alone(self, moment: Moment) -> float:
+        """As learning_rate(), of a site that meets nobody: by its own rounds."""
+        return learning_rate(self.setup.training, moment.round, moment.step)
+
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the losses compare a batch with."""
         return make_target(batch["label"], self.setup.training.output, len(self.setup.task.labels))

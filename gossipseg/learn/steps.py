@@ -54,7 +54,9 @@ class Steps:
             moment = run.moment(order, step)
             result = self._step(moment, batch, visitor)
             if self._shadow is not None:
-                self._shadow.step(moment, batch, self.context(moment, {"local": self._shadow.learner}))
+                context = self.context(moment, {"local": self._shadow.learner})
+                set_learning_rate(self._shadow.learner.optimizer, run.learning_rate_alone(moment))
+                self._shadow.step(moment, batch, context)
             run.tally.skipped += bool(result.skipped & OWN)
             if "local" not in result.skipped:
                 run.tally.add(result.loss, result.terms)

@@ -182,9 +182,11 @@ class Trainer:
                 self.steps.take(order, partner)
             else:
                 trouble = _join(trouble, self.private_steps.take(order))
+        if self.shadow is not None:
+            self.shadow.average(order.round)
         undone = self.reception.undo_not_finite()
         if undone is None:
-            trouble = _join(trouble, self.closing.take_in(order))
+            trouble = _join(trouble, self.closing.take_in())
             undone = self.reception.judgement(order.round)
         if visitor is not None:
             self.reception.leave(visitor)
@@ -209,7 +211,7 @@ class Trainer:
         if self.setup.algorithm.exchange == "rounds":
             history.ahead = order.ahead
         if common is not None and common.hash != history.last_global:
-            start_over(self.run, self.student)
+            start_over(self.run, self.student, self.guard)
             trouble = self.common.begin(common, settling_in=order.settling_in)
             history.last_global = common.hash
             if order.settling_in:
@@ -247,8 +249,6 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """All that a checkpoint carries; plain values and CPU tensors."""
-        training = self.setup.training
-        schedule = {"kind": training.schedule_in_force, "rounds": training.cosine_rounds}
         rng: dict[str, Any] = {"torch": torch.get_rng_state()}
         if self.compute.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.compute.device)
@@ -258,7 +258,6 @@ class Trainer:
             "tally": self.run.tally.state(),
             "guard": self.guard.state(),
             "recent": [dict(weights) for weights in self.student.recent],
-            "schedule": schedule,
             "rng": rng,
             "anchor": cpu_copy(self.common.anchor),
             "best": self.closing.best,

@@ -96,6 +96,20 @@ def test_neither_a_late_start_nor_a_reverted_visit_reaches_it(
     assert same(trainer.shadow.student.snapshot(), alone[-1])
 
 
+def test_it_keeps_the_rate_of_a_site_alone_whatever_round_is_taken_over(
+    data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    budget = {"rounds": 9, "steps_per_round": 2}
+    local = make_trainer(make_spec(data, tmp_path / "local", algorithm=LocalParams(), training=budget))
+    trainer = shadowed(data, tmp_path / "shadowed", training=budget)
+    late = dataclasses.replace(guest, round=7)
+    assert trainer.run_round(jobs.StartRound(1, late)).ahead == 7
+    local.run_round(jobs.StartRound(1))
+    trainer.run_round(jobs.StartRound(2))
+    local.run_round(jobs.StartRound(2))
+    assert same(trainer.shadow.student.snapshot(), local.student.snapshot())
+
+
 def test_an_algorithm_with_a_personal_model_has_one_too(
     data: Path, tmp_path: Path, alone: list[dict[str, Any]]
 ) -> None:
