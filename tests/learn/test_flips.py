@@ -20,6 +20,7 @@ from gossipseg.learn.flips import (
     directions,
     flips_problem,
     resolve,
+    spoken_axes,
 )
 from gossipseg.learn.params import TaskParams, TrainingParams
 
@@ -67,6 +68,41 @@ NAMES: dict[str, set[str]] = {
     "caudal": AP | SI,
     "ventroposterolateral": AP | SI,
     "distal femur": LR | AP | SI,
+    "rightkidney": LR,
+    "leftlung": LR,
+    "LEFTLUNG": LR,
+    "Leftventricle": LR,
+    "kidneyright": LR,
+    "lefteye": LR,
+    "upperjaw": SI,
+    "lowerjaw": SI,
+    "upperleft": LR | SI,
+    "superiorfrontal": SI,
+    "superiorparietal": SI,
+    "ctx-lh-inferiorparietal": LR | SI,
+    "posteriorcingulate": AP,
+    "rostralmiddlefrontal": AP | SI,
+    "caudalanteriorcingulate": AP | SI,
+    "tibialisposterior": AP,
+    "levator palpebrae superioris": SI,
+    "obere Hohlvene": SI,
+    "untere": SI,
+    "vordere": AP,
+    "hintere": AP,
+    "hinterer Anteil": AP,
+    "im linken Lappen": LR,
+    "Unterkiefer": SI,
+    "lobe supérieur": SI,
+    "supe\u0301rieur": SI,
+    "INFÉRIEUR": SI,
+    "antérieur": AP,
+    "postérieure": AP,
+    "superiore": SI,
+    "inferiore": SI,
+    "anteriore": AP,
+    "posteriore": AP,
+    "ant-post": AP,
+    "lt-rt": LR,
 }
 NO_DIRECTION = (
     *(
@@ -99,6 +135,19 @@ NO_DIRECTION = (
         "CSF",
         "label 1",
     ),
+    *("cleft", "upright", "copyright", "aright", "fright", "theft", "lowercase", "leftover", "righteous"),
+    *("flower", "blower", "sunflower", "follower", "supper", "superiority", "intracranial haemorrhage"),
+    *(
+        "post-op cavity",
+        "post-contrast enhancement",
+        "pre-RT GTV",
+        "LV",
+        "RK",
+        "lkid",
+        "Lkidney",
+        "TMJL",
+        "UL1",
+    ),
     *("vertebrae_L1", "L5-S1", "R1", "l'aorte", "l’aorte"),
 )
 
@@ -111,6 +160,57 @@ def test_names_that_speak_of_a_direction(name: str, axes: set[str]) -> None:
 @pytest.mark.parametrize("name", NO_DIRECTION)
 def test_names_that_do_not(name: str) -> None:
     assert directions(name) == set()
+
+
+def spoken(*labels: str) -> dict[str, list[str]]:
+    return spoken_axes(task(*labels))
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        *(("LK", "RK"), ("RAG", "LAG"), ("rkid", "lkid"), ("rad", "lad"), ("Lkidney", "Rkidney")),
+        *(("Eye_AL", "Eye_AR"), ("Eye_PR", "Eye_PL"), ("TMJL", "TMJR"), ("UL1", "UR1"), ("LR6", "LL6")),
+        *(("LV", "RV"), ("LA", "RA"), ("lv", "RV"), ("kidneyl", "kidneyr"), ("PLV", "PRV"), ("plv", "prv")),
+        *(("rib L1", "rib R1"), ("myocardium LV", "myocardium RV"), ("EyeAL", "EyeAR")),
+    ],
+    ids="-".join,
+)
+def test_a_pair_of_l_and_r_speaks_of_left_and_right(pair: tuple[str, str]) -> None:
+    assert spoken("tumour", *pair) == {LEFT_RIGHT: list(pair)}
+    assert f"left-right ({', '.join(pair)})" in resolve(task(*pair), TrainingParams()).reason
+    alone = [name for name in pair if spoken("tumour", name)]
+    assert alone == []
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        *(("liver", "river"), ("glass", "grass"), ("GLASS", "GRASS"), ("load", "road"), ("hail", "hair")),
+        *(("LV", "RA"), ("LV", "LA"), ("LK", "RKs"), ("UL1", "LR6"), ("LL", "RR"), ("cellular", "cerlular")),
+        *(("balin", "barin"), ("LK a", "RK b"), ("UP", "LP"), ("UL1", "LL1"), ("UL1", "UR2")),
+    ],
+    ids="-".join,
+)
+def test_pairs_that_speak_of_nothing(labels: tuple[str, ...]) -> None:
+    assert spoken(*labels) == {}
+
+
+def test_the_background_is_not_one_of_a_pair() -> None:
+    assert spoken_axes(TaskParams("t", 1, {0: "LV", 1: "RV"})) == {}
+
+
+def test_upper_and_lower_teeth() -> None:
+    quarters = ["UL1", "UR1", "LL1", "LR1"]
+    assert spoken(*quarters) == {LEFT_RIGHT: quarters, SUPERIOR_INFERIOR: quarters}
+    assert spoken("UL1", "UR1", "LL1") == {LEFT_RIGHT: ["UL1", "UR1"], SUPERIOR_INFERIOR: ["UL1", "LL1"]}
+    assert spoken("UA", "LA", "RA") == {LEFT_RIGHT: ["LA", "RA"]}  # no teeth
+
+
+def test_post_needs_ant_and_rt_needs_lt() -> None:
+    assert spoken("post horn", "tumour") == spoken("pre-RT GTV", "post-RT GTV") == {}
+    assert spoken("ant horn", "post horn") == {ANTERIOR_POSTERIOR: ["ant horn", "post horn"]}
+    assert spoken("lt lung", "rt lung") == {LEFT_RIGHT: ["lt lung", "rt lung"]}
 
 
 # ---------------------------------------------------------------- the rule
