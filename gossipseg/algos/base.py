@@ -142,7 +142,8 @@ class Algorithm:
     has_personal: bool = False
     """Whether a second model trains beside the one that travels; it is the one that is deployed."""
     keeps_best_finetuned: bool = False
-    """Whether the deployed model is the best of the fine-tuning rounds on validation, not the last."""
+    """Whether the deployed model is the best on validation of those after each fine-tuning round and the one
+    before them, not the last."""
     trains_visitor: bool = False
     """Whether an incoming model is trained beside the local one for the round of its visit."""
 

@@ -8,7 +8,7 @@ projection, adapter, head), γ everything else. Only γ travels: ρ_k is neither
 
     round         load γ, keep ρ_k, E steps of L_seg, send γ_k
     coordinator   γ ← Σ n_k γ_k / Σ n_k                                                                    (1)
-    fine-tuning   the last rounds, alone; the best on validation is kept:
+    fine-tuning   the last rounds, alone; the best on validation is kept, that before them included:
                   Δ = 1[|p − y| > τ]                                                                       (2)
                   z~ = z + Δ·ε,   ε ~ N(0, σ²), fresh each step                                            (3)
                   L = (1−λ)·L_seg(z, y) + λ·L_seg(z~, y)                                                   (4)

@@ -76,6 +76,13 @@ class Closing:
         history.averaged = history.in_average = True
         return ""
 
+    def before_finetuning(self, round: int) -> None:
+        """The average begins anew. Where the best model is kept, the one before fine-tuning may be that."""
+        if self._algorithm.keeps_best_finetuned:
+            dice = self._run.score(self._student.ema, "validation", round).mean
+            self.best, self._run.history.best_finetuned = cpu_copy(self._student.ema.state_dict()), dice
+        self._student.begin_average()
+
     def close(self, order: jobs.StartRound) -> Scores | None:
         """Validation of the EMA where it is due, and the test split after the last round."""
         run, history, round = self._run, self._run.history, order.round
@@ -100,7 +107,7 @@ class Closing:
         return scores if self.choice is None else self.choice.judge(self._student.ema, scores, round)
 
     def _pick(self, dice: float | None, last: bool) -> bool:
-        """Keep the deployment model of the best fine-tuning round; deploy it after the last one.
+        """Keep the best deployment model of fine-tuning; deploy it after the last round.
 
         Without a validation score the last one is as good as any. Whether an earlier one is deployed now.
         """

@@ -217,7 +217,7 @@ class Trainer:
             if order.settling_in:
                 history.settling_round = order.round
         if order.finetuning and not (history.finetuned or history.step or history.averaged):
-            self.student.begin_average()
+            self.closing.before_finetuning(order.round)
         return trouble
 
     def _done(self, order: jobs.StartRound, scores: Scores | None, started: float) -> dict[str, Any]:

@@ -279,3 +279,19 @@ def test_the_worker_process_aggregates_between_rounds(data: Path, tmp_path: Path
         assert w.stop() == 0, w.stderr
     with worker(spec) as w:
         assert w.wait(jobs.Ready).last_global == "c" * 64
+
+
+def test_the_model_before_fine_tuning_may_be_the_best(data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(spec_of(data, tmp_path / "a", rounds=3))
+    trainer.algorithm.keeps_best_finetuned = True
+    trainer.run_round(jobs.StartRound(1))
+    before = cpu_copy(trainer.student.ema.state_dict())
+
+    def score(model: Any, split: str, round: int) -> Scores:
+        dice = 0.7 if same(dict(model.state_dict()), before) else 0.4
+        return Scores(dice, {"disc": dice}, ())
+
+    trainer.run.score = score
+    assert trainer.run_round(jobs.StartRound(2, finetuning=True)).dice_val == 0.4
+    done = trainer.run_round(jobs.StartRound(3, finetuning=True))
+    assert done.dice_val == 0.7 and same(dict(trainer.student.ema.state_dict()), before)
