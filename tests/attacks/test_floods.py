@@ -65,7 +65,13 @@ class Flood:
             for under_way in [method.future(data, timeout=20.0) for _ in range(width)]:
                 error = under_way.exception(timeout=30)
                 self.codes["OK" if error is None else error.code().name] += 1
-                assert error is None or error.code() in REFUSALS, error
+                assert error is None or error.code() in REFUSALS or _stream_refused(error), error
+
+
+def _stream_refused(error: Any) -> bool:
+    """HTTP/2's own refusal (REFUSED_STREAM, 7): more streams than the server takes on a connection, which a
+    slow machine meets before the server has answered any."""
+    return error.code() is grpc.StatusCode.UNAVAILABLE and "error code 7" in error.details()
 
 
 @pytest.mark.parametrize("rpc", ["Offer", "Ping", "Hello", "Sync"])
