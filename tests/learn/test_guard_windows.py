@@ -5,11 +5,13 @@ As in test_average, round t leaves the t-th unit vector in one parameter: what i
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gossipseg.algos.params import GcmlParams, GossipAverageParams
 from gossipseg.learn import jobs
@@ -186,3 +188,24 @@ def test_cases_that_changed_since_are_left_out(data: Path, tmp_path: Path, forei
         for number in (3, 4, 5, 6, 7, 8):
             again.run_round(jobs.StartRound(number))
         assert not again.guard.pending
+
+
+@pytest.mark.parametrize("harm", [True, False])
+def test_a_model_that_does_harm_is_undone_and_one_that_does_none_stays(tmp_path: Path, harm: bool) -> None:
+    """Real training and real scores: the visitor is this site's own model, or random weights beside it."""
+    images = write_png_site(tmp_path / "site", cases=30)
+    training = {"steps_per_round": 20, "learning_rate": 0.01, "rounds": 12, "ema_decay": 0.5}
+    spec = make_spec(images, tmp_path / "n", algorithm=GossipAverageParams(), training=training)
+    trainer = make_trainer(dataclasses.replace(spec, admission={"enabled": False}))
+    for number in range(1, 9):
+        good = trainer.run_round(jobs.StartRound(number, export=number == 8))
+    tensors = load_file(good.export.path)
+    if harm:
+        generator = torch.Generator().manual_seed(0)
+        tensors = {n: (4 * torch.randn(t.shape, generator=generator)).to(t.dtype) for n, t in tensors.items()}
+    save_file(tensors, tmp_path / "visitor.safetensors")
+    undone = [visit(trainer, 9, tmp_path / "visitor.safetensors").reverted, *rounds(trainer, 10, 11)]
+    after = trainer.run_round(jobs.StartRound(12)).dice_val
+    assert undone == [None, None, "v" if harm else None]
+    assert len(set(trainer.site.patients("validation"))) >= 3
+    assert good.dice_val > 0.5 and after > good.dice_val - 0.1
