@@ -7,24 +7,24 @@ not: patches, augmentation, metrics.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import Case, Splits
 from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.formats.grid import onto_image
+from gossipseg.learn.labels import LabelRule, label_rule, values_of
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, SplitName, TaskParams, WorkerSpec
-from gossipseg.learn.readers import Volume, read_volume
+from gossipseg.learn.readers import Volume, read_label, read_volume
 from gossipseg.learn.setup import Setup, read_setup
-from gossipseg.learn.transforms import Prepared, map_labels, prepare_image, prepare_label
+from gossipseg.learn.transforms import Grid, Prepared, prepare_image, prepare_label
 
 OnProgress = Callable[[str, float], None]
-
-AFFINE_TOLERANCE_VOXELS = 0.25
-"""How far the corners of image and label may lie apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,20 @@ class Item:
     label: Tensor | None
     spacing_mm: tuple[float, ...] | None
     """Voxel size; None for PNG and JPEG."""
+    truth: Tensor | None = None
+    """The label on the image file's own grid, (*file spatial) uint8: what scores are counted on. None without
+    a label, and for training cases, which are not scored."""
+    grid: Grid | None = None
+    """That grid, and the way to it from the task's."""
 
 
 class SiteData:
     """All cases of a site, by split. Made by `open`, which refuses data that the task cannot use."""
 
-    def __init__(self, task: TaskParams, splits: Splits, *, cache: bool) -> None:
-        self.task, self.splits, self._cache = task, splits, cache
+    def __init__(
+        self, task: TaskParams, splits: Splits, *, cache: bool, rule: LabelRule | None = None
+    ) -> None:
+        self.task, self.splits, self.rule = task, splits, rule or label_rule(task)
         self._items: dict[tuple[str, int], Item] = {}
 
     @classmethod
@@ -59,11 +66,14 @@ class SiteData:
         splits = load_cases(params, spec.site, makes_masks=not needs_labels(setup))
         if spec.report_test:
             _need_test(splits, params)
-        data = cls(task, splits, cache=params.cache)
+        rule = label_rule(task, params)
+        data = cls(task, splits, cache=params.cache, rule=rule)
         total = sum(splits.counts.values())
         for done, (split, index, case) in enumerate(data._all()):
             on_progress(f"reading {split} case {case.id}", done / total)
-            item = load_item(case, task)
+            item = load_item(case, task, rule)
+            if split == "training":
+                item = replace(item, truth=None)
             if params.cache and (split != "test" or spec.report_test):
                 data._items[split, index] = item
         on_progress("data read", 1.0)
@@ -77,7 +87,7 @@ class SiteData:
     def item(self, split: SplitName, index: int) -> Item:
         """One case, from the cache or read anew."""
         cached = self._items.get((split, index))
-        return cached if cached is not None else load_item(self.splits.of(split)[index], self.task)
+        return cached if cached is not None else load_item(self.splits.of(split)[index], self.task, self.rule)
 
     def items(self, split: SplitName) -> Iterator[Item]:
         """The cases of a split, in the order of the data list."""
@@ -91,14 +101,15 @@ class SiteData:
             yield split, index, case
 
 
-def load_item(case: Case, task: TaskParams) -> Item:
-    """Read, check and preprocess one case. Raises DataError."""
+def load_item(case: Case, task: TaskParams, rule: LabelRule | None = None) -> Item:
+    """Read, check and preprocess one case. `rule`: the site's; None is the task's. Raises DataError."""
     prepared, volume = load_image(case, task)
     if case.label is None:
-        return Item(case, prepared.image, None, prepared.spacing_mm)
-    values = load_label(case.label, volume, case, task)
+        return Item(case, prepared.image, None, prepared.spacing_mm, None, prepared.grid)
+    values = load_label(case.label, volume, case, task, rule)
     label = prepare_label(values, volume.affine, task, case.label)
-    return Item(case, prepared.image, label, prepared.spacing_mm)
+    truth = torch.from_numpy(values) if prepared.grid.to_task is not None else label[0]
+    return Item(case, prepared.image, label, prepared.spacing_mm, truth, prepared.grid)
 
 
 def load_image(case: Case, task: TaskParams) -> tuple[Prepared, Volume]:
@@ -107,47 +118,14 @@ def load_image(case: Case, task: TaskParams) -> tuple[Prepared, Volume]:
     return prepare_image(volume, task, case.files[0]), volume
 
 
-def load_label(file: Path, image: Volume, case: Case, task: TaskParams) -> np.ndarray:
-    """Label values (*spatial) uint8 on the file's own grid, checked against the image and the task."""
-    volume = read_volume(file, task.image_dims)
-    _check_geometry(image, volume, file, case)
-    return map_labels(volume.array, task, file)
-
-
-def _check_geometry(image: Volume, label: Volume, file: Path, case: Case) -> None:
-    if image.shape != label.shape:
-        raise DataError(
-            f"the shape differs from its image's {image.shape} ({case.files[0].name})",
-            file=file,
-            key="shape",
-            value=label.shape,
-            remedy="Image and label must lie on the same grid; resample the label, or correct the data list.",
-        )
-    if image.affine is None or label.affine is None:
-        return
-    apart = _corner_distance_voxels(image, label)
-    if apart > AFFINE_TOLERANCE_VOXELS:
-        raise DataError(
-            f"the affine differs from its image's ({case.files[0].name}, spacing "
-            f"{_mm(image)} mm): the corners lie up to {apart:.1f} voxels apart",
-            file=file,
-            key="spacing_mm",
-            value=_mm(label),
-            remedy="Resample the label onto the image's grid, or copy its header if only that is wrong.",
-        )
-
-
-def _corner_distance_voxels(a: Volume, b: Volume) -> float:
-    assert a.affine is not None and b.affine is not None
-    ends = [(0, n - 1) for n in a.shape] + [(0, 0)] * (3 - len(a.shape))
-    corners = np.array(np.meshgrid(*ends)).reshape(3, -1)
-    corners = np.vstack([corners, np.ones(corners.shape[1])])
-    distance_mm = np.linalg.norm(((a.affine - b.affine) @ corners)[:3], axis=0).max()
-    return float(distance_mm / min(a.spacing_mm or (1.0,)))
-
-
-def _mm(volume: Volume) -> str:
-    return "×".join(f"{s:g}" for s in volume.spacing_mm or ())
+def load_label(
+    file: Path, image: Volume, case: Case, task: TaskParams, rule: LabelRule | None = None
+) -> np.ndarray:
+    """Label values (*spatial) uint8, with IGNORE, on the image's own grid. Raises DataError."""
+    label = read_label(file, task.image_dims, image)
+    values = values_of(label, rule or label_rule(task), file)
+    placed: np.ndarray = onto_image(values[None], label.affine, image, file, case.files[0])[0]
+    return placed
 
 
 def needs_labels(setup: Setup) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gossipseg.learn.data import Item
 from gossipseg.learn.params import TaskParams, TrainingParams
+from gossipseg.learn.transforms import Grid
 
 WINDOWS_AT_ONCE = 8
 STITCHED_ON_DEVICE_BYTES = 1 << 29
@@ -112,6 +113,14 @@ def labels_of(logits: Tensor, training: TrainingParams) -> Tensor:
         return logits.argmax(0).to(torch.uint8)
     top, index = logits.max(0)
     return torch.where(top > 0, index + 1, 0).to(torch.uint8)
+
+
+def labels_on(grid: Grid, logits: Tensor, training: TrainingParams) -> Tensor:
+    """Label values uint8 on a file's own grid, of logits (K, *task grid): linear in the logits."""
+    out = torch.empty(grid.shape, dtype=torch.uint8)
+    for first, end, part in grid.slabs(logits):
+        out[first:end] = labels_of(part, training)
+    return out
 
 
 def score(

@@ -128,6 +128,19 @@ class DataParams:
     patient_pattern: str | None = None
     """A regular expression with one group, the patient: case names must match it from their beginning. None:
     `patient` of the data list, else what the names tell."""
+    label_map: dict[int, int] = field(default_factory=dict)
+    """File value → label value of the task, for this site's labels alone; goes before task.label_map."""
+    label_map_out: dict[int, int] = field(default_factory=dict)
+    """Label value of the task → value that predictions are written with. Of the classes that are not named
+    here it is the value that most voxels of this site's own labels have."""
+    ignore_label: int | None = None
+    """File value of voxels of which nobody says what they are: no loss, no score."""
+    annotated_labels: tuple[int, ...] | None = None
+    """Label values (without 0) that this site's labels tell of. What is of another class is background in
+    its files, and is taken as unknown: no part of the contract. None: all."""
+    segments: dict[str, int] = field(default_factory=dict)
+    """Name of a segment (DICOM-SEG, RTSTRUCT, .seg.nrrd) → label value, where the names are not those of
+    the task's labels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,9 @@ from gossipseg.learn import cli
 from gossipseg.learn.cases import Case
 from gossipseg.learn.data import load_image
 from gossipseg.learn.datalist import case_stem
-from gossipseg.learn.evaluate import foreground_names, labels_of, predict_logits
+from gossipseg.learn.evaluate import foreground_names, labels_on, predict_logits
 from gossipseg.learn.readers import Volume, is_raster
 from gossipseg.learn.session import Deployment, load_deployment, must_segment
-from gossipseg.learn.transforms import restore
 from gossipseg.store import atomic_write
 
 OUTPUT_MODE = 0o644
@@ -78,7 +77,7 @@ def predict_labels(deployment: Deployment, case: Case) -> tuple[np.ndarray, Volu
     task, training = deployment.setup.task, deployment.setup.training
     prepared, volume = load_image(case, task)
     logits = predict_logits(deployment.net, prepared.image, task, training, deployment.compute.device)
-    return labels_of(restore(logits, prepared), training).numpy(), volume
+    return labels_on(prepared.grid, logits, training).numpy(), volume
 
 
 def write_label_map(out: Path, labels: np.ndarray, source: Path, volume: Volume) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,11 @@ import numpy as np
 from monai.data import NibabelReader, PILReader, PydicomReader
 
 from gossipseg.errors import DataError, LocalError
+from gossipseg.learn.formats.volume import Segmentation, Volume, spacing_of
+
+__all__ = ["Segmentation", "Volume", "is_raster", "read_label", "read_volume", "spacing_of"]
 
 RASTER = (".png", ".jpg", ".jpeg")
-
-
-@dataclass(frozen=True, slots=True)
-class Volume:
-    """An image as it is in the file. `array`: (C, *spatial), `affine`: 4×4 to RAS mm, or None."""
-
-    array: np.ndarray
-    affine: np.ndarray | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Voxels per spatial axis."""
-        return tuple(self.array.shape[1:])
-
-    @property
-    def spacing_mm(self) -> tuple[float, ...] | None:
-        """Voxel size per spatial axis; None where the file has none."""
-        return None if self.affine is None else spacing_of(self.affine, len(self.shape))
-
-
-def spacing_of(affine: np.ndarray, spatial_dims: int) -> tuple[float, ...]:
-    """Voxel size in mm along each spatial axis of a 4×4 affine."""
-    sizes = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    return tuple(float(s) for s in sizes[:spatial_dims])
 
 
 def is_raster(path: Path) -> bool:
@@ -70,6 +48,14 @@ def read_volume(image: Path | Sequence[Path], spatial_dims: int) -> Volume:
                 remedy="Files listed together are the channels of one image.",
             )
     return Volume(np.concatenate([p.array for p in parts]), parts[0].affine)
+
+
+def read_label(path: Path, spatial_dims: int, image: Volume) -> Volume | Segmentation:
+    """Read a label file, on its own grid. `image`: what it is a label of; contours are drawn onto its grid.
+
+    Raises DataError.
+    """
+    return read_volume(path, spatial_dims)
 
 
 def _read_one(path: Path, spatial_dims: int) -> Volume:

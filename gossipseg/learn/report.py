@@ -29,7 +29,7 @@ from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.evaluate import (
     CaseScore,
     Scores,
-    labels_of,
+    labels_on,
     predict_logits,
     score_case,
     summarise,
@@ -39,7 +39,6 @@ from gossipseg.learn.params import ONE_SHOT_ALGORITHM
 from gossipseg.learn.readers import Volume
 from gossipseg.learn.session import Deployment, load_deployment
 from gossipseg.learn.setup import read_setup
-from gossipseg.learn.transforms import restore
 
 SaveOverlay = Callable[[Case, Volume, np.ndarray, np.ndarray, CaseScore], None]
 
@@ -97,7 +96,7 @@ def evaluate_case(
     assert case.label is not None
     label = load_label(case.label, volume, case, task)
     logits = predict_logits(deployment.net, prepared.image, task, training, deployment.compute.device)
-    predicted = labels_of(restore(logits, prepared), training)
+    predicted = labels_on(prepared.grid, logits, training)
     spacing = volume.spacing_mm
     scored = score_case(case.id, predicted, torch.from_numpy(label), task, hd95=True, spacing_mm=spacing)
     if save_overlay is not None:

@@ -10,6 +10,8 @@ image: cameras differ in colour and exposure.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,59 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, NormalizeIntensity, Orientation, ScaleIntensityRange, Spacing
 from torch import Tensor
+from torch.nn import functional as F
 
 from gossipseg.errors import DataError
+from gossipseg.learn.formats.volume import Volume, spacing_of
 from gossipseg.learn.params import TaskParams
-from gossipseg.learn.readers import Volume, spacing_of
+
+SLAB_VOXELS = 1 << 22
+"""So many voxels of the file's grid are interpolated at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A file's own grid, and how it lies in the task's."""
+
+    shape: tuple[int, ...]
+    """Voxels per axis in the file."""
+    spacing_mm: tuple[float, ...] | None
+    """Voxel size in the file; None where it has none."""
+    to_task: np.ndarray | None
+    """4×4 from voxel indices of the file to those of the task's grid; None: they are the same."""
+
+    def slabs(self, logits: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """Logits (K, *task grid) float32 on the file's grid, a part at a time: (first, end, (K, end − first,
+        …)) along its first axis. Linear between voxels, the outer ones carried on."""
+        if self.to_task is None:
+            yield 0, self.shape[0], logits
+            return
+        thickness = max(1, SLAB_VOXELS // max(1, math.prod(self.shape[1:])))
+        for first in range(0, self.shape[0], thickness):
+            end = min(self.shape[0], first + thickness)
+            yield first, end, _sampled(logits, self._at(first, end))
+
+    def _at(self, first: int, end: int) -> Tensor:
+        """Task indices (end − first, …, dims) of the file's voxels."""
+        assert self.to_task is not None
+        dims = len(self.shape)
+        matrix, offset = self.to_task[:dims, :dims], self.to_task[:dims, 3]
+        axes = [np.arange(first, end), *(np.arange(n) for n in self.shape[1:])]
+        at = np.zeros((*map(len, axes), dims), dtype=np.float32)
+        for i in range(dims):
+            at[..., i] = offset[i]
+            for j, axis in enumerate(axes):
+                if matrix[i, j]:
+                    at[..., i] += (matrix[i, j] * axis).reshape([-1 if k == j else 1 for k in range(dims)])
+        return torch.from_numpy(at)
+
+
+def _sampled(logits: Tensor, at: Tensor) -> Tensor:
+    """Logits (K, *grid) at voxel indices (*out, dims): (K, *out) float32."""
+    size = torch.tensor(logits.shape[1:], dtype=torch.float32)
+    scaled = torch.where(size > 1, 2 * at / (size - 1).clamp(min=1) - 1, torch.zeros_like(at))
+    options: dict[str, Any] = {"mode": "bilinear", "padding_mode": "border", "align_corners": True}
+    return F.grid_sample(logits[None].float(), scaled.flip(-1)[None], **options)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +84,8 @@ class Prepared:
     """(C, *spatial) float32, on the task's grid."""
     spacing_mm: tuple[float, ...] | None
     """Voxel size of `image`; None where the file has none."""
-    traced: MetaTensor
-    """The image as MONAI traces it: what `restore` undoes."""
-    geometry: Compose
-    """The very transforms that made it: MONAI inverts by their identity."""
+    grid: Grid
+    """Of the file."""
 
 
 def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:
@@ -46,11 +95,20 @@ def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:
         raise DataError(
             "holds NaN or infinite values", file=file, remedy="Repair the image, or take the case out."
         )
-    geometry = _geometry(task, "bilinear")
-    traced = _to_grid(array.astype(np.float32), volume.affine, task, file, geometry)
+    traced = _to_grid(array.astype(np.float32), volume.affine, task, file, _geometry(task, "bilinear"))
     image = _plain(_intensity(task)(traced.as_tensor()))
-    spacing = None if volume.affine is None else spacing_of(traced.affine.numpy(), image.dim() - 1)
-    return Prepared(image.to(torch.float32).contiguous(), spacing, traced, geometry)
+    affine = traced.affine.numpy()
+    spacing = None if volume.affine is None else spacing_of(affine, image.dim() - 1)
+    grid = Grid(volume.shape, volume.spacing_mm, _to_task(volume.affine, affine))
+    return Prepared(image.to(torch.float32).contiguous(), spacing, grid)
+
+
+def _to_task(file: np.ndarray | None, task: np.ndarray) -> np.ndarray | None:
+    """Voxel indices of the file → those of the task's grid; None where they are the same."""
+    if file is None:
+        return None
+    matrix = np.linalg.inv(task.astype(np.float64)) @ file
+    return None if np.allclose(matrix, np.eye(4), atol=1e-6) else matrix
 
 
 def prepare_label(values: np.ndarray, affine: np.ndarray | None, task: TaskParams, file: Path) -> Tensor:
@@ -59,16 +117,9 @@ def prepare_label(values: np.ndarray, affine: np.ndarray | None, task: TaskParam
     return _plain(traced).round().to(torch.uint8).contiguous()
 
 
-def restore(logits: Tensor, prepared: Prepared) -> Tensor:
-    """Logits (K, *task grid) → (K, *file grid): inverse of orientation and spacing, linear in the logits."""
-    if not prepared.traced.applied_operations:
-        return logits
-    traced = MetaTensor(
-        logits.float().cpu(),
-        affine=prepared.traced.affine,
-        applied_operations=list(prepared.traced.applied_operations),
-    )
-    return _plain(prepared.geometry.inverse(traced))
+def restore(logits: Tensor, grid: Grid) -> Tensor:
+    """Logits (K, *task grid) → (K, *file grid)."""
+    return torch.cat([part for _, _, part in grid.slabs(logits)], dim=1)
 
 
 def match_channels(array: np.ndarray, task: TaskParams, file: Path) -> np.ndarray:
@@ -93,49 +144,6 @@ def match_channels(array: np.ndarray, task: TaskParams, file: Path) -> np.ndarra
         value=task.channels,
         remedy=remedy,
     )
-
-
-def map_labels(array: np.ndarray, task: TaskParams, file: Path) -> np.ndarray:
-    """File values (C, *spatial) → the task's label values (*spatial) uint8, by task.label_map.
-
-    A label saved as a grey picture in three equal channels is taken as it is. Raises DataError for values
-    that the task does not know.
-    """
-    if array.shape[0] > 1 and (array != array[:1]).any():
-        raise DataError(
-            f"is a colour picture ({array.shape[0]} channels): a label has one number per voxel",
-            file=file,
-            key="channels",
-            value=array.shape[0],
-            remedy="Save the label as one grey channel of label values.",
-        )
-    found = np.unique(array[0])
-    targets = [task.label_map.get(int(v), int(v)) if float(v).is_integer() else -1 for v in found]
-    unknown = [v.item() for v, t in zip(found, targets, strict=True) if t not in task.labels]
-    if unknown:
-        raise DataError(
-            f"label values {_some(unknown)} are not among the task's ({_some(sorted(task.labels))})",
-            file=file,
-            key="task.label_map",
-            value=task.label_map,
-            remedy=_label_remedy(unknown, task),
-        )
-    lookup = np.asarray(targets, dtype=np.uint8)
-    values: np.ndarray = lookup[np.searchsorted(found, array[0])]
-    return values
-
-
-def _label_remedy(unknown: list[float], task: TaskParams) -> str:
-    if unknown == [255] and len(task.labels) == 2:
-        return "Add `label_map: {255: 1}` to the task in peers.yaml (masks saved as 0/255)."
-    if len(unknown) > 8:
-        return "Save the label without interpolation and lossless (PNG, NIfTI), one number per class."
-    return "Correct the label, or translate these values with task.label_map in peers.yaml."
-
-
-def _some(values: list[Any]) -> str:
-    text = ", ".join(f"{v:g}" for v in values[:8])
-    return text + (f" … ({len(values)} values)" if len(values) > 8 else "")
 
 
 # ---------------------------------------------------------------- geometry and intensity

@@ -14,9 +14,10 @@ from PIL import Image
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import Case
 from gossipseg.learn.data import SiteData, load_image, load_item
+from gossipseg.learn.labels import map_labels
 from gossipseg.learn.params import TaskParams
 from gossipseg.learn.readers import read_volume
-from gossipseg.learn.transforms import map_labels, restore
+from gossipseg.learn.transforms import restore
 from tests.learn.imagery import (
     GREY,
     RGB,
@@ -92,7 +93,7 @@ def test_spacing_and_orientation_and_the_way_back(tmp_path: Path) -> None:
     prepared, volume = load_image(Case("c", file), task)
     one_hot = torch.stack([(item.label[0] == v).float() for v in (0, 1)])
     for _ in range(2):
-        back = restore(one_hot, prepared).argmax(0).numpy()
+        back = restore(one_hot, prepared.grid).argmax(0).numpy()
         assert back.shape == volume.shape
         assert 2 * (back * label).sum() / (back.sum() + label.sum()) > 0.85
 
