@@ -23,6 +23,9 @@ class Volume:
     notes: tuple[str, ...] = ()
     """What the reader decided that its user should know, in words."""
 
+    raster: bool = False
+    """True: the axes are (row, column[, page]) of a picture as it is shown, not (i, j, k) of a scanner."""
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Voxels per spatial axis."""
