@@ -179,7 +179,7 @@ def test_two_series_in_one_folder_are_refused(tmp_path: Path) -> None:
         file.rename(tmp_path / "a" / f"other_{file.name}")
     with pytest.raises(DataError, match="2 DICOM series"):
         read_volume(tmp_path / "a", 3)
-    with pytest.raises(DataError, match=r"no \.dcm files"):
+    with pytest.raises(DataError, match="no DICOM files"):
         read_volume(tmp_path / "b", 3)
 
 

@@ -1,4 +1,4 @@
-"""A label on a flipped, permuted or offset grid of the same voxels is brought over exactly; others are refused."""
+"""A label on a flipped, permuted or offset grid of the same voxels is brought over exactly, or refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ STORED = [
 ]
 
 
-@pytest.mark.parametrize("affine", [np.eye(4), np.diag([-1.0, -1, 2, 1]), OBLIQUE], ids=["RAS", "LPS", "oblique"])
+@pytest.mark.parametrize(
+    "affine", [np.eye(4), np.diag([-1.0, -1, 2, 1]), OBLIQUE], ids=["RAS", "LPS", "oblique"]
+)
 @pytest.mark.parametrize("kind", [np.uint8, bool])
 def test_all_48_ways_to_store_the_same_voxels(affine: np.ndarray, kind: type) -> None:
     wanted = labels().astype(kind)
@@ -101,7 +103,9 @@ def test_a_larger_label_is_cut_where_it_is_empty_and_refused_where_it_is_not() -
     assert np.array_equal(onto_image(wide[None], at, image(), Path("l"), Path("i"))[0], wanted)
     wide[0, 0, :4] = 1
     inside = int((wanted > 0).sum())
-    with pytest.raises(DataError, match=rf"^l: grid: 4 of its {inside + 4} labelled voxels lie outside.*\(i\)"):
+    with pytest.raises(
+        DataError, match=rf"^l: grid: 4 of its {inside + 4} labelled voxels lie outside.*\(i\)"
+    ):
         onto_image(wide[None], at, image(), Path("l"), Path("i"))
 
 
@@ -161,7 +165,7 @@ def test_a_picture_is_no_certain_label_of_a_nifti_slice(tmp_path: Path) -> None:
     file = write_nifti(tmp_path / "i.nii.gz", np.zeros((20, 20, 1), np.float32))
     png = write_png(tmp_path / "l.png", np.zeros((20, 20), np.uint8))
     for one, other in ((file, png), (png, file)):
-        with pytest.raises(DataError, match="cannot be laid onto its image.*rows and columns of a picture"):
+        with pytest.raises(DataError, match=r"cannot be laid onto its image.*rows and columns of a picture"):
             read_label(other, 2, read_volume(one, 2))
 
 
@@ -203,7 +207,9 @@ def test_a_channel_stored_along_other_axes_is_turned(tmp_path: Path) -> None:
 def test_a_channel_that_lies_elsewhere_is_refused(tmp_path: Path, moved: tuple[float, ...]) -> None:
     affine = np.diag([1.0, 1, 2, 1])
     affine[:3, 3] = moved
-    with pytest.raises(DataError, match=r"flair\.nii\.gz.*lies elsewhere than .*t1\.nii\.gz.*mm apart.*register"):
+    with pytest.raises(
+        DataError, match=r"flair\.nii\.gz.*lies elsewhere than .*t1\.nii\.gz.*mm apart.*register"
+    ):
         channels(tmp_path, affine, labels())
 
 

@@ -1,4 +1,4 @@
-"""Compressed files are read to their checksum; what is truncated, damaged or empty is named, never guessed."""
+"""Compressed files are read to their checksum; truncated, damaged and empty files are named."""
 
 from __future__ import annotations
 

@@ -28,20 +28,21 @@ FOREIGN = {
 def opened(path: Path) -> Iterator[BinaryIO]:
     """The file for reading bytes. Raises DataError where it is missing, empty or not what it is named."""
     try:
-        with path.open("rb") as file:
-            head = file.read(64).lstrip().lower()
-            if not head and not file.read(1):
-                raise DataError("is empty (0 bytes)", file=path, remedy=COPY_AGAIN)
-            for start, problem in FOREIGN.items():
-                if head.startswith(start):
-                    raise DataError(problem, file=path, remedy="Then try again.")
-            file.seek(0)
-            yield file
+        file = path.open("rb")
     except FileNotFoundError:
         raise DataError("no such file", file=path, remedy="Correct the data list or the path.") from None
     except OSError as e:
         remedy = "Correct its permissions, or take the case out of the data list."
         raise DataError(f"cannot be read: {e.strerror or e}", file=path, remedy=remedy) from None
+    with file:
+        head = file.read(64).lstrip().lower()
+        if not head and not file.read(1):
+            raise DataError("is empty (0 bytes)", file=path, remedy=COPY_AGAIN)
+        for start, problem in FOREIGN.items():
+            if head.startswith(start):
+                raise DataError(problem, file=path, remedy="Then try again.")
+        file.seek(0)
+        yield file
 
 
 def contents(path: Path) -> bytearray:

@@ -109,7 +109,7 @@ def _check(header: Header, path: Path) -> None:
         )
     try:
         header.get_data_dtype()
-    except HeaderDataError:
+    except (HeaderDataError, KeyError):
         raise _unknown_type(int(header["datatype"]), path) from None
 
 

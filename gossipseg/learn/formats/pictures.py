@@ -26,9 +26,10 @@ from gossipseg.learn.formats.palette import resolve
 from gossipseg.learn.formats.volume import Volume
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-PNG_COLOUR_16 = {2, 4, 6}
-"""PNG colour types of which Pillow drops the lower byte of 16 bits: RGB, grey with alpha, RGB with alpha."""
-READ = ("PNG", "JPEG", "MPO", "BMP", "DIB")
+PNG_COLOUR_16 = {2, 6}
+PNG_GREY_ALPHA = 4
+"""PNG colour types of which Pillow drops the lower byte of 16 bits: RGB, RGB with alpha, grey with alpha."""
+READ = ("PNG", "JPEG", "BMP", "DIB")
 ORIENTATION = 0x0112
 MAX_PIXELS = 1 << 29
 FLATTEN = "Flatten the picture onto its background, without an alpha channel."
@@ -37,7 +38,7 @@ FLATTEN = "Flatten the picture onto its background, without an alpha channel."
 def read_picture(path: Path, as_label: bool = False) -> Volume:
     """A picture as it is shown: (C, row, column). Raises DataError."""
     with opened(path) as file:
-        deep = _check_png(file, path) if file.read(8) == PNG_MAGIC else False
+        deep = _check_png(file, path) in PNG_COLOUR_16 if file.read(8) == PNG_MAGIC else False
     with _open(path) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":
@@ -132,9 +133,9 @@ def _notes(orientation: int, frames: int, path: Path) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check_png(file: BinaryIO, path: Path) -> bool:
-    """Read every chunk to its checksum; whether Pillow would drop the lower byte of its 16 bits."""
-    deep = False
+def _check_png(file: BinaryIO, path: Path) -> int | None:
+    """Read every chunk to its checksum; the colour type of a picture of 16 bits, else None."""
+    deep = None
     while True:
         head = file.read(8)
         length, name = int.from_bytes(head[:4], "big"), head[4:]
@@ -152,8 +153,10 @@ def _check_png(file: BinaryIO, path: Path) -> bool:
                 file=path,
                 remedy=f"Replace the file. {COPY_AGAIN}",
             )
-        if name == b"IHDR":
-            deep = body[8] == 16 and body[9] in PNG_COLOUR_16
+        if name == b"IHDR" and body[8] == 16:
+            deep = body[9]
+            if deep == PNG_GREY_ALPHA:
+                raise DataError("has 16 bits of grey and an alpha channel", file=path, remedy=FLATTEN)
         if name == b"IEND":
             return deep
 

@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageSequence
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from gossipseg.errors import DataError
 from gossipseg.learn.formats.axes import real, wrong_dimensions
@@ -161,14 +161,14 @@ def _by_pillow(path: Path, series: Any, page: Any, axes: str, as_label: bool) ->
         with Image.open(path, formats=["TIFF"]) as picture:
             found = []
             for frame in ImageSequence.Iterator(picture):
-                frame.load()
-                # Pillow turns a TIFF by itself; what it has not yet done is still in the tag.
-                pixels = plain(frame, as_label, path)
-                found.append(turn(pixels, frame.getexif().get(ORIENTATION, 1)))
-    except (OSError, ValueError, SyntaxError) as e:
-        if isinstance(e, OSError) and "decoder" not in str(e):
-            raise
+                frame.load()  # which turns a TIFF as it is shown
+                found.append(plain(frame, as_label, path))
+    except UnidentifiedImageError:
         raise lacking from None
+    except OSError as e:
+        if "decoder" in str(e):
+            raise lacking from None
+        raise DataError(f"cannot be read as an image: {e}", file=path, remedy=COPY_AGAIN) from None
     if len(found) != len(series.pages):
         raise lacking
     array = np.stack(found, 2) if any(a in "ZIQ" for a in axes) else found[0]
