@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import tempfile
+import math
 from pathlib import Path
 
 import nibabel
@@ -25,7 +25,8 @@ from PIL import Image
 
 from gossipseg.errors import DataError
 from gossipseg.learn.formats.checked import beginning
-from gossipseg.learn.formats.itk import TO_RAS
+from gossipseg.learn.formats.itk_bytes import meta_bytes, nrrd_bytes
+from gossipseg.learn.formats.itk_headers import meta_head, nrrd_head
 from gossipseg.learn.formats.kinds import Kind, kind_of, suffix_of
 from gossipseg.learn.formats.nifti import MGH_DATA_AT, mgh_header, nifti_header
 from gossipseg.learn.formats.volume import Volume
@@ -87,7 +88,7 @@ def encode(labels: np.ndarray, source: Path, volume: Volume, suffix: str) -> byt
     if suffix == ".tif":
         return _tiff(labels, volume)
     if suffix in (".mha", ".nrrd"):
-        return _itk(labels, volume, suffix)
+        return _itk(labels, source, volume, suffix)
     if suffix == ".mgz":
         return _mgh(labels, source)
     return _nifti(labels, source, volume)
@@ -110,7 +111,9 @@ def _nifti(labels: np.ndarray, source: Path, volume: Volume) -> bytes:
     header["vox_offset"] = 0
     kind = nibabel.Nifti2Image if header.sizeof_hdr == 540 else nibabel.Nifti1Image
     # Without an affine of its own the file keeps the header's sform and qform, codes and all.
-    image = kind(labels.reshape(shape) if labels.ndim == 2 else labels, None, header)
+    # A slice keeps the axes of length 1; a third axis that is longer held its channels.
+    solid = labels.reshape(shape) if math.prod(shape) == labels.size else labels
+    image = kind(solid, None, header)
     return gzip.compress(image.to_bytes(), GZIP_LEVEL, mtime=0)
 
 
@@ -123,22 +126,13 @@ def _mgh(labels: np.ndarray, source: Path) -> bytes:
     return gzip.compress(image.to_bytes(), GZIP_LEVEL, mtime=0)
 
 
-def _itk(labels: np.ndarray, volume: Volume, suffix: str) -> bytes:
-    """A 2-D image of a file with three axes comes back with three."""
-    import SimpleITK as sitk
-
-    solid = _solid(labels)
-    image = sitk.GetImageFromArray(np.ascontiguousarray(solid.transpose()))
-    if volume.affine is not None:
-        affine = TO_RAS @ volume.affine
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        image.SetSpacing(spacing.tolist())
-        image.SetOrigin(affine[:3, 3].tolist())
-        image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"labels{suffix}"
-        sitk.WriteImage(image, str(file), True)
-        return file.read_bytes()
+def _itk(labels: np.ndarray, source: Path, volume: Volume, suffix: str) -> bytes:
+    """With as many axes as the image's file: a slice in space has three."""
+    if kind_of(source) is Kind.META:
+        flat = meta_head(source).fields.get("NDims") == "2"
+    else:
+        flat = nrrd_head(source).fields.get("dimension") == "2"
+    return (meta_bytes if suffix == ".mha" else nrrd_bytes)(labels if flat else _solid(labels), volume)
 
 
 def _tiff(labels: np.ndarray, volume: Volume) -> bytes:
