@@ -63,12 +63,15 @@ def test_rounded_positions_pass(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ({"leave_out": (1, 2)}, r"gap of 7\.5 mm between IM000\.dcm and IM003\.dcm, where 2\.5 mm is usual; 2 slices"),
+        (
+            {"leave_out": (1, 2)},
+            r"gap of 7\.5 mm between IM000\.dcm and IM003\.dcm, where 2\.5 mm is usual; 2 slices",
+        ),
         ({"leave_out": (3,)}, r"gap of 5 mm between IM002\.dcm and IM004\.dcm.*1 slice is missing"),
-        ({"offsets": {2: (0, 0, 0.3)}}, r"not evenly spaced: a gap of 2\.8 mm between IM001\.dcm and IM002\.dcm"),
+        ({"offsets": {2: (0, 0, 0.3)}}, r"a gap of 2\.8 mm between IM001\.dcm and IM002\.dcm"),
         ({"offsets": {k: (0.4 * k, 0, 0) for k in range(5)}}, r"leans by 9\.1°.*0\.4 mm sideways"),
         ({"offsets": {2: (0, 3, 0)}}, r"a slice lies 3 mm beside the line"),
-        ({"offsets": {2: (0, 0, -2.5)}}, r"5 slices lie at only 4 positions: 2 at 12\.5 mm.*IM001\.dcm, IM002\.dcm"),
+        ({"offsets": {2: (0, 0, -2.5)}}, r"lie at only 4 positions: 2 at 12\.5 mm.*IM001\.dcm, IM002\.dcm"),
     ],
 )  # fmt: skip
 def test_uneven_stacks_are_refused_with_the_numbers(tmp_path: Path, how: dict[str, Any], says: str) -> None:
@@ -84,7 +87,7 @@ def test_uneven_stacks_are_refused_with_the_numbers(tmp_path: Path, how: dict[st
         ("DiffusionBValue", 0.0, 1000.0, r"DiffusionBValue \(0018,9087\): 0\.0, 1000"),
         ("TemporalPositionIdentifier", 1, 2, r"TemporalPositionIdentifier \(0020,0100\): 1, 2"),
         ("AcquisitionNumber", 1, 2, r"AcquisitionNumber \(0020,0012\): 1, 2"),
-        ("ImageType", ["ORIGINAL", "M"], ["ORIGINAL", "P"], r"ImageType \(0008,0008\): ORIGINAL\\M, ORIGINAL\\P"),
+        ("ImageType", ["ORIGINAL", "M"], ["ORIGINAL", "P"], r"ImageType .*: ORIGINAL\\M, ORIGINAL\\P"),
     ],
 )  # fmt: skip
 def test_two_volumes_in_one_series_are_refused(
@@ -245,9 +248,8 @@ def test_ultrasound_takes_the_size_from_its_one_region(tmp_path: Path) -> None:
 
 # ------------------------------------------------------------------ intensities
 def test_integers_stay_integers(tmp_path: Path) -> None:
-    made.write_series(
-        tmp_path, np.abs(VOLUME).astype(np.uint16), RescaleSlope=1, RescaleIntercept=-1024, BitsStored=12, HighBit=11
-    )  # fmt: skip
+    values: Any = {"RescaleSlope": 1, "RescaleIntercept": -1024, "BitsStored": 12, "HighBit": 11}
+    made.write_series(tmp_path, np.abs(VOLUME).astype(np.uint16), **values)
     read = read_dicom(tmp_path, 3)
     assert read.array.dtype == np.int16 and np.array_equal(read.array[0], np.abs(VOLUME) - 1024)
 

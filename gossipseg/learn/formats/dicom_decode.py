@@ -39,9 +39,10 @@ def stored_frames(dataset: Any, file: Path, frames: Sequence[int | None]) -> Ite
     YBR comes out as RGB, planes of colour as pixels. Bits above BitsStored (overlays) are cut off.
     Raises DataError where a frame cannot be decoded.
     """
-    syntax = _syntax(dataset)
+    syntax = syntax_of(dataset)
     compressed = syntax.is_encapsulated
-    _refuse_wrong_length(dataset, file, compressed)
+    if not compressed:
+        refuse_wrong_length(dataset, file)
     runner = _decoded(dataset, syntax, [f or 0 for f in frames])
     for frame in frames:
         try:
@@ -55,7 +56,8 @@ def stored_frames(dataset: Any, file: Path, frames: Sequence[int | None]) -> Ite
         yield array, photometric
 
 
-def _syntax(dataset: Any) -> Any:
+def syntax_of(dataset: Any) -> Any:
+    """The transfer syntax; that of a file that names none is the one it was read by."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     named = getattr(dataset.file_meta, "TransferSyntaxUID", None) if hasattr(dataset, "file_meta") else None
@@ -83,11 +85,9 @@ def _decoded(dataset: Any, syntax: Any, frames: list[int]) -> Iterator[tuple[np.
         yield found
 
 
-def _refuse_wrong_length(dataset: Any, file: Path, compressed: bool) -> None:
+def refuse_wrong_length(dataset: Any, file: Path) -> None:
     """Native pixel data must have the size that the header tells, up to a little padding."""
     keyword = next(k for k in _PIXELS if k in dataset)
-    if compressed:
-        return
     rows, columns = whole(dataset, "Rows", file), whole(dataset, "Columns", file)
     samples = whole(dataset, "SamplesPerPixel", file, default=1)
     frames = whole(dataset, "NumberOfFrames", file, default=1)
