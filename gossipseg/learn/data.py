@@ -87,6 +87,11 @@ class SiteData:
         on_progress("data read", 1.0)
         return data
 
+    def keep_all(self) -> None:
+        """Read every case now, and keep it in memory."""
+        for split, index, case in self._all():
+            self._items[split, index] = load_item(case, self.task, self.rule)
+
     @property
     def counts(self) -> dict[str, int]:
         """Number of cases by split name."""

@@ -30,6 +30,7 @@ def keep(state_dir: Path, counts: FileValues) -> None:
     file = StateFile(state_dir / FILE)
     document = {"schema": 1, "voxels": {str(value): voxels for value, voxels in sorted(counts.items())}}
     with contextlib.suppress(LocalError, OSError):
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if file.load() != document:
             file.save(document)
 
@@ -86,7 +87,7 @@ def _own(value: int, rule: LabelRule, counts: Mapping[int, int]) -> int:
     if found:
         return found[0]
     mapped = [v for v, target in rule.label_map.items() if target == value]
-    return mapped[0] if len(mapped) == 1 and rule.target(value) != value else value
+    return mapped[0] if len(mapped) == 1 else value
 
 
 def values_of_class(value: int, rule: LabelRule, counts: Mapping[int, int]) -> list[int]:

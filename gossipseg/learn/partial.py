@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from gossipseg.algos.base import Outputs
-from gossipseg.learn.labels import IGNORE
+from gossipseg.learn.labels import IGNORE, LabelRule
 from gossipseg.learn.params import TrainingParams
+from gossipseg.learn.setup import Setup
 
 
 class Annotated:
@@ -30,6 +31,11 @@ class Annotated:
         self._values = sorted(annotated)
         self._others = [v for v in range(1, classes) if v not in self._values]
         self._output = training.output
+
+    @classmethod
+    def of(cls, setup: Setup, rule: LabelRule) -> Annotated:
+        """Of a site."""
+        return cls(len(setup.task.labels), rule.annotated, setup.training)
 
     def outputs(self, outputs: Outputs) -> Outputs:
         """What the losses see of a network's outputs."""

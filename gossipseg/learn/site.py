@@ -49,7 +49,7 @@ class SiteContext:
     ) -> None:
         self.setup, self.compute = setup, compute
         self.splits = dict(data.counts)
-        self.annotated = Annotated(len(setup.task.labels), data.rule.annotated, setup.training)
+        self.annotated = Annotated.of(setup, data.rule)
         self._data = data
         self._batches: Batches = batches or TrainBatches(data, setup.task, setup.training)
         self._patients: dict[SplitName, tuple[str, ...]] = {}
