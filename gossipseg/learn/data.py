@@ -134,7 +134,8 @@ def load_item(case: Case, task: TaskParams, rule: LabelRule | None = None) -> It
 def load_image(case: Case, task: TaskParams) -> tuple[Prepared, Volume]:
     """The preprocessed image and the volume as it is in the file."""
     volume = read_volume(case.image, task.image_dims)
-    return prepare_image(volume, task, case.files[0]), volume
+    with memory_for(case, volume.array.shape):
+        return prepare_image(volume, task, case.files[0]), volume
 
 
 def load_label(

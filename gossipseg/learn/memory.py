@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from gossipseg.errors import LocalError
+from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.learn.cases import Case
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -32,25 +33,29 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_for(case: Case) -> Iterator[None]:
-    """Tell which case it was that did not fit. Raises LocalError."""
+def memory_for(case: Case, shape: tuple[int, ...] = ()) -> Iterator[None]:
+    """Tell which case it was that did not fit. `shape`: (C, *spatial), once it is known. Raises LocalError."""
     try:
         yield
+    except GossipsegError:
+        raise
     except Exception as e:
         if not is_out_of_memory(e):
             raise
         have = available_bytes()
         there = "" if have is None else f"; {gigabytes(have)} are free"
         raise LocalError(
-            f"{case.files[0]}: not enough memory to read and prepare this case "
-            f"({', '.join(sorted(_sizes(case)))}{there}). Give the process more memory, resample the image "
-            "to larger voxels, or take the case out of the data list."
+            f"{case.files[0]}: not enough memory to read and prepare this case ({_size(case, shape)}{there}). "
+            "Give the process more memory, resample the image to larger voxels, or take the case out of the "
+            "data list."
         ) from e
 
 
-def _sizes(case: Case) -> list[str]:
-    files = [file for file in (*case.files, *([case.label] if case.label else [])) if file.is_file()]
-    return [f"{file.name} has {gigabytes(file.stat().st_size)} on disk" for file in files]
+def _size(case: Case, shape: tuple[int, ...]) -> str:
+    if shape:
+        return f"{'×'.join(map(str, shape[1:]))}, {gigabytes(4 * math.prod(shape))} as float32"
+    files = [file for file in case.files if file.is_file()]
+    return f"{gigabytes(sum(file.stat().st_size for file in files))} on disk"
 
 
 def available_bytes() -> int | None:
