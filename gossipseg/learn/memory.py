@@ -8,7 +8,7 @@ import resource
 from collections.abc import Iterator
 from pathlib import Path
 
-from gossipseg.errors import GossipsegError, LocalError
+from gossipseg.errors import LocalError
 from gossipseg.learn.cases import Case
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -34,10 +34,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_for(case: Case, shape: tuple[int, ...] = ()) -> Iterator[None]:
-    """Tell which case it was that did not fit. `shape`: (C, *spatial), once it is known. Raises LocalError."""
+    """Tell which case it was that did not fit. Raises LocalError. `shape`: (C, *spatial), once known."""
     try:
         yield
-    except GossipsegError:
+    except LocalError:
         raise
     except Exception as e:
         if not is_out_of_memory(e):
@@ -45,8 +45,8 @@ def memory_for(case: Case, shape: tuple[int, ...] = ()) -> Iterator[None]:
         have = available_bytes()
         there = "" if have is None else f"; {gigabytes(have)} are free"
         raise LocalError(
-            f"{case.files[0]}: not enough memory to read and prepare this case ({_size(case, shape)}{there}). "
-            "Give the process more memory, resample the image to larger voxels, or take the case out of the "
+            f"{case.files[0]}: not enough memory to read and prepare this case ({_size(case, shape)}{there})."
+            " Give the process more memory, resample the image to larger voxels, or take the case out of the "
             "data list."
         ) from e
 

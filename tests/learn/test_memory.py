@@ -44,6 +44,8 @@ def test_a_case_that_does_not_fit_is_named_with_its_size(error: Exception) -> No
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(DataError), memory.memory_for(CASE):
         raise DataError("holds NaN")
+    with pytest.raises(LocalError, match="on disk"), memory.memory_for(CASE):
+        raise DataError("cannot be read") from wrapped()
     with pytest.raises(ValueError, match="shape"), memory.memory_for(CASE):
         raise ValueError("shape")
 
