@@ -201,7 +201,7 @@ class Training:
         splits = load_cases(setup.data, spec.site)
         self.patients = patients_in(case for _, case in splits)
         labelled = [case for case in splits.test if case.label is not None]
-        scored = [evaluate_case(deployment, case, save)[0] for case in labelled]
+        scored = [evaluate_case(deployment, case, save) for case in labelled]
         self._spend("test")
         return summarise(scored, setup.task)
 

@@ -23,6 +23,7 @@ from gossipseg.errors import EXIT_DATA, EXIT_OK, ConfigError, DataError, LocalEr
 from gossipseg.learn import cli
 from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.cases import SPLITS, Case, Splits
+from gossipseg.learn.check_labels import Vanishing
 from gossipseg.learn.data import Item, load_item, needs_labels
 from gossipseg.learn.datalist import scan_cases
 from gossipseg.learn.division import crossing, patients_in
@@ -124,6 +125,7 @@ class _Findings:
         self._held = {"training": Counter[str](), "validation": Counter[str](), "test": Counter[str]()}
         self._shapes: list[tuple[int, ...]] = []
         self._spacings: list[tuple[float, ...]] = []
+        self._vanishing = Vanishing(task)
 
     def add(self, split: str, item: Item) -> None:
         self._shapes.append(tuple(item.image.shape[1:]))
@@ -132,6 +134,7 @@ class _Findings:
         if item.label is not None:
             values = set(np.unique(item.label.numpy()).tolist())
             self._held[split].update(name for value, name in self._names.items() if value in values)
+            self._vanishing.add(split, item)
 
     def warnings(self, splits: Splits, report_test: bool, makes_masks: bool) -> list[str]:
         out = []
@@ -145,7 +148,7 @@ class _Findings:
             out.append(
                 "no labelled test cases: `gossipctl evaluate --split test` and report_test will not work"
             )
-        return out
+        return [*out, *self._vanishing.warnings()]
 
     def as_dict(self) -> dict[str, Any]:
         """Shapes and spacing on the task's grid."""
