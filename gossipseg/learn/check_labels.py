@@ -62,11 +62,11 @@ class Vanishing:
         told = ", ".join(map(str, found[:NAMED]))
         more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
         unseen = sum(split == "training" for split, _ in self._lost)
-        trained = f"training never sees {unseen} of them; " if unseen else ""
+        trained = f", and training never sees {unseen} of them" if unseen else ""
         cases = len({(split, lost.case) for split, lost in self._lost})
         grid = "task.spacing_mm " + "×".join(f"{s:g}" for s in self._task.spacing_mm or ())
         return [
-            f"in {cases} case{'s' if cases > 1 else ''} a class vanishes at {grid}: {told}{more}. {trained}"
-            "scores still count them, on the label's own grid. A smaller task.spacing_mm in peers.yaml (at all "
-            "sites) keeps them"
+            f"in {cases} case{'s' if cases > 1 else ''} a class vanishes at {grid}: {told}{more}. Scores "
+            f"still count them, on the label's own grid{trained}. A smaller task.spacing_mm in peers.yaml "
+            "(at all sites) keeps them"
         ]

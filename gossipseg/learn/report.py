@@ -30,7 +30,7 @@ from gossipseg.learn.cases import SPLITS, Case
 from gossipseg.learn.data import load_image, load_label, needs_labels
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.evaluate import labels_on, predict_logits
-from gossipseg.learn.labels import label_rule
+from gossipseg.learn.labels import IGNORE, label_rule
 from gossipseg.learn.overlays import triplet
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM
 from gossipseg.learn.readers import Volume
@@ -125,7 +125,7 @@ def evaluate_case(
         tolerance=tolerance,
     )
     if save_overlay is not None:
-        save_overlay(case, volume, label, predicted.numpy(), scored)
+        save_overlay(case, volume, np.where(label == IGNORE, 0, label), predicted.numpy(), scored)
     return scored
 
 

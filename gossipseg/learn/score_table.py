@@ -31,8 +31,10 @@ def table(scores: Scores, split: str, unit: str, tolerance: float) -> list[str]:
     """A line for each class, their means, and what the columns are. `unit`: of distances."""
     heading = (f"HD95 {unit}" if name == "HD95" and " " not in unit else name for name, _ in COLUMNS)
     lines = [_row(heading) + "  false alarms"]
-    for name in scores.per_class:
-        lines.append(_row(_cells(scores, name)) + f"  {_alarms(scores.counts.get(name, Counts()))}")
+    lines += [
+        _row(_cells(scores, name)) + f"  {_alarms(scores.counts.get(name, Counts()))}"
+        for name in scores.per_class
+    ]
     lines.append(f"{_means(scores)}   ({len(scores.per_case)} cases, {split})")
     return [*lines, *_notes(unit, tolerance)]
 
