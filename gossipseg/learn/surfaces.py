@@ -11,15 +11,14 @@ compute_surface_dice without sub-voxels).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
-TREE_VOXELS = 3_000_000
-"""With more surface than this (noise, not an organ) a distance transform takes less memory than a tree."""
+AT_ONCE = 1_000_000
+"""So many voxels of a surface are looked up, or looked among, at once: noise has more than memory holds."""
 
 Box = tuple[slice, ...]
 
@@ -67,26 +66,43 @@ def _nearest(of: np.ndarray, to: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     found = np.zeros(np.count_nonzero(of), dtype=np.float32)
     if not apart.any():
         return found
-    dense = max(np.count_nonzero(apart), np.count_nonzero(to)) > TREE_VOXELS
-    found[apart[of]] = _by_transform(apart, to, spacing) if dense else _by_tree(apart, to, spacing)
+    found[apart[of]] = np.concatenate([*_by_slabs(apart, to, spacing)])
     return found
 
 
-def _by_tree(of: np.ndarray, to: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    tree = cKDTree(np.argwhere(to) * spacing, balanced_tree=False, compact_nodes=False)
-    found: np.ndarray = tree.query(np.argwhere(of) * spacing)[0]
-    return found
+def _by_slabs(of: np.ndarray, to: np.ndarray, spacing: np.ndarray) -> Iterator[np.ndarray]:
+    """A part of the distances at a time, in the order of the voxels of `of`.
+
+    Of a surface that is too large a sample tells how far away at most the nearest voxel is, and all voxels
+    within that reach of the slab tell which it is.
+    """
+    total = int(np.count_nonzero(to))
+    sample = np.flatnonzero(to)[:: -(-total // AT_ONCE)]
+    coarse = _tree(np.stack(np.unravel_index(sample, to.shape), axis=1) * spacing)
+    parts = min(len(of), -(-int(np.count_nonzero(of)) // AT_ONCE))
+    for k in range(parts):
+        rows = slice(k * len(of) // parts, (k + 1) * len(of) // parts)
+        points = _points(of, (rows,), spacing)
+        found: np.ndarray = coarse.query(points)[0] if len(points) else np.zeros(0)
+        if len(points) and len(sample) < total:
+            low = np.floor((points.min(axis=0) - found.max()) / spacing).astype(int).clip(min=0)
+            high = np.ceil((points.max(axis=0) + found.max()) / spacing).astype(int) + 1
+            near = _points(to, tuple(map(slice, low, high)), spacing)
+            found = _tree(near).query(points)[0]
+        yield found
 
 
-def _by_transform(of: np.ndarray, to: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-    """Indices of the nearest voxel alone: the transform's distances would take three times the memory."""
-    nearest = ndimage.distance_transform_edt(
-        ~to, sampling=spacing, return_distances=False, return_indices=True
-    )
-    squares = np.zeros(np.count_nonzero(of))
-    for axis, (size, where) in enumerate(zip(spacing, np.nonzero(of), strict=True)):
-        squares += ((nearest[axis][of] - where) * size) ** 2
-    return np.sqrt(squares)
+def _points(mask: np.ndarray, box: Box, spacing: np.ndarray) -> np.ndarray:
+    """Where the voxels of a part of a mask lie."""
+    found = np.argwhere(mask[box])
+    for axis, part in enumerate(box):
+        found[:, axis] += part.start
+    points: np.ndarray = found * spacing
+    return points
+
+
+def _tree(points: np.ndarray) -> cKDTree:
+    return cKDTree(points, balanced_tree=False, compact_nodes=False)
 
 
 def diagonal(shape: Sequence[int], spacing: Sequence[float] | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Distances between surfaces against MONAI's, and their two ways of being found against each other."""
+"""Distances between surfaces against MONAI's, and in parts against the whole."""
 
 from __future__ import annotations
 
@@ -47,16 +47,18 @@ def test_hd95_and_surface_dice_are_monais(seed: int, dims: int) -> None:
         assert found.hd95 == pytest.approx(float(hd95), rel=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 40])
 @pytest.mark.parametrize("seed", range(4))
-def test_much_surface_is_measured_by_a_transform_with_the_same_result(
-    seed: int, monkeypatch: pytest.MonkeyPatch
+def test_much_surface_is_looked_up_in_parts_with_the_same_result(
+    seed: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = shapes(seed, 3)
-    tree = surfaces.distances(a, b, (0.6, 0.8, 4.0))
-    monkeypatch.setattr(surfaces, "TREE_VOXELS", 0)
-    transform = surfaces.distances(a, b, (0.6, 0.8, 4.0))
-    np.testing.assert_allclose(transform.predicted, tree.predicted, rtol=1e-6)
-    np.testing.assert_allclose(transform.label, tree.label, rtol=1e-6)
+    a[0, 0, 0] = b[-1, -1, -1] = True
+    whole = surfaces.distances(a, b, (0.6, 0.8, 4.0))
+    monkeypatch.setattr(surfaces, "AT_ONCE", at_once)
+    parts = surfaces.distances(a, b, (0.6, 0.8, 4.0))
+    np.testing.assert_array_equal(parts.predicted, whole.predicted)
+    np.testing.assert_array_equal(parts.label, whole.label)
 
 
 def test_a_surface_by_hand() -> None:
