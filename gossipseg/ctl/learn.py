@@ -49,10 +49,14 @@ def evaluate(
     csv: Annotated[
         Path | None, typer.Option(help="Also write the table to this file.", show_default=False)
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of the surface Dice (NSD), in mm; 2 if not given.", show_default=False),
+    ] = None,
     config: context.ConfigOption = None,
     json: context.JsonOption = False,
 ) -> int:
-    """Dice and HD95 per case and class of this site's model on one of its splits."""
+    """Dice, surface Dice and HD95 of this site's model on one of its splits, and what it missed."""
     if split not in ("training", "validation", "test"):
         raise ConfigError(
             "is not one of training, validation, test",
@@ -61,6 +65,7 @@ def evaluate(
             remedy="Name one of the three.",
         )
     arguments = ["--split", split, *(["--json", "-"] if json else []), *(["--csv", str(csv)] if csv else [])]
+    arguments += [] if tolerance is None else ["--tolerance", str(tolerance)]
     return run(context.load_config(config), "evaluate", arguments, json=json)
 
 
