@@ -52,12 +52,17 @@ def evaluate(
     csv: Annotated[
         Path | None, typer.Option(help="Also write the table to this file.", show_default=False)
     ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of the surface Dice (NSD), in mm; 2 if not given.", show_default=False),
+    ] = None,
     config: context.ConfigOption = None,
     json: context.JsonOption = False,
 ) -> int:
-    """Dice and HD95 per case and class of this site's model on one of its splits."""
+    """Dice, surface Dice and HD95 of this site's model on one of its splits, and what it missed."""
     _need("--split", split, ("training", "validation", "test"))
     arguments = ["--split", split, *(["--json", "-"] if json else []), *(["--csv", str(csv)] if csv else [])]
+    arguments += [] if tolerance is None else ["--tolerance", str(tolerance)]
     return run(context.load_config(config), "evaluate", arguments, json=json)
 
 

@@ -11,7 +11,7 @@ import random
 import statistics
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from gossipseg.lab.site import LabSite
 from gossipseg.lab.splits import write_list
 from gossipseg.lab.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
 from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.evaluate import Scores
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, WorkerSpec
+from gossipseg.learn.scoring import Scores, mean_of
 from gossipseg.store import ModelStore
 from gossipseg.wire.memory import MemoryNetwork, MemoryTransport
 from gossipseg.wire.transport import PeerEndpoint
@@ -265,6 +265,10 @@ def row(
         "dice_val": validated[-1] if validated else None,
         "dice_val_tail": statistics.fmean(tail) if tail else None,
         "hd95": mean_hd95(scores.hd95),
+        "hd95_per_class": dict(scores.hd95),
+        "hd95_without_missed": dict(scores.hd95_without_missed),
+        "dice_test_with_false_alarms": mean_of(scores.with_false_alarms.values()),
+        "counts": {name: asdict(counts) for name, counts in scores.counts.items()},
         "rounds": plan.rounds,
         "steps": training.trainer.history.steps,
         "gradient_evaluations": training.evaluations,

@@ -74,6 +74,7 @@ def render(
         f'<p class="faint">{_spread(document)}{escape(words.HD95)}</p>',
         _image(plots.sites(document, summaries), "Test Dice by site and method"),
         f"<p>{escape(words.BARS)}{_whiskers(document)}</p>",
+        *_found(document),
         *_compared(summaries, claims, len(replicates(document))),
         "<h2>Every test case</h2>",
         f"<p>{escape(words.CASES)}</p>",
@@ -120,6 +121,17 @@ def _methods(document: Mapping[str, Any]) -> list[str]:
     known = glossary.explained(document["algorithms"])
     items = [f"<li><b>{escape(label)}</b>: {escape(said)}.</li>" for label, said in known]
     return ["<h2>The methods</h2>", "<ul>", *items, "</ul>"] if items else []
+
+
+def _found(document: Mapping[str, Any]) -> list[str]:
+    heading, rows = table.found_table(document)
+    if not rows:
+        return []
+    return [
+        "<h2>What each method found</h2>",
+        f"<p>{escape(words.FOUND)}</p>",
+        _table(heading, rows),
+    ]
 
 
 def _spread(document: Mapping[str, Any]) -> str:

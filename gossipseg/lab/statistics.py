@@ -22,6 +22,7 @@ from gossipseg.learn.patients import patient_of
 FLOOR, BASELINE = "local", "fedavg"
 ALPHA = 0.05
 """Chance, at most, that any verdict of a comparison is wrong where no two algorithms differ."""
+COUNTED = ("cases", "present", "detected", "missed", "false_alarms", "false_alarm_voxels")
 Document = Mapping[str, Any]
 
 
@@ -185,6 +186,24 @@ def last_similarity(document: Document, algorithm: str) -> Mapping[str, Any] | N
     first = min(map(replicate_of, rows), default=None)
     found = [row["similarity"] for row in rows if replicate_of(row) == first]
     return max(found, key=lambda similarity: similarity["round"]) if found else None
+
+
+def found_counts(document: Document, algorithm: str) -> dict[str, dict[str, int]]:
+    """Class → how often it was found (learn.scoring.Counts), added up over replicates and sites."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows_of(document, algorithm):
+        for label, counts in row.get("counts", {}).items():
+            mine = found.setdefault(label, dict.fromkeys(COUNTED, 0))
+            for key in COUNTED:
+                mine[key] += counts[key]
+    return found
+
+
+def class_mean(document: Document, algorithm: str, key: str, label: str) -> float | None:
+    """Mean over replicates and sites of a figure that rows hold by class; None where no row has it."""
+    values = [row.get(key, {}).get(label) for row in rows_of(document, algorithm)]
+    known = [v for v in values if v is not None]
+    return statistics.fmean(known) if known else None
 
 
 def fedavg_bytes(document: Document) -> float | None:

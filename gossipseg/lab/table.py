@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gossipseg.lab.intervals import Interval
-from gossipseg.lab.statistics import BASELINE, FLOOR, Claim, Spread, Summary
+from gossipseg.lab.statistics import BASELINE, FLOOR, Claim, Spread, Summary, class_mean, found_counts
 from gossipseg.lab.words import figure, p_text, range_text, star, yardstick
 
 NOTHING = "-"
@@ -24,6 +24,9 @@ Row = Sequence[str]
 def show(document: Mapping[str, Any], summaries: Sequence[Summary], claims: Sequence[Claim]) -> None:
     """Print the tables: aligned columns on a terminal and on a pipe."""
     _print("Test Dice, mean ± sd over repetitions", *dice_table(document, summaries))
+    heading, rows = found_table(document)
+    if rows:
+        _print("Test images in which each class was found, all sites and repetitions", heading, rows)
     _print("Against training alone, against FedAvg, and what was moved", *gain_table(summaries))
     if named := [c for c in claims if c.reference not in (FLOOR, BASELINE)]:
         _print("Claims named for this comparison", *claim_table(named))
@@ -45,6 +48,30 @@ def dice_table(document: Mapping[str, Any], summaries: Sequence[Summary]) -> tup
         for s in summaries
     ]
     return ("algorithm", *sites, "all sites", "HD95"), rows
+
+
+def found_table(document: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
+    """Heading and rows: how often each algorithm found each class, all sites and repetitions together. No
+    rows for results of earlier versions."""
+    rows = []
+    for name in document["algorithms"]:
+        for label, counts in found_counts(document, name).items():
+            without = counts["cases"] - counts["present"]
+            rows.append(
+                (
+                    name,
+                    label,
+                    f"{counts['detected']} of {counts['present']}",
+                    str(counts["missed"]),
+                    f"{counts['false_alarms']} of {without}",
+                    str(counts["false_alarm_voxels"]),
+                    *(
+                        distance_text(class_mean(document, name, key, label))
+                        for key in ("hd95_per_class", "hd95_without_missed")
+                    ),
+                )
+            )
+    return ("algorithm", "class", "detected", "missed", "false alarms", "voxels", "HD95", "w/o missed"), rows
 
 
 def gain_table(summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
@@ -111,6 +138,11 @@ def spread_text(spread: Spread | None, digits: int = 3) -> str:
         return NOTHING
     sd = "" if spread.sd is None else f" ± {spread.sd:.{digits}f}"
     return f"{spread.mean:.{digits}f}{sd}"
+
+
+def distance_text(distance: float | None) -> str:
+    """`12.3`."""
+    return NOTHING if distance is None else f"{distance:.1f}"
 
 
 def interval_text(interval: Interval | None) -> str:

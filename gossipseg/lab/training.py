@@ -24,9 +24,9 @@ from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.data import SiteData
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.division import patients_in
-from gossipseg.learn.evaluate import Scores, summarise
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, DeviceParams, WorkerSpec
 from gossipseg.learn.report import SaveOverlay, evaluate_case
+from gossipseg.learn.scoring import Scores, mean_of, summarise
 from gossipseg.learn.session import Deployment
 from gossipseg.learn.setup import read_setup
 from gossipseg.learn.site import SiteContext
@@ -183,7 +183,7 @@ class Training:
         return scores
 
     def test(self, spec: WorkerSpec, save: SaveOverlay | None = None) -> Scores:
-        """Dice and HD95 of the deployment model over the test cases of `spec`'s data, on the files' grids.
+        """All scores of the deployment model over the test cases of `spec`'s data, on the labels' own grids.
 
         One-shot algorithms are scored by their own site: Dice alone, every labelled scan as support in turn.
         """
@@ -201,7 +201,7 @@ class Training:
         splits = load_cases(setup.data, spec.site)
         self.patients = patients_in(case for _, case in splits)
         labelled = [case for case in splits.test if case.label is not None]
-        scored = [evaluate_case(deployment, case, save)[0] for case in labelled]
+        scored = [evaluate_case(deployment, case, save) for case in labelled]
         self._spend("test")
         return summarise(scored, setup.task)
 
@@ -224,10 +224,18 @@ class Training:
 
 def case_rows(scores: Scores) -> list[dict[str, Any]]:
     """Per-case results, as JSON."""
-    return [{"id": c.id, "dice": c.mean, "hd95": mean_hd95(c.hd95)} for c in scores.per_case]
+    return [
+        {
+            "id": case.id,
+            "dice": case.mean,
+            "hd95": mean_hd95(case.hd95),
+            "missed": list(case.missed),
+            "false_alarms": list(case.false_alarms),
+        }
+        for case in scores.per_case
+    ]
 
 
 def mean_hd95(by_class: Mapping[str, float | None]) -> float | None:
     """Mean over the classes for which there is a distance."""
-    known = [v for v in by_class.values() if v is not None]
-    return sum(known) / len(known) if known else None
+    return mean_of(by_class.values())

@@ -21,7 +21,8 @@ NAMES = {
 
 DICE = (
     "Dice measures how well the computer's outline covers the expert's: 1 means that the two are the same, 0 "
-    "that they do not touch. A site's figure is the mean over its test images, which no method has seen and "
+    "that they do not touch. A structure that was missed counts as 0; an image whose label does not hold it "
+    "is left out of the mean. A site's figure is the mean over its test images, which no method has seen and "
     "on which nothing was chosen; “all sites” is the mean over the sites, each counted once."
 )
 INTERVAL = (
@@ -55,7 +56,14 @@ COSTS = (
 )
 HD95 = (
     "HD95 is the distance that 95 % of one outline keeps within of the other, in millimetres, or in pixels "
-    "where the images carry no size: smaller is better."
+    "where the images carry no size: smaller is better. An image in which nothing was outlined counts with "
+    "its diagonal."
+)
+FOUND = (
+    "Of the test images whose label holds a structure, how many the outline touches (detected) or not "
+    "(missed); of those whose label does not hold it, in how many it was outlined all the same (false "
+    "alarms), and how many voxels that came to. Beside HD95 stands its mean without the images in which the "
+    "structure was missed. All sites and repetitions together."
 )
 LIKENESS = (
     "How alike the changes were that the sites' training made to what they share: 1 where they pull a model "

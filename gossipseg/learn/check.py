@@ -25,6 +25,7 @@ from gossipseg.errors import EXIT_DATA, EXIT_OK, ConfigError, DataError, LocalEr
 from gossipseg.learn import cli
 from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.cases import SPLITS, Case, Splits
+from gossipseg.learn.check_labels import Vanishing
 from gossipseg.learn.costs import Memory, time_round
 from gossipseg.learn.data import Item, load_item, needs_labels
 from gossipseg.learn.datalist import scan_cases
@@ -147,6 +148,7 @@ class _Findings:
         self._shapes: list[tuple[int, ...]] = []
         self._spacings: list[tuple[float, ...]] = []
         self._notes: Counter[str] = Counter()
+        self._vanishing = Vanishing(task)
         self.file_values = FileValues()
 
     def add(self, split: str, item: Item) -> None:
@@ -158,6 +160,7 @@ class _Findings:
         if item.label is not None:
             values = set(np.unique(item.label.numpy()).tolist())
             self._held[split].update(name for value, name in self._names.items() if value in values)
+            self._vanishing.add(split, item)
 
     def warnings(self, splits: Splits, report_test: bool, makes_masks: bool) -> list[str]:
         out = []
@@ -171,6 +174,7 @@ class _Findings:
             out.append(
                 "no labelled test cases: `gossipctl evaluate --split test` and report_test will not work"
             )
+        out += self._vanishing.warnings()
         return out + [
             text + (f" ({count} cases)" if count > 1 else "")
             for text, count in self._notes.most_common(NOTES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,11 @@ class LabelRule:
         target = self.label_map.get(value, value)
         return target if target in self.labels else None
 
+    def told(self, value: int) -> int:
+        """What losses and scores take a label value for: a class that is not annotated here is a part of
+        "background or not annotated", as it is in the files that leave it out."""
+        return value if value in (0, IGNORE, *self.annotated) else 0
+
     @property
     def partial(self) -> bool:
         """Whether some class of the task is not annotated here."""
@@ -107,10 +112,9 @@ def map_labels(
     unknown = [value for value, target in targets.items() if target is None]
     if unknown:
         raise _unknown(unknown, rule, file)
-    _check_annotated({t for t in targets.values() if t is not None}, rule, file)
     if counts is not None:
         counts.update(found)
-    return _looked_up(array[0], {v: t for v, t in targets.items() if t is not None})
+    return _looked_up(array[0], {v: rule.told(t) for v, t in targets.items() if t is not None})
 
 
 def file_values(array: np.ndarray, file: Path) -> dict[int, int]:
@@ -208,18 +212,6 @@ def _label_remedy(unknown: list[int], rule: LabelRule) -> str:
     )
 
 
-def _check_annotated(found: set[int], rule: LabelRule, file: Path) -> None:
-    stray = sorted(found - {0, IGNORE, *rule.annotated})
-    if stray:
-        raise DataError(
-            f"holds {', '.join(rule.labels[v] for v in stray)}, which this site says it does not annotate",
-            file=file,
-            key="data.annotated_labels",
-            value=list(rule.annotated),
-            remedy="Add the label there if all cases of this site show it; else remove it from the file.",
-        )
-
-
 # ---------------------------------------------------------------- segments
 
 
@@ -245,8 +237,7 @@ def _merged(label: Segmentation, rule: LabelRule, file: Path) -> np.ndarray:
             )
         out[segment.mask] = value
         drawn[value] = segment.name
-    _check_annotated({int(v) for v in np.unique(out)}, rule, file)
-    return out
+    return _looked_up(out, {v: rule.told(v) for v in rule.labels})
 
 
 def segment_values(label: Segmentation, rule: LabelRule, file: Path) -> dict[int, int]:
@@ -279,17 +270,26 @@ def segment_values(label: Segmentation, rule: LabelRule, file: Path) -> dict[int
     return found
 
 
-def unused_segments(label: Volume | Segmentation, rule: LabelRule, file: Path) -> tuple[str, ...]:
-    """What of a file is not used, in words: segments whose names are those of no class."""
+def notes_of(
+    label: Volume | Segmentation, rule: LabelRule, file: Path, counts: Mapping[int, int]
+) -> tuple[str, ...]:
+    """What of a label file is not used, in words. `counts`: its values, as values_of() gives them."""
     if isinstance(label, Volume):
-        return ()
+        return _not_annotated({rule.target(value) for value in counts}, rule, file)
     used = segment_values(label, rule, file)
+    notes = _not_annotated(set(used.values()), rule, file)
     names = [segment.name for segment in label.segments if segment.number not in used]
-    if not names:
+    if names:
+        some = ", ".join(map(repr, names[:12]))
+        notes += (f"{file}: segments that are no class of the task are not used: {some}",)
+    return notes
+
+
+def _not_annotated(found: Collection[int | None], rule: LabelRule, file: Path) -> tuple[str, ...]:
+    stray = [rule.labels[v] for v in sorted(rule.labels) if v in found and rule.told(v) != v]
+    if not stray:
         return ()
-    return (
-        f"{file}: segments that are no class of the task are not used: {', '.join(map(repr, names[:12]))}",
-    )
+    return (f"{file}: holds {', '.join(stray)}, which is no class of data.annotated_labels: not used",)
 
 
 # ---------------------------------------------------------------- words

@@ -10,7 +10,8 @@ nearest part. Dice is given over the organ's range, as in the papers (which thus
 and ends), and beside it over the full volume. Every labelled scan serves as support in turn.
 A data set of isolated slices is the same with scans of one slice: slice-level one-shot. Slices of the same
 patient, where there are several, then support each other, which flatters.
-All of it happens on the task's grid.
+All of it happens on the task's grid, slice by slice. A class that is in a query's label and not on that grid
+counts as missed (0); what must be ignored counts nowhere (docs/scores.md).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from gossipseg.algos.fedcowpro import (
 )
 from gossipseg.learn.data import Item
 from gossipseg.learn.evaluate import ByClass, CaseScore, Scores, foreground_names, mean_of, summarise
+from gossipseg.learn.labels import IGNORE
 from gossipseg.learn.params import TaskParams
 from gossipseg.learn.slices import resized, slices_of
 
@@ -217,11 +219,12 @@ def _pair(
         present = torch.nonzero(truth.flatten(1).any(1)).flatten().tolist()
         first, last = (present[0], present[-1]) if present else (0, len(labels) - 1)
         margins[value] = margin(features, bags, first, last, (labels.shape[1], labels.shape[2]))
-        guess = margins[value] > 0
+        guess = (margins[value] > 0) & (labels != IGNORE)
         organ = slice(first, last + 1)
-        in_range[name] = dice(guess[organ], truth[organ]) if present else None
-        in_volume[name] = dice(guess, truth) if present else None
-        if not present:
+        lost = not present and query.truth is not None and bool((query.truth == value).any())
+        in_range[name] = dice(guess[organ], truth[organ]) if present else 0.0 if lost else None
+        in_volume[name] = dice(guess, truth) if present else 0.0 if lost else None
+        if not (present or lost):
             wrong[name] = int(guess.sum())
     if on_prediction is not None:
         on_prediction(support.id, query, margins.argmax(0).to(torch.uint8))

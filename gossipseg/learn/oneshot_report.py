@@ -28,6 +28,7 @@ from gossipseg.learn.cases import SPLITS
 from gossipseg.learn.data import Item, load_item
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.evaluate import foreground_names, mean_of
+from gossipseg.learn.labels import label_rule
 from gossipseg.learn.oneshot import OneShot, OnPrediction, one_shot
 from gossipseg.learn.overlays import triplet
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, SplitName, WorkerSpec
@@ -92,10 +93,11 @@ def one_shot_report(
             key=split,
             remedy="Choose another --split, or label two scans of this one.",
         )
+    rule = label_rule(setup.task, setup.data)
     with deployment.compute.autocast():
         found = one_shot(
             deployment.net,
-            lambda: (load_item(case, setup.task) for case in cases),
+            lambda: (load_item(case, setup.task, rule) for case in cases),
             setup.task,
             deployment.compute.device,
             on_progress,

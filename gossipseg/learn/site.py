@@ -108,7 +108,8 @@ class SiteContext:
         return self._place(self.compute.stage(self._batches.case(index, rng)))
 
     def score(self, model: nn.Module, split: SplitName, on_progress: Callable[[float], None]) -> Scores:
-        """Dice of a model over a split; `on_progress` is called after each case."""
+        """Dice of a model over a split, of the classes that the site annotates; `on_progress` is called after
+        each case."""
         with torch.no_grad(), self.compute.autocast():
             return score(
                 model,
@@ -118,6 +119,7 @@ class SiteContext:
                 self.compute.device,
                 on_progress,
                 total=self.splits[split],
+                annotated=self._data.rule.annotated,
             )
 
     def patients(self, split: SplitName) -> tuple[str, ...]:

@@ -64,7 +64,9 @@ def render(
         "<h2>Segmentation quality and traffic</h2>",
         f'<div class="scroll">{_table(doc)}</div>',
         '<p class="faint">Dice of each site’s deployment model (the running average of its training model) '
-        "on its own test images, which nothing was chosen on.</p>",
+        "on its own test images, which nothing was chosen on, at each label’s own grid. A class that was "
+        "missed counts as 0; an image whose label does not hold it is left out. <code>gossipctl "
+        "evaluate</code> at a site tells what was missed, and what was drawn where there is nothing.</p>",
         "<h2>Learning curves</h2>",
         _image(learning, "Validation Dice and training loss of each site by round"),
         "<h2>Exchange of models</h2>",

@@ -86,9 +86,11 @@ def test_evaluate_passes_its_options(ctl: Any, site: Path, stand_in: Any, tmp_pa
     called = stand_in("print('table')")
     assert ctl("evaluate", "--config", site).out == "table\n"
     ctl("evaluate", "--split", "validation", "--csv", "x.csv", "--json", "--config", site)
+    ctl("evaluate", "--tolerance", "1.5", "--config", site)
     assert called == [
         ("evaluate", ["--split", "test"]),
         ("evaluate", ["--split", "validation", "--json", "-", "--csv", "x.csv"]),
+        ("evaluate", ["--split", "test", "--tolerance", "1.5"]),
     ]
     result = ctl("evaluate", "--split", "tset", "--config", site)
     assert result.code == 78 and "--split = 'tset'" in result.err

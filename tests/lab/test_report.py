@@ -276,3 +276,24 @@ def test_a_long_name_is_broken_where_it_may_be_and_loses_nothing() -> None:
     lines = panels.broken(name, 17).split("\n")
     assert lines == ["gcml[training.", "shadow_local=", "true,lambda=0]"]
     assert "".join(lines) == name and panels.broken("fedavg@3", 17) == "fedavg@3"
+
+
+def test_what_each_method_found_is_counted_over_sites_and_repetitions() -> None:
+    def counts(detected: int, missed: int, alarms: int, voxels: int) -> dict[str, Any]:
+        found = {"cases": 10, "present": detected + missed, "detected": detected, "missed": missed}
+        return {"lesion": {**found, "false_alarms": alarms, "false_alarm_voxels": voxels}}
+
+    def more(hd95: float, without: float) -> dict[str, Any]:
+        return {"hd95_per_class": {"lesion": hd95}, "hd95_without_missed": {"lesion": without}}
+
+    cases = {"p": 0.5, "q": 0.6}
+    doc = document(
+        row("local", 0, "a", cases, counts=counts(3, 2, 1, 900), **more(40.0, 4.0)),
+        row("local", 1, "a", cases, counts=counts(4, 1, 0, 0), **more(20.0, 2.0)),
+        row("gcml", 0, "a", cases),
+    )
+    heading, rows = table.found_table(doc)
+    assert heading[1:6] == ("class", "detected", "missed", "false alarms", "voxels")
+    assert rows == [("local", "lesion", "7 of 10", "3", "1 of 10", "900", "30.0", "3.0")]
+    assert "What each method found" in "".join(report._found(doc))
+    assert report._found(TWO_SITES) == [], "results of an earlier version"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
@@ -15,7 +16,17 @@ from gossipseg.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK
 from gossipseg.learn.check import check, main
 from gossipseg.learn.params import WorkerSpec
 from tests.learn import oneshot_site
-from tests.learn.imagery import GREY, RGB, VOLUME, nifti_site, png_site, spec, spec_file, write_png
+from tests.learn.imagery import (
+    GREY,
+    RGB,
+    VOLUME,
+    nifti_site,
+    png_site,
+    spec,
+    spec_file,
+    write_nifti,
+    write_png,
+)
 
 
 def run(
@@ -102,3 +113,25 @@ def test_where_masks_are_made_nobody_reads_the_labels_of_training_cases(tmp_path
     missing.unlink()
     found = check(oneshot_site.make_spec(site, tmp_path / "state"))
     assert found["problems"] == [] and not [w for w in found["warnings"] if "training case" in w]
+
+
+def test_a_class_that_vanishes_at_the_tasks_spacing_is_told_with_its_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nifti_site(tmp_path, {"training": 1, "validation": 1, "test": 2}, np.diag([1.0, 1.0, 2.0, 1.0]))
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    for name, voxels in (("training_0", 3), ("test_1", 2)):
+        label = np.zeros((20, 24, 18), np.uint8)
+        label[4:16, 4:16, 4:12] = 1
+        label[18, 21 : 21 + voxels, 15] = 2
+        write_nifti(tmp_path / "labels" / f"{name}.nii.gz", label, affine)
+    task = dataclasses.replace(VOLUME, spacing_mm=(5.0, 5.0, 5.0))
+    code, document, _ = run(tmp_path, spec(tmp_path, task), capsys)
+    assert code == EXIT_OK
+    (told,) = [w for w in document["warnings"] if "vanishes" in w]
+    assert told.startswith(
+        "in 4 cases a class vanishes at task.spacing_mm 5×5×5: test_1 (spleen, 2 voxels, 4 mm³)"
+    )
+    assert "training_0 (spleen, 3 voxels, 6 mm³)" in told and "training never sees 1 of them" in told
+    _, document, _ = run(tmp_path, spec(tmp_path, VOLUME), capsys)
+    assert not any("vanishes" in w for w in document["warnings"])

@@ -62,6 +62,18 @@ def test_rounded_positions_pass(tmp_path: Path) -> None:
     assert read_dicom(tmp_path, 3).spacing_mm == pytest.approx((0.5, 1.5, 0.625), abs=1e-3)
 
 
+def test_steps_that_drift_are_refused_before_they_add_up(tmp_path: Path) -> None:
+    volume = np.zeros((4, 3, 60), np.int16)
+    # Steps of 2.5 mm, then of 2.52: each within a hundredth of the usual.
+    made.write_series(
+        tmp_path / "a", volume[:, :, :8], offsets={k: (0, 0, 0.02 * (k - 4)) for k in (5, 6, 7)}
+    )
+    assert read_dicom(tmp_path / "a", 3).spacing_mm == pytest.approx((0.5, 1.5, 2.509), abs=1e-3)
+    made.write_series(tmp_path / "b", volume, offsets={k: (0, 0, 0.02 * (k - 30)) for k in range(31, 60)})
+    with pytest.raises(DataError, match="not evenly spaced"):
+        read_dicom(tmp_path / "b", 3)
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [
@@ -490,6 +502,25 @@ def test_a_torn_jpeg_is_not_filled_with_grey(tmp_path: Path) -> None:
         read_dicom(path, 2)
 
 
+@pytest.mark.parametrize("syntax", [JPEG2000Lossless, JPEGLSLossless])
+def test_a_torn_stream_in_a_whole_file_is_named(tmp_path: Path, syntax: Any) -> None:
+    pytest.importorskip("jpeg_ls" if syntax == JPEGLSLossless else "openjpeg")
+    pixels = RNG.integers(0, 4000, (64, 64)).astype(np.uint16)
+    whole = made.set_pixels(made.new_file(made.DX, "DX"), pixels)
+    whole.compress(syntax)
+    stream = pydicom.encaps.get_frame(whole.PixelData, 0, number_of_frames=1)
+    for share in (0.3, 0.98):
+        path = compressed_picture(tmp_path / "x", pixels, syntax, stream[: int(len(stream) * share)])
+        with pytest.raises(DataError, match=r"PixelData .*truncated"):
+            read_dicom(path, 2)
+
+
+def test_more_pixels_than_the_header_tells_are_no_image(tmp_path: Path) -> None:
+    path = made.picture(tmp_path / "x", np.stack([PIXELS, PIXELS]), NumberOfFrames=1)
+    with pytest.raises(DataError, match=r"holds 168 bytes, 84 are expected for 1 frame\(s\) of 6×7"):
+        read_dicom(path, 2)
+
+
 def test_a_garbled_jpeg_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rgb = RNG.integers(0, 255, (64, 64, 3)).astype(np.uint8)
     stream = bytearray(jpeg_of(rgb))
@@ -556,6 +587,13 @@ def test_a_broken_slice_at_the_end_is_not_taken_for_another_file(
     made.write_series(tmp_path, VOLUME, name=name)
     (tmp_path / name.format(4)).write_bytes(content)
     with pytest.raises(DataError, match="named as a DICOM file but is"):
+        read_dicom(tmp_path, 3)
+
+
+def test_an_empty_file_with_the_suffix_is_a_lost_slice(tmp_path: Path) -> None:
+    made.write_series(tmp_path, VOLUME)
+    (tmp_path / "last.DCM").touch()
+    with pytest.raises(DataError, match=r"last\.DCM: is named as a DICOM file but is empty"):
         read_dicom(tmp_path, 3)
 
 

@@ -49,23 +49,23 @@ def test_labels_come_back_from_a_series(
 
 def test_it_refers_to_its_source_and_another_library_reads_it(tmp_path: Path) -> None:
     highdicom = pytest.importorskip("highdicom")
-    made.write_series(tmp_path / "s", np.zeros(SHAPE, np.int16))
+    made.write_series(tmp_path / "s", np.zeros(SHAPE, np.int16), SpacingBetweenSlices=7.0)
     write_dicom_seg(tmp_path / "out", LABELS, NAMES, tmp_path / "s", read_dicom(tmp_path / "s", 3))
     seg = highdicom.seg.segread(tmp_path / "out")
     source = pydicom.dcmread(tmp_path / "s/IM002.dcm")
     for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
         assert getattr(seg, keyword) == getattr(source, keyword)
     assert seg.SegmentationType == "BINARY" and seg.SeriesInstanceUID != source.SeriesInstanceUID
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SpacingBetweenSlices == 2.5  # of the positions, not of the source's element
     (series,) = seg.ReferencedSeriesSequence
     uids = {pydicom.dcmread(p).SOPInstanceUID: p for p in (tmp_path / "s").iterdir()}
     assert series.SeriesInstanceUID == source.SeriesInstanceUID
     assert {i.ReferencedSOPInstanceUID for i in series.ReferencedInstanceSequence} <= set(uids)
-    shown = {}
-    for frame, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
+    for group in seg.PerFrameFunctionalGroupsSequence:
         (origin,) = group.DerivationImageSequence[0].SourceImageSequence
         of = pydicom.dcmread(uids[origin.ReferencedSOPInstanceUID])
         assert of.ImagePositionPatient == group.PlanePositionSequence[0].ImagePositionPatient
-        shown[round(float(of.ImagePositionPatient[2]), 1), seg.segment_numbers[0]] = frame
     assert len(seg.PerFrameFunctionalGroupsSequence) == 2 * 4  # slices 0 and 4 are empty
     pixels = seg.get_pixels_by_source_instance([source.SOPInstanceUID], combine_segments=True)
     assert np.array_equal(pixels[0].T, LABELS[:, :, 2])

@@ -12,7 +12,7 @@ from gossipseg.errors import ConfigError, DataError
 from gossipseg.learn import own_values
 from gossipseg.learn.data import SiteData
 from gossipseg.learn.formats.volume import Segment, Segmentation, Volume
-from gossipseg.learn.labels import IGNORE, LabelRule, label_rule, map_labels, unused_segments, values_of
+from gossipseg.learn.labels import IGNORE, LabelRule, label_rule, map_labels, notes_of, values_of
 from gossipseg.learn.params import DataParams, TaskParams
 from tests.learn.imagery import GREY, VOLUME, nifti_site, png_site, spec, write_png
 
@@ -83,8 +83,13 @@ def test_a_class_that_is_not_annotated_is_not_drawn() -> None:
     only_liver = rule(annotated_labels=(1,))
     assert only_liver.partial and not rule().partial
     assert map_labels(np.array([[[0, 1]]]), only_liver, FILE).tolist() == [[0, 1]]
-    with pytest.raises(DataError, match=r"data\.annotated_labels.*spleen"):
-        map_labels(np.array([[[0, 2]]]), only_liver, FILE)
+    counts: Counter[int] = Counter()
+    assert map_labels(np.array([[[0, 2, 1]]]), only_liver, FILE, counts).tolist() == [[0, 0, 1]]
+    said = notes_of(Volume(np.zeros((1, 1, 3)), None), only_liver, FILE, counts)
+    assert len(said) == 1 and "spleen" in said[0] and "data.annotated_labels" in said[0]
+    both = segmentation("liver", "spleen")
+    assert values_of(both, only_liver, FILE).ravel().tolist() == [1, 0, 0, 0]
+    assert "spleen" in notes_of(both, only_liver, FILE, {})[0]
 
 
 @pytest.mark.parametrize(
@@ -141,9 +146,9 @@ def test_numbers_that_mean_nothing_are_not_taken_for_classes() -> None:
 
 
 def test_segments_that_are_not_used_are_named() -> None:
-    found = unused_segments(segmentation("liver", "BODY"), rule(), FILE)
+    found = notes_of(segmentation("liver", "BODY"), rule(), FILE, {})
     assert len(found) == 1 and "'BODY'" in found[0] and str(FILE) in found[0]
-    assert unused_segments(segmentation("liver", "spleen"), rule(), FILE) == ()
+    assert notes_of(segmentation("liver", "spleen"), rule(), FILE, {}) == ()
 
 
 def test_two_classes_on_one_voxel_are_refused_and_one_is_not() -> None:
@@ -204,8 +209,9 @@ def test_a_site_reads_by_its_own_rule(tmp_path: Path) -> None:
     item = data.item("validation", 0)
     assert item.label is not None and item.truth is not None
     assert set(np.unique(item.label.numpy())) == {0, 1, IGNORE} == set(np.unique(item.truth.numpy()))
-    with pytest.raises(DataError, match="spleen"):
-        SiteData.open(spec(tmp_path, VOLUME, data={"annotated_labels": [1]}))
+    partly = SiteData.open(spec(tmp_path, VOLUME, data={"annotated_labels": [1]})).item("validation", 0)
+    assert partly.label is not None and set(np.unique(partly.label.numpy())) == {0, 1}
+    assert any("spleen" in note for note in partly.notes)
 
 
 def test_a_volume_is_read_by_its_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.cases import Case
 from gossipseg.learn.data import Item, SiteData
 from gossipseg.learn.export import main as export
+from gossipseg.learn.labels import IGNORE
 from gossipseg.learn.oneshot import (
     OneShot,
     PairScore,
@@ -146,6 +148,21 @@ def test_classes_are_segmented_one_by_one_and_missing_ones_left_out() -> None:
     scores = found.scores(TASK)
     assert scores.per_class["stone"] is None
     assert scores.per_case[0].false_positive_voxels == {"stone": 4 * SIDE}
+
+
+def test_a_class_that_the_tasks_grid_lost_counts_as_missed_and_ignored_voxels_nowhere() -> None:
+    support = scan("support", [FIRST, SECOND, THIRD, SECOND], stone=3)
+    query = scan("query", SHORT)
+    assert query.label is not None
+    lost = replace(query, truth=torch.full((9, 9, 9), 2, dtype=torch.uint8))
+    pair = next(p for p in run(support, lost).pairs if p.query == "query")
+    assert pair.dice_range["stone"] == pair.dice_volume["stone"] == 0.0
+    assert pair.false_positive_voxels == {}
+    label = query.label.clone()
+    label[0, 2:4, :, 1] = IGNORE  # half of what is taken for the stone
+    pair = next(p for p in run(support, replace(query, label=label)).pairs if p.query == "query")
+    assert pair.false_positive_voxels == {"stone": 2 * SIDE}
+    assert pair.dice_range["organ"] == pytest.approx(1.0)
 
 
 def test_unlabelled_and_empty_scans() -> None:

@@ -17,8 +17,11 @@ _ENDS_WITH_MARKER = "1.2.840.10008.1.2.4."
 _ALIGNED = tuple(f"{_ENDS_WITH_MARKER}{n}" for n in (80, 81, 90, 91, 92, 93, 201, 202, 203))
 """JPEG-LS and JPEG 2000: their streams know their own precision, and pydicom mends the sign."""
 _END = b"\xff\xd9"
-_DAMAGE = ("premature end", "bad Huffman code", "Corrupt JPEG data: found marker", "contains no image")
-"""What libjpeg says where it fills in for a stream that is torn or garbled."""
+_DAMAGE = (
+    *("premature end", "bad Huffman code", "Corrupt JPEG data: found marker", "contains no image"),
+    *("Failed to decode", "segment too long", "Invalid tile"),
+)
+"""What libjpeg and OpenJPEG say where they fill in for a stream that is torn or garbled."""
 _VIDEO = range(100, 109)
 
 

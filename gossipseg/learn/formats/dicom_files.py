@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from gossipseg.errors import DataError
+from gossipseg.errors import DataError, LocalError
 from gossipseg.learn.formats.dicom_base import read_dataset, text
 
 SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
@@ -71,7 +71,7 @@ def _has_a_class(path: Path) -> bool:
     try:
         head = read_dataset(path, ("SOPClassUID", "Modality"))
         return text(head, "SOPClassUID", path).startswith(_UID_ROOT)
-    except DataError:
+    except (DataError, LocalError):
         return False
 
 

@@ -56,7 +56,8 @@ def read_segmentation(path: Path, image: Volume) -> Segmentation:
                 file=file,
                 remedy="Convert it to a DICOM-SEG or NIfTI.",
             )
-    return Segmentation(segments, image.shape, image.affine, notes)
+    arbitrary = kind == "RTSTRUCT"  # there numbers tell the order of drawing
+    return Segmentation(segments, image.shape, image.affine, arbitrary, notes)
 
 
 def _one_file(path: Path) -> Path:

@@ -87,6 +87,7 @@ HEAD = (
     "PerFrameFunctionalGroupsSequence",
 )
 
+_MOST_FRAMES = 100_000
 _ORTHONORMAL = 2e-3
 """How far direction cosines may be from unit length and right angles: files round them to three digits."""
 
@@ -141,6 +142,8 @@ def read_head(file: Path) -> Any:
 def planes_of(file: Path, head: Any) -> list[Plane]:
     """The planes of one file, in its order. Raises DataError for what is malformed."""
     frames = whole(head, "NumberOfFrames", file, default=1)
+    if not 0 < frames <= _MOST_FRAMES:
+        raise DataError("cannot be", file=file, key=tag_name("NumberOfFrames"), value=frames)
     per_frame = items(head, "PerFrameFunctionalGroupsSequence", file)
     if not per_frame:
         single = frames == 1

@@ -217,7 +217,6 @@ def _encode(hd: Any, heads: list[Any], pixels: np.ndarray, names: Mapping[int, s
         manufacturer_model_name="gossipseg",
         software_versions=__version__,
         device_serial_number="none",
-        omit_empty_frames=bool(pixels.any()),
         content_description="Segmentation by a trained model",
         specific_character_set="ISO_IR 192",
     )

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from importlib import import_module
 
 _ONE_AT_A_TIME = threading.Lock()
-_OF_DECODERS = ("JPEG", "jpeg", "Huffman", "gdcm", "opj", "marker")
+_OF_DECODERS = (
+    *("jpeg", "huffman", "gdcm", "opj", "j2k", "marker", "decod", "tile", "codeblock", "codestream"),
+    *("segment", "packet", "image", "stream"),
+)
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def libraries_silent() -> Iterator[list[str]]:
             os.close(before)
             sink.seek(0)
             for line in sink.read().decode(errors="replace").splitlines():
-                if any(word in line for word in _OF_DECODERS):
+                if any(word in line.lower() for word in _OF_DECODERS):
                     said.append(line.strip())
                 else:
                     print(line, file=sys.stderr)

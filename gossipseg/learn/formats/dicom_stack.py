@@ -17,6 +17,8 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 STEP_MM, STEP_SHARE = 0.02, 0.01
 """A step between slices may differ from the usual one by the larger of these: files round positions."""
+LINE_SHARE = 0.1
+"""Many steps that are each near the usual may add up to this part of a slice, not more."""
 SAME_DIRECTION = 1e-3
 """Direction cosines may differ by this within a volume: half a voxel over 512."""
 TILT_DEGREES = 0.2
@@ -223,7 +225,7 @@ def _refuse_uneven(planes: Sequence[Plane], along: np.ndarray, root: Path) -> No
     allowed = max(STEP_MM, STEP_SHARE * usual)
     wrong = np.abs(steps - usual) > allowed
     line = along[0] + (along[-1] - along[0]) * np.arange(len(along)) / (len(along) - 1)
-    if not wrong.any() and np.abs(along - line).max() <= allowed:
+    if not wrong.any() and np.abs(along - line).max() <= max(STEP_MM, LINE_SHARE * usual):
         return
     k = int(np.abs(steps - usual).argmax())
     lost = round(steps[k] / usual) - 1
