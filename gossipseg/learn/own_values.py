@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from gossipseg.errors import ConfigError, DataError, LocalError
 from gossipseg.learn.cases import Case
 from gossipseg.learn.formats.volume import Segmentation
@@ -106,12 +104,3 @@ def several_text(task: TaskParams, data: DataParams, counts: Mapping[int, int]) 
                 f"{found[0]}. data.label_map_out in site.yaml says otherwise"
             )
     return said
-
-
-def lookup(out: Mapping[int, int]) -> np.ndarray:
-    """A table from label values to what is written: uint8 where all fit, else uint16."""
-    kind = np.uint8 if max(out.values()) <= 255 else np.uint16
-    table = np.zeros(max(out) + 1, dtype=kind)
-    for value, written in out.items():
-        table[value] = written
-    return table

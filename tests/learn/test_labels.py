@@ -14,6 +14,7 @@ from gossipseg.learn.data import SiteData
 from gossipseg.learn.formats.volume import Segment, Segmentation, Volume
 from gossipseg.learn.labels import IGNORE, LabelRule, label_rule, map_labels, notes_of, values_of
 from gossipseg.learn.params import DataParams, TaskParams
+from gossipseg.learn.predict import written_values
 from tests.learn.imagery import GREY, VOLUME, nifti_site, png_site, spec, write_png
 
 FILE = Path("labels/p0.nii.gz")
@@ -183,9 +184,10 @@ def test_two_classes_never_get_one_value() -> None:
 
 
 def test_values_above_255_are_written_in_two_bytes() -> None:
-    table = own_values.lookup({0: 0, 1: 2035})
-    assert table.dtype == np.uint16 and table.tolist() == [0, 2035]
-    assert own_values.lookup({0: 0, 1: 255}).dtype == np.uint8
+    labels = np.array([0, 1], dtype=np.uint8)
+    found = written_values(labels, {0: 0, 1: 2035})
+    assert found.dtype == np.uint16 and found.tolist() == [0, 2035]
+    assert written_values(labels, {0: 0, 1: 255}).dtype == np.uint8
 
 
 def test_a_site_keeps_the_values_of_its_labels(tmp_path: Path) -> None:
