@@ -175,10 +175,12 @@ class _Findings:
                 "no labelled test cases: `gossipctl evaluate --split test` and report_test will not work"
             )
         out += self._vanishing.warnings()
-        return out + [
+        out += [
             text + (f" ({count} cases)" if count > 1 else "")
             for text, count in self._notes.most_common(NOTES)
         ]
+        more = len(self._notes) - NOTES
+        return out + ([f"and {more} more notes like these"] if more > 0 else [])
 
     def as_dict(self) -> dict[str, Any]:
         """Shapes and spacing on the task's grid."""

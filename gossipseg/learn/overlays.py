@@ -8,10 +8,13 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gossipseg.learn.labels import IGNORE
 from gossipseg.learn.readers import Volume
 
 COLOURS = ((0, 230, 210), (255, 140, 30), (190, 100, 255), (110, 220, 60), (255, 80, 140), (90, 150, 255))
 """Cyan first: it stands out of grey slices, of fundus pictures and of stained tissue alike."""
+IGNORED = (128, 128, 128)
+"""Voxels of which nobody says what they are."""
 OPACITY = 0.55
 SMALLEST_SIDE_PX = 256
 CAPTION_PX = 26
@@ -40,7 +43,7 @@ def triplet(
 
 def busiest_slice(label: np.ndarray) -> int:
     """Index along the last axis of the slice with most foreground."""
-    counts = np.count_nonzero(label, axis=(0, 1))
+    counts = np.count_nonzero((label != 0) & (label != IGNORE), axis=(0, 1))
     best = np.flatnonzero(counts == counts.max())
     return int(best[len(best) // 2])
 
@@ -58,7 +61,8 @@ def displayable(array: np.ndarray) -> np.ndarray:
 def _tinted(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     out = picture.astype(np.float32)
     for value in np.unique(labels[labels > 0]):
-        colour = np.array(COLOURS[(int(value) - 1) % len(COLOURS)], np.float32)
+        shown = IGNORED if value == IGNORE else COLOURS[(int(value) - 1) % len(COLOURS)]
+        colour = np.array(shown, np.float32)
         where = labels == value
         out[where] = (1 - OPACITY) * out[where] + OPACITY * colour
     return out.astype(np.uint8)
