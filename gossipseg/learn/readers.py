@@ -60,6 +60,9 @@ def read_label(path: Path, spatial_dims: int, image: Volume) -> Volume | Segment
     """
     label = _read_one_label(path, spatial_dims, image)
     if isinstance(label, Segmentation):
+        if _kind(path) is not Kind.DICOM:  # which refers to its image
+            outline = Volume(np.empty((0, *label.shape)), label.affine, label.placed)
+            _beside(outline, image, path, None, "A label must lie where its image does")
         return label
     return _beside(label, image, path, None, "A label must lie where its image does")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,13 +14,17 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+import torch
 from PIL import Image
 
 from gossipseg.errors import DataError
+from gossipseg.learn.cases import Case
+from gossipseg.learn.data import load_item
 from gossipseg.learn.formats.grid import onto_image
 from gossipseg.learn.formats.volume import Segmentation, Volume
+from gossipseg.learn.params import TaskParams
 from gossipseg.learn.readers import read_label, read_volume
-from tests.learn.imagery import write_nifti
+from tests.learn.imagery import blob, write_nifti
 
 SHAPE = (7, 9, 5)
 AFFINE = np.array([[-0.8, 0, 0, 30], [0, 0, 1.5, -20], [0, 1.1, 0, 5], [0, 0, 0, 1]])
@@ -219,6 +224,48 @@ def test_a_damaged_header_is_refused_by_name(
     assert capfd.readouterr() == ("", "")
 
 
+def test_an_mgh_without_a_place_has_none(tmp_path: Path) -> None:
+    made = nibabel.freesurfer.MGHImage(values(), AFFINE)
+    made.header["goodRASFlag"] = 0
+    nibabel.save(made, tmp_path / "a.mgz")
+    found = read_volume(tmp_path / "a.mgz", 3)
+    assert not found.placed and np.array_equal(found.array[0], values())
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_a_case_is_read_whatever_way_its_label_is_stored(
+    tmp_path: Path, axes: tuple[int, ...], signs: tuple[int, ...]
+) -> None:
+    """Down to the tensors, and with a task that has a grid of its own: the label is turned before."""
+    image, label = blob((20, 24, 18), 3)
+    affine = np.diag([-1.0, 1, 2, 1])
+    step = np.zeros((4, 4))
+    step[3, 3] = 1
+    for new, old in enumerate(axes):
+        step[old, new] = signs[new]
+        step[old, 3] = 0 if signs[new] > 0 else label.shape[old] - 1
+    stored = label.transpose(axes)[tuple(slice(None, None, s) for s in signs)]
+    files = [write_nifti(tmp_path / "i.nii.gz", image.astype(np.float32), affine)]
+    files += [
+        write_nifti(tmp_path / "a.nii.gz", label, affine),
+        write_nifti(tmp_path / "b.nii.gz", stored, affine @ step),
+    ]
+    task = TaskParams("t", 1, {0: "background", 1: "x"}, spatial_dims=3, patch_size=(16, 16, 16))
+    for made in (task, dataclasses.replace(task, orientation="RAS", spacing_mm=(1.5, 1.5, 1.5))):
+        one, other = (load_item(Case("c", files[0], file), made) for file in files[1:])
+        assert one.label is not None and other.label is not None and torch.equal(one.label, other.label)
+        assert one.truth is not None and other.truth is not None and torch.equal(one.truth, other.truth)
+
+
+def test_an_image_without_orientation_is_refused_where_the_task_has_one(tmp_path: Path) -> None:
+    file = nifti(tmp_path / "a.nii", values(kind=np.float32), sform_code=0, qform_code=0)
+    task = TaskParams("t", 1, {0: "background", 1: "x"}, spatial_dims=3, patch_size=(16, 16, 16))
+    assert load_item(Case("c", file), task).image.shape == (1, *SHAPE)
+    with pytest.raises(DataError, match=r"a\.nii: task\.orientation.*does not say how it lies"):
+        load_item(Case("c", file), dataclasses.replace(task, orientation="RAS"))
+
+
 # ---------------------------------------------------------------- MetaImage and NRRD
 
 
@@ -355,6 +402,18 @@ def test_a_cropped_segmentation_of_slicer_comes_back_onto_its_image(tmp_path: Pa
     wanted = np.zeros((6, 6, 5), bool)
     wanted[2:4, 1:4, 1:3] = True
     assert np.array_equal(mask, wanted)
+
+
+def test_a_segmentation_without_a_place_is_laid_onto_no_placed_image(tmp_path: Path) -> None:
+    lines = ["spacings: 1 1 1", "Segment0_Name:=tumour", "Segment0_LabelValue:=1", "Segment0_Layer:=0"]
+    file = nrrd(tmp_path / "a.seg.nrrd", np.ones(SHAPE), *lines)
+    placed = Volume(np.zeros((1, *SHAPE)), np.diag([-1.0, -1, 1, 1]))
+    with pytest.raises(DataError, match="gives no orientation"):
+        read_label(file, 3, placed)
+    nrrd(tmp_path / "a.nrrd", values(), "spacings: 1 1 1")
+    assert isinstance(read_label(file, 3, read_volume(tmp_path / "a.nrrd", 3)), Segmentation)
+    with pytest.raises(DataError, match="picture"):
+        read_label(file, 3, Volume(np.zeros((1, *SHAPE)), np.eye(4), False, (), True))
 
 
 def test_old_segmentations_have_one_layer_each(tmp_path: Path) -> None:

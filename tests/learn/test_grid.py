@@ -65,6 +65,7 @@ def test_all_48_ways_to_store_the_same_voxels(affine: np.ndarray, kind: type) ->
         found = onto_image(np.stack([stored, stored]), at, image(affine), Path("l"), Path("i"))
         assert found.dtype == wanted.dtype
         assert np.array_equal(found[0], wanted) and np.array_equal(found[1], wanted), (axes, flips)
+        assert min(found.strides) > 0  # or torch would not take it
 
 
 @pytest.mark.parametrize("affine", [np.eye(4), OBLIQUE])
@@ -121,6 +122,12 @@ def test_rounded_affines_pass(decimals: int) -> None:
     stored, at = restored(labels(), (2, 1, 0), (1,), OBLIQUE)
     found = onto_image(stored[None], at.round(decimals), image(), Path("l"), Path("i"))
     assert np.array_equal(found[0], labels())
+    coarse = np.diag([0.683594, 0.683594, 2.5, 1])
+    wide = np.broadcast_to(np.uint8(1), (1, 512, 512, 300))
+    found = onto_image(wide, coarse.round(3), image(coarse, wide.shape[1:]), Path("l"), Path("i"))
+    assert found.shape == wide.shape
+    with pytest.raises(DataError, match="same grid"):  # here the far rows are another one's
+        onto_image(wide, coarse.round(2), image(coarse, wide.shape[1:]), Path("l"), Path("i"))
     big = OBLIQUE.astype(np.float32).astype(np.float64)
     broad = np.broadcast_to(np.uint8(1), (1, 600, 600, 900))
     assert onto_image(broad, big, image(OBLIQUE, broad.shape[1:]), Path("l"), Path("i")) is not None

@@ -2,8 +2,10 @@
 
 Two grids hold the same voxels where one maps to the other by exchanging and reversing axes and by whole
 voxels of offset. Affines are rounded by whoever writes them, so this has to hold within a quarter of a voxel,
-along each axis, at every corner that the grids share: a label's voxel is then never taken for a neighbour
-(that begins at a half), and a shift by half a voxel, the usual fault of converters, is not passed over.
+along each axis, at every corner of the label: a voxel is then never taken for its neighbour (that begins at a
+half), and a shift by half a voxel, the usual fault of converters, is not passed over. A wide grid adds the
+rounding of its voxel size up: where no number differs by more than rounding does, the corners may lie up to
+a half apart, and the centre a quarter.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from gossipseg.learn.formats.volume import Volume, spacing_of
 
 TOLERANCE_VOXELS = 0.25
 """How far, along each axis, a voxel may lie from where it should."""
+ROUNDING, ROUNDED_TOLERANCE_VOXELS = 2e-3, 0.5
+"""Voxel sizes and directions that differ by this part are the same, rounded; for them the corners may lie
+further apart."""
 
 RESAMPLE = (
     "Resample the label onto the image's grid (nearest neighbour), or export it anew from the tool it was "
@@ -97,8 +102,7 @@ def _step(
     corners = _corners(shape)
     at = matrix @ corners + offset[:, None]
     whole: np.ndarray = np.round((at - exact @ corners).mean(axis=1))
-    apart = np.abs(at - (exact @ corners + whole[:, None])).max()
-    if not np.isfinite(apart) or apart > TOLERANCE_VOXELS:
+    if not _within(at - exact @ corners - whole[:, None], matrix - exact):
         return None
     plane = affine[:3, :dims] @ corners + affine[:3, 3:] - image_affine[:3, 3:]
     beside = np.linalg.norm(plane - image_affine[:3, :dims] @ at, axis=0).max()
@@ -106,6 +110,14 @@ def _step(
         return None
     step = Step(axes, signs, tuple(int(w) for w in whole))
     return step if all(a < b for a, b in _overlap(step, shape, image_shape)) else None
+
+
+def _within(apart: np.ndarray, turned: np.ndarray) -> bool:
+    """Whether corners (dims, n) that lie so far from where they should, in voxels, are there by rounding."""
+    if not np.isfinite(apart).all() or np.abs(apart.mean(axis=1)).max() > TOLERANCE_VOXELS:
+        return False
+    rounded = np.abs(turned).max() <= ROUNDING
+    return bool(np.abs(apart).max() < (ROUNDED_TOLERANCE_VOXELS if rounded else TOLERANCE_VOXELS))
 
 
 def _corners(shape: tuple[int, ...]) -> np.ndarray:
@@ -129,7 +141,7 @@ def _moved(
     turned = turned[(slice(None), *(slice(None, None, s) for s in step.signs))]
     parts = _overlap(step, shape, image_shape)
     if all(p == (0, n) for p, n in zip(parts, image_shape, strict=True)) and turned.shape[1:] == image_shape:
-        return turned
+        return np.ascontiguousarray(turned)  # torch takes no reversed axes
     lows = [
         o if s > 0 else o - (shape[a] - 1)
         for a, s, o in zip(step.axes, step.signs, step.offsets, strict=True)

@@ -41,7 +41,7 @@ def read_itk_label(path: Path, spatial_dims: int) -> Volume | Segmentation:
         return volume
     return Segmentation(
         tuple(_segment(n, s, volume, path) for n, s in sorted(segments.items())),
-        volume.shape, volume.affine, volume.notes,
+        volume.shape, volume.affine, volume.notes, volume.placed,
     )  # fmt: skip
 
 

@@ -58,6 +58,8 @@ class Segmentation:
     affine: np.ndarray | None
     """4×4 to RAS mm, as of a Volume."""
     notes: tuple[str, ...] = ()
+    placed: bool = True
+    """As of a Volume."""
 
 
 def spacing_of(affine: np.ndarray, spatial_dims: int) -> tuple[float, ...]:
