@@ -225,10 +225,11 @@ def test_a_damaged_header_is_refused_by_name(
 
 
 def test_an_mgh_without_a_place_has_none(tmp_path: Path) -> None:
-    made = nibabel.freesurfer.MGHImage(values(), AFFINE)
-    made.header["goodRASFlag"] = 0
-    nibabel.save(made, tmp_path / "a.mgz")
-    found = read_volume(tmp_path / "a.mgz", 3)
+    write_mgz(tmp_path / "a.mgh")
+    data = bytearray((tmp_path / "a.mgh").read_bytes())
+    data[28:30] = b"\0\0"
+    (tmp_path / "a.mgh").write_bytes(data)
+    found = read_volume(tmp_path / "a.mgh", 3)
     assert not found.placed and np.array_equal(found.array[0], values())
 
 

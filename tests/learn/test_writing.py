@@ -209,7 +209,11 @@ def test_no_place_is_invented(tmp_path: Path) -> None:
     head = "NDims = 3\nDimSize = 7 9 5\nElementType = MET_UCHAR\nElementSpacing = 1 2 3\n"
     text = f"ObjectType = Image\n{head}ElementDataFile = LOCAL\n"
     (tmp_path / "c.mha").write_bytes(text.encode() + values(kind=np.uint8).tobytes(order="F"))
-    for name in ("a.nrrd", "b.nrrd", "c.mha"):
+    PLACED["a.mgh"](tmp_path / "d.mgh")
+    data = bytearray((tmp_path / "d.mgh").read_bytes())
+    data[28:30] = b"\0\0"
+    (tmp_path / "d.mgh").write_bytes(data)
+    for name in ("a.nrrd", "b.nrrd", "c.mha", "d.mgh"):
         out, _ = written(tmp_path / name, labels(), 3)
         found = read_volume(out, 3)
         assert not found.placed and found.spacing_mm == read_volume(tmp_path / name, 3).spacing_mm

@@ -17,6 +17,8 @@ _ENDS_WITH_MARKER = "1.2.840.10008.1.2.4."
 _ALIGNED = tuple(f"{_ENDS_WITH_MARKER}{n}" for n in (80, 81, 90, 91, 92, 93, 201, 202, 203))
 """JPEG-LS and JPEG 2000: their streams know their own precision, and pydicom mends the sign."""
 _END = b"\xff\xd9"
+_DAMAGE = ("premature end", "bad Huffman code", "Corrupt JPEG data: found marker", "contains no image")
+"""What libjpeg says where it fills in for a stream that is torn or garbled."""
 _VIDEO = range(100, 109)
 
 
@@ -39,9 +41,10 @@ def stored_frames(dataset: Any, file: Path, frames: Sequence[int | None]) -> Ite
     YBR comes out as RGB, planes of colour as pixels. Bits above BitsStored (overlays) are cut off.
     Raises DataError where a frame cannot be decoded.
     """
-    syntax = _syntax(dataset)
+    syntax = syntax_of(dataset)
     compressed = syntax.is_encapsulated
-    _refuse_wrong_length(dataset, file, compressed)
+    if not compressed:
+        refuse_wrong_length(dataset, file)
     runner = _decoded(dataset, syntax, [f or 0 for f in frames])
     for frame in frames:
         try:
@@ -55,7 +58,8 @@ def stored_frames(dataset: Any, file: Path, frames: Sequence[int | None]) -> Ite
         yield array, photometric
 
 
-def _syntax(dataset: Any) -> Any:
+def syntax_of(dataset: Any) -> Any:
+    """The transfer syntax; that of a file that names none is the one it was read by."""
     from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     named = getattr(dataset.file_meta, "TransferSyntaxUID", None) if hasattr(dataset, "file_meta") else None
@@ -76,18 +80,27 @@ def _decoded(dataset: Any, syntax: Any, frames: list[int]) -> Iterator[tuple[np.
             yield decoder.as_array(dataset, index=frame, raw=False, correct_unused_bits=False)
             continue
         _refuse_unfinished(dataset, syntax, frame)
-        with libraries_silent() as said:
+        yield _decompressed(decoder, dataset, frame)
+
+
+def _decompressed(decoder: Any, dataset: Any, frame: int) -> tuple[np.ndarray, dict[str, Any]]:
+    failure: Exception | None = None
+    found: tuple[np.ndarray, dict[str, Any]]
+    with libraries_silent() as said:
+        try:
             found = decoder.as_array(dataset, index=frame, raw=False, correct_unused_bits=False)
-        if said:
-            raise ValueError(f"the decoder says: {' '.join(said)}")
-        yield found
+        except Exception as e:
+            failure = e
+    if failure is not None:
+        raise ValueError("; ".join([str(failure), *dict.fromkeys(said)])) from failure
+    if damage := [line for line in said if any(words in line for words in _DAMAGE)]:
+        raise ValueError(f"the stream is damaged: {damage[0]}")
+    return found
 
 
-def _refuse_wrong_length(dataset: Any, file: Path, compressed: bool) -> None:
+def refuse_wrong_length(dataset: Any, file: Path) -> None:
     """Native pixel data must have the size that the header tells, up to a little padding."""
     keyword = next(k for k in _PIXELS if k in dataset)
-    if compressed:
-        return
     rows, columns = whole(dataset, "Rows", file), whole(dataset, "Columns", file)
     samples = whole(dataset, "SamplesPerPixel", file, default=1)
     frames = whole(dataset, "NumberOfFrames", file, default=1)

@@ -93,12 +93,17 @@ def _grey(stored: np.ndarray, plane: Plane, dataset: Any, inverted: bool) -> np.
         values = (low + high) - stored.astype(np.int64)
     if slope != 1 or intercept != int(intercept):
         return (values * np.float64(slope) + np.float64(intercept)).astype(np.float32)
-    offset = int(intercept)
-    low, high = min(low, int(stored.min())) + offset, max(high, int(stored.max())) + offset
-    fitting = next((t for t in _INTEGERS if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)
-    if not inverted and offset == 0:
-        return stored.astype(fitting, copy=False)
-    return (values.astype(np.int64, copy=False) + offset).astype(fitting)
+    if not inverted and intercept == 0:
+        return stored.astype(_fitting(low, high, stored), copy=False)
+    exact = values.astype(np.int64) + int(intercept)
+    # The 16 bits that a CT is stored in nearly always suffice after its intercept, too.
+    return exact.astype(_fitting(-(2**15), 2**15 - 1, exact))
+
+
+def _fitting(low: int, high: int, values: np.ndarray) -> Any:
+    """The smallest integer type for low … high, and for what is there."""
+    low, high = min(low, int(values.min())), max(high, int(values.max()))
+    return next((t for t in _INTEGERS if np.iinfo(t).min <= low and high <= np.iinfo(t).max), np.int64)
 
 
 def _stored_range(plane: Plane) -> tuple[int, int]:

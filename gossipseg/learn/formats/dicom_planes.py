@@ -112,7 +112,8 @@ class Plane:
     @property
     def label(self) -> str:
         """The frame as a message names it."""
-        return self.file.name if self.frame is None else f"{self.file.name} frame {self.frame + 1}"
+        name = "/".join(self.file.parts[-2:])  # archives number the files of each folder anew
+        return name if self.frame is None else f"{name} frame {self.frame + 1}"
 
     @property
     def size(self) -> tuple[int, int]:

@@ -102,7 +102,7 @@ def _without_localizers(root: Path, heads: Mapping[Path, Any], notes: list[str])
 
 
 def _without_copies(root: Path, heads: Mapping[Path, Any], notes: list[str]) -> dict[Path, Any]:
-    """Set second copies of a file aside; two different files under one SOPInstanceUID are an error."""
+    """Set second copies of a file aside, byte for byte the same."""
     first: dict[str, Path] = {}
     aside = []
     for file, head in heads.items():
@@ -110,13 +110,8 @@ def _without_copies(root: Path, heads: Mapping[Path, Any], notes: list[str]) -> 
         known = first.setdefault(uid, file)
         if not uid or known == file:
             continue
-        if known.stat().st_size != file.stat().st_size or known.read_bytes() != file.read_bytes():
-            raise DataError(
-                f"has the SOPInstanceUID of {known.relative_to(root)}, and other content",
-                file=file,
-                remedy="Keep one of the two.",
-            )
-        aside.append(file)
+        if known.stat().st_size == file.stat().st_size and known.read_bytes() == file.read_bytes():
+            aside.append(file)
     if aside:
         notes.append(_names(root, aside, "copies of files that are there already"))
     return {file: head for file, head in heads.items() if file not in set(aside)}

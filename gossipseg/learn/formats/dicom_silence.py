@@ -21,7 +21,11 @@ def libraries_silent() -> Iterator[list[str]]:
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as sink:
         _silence_gdcm()
         sys.stderr.flush()
-        before = os.dup(2)
+        try:
+            before = os.dup(2)
+        except OSError:  # a daemon without a terminal has closed it: nothing to keep clean
+            yield said
+            return
         try:
             os.dup2(sink.fileno(), 2)
             yield said

@@ -31,7 +31,14 @@ _ALIKE = (
     "PhotometricInterpretation",
     "Units",
     "RescaleType",
+    "EchoNumbers",
+    "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
+    "DiffusionBValue",
+    "ConvolutionKernel",
 )
+_ALIKE_NUMBERS = ("EchoTime", "EffectiveEchoTime", "InversionTime")
+"""May differ by a hundredth: scanners round them."""
 _SPLIT = "Give each volume its own folder."
 _WHOLE = "Export the series again in full."
 
@@ -48,7 +55,7 @@ class Stack:
 def stack(planes: Sequence[Plane], root: Path) -> Stack:
     """Sort planes by position and compute their grid. Raises DataError where they are not one volume."""
     _refuse_unplaced(planes, root)
-    _refuse_unlike(planes, root)
+    _refuse_mosaic(planes, root)
     _refuse_orientations(planes, root)
     orientation, spacing = planes[0].orientation, planes[0].spacing
     assert orientation is not None and spacing is not None
@@ -60,6 +67,7 @@ def stack(planes: Sequence[Plane], root: Path) -> Stack:
         step, note = _single_step(ordered[0], root)
         return Stack(tuple(ordered), _affine(ordered[0], normal * step), (note,))
     _refuse_equal(ordered, along, root)
+    _refuse_unlike(ordered, root)
     _refuse_uneven(ordered, along, root)
     positions = np.array([_position(p) for p in ordered])
     vector = (positions[-1] - positions[0]) / (len(ordered) - 1)
@@ -108,6 +116,17 @@ def _refuse_unplaced(planes: Sequence[Plane], root: Path) -> None:
             )
 
 
+def _refuse_mosaic(planes: Sequence[Plane], root: Path) -> None:
+    tiled = [p for p in planes if "MOSAIC" in p.text("ImageType").upper()]
+    if tiled:
+        raise DataError(
+            f"{tiled[0].label} is a mosaic: all slices of a volume as tiles of one image",
+            file=root,
+            key=tag_name("ImageType"),
+            remedy="Convert it first, with dcm2niix.",
+        )
+
+
 def _refuse_unlike(planes: Sequence[Plane], root: Path) -> None:
     first = planes[0]
     assert first.spacing is not None
@@ -123,6 +142,10 @@ def _refuse_unlike(planes: Sequence[Plane], root: Path) -> None:
             a, b = first.text(keyword), plane.text(keyword)
             if a != b:
                 raise _unlike(tag_name(keyword), first, plane, a or "none", b or "none", root)
+        for keyword in _ALIKE_NUMBERS:
+            of_a, of_b = first.number(keyword), plane.number(keyword)
+            if (of_a is None) != (of_b is None) or not math.isclose(of_a or 0, of_b or 0, rel_tol=0.01):
+                raise _unlike(tag_name(keyword), first, plane, of_a, of_b, root)
 
 
 def _unlike(key: str, a: Plane, b: Plane, of_a: object, of_b: object, root: Path) -> DataError:

@@ -28,7 +28,7 @@ HEADER_BYTES = {348: nibabel.Nifti1Header, 540: nibabel.Nifti2Header}
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 """By the spatial part of xyzt_units: unknown (taken as mm, as all tools do), metre, mm, micron."""
 LARGEST_VOXEL_MM = 100.0
-MGH_DATA_AT, MGH_FOOTER_BYTES = 284, 20
+MGH_DATA_AT, MGH_FOOTER_BYTES, MGH_GOOD_RAS_AT = 284, 20, 28
 QFORM_APART_VOXELS = 0.25
 
 Header = Any  # nibabel's Nifti1Header or Nifti2Header; it has no types
@@ -57,7 +57,8 @@ def read_mgh(path: Path, spatial_dims: int) -> Volume:
     need_bytes(path, len(data) - MGH_DATA_AT, math.prod(shape) * dtype.itemsize)
     array = np.frombuffer(data, dtype, math.prod(shape), MGH_DATA_AT).reshape(shape, order="F")
     affine = _sound(np.asarray(header.get_affine(), np.float64), shape, path, "affine")
-    placed = int(header["goodRASFlag"]) == 1
+    # nibabel fills the place in and sets the flag where it is missing.
+    placed = int.from_bytes(data[MGH_GOOD_RAS_AT : MGH_GOOD_RAS_AT + 2], "big") == 1
     return Volume(channel_first(real(array, path), spatial_dims, path), affine, placed)
 
 

@@ -16,11 +16,11 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import struct
 from pathlib import Path
 
 import nibabel
 import numpy as np
-from nibabel.freesurfer.mghformat import MGHImage
 from PIL import Image
 
 from gossipseg.errors import DataError
@@ -28,12 +28,14 @@ from gossipseg.learn.formats.checked import beginning
 from gossipseg.learn.formats.itk_bytes import meta_bytes, nrrd_bytes
 from gossipseg.learn.formats.itk_headers import meta_head, nrrd_head
 from gossipseg.learn.formats.kinds import Kind, kind_of, suffix_of
-from gossipseg.learn.formats.nifti import MGH_DATA_AT, mgh_header, nifti_header
+from gossipseg.learn.formats.nifti import MGH_DATA_AT, nifti_header
 from gossipseg.learn.formats.volume import Volume
 
 NIFTI, PNG = ".nii.gz", ".png"
 OWN = {Kind.NIFTI: NIFTI, Kind.MGH: ".mgz", Kind.META: ".mha", Kind.NRRD: ".nrrd", Kind.TIFF: ".tif"}
 GZIP_LEVEL = 6
+MGH_FRAMES_AT = 16
+"""Number of frames and data type, in an MGH header."""
 
 
 def possible_suffixes(source: Path, format: str) -> tuple[str, ...]:
@@ -118,12 +120,11 @@ def _nifti(labels: np.ndarray, source: Path, volume: Volume) -> bytes:
 
 
 def _mgh(labels: np.ndarray, source: Path) -> bytes:
-    header = mgh_header(beginning(source, MGH_DATA_AT), source)
-    affine = header.get_affine()
-    values = labels if labels.dtype == np.uint8 else labels.astype(np.int32)
-    image = MGHImage(_solid(values), affine)
-    image.header["goodRASFlag"] = header["goodRASFlag"]
-    return gzip.compress(image.to_bytes(), GZIP_LEVEL, mtime=0)
+    """The image's header with one frame of another type."""
+    head = bytearray(beginning(source, MGH_DATA_AT))
+    kind, stored = (0, labels) if labels.dtype == np.uint8 else (1, labels.astype(">i4"))
+    struct.pack_into(">ii", head, MGH_FRAMES_AT, 1, kind)
+    return gzip.compress(bytes(head) + stored.tobytes(order="F"), GZIP_LEVEL, mtime=0)
 
 
 def _itk(labels: np.ndarray, source: Path, volume: Volume, suffix: str) -> bytes:
