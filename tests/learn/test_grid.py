@@ -12,6 +12,7 @@ from gossipseg.errors import DataError
 from gossipseg.learn.formats.grid import onto_image, orientation
 from gossipseg.learn.formats.volume import Volume
 from gossipseg.learn.readers import read_label, read_volume
+from tests.learn import dicom_files
 from tests.learn.imagery import blob, write_nifti, write_png
 
 SHAPE = (7, 9, 5)
@@ -233,3 +234,18 @@ def test_pictures_as_channels_must_be_of_one_size(tmp_path: Path) -> None:
     other = write_png(tmp_path / "o.png", blob((20, 30), 2)[0])
     with pytest.raises(DataError, match=r"o\.png.*\(20, 30\)"):
         read_volume((one, other), 2)
+
+
+@pytest.mark.parametrize("size", [{}, {"PixelSpacing": [0.2, 0.1]}])
+def test_a_picture_is_a_label_of_an_x_ray(tmp_path: Path, size: dict[str, list[float]]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 1000, (12, 9)).astype(np.uint16)
+    xray = read_volume(dicom_files.picture(tmp_path / "x.dcm", pixels, **size), 2)
+    mask = read_label(write_png(tmp_path / "m.png", labels((12, 9))), 2, xray)
+    assert isinstance(mask, Volume)
+    assert np.array_equal(onto_image(mask.array, mask.affine, xray, tmp_path, tmp_path)[0], labels((12, 9)))
+    for refused in (
+        write_png(tmp_path / "t.png", labels((9, 12))),
+        write_nifti(tmp_path / "n.nii.gz", labels((12, 9, 1))),
+    ):
+        with pytest.raises(DataError):
+            read_label(refused, 2, xray)

@@ -16,11 +16,20 @@ from PIL import Image
 from gossipseg.errors import EXIT_CONFIG, EXIT_DATA, EXIT_OK, DataError
 from gossipseg.learn.formats.grid import onto_image
 from gossipseg.learn.formats.kinds import suffix_of
-from gossipseg.learn.formats.volume import Volume
+from gossipseg.learn.formats.volume import Segmentation, Volume
 from gossipseg.learn.formats.writing import encode, possible_suffixes, suffix_for
 from gossipseg.learn.predict import main, written_values
 from gossipseg.learn.readers import read_label, read_volume
-from tests.learn.imagery import GREY, blob, spec, spec_file, write_checkpoint, write_dicom_series, write_nifti
+from tests.learn.imagery import (
+    GREY,
+    VOLUME,
+    blob,
+    spec,
+    spec_file,
+    write_checkpoint,
+    write_dicom_series,
+    write_nifti,
+)
 from tests.learn.test_formats import AFFINE, PLACED, SHAPE, itk_image, nifti, nrrd, space, values
 
 
@@ -309,3 +318,21 @@ def test_no_image_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[s
         code = main(["--spec", spec_file(tmp_path, made), "-o", str(folder), str(tmp_path / name)])
         assert code == EXIT_CONFIG and "would overwrite the image itself" in capsys.readouterr().err
     assert (tmp_path / name).read_bytes() == b"whatever"
+
+
+def test_dicom_seg_refers_to_its_image_and_comes_back_onto_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = spec(tmp_path, VOLUME)
+    write_checkpoint(made)
+    folder = write_dicom_series(tmp_path / "scan", values((20, 18, 16)), (0.8, 0.9, 2.0))
+    arguments = ["--spec", spec_file(tmp_path, made), "-o", str(tmp_path / "out"), "--format", "dicom-seg"]
+    assert main([*arguments, str(folder)]) == EXIT_OK
+    (told,) = json.loads(capsys.readouterr().out)["outputs"]
+    assert told["output"] == str(tmp_path / "out" / "scan.dcm") and told["format"] == "dicom-seg"
+    assert any(told["voxels"].values())
+    found = read_label(tmp_path / "out" / "scan.dcm", 3, read_volume(folder, 3))
+    assert isinstance(found, Segmentation)
+    assert {s.name: int(s.mask.sum()) for s in found.segments} == {
+        n: c for n, c in told["voxels"].items() if c
+    }
