@@ -366,6 +366,24 @@ def test_a_metaimage_without_a_place(tmp_path: Path) -> None:
         assert np.array_equal(found.array[0], values())
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        "NDims = 3\nElementSpacing = 1 1 1\nDimSize = 7 9\nElementType = MET_UCHAR\n",
+        "TransformMatrix = 1 0 0 0 1 0 0 0 1\nNDims = 3\nDimSize = 7 9 5\nElementType = MET_UCHAR\n",
+    ],
+)
+def test_a_header_that_itk_does_not_like_is_refused_in_silence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], head: str
+) -> None:
+    (tmp_path / "a.mha").write_bytes(
+        f"ObjectType = Image\n{head}ElementDataFile = LOCAL\n".encode() + bytes(315)
+    )
+    with pytest.raises(DataError, match=r"a\.mha"):
+        read_volume(tmp_path / "a.mha", 3)
+    assert capfd.readouterr() == ("", "")
+
+
 # ---------------------------------------------------------------- 3D Slicer's segmentations
 
 
