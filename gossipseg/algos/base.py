@@ -177,7 +177,8 @@ class Algorithm:
         """Losses of one batch.
 
         `outputs` holds "local", and "incoming" during a visit. `target`: (B, 1, *spatial) integer label
-        indices when the output is softmax; (B, C, *spatial) of 0/1 when it is sigmoid.
+        indices when the output is softmax; (B, C, *spatial) of 0/1 when it is sigmoid. Negative: nobody says
+        what is there, and no loss may count it. Channels are those of the classes that the site annotates.
         """
         seg = context.segmentation_loss(outputs["local"], target)
         return Losses({"local": seg}, {"seg": seg.detach()})

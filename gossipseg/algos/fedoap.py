@@ -81,10 +81,11 @@ class FedOap(FedAvg):
 
 def boundary(z: Tensor, y: Tensor, output: Literal["softmax", "sigmoid"], tau: float) -> Tensor:
     """Equation (2): bool, (B, C, *spatial) for sigmoid, (B, 1, *spatial) for softmax."""
+    known = y >= 0
     if output == "sigmoid":
-        return (torch.sigmoid(z) - y).abs() > tau
-    p_y = torch.softmax(z, dim=1).gather(1, y.long())
-    return 1 - p_y > tau
+        return known & ((torch.sigmoid(z) - y).abs() > tau)
+    p_y = torch.softmax(z, dim=1).gather(1, y.long().clamp(min=0))
+    return known & (1 - p_y > tau)
 
 
 def noise(like: Tensor, sigma: float, seed: int) -> Tensor:

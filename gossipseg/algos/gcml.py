@@ -149,10 +149,11 @@ def mutual_terms(
         odds_m, odds_n = z_m * (2.0 * y - 1), z_n * (2.0 * y - 1)
         pull_kl = push_kl = bernoulli_kl(z_n, z_m)
     else:
-        y, m, n = target.long(), softmax_prediction(z_m), softmax_prediction(z_n)
+        y, m, n = target.long().clamp(min=0), softmax_prediction(z_m), softmax_prediction(z_n)
         omega = omega_of(params.region, y > 0, m > 0, n > 0)
         odds_m, odds_n = label_log_odds(z_m, y), label_log_odds(z_n, y)
         pull_kl, push_kl = categorical_kl(z_n, z_m), bernoulli_kl(odds_n, odds_m)
+    omega = omega & (target >= 0)  # of the others nobody says what they are
     m_right, n_right = m == y, n == y
     push_set = omega & ~n_right & m_right & (odds_m > odds_n).detach()
     both_right = omega & m_right & n_right

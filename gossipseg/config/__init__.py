@@ -41,6 +41,7 @@ from gossipseg.config.reading import (
 from gossipseg.config.rules import (
     check_budget,
     check_federation,
+    check_labels,
     check_loopback,
     check_private,
     check_site,
@@ -116,6 +117,7 @@ def load(
         )
     check_private(site, source, federation, peers)
     check_budget(site, source, federation)
+    check_labels(site, source, federation)
     if site.insecure:
         check_loopback(site, source, federation, peers)
     else:
@@ -131,8 +133,10 @@ def dump(config: Config) -> str:
     algorithm = doc["federation"]["algorithm"]
     doc["federation"]["algorithm"] = {k.removesuffix("_"): v for k, v in algorithm.items()}
     labels = doc["federation"]["task"]["labels"], doc["federation"]["task"]["label_map"]
+    own = doc["site"]["data"]["label_map"], doc["site"]["data"]["label_map_out"]
     doc = json.loads(json.dumps(doc))  # tuples become lists; integer keys must be put back
     doc["federation"]["task"].update(labels=labels[0], label_map=labels[1])
+    doc["site"]["data"].update(label_map=own[0], label_map_out=own[1])
     return yaml.safe_dump(doc, sort_keys=False, allow_unicode=True)
 
 

@@ -119,7 +119,12 @@ RANGES: dict[type, dict[str, Range]] = {
         "window_overlap": SHARE_BELOW_1,
         "validate_every_rounds": COUNT,
     },
-    DataParams: {"test_fraction": SHARE_BELOW_1, "validation_fraction": SHARE_BELOW_1},
+    DataParams: {
+        "test_fraction": SHARE_BELOW_1,
+        "validation_fraction": SHARE_BELOW_1,
+        "ignore_label": ANY,
+        "annotated_labels": COUNT,
+    },
     DeviceParams: {"threads": COUNT, "stuck_after_s": POSITIVE},
     PrivacyParams: {"clip_norm": POSITIVE, "noise_multiplier": NATURAL, "seed": Range(0, 2**63 - 1)},
     DpParams: {

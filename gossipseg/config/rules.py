@@ -23,6 +23,7 @@ from gossipseg.learn.params import (
     DataParams,
     deployed_problem,
     dp_problem,
+    labels_problem,
     one_shot_problem,
     pattern_problem,
 )
@@ -93,6 +94,14 @@ def check_private(site: SiteFile, site_source: Source, federation: FederationFil
         problem, key, value, remedy = found
         raise (site_source if key.startswith("device.") else peers).error(problem, key, value, remedy)
     _check_deployed(federation, peers, private=site.privacy.dp is not None)
+
+
+def check_labels(site: SiteFile, source: Source, federation: FederationFile) -> None:
+    """What a site says of its labels is about the task's. Raises ConfigError."""
+    found = labels_problem(federation.task, site.data)
+    if found is not None:
+        problem, key, value, remedy = found
+        raise source.error(problem, key, value, remedy)
 
 
 def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> None:

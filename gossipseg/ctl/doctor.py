@@ -373,7 +373,29 @@ def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
             + (f" (of {patients[name]} patients)" if patients.get(name, count) != count else "")
             for name, count in found.get("splits", {}).items()
         )
-        yield Finding("data", "ok", f"{splits}; every case can be read")
+        yield Finding("data", "ok", f"{splits}; every case can be read{_memory_text(found.get('memory'))}")
+    if found.get("pace"):
+        yield Finding("round", "ok", _pace_text(found["pace"]))
+
+
+def _memory_text(memory: dict[str, Any] | None) -> str:
+    """What data.cache takes, of what there is."""
+    if not memory or not memory.get("cache_bytes"):
+        return ""
+    free = memory.get("available_bytes")
+    there = f" of {out.bytes_text(free)} free" if free is not None else ""
+    return f"; kept in memory (data.cache): {out.bytes_text(memory['cache_bytes'])}{there}"
+
+
+def _pace_text(pace: dict[str, Any]) -> str:
+    """How long a round will take."""
+    return (
+        f"a round of {pace['steps_per_round']} steps and the validation of {pace['validation_cases']} cases "
+        "will "
+        f"take about {out.duration_text(pace['round_s'])} here ({pace['step_s']:.2g} s a step, "
+        f"{pace['validation_case_s']:.2g} s a case); steps beside another site's model take up to twice as "
+        "long"
+    )
 
 
 def _sentence(problem: dict[str, Any]) -> str:

@@ -148,6 +148,11 @@ data:
   # test_fraction: 0.2            # of the split that is made where there is no data list
   # validation_fraction: 0.15
   # patient_pattern: '(.+)_\\d+'   # whose image a case is, by its name: a patient never crosses a split
+  # label_map: {{}}                 # {{255: 1}}: values in this site's label files; before task.label_map
+  # label_map_out: {{}}             # {{1: 255}}: values in predictions; else as in this site's own labels
+  # ignore_label: 255             # voxels of which nobody says what they are: no loss, no score
+  # annotated_labels: [1]         # classes that this site's labels tell of; left out: all
+  # segments: {{}}                  # {{GTV: 1}}: names in DICOM-SEG, RTSTRUCT and .seg.nrrd files
 
 state_dir: state                  # checkpoints, models, events; the daemon's alone
 

@@ -6,7 +6,9 @@ What belongs here: `python -m gossipseg.learn.check`. What must not: the rules t
 The document: {"schema": 1, "kind": "check_data", "site", "splits": {split: cases}, "patients": {split:
 patients, as far as lists or names tell}, "problems": [{"file", "key", "value", "problem", "remedy", and
 "part": "model" where it is not about data}], "warnings": [text], "classes": {name: training cases that hold
-it}, "shape_min", "shape_max", "spacing_mm": [median] or null, "device"}.
+it}, "shape_min", "shape_max", "spacing_mm": [median] or null, "device", "memory": {"cache_bytes",
+"largest_case_bytes", "available_bytes"}, "pace": {"step_s", "steps_per_round", "validation_case_s",
+"validation_cases", "round_s"} or null}.
 """
 
 from __future__ import annotations
@@ -23,16 +25,21 @@ from gossipseg.errors import EXIT_DATA, EXIT_OK, ConfigError, DataError, LocalEr
 from gossipseg.learn import cli
 from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.cases import SPLITS, Case, Splits
+from gossipseg.learn.costs import Memory, time_round
 from gossipseg.learn.data import Item, load_item, needs_labels
 from gossipseg.learn.datalist import scan_cases
 from gossipseg.learn.division import crossing, patients_in
 from gossipseg.learn.evaluate import foreground_names
+from gossipseg.learn.labels import FileValues, LabelRule, label_rule
 from gossipseg.learn.model import build_model
+from gossipseg.learn.own_values import several_text
 from gossipseg.learn.params import TaskParams, WorkerSpec
 from gossipseg.learn.setup import Setup, read_setup
 from gossipseg.nets import registry as networks
 
 Problem = DataError | ConfigError | LocalError
+NOTES = 12
+"""Of what readers say of files, so many different texts are shown."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,19 +59,28 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
     problems: list[Problem] = []
     makes_masks = not needs_labels(setup)
     splits = scan_cases(setup.data, spec.site, problems.append, makes_masks=makes_masks)
-    findings = _Findings(setup.task)
+    findings, memory = _Findings(setup.task), Memory(setup.data, keeps_test=spec.report_test)
+    rule = label_rule(setup.task, setup.data)
     total = max(1, sum(splits.counts.values()))
     for done, (split, case) in enumerate(splits):
         show(f"checking {split} case {case.id}", done / total)
         if all(p.exists() for p in (*case.files, *([case.label] if case.label else []))):
-            _check_case(case, split, setup.task, findings, problems)
+            item = _read(case, setup.task, rule, problems)
+            if item is not None:
+                findings.add(split, item)
+                memory.add(split, item)
     show(f"{sum(splits.counts.values())} cases checked", 1.0)
     about_data = len(problems)
     _check_model(setup, problems)
     about_model = len(problems)
     device, patients = "", patients_in(case for _, case in splits)
+    pace: dict[str, Any] | None = None
     try:
-        device = choose_compute(setup.device).name
+        compute = choose_compute(setup.device)
+        device = compute.name
+        if not problems and not makes_masks:
+            show("timing a few training steps", 1.0)
+            pace = time_round(setup, splits, compute)
     except (ConfigError, LocalError) as e:
         problems.append(e)
     return {
@@ -77,9 +93,16 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
             {**_as_dict(p), **({"part": "model"} if about_data <= i < about_model else {})}
             for i, p in enumerate(problems)
         ],
-        "warnings": [*findings.warnings(splits, spec.report_test, makes_masks), *_patients_apart(splits)],
+        "warnings": [
+            *findings.warnings(splits, spec.report_test, makes_masks),
+            *_patients_apart(splits),
+            *several_text(setup.task, setup.data, findings.file_values),
+            *memory.warnings(),
+        ],
         **findings.as_dict(),
         "device": device,
+        "memory": memory.document(),
+        "pace": pace,
     }
 
 
@@ -93,13 +116,12 @@ def _check_model(setup: Setup, problems: list[Problem]) -> None:
         problems.append(e)
 
 
-def _check_case(
-    case: Case, split: str, task: TaskParams, findings: _Findings, problems: list[Problem]
-) -> None:
+def _read(case: Case, task: TaskParams, rule: LabelRule, problems: list[Problem]) -> Item | None:
     try:
-        findings.add(split, load_item(case, task))
+        return load_item(case, task, rule)
     except (DataError, LocalError) as e:
         problems.append(e)
+        return None
 
 
 def _patients_apart(splits: Splits) -> list[str]:
@@ -124,9 +146,13 @@ class _Findings:
         self._held = {"training": Counter[str](), "validation": Counter[str](), "test": Counter[str]()}
         self._shapes: list[tuple[int, ...]] = []
         self._spacings: list[tuple[float, ...]] = []
+        self._notes: Counter[str] = Counter()
+        self.file_values = FileValues()
 
     def add(self, split: str, item: Item) -> None:
         self._shapes.append(tuple(item.image.shape[1:]))
+        self._notes.update(item.notes)
+        self.file_values.update(item.file_values)
         if item.spacing_mm:
             self._spacings.append(item.spacing_mm)
         if item.label is not None:
@@ -145,7 +171,10 @@ class _Findings:
             out.append(
                 "no labelled test cases: `gossipctl evaluate --split test` and report_test will not work"
             )
-        return out
+        return out + [
+            text + (f" ({count} cases)" if count > 1 else "")
+            for text, count in self._notes.most_common(NOTES)
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Shapes and spacing on the task's grid."""

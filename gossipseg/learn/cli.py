@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from gossipseg.errors import ConfigError, GossipsegError
+from gossipseg.errors import EXIT_FAILED, ConfigError, GossipsegError
+from gossipseg.learn.memory import is_out_of_memory
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.setup import read_spec
 
@@ -40,6 +41,16 @@ def run(command: Command, arguments: argparse.ArgumentParser, argv: Sequence[str
     except GossipsegError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
+    except Exception as e:
+        if not is_out_of_memory(e):
+            raise
+        print(
+            f"error: not enough memory ({type(e).__name__}). Give the process more, or work on fewer or "
+            "smaller "
+            "images.",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
 
 
 def spec_of(args: argparse.Namespace) -> WorkerSpec:

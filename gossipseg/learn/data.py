@@ -6,8 +6,8 @@ not: patches, augmentation, metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from gossipseg.errors import DataError
+from gossipseg.learn import own_values
 from gossipseg.learn.cases import Case, Splits
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.formats.grid import onto_image
-from gossipseg.learn.labels import LabelRule, label_rule, values_of
+from gossipseg.learn.labels import FileValues, LabelRule, label_rule, unused_segments, values_of
+from gossipseg.learn.memory import memory_for
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, SplitName, TaskParams, WorkerSpec
 from gossipseg.learn.readers import Volume, read_label, read_volume
 from gossipseg.learn.setup import Setup, read_setup
@@ -41,6 +43,10 @@ class Item:
     a label, and for training cases, which are not scored."""
     grid: Grid | None = None
     """That grid, and the way to it from the task's."""
+    file_values: Mapping[int, int] = field(default_factory=dict)
+    """Value in the label file → voxels; empty where it has segments instead of numbers."""
+    notes: tuple[str, ...] = ()
+    """What the readers decided that the site should know."""
 
 
 class SiteData:
@@ -68,16 +74,23 @@ class SiteData:
             _need_test(splits, params)
         rule = label_rule(task, params)
         data = cls(task, splits, cache=params.cache, rule=rule)
-        total = sum(splits.counts.values())
+        total, values = sum(splits.counts.values()), FileValues()
         for done, (split, index, case) in enumerate(data._all()):
             on_progress(f"reading {split} case {case.id}", done / total)
             item = load_item(case, task, rule)
+            values.update(item.file_values)
             if split == "training":
                 item = replace(item, truth=None)
             if params.cache and (split != "test" or spec.report_test):
                 data._items[split, index] = item
+        own_values.keep(Path(spec.state_dir), values)
         on_progress("data read", 1.0)
         return data
+
+    def keep_all(self) -> None:
+        """Read every case now, and keep it in memory."""
+        for split, index, case in self._all():
+            self._items[split, index] = load_item(case, self.task, self.rule)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -102,30 +115,43 @@ class SiteData:
 
 
 def load_item(case: Case, task: TaskParams, rule: LabelRule | None = None) -> Item:
-    """Read, check and preprocess one case. `rule`: the site's; None is the task's. Raises DataError."""
-    prepared, volume = load_image(case, task)
-    if case.label is None:
-        return Item(case, prepared.image, None, prepared.spacing_mm, None, prepared.grid)
-    values = load_label(case.label, volume, case, task, rule)
-    label = prepare_label(values, volume.affine, task, case.label)
-    truth = torch.from_numpy(values) if prepared.grid.to_task is not None else label[0]
-    return Item(case, prepared.image, label, prepared.spacing_mm, truth, prepared.grid)
+    """Read, check and preprocess one case. `rule`: the site's; None is the task's. Raises DataError, and
+    LocalError where memory does not suffice."""
+    with memory_for(case):
+        prepared, volume = load_image(case, task)
+        if case.label is None:
+            return Item(
+                case, prepared.image, None, prepared.spacing_mm, None, prepared.grid, {}, volume.notes
+            )
+        counts = FileValues()
+        values, notes = _label_on(volume, case.label, case, task, rule or label_rule(task), counts)
+        label = prepare_label(values, volume.affine, task, case.label)
+        truth = torch.from_numpy(values) if prepared.grid.to_task is not None else label[0]
+        notes = (*volume.notes, *notes)
+        return Item(case, prepared.image, label, prepared.spacing_mm, truth, prepared.grid, counts, notes)
 
 
 def load_image(case: Case, task: TaskParams) -> tuple[Prepared, Volume]:
     """The preprocessed image and the volume as it is in the file."""
     volume = read_volume(case.image, task.image_dims)
-    return prepare_image(volume, task, case.files[0]), volume
+    with memory_for(case, volume.array.shape):
+        return prepare_image(volume, task, case.files[0]), volume
 
 
 def load_label(
     file: Path, image: Volume, case: Case, task: TaskParams, rule: LabelRule | None = None
 ) -> np.ndarray:
     """Label values (*spatial) uint8, with IGNORE, on the image's own grid. Raises DataError."""
+    return _label_on(image, file, case, task, rule or label_rule(task), FileValues())[0]
+
+
+def _label_on(
+    image: Volume, file: Path, case: Case, task: TaskParams, rule: LabelRule, counts: FileValues
+) -> tuple[np.ndarray, tuple[str, ...]]:
     label = read_label(file, task.image_dims, image)
-    values = values_of(label, rule or label_rule(task), file)
+    values = values_of(label, rule, file, counts)
     placed: np.ndarray = onto_image(values[None], label.affine, image, file, case.files[0])[0]
-    return placed
+    return placed, (*label.notes, *unused_segments(label, rule, file))
 
 
 def needs_labels(setup: Setup) -> bool:

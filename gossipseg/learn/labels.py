@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gossipseg.errors import ConfigError, DataError
 from gossipseg.learn.formats.volume import Segmentation, Volume
-from gossipseg.learn.params import DataParams, TaskParams
+from gossipseg.learn.params import DataParams, TaskParams, labels_problem
 
 IGNORE = 255
 """In label arrays of the product: nobody says what this voxel is. No class has this value."""
 
 ROUNDING = 1e-3
 """Labels so close to a whole number are that number: files keep floats, or integers times a slope."""
+
+MOST = 1 << 40
+"""No label value is larger."""
+
+NARROW = 1 << 16
+"""Values over no wider a range are counted and looked up in a table."""
+
+MANY = 8
+"""So many values are listed one by one; more than that, and unknown, look like a lossy or soft-edged mask."""
+
+GAP = 12
+"""Values no further apart are told as one range."""
+
+LOSSY = (
+    "The mask is lossy or soft-edged: save it as PNG or NIfTI, without interpolation, one number per class."
+)
+
+FileValues = Counter[int]
+"""Value in the files → voxels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +54,13 @@ class LabelRule:
     segments: Mapping[str, int]
     """Name of a segment → label value; names of the task's labels stand for themselves."""
 
+    def target(self, value: int) -> int | None:
+        """The label value, or IGNORE, that a file value stands for; None: the task does not know it."""
+        if value == self.ignore:
+            return IGNORE
+        target = self.label_map.get(value, value)
+        return target if target in self.labels else None
+
     @property
     def partial(self) -> bool:
         """Whether some class of the task is not annotated here."""
@@ -46,73 +72,240 @@ def label_rule(task: TaskParams, data: DataParams | None = None) -> LabelRule:
     foreground = tuple(sorted(v for v in task.labels if v != 0))
     if data is None:
         return LabelRule(task.labels, task.label_map, None, foreground, {})
-    _check(task, data, foreground)
+    found = labels_problem(task, data)
+    if found is not None:
+        problem, key, value, remedy = found
+        raise ConfigError(problem, key=key, value=value, remedy=remedy)
     annotated = foreground if data.annotated_labels is None else tuple(sorted({*data.annotated_labels}))
     label_map = {**task.label_map, **data.label_map}
     return LabelRule(task.labels, label_map, data.ignore_label, annotated, data.segments)
 
 
-def _check(task: TaskParams, data: DataParams, foreground: tuple[int, ...]) -> None:
-    known = ", ".join(f"{v} ({n})" for v, n in sorted(task.labels.items()))
-    asked: list[tuple[str, Any]] = [("data.annotated_labels", v) for v in data.annotated_labels or ()]
-    asked += [(f"data.label_map.{k}", v) for k, v in data.label_map.items()]
-    asked += [(f"data.segments.{k}", v) for k, v in data.segments.items()]
-    asked += [("data.label_map_out", k) for k in data.label_map_out]
-    for key, value in asked:
-        if value not in task.labels or (key == "data.annotated_labels" and value not in foreground):
-            raise ConfigError(
-                "is no label of the task", key=key, value=value, remedy=f"The task has {known}."
-            )
-    if data.annotated_labels is not None and not data.annotated_labels:
-        remedy = "Name the label values that this site annotates, or leave the key out where it is all."
-        raise ConfigError("names no label", key="data.annotated_labels", value=[], remedy=remedy)
+def values_of(
+    label: Volume | Segmentation, rule: LabelRule, file: Path, counts: FileValues | None = None
+) -> np.ndarray:
+    """Label values of the task (*spatial) uint8 with IGNORE, on the label's own grid. Raises DataError.
+
+    `counts` is given the file's values and their voxels, where they are numbers of the site's own choice.
+    """
+    if isinstance(label, Segmentation):
+        return _merged(label, rule, file)
+    return map_labels(label.array, rule, file, counts)
 
 
-def values_of(label: Volume | Segmentation, rule: LabelRule, file: Path) -> np.ndarray:
-    """Label values of the task (*spatial) uint8 with IGNORE, on the label's own grid. Raises DataError."""
-    assert isinstance(label, Volume)
-    return map_labels(label.array, rule, file)
-
-
-def map_labels(array: np.ndarray, rule: LabelRule | TaskParams, file: Path) -> np.ndarray:
+def map_labels(
+    array: np.ndarray, rule: LabelRule | TaskParams, file: Path, counts: FileValues | None = None
+) -> np.ndarray:
     """File values (C, *spatial) → the task's label values (*spatial) uint8, by the label map.
 
-    A label saved as a grey picture in three equal channels is taken as it is. Raises DataError for values
-    that the task does not know.
+    A label saved as a grey picture in equal channels is taken as it is. Raises DataError for values that
+    the task does not know, and for those of a class that the site says it does not annotate.
     """
     rule = label_rule(rule) if isinstance(rule, TaskParams) else rule
+    found = file_values(array, file)
+    targets = {value: rule.target(value) for value in found}
+    unknown = [value for value, target in targets.items() if target is None]
+    if unknown:
+        raise _unknown(unknown, rule, file)
+    _check_annotated({t for t in targets.values() if t is not None}, rule, file)
+    if counts is not None:
+        counts.update(found)
+    return _looked_up(array[0], {v: t for v, t in targets.items() if t is not None})
+
+
+def file_values(array: np.ndarray, file: Path) -> dict[int, int]:
+    """The whole numbers in a label (C, *spatial), with the voxels of each.
+
+    Raises DataError where there is no one number per voxel, for NaN, and for what is no whole number.
+    """
     if array.shape[0] > 1 and (array != array[:1]).any():
         raise DataError(
             f"is a colour picture ({array.shape[0]} channels): a label has one number per voxel",
             file=file,
             key="channels",
             value=array.shape[0],
-            remedy="Save the label as one grey channel of label values.",
+            remedy="Save the label as one channel of label values.",
         )
-    found = np.unique(array[0])
-    targets = [rule.label_map.get(int(v), int(v)) if float(v).is_integer() else -1 for v in found]
-    unknown = [v.item() for v, t in zip(found, targets, strict=True) if t not in rule.labels]
-    if unknown:
-        raise DataError(
-            f"label values {_some(unknown)} are not among the task's ({_some(sorted(rule.labels))})",
-            file=file,
-            key="task.label_map",
-            value=dict(rule.label_map),
-            remedy=_label_remedy(unknown, rule),
-        )
-    lookup = np.asarray(targets, dtype=np.uint8)
-    values: np.ndarray = lookup[np.searchsorted(found, array[0])]
-    return values
+    found: Counter[int] = Counter()
+    for part in array[0] if array.ndim > 2 else array[:1]:
+        found.update(_counted(_whole(part, file)))
+    return dict(sorted(found.items()))
 
 
-def _label_remedy(unknown: list[float], rule: LabelRule) -> str:
+def _counted(whole: np.ndarray) -> dict[int, int]:
+    if not whole.size:
+        return {}
+    low, high = int(whole.min()), int(whole.max())
+    if high - low > NARROW:
+        values, voxels = np.unique(whole, return_counts=True)
+        return dict(zip(values.tolist(), voxels.tolist(), strict=True))
+    voxels = np.bincount(whole.ravel().astype(np.int64) - low)
+    return {low + i: int(voxels[i]) for i in np.flatnonzero(voxels).tolist()}
+
+
+def _whole(part: np.ndarray, file: Path) -> np.ndarray:
+    """The nearest whole numbers. Raises DataError where they are not near."""
+    if part.dtype.kind in "bui":
+        return part
+    if part.dtype.kind != "f":
+        problem = f"holds {part.dtype} values: a label has one whole number per voxel"
+        raise DataError(problem, file=file, remedy="Save the label as whole numbers.")
+    if not np.isfinite(part).all():
+        remedy = "Repair the label, or take the case out."
+        raise DataError("holds NaN or infinite values", file=file, remedy=remedy)
+    whole: np.ndarray = np.rint(part)
+    if (np.abs(part - whole) > ROUNDING).any() or (np.abs(whole) > MOST).any():
+        raise _not_whole(part[(np.abs(part - whole) > ROUNDING) | (np.abs(whole) > MOST)], file)
+    integers: np.ndarray = whole.astype(np.int64)
+    return integers
+
+
+def _not_whole(values: np.ndarray, file: Path) -> DataError:
+    some = ", ".join(f"{v:.10g}" for v in np.unique(values)[:3])
+    return DataError(
+        f"holds values that are no whole numbers ({some}): it was resampled, smoothed or holds probabilities",
+        file=file,
+        key="label values",
+        remedy="Save the label without interpolation, one whole number per class.",
+    )
+
+
+def _looked_up(array: np.ndarray, targets: Mapping[int, int]) -> np.ndarray:
+    """Whole numbers, or floats near them, → what they stand for: uint8."""
+    low, high = min(targets, default=0), max(targets, default=0)
+    values = np.array(sorted(targets), dtype=np.int64)
+    if high - low <= NARROW:
+        values = np.arange(low, high + 1)
+    table = np.array([targets.get(v, 0) for v in values.tolist()], dtype=np.uint8)
+    out = np.empty(array.shape, dtype=np.uint8)
+    for i, part in enumerate(array):
+        whole = (part if part.dtype.kind in "bui" else np.rint(part)).astype(np.int64)
+        out[i] = table[whole - low if high - low <= NARROW else np.searchsorted(values, whole)]
+    return out
+
+
+def _unknown(unknown: list[int], rule: LabelRule, file: Path) -> DataError:
+    return DataError(
+        f"label values {ranges_text(unknown)} are not among the task's ({ranges_text(sorted(rule.labels))})",
+        file=file,
+        key="task.label_map",
+        value=dict(rule.label_map),
+        remedy=_label_remedy(unknown, rule),
+    )
+
+
+def _label_remedy(unknown: list[int], rule: LabelRule) -> str:
     if unknown == [255] and len(rule.labels) == 2:
-        return "Add `label_map: {255: 1}` to the task in peers.yaml (masks saved as 0/255)."
-    if len(unknown) > 8:
-        return "Save the label without interpolation and lossless (PNG, NIfTI), one number per class."
-    return "Correct the label, or translate these values with task.label_map in peers.yaml."
+        return (
+            "Add `label_map: {255: 1}` to the task in peers.yaml, or to `data` in site.yaml (masks saved as "
+            "0/255)."
+        )
+    if len(unknown) > MANY:
+        return LOSSY
+    return (
+        "Correct the label, or translate these values with task.label_map in peers.yaml, or for this site "
+        "alone with data.label_map in site.yaml."
+    )
 
 
-def _some(values: list[Any]) -> str:
-    text = ", ".join(f"{v:g}" for v in values[:8])
-    return text + (f" … ({len(values)} values)" if len(values) > 8 else "")
+def _check_annotated(found: set[int], rule: LabelRule, file: Path) -> None:
+    stray = sorted(found - {0, IGNORE, *rule.annotated})
+    if stray:
+        raise DataError(
+            f"holds {', '.join(rule.labels[v] for v in stray)}, which this site says it does not annotate",
+            file=file,
+            key="data.annotated_labels",
+            value=list(rule.annotated),
+            remedy="Add the label there if all cases of this site show it; else remove it from the file.",
+        )
+
+
+# ---------------------------------------------------------------- segments
+
+
+def _merged(label: Segmentation, rule: LabelRule, file: Path) -> np.ndarray:
+    """Segments that may overlap → one value a voxel. Two classes on one voxel are refused."""
+    values = segment_values(label, rule, file)
+    out = np.zeros(label.shape, dtype=np.uint8)
+    drawn: dict[int, str] = {}
+    for segment in label.segments:
+        value = values.get(segment.number)
+        if value is None:
+            continue
+        clash = segment.mask & (out != 0) & (out != value)
+        if clash.any():
+            other = drawn[int(out[clash][0])]
+            raise DataError(
+                f"the segments {other!r} and {segment.name!r} share {int(clash.sum())} voxels, and are of "
+                "two classes",
+                file=file,
+                key="segments",
+                remedy="A voxel has one class: cut one of them back, or map both to one class with "
+                "data.segments in site.yaml.",
+            )
+        out[segment.mask] = value
+        drawn[value] = segment.name
+    _check_annotated({int(v) for v in np.unique(out)}, rule, file)
+    return out
+
+
+def segment_values(label: Segmentation, rule: LabelRule, file: Path) -> dict[int, int]:
+    """Segment number → label value. What has the name of a class, or of data.segments, is that class, and
+    other segments are not used; where no name says anything, the numbers are label values. Raises DataError.
+    """
+    by_name = {n.casefold(): v for v, n in rule.labels.items()}
+    by_name |= {n.casefold(): v for n, v in rule.segments.items()}
+    named = {
+        s.number: by_name[s.name.casefold().strip()]
+        for s in label.segments
+        if s.name.casefold().strip() in by_name
+    }
+    if named:
+        return named
+    found: dict[int, int] = {}
+    for segment in label.segments:
+        target = rule.target(segment.number)
+        if target is None or label.numbers_are_arbitrary:
+            have = ", ".join(f"{s.number} {s.name!r}" for s in label.segments[:12])
+            raise DataError(
+                f"no segment has the name of a class of the task; there are: {have}",
+                file=file,
+                key="data.segments",
+                value=dict(rule.segments),
+                remedy="Say in site.yaml which is which, such as `segments: {GTV: 1}` under `data`; the task "
+                f"has {', '.join(f'{v} ({n})' for v, n in sorted(rule.labels.items()) if v)}.",
+            )
+        found[segment.number] = target
+    return found
+
+
+def unused_segments(label: Volume | Segmentation, rule: LabelRule, file: Path) -> tuple[str, ...]:
+    """What of a file is not used, in words: segments whose names are those of no class."""
+    if isinstance(label, Volume):
+        return ()
+    used = segment_values(label, rule, file)
+    names = [segment.name for segment in label.segments if segment.number not in used]
+    if not names:
+        return ()
+    return (
+        f"{file}: segments that are no class of the task are not used: {', '.join(map(repr, names[:12]))}",
+    )
+
+
+# ---------------------------------------------------------------- words
+
+
+def ranges_text(values: Sequence[int]) -> str:
+    """Sorted whole numbers in words: `0…12 and 243…255`, or one by one where they are few."""
+    if len(values) <= MANY:
+        return ", ".join(map(str, values))
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value - runs[-1][1] <= GAP:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    if len(runs) > MANY:
+        return f"{', '.join(map(str, values[:MANY]))} … ({len(values)} values)"
+    texts = [str(a) if a == b else f"{a}…{b}" for a, b in runs]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

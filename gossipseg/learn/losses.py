@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gossipseg.algos.base import Outputs, SegmentationLoss
+from gossipseg.learn.labels import IGNORE
 from gossipseg.learn.params import TrainingParams
 
 MAIN_WEIGHT = 0.4
@@ -34,16 +35,18 @@ def make_target(label: Tensor, output: Output, classes: int) -> Tensor:
     """What algorithms get as target, from label values (B, 1, *spatial).
 
     softmax: (B, 1, *spatial) int64 indices. sigmoid: (B, classes−1, *spatial) float 0/1, one channel a
-    foreground label. `classes` counts the background.
+    foreground label. `classes` counts the background. Where the label says IGNORE the target is negative.
     """
     if output == "softmax":
-        return label.long()
+        return torch.where(label == IGNORE, -1, label.long())
     values = torch.arange(1, classes, device=label.device, dtype=label.dtype)
-    return (label == values.view(1, -1, *[1] * (label.dim() - 2))).float()
+    channels = (label == values.view(1, -1, *[1] * (label.dim() - 2))).float()
+    return torch.where(label == IGNORE, -1.0, channels)
 
 
 def segmentation_loss(training: TrainingParams, spatial_dims: int) -> SegmentationLoss:
-    """L_seg of (Outputs, target as make_target gives it): a float32 scalar."""
+    """L_seg of (Outputs, target as make_target gives it): a float32 scalar. Voxels of which the target knows
+    nothing have no part in it."""
     base = _base_loss(training.loss, training.output, batch=spatial_dims == 2)
 
     def loss(outputs: Outputs, target: Tensor) -> Tensor:
@@ -71,10 +74,16 @@ def _base_loss(name: LossName, output: Output, batch: bool) -> _Term:
 
 
 def _foreground(logits: Tensor, target: Tensor, output: Output) -> tuple[Tensor, Tensor]:
-    """Probabilities and 0/1 targets of the foreground channels, both (B, C, *spatial)."""
+    """Probabilities and 0/1 targets of the foreground channels, both (B, C, *spatial); 0 in both where
+    nothing is known, so that no overlap counts there."""
     if output == "sigmoid":
-        return torch.sigmoid(logits), target
-    return torch.softmax(logits, 1)[:, 1:], make_target(target, "sigmoid", logits.shape[1])
+        p, y = torch.sigmoid(logits), target
+    else:
+        values = torch.arange(1, logits.shape[1], device=target.device)
+        p = torch.softmax(logits, 1)[:, 1:]
+        y = (target == values.view(1, -1, *[1] * (target.dim() - 2))).float()
+    known = target >= 0
+    return torch.where(known, p, 0.0), torch.where(known, y, 0.0)
 
 
 def _dice(output: Output, batch: bool) -> _Term:
@@ -107,16 +116,31 @@ def _generalized_dice(output: Output) -> _Term:
 
 
 def _cross_entropy(output: Output) -> _Term:
-    if output == "sigmoid":
-        return lambda logits, target: F.binary_cross_entropy_with_logits(logits, target)
-    return lambda logits, target: F.cross_entropy(logits, target[:, 0])
+    def sigmoid(logits: Tensor, target: Tensor) -> Tensor:
+        each = F.binary_cross_entropy_with_logits(logits, target.clamp(min=0), reduction="none")
+        return _mean_of_known(each, target)
+
+    def softmax(logits: Tensor, target: Tensor) -> Tensor:
+        each = F.cross_entropy(logits, target[:, 0], ignore_index=-1, reduction="none")
+        return _mean_of_known(each[:, None], target)
+
+    return sigmoid if output == "sigmoid" else softmax
 
 
 def _focal(output: Output) -> _Term:
-    focal = FocalLoss(gamma=2.0, use_softmax=output == "softmax", to_onehot_y=output == "softmax")
+    softmax = output == "softmax"
+    focal = FocalLoss(gamma=2.0, use_softmax=softmax, to_onehot_y=softmax, reduction="none")
 
     def term(logits: Tensor, target: Tensor) -> Tensor:
-        loss: Tensor = focal(logits, target)
-        return loss
+        return _mean_of_known(focal(logits, target.clamp(min=0)), target)
 
     return term
+
+
+def _mean_of_known(each: Tensor, target: Tensor) -> Tensor:
+    """The mean over the elements of which the target knows something; 0 where there is none.
+
+    `target`: of the shape of `each` (B, C, *spatial), or with one channel for all.
+    """
+    known = (target >= 0).expand_as(each)
+    return torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)

@@ -274,6 +274,46 @@ def pattern_problem(pattern: str | None) -> str | None:
     return None if groups == 1 else f"must have one group in brackets, the patient; it has {groups}"
 
 
+Found = tuple[str, str, object, str]
+"""(problem, key, value, remedy)"""
+
+
+def labels_problem(task: TaskParams, data: DataParams) -> Found | None:
+    """What a site says of its labels that does not go with the task, or None."""
+    known = "The task has " + ", ".join(f"{v} ({n})" for v, n in sorted(task.labels.items())) + "."
+    asked = [("data.annotated_labels", v) for v in data.annotated_labels or ()]
+    asked += [(f"data.label_map.{k}", v) for k, v in data.label_map.items()]
+    asked += [(f"data.segments.{k}", v) for k, v in data.segments.items()]
+    asked += [("data.label_map_out", k) for k in data.label_map_out]
+    for key, value in asked:
+        if value not in task.labels or (key == "data.annotated_labels" and value == 0):
+            return "is no label of the task", key, value, known
+    if data.annotated_labels is not None and not data.annotated_labels:
+        remedy = "Name the label values that this site annotates, or leave the key out where it is all."
+        return "names no label", "data.annotated_labels", [], remedy
+    if data.ignore_label is not None and data.ignore_label in {**task.label_map, **data.label_map}:
+        return (
+            "is also a value that the label map gives a class",
+            "data.ignore_label",
+            data.ignore_label,
+            "A value is either ignored or of a class: take it out of one of the two.",
+        )
+    written = list(data.label_map_out.values())
+    for value in written:
+        if written.count(value) > 1 or not 0 <= value <= LARGEST_WRITTEN:
+            return (
+                "is no value of its own for one class",
+                "data.label_map_out",
+                value,
+                f"Give each class another value, from 0 to {LARGEST_WRITTEN}.",
+            )
+    return None
+
+
+LARGEST_WRITTEN = 65_535
+"""Label value in a prediction's file."""
+
+
 def dp_problem(
     privacy: PrivacyParams, algorithm: str, norm: str, amp: str
 ) -> tuple[str, str, object, str] | None:

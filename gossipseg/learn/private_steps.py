@@ -62,7 +62,8 @@ class PrivateSteps:
         batches = ((run.site.case(index, rng), seed) for index, rng, seed in drawn)
         cases = ((batch["image"], run.target(batch), seed) for batch, seed in batches)
         optimizer = private.optimizer(learner.optimizer, round, step)
-        return private_step(learner, cases, self._algorithm, context, run.compute, optimizer)
+        seen = run.site.annotated.outputs
+        return private_step(learner, cases, self._algorithm, context, run.compute, optimizer, seen)
 
     def load(self, state: Sequence[Sequence[float]] | None) -> None:
         """Take the account over. Raises ConfigError for a model that learned from its cases without one."""

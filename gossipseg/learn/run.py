@@ -86,7 +86,8 @@ class Run:
 
     def target(self, batch: Mapping[str, Tensor]) -> Tensor:
         """What the losses compare a batch with."""
-        return make_target(batch["label"], self.setup.training.output, len(self.setup.task.labels))
+        annotated = self.site.annotated
+        return make_target(annotated.label(batch["label"]), self.setup.training.output, annotated.classes)
 
     def train(
         self,
@@ -100,9 +101,8 @@ class Run:
         spec = self.setup.spec
         torch.manual_seed(step_seed(spec.seed, spec.site, moment.round, moment.step))
         clip = self.setup.training.clip_grad_norm
-        return train_step(
-            learners, batch["image"], self.target(batch), algorithm, context, self.compute, clip
-        )
+        target, seen = self.target(batch), self.site.annotated.outputs
+        return train_step(learners, batch["image"], target, algorithm, context, self.compute, clip, seen)
 
     def step_done(self, round: int, pace: Pace, activity: jobs.Activity, frm: str | None = None) -> None:
         """Count an optimizer step, and tell of it. `frm`: the visitor's site."""

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from gossipseg.learn.augment import Draw, draw_augmentation, draw_intensity
 from gossipseg.learn.data import Item, SiteData
 from gossipseg.learn.flips import resolve
+from gossipseg.learn.labels import IGNORE
 from gossipseg.learn.params import TaskParams, TrainingParams
 
 FOREGROUND_VOXELS_KEPT = 20_000
@@ -115,7 +116,7 @@ def batch_rng(seed: int, site: str, round: int, step: int) -> np.random.Generato
 def foreground_voxels(label: Tensor) -> dict[int, np.ndarray]:
     """Flat indices (at most FOREGROUND_VOXELS_KEPT of each) of the voxels of each class but 0."""
     flat = label.numpy().ravel()
-    where = np.flatnonzero(flat)
+    where = np.flatnonzero((flat != 0) & (flat != IGNORE))
     values = flat[where]
     out = {}
     for value in np.unique(values):

@@ -23,6 +23,7 @@ from gossipseg.learn.data import SiteData
 from gossipseg.learn.division import patients_in
 from gossipseg.learn.evaluate import Scores, score
 from gossipseg.learn.params import SplitName
+from gossipseg.learn.partial import Annotated
 from gossipseg.learn.sampling import TrainBatches
 from gossipseg.learn.setup import Setup
 
@@ -48,6 +49,7 @@ class SiteContext:
     ) -> None:
         self.setup, self.compute = setup, compute
         self.splits = dict(data.counts)
+        self.annotated = Annotated.of(setup, data.rule)
         self._data = data
         self._batches: Batches = batches or TrainBatches(data, setup.task, setup.training)
         self._patients: dict[SplitName, tuple[str, ...]] = {}

@@ -6,7 +6,7 @@ side by side. What must not: batches, rounds, validation, anything an algorithm 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ from gossipseg.nets.segmenter import Segmenter
 
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
+
+
+See = Callable[[Outputs], Outputs]
 
 
 @dataclass(slots=True)
@@ -64,15 +67,17 @@ def train_step(
     context: StepContext,
     compute: Compute,
     clip_grad_norm: float,
+    seen: See = lambda outputs: outputs,
 ) -> StepResult:
     """One optimizer step of each learner on the same batch.
 
-    `image`: (B, C, *spatial) float32 on the device; `target`: as losses.make_target gives it.
+    `image`: (B, C, *spatial) float32 on the device; `target`: as losses.make_target gives it. `seen`: what
+    the losses see of a network's outputs, in which `target` counts its classes.
     A learner whose gradient is not finite keeps its weights and is named in `skipped`.
     """
     partners = "incoming" in learners
     outputs: dict[Role, Outputs] = {
-        role: _forward(learner.model, image, compute, partners) for role, learner in learners.items()
+        role: seen(_forward(learner.model, image, compute, partners)) for role, learner in learners.items()
     }
     finite = {role: x.clean.isfinite().all() for role, x in outputs.items() if x.clean is not None}
     with torch.autocast(compute.device.type, enabled=False):
@@ -91,6 +96,7 @@ def private_step(
     context: StepContext,
     compute: Compute,
     optimizer: DPOptimizer,
+    seen: See = lambda outputs: outputs,
 ) -> StepResult | None:
     """One optimizer step of which each case changes the direction by a bounded length, under noise.
 
@@ -102,7 +108,7 @@ def private_step(
     optimizer.zero_grad(set_to_none=True)
     for image, target, seed in cases:
         torch.manual_seed(seed)
-        outputs: dict[Role, Outputs] = {"local": _forward(learner.model, image, compute, False)}
+        outputs: dict[Role, Outputs] = {"local": seen(_forward(learner.model, image, compute, False))}
         with torch.autocast(compute.device.type, enabled=False):
             found = algorithm.losses(outputs, target, context)
         found.total["local"].backward()  # type: ignore[no-untyped-call]

@@ -30,6 +30,12 @@ def test_a_healthy_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     nifti_site(tmp_path, {"training": 2, "validation": 1, "test": 1}, np.diag([1.0, 1.0, 2.5, 1.0]))
     code, document, progress = run(tmp_path, spec(tmp_path, VOLUME), capsys)
     assert code == EXIT_OK and "[100%]" in progress
+    memory, pace = document.pop("memory"), document.pop("pace")
+    voxels = 20 * 24 * 18
+    assert memory["cache_bytes"] == 3 * 5 * voxels and memory["largest_case_bytes"] == 5 * voxels
+    assert memory["available_bytes"] > 1e6
+    assert pace["steps_per_round"] == 100 and pace["validation_cases"] == 1
+    assert pace["round_s"] == pytest.approx(100 * pace["step_s"] + pace["validation_case_s"])
     assert document == {
         "schema": 1,
         "kind": "check_data",

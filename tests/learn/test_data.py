@@ -221,8 +221,8 @@ def _colour_label(root: Path) -> None:
         (_torn, ["images/training_1.png", "cannot be read", "Replace the file"]),
         (_other_shape, ["masks/training_1.png", "(40, 48)", "(48, 40)", "same grid"]),
         (_mask_0_255, ["masks/training_1.png", "task.label_map", "255", "label_map: {255: 1}"]),
-        (_interpolated, ["masks/training_1.png", "254 values", "without interpolation"]),
-        (_colour_label, ["masks/training_1.png", "colour picture", "one grey channel"]),
+        (_interpolated, ["masks/training_1.png", "2…255", "lossy or soft-edged"]),
+        (_colour_label, ["masks/training_1.png", "colour picture", "one channel"]),
     ],
 )
 def test_a_bad_png_site_is_refused_at_start(
@@ -275,7 +275,7 @@ def _half_label(root: Path) -> None:
         (_other_spacing, ["labels/training_1.nii.gz", "1×1×2", "1×1×1 mm"]),
         (_flat, ["images/training_1.nii.gz", "2 dimensions", "3 spatial", "task.spatial_dims"]),
         (_not_finite, ["images/training_1.nii.gz", "NaN"]),
-        (_half_label, ["labels/training_1.nii.gz", "label values 0.5", "(0, 1, 2)"]),
+        (_half_label, ["labels/training_1.nii.gz", "no whole numbers", "0.5", "without interpolation"]),
     ],
 )
 def test_a_bad_nifti_site_is_refused_at_start(

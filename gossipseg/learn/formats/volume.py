@@ -57,6 +57,8 @@ class Segmentation:
     """Voxels per spatial axis of every mask."""
     affine: np.ndarray | None
     """4×4 to RAS mm, as of a Volume."""
+    numbers_are_arbitrary: bool = False
+    """Whether a segment's number says nothing of its class (RTSTRUCT: the order in which they were drawn)."""
     notes: tuple[str, ...] = ()
     placed: bool = True
     """As of a Volume."""

@@ -1,0 +1,166 @@
+"""What training will cost this machine: memory for the images, time for a round. For `gossipctl check`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gossipseg.algos.base import Algorithm, StepContext
+from gossipseg.errors import LocalError
+from gossipseg.learn.amp import Compute
+from gossipseg.learn.cases import Case, Splits
+from gossipseg.learn.data import Item, SiteData
+from gossipseg.learn.evaluate import predict_logits
+from gossipseg.learn.labels import label_rule
+from gossipseg.learn.losses import make_target, segmentation_loss
+from gossipseg.learn.memory import available_bytes, gigabytes, is_out_of_memory
+from gossipseg.learn.model import build_model
+from gossipseg.learn.params import DataParams
+from gossipseg.learn.partial import Annotated
+from gossipseg.learn.sampling import TrainBatches
+from gossipseg.learn.setup import Setup
+from gossipseg.learn.step import make_learner, train_step
+
+TIMED_STEPS = 3
+LONGEST_S = 20.0
+"""No further step is timed after this."""
+HIGH_SHARE = 0.8
+"""Of the free memory; above it a warning."""
+
+
+class Memory:
+    """How much memory the images of a site take where they are kept (data.cache)."""
+
+    def __init__(self, data: DataParams, *, keeps_test: bool) -> None:
+        self._cache, self._keeps_test = data.cache, keeps_test
+        self.kept_bytes = 0
+        self._largest = 0
+
+    def add(self, split: str, item: Item) -> None:
+        """A case that was read."""
+        count = bytes_of(item, scored=split != "training")
+        self._largest = max(self._largest, count)
+        if split != "test" or self._keeps_test:
+            self.kept_bytes += count
+
+    def document(self) -> dict[str, int | None]:
+        """Bytes: what data.cache will keep, the largest case, what is free."""
+        return {
+            "cache_bytes": self.kept_bytes if self._cache else 0,
+            "largest_case_bytes": self._largest,
+            "available_bytes": available_bytes(),
+        }
+
+    def warnings(self) -> list[str]:
+        """What will not fit."""
+        there = available_bytes()
+        if there is None or not self._cache or self.kept_bytes <= HIGH_SHARE * there:
+            return []
+        return [
+            f"data.cache will keep {gigabytes(self.kept_bytes)} of images in memory, and {gigabytes(there)} "
+            "are "
+            "free: write data.cache: false in site.yaml (each case is then read anew when it is drawn), or "
+            "give the machine more memory"
+        ]
+
+
+def bytes_of(item: Item, *, scored: bool) -> int:
+    """Memory of a case's tensors. `scored`: also of its label on its own grid, where that is another."""
+    tensors = [item.image, item.label]
+    if scored and item.grid is not None and item.grid.to_task is not None:
+        tensors.append(item.truth)
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+def time_round(setup: Setup, splits: Splits, compute: Compute) -> dict[str, Any] | None:
+    """Seconds of a step of this site's own model, of the validation of a case, and of a round of them.
+
+    A few real steps on the first training cases. Steps beside a visitor take up to twice as long. None
+    where there is nothing to time. Raises LocalError where a step does not fit into memory.
+    """
+    training, validation = splits.training[:2], splits.validation[:1]
+    if not training or any(case.label is None for case in training):
+        return None
+    if setup.device.threads:
+        torch.set_num_threads(setup.device.threads)
+    data = SiteData(setup.task, Splits(training), cache=False, rule=label_rule(setup.task, setup.data))
+    data.keep_all()
+    try:
+        step_s, net = _step_seconds(setup, data, compute)
+        case_s = _case_seconds(setup, validation, net, compute) if validation else 0.0
+    except (RuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e):
+            raise
+        size = "×".join(map(str, setup.task.patch_size))
+        raise LocalError(
+            f"not enough memory on {compute.name} for a training step: batch_size "
+            f"{setup.training.batch_size} "
+            f"of patches {size} through {setup.network.name}. Choose a smaller training.batch_size, "
+            "task.patch_size or network in peers.yaml (at all sites), or a device with more memory."
+        ) from e
+    total = setup.training.steps_per_round
+    cases = len(splits.validation)
+    return {
+        "step_s": step_s,
+        "steps_per_round": total,
+        "validation_case_s": case_s,
+        "validation_cases": cases,
+        "round_s": step_s * total + case_s * cases,
+    }
+
+
+def _step_seconds(setup: Setup, data: SiteData, compute: Compute) -> tuple[float, torch.nn.Module]:
+    """Median over a few steps after the first, which allocates; and the network."""
+    batches = TrainBatches(data, setup.task, setup.training)
+    net = compute.place_model(build_model(setup), setup.task.spatial_dims)
+    learner = make_learner(net, setup.training, compute)
+    loss = segmentation_loss(setup.training, setup.task.spatial_dims)
+    context, annotated = StepContext(setup.training.output, 0, loss), Annotated.of(setup, data.rule)
+
+    def step(number: int) -> None:
+        batch = batches.batch(setup.spec.seed, setup.spec.site, 1, number)
+        placed = {name: compute.place(tensor) for name, tensor in compute.stage(batch).items()}
+        target = make_target(annotated.label(placed["label"]), setup.training.output, annotated.classes)
+        clip = setup.training.clip_grad_norm
+        train_step(
+            {"local": learner},
+            placed["image"],
+            target,
+            Algorithm(),
+            context,
+            compute,
+            clip,
+            annotated.outputs,
+        )
+
+    net.train()
+    first_s = _seconds(lambda: step(0), compute)
+    if first_s > LONGEST_S:
+        return first_s, net
+    times = sorted(_seconds(lambda n=n: step(n), compute) for n in range(1, 1 + TIMED_STEPS))  # type: ignore[misc]
+    return times[len(times) // 2], net
+
+
+def _case_seconds(setup: Setup, cases: tuple[Case, ...], net: torch.nn.Module, compute: Compute) -> float:
+    data = SiteData(
+        setup.task, Splits(validation=cases), cache=False, rule=label_rule(setup.task, setup.data)
+    )
+    item = data.item("validation", 0)
+
+    def predict() -> None:
+        with torch.no_grad(), compute.autocast():
+            predict_logits(net, item.image, setup.task, setup.training, compute.device)
+
+    return _seconds(predict, compute)
+
+
+def _seconds(work: Callable[[], object], compute: Compute) -> float:
+    """Wall time of some work, to the end of what it left to the device."""
+    began = time.perf_counter()
+    work()
+    if compute.device.type == "cuda":
+        torch.cuda.synchronize(compute.device)
+    return time.perf_counter() - began
