@@ -20,10 +20,17 @@ def fill(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 
     Parts outside the grid are cut off.
     """
+    mask = np.zeros(shape, bool)
     edges = _edges(polygons)
-    mask = _inside(edges, shape)
-    _mark_line(mask, edges)
-    _mark_line(mask.T, edges[:, :, ::-1])
+    if len(edges) == 0:
+        return mask
+    start = np.clip(np.floor(edges.min(axis=(0, 1))) - 1, 0, shape).astype(int)
+    stop = np.clip(np.ceil(edges.max(axis=(0, 1))) + 2, start, shape).astype(int)
+    box = mask[start[0] : stop[0], start[1] : stop[1]]
+    edges = edges - start
+    box[:] = _inside(edges, (box.shape[0], box.shape[1]))
+    _mark_line(box, edges)
+    _mark_line(box.T, edges[:, :, ::-1])
     return mask
 
 
@@ -59,9 +66,10 @@ def _inside(edges: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     last = np.minimum(np.ceil(edges[:, 1, 1]) - 1, shape[1] - 1).astype(int)
     line, place = _crossings(edges, first, last)
     start = np.clip(np.ceil(place), 0, shape[0]).astype(int)
-    turns = np.zeros((shape[0] + 1, shape[1]), np.uint32)
+    turns = np.zeros((shape[0] + 1, shape[1]), np.uint8)
     np.add.at(turns, (start, line), 1)
-    inside: np.ndarray = np.cumsum(turns[:-1], axis=0) % 2 == 1
+    # Only whether the count is odd matters, and that survives an overflow.
+    inside: np.ndarray = np.cumsum(turns[:-1], axis=0, dtype=np.uint8) % 2 == 1
     return inside
 
 

