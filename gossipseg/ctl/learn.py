@@ -42,7 +42,8 @@ def predict(
 ) -> int:
     """Segment images with this site's model. Label maps come back in the image's own format and place."""
     _need("--format", format, ("auto", "nifti", "dicom-seg"))
-    arguments = ["-o", str(output), "--format", format, "--", *map(str, images)]
+    asked = [] if format == "auto" else ["--format", format]
+    arguments = ["-o", str(output), *asked, "--", *map(str, images)]
     return run(context.load_config(config), "predict", arguments, _prediction_lines, json=json)
 
 
