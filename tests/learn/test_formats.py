@@ -403,7 +403,7 @@ def test_segments_of_slicer_keep_their_names_and_layers(tmp_path: Path) -> None:
         (5, "tumour: left", 15),
         (1, "liver, all", 30),
     ]
-    assert found.shape == (4, 5, 3)
+    assert found.shape == (4, 5, 3) and not found.numbers_are_arbitrary
 
 
 def test_a_cropped_segmentation_of_slicer_comes_back_onto_its_image(tmp_path: Path) -> None:
@@ -445,6 +445,7 @@ def test_old_segmentations_have_one_layer_each(tmp_path: Path) -> None:
     )
     assert isinstance(found, Segmentation)
     assert [(s.name, int(s.mask.sum())) for s in found.segments] == [("a", 0), ("b", 15)]
+    assert found.numbers_are_arbitrary
     file = nrrd(tmp_path / "b.seg.nrrd", layers, *lines, "Segment2_Name:=c", "Segment2_Layer:=7")
     with pytest.raises(DataError, match=r"Segment2.*does not hold"):
         read_label(file, 3, Volume(np.zeros((1, 4, 5, 3)), np.eye(4)))

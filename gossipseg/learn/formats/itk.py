@@ -44,10 +44,9 @@ def read_itk_label(path: Path, spatial_dims: int) -> Volume | Segmentation:
     volume = _volume(path, spatial_dims, head)
     if not segments:
         return volume
-    return Segmentation(
-        tuple(_segment(n, s, volume, path) for n, s in sorted(segments.items())),
-        volume.shape, volume.affine, volume.notes, volume.placed,
-    )  # fmt: skip
+    found = tuple(_segment(n, s, volume, path) for n, s in sorted(segments.items()))
+    numbered = all("LabelValue" in said for said in segments.values())
+    return Segmentation(found, volume.shape, volume.affine, volume.notes, volume.placed, not numbered)
 
 
 def _head(path: Path) -> Head:

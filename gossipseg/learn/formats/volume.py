@@ -57,11 +57,11 @@ class Segmentation:
     """Voxels per spatial axis of every mask."""
     affine: np.ndarray | None
     """4×4 to RAS mm, as of a Volume."""
-    numbers_are_arbitrary: bool = False
-    """Whether a segment's number says nothing of its class (RTSTRUCT: the order in which they were drawn)."""
     notes: tuple[str, ...] = ()
     placed: bool = True
     """As of a Volume."""
+    numbers_are_arbitrary: bool = False
+    """Whether a segment's number says nothing of its class (RTSTRUCT: the order in which they were drawn)."""
 
 
 def spacing_of(affine: np.ndarray, spatial_dims: int) -> tuple[float, ...]:
