@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,12 @@ def _predict(args: argparse.Namespace) -> int:
 
 
 def predict_file(
-    deployment: Deployment, case: Case, stem: Path, *, format: str = "auto", values: np.ndarray | None = None
+    deployment: Deployment,
+    case: Case,
+    stem: Path,
+    *,
+    format: str = "auto",
+    values: Mapping[int, int] | None = None,
 ) -> dict[str, Any]:
     """Segment one image and write its label map as `stem` with the suffix of its format.
 
@@ -95,10 +100,16 @@ def predict_labels(deployment: Deployment, case: Case) -> tuple[np.ndarray, Volu
     return labels_on(prepared.grid, logits, training).numpy(), volume
 
 
-def written_values(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Label values as the site's files have them, in the smallest type that holds them all."""
-    small = np.asarray(values).astype(np.uint8 if int(values.max()) <= 255 else np.uint16)
-    mapped: np.ndarray = small[labels]
+def written_values(labels: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
+    """Label values as the site's files have them, in the smallest type that holds them all.
+
+    A label value that is not in `values` stands for itself.
+    """
+    table = np.arange(256)
+    for label, value in values.items():
+        table[label] = value
+    kind = np.uint8 if max(values.values(), default=0) <= 255 else np.uint16
+    mapped: np.ndarray = table.astype(kind)[labels]
     return mapped
 
 

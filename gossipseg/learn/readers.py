@@ -52,13 +52,16 @@ def read_volume(image: Path | Sequence[Path], spatial_dims: int) -> Volume:
     return replace(first, array=np.concatenate(channels), notes=notes)
 
 
-def read_label(path: Path, spatial_dims: int, image: Volume) -> Volume | Segmentation:
+def read_label(path: Path, spatial_dims: int, image: Volume | None) -> Volume | Segmentation:
     """Read a label file, on its own grid. `image`: what it is a label of; contours are drawn onto its grid.
+    None: for its values alone, wherever they lie.
 
     A label that does not say where it lies has the place of its image, if both have the same axes, shape
     and voxel size. Raises DataError.
     """
     label = _read_one_label(path, spatial_dims, image)
+    if image is None:
+        return label
     if isinstance(label, Segmentation):
         if _kind(path) is not Kind.DICOM:  # which refers to its image
             outline = Volume(np.empty((0, *label.shape)), label.affine, label.placed)
@@ -130,7 +133,7 @@ def _read_one(path: Path, spatial_dims: int) -> Volume:
         return _reader(path, spatial_dims, as_label=False)()
 
 
-def _read_one_label(path: Path, spatial_dims: int, image: Volume) -> Volume | Segmentation:
+def _read_one_label(path: Path, spatial_dims: int, image: Volume | None) -> Volume | Segmentation:
     with _guarded(path):
         kind = _kind(path)
         if kind in (Kind.META, Kind.NRRD):
@@ -141,6 +144,8 @@ def _read_one_label(path: Path, spatial_dims: int, image: Volume) -> Volume | Se
             from gossipseg.learn.formats import dicom_labels
 
             if dicom_labels.is_segmentation(path):
+                if image is None:
+                    raise DataError("has no voxels without the image that it refers to", file=path)
                 found: Segmentation = dicom_labels.read_segmentation(path, image)
                 return found
         return _reader(path, spatial_dims, as_label=True)()

@@ -64,7 +64,7 @@ def test_a_placed_image_gets_its_label_map_in_its_own_format_and_place(
     tmp_path: Path, name: str, top: int
 ) -> None:
     PLACED[name](tmp_path / name)
-    made = written_values(labels(), np.array([0, 1, top]))
+    made = written_values(labels(), {2: top})
     out, _ = written(tmp_path / name, made, 3)
     own = suffix_of(name)
     assert out.name == "out" + OWN.get(own, own)
@@ -75,8 +75,8 @@ def test_a_placed_image_gets_its_label_map_in_its_own_format_and_place(
 
 
 def test_values_take_the_smallest_type_that_holds_them() -> None:
-    assert written_values(labels(), np.array([0, 1, 255])).dtype == np.uint8
-    wide = written_values(labels(), np.array([0, 1, 256]))
+    assert written_values(labels(), {2: 255}).dtype == np.uint8
+    wide = written_values(labels(), {1: 1, 2: 256})
     assert wide.dtype == np.uint16 and np.array_equal(wide, np.array([0, 1, 256])[labels()])
 
 
@@ -154,7 +154,7 @@ def test_a_picture_gets_its_label_map_in_its_own_rows(
     tmp_path: Path, name: str, suffix: str, words: str, top: int
 ) -> None:
     Image.fromarray(values((20, 30), np.uint8)).save(tmp_path / name)
-    made = written_values(labels((20, 30)), np.array([0, 1, top]))
+    made = written_values(labels((20, 30)), {2: top})
     out, note = written(tmp_path / name, made, 2)
     assert out.suffix == suffix and words in note and bool(note) == bool(words)
     with Image.open(out) as shown:
