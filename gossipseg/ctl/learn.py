@@ -36,11 +36,14 @@ def register(app: typer.Typer) -> None:
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Images to segment.", show_default=False)],
     output: OutputOption,
+    format: Annotated[str, typer.Option(help="auto (the image's own), nifti or dicom-seg.")] = "auto",
     config: context.ConfigOption = None,
     json: context.JsonOption = False,
 ) -> int:
-    """Segment images with this site's model. NIfTI keeps its affine; PNG in, PNG out."""
-    arguments = ["-o", str(output), "--", *map(str, images)]
+    """Segment images with this site's model. Label maps come back in the image's own format and place."""
+    _need("--format", format, ("auto", "nifti", "dicom-seg"))
+    asked = [] if format == "auto" else ["--format", format]
+    arguments = ["-o", str(output), *asked, "--", *map(str, images)]
     return run(context.load_config(config), "predict", arguments, _prediction_lines, json=json)
 
 
@@ -57,13 +60,7 @@ def evaluate(
     json: context.JsonOption = False,
 ) -> int:
     """Dice, surface Dice and HD95 of this site's model on one of its splits, and what it missed."""
-    if split not in ("training", "validation", "test"):
-        raise ConfigError(
-            "is not one of training, validation, test",
-            key="--split",
-            value=split,
-            remedy="Name one of the three.",
-        )
+    _need("--split", split, ("training", "validation", "test"))
     arguments = ["--split", split, *(["--json", "-"] if json else []), *(["--csv", str(csv)] if csv else [])]
     arguments += [] if tolerance is None else ["--tolerance", str(tolerance)]
     return run(context.load_config(config), "evaluate", arguments, json=json)
@@ -76,10 +73,19 @@ def export(
     return run(context.load_config(config), "export", ["-o", str(output)], _export_lines, json=json)
 
 
+def _need(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(
+            f"is not one of {', '.join(allowed)}", key=option, value=value, remedy="Name one of the three."
+        )
+
+
 def _prediction_lines(document: Mapping[str, Any]) -> Iterator[str]:
     for done in document.get("outputs", []):
         voxels = ", ".join(f"{count} voxels {name}" for name, count in done.get("voxels", {}).items())
         yield f"{done.get('image')} -> {done.get('output')}: {voxels or 'nothing found'}"
+        if done.get("note"):
+            yield f"  {done['note']}"
     yield f"with the model of round {document.get('round')}"
 
 

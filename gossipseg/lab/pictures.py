@@ -40,7 +40,7 @@ class Pictures:
         if label.ndim == 3:
             k = busiest_slice(label)
             array, label, predicted = array[..., k], label[..., k], predicted[..., k]
-        turn = volume.affine is not None
+        turn = volume.affine is not None and not volume.raster
         _save(self._run / f"{case.id}.png", predicted, turn)
         _save(self._cases / f"{case.id}.label.png", label, turn)
         _save(self._cases / f"{case.id}.image.png", displayable(array), turn)

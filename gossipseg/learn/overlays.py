@@ -32,7 +32,7 @@ def triplet(
         array, label, predicted = array[..., k], label[..., k], predicted[..., k]
     picture = displayable(array)
     panels = [picture, _tinted(picture, label), _tinted(picture, predicted)]
-    if volume.affine is not None:
+    if volume.affine is not None and not volume.raster:
         panels = [np.rot90(p) for p in panels]
     factor = max(1, -(-SMALLEST_SIDE_PX // min(panels[0].shape[:2])))
     return _side_by_side([p.repeat(factor, 0).repeat(factor, 1) for p in panels], captions)

@@ -18,7 +18,7 @@ from gossipseg.learn.cases import Case
 from gossipseg.learn.formats.volume import Segmentation
 from gossipseg.learn.labels import IGNORE, FileValues, LabelRule, file_values, label_rule
 from gossipseg.learn.params import LARGEST_WRITTEN, DataParams, TaskParams
-from gossipseg.learn.readers import Volume, read_label
+from gossipseg.learn.readers import read_label
 from gossipseg.store import StateFile
 
 FILE = "label-values.json"
@@ -52,9 +52,7 @@ def counted(cases: Iterable[Case], task: TaskParams) -> FileValues:
         if case.label is None:
             continue
         with contextlib.suppress(DataError, LocalError):
-            label = read_label(
-                case.label, task.image_dims, Volume(np.zeros((1, *[1] * task.image_dims)), None)
-            )
+            label = read_label(case.label, task.image_dims, None)
             if not isinstance(label, Segmentation):
                 found.update(file_values(label.array, case.label))
     return found

@@ -1,59 +1,59 @@
 """The predict command: label maps for new images, in the images' own format and grid.
 
-What belongs here: `python -m gossipseg.learn.predict`, and writing label maps. What must not:
-inference itself.
+What belongs here: `python -m gossipseg.learn.predict`. What must not: inference itself, how a format is
+written (formats/writing.py).
 
-PNG and JPEG give a PNG of label values of the same size; NIfTI gives NIfTI with the same grid and affine; a
-folder of DICOM slices, or a .dcm file, gives NIfTI. Where the channels are separate files, join their
-names by commas.
+An image is a file or a folder with a DICOM series. Where the channels are separate files, join their names
+by commas.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
-from PIL import Image
 
 from gossipseg.errors import ConfigError, DataError
 from gossipseg.learn import cli
 from gossipseg.learn.cases import Case
 from gossipseg.learn.data import load_image
-from gossipseg.learn.datalist import case_stem
 from gossipseg.learn.evaluate import foreground_names, labels_on, predict_logits
-from gossipseg.learn.readers import Volume, is_raster
+from gossipseg.learn.formats.kinds import Kind, case_stem, kind_of
+from gossipseg.learn.formats.volume import Volume
+from gossipseg.learn.formats.writing import encode, possible_suffixes, suffix_for
 from gossipseg.learn.session import Deployment, load_deployment, must_segment
 from gossipseg.store import atomic_write
 
 OUTPUT_MODE = 0o644
+FORMATS = ("auto", "nifti", "dicom-seg")
+DICOM_SEG = "dicom-seg"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 65 when an image could not be used (the others are done)."""
     parser = cli.parser("predict", "Segment images with the deployment model.")
     parser.add_argument("-o", "--out", required=True, metavar="DIR")
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="auto: the image's own.")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     return cli.run(_predict, parser, argv)
 
 
 def _predict(args: argparse.Namespace) -> int:
     cases = [_case(text) for text in args.images]
-    outputs = _output_paths(cases, Path(args.out))
+    folder = Path(args.out)
+    _refuse_overwriting(cases, folder, args.format)
     deployment = load_deployment(cli.spec_of(args))
     must_segment(deployment)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     show, done, failed = cli.progress(), [], 0
-    for i, (case, out) in enumerate(zip(cases, outputs, strict=True)):
+    for i, case in enumerate(cases):
         show(f"predicting {case.id}", i / len(cases))
         try:
-            done.append(predict_file(deployment, case, out))
+            done.append(predict_file(deployment, case, folder / case.id, format=args.format))
         except DataError as e:
             failed = e.exit_code
             print(f"error: {e}", file=sys.stderr)
@@ -62,14 +62,34 @@ def _predict(args: argparse.Namespace) -> int:
     return failed
 
 
-def predict_file(deployment: Deployment, case: Case, out: Path) -> dict[str, Any]:
-    """Segment one image and write its label map. Raises DataError for an image the task cannot use."""
+def predict_file(
+    deployment: Deployment,
+    case: Case,
+    stem: Path,
+    *,
+    format: str = "auto",
+    values: Mapping[int, int] | None = None,
+) -> dict[str, Any]:
+    """Segment one image and write its label map as `stem` with the suffix of its format.
+
+    `values`: what each label value is written as; None: itself. Raises DataError for an image the task cannot
+    use, or one that the format cannot hold.
+    """
     labels, volume = predict_labels(deployment, case)
-    write_label_map(out, labels, case.files[0], volume)
-    counts = {
-        name: int((labels == value).sum()) for value, name in foreground_names(deployment.setup.task).items()
-    }
-    return {"image": ",".join(map(str, case.files)), "output": str(out), "voxels": counts}
+    task, source = deployment.setup.task, case.files[0]
+    names = foreground_names(task)
+    suffix, note = suffix_for(source, volume, format)
+    out = stem.with_name(stem.name + suffix)
+    if format == DICOM_SEG:
+        _write_dicom_seg(out, labels, names, source, volume)
+    else:
+        written = labels if values is None else written_values(labels, values)
+        atomic_write(out, encode(written, source, volume, suffix), mode=OUTPUT_MODE)
+    counts = {name: int((labels == value).sum()) for value, name in names.items()}
+    notes = [n for n in (note, *volume.notes) if n]
+    told: dict[str, Any] = {"image": ",".join(map(str, case.files)), "output": str(out), "voxels": counts}
+    told["format"] = DICOM_SEG if format == DICOM_SEG else suffix
+    return told | ({"note": "; ".join(notes)} if notes else {})
 
 
 def predict_labels(deployment: Deployment, case: Case) -> tuple[np.ndarray, Volume]:
@@ -80,22 +100,33 @@ def predict_labels(deployment: Deployment, case: Case) -> tuple[np.ndarray, Volu
     return labels_on(prepared.grid, logits, training).numpy(), volume
 
 
-def write_label_map(out: Path, labels: np.ndarray, source: Path, volume: Volume) -> None:
-    """Write label values as PNG or NIfTI, whole or not at all; a NIfTI source lends its header."""
-    buffer = io.BytesIO()
-    if volume.affine is None:
-        Image.fromarray(labels).save(buffer, format="PNG")
-        atomic_write(out, buffer.getvalue(), mode=OUTPUT_MODE)
-        return
-    header = None
-    if not source.is_dir() and not source.name.lower().endswith(".dcm"):
-        original = nibabel.load(source)
-        header = original.header.copy()
-        header.set_data_dtype(np.uint8)
-        header["cal_min"] = header["cal_max"] = 0
-        labels = labels.reshape(original.shape[:3] if labels.ndim == 2 else labels.shape)
-    image = nibabel.Nifti1Image(labels, volume.affine, header)
-    atomic_write(out, gzip.compress(image.to_bytes(), mtime=0), mode=OUTPUT_MODE)
+def written_values(labels: np.ndarray, values: Mapping[int, int]) -> np.ndarray:
+    """Label values as the site's files have them, in the smallest type that holds them all.
+
+    A label value that is not in `values` stands for itself.
+    """
+    table = np.arange(256)
+    for label, value in values.items():
+        table[label] = value
+    kind = np.uint8 if max(values.values(), default=0) <= 255 else np.uint16
+    mapped: np.ndarray = table.astype(kind)[labels]
+    return mapped
+
+
+def _write_dicom_seg(
+    out: Path, labels: np.ndarray, names: dict[int, str], source: Path, volume: Volume
+) -> None:
+    if kind_of(source) is not Kind.DICOM:
+        raise DataError(
+            "is no DICOM image, and a DICOM segmentation refers to one",
+            file=source,
+            key="--format",
+            value=DICOM_SEG,
+            remedy="Leave --format out: the label map comes back in the image's own format.",
+        )
+    from gossipseg.learn.formats.dicom_seg_writer import write_dicom_seg
+
+    write_dicom_seg(out, labels, names, source, volume)
 
 
 def _case(text: str) -> Case:
@@ -103,28 +134,30 @@ def _case(text: str) -> Case:
     return Case(case_stem(paths[0].absolute()), paths[0] if len(paths) == 1 else paths)
 
 
-def _output_paths(cases: Sequence[Case], folder: Path) -> list[Path]:
+def _refuse_overwriting(cases: Sequence[Case], folder: Path, format: str) -> None:
+    """No two images may have one output, nor may an output be an image. Raises ConfigError."""
     seen: dict[Path, Case] = {}
+    inputs = {f.absolute().resolve() for case in cases for f in case.files}
     for case in cases:
-        out = folder / (case.id + (".png" if is_raster(case.files[0]) else ".nii.gz"))
-        if out in seen:
-            raise ConfigError(
-                f"would overwrite the output of {seen[out].files[0]}",
-                file=case.files[0],
-                key="-o",
-                value=str(out),
-                remedy="Predict images of the same name into different folders.",
-            )
-        if out.absolute() in [f.absolute() for f in case.files]:
-            raise ConfigError(
-                "would overwrite the image itself",
-                file=case.files[0],
-                key="-o",
-                value=str(folder),
-                remedy="Choose another folder.",
-            )
-        seen[out] = case
-    return list(seen)
+        outputs = [folder / (case.id + suffix) for suffix in possible_suffixes(case.files[0], format)]
+        for out in outputs:
+            if out in seen:
+                raise ConfigError(
+                    f"would overwrite the output of {seen[out].files[0]}",
+                    file=case.files[0],
+                    key="-o",
+                    value=str(out),
+                    remedy="Predict images of the same name into different folders.",
+                )
+            if out.absolute().resolve() in inputs:
+                raise ConfigError(
+                    "would overwrite the image itself",
+                    file=case.files[0],
+                    key="-o",
+                    value=str(folder),
+                    remedy="Choose another folder.",
+                )
+        seen.update(dict.fromkeys(outputs, case))
 
 
 if __name__ == "__main__":

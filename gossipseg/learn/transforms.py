@@ -91,6 +91,14 @@ class Prepared:
 def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:
     """Apply the task's channels, geometry and intensity to an image. Raises DataError naming `file`."""
     array = match_channels(volume.array, task, file)
+    if task.orientation and task.image_dims == 3 and volume.affine is not None and not volume.placed:
+        raise DataError(
+            "does not say how it lies in the patient, but the task asks for an orientation",
+            file=file,
+            key="task.orientation",
+            value=task.orientation,
+            remedy="Convert the image anew from its source, with its place in the header, or take it out.",
+        )
     if not np.isfinite(array).all():
         raise DataError(
             "holds NaN or infinite values", file=file, remedy="Repair the image, or take the case out."
@@ -123,10 +131,15 @@ def restore(logits: Tensor, grid: Grid) -> Tensor:
 
 
 def match_channels(array: np.ndarray, task: TaskParams, file: Path) -> np.ndarray:
-    """(C, *spatial) with the task's channels. Grey becomes RGB only where the task declares it."""
+    """(C, *spatial) with the task's channels. Grey becomes RGB only where the task declares it.
+
+    Grey that was saved in colour, three equal channels, is grey to a task of one channel.
+    """
     channels = array.shape[0]
     if channels == task.channels:
         return array
+    if channels == 3 and task.channels == 1 and (array == array[:1]).all():
+        return array[:1]
     if channels == 1 and task.channels == 3 and task.convert_grey_to_rgb:
         return np.repeat(array, 3, axis=0)
     kind = {1: "1 channel (grey)", 3: "3 channels (RGB)", 4: "4 channels (RGBA)"}

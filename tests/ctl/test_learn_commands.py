@@ -72,6 +72,16 @@ def test_spec_goes_in_progress_and_document_come_out(ctl: Any, site: Path, stand
     assert ctl("export", "-o", "out", "--config", site).lines == ["a", "the model of north after round 3"]
 
 
+def test_predict_passes_the_format_and_shows_the_note(ctl: Any, site: Path, stand_in: Any) -> None:
+    noted = ECHO_SPEC.replace('"voxels"', '"note": "DICOM; written as NIfTI", "voxels"')
+    called = stand_in(noted)
+    result = ctl("predict", "-o", "out", "--config", site, "--format", "dicom-seg", "i")
+    assert called == [("predict", ["-o", "out", "--format", "dicom-seg", "--", "i"])]
+    assert result.lines[:2] == ["i.png -> o.png: 7 voxels lesion", "  DICOM; written as NIfTI"]
+    result = ctl("predict", "-o", "out", "--config", site, "--format", "jpeg", "i")
+    assert result.code == 78 and "--format = 'jpeg'" in result.err and len(called) == 1
+
+
 def test_evaluate_passes_its_options(ctl: Any, site: Path, stand_in: Any, tmp_path: Path) -> None:
     called = stand_in("print('table')")
     assert ctl("evaluate", "--config", site).out == "table\n"

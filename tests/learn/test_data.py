@@ -16,7 +16,7 @@ from gossipseg.learn.cases import Case
 from gossipseg.learn.data import SiteData, load_image, load_item
 from gossipseg.learn.labels import map_labels
 from gossipseg.learn.params import TaskParams
-from gossipseg.learn.readers import read_volume
+from gossipseg.learn.readers import Volume, read_label, read_volume
 from gossipseg.learn.transforms import restore
 from tests.learn.imagery import (
     GREY,
@@ -142,10 +142,13 @@ def test_png_modes(tmp_path: Path, mode: str) -> None:
         palette.save(file)
     else:
         Image.fromarray(label * 255).convert(mode).save(file)
-    array = read_volume(file, 2).array
-    assert array.shape == (3 if mode == "RGBA" else 1, 32, 24)
-    expected = {"I;16": 40_000, "P": 1, "1": 1}.get(mode, 255) * label.astype(int)
-    assert (array[0] == expected).all()
+    volume = read_volume(file, 2)
+    assert volume.array.shape == (3 if mode in ("RGBA", "P") else 1, 32, 24)
+    expected = {"I;16": 40_000, "P": 250, "1": 1}.get(mode, 255) * label.astype(int)
+    assert (volume.array[0] == expected).all()
+    if mode == "P":  # colours to a network, indices to a mask
+        mask = read_label(file, 2, volume)
+        assert isinstance(mask, Volume) and (mask.array == label).all()
 
 
 def test_channels_in_separate_files_are_stacked(tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_two_series_in_one_folder_are_refused(tmp_path: Path) -> None:
         file.rename(tmp_path / "a" / f"other_{file.name}")
     with pytest.raises(DataError, match="2 DICOM series"):
         read_volume(tmp_path / "a", 3)
-    with pytest.raises(DataError, match=r"no \.dcm files"):
+    with pytest.raises(DataError, match="no DICOM files"):
         read_volume(tmp_path / "b", 3)
 
 
@@ -237,6 +240,12 @@ def test_a_bad_png_site_is_refused_at_start(
 def _moved_label(root: Path) -> None:
     affine = np.eye(4)
     affine[0, 3] = 3
+    write_nifti(root / "labels/training_1.nii.gz", np.ones((20, 24, 18), np.uint8), affine)
+
+
+def _half_a_voxel(root: Path) -> None:
+    affine = np.eye(4)
+    affine[0, 3] = 0.5
     write_nifti(root / "labels/training_1.nii.gz", np.zeros((20, 24, 18), np.uint8), affine)
 
 
@@ -261,7 +270,8 @@ def _half_label(root: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_moved_label, ["labels/training_1.nii.gz", "affine", "3.0 voxels"]),
+        (_moved_label, ["labels/training_1.nii.gz", "1296 of its 8640 labelled voxels", "outside"]),
+        (_half_a_voxel, ["labels/training_1.nii.gz", "affine", "0.5 mm apart"]),
         (_other_spacing, ["labels/training_1.nii.gz", "1×1×2", "1×1×1 mm"]),
         (_flat, ["images/training_1.nii.gz", "2 dimensions", "3 spatial", "task.spatial_dims"]),
         (_not_finite, ["images/training_1.nii.gz", "NaN"]),

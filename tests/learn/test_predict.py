@@ -70,12 +70,14 @@ def test_a_picture_comes_back_as_png_in_its_own_orientation(
     pixels = image if task is GREY else np.stack([image, image, image], -1)
     file = write_png(tmp_path / f"scan{suffix}", pixels)
     out = tmp_path / "scan_out.png"
-    report = predict_file(deploy(task), Case("scan", file), out)
+    report = predict_file(deploy(task), Case("scan", file), tmp_path / "scan_out")
     with Image.open(out) as got:
         assert got.format == "PNG" and got.mode == "L" and got.size == (37, 50)
         values = np.asarray(got)
     assert 2 * (values * label).sum() / (values.sum() + label.sum()) > (0.9 if suffix == ".jpg" else 0.999)
-    assert report == {"image": str(file), "output": str(out), "voxels": {"blob": int(values.sum())}}
+    assert ("JPG cannot hold label values" in report.pop("note", "")) == (suffix == ".jpg")
+    voxels = {"blob": int(values.sum())}
+    assert report == {"image": str(file), "output": str(out), "voxels": voxels, "format": ".png"}
 
 
 @pytest.mark.parametrize("resampled", [False, True], ids=["as it is", "spacing and orientation"])
@@ -88,7 +90,7 @@ def test_nifti_keeps_affine_and_grid(
     if resampled:
         task = dataclasses.replace(VOLUME, spacing_mm=(1.5, 1.0, 2.0), orientation="RAS")
     out = tmp_path / "out.nii.gz"
-    predict_file(deploy(task), Case("scan", file), out)
+    predict_file(deploy(task), Case("scan", file), tmp_path / "out")
     got, source = nibabel.load(out), nibabel.load(file)
     assert got.shape == source.shape and got.get_data_dtype() == np.uint8
     np.testing.assert_allclose(got.affine, source.affine)
@@ -104,7 +106,7 @@ def test_a_dicom_series_gives_nifti_in_place(tmp_path: Path, deploy: Callable[..
     task = dataclasses.replace(VOLUME, intensity="ct_window")
     labels, volume = predict_labels(deploy(task), Case("scan", folder))
     assert (labels == label).all()
-    predict_file(deploy(task), Case("scan", folder), tmp_path / "o.nii.gz")
+    predict_file(deploy(task), Case("scan", folder), tmp_path / "o")
     got = nibabel.load(tmp_path / "o.nii.gz")
     assert (np.asarray(got.dataobj) == label).all()
     np.testing.assert_allclose(got.affine, volume.affine)
@@ -116,7 +118,7 @@ def test_a_nifti_slice_of_a_flat_task_keeps_its_three_dimensions(
 ) -> None:
     image, label = blob((40, 36), 8)
     file = write_nifti(tmp_path / "slice.nii.gz", image[..., None].astype(np.float32))
-    predict_file(deploy(GREY), Case("slice", file), tmp_path / "o.nii.gz")
+    predict_file(deploy(GREY), Case("slice", file), tmp_path / "o")
     got = np.asarray(nibabel.load(tmp_path / "o.nii.gz").dataobj)
     assert got.shape == (40, 36, 1)
     assert 2 * (got[..., 0] * label).sum() / (got.sum() + label.sum()) > 0.95

@@ -57,7 +57,7 @@ def read_segmentation(path: Path, image: Volume) -> Segmentation:
                 remedy="Convert it to a DICOM-SEG or NIfTI.",
             )
     arbitrary = kind == "RTSTRUCT"  # there numbers tell the order of drawing
-    return Segmentation(segments, image.shape, image.affine, arbitrary, notes)
+    return Segmentation(segments, image.shape, image.affine, notes, numbers_are_arbitrary=arbitrary)
 
 
 def _one_file(path: Path) -> Path:

@@ -23,6 +23,9 @@ class Volume:
     notes: tuple[str, ...] = ()
     """What the reader decided that its user should know, in words."""
 
+    raster: bool = False
+    """True: the axes are (row, column[, page]) of a picture as it is shown, not (i, j, k) of a scanner."""
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Voxels per spatial axis."""
@@ -54,9 +57,11 @@ class Segmentation:
     """Voxels per spatial axis of every mask."""
     affine: np.ndarray | None
     """4×4 to RAS mm, as of a Volume."""
+    notes: tuple[str, ...] = ()
+    placed: bool = True
+    """As of a Volume."""
     numbers_are_arbitrary: bool = False
     """Whether a segment's number says nothing of its class (RTSTRUCT: the order in which they were drawn)."""
-    notes: tuple[str, ...] = ()
 
 
 def spacing_of(affine: np.ndarray, spatial_dims: int) -> tuple[float, ...]:
