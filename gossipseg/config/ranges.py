@@ -120,6 +120,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "validate_every_rounds": COUNT,
     },
     DataParams: {
+        "fold": NATURAL,
         "test_fraction": SHARE_BELOW_1,
         "validation_fraction": SHARE_BELOW_1,
         "ignore_label": ANY,

@@ -373,9 +373,17 @@ def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
             + (f" (of {patients[name]} patients)" if patients.get(name, count) != count else "")
             for name, count in found.get("splits", {}).items()
         )
-        yield Finding("data", "ok", f"{splits}; every case can be read{_memory_text(found.get('memory'))}")
+        kept = _memory_text(found.get("memory"))
+        yield Finding("data", "ok", f"{splits}; every case can be read{_kinds(found.get('kinds', {}))}{kept}")
+        if division := found.get("division", {}).get("text"):
+            yield Finding("data", "ok", f"splits: {division}")
     if found.get("pace"):
         yield Finding("round", "ok", _pace_text(found["pace"]))
+
+
+def _kinds(kinds: dict[str, int]) -> str:
+    """How many cases are of which kind."""
+    return f" ({', '.join(f'{count} {kind}' for kind, count in kinds.items())})" if kinds else ""
 
 
 def _memory_text(memory: dict[str, Any] | None) -> str:

@@ -142,11 +142,13 @@ site: {name}                      # which of the sites in peers.yaml this one is
 peers: peers.yaml
 
 data:
-  path: data                      # a folder with dataset.json, or with images/ and masks/ (or labels/)
+  path: data                      # a folder with dataset.json or dataset.csv, with images/ and masks/ (or
+                                  # labels/), or with nnU-Net's imagesTr/ and labelsTr/
   # list: dataset.json            # the data list, if it has another name; relative to path
+  # fold: 0                       # which fold validates, where the list or splits_final.json has folds
   # cache: true                   # keep preprocessed images in memory
-  # test_fraction: 0.2            # of the split that is made where there is no data list
-  # validation_fraction: 0.15
+  # test_fraction: 0.2            # shares of patients where no list divides them; who is where is kept in
+  # validation_fraction: 0.15     # splits.json in state_dir, which may be written by hand; 0: no test
   # patient_pattern: '(.+)_\\d+'   # whose image a case is, by its name: a patient never crosses a split
   # label_map: {{}}                 # {{255: 1}}: values in this site's label files; before task.label_map
   # label_map_out: {{}}             # {{1: 255}}: values in predictions; else as in this site's own labels

@@ -48,6 +48,8 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
     if s.deployed:
         yield "deployed", deployed(s)
     yield "cases", f"{s.splits.training} training, {s.splits.validation} validation, {s.splits.test} test"
+    if s.splits_from:
+        yield "splits", s.splits_from
     yield "learning", f"{s.algorithm or out.NOTHING} on {s.device or out.NOTHING}"
     if s.delta is not None:
         yield "privacy", privacy(s)

@@ -173,6 +173,7 @@ def init(
         layout = experiment.make_testbed(out_dir, data, sites, wanted)
     elif data is None:
         layout = layouts.init_empty(out_dir, experiment.site_count(sites), wanted)
+        print(_what_to_put_where(out_dir / layouts.DATA_FOLDER, None if peers else layout.federation_path))
     else:
         layout = layouts.init_testbed(out_dir, dataset.choose_sites(data, sites), wanted)
     for site in layout.sites:
@@ -180,17 +181,36 @@ def init(
     return EXIT_OK
 
 
+def _what_to_put_where(data: Path, example: Path | None) -> str:
+    """`example`: a peers.yaml whose task is not the user's."""
+    text = (
+        f"Put each site's images into {data}/SITE/images, and masks of the same names into {data}/SITE/masks."
+    )
+    if example is None:
+        return text
+    return f"{text} Then run this again, so that the task fits them: that in {example} is an example."
+
+
 # ---------------------------------------------------------------- shared with demo
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Test Dice of each site, and where the report is."""
+    """Validation and test Dice of each site, and where the report is."""
     from gossipseg.testbed.report import table_rows
 
     columns = [out.Column("site"), *(out.Column(h, right=True) for h in ("cases", "rounds", "taken in"))]
-    columns += [out.Column(h, right=True) for h in ("test Dice at start", "at end", "gain")]
+    columns += [
+        out.Column(h, right=True) for h in ("validation Dice", "test Dice at start", "at end", "gain")
+    ]
     rows = [
-        (name, str(s["cases"]), str(s["rounds"]), str(s["accepted"]), *figures)
+        (
+            name,
+            str(s["cases"]),
+            str(s["rounds"]),
+            str(s["accepted"]),
+            out.number_text(s["dice_val"]),
+            *figures,
+        )
         for (name, *figures), s in zip(table_rows(outcome.document), outcome.document["sites"], strict=True)
     ]
     print()

@@ -69,6 +69,7 @@ class Service:
             dice_test=view.dice_test,
             cases=view.cases,
             splits=doc.Splits(**view.splits),
+            splits_from=view.splits_from,
             algorithm=r.config.federation.algorithm.name,
             exchange=r.config.federation.algorithm.exchange,
             committed=view_of_rounds.committed if view_of_rounds else None,

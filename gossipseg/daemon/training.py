@@ -24,6 +24,7 @@ class TrainingView:
     dice_test: float | None = None
     cases: int = 0
     splits: dict[str, int] = field(default_factory=dict)
+    splits_from: str = ""
     device: str = ""
     warnings: dict[str, str] = field(default_factory=dict)
     """What an administrator should know, by who says it: worker, state, events, store."""
@@ -52,6 +53,7 @@ class TrainingView:
     def ready(self, message: jobs.Ready, steps_per_round: int) -> None:
         self.begin("waiting")
         self.cases, self.splits, self.device = message.cases, message.splits, message.device
+        self.splits_from = message.splits_from
         self.dice_val, self.dice_test = message.dice_val, message.dice_test
         self.dice_test_start, self.steps_per_round = message.dice_test_start, steps_per_round
         self.deployed, self.deployed_reason = message.deployed, message.deployed_reason

@@ -19,8 +19,8 @@ from gossipseg.config.problems import nearest
 from gossipseg.config.reading import set_dotted
 from gossipseg.errors import ConfigError
 from gossipseg.lab.plans import Replicate
+from gossipseg.lab.splits import own_division
 from gossipseg.lab.study import SiteSource, Study, common_settings
-from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.params import PATTERN_REMEDY, DataParams, pattern_problem
 from gossipseg.testbed import dataset, presets
 
@@ -193,7 +193,7 @@ def _set(sections: dict[str, Any], text: str) -> None:
 
 def _source(folder: Path, patient_pattern: str | None) -> SiteSource:
     data = DataParams(str(folder.absolute()), patient_pattern=patient_pattern)
-    splits = load_cases(data, folder.name, needs_labels=False)
+    splits, rewritten, note = own_division(data, folder.name.lower())
     listed = [
         (
             *(
@@ -210,7 +210,7 @@ def _source(folder: Path, patient_pattern: str | None) -> SiteSource:
             "has no labelled test case", key="--data", value=str(folder), remedy="Leave it out with --sites."
         )
     digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]
-    return SiteSource(folder.name.lower(), data, splits.counts, digest)
+    return SiteSource(folder.name.lower(), data, splits.counts, digest, rewritten, note)
 
 
 def _share(key: str, value: float) -> float:

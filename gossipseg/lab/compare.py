@@ -44,6 +44,8 @@ def compare(
 ) -> int:
     """Run what is not there yet, collect, draw. Raises ConfigError, DataError, LocalError."""
     chosen, common = variants.parse(algorithms), choices.read(wanted)
+    for note in filter(None, (site.note for site in common.sites)):
+        print(f"gossiplab: {note}", file=sys.stderr)
     named = variants.read_claims(claims, chosen)
     planned = plans.plans(common, chosen, replicates, out)
     settings = json.loads(json.dumps(common.document()))

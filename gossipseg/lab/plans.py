@@ -199,7 +199,7 @@ def _fingerprint(
 
 
 def _folder(source: SiteSource, split: int, out: Path | None) -> str:
-    if not splits.is_written(source.data, split):
+    if not splits.is_written(source.rewritten, split):
         return source.data.path
     if out is None:
         raise ValueError("the data lists of this split need a folder")

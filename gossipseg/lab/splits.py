@@ -20,7 +20,7 @@ from typing import Any
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case, Splits
 from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.division import patients_in
+from gossipseg.learn.division import drawn_order, patients_in
 from gossipseg.learn.params import DataParams
 
 OWN = 0
@@ -35,20 +35,47 @@ def folder_of(out: Path, split: int, site: str) -> Path:
     return out / "splits" / str(split) / site
 
 
-def is_written(data: DataParams, number: int) -> bool:
-    """Whether a split is a list of the lab's: each but a site's own, and that, too, where a pattern tells its
-    patients.
+def is_written(rewritten: bool, number: int) -> bool:
+    """Whether a split is a list of the lab's: each but a site's own, and that one where it is `rewritten`."""
+    return number != OWN or rewritten
+
+
+def own_division(data: DataParams, site: str) -> tuple[Splits, bool, str]:
+    """The site's own split, whether the lab writes a list of it, and what to say of it. Raises DataError.
+
+    It is written where a pattern tells the patients, and where no list divides them: all runs, whatever their
+    seed, have one division. A figure needs a test: where the site's has no labels (as the Decathlon publishes
+    it), a share of the training patients is set aside.
     """
-    return number != OWN or data.patient_pattern is not None
+    own = load_cases(data, site, needs_labels=False)
+    aside = Splits() if any(case.label for case in own.test) else _set_aside(own, data, site)
+    if not aside.test:
+        return own, data.patient_pattern is not None or own.origin.how != "list", ""
+    count = sum(case.label is not None for case in aside.test)
+    cases = f"{count} of {len(own.training)} training cases"
+    return aside, True, f"{site}: no test case has a label, so {cases} are set aside as test"
+
+
+def _set_aside(own: Splits, data: DataParams, site: str) -> Splits:
+    """The split with a share of the labelled training patients as test; empty where they are too few."""
+    whose = patients_in(case for _, case in own)
+    patients = {whose[case.id] for case in own.training if case.label is not None}
+    if len(patients) < 2:
+        return Splits()
+    count = min(len(patients) - 1, max(1, round(data.test_fraction * len(patients))))
+    chosen = {*drawn_order(patients, 0, f"{site}/test")[:count]}
+    test = tuple(case for case in own.training if whose[case.id] in chosen and case.label is not None)
+    training = tuple(case for case in own.training if whose[case.id] not in chosen)
+    return Splits(training, own.validation, (*test, *own.test))
 
 
 def write(out: Path, sources: Mapping[str, DataParams], numbers: Sequence[int]) -> None:
     """The data lists of all splits that need one, by site. Raises DataError."""
     for number in numbers:
         for site, data in sources.items():
-            if not is_written(data, number):
+            own, rewritten, _ = own_division(data, site)
+            if not is_written(rewritten, number):
                 continue
-            own = load_cases(data, site, needs_labels=False)
             splits = own if number == OWN else redrawn(own, number)
             for name in SPLITS:
                 if not splits.of(name):

@@ -31,6 +31,10 @@ class SiteSource:
     """By split."""
     digest: str
     """Changes when another case, or another split, is listed."""
+    rewritten: bool = False
+    """Whether a list of the lab's stands for the site's own split (lab.splits)."""
+    note: str = ""
+    """What its user should know of that split."""
 
 
 @dataclass(frozen=True, slots=True)

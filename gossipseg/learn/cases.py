@@ -1,15 +1,15 @@
 """A case of a site, and its cases by split.
 
-What belongs here: the two types. What must not: where cases come from (datalist.py), who goes into which
+What belongs here: the types. What must not: where cases come from (datalist.py), who goes into which
 split (division.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, Literal, get_args
 
 from gossipseg.learn.params import SplitName
 
@@ -34,12 +34,32 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """Who said which case is in which split."""
+
+    how: Literal["list", "by hand", "drawn"] = "list"
+    text: str = ""
+    """In words."""
+    file: Path | None = None
+    """The site's splits.json, where it is used; it need not be there yet."""
+    document: Any = None
+    """What that file is to hold from now on; None: it is as it should be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Splits:
     """The cases of a site."""
 
     training: tuple[Case, ...] = ()
     validation: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
+    origin: Origin = field(default_factory=Origin, compare=False)
+
+    @classmethod
+    def of_lists(cls, lists: Mapping[Any, Sequence[Case]]) -> Splits:
+        """By split name; a name that is not there has no cases."""
+        training, validation, test = (tuple(lists.get(name, ())) for name in SPLITS)
+        return cls(training, validation, test)
 
     def of(self, name: SplitName) -> tuple[Case, ...]:
         """The cases of the split with this name."""

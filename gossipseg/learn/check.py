@@ -4,11 +4,12 @@ And whether the network and the algorithm can be made: a package that brings one
 What belongs here: `python -m gossipseg.learn.check`. What must not: the rules themselves (datalist, data).
 
 The document: {"schema": 1, "kind": "check_data", "site", "splits": {split: cases}, "patients": {split:
-patients, as far as lists or names tell}, "problems": [{"file", "key", "value", "problem", "remedy", and
-"part": "model" where it is not about data}], "warnings": [text], "classes": {name: training cases that hold
-it}, "shape_min", "shape_max", "spacing_mm": [median] or null, "device", "memory": {"cache_bytes",
-"largest_case_bytes", "available_bytes"}, "pace": {"step_s", "steps_per_round", "validation_case_s",
-"validation_cases", "round_s"} or null}.
+patients, as far as lists or names tell}, "division": {"how": "list" | "by hand" | "drawn", "text", "file":
+splits.json of the state directory, or null}, "kinds": {suffix: cases}, "problems": [{"file", "key", "value",
+"problem", "remedy", and "part": "model" where it is not about data}], "warnings": [text], "classes": {name:
+training cases that hold it}, "shape_min", "shape_max", "spacing_mm": [median] or null, "device", "memory":
+{"cache_bytes", "largest_case_bytes", "available_bytes"}, "pace": {"step_s", "steps_per_round",
+"validation_case_s", "validation_cases", "round_s"} or null}.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from gossipseg.learn.datalist import scan_cases
 from gossipseg.learn.division import crossing, patients_in
 from gossipseg.learn.evaluate import foreground_names
 from gossipseg.learn.labels import FileValues, LabelRule, label_rule
+from gossipseg.learn.lists.folders import kind_text
 from gossipseg.learn.model import build_model
 from gossipseg.learn.own_values import several_text
 from gossipseg.learn.params import TaskParams, WorkerSpec
 from gossipseg.learn.setup import Setup, read_setup
+from gossipseg.learn.splitfile import keep_of
 from gossipseg.nets import registry as networks
 
 Problem = DataError | ConfigError | LocalError
@@ -59,7 +62,15 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
     setup = read_setup(spec)
     problems: list[Problem] = []
     makes_masks = not needs_labels(setup)
-    splits = scan_cases(setup.data, spec.site, problems.append, makes_masks=makes_masks)
+    told: list[str] = []
+    splits = scan_cases(
+        setup.data,
+        spec.site,
+        problems.append,
+        makes_masks=makes_masks,
+        keep=keep_of(spec),
+        warn=told.append,
+    )
     findings, memory = _Findings(setup.task), Memory(setup.data, keeps_test=spec.report_test)
     rule = label_rule(setup.task, setup.data)
     total = max(1, sum(splits.counts.values()))
@@ -90,11 +101,14 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
         "site": spec.site,
         "splits": splits.counts,
         "patients": {name: len({patients[case.id] for case in splits.of(name)}) for name in SPLITS},
+        "division": _division(splits),
+        "kinds": dict(sorted(Counter(kind_text(case.files[0]) for _, case in splits).items())),
         "problems": [
             {**_as_dict(p), **({"part": "model"} if about_data <= i < about_model else {})}
             for i, p in enumerate(problems)
         ],
         "warnings": [
+            *told,
             *findings.warnings(splits, spec.report_test, makes_masks),
             *_patients_apart(splits),
             *several_text(setup.task, setup.data, findings.file_values),
@@ -123,6 +137,15 @@ def _read(case: Case, task: TaskParams, rule: LabelRule, problems: list[Problem]
     except (DataError, LocalError) as e:
         problems.append(e)
         return None
+
+
+def _division(splits: Splits) -> dict[str, str | None]:
+    origin = splits.origin
+    return {
+        "how": origin.how,
+        "text": origin.text,
+        "file": None if origin.file is None else str(origin.file),
+    }
 
 
 def _patients_apart(splits: Splits) -> list[str]:

@@ -24,6 +24,7 @@ from gossipseg.learn.memory import memory_for
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, SplitName, TaskParams, WorkerSpec
 from gossipseg.learn.readers import Volume, read_label, read_volume
 from gossipseg.learn.setup import Setup, read_setup
+from gossipseg.learn.splitfile import keep_of, write_division
 from gossipseg.learn.transforms import Grid, Prepared, prepare_image, prepare_label
 
 OnProgress = Callable[[str, float], None]
@@ -65,11 +66,12 @@ class SiteData:
         Where masks are made, the labels of training cases are left on the disk, unread, if there are any.
         Test cases are kept only where the training process is to score them.
 
-        Raises DataError for the first problem (`gossipctl check` lists them all).
+        The division is kept in the state directory from then on, where no list says it.
+        Raises DataError for the first problem (`gossipctl check` lists them all), LocalError.
         """
         setup = read_setup(spec)
         task, params = setup.task, setup.data
-        splits = load_cases(params, spec.site, makes_masks=not needs_labels(setup))
+        splits = load_cases(params, spec.site, makes_masks=not needs_labels(setup), keep=keep_of(spec))
         if spec.report_test:
             _need_test(splits, params)
         rule = label_rule(task, params)
@@ -83,6 +85,7 @@ class SiteData:
                 item = replace(item, truth=None)
             if params.cache and (split != "test" or spec.report_test):
                 data._items[split, index] = item
+        write_division(splits)
         own_values.keep(Path(spec.state_dir), values)
         on_progress("data read", 1.0)
         return data
@@ -160,9 +163,11 @@ def needs_labels(setup: Setup) -> bool:
 
 
 def _need_test(splits: Splits, params: DataParams) -> None:
-    if not any(case.label for case in splits.test):
+    """A list of images without labels, as the Decathlon publishes its test cases, is no error: there is
+    nothing to score, and the score stays empty."""
+    if not splits.test:
         raise DataError(
-            "this split is empty, or has no labels, but the test score was asked for",
+            "this split is empty, but the test score was asked for",
             file=params.path,
             key="test",
             remedy="Add labelled test cases to the data list, or set report_test: false in site.yaml.",

@@ -1,266 +1,190 @@
 """Which images a site has, and which split each belongs to.
 
-What belongs here: reading Decathlon data lists and plain folders, and checks that need names only. What must
-not: who goes into which split where no list says it (division.py), opening an image, torch, numpy.
+What belongs here: which list or folder is read, and checks that need names and bytes only. What must not: the
+forms of lists (lists/), who goes into which split where no list says it (division.py, splitfile.py), opening
+an image, torch, numpy.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case, Splits
-from gossipseg.learn.division import carve_validation, crossing, split_by_hash
-from gossipseg.learn.params import DataParams, SplitName
+from gossipseg.learn.division import crossing
+from gossipseg.learn.formats.kinds import case_stem
+from gossipseg.learn.lists import decathlon, folders, folds, nnunet, same, table
+from gossipseg.learn.lists.listing import Listing, Report, Warn
+from gossipseg.learn.lists.text import read_json
+from gossipseg.learn.params import DataParams
 from gossipseg.learn.patients import matched
+from gossipseg.learn.splitfile import PATIENTS_STAY_WHOLE, Keep, divide, written_in_folds
 
-SUFFIXES = (".nii.gz", ".nii", ".png", ".jpg", ".jpeg", ".dcm")
-LABEL_FOLDERS = ("masks", "labels")
-PATIENTS_STAY_WHOLE = (
-    " All cases of a patient stay in one split; if their names are misread, give data.patient_pattern in "
-    "site.yaml, or `patient` for each case of a data list."
-)
+__all__ = ["case_stem", "load_cases", "read_listing", "scan_cases"]
 
-Report = Callable[[DataError], None]
+LISTS = ("dataset.json", "dataset.csv", "dataset.tsv")
+"""Looked for where data.list is not given."""
+DESCRIBING = frozenset({"channel_names", "modality", "labels", "file_ending", "name"})
+"""Keys of a dataset.json that leaves its cases to the folders."""
+
+
+def _ignore(warning: str) -> None:
+    """Warnings are for `gossipctl check`."""
+
+
+def _raise(problem: DataError) -> None:
+    raise problem
 
 
 def load_cases(
-    data: DataParams, site: str, *, needs_labels: bool = True, makes_masks: bool = False
+    data: DataParams,
+    site: str,
+    *,
+    needs_labels: bool = True,
+    makes_masks: bool = False,
+    keep: Keep | None = None,
 ) -> Splits:
-    """The site's cases by split. Raises DataError for the first problem found.
+    """The site's cases by split. Raises DataError for the first problem found. Writes nothing.
 
     `needs_labels` False: training and validation cases may lack a label, as test cases always may.
     `makes_masks`: neither do they, and what labels training cases have is left out: nobody will read them.
+    `keep`: where the site's division is kept; None draws from the seed 0.
     """
-    return scan_cases(data, site, _raise, needs_labels=needs_labels, makes_masks=makes_masks)
+    return scan_cases(data, site, _raise, needs_labels=needs_labels, makes_masks=makes_masks, keep=keep)
 
 
 def scan_cases(
-    data: DataParams, site: str, report: Report, *, needs_labels: bool = True, makes_masks: bool = False
+    data: DataParams,
+    site: str,
+    report: Report,
+    *,
+    needs_labels: bool = True,
+    makes_masks: bool = False,
+    keep: Keep | None = None,
+    warn: Warn = _ignore,
 ) -> Splits:
-    """As load_cases, but hands each problem to `report` and goes on where that makes sense."""
-    needs_labels = needs_labels and not makes_masks
-    may_lack = frozenset(SPLITS) if not needs_labels else frozenset({"test"})
-    root = Path(data.path)
-    if not root.is_dir():
-        report(
-            DataError(
-                "no such folder",
-                file=root,
-                key="data.path",
-                remedy=f"Correct data.path in site.yaml of {site}.",
-            )
-        )
-        return Splits()
-    listed = root / (data.list or "dataset.json")
-    if data.list is not None or listed.is_file():
-        splits = _from_list(listed, data, may_lack, report)
-    else:
-        splits = _from_folders(root, data, needs_labels, report)
+    """As load_cases, but hands each problem to `report` and goes on where that makes sense.
+
+    `warn` is told what is no problem, and should be known.
+    """
+    found = 0
+
+    def counted(problem: DataError) -> None:
+        nonlocal found
+        found += 1
+        report(problem)
+
+    by_list = replace(data, fold=None) if written_in_folds(keep) else data
+    listing = read_listing(by_list, site, counted, needs_labels=needs_labels and not makes_masks, warn=warn)
+    listed = found
+    splits = divide(listing, data, site, keep, counted, warn)
+    divided = found == listed
     if makes_masks:
         splits = replace(splits, training=tuple(replace(case, label=None) for case in splits.training))
-    source = listed if listed.is_file() else root
-    _check_files(splits, source, report)
-    _check_disjoint(splits, source, report)
-    _check_not_empty(splits, source, report)
+    _check_files(splits, listing.source, counted)
+    _check_disjoint(splits, listing.source, counted)
+    _check_bytes(splits, listing.source, counted, warn)
+    if divided and (listing.cases or not found):
+        _check_not_empty(splits, listing.source, counted)
     return splits
 
 
-def case_stem(path: Path) -> str:
-    """The file's name without its (double) image suffix."""
-    lower = path.name.lower()
-    suffix = next((s for s in SUFFIXES if lower.endswith(s)), "")
-    return path.name[: len(path.name) - len(suffix)] if suffix else path.name
+def read_listing(
+    data: DataParams,
+    site: str,
+    report: Report = _raise,
+    *,
+    needs_labels: bool = True,
+    warn: Warn = _ignore,
+) -> Listing:
+    """What the site's list or folders say, with patients by data.patient_pattern."""
+    root = Path(data.path).expanduser()
+    if not root.is_dir():
+        problem = "is a file, not a folder" if root.is_file() else "no such folder"
+        remedy = f"Correct data.path in site.yaml of {site}."
+        report(DataError(problem, file=root, key="data.path", remedy=remedy))
+        return Listing(root)
+    listing = _read(root, data, needs_labels, report, warn)
+    told = {name: _told(listing.told.of(name), data, report) for name in SPLITS}
+    return replace(listing, told=Splits.of_lists(told), undivided=_told(listing.undivided, data, report))
 
 
-# ---------------------------------------------------------------- Decathlon lists
+def _read(root: Path, data: DataParams, needs_labels: bool, report: Report, warn: Warn) -> Listing:
+    may_lack = frozenset({"test"}) if needs_labels else frozenset(SPLITS)
+    file, folded = _list_of(root, data, report), root / folds.FILE
+    fold = None if folded.is_file() else data.fold
+    if file is not None and file.suffix.lower() in table.SUFFIXES:
+        listing = table.from_table(file, fold, may_lack, report, warn)
+        return _by_fold_file(listing, folded, data, report, warn) if folded.is_file() else listing
+    about: Mapping[str, Any] = {}
+    if file is not None:
+        try:
+            about = _read_json(file, root)
+        except DataError as e:
+            report(e)
+            return Listing(file)
+        if decathlon.is_list(about):
+            listing = decathlon.from_json(file, about, fold, may_lack, report, warn)
+            return _by_fold_file(listing, folded, data, report, warn) if folded.is_file() else listing
+    if nnunet.is_nnunet(root) or nnunet.names_cases(about):
+        listing = nnunet.from_nnunet(root, about, file or root, needs_labels, report, warn)
+    else:
+        listing = folders.from_folders(root, needs_labels, report, warn)
+        listing = replace(listing, source=file or root, about=about)
+    return _by_fold_file(listing, folded, data, report, warn)
 
 
-def _from_list(file: Path, data: DataParams, may_lack: Collection[str], report: Report) -> Splits:
-    raw = _read_json(file, report)
-    if raw is None:
-        return Splits()
-    parsed = {name: tuple(_entries(raw.get(name), name, file, name in may_lack, report)) for name in SPLITS}
-    splits = Splits(**{name: _told(cases, data, report) for name, cases in _unique_ids(parsed).items()})
-    if "validation" not in raw and splits.training:
-        splits = carve_validation(splits, data.validation_fraction)
-    return splits
+def _list_of(root: Path, data: DataParams, report: Report) -> Path | None:
+    """The site's list, if it has one."""
+    if data.list is not None:
+        return root / data.list
+    found = [root / name for name in LISTS if (root / name).is_file()]
+    if len(found) > 1:
+        names = " and ".join(file.name for file in found)
+        remedy = "Name the one to read as data.list in site.yaml, or take the other away."
+        report(DataError(f"holds {names}", file=root, key="data.list", remedy=remedy))
+    return found[0] if found else None
 
 
-def _read_json(file: Path, report: Report) -> dict[str, Any] | None:
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        report(DataError(f"the data list cannot be read: {e.strerror or e}", file=file, key="data.list"))
-        return None
-    except ValueError as e:
-        report(
-            DataError(f"the data list is not valid JSON: {e}", file=file, remedy="Mend the line it names.")
-        )
-        return None
-    if not isinstance(raw, dict) or "training" not in raw:
-        report(
-            DataError(
-                "the data list has no such key",
-                file=file,
-                key="training",
-                remedy='It must be a Decathlon list: {"training": [{"image": …, "label": …}], "test": […]}.',
-            )
-        )
-        return None
-    return raw
-
-
-def _entries(entries: Any, split: SplitName, file: Path, may_lack: bool, report: Report) -> Iterator[Case]:
-    if entries is None:
-        return
-    if not isinstance(entries, list):
-        report(DataError("must be a list of cases", file=file, key=split, remedy="Write it in brackets."))
-        return
-    for i, entry in enumerate(entries):
-        case = _entry(entry, f"{split}.{i}", may_lack, file, report)
-        if case is not None:
-            yield case
-
-
-def _entry(entry: Any, key: str, may_lack: bool, file: Path, report: Report) -> Case | None:
-    if isinstance(entry, str):
-        entry = {"image": entry}
-    image = entry.get("image") if isinstance(entry, dict) else None
-    label = entry.get("label") if isinstance(entry, dict) else None
-    names = [image] if isinstance(image, str) else image
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        report(
-            DataError(
-                "is no case",
-                file=file,
-                key=key,
-                value=entry,
-                remedy='Write {"image": "images/a.png", "label": "masks/a.png"}; a list of images, one per '
-                "channel, is allowed.",
-            )
-        )
-        return None
-    if isinstance(label, list) and len(label) == 1:
-        label = label[0]
-    if not isinstance(label, str) and (label is not None or not may_lack):
-        report(
-            DataError(
-                "this image has no label",
-                file=file,
-                key=f"{key}.label",
-                value=label,
-                remedy=f"Name the label of {names[0]}, or take the case out; only `test` may lack labels.",
-            )
-        )
-        return None
-    patient = entry.get("patient")
-    if patient is not None and (
-        isinstance(patient, bool) or not isinstance(patient, str | int) or patient == ""
+def _read_json(file: Path, root: Path) -> Mapping[str, Any]:
+    raw = read_json(file, "data.list")
+    if isinstance(raw, dict) and (
+        decathlon.is_list(raw) or nnunet.names_cases(raw) or _describes_folders(raw, root)
     ):
-        problem, remedy = "is no name of a patient", "Write a text or a whole number, or leave it out."
-        report(DataError(problem, file=file, key=f"{key}.patient", value=patient, remedy=remedy))
-        return None
-    paths = tuple(file.parent / n for n in names)
-    return Case(
-        str(case_stem(paths[0])),
-        paths[0] if len(paths) == 1 else paths,
-        file.parent / label if isinstance(label, str) else None,
-        None if patient is None else str(patient),
+        return raw
+    raise DataError(
+        "the data list has no such key",
+        file=file,
+        key="training",
+        remedy='It must be a Decathlon list: {"training": [{"image": …, "label": …}], "test": […]}. Without '
+        "cases it may describe folders: images/ with masks/, or nnU-Net's imagesTr/ with labelsTr/.",
     )
 
 
-def _unique_ids(parsed: dict[SplitName, tuple[Case, ...]]) -> dict[str, tuple[Case, ...]]:
-    """Where images in different folders share a stem, as many folders become part of the id as it takes."""
-    images: dict[str, set[Path]] = {}
-    for cases in parsed.values():
-        for case in cases:
-            images.setdefault(case.id, set()).add(case.files[0])
-
-    def unique(case: Case) -> Case:
-        alike = images[case.id]
-        depth = (
-            0
-            if len(alike) == 1
-            else next(
-                n
-                for n in itertools.count(1)
-                if len({path.parts[-1 - n : -1] for path in alike}) == len(alike)
-            )
-        )
-        return replace(case, id="_".join((*case.files[0].parts[-1 - depth : -1], case.id)))
-
-    return {name: tuple(unique(c) for c in cases) for name, cases in parsed.items()}
+def _describes_folders(raw: Mapping[str, Any], root: Path) -> bool:
+    if not raw.keys() & DESCRIBING or not (nnunet.is_nnunet(root) or (root / folders.IMAGES).is_dir()):
+        return False
+    return not _lists_cases(raw)
 
 
-# ---------------------------------------------------------------- plain folders
+def _lists_cases(raw: Mapping[str, Any]) -> bool:
+    others = (value for key, value in raw.items() if key not in DESCRIBING)
+    return any(isinstance(v, list) and any(isinstance(e, dict | str) for e in v) for v in others)
 
 
-def _from_folders(root: Path, data: DataParams, needs_labels: bool, report: Report) -> Splits:
-    images, folders = root / "images", [root / n for n in LABEL_FOLDERS if (root / n).is_dir()]
-    if not images.is_dir() or len(folders) > 1 or (needs_labels and not folders):
-        found = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "no folders"
-        report(
-            DataError(
-                "holds neither dataset.json nor images/ with masks/ or labels/ (one of the two)",
-                file=root,
-                key="data.path",
-                remedy=f"Found {found}. Write a dataset.json, or lay the files out so.",
-            )
-        )
-        return Splits()
-    by_id = _by_stem(images, report)
-    labels = _by_stem(folders[0], report) if folders else {}
-    unpaired = by_id.keys() ^ labels.keys() if needs_labels else labels.keys() - by_id.keys()
-    for name in sorted(unpaired):
-        _report_unpaired(name, by_id, labels, folders[0], report)
-    usable = by_id.keys() & labels.keys() if needs_labels else by_id.keys()
-    cases = [Case(name, by_id[name], labels.get(name)) for name in sorted(usable)]
-    return split_by_hash(_told(cases, data, report), data.test_fraction, data.validation_fraction)
-
-
-def _by_stem(folder: Path, report: Report) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        known = path.name.lower().endswith(SUFFIXES) or path.is_dir()
-        if path.name.startswith(".") or not known:
-            continue
-        stem = case_stem(path)
-        if stem in found:
-            report(
-                DataError(
-                    "two files have this case id",
-                    file=path,
-                    key="case",
-                    value=stem,
-                    remedy=f"Rename it, or {found[stem].name}.",
-                )
-            )
-        found[stem] = path
-    return found
-
-
-def _report_unpaired(
-    name: str, images: dict[str, Path], labels: dict[str, Path], folder: Path, report: Report
-) -> None:
-    if name in images:
-        problem = f"this image has no label in {folder.name}/"
-        remedy = f"Put {name}.png (or .nii.gz) into {folder}, move the image away, or write a dataset.json."
-        report(DataError(problem, file=images[name], key="case", value=name, remedy=remedy))
-    else:
-        remedy = (
-            "Labels are matched by the name without suffix; rename or remove it, or write a dataset.json."
-        )
-        report(
-            DataError(
-                "this label has no image in images/", file=labels[name], key="case", value=name, remedy=remedy
-            )
-        )
+def _by_fold_file(listing: Listing, file: Path, data: DataParams, report: Report, warn: Warn) -> Listing:
+    if file.is_file() and listing.undivided:
+        return folds.by_fold_file(listing, file, data.fold, report, warn)
+    if data.fold is not None and listing.cases:
+        problem = "tells the splits itself" if file.is_file() else "has no folds"
+        remedy = f"Remove data.fold from site.yaml, or put nnU-Net's {file.name} there."
+        report(DataError(problem, file=listing.source, key="data.fold", value=data.fold, remedy=remedy))
+    elif file.is_file() and listing.cases:
+        warn(f"{file} is not used: {listing.source} tells the splits")
+    return listing
 
 
 def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case, ...]:
@@ -280,7 +204,7 @@ def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case
     return tuple(found)
 
 
-# ---------------------------------------------------------------- checks by name
+# ---------------------------------------------------------------- checks by name and by bytes
 
 
 def _check_files(splits: Splits, source: Path, report: Report) -> None:
@@ -299,7 +223,11 @@ def _check_files(splits: Splits, source: Path, report: Report) -> None:
 
 def _check_disjoint(splits: Splits, source: Path, report: Report) -> None:
     seen: dict[Path, tuple[str, str]] = {}
+    ids: dict[str, Path] = {}
     for split, case in splits:
+        if ids.setdefault(case.id, case.files[0]) != case.files[0]:
+            problem = f"two images have this case id: {ids[case.id]} and {case.files[0]}"
+            report(DataError(problem, file=source, key="case", value=case.id, remedy="Rename one of them."))
         image = case.files[0].resolve()
         if image in seen:
             before, _ = seen[image]
@@ -314,14 +242,31 @@ def _check_disjoint(splits: Splits, source: Path, report: Report) -> None:
                 )
             )
         seen.setdefault(image, (split, case.id))
-    told = Splits(**{name: tuple(c for c in splits.of(name) if c.patient is not None) for name in SPLITS})
+    told = Splits.of_lists({s: [c for c in splits.of(s) if c.patient is not None] for s in SPLITS})
     for patient, one, other in crossing(told):
         problem = f"has images in both {one} and {other}: their scores would mean nothing"
         remedy = "Keep all images of a patient in one of the lists."
         report(DataError(problem, file=source, key="patient", value=patient, remedy=remedy))
 
 
+def _check_bytes(splits: Splits, source: Path, report: Report, warn: Warn) -> None:
+    for (one, first), (other, second) in same.alike(splits):
+        if first.files[0].resolve() == second.files[0].resolve():
+            continue  # told already
+        files = f"{first.files[0]} and {second.files[0]} have the same bytes"
+        if one == other:
+            warn(f"{files}, and are two cases of {one}")
+            continue
+        problem = (
+            f"has the same bytes as case {first.id} of {one} ({first.files[0]}): its score would mean nothing"
+        )
+        remedy = f"Keep one of the two in {source}."
+        report(DataError(problem, file=second.files[0], key=f"{other}, case", value=second.id, remedy=remedy))
+
+
 def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
+    if splits.origin.how != "list" and splits.origin.file is not None:
+        source = splits.origin.file
     for split in ("training", "validation"):
         if not splits.counts[split]:
             report(
@@ -338,7 +283,3 @@ def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
                     + PATIENTS_STAY_WHOLE,
                 )
             )
-
-
-def _raise(problem: DataError) -> None:
-    raise problem

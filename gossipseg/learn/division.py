@@ -1,50 +1,71 @@
-"""Who goes into which split: patient by patient, by the hash of the patient's name.
+"""Who goes into which split, where no list says it: exact shares, patient by patient, drawn from the seed.
 
-What belongs here: the splits that are made where no list says them, and whose cases lie in two. What must
-not: reading lists and folders (datalist.py), patients by name (patients.py).
+What belongs here: shares, the draw, and whose cases lie in two splits. What must not: reading lists and
+folders (datalist.py), the file in which a division is kept (splitfile.py), patients by name (patients.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 
 from gossipseg.learn.cases import Case, Splits
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.patients import patients_of
 
+ENOUGH_TO_VALIDATE = 3
+"""Patients in validation, of which a standard error can be had, where there are enough (`shares`)."""
+_TIES: tuple[SplitName, ...] = ("validation", "test", "training")
 
-def split_by_hash(cases: Sequence[Case], test_fraction: float, validation_fraction: float) -> Splits:
-    """A split that depends on each case's patient alone: a new one moves no old one to another split, unless
-    its name changes what the others' tell (`seen` speaks up then).
 
-    Where chance leaves test or validation empty, the patient with the smallest draw fills it.
+def shares(
+    patients: int, test_fraction: float, validation_fraction: float, into: Sequence[SplitName]
+) -> dict[SplitName, int]:
+    """How many of so many patients each split gets: their shares by largest remainder, at least one in each.
+
+    Validation gets three or more where there are enough: where training then still has at least as many as
+    validation and test together, which is so from 10 patients on with the default shares.
     """
-    patients = patients_in(cases)
-    rest = sorted(set(patients.values()), key=lambda p: (_draw(p), p))
-    test = [p for p in rest if _draw(p) < test_fraction] or (rest[:1] if test_fraction > 0 else [])
-    rest = rest[len(test) :]
-    edge = test_fraction + validation_fraction
-    validation = [p for p in rest if _draw(p) < edge] or rest[:1]
-    training = rest[len(validation) :]
+    fractions = {"validation": Fraction(str(validation_fraction)), "test": Fraction(str(test_fraction))}
+    weight: dict[SplitName, Fraction] = {s: fractions[s] for s in into if s in fractions}
+    weight["training"] = 1 - sum(weight.values(), Fraction(0))
+    exact = {split: patients * weight[split] for split in into}
+    found = {split: math.floor(share) for split, share in exact.items()}
+    by_remainder = sorted(into, key=lambda s: (found[s] - exact[s], _TIES.index(s)))
+    for split in by_remainder[: patients - sum(found.values())]:
+        found[split] += 1
+    for split in sorted(into, key=_TIES.index):
+        largest = max(into, key=lambda s: found[s])
+        if found[split] == 0 and found[largest] > 1:
+            found[split], found[largest] = 1, found[largest] - 1
+    more = ENOUGH_TO_VALIDATE - found["validation"]
+    left = found["training"] - more
+    if more > 0 and left >= ENOUGH_TO_VALIDATE + found.get("test", 0):
+        found["validation"], found["training"] = ENOUGH_TO_VALIDATE, left
+    return found
 
-    def of(chosen: Collection[str]) -> tuple[Case, ...]:
-        return tuple(sorted((c for c in cases if patients[c.id] in chosen), key=lambda c: c.id))
 
-    return Splits(of({*training}), of({*validation}), of({*test}))
+def drawn_order(patients: Iterable[str], seed: int, site: str) -> list[str]:
+    """These patients in the order in which they are drawn: it hangs on the seed, the site and each alone."""
+    return sorted(patients, key=lambda p: (hashlib.sha256(f"{seed}/{site}/{p}".encode()).digest(), p))
 
 
-def carve_validation(splits: Splits, fraction: float) -> Splits:
-    """Decathlon lists without `validation`: a share of training, by the hash of the patient."""
-    patients = patients_in(case for _, case in splits)
-    drawn = sorted({patients[c.id] for c in splits.training}, key=lambda p: (_draw(p), p))
-    validation = {p for p in drawn if _draw(p) < fraction} or {*drawn[: len(drawn) > 1]}
-    return replace(
-        splits,
-        training=tuple(c for c in splits.training if patients[c.id] not in validation),
-        validation=tuple(c for c in splits.training if patients[c.id] in validation),
-    )
+def placed(
+    patients: Sequence[str], there: Mapping[SplitName, int], goal: Mapping[SplitName, int]
+) -> dict[str, SplitName]:
+    """Each of these patients, in their order, to the split that lacks most: an empty one first of all.
+
+    `there`: patients of each split that stay. `goal`: those that each is to have in the end.
+    """
+    counts = {split: there.get(split, 0) for split in goal}
+    found: dict[str, SplitName] = {}
+    for patient in patients:
+        split = max(goal, key=lambda s: (counts[s] == 0, goal[s] - counts[s], -_TIES.index(s)))
+        counts[split] += 1
+        found[patient] = split
+    return found
 
 
 def patients_in(cases: Iterable[Case]) -> dict[str, str]:
@@ -63,8 +84,3 @@ def crossing(splits: Splits) -> list[tuple[str, SplitName, SplitName]]:
         if name not in found:
             found.append(name)
     return [(patient, found[0], found[1]) for patient, found in sorted(where.items()) if len(found) > 1]
-
-
-def _draw(patient: str) -> float:
-    """A number in [0, 1) that the name alone determines."""
-    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8], "big") / 2.0**64

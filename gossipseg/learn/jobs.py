@@ -178,6 +178,8 @@ class Ready:
     ahead: int = 0
     """Rounds by which the federation's budget is ahead of this site's own count: a site that joins late
     takes the round of the model that it takes over. Negative where it has trained rounds alone."""
+    splits_from: str = ""
+    """Who said which case is in which split, in words."""
 
 
 @dataclass(frozen=True, slots=True)

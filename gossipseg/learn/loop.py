@@ -73,6 +73,7 @@ class Life:
             torch.backends.cudnn.benchmark = True
         data = SiteData.open(spec, self._preparing)
         self._trainer = Trainer(open_site(setup, data, compute, self._preparing), link.report, link.gate)
+        self._splits_from = data.splits.origin.text
         self._trained_on = TrainedOn(Path(spec.state_dir), data.splits)
         self._contract = contract_of(setup, self._trainer.network_signature)
         self._store = Checkpoints(Path(spec.state_dir) / "checkpoint", keep=2)
@@ -177,6 +178,7 @@ class Life:
             device=trainer.compute.name,
             amp=trainer.compute.amp,
             splits=trainer.site.splits,
+            splits_from=self._splits_from,
             last_visit=history.last_visit,
             visits=history.visits,
             dice_val=history.dice_val,

@@ -35,6 +35,7 @@ from gossipseg.learn.params import ONE_SHOT_ALGORITHM, SplitName, WorkerSpec
 from gossipseg.learn.readers import Volume
 from gossipseg.learn.session import Deployment, load_deployment
 from gossipseg.learn.slices import slices_of
+from gossipseg.learn.splitfile import keep_of
 
 MEASURES = ("range", "volume")
 
@@ -85,7 +86,9 @@ def one_shot_report(
             value=setup.algorithm.name,
             remedy="Use `gossipctl evaluate`.",
         )
-    cases = [c for c in load_cases(setup.data, setup.spec.site, needs_labels=False).of(split) if c.label]
+    keep = keep_of(setup.spec)
+    splits = load_cases(setup.data, setup.spec.site, needs_labels=False, keep=keep)
+    cases = [case for case in splits.of(split) if case.label]
     if len(cases) < 2:
         raise DataError(
             f"holds {len(cases)} labelled scans; one-shot evaluation needs a support and a query",

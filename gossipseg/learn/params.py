@@ -117,14 +117,18 @@ class DataParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     path: str
-    """A folder with `dataset.json` (Decathlon lists), or with `images/` and `masks/` or `labels/`."""
+    """A folder with `dataset.json` or `dataset.csv`, with `images/` and `masks/` or `labels/`, or with
+    nnU-Net's `imagesTr/` and `labelsTr/`."""
     list: str | None = None
-    """The data list, relative to `path`; None looks for dataset.json, then for the folders."""
+    """The data list (.json, .csv, .tsv), relative to `path`; None looks for dataset.json and dataset.csv,
+    then for the folders."""
+    fold: int | None = None
+    """Which fold validates, where the list or splits_final.json has folds; None: fold 0."""
     cache: bool = True
     """Keep preprocessed images in memory."""
     test_fraction: float = 0.2
     validation_fraction: float = 0.15
-    """Shares of the deterministic split, used only where there is no data list."""
+    """Shares of patients, where no list divides them; test_fraction 0 leaves test out."""
     patient_pattern: str | None = None
     """A regular expression with one group, the patient: case names must match it from their beginning. None:
     `patient` of the data list, else what the names tell."""

@@ -38,6 +38,7 @@ from gossipseg.learn.score_table import table, write_csv
 from gossipseg.learn.scoring import NSD_TOLERANCE, CaseScore, Scores, mean_of, score_case, summarise
 from gossipseg.learn.session import Deployment, load_deployment
 from gossipseg.learn.setup import read_setup
+from gossipseg.learn.splitfile import keep_of
 
 SaveOverlay = Callable[[Case, Volume, np.ndarray, np.ndarray, CaseScore], None]
 
@@ -75,7 +76,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         return oneshot_report.evaluate(spec, args)
     deployment = load_deployment(spec, initial=args.initial)
     setup = deployment.setup
-    cases = load_cases(setup.data, spec.site, needs_labels=needs_labels(setup)).of(args.split)
+    cases = load_cases(setup.data, spec.site, needs_labels=needs_labels(setup), keep=keep_of(spec)).of(
+        args.split
+    )
     labelled = [c for c in cases if c.label is not None][: args.cases]
     if not labelled:
         raise DataError(

@@ -9,6 +9,7 @@ tell may move a case from training to validation or test. It is scored all the s
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from gossipseg.errors import LocalError
@@ -17,6 +18,8 @@ from gossipseg.store import StateFile
 
 FILE = "trained-on.json"
 NAMED = 3
+MARK = "splits"
+"""A key of the file since there is a file of splits beside it: version 0.2 wrote none."""
 
 
 class TrainedOn:
@@ -25,21 +28,35 @@ class TrainedOn:
     def __init__(self, state_dir: Path, splits: Splits) -> None:
         """Raises LocalError where the file is there and cannot be read."""
         self._file = StateFile(state_dir / FILE)
-        known = (self._file.load() or {}).get("cases")
+        document = self._file.load() or {}
+        known = document.get("cases")
+        self._marked = MARK in document
         self._known = {str(case) for case in known} if isinstance(known, list) else set[str]()
         self._now = {case.id for case in splits.training}
         self.warning = _warning(sorted({c.id for c in (*splits.validation, *splits.test)} & self._known))
 
     def note(self) -> str:
         """A round was trained: keep the names, where there are new ones. What went wrong, or ""."""
-        if self._now <= self._known:
+        if self._marked and self._now <= self._known:
             return ""
         try:
-            self._file.save({"schema": 1, "cases": sorted(self._known | self._now)})
+            self._file.save({"schema": 1, "cases": sorted(self._known | self._now), MARK: "splits.json"})
         except LocalError as e:
             return str(e)
         self._known |= self._now
+        self._marked = True
         return ""
+
+
+def trained_before_splits(state_dir: Path) -> set[str] | None:
+    """The cases that version 0.2 trained on; None where it did not train here. Changes nothing on disk."""
+    try:
+        document = json.loads((state_dir / FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(document, dict) or MARK in document or not isinstance(document.get("cases"), list):
+        return None
+    return {str(case) for case in document["cases"]}
 
 
 def _warning(cases: list[str]) -> str:

@@ -1,63 +1,80 @@
 """What a site's folder of images says about the task: channels, labels, dimensions, sizes.
 
-What belongs here: reading a data list and the first few of its files, and comparing sites. What must not:
-torch, monai, training, the full check of every file (that is `gossipctl check` and the worker's start).
+What belongs here: looking into a site's first cases, by the code that trains on them, and comparing sites.
+What must not: torch, monai, training, the full check of every file (that is `gossipctl check` and the
+worker's start), what label values mean (classes.py).
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
-import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from PIL import Image
 
 from gossipseg.errors import ConfigError, DataError
-from gossipseg.learn.params import TaskParams
+from gossipseg.learn.cases import SPLITS, Case
+from gossipseg.learn.datalist import LISTS, read_listing
+from gossipseg.learn.formats.kinds import Kind, kind_of
+from gossipseg.learn.formats.volume import Volume
+from gossipseg.learn.lists.listing import Listing
+from gossipseg.learn.lists.nnunet import channels_of
+from gossipseg.learn.params import DataParams, TaskParams
+from gossipseg.learn.readers import read_volume
+from gossipseg.testbed import classes
+from gossipseg.testbed.classes import Classes
 
-SPLITS = ("training", "validation", "test")
-LABELS_READ = 3
-"""Label images looked into for their values; the worker checks every one."""
-_NIFTI = (".nii", ".nii.gz")
-_PICTURES = (".png", ".jpg", ".jpeg")
+LOOKED_INTO = 3
+"""Cases looked into for channels and sizes; the worker checks every one."""
+FOLDERS = ("images", "imagesTr")
 
 
 @dataclass(frozen=True, slots=True)
 class SiteData:
-    """One site's data, as its list and its first cases describe it."""
+    """One site's data, as its list and its cases describe it."""
 
     site: str
     file: Path
-    """dataset.json, or the folder where there is none."""
+    """The list, or the folder where there is none."""
     channels: int
-    labels: dict[int, str]
+    classes: Classes
     spatial_dims: int
     modality: str
     task: str
     """What the list says before the slash of its name (`task/site`); "" where it says nothing."""
     sizes: tuple[tuple[int, ...], ...]
     """Voxels per axis of the cases looked into."""
-    label_map: dict[int, int] = field(default_factory=dict)
     orientation: str | None = None
     """Of the volumes looked into, such as RAS; None where they differ, or where a file does not say."""
+    rests_on: Mapping[str, Path] = field(default_factory=dict)
+    """What is guessed → the file that it is guessed from."""
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        return self.classes.labels
+
+    @property
+    def label_map(self) -> Mapping[int, int]:
+        return self.classes.label_map
 
 
 def site_folders(root: Path) -> list[Path]:
-    """The sites under a data folder: subfolders with a dataset.json or an images/ folder, by name."""
+    """The sites under a data folder, by name: subfolders with a list, or with folders of images."""
     if not root.is_dir():
         raise DataError("no such folder", file=root, remedy="Give --data a folder with one folder per site.")
-    found = [p for p in sorted(root.iterdir()) if (p / "dataset.json").is_file() or (p / "images").is_dir()]
+    found = [p for p in sorted(root.iterdir()) if _is_site(p)]
     if not found:
-        raise DataError(
-            "holds no site",
-            file=root,
-            remedy="Each site is a subfolder with dataset.json, or with images/ and masks/ or labels/.",
-        )
+        remedy = "Each site is a subfolder with dataset.json, or with images/ and masks/ or labels/."
+        if _is_site(root):
+            remedy = f"It is a site itself: give --data the folder that it lies in, {root.absolute().parent}."
+        raise DataError("holds no site", file=root, remedy=remedy)
     return found
+
+
+def _is_site(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in LISTS) or any((folder / n).is_dir() for n in FOLDERS)
 
 
 def choose_sites(root: Path, chosen: str | None) -> list[Path]:
@@ -94,36 +111,123 @@ def choose_sites(root: Path, chosen: str | None) -> list[Path]:
     return [by_name[name] for name in dict.fromkeys(names)]
 
 
+# ---------------------------------------------------------------- one site
+
+
 def describe(folder: Path) -> SiteData:
-    """Read one site's list and its first cases. Raises DataError naming file and key."""
-    file = folder / "dataset.json"
-    listed = _read_list(file) if file.is_file() else {}
-    cases = _listed_cases(file, listed) if listed else _folder_cases(folder)
-    image, label = cases[0]
-    sizes, channels = zip(*(_size_and_channels(i) for i, _ in cases[:LABELS_READ]), strict=True)
-    dims = len(sizes[0])
-    if "channels" in listed and listed["channels"] != channels[0]:
-        raise DataError(
-            f"the list says {listed['channels']} channel(s), and {image.name} has {channels[0]}",
-            file=file,
-            key="channels",
-            value=listed["channels"],
-            remedy="Correct the list, or convert the images.",
-        )
-    values = sorted({int(v) for _, path in cases[:LABELS_READ] for v in _values(path)})
-    labels = _labels(listed, values)
+    """Read one site's list and look into its cases. Raises DataError naming file and key, LocalError."""
+    listing = read_listing(DataParams(str(folder)), folder.name, needs_labels=False)
+    cases = _labelled(listing)
+    volumes = [_volume(case.image) for case in cases[:LOOKED_INTO]]
+    first, file = volumes[0], cases[0].files[0]
+    channels, dims = _channels(volumes), len(first.shape)
+    _check_said(listing, channels, file)
+    found = classes.look(listing, cases, volumes, dims)
     return SiteData(
         site=folder.name,
-        file=file if listed else folder,
-        channels=channels[0],
-        labels=labels,
+        file=listing.source,
+        channels=channels,
+        classes=found,
         spatial_dims=dims,
-        modality=_modality(listed),
-        task=str(listed.get("name", "")).rpartition("/")[0],
-        sizes=sizes,
-        label_map=_label_map(labels, values, file if listed else label),
-        orientation=_common({_orientation(i) for i, _ in cases[:LABELS_READ]}),
+        modality=_modality(listing.about),
+        task=str(listing.about.get("name", "")).rpartition("/")[0],
+        sizes=tuple(volume.shape for volume in volumes),
+        orientation=_common({_orientation(volume) for volume in volumes}),
+        rests_on={"channels": file, "spatial_dims": file, "labels": found.file},
     )
+
+
+def own_settings(folder: Path) -> tuple[dict[str, Any], bool]:
+    """Keys of `data` in its site.yaml that the site's list asks for, and whether test cases have labels.
+
+    What is wrong with the data is told by whoever reads them.
+    """
+    if not folder.is_dir():
+        return {}, True
+    listing = read_listing(DataParams(str(folder)), folder.name, lambda problem: None, needs_labels=False)
+    try:
+        ignored = classes.declared(listing.about, listing.source).ignore
+    except DataError:
+        ignored = None
+    tests = any(case.label for case in listing.told.test) or "test" in listing.into
+    return ({} if ignored is None else {"ignore_label": ignored}), tests or not listing.cases
+
+
+def _labelled(listing: Listing) -> list[Case]:
+    """Training cases first; those looked into must have a label. Raises DataError."""
+    cases = [*listing.told.training, *listing.undivided]
+    cases += [case for split in SPLITS[1:] for case in listing.told.of(split) if case.label]
+    if not listing.told.training and not listing.undivided:
+        remedy = 'List them as {"image": …, "label": …}.'
+        raise DataError("there are no training cases", file=listing.source, key="training", remedy=remedy)
+    for case in cases[:LOOKED_INTO]:
+        if case.label is None:
+            problem = f"a case needs an image and a label, and {case.id} has no label"
+            remedy = "Add its label, or give the task with --peers FILE."
+            raise DataError(problem, file=listing.source, key="training", remedy=remedy)
+        for path in (*case.files, case.label):
+            if not path.exists():
+                remedy = f"Put it there, or take case {case.id} out of {listing.source}."
+                raise DataError("no such file", file=path, key="training", remedy=remedy)
+    return [case for case in cases if case.label is not None]
+
+
+def _volume(image: Path | tuple[Path, ...]) -> Volume:
+    """An image of as many dimensions as it has. Raises DataError."""
+    first = image if isinstance(image, Path) else image[0]
+    flat = kind_of(first) in (Kind.PICTURE, Kind.TIFF)
+    problem: DataError | None = None
+    for dims in (2, 3) if flat else (3, 2):
+        try:
+            volume = read_volume(image, dims)
+        except DataError as e:
+            problem = problem or e
+            continue
+        if dims == 3 and not flat and volume.shape[-1] == 1:  # a slice, in a file for volumes
+            return read_volume(image, 2)
+        return volume
+    assert problem is not None
+    raise problem
+
+
+def _channels(volumes: Sequence[Volume]) -> int:
+    """Grey pictures that were saved in three equal channels are grey."""
+    grey = all(v.array.shape[0] == 3 and (v.array == v.array[:1]).all() for v in volumes)
+    return 1 if grey else int(volumes[0].array.shape[0])
+
+
+def _check_said(listing: Listing, channels: int, image: Path) -> None:
+    key, said = "channels", listing.about.get("channels")
+    if said is None and "channel_names" in listing.about:
+        key, said = "channel_names", channels_of(listing.about)
+    if said is not None and said != channels:
+        raise DataError(
+            f"the list says {said} channel(s), and {image} has {channels}",
+            file=listing.source,
+            key=key,
+            value=said,
+            remedy="Correct the list, or convert the images.",
+        )
+
+
+def _orientation(volume: Volume) -> str | None:
+    """Where the axes of a volume lead, such as RAS; None where its file does not say."""
+    if volume.affine is None or not volume.placed or len(volume.shape) != 3:
+        return None
+    codes = nibabel.aff2axcodes(volume.affine)
+    return None if None in codes else "".join(codes)
+
+
+def _common(orientations: set[str | None]) -> str | None:
+    return orientations.pop() if len(orientations) == 1 else None
+
+
+def _modality(about: Mapping[str, Any]) -> str:
+    given = about.get("modality", about.get("channel_names", ""))
+    return "/".join(str(v) for v in given.values()) if isinstance(given, Mapping) else str(given)
+
+
+# ---------------------------------------------------------------- all sites
 
 
 def task_of(name: str, sites: list[SiteData]) -> TaskParams:
@@ -131,31 +235,38 @@ def task_of(name: str, sites: list[SiteData]) -> TaskParams:
 
     Where their volumes have one and the same orientation it is the task's: that changes none of them, and
     tells what their axes are (training.flip_axes).
-    Raises DataError naming the site, its file and the key that differs.
+    Raises DataError naming the site, the file that tells it and the key that differs.
     """
+    alike = classes.common([site.classes for site in sites])
+    sites = [replace(site, classes=found) for site, found in zip(sites, alike, strict=True)]
     first = sites[0]
     for other in sites[1:]:
-        for key in ("channels", "labels", "spatial_dims"):
-            mine, theirs = getattr(first, key), getattr(other, key)
-            if mine != theirs:
-                raise DataError(
-                    f"site {other.site} differs from site {first.site}, which has {mine!r}",
-                    file=other.file,
-                    key=key,
-                    value=theirs,
-                    remedy=_remedy(key, sites),
-                )
+        for key, theirs in _differing(first, other):
+            has = f"{getattr(first, key)!r} ({first.rests_on.get(key, first.file)})"
+            raise DataError(
+                f"site {other.site} differs from site {first.site}, which has {has}",
+                file=other.rests_on.get(key, other.file),
+                key=key,
+                value=theirs,
+                remedy=_remedy(key, sites),
+            )
     modalities = sorted({s.modality for s in sites if s.modality})
     return TaskParams(
         name=name,
         channels=first.channels,
-        labels=first.labels,
+        labels=dict(first.labels),
         spatial_dims=3 if first.spatial_dims == 3 else 2,
         modality=" + ".join(modalities),
         orientation=_common({s.orientation for s in sites}),
         intensity=_intensity(first, modalities),
         label_map={k: v for s in sites for k, v in s.label_map.items()},
     )
+
+
+def _differing(first: SiteData, other: SiteData) -> Iterator[tuple[str, Any]]:
+    for key in ("channels", "labels", "spatial_dims"):
+        if getattr(first, key) != getattr(other, key):
+            yield key, getattr(other, key)
 
 
 def _intensity(site: SiteData, modalities: list[str]) -> Any:
@@ -174,140 +285,3 @@ def _remedy(key: str, sites: list[SiteData]) -> str:
         )
     alike = ",".join(s.site for s in sites if getattr(s, key) == getattr(sites[0], key))
     return f"Leave it out with --sites {alike}, or give the common task with --peers FILE."
-
-
-# ---------------------------------------------------------------- reading
-
-
-def _read_list(file: Path) -> dict[str, Any]:
-    try:
-        listed = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise DataError(f"cannot be read as JSON: {e}", file=file, remedy="Mend the file.") from None
-    if not isinstance(listed, dict):
-        raise DataError("is not a JSON object", file=file, remedy="See README, section Data lists.")
-    return listed
-
-
-def _listed_cases(file: Path, listed: dict[str, Any]) -> list[tuple[Path, Path]]:
-    cases = listed.get("training")
-    if not isinstance(cases, list) or not cases:
-        raise DataError(
-            "the list has no training cases",
-            file=file,
-            key="training",
-            remedy='List them as {"image": …, "label": …}.',
-        )
-    found = []
-    for index, case in enumerate(cases[:LABELS_READ]):
-        try:
-            pair = (file.parent / case["image"], file.parent / case["label"])
-        except (KeyError, TypeError):
-            raise DataError(
-                "a case needs an image and a label",
-                file=file,
-                key=f"training.{index}",
-                value=case,
-                remedy='Write it as {"image": …, "label": …}.',
-            ) from None
-        for path in pair:
-            if not path.exists():
-                raise DataError(
-                    "no such file",
-                    file=file,
-                    key=f"training.{index}",
-                    value=str(path.relative_to(file.parent)),
-                    remedy="Paths are relative to the list.",
-                )
-        found.append(pair)
-    return found
-
-
-def _folder_cases(folder: Path) -> list[tuple[Path, Path]]:
-    labels = next((folder / n for n in ("masks", "labels") if (folder / n).is_dir()), None)
-    if labels is None:
-        raise DataError("has images/ and neither masks/ nor labels/", file=folder, remedy="Add the masks.")
-    by_stem = {_stem(p): p for p in labels.iterdir()}
-    images = sorted(p for p in (folder / "images").iterdir() if _stem(p) in by_stem)
-    if not images:
-        raise DataError(
-            "no image has a mask of the same name", file=folder, remedy="Name image and mask alike."
-        )
-    return [(p, by_stem[_stem(p)]) for p in images]
-
-
-def _stem(path: Path) -> str:
-    return path.name.split(".")[0]
-
-
-def _size_and_channels(path: Path) -> tuple[tuple[int, ...], int]:
-    """Voxels per spatial axis, and channels."""
-    try:
-        if path.name.endswith(_NIFTI):
-            shape = tuple(int(n) for n in nibabel.load(path).shape)
-            return (shape[:3], shape[3]) if len(shape) == 4 else (shape, 1)
-        if path.name.lower().endswith(_PICTURES):
-            with Image.open(path) as picture:
-                return (picture.height, picture.width), len(picture.getbands())
-    except (OSError, ImageFileError) as e:
-        raise DataError(f"cannot be read: {e}", file=path, remedy="Replace or repair the file.") from None
-    raise DataError(
-        "is of a kind from which the testbed cannot tell the task",
-        file=path,
-        remedy="Give the task with --peers FILE.",
-    )
-
-
-def _orientation(path: Path) -> str | None:
-    """Where the axes of a 3-D NIfTI file lead, such as RAS; None where its header does not say."""
-    if not path.name.endswith(_NIFTI):
-        return None
-    volume = nibabel.load(path)
-    if len(volume.shape) < 3 or not (volume.header["sform_code"] or volume.header["qform_code"]):
-        return None
-    codes = nibabel.aff2axcodes(volume.affine)
-    return None if None in codes else "".join(codes)
-
-
-def _common(orientations: set[str | None]) -> str | None:
-    return orientations.pop() if len(orientations) == 1 else None
-
-
-def _values(path: Path) -> list[int]:
-    try:
-        if path.name.endswith(_NIFTI):
-            return [int(v) for v in np.unique(np.asanyarray(nibabel.load(path).dataobj))]
-        with Image.open(path) as picture:
-            return [int(v) for v in np.unique(np.asarray(picture))]
-    except (OSError, ImageFileError) as e:
-        raise DataError(f"cannot be read: {e}", file=path, remedy="Replace or repair the file.") from None
-
-
-def _modality(listed: dict[str, Any]) -> str:
-    given = listed.get("modality", "")
-    return "/".join(str(v) for v in given.values()) if isinstance(given, dict) else str(given)
-
-
-def _labels(listed: dict[str, Any], values: list[int]) -> dict[int, str]:
-    given = listed.get("labels")
-    if isinstance(given, dict):
-        return {int(k): str(v) for k, v in given.items()}
-    if values in ([0, 255], [255], [0, 1], [1]):
-        return {0: "background", 1: "foreground"}
-    return {v: "background" if v == 0 else f"label {v}" for v in sorted({0, *values})}
-
-
-def _label_map(labels: dict[int, str], values: list[int], where: Path) -> dict[int, int]:
-    """{255: 1} for two-class masks that are saved as 0/255 (or 0/any one other value)."""
-    unknown = [v for v in values if v not in labels]
-    if not unknown:
-        return {}
-    if len(unknown) == 1 and sorted(labels) == [0, 1] and 1 not in values:
-        return {unknown[0]: 1}
-    raise DataError(
-        f"the label images hold the values {values}",
-        file=where,
-        key="labels",
-        value=sorted(labels),
-        remedy="Add the missing labels, or give a task with label_map by --peers FILE.",
-    )

@@ -20,9 +20,11 @@ from gossipseg import config, trust
 from gossipseg.algos.params import params_class
 from gossipseg.errors import ConfigError
 from gossipseg.learn.params import TaskParams
-from gossipseg.testbed import presets, synthetic
+from gossipseg.testbed import dataset, presets, synthetic
 
 DATA_FOLDER = "data"
+EMPTY_FOLDERS = ("images", "masks")
+"""Of a site without data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +89,17 @@ class Wanted:
     """Find each other by mDNS alone, not by the listed addresses."""
 
 
-def init_testbed(root: Path, data: list[Path], wanted: Wanted | None = None) -> Layout:
+def init_testbed(
+    root: Path, data: list[Path], wanted: Wanted | None = None, *, may_be_empty: bool = False
+) -> Layout:
     """Write identities, peers.yaml and site files for the sites whose data folders are given.
 
-    Site names are the folders' names, made lower case. Raises ConfigError or DataError.
+    Site names are the folders' names, made lower case. `may_be_empty`: where no folder holds a file yet, the
+    task is that of the synthetic hospitals. Raises ConfigError or DataError.
     """
     wanted = wanted or Wanted()
     names = [_site_name(folder) for folder in data]
-    sections = _sections(data, wanted)
+    sections = _sections(data, wanted, may_be_empty and not any(_holds_files(folder) for folder in data))
     addresses = _addresses(names, wanted.address)
     sites = tuple(
         SiteFolder(name, root / "sites" / name, folder.absolute(), address)
@@ -111,11 +116,15 @@ def init_testbed(root: Path, data: list[Path], wanted: Wanted | None = None) -> 
 
 
 def init_empty(root: Path, count: int, wanted: Wanted | None = None) -> Layout:
-    """The same without data: site files that point to folders where the user puts some."""
+    """The same without data: site files that point to folders, made here, where the user puts some."""
     wanted = wanted or Wanted()
     names = [hospital.name for hospital in synthetic.hospitals(count)]
     folders = [root / DATA_FOLDER / name for name in names]
-    return init_testbed(root, folders, wanted)
+    made = init_testbed(root, folders, wanted, may_be_empty=True)
+    for folder in folders:
+        for kind in EMPTY_FOLDERS:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+    return made
 
 
 def load_layout(root: Path) -> Layout:
@@ -167,9 +176,9 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 # ---------------------------------------------------------------- parts of the files
 
 
-def _sections(data: list[Path], wanted: Wanted) -> dict[str, Any]:
+def _sections(data: list[Path], wanted: Wanted, empty: bool) -> dict[str, Any]:
     """The sections of peers.yaml without the sites."""
-    sections, rounds = presets.from_file(wanted.peers) if wanted.peers else _from_data(data)
+    sections, rounds = presets.from_file(wanted.peers) if wanted.peers else _from_data(data, empty)
     training = sections["training"]
     if wanted.rounds is not None or not wanted.endless:
         training["rounds"] = wanted.rounds or rounds
@@ -195,9 +204,13 @@ def _set_algorithm(sections: dict[str, Any], name: str, peers: Path | None) -> N
     config.load_federation(peers, text=yaml.safe_dump(sections, allow_unicode=True))
 
 
-def _from_data(data: list[Path]) -> tuple[dict[str, Any], int]:
+def _holds_files(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.rglob("*"))
+
+
+def _from_data(data: list[Path], empty: bool) -> tuple[dict[str, Any], int]:
     """Task and sizes derived from the data folders (of the synthetic task, where they are still empty)."""
-    if any(folder.is_dir() for folder in data):
+    if not empty:
         return presets.from_data(data)
     task = TaskParams(
         name=synthetic.TASK_NAME,
@@ -214,16 +227,17 @@ def _write_site(root: Path, site: SiteFolder, wanted: Wanted) -> None:
     identity = site.folder / "identity"
     if not _certificate(site).exists():
         trust.create_identity(site.name, identity)
+    asked, has_test = dataset.own_settings(site.data)
     doc = {
         "version": 1,
         "site": site.name,
         "peers": "../../peers.yaml",
-        "data": {"path": _data_path(root, site)},
+        "data": {"path": _data_path(root, site), **asked},
         "state_dir": "state",
         "identity": {"key": "identity/key.pem", "certificate": "identity/cert.pem"},
         "listen": wanted.listen or site.address,
         "device": {"device": "cpu", "amp": "off", "threads": 1},
-        "report_test": True,
+        "report_test": has_test,
         "discovery": {"static": not wanted.mdns, "mdns": wanted.mdns},
     }
     _write_yaml(site.config_path, f"Testbed site {site.name}.", doc)

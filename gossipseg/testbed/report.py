@@ -195,12 +195,13 @@ def all_overlays(layout: Layout, folder: Path) -> tuple[dict[str, list[Path]], l
 
 
 def overlays(site: SiteFolder, folder: Path) -> list[Path]:
-    """Pictures of image, label and prediction for a few test cases, made by the site's deployment model.
+    """Pictures of image, label and prediction for a few cases, made by the site's deployment model.
 
     Raises LocalError with the tool's own words when they cannot be made.
     """
     spec = config.worker_spec(config.load(site.config_path, env={}))
-    command = [sys.executable, "-m", "gossipseg.learn.evaluate", "--spec", "-", "--split", "test"]
+    split = "test" if spec.report_test else "validation"  # where no test case has a label
+    command = [sys.executable, "-m", "gossipseg.learn.evaluate", "--spec", "-", "--split", split]
     command += [
         "--overlays",
         str(folder),

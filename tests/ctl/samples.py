@@ -32,6 +32,7 @@ STATUS = doc.StatusDoc(
     dice_val=0.71,
     dice_test_start=0.1,
     splits=doc.Splits(20, 4, 6),
+    splits_from="drawn from the seed, kept in /s/splits.json",
     cases=20,
     algorithm="gcml",
     device="cpu",

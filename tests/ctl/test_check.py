@@ -561,6 +561,11 @@ def test_data_findings() -> None:
     slices = {"splits": {"training": 9, "test": 2}, "patients": {"training": 3, "test": 2}}
     (told,) = doctor.data_findings(slices)
     assert told.detail == "9 training (of 3 patients), 2 test; every case can be read"
+    drawn = {"how": "drawn", "text": "drawn, kept in /s/splits.json"}
+    kinds = {"kinds": {".png": 6, "DICOM": 3}, "division": drawn}
+    read, splits = doctor.data_findings({"splits": {"training": 9}, **kinds})
+    assert read.detail == "9 training; every case can be read (6 .png, 3 DICOM)"
+    assert (splits.state, splits.detail) == ("ok", "splits: drawn, kept in /s/splits.json")
 
 
 def test_data_check_that_dies(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,12 @@ def test_site_file_names_every_key_with_its_default(tmp_path: Path) -> None:
         "control_socket": None,
         "device": dataclasses.replace(shown.device, threads=None),
         "data": dataclasses.replace(
-            shown.data, list=None, patient_pattern=None, ignore_label=None, annotated_labels=None
+            shown.data,
+            list=None,
+            fold=None,
+            patient_pattern=None,
+            ignore_label=None,
+            annotated_labels=None,
         ),
     }
     assert dataclasses.replace(shown, **examples) == default

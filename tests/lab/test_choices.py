@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_a_case_without_a_patient_in_its_name_is_refused(hospitals: Path) -> Non
         choices.read(Wanted(hospitals, patient_pattern="(x+)_.*"))
 
 
-def test_a_site_without_test_labels_cannot_be_compared(hospitals: Path, tmp_path: Path) -> None:
+def test_a_site_without_test_labels_sets_a_share_of_training_aside(hospitals: Path, tmp_path: Path) -> None:
     site = tmp_path / "bare"
     site.mkdir()
     (site / "dataset.json").write_text(
@@ -126,6 +127,13 @@ def test_a_site_without_test_labels_cannot_be_compared(hospitals: Path, tmp_path
     )
     for kind in ("images", "masks"):
         (site / kind).symlink_to(hospitals / "north" / kind)
+    (source,) = choices.read(Wanted(tmp_path)).sites
+    assert source.cases["test"] >= 1 and source.rewritten and "set aside as test" in source.note
+    (own,) = choices.read(Wanted(hospitals, sites="north")).sites
+    assert not own.rewritten and not own.note
+    lists = json.loads((site / "dataset.json").read_text())
+    lists["training"] = lists["training"][:1]
+    (site / "dataset.json").write_text(json.dumps(lists))
     with pytest.raises(ConfigError, match="no labelled test case"):
         choices.read(Wanted(tmp_path))
 

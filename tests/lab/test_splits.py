@@ -94,7 +94,7 @@ def test_too_few_patients_are_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     entries = []
     for name in ("p1_0", "p1_1", "p2_0", "p2_1"):
-        (tmp_path / "images" / f"{name}.png").write_bytes(b"x")
+        (tmp_path / "images" / f"{name}.png").write_bytes(name.encode())
         entries.append({"image": f"images/{name}.png", "label": f"images/{name}.png"})
     lists = {"training": entries[:2], "validation": entries[2:3], "test": entries[3:]}
     (tmp_path / "dataset.json").write_text(json.dumps(lists))
@@ -109,7 +109,9 @@ def test_a_pattern_tells_the_patients_of_every_split(tmp_path: Path) -> None:
         (data / folder).mkdir(parents=True)
         for patient in range(12):
             for scanner in ("a", "b"):
-                (data / folder / f"{scanner}{patient:02d}-{patient + 40}.png").write_bytes(b"x")
+                (data / folder / f"{scanner}{patient:02d}-{patient + 40}.png").write_bytes(
+                    f"{scanner}{patient}".encode()
+                )
     source = DataParams(str(data), patient_pattern=r"[ab](\d+)-.*")
     without = load_cases(DataParams(str(data)), "site")
     assert len(crossing(own_patients(without, source))) > 0, "the pattern would make no difference"

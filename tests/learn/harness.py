@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import os
 import queue
 import signal
@@ -42,6 +44,17 @@ def write_png_site(folder: Path, cases: int = 6, size: int = 40, seed: int = 0) 
         image = np.clip(60 + 100 * mask + rng.normal(0, 12, mask.shape), 0, 255).astype(np.uint8)
         Image.fromarray(image).save(folder / "images" / f"case{i}.png")
         Image.fromarray(mask.astype(np.uint8)).save(folder / "masks" / f"case{i}.png")
+    return _listed(folder, [(f"images/case{i}.png", f"masks/case{i}.png") for i in range(cases)])
+
+
+def _listed(folder: Path, pairs: list[tuple[str, str]]) -> Path:
+    """A list that divides the cases by their names: of six, two are for each split."""
+    lists: dict[str, list[dict[str, str]]] = {"training": [], "validation": [], "test": []}
+    for i, (image, label) in enumerate(pairs):
+        drawn = hashlib.sha256(f"case{i}".encode()).digest()[0] / 256
+        split = "test" if drawn < 0.2 else "validation" if drawn < 0.35 else "training"
+        lists[split].append({"image": image, "label": label})
+    (folder / "dataset.json").write_text(json.dumps(lists))
     return folder
 
 
@@ -57,7 +70,7 @@ def write_nifti_site(folder: Path, cases: int = 6, size: int = 36, seed: int = 0
         image = (100 * mask + rng.normal(0, 10, mask.shape)).astype(np.float32)
         for sub, array in (("images", image), ("labels", mask.astype(np.uint8))):
             nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), folder / sub / f"case{i}.nii.gz")
-    return folder
+    return _listed(folder, [(f"images/case{i}.nii.gz", f"labels/case{i}.nii.gz") for i in range(cases)])
 
 
 def make_spec(

@@ -58,6 +58,8 @@ def test_a_healthy_site(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         "shape_min": [20, 24, 18],
         "shape_max": [20, 24, 18],
         "patients": {"training": 2, "validation": 1, "test": 1},
+        "division": {"how": "list", "text": "as dataset.json says", "file": None},
+        "kinds": {".nii.gz": 4},
         "spacing_mm": [1.0, 1.0, 2.5],
         "device": "cpu",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.learn.imagery import (
     png_site,
     spec,
     write_dicom_series,
+    write_list,
     write_nifti,
     write_png,
 )
@@ -305,6 +307,10 @@ def test_report_test_needs_labelled_test_cases(tmp_path: Path) -> None:
     png_site(tmp_path, {"training": 1, "validation": 1})
     with pytest.raises(DataError, match=r"test: .*report_test: false"):
         SiteData.open(spec(tmp_path, GREY, report_test=True))
+    lists = json.loads((tmp_path / "dataset.json").read_text())
+    write_png(tmp_path / "images" / "bare.png", blob((48, 40), 9)[0])
+    write_list(tmp_path, lists | {"test": ["images/bare.png"]})
+    assert SiteData.open(spec(tmp_path, GREY, report_test=True)).counts["test"] == 1
 
 
 def test_a_small_difference_of_affines_is_rounding(tmp_path: Path) -> None:

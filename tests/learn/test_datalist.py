@@ -13,7 +13,6 @@ import pytest
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import Case
 from gossipseg.learn.datalist import load_cases, scan_cases
-from gossipseg.learn.division import split_by_hash
 from gossipseg.learn.params import DataParams
 from tests.learn.imagery import png_site, write_list
 
@@ -114,7 +113,7 @@ def _not_a_case(root: Path) -> None:
 
 
 def _no_training(root: Path) -> None:
-    write_list(root, {"train": []})
+    write_list(root, {"cases": []})
 
 
 @pytest.mark.parametrize(
@@ -216,24 +215,6 @@ def test_folders_without_labels_or_with_some(tmp_path: Path) -> None:
     touch(tmp_path, "masks/stray.png")
     with pytest.raises(DataError, match="no image"):
         load_cases(data, "north", needs_labels=False)
-
-
-def test_a_new_case_moves_no_old_one_to_another_split() -> None:
-    cases = [Case(f"case{i}", Path(f"{i}.png"), Path("l")) for i in range(60)]
-
-    def where(some: list[Case]) -> dict[str, str]:
-        return {case.id: split for split, case in split_by_hash(some, 0.2, 0.15)}
-
-    before, after = where(cases[:50]), where(cases)
-    assert all(after[name] == split for name, split in before.items())
-    counts = {s: list(after.values()).count(s) for s in ("validation", "test")}
-    assert 4 <= counts["validation"] <= 14 and 6 <= counts["test"] <= 18, counts
-
-
-def test_few_cases_still_fill_every_split() -> None:
-    for n in range(3, 9):
-        splits = split_by_hash([Case(f"k{n}_{i}", Path(), Path()) for i in range(n)], 0.2, 0.15)
-        assert all(splits.counts.values()), (n, splits.counts)
 
 
 def test_reading_the_list_needs_no_torch() -> None:

@@ -86,7 +86,10 @@ def test_sites_without_data_get_the_synthetic_task_and_a_place_to_put_some(tmp_p
     made = layout.init_empty(tmp_path, 4)
     assert len(made.sites) == 4
     assert made.task.name == synthetic.TASK_NAME
-    assert not made.sites[0].data.exists()
+    for site in made.sites:
+        folder = site.config_path.parent / config.load(site.config_path, env={}).site.data.path
+        assert (folder / "images").is_dir() and (folder / "masks").is_dir()
+    assert layout.init_empty(tmp_path, 4).task == made.task, "empty folders tell no task"
     assert made.sites[0].data.resolve() == tmp_path / "data" / "north"
 
 
@@ -287,7 +290,7 @@ def test_free_ports_are_different_and_free() -> None:
 
 
 def test_the_task_of_grey_rgb_and_3d_sites(tmp_path: Path) -> None:
-    rgb = np.repeat(GREY[..., None], 3, axis=2)
+    rgb = np.stack([GREY, GREY // 2, GREY], axis=-1)
     volume, classes = np.zeros((36, 50, 35), np.float32), np.zeros((36, 50, 35), np.uint8)
     classes[3:9, 3:9, 3:9], classes[12:20, 3:9, 3:9] = 1, 2
     grey_site = dataset.describe(write_site(tmp_path / "grey", GREY, MASK, TWO))
@@ -325,11 +328,11 @@ def test_volumes_of_one_orientation_give_it_to_the_task(
     described = []
     for index, signs in enumerate(axes):
         folder = write_site(tmp_path / str(index), classes.astype(np.float32), classes, labels)
-        path = folder / "images" / "case.nii.gz"
-        volume = nibabel.Nifti1Image(classes.astype(np.float32), np.diag([*signs, 1]))
-        volume.set_sform(volume.affine, code=2 if stated else 0)
-        volume.set_qform(volume.affine, code=0)
-        nibabel.save(volume, path)
+        for kind in ("images", "masks"):
+            volume = nibabel.Nifti1Image(classes, np.diag([*signs, 1]))
+            volume.set_sform(volume.affine, code=2 if stated else 0)
+            volume.set_qform(volume.affine, code=0)
+            nibabel.save(volume, folder / kind / "case.nii.gz")
         described.append(dataset.describe(folder))
     assert dataset.task_of("t", described).orientation == wanted
 
@@ -349,13 +352,19 @@ def test_folders_without_a_list_are_read_from_their_first_masks(tmp_path: Path) 
 
 
 def test_sites_that_do_not_fit_together_are_named_with_file_key_and_remedy(tmp_path: Path) -> None:
-    rgb = np.repeat(GREY[..., None], 3, axis=2)
+    rgb = np.stack([GREY, GREY // 2, GREY], axis=-1)
     grey = write_site(tmp_path / "fluo", GREY, MASK, TWO)
     colour = write_site(tmp_path / "histology", rgb, MASK, TWO)
     with pytest.raises(DataError) as caught:
         layout.init_testbed(tmp_path / "bed", [grey, colour])
     text = str(caught.value)
-    for part in (str(colour / "dataset.json"), "channels = 3", "fluo", "--sites fluo", "convert_grey_to_rgb"):
+    for part in (
+        str(colour / "images" / "case.png"),
+        "channels = 3",
+        "fluo",
+        "--sites fluo",
+        "convert_grey_to_rgb",
+    ):
         assert part in text, text
     assert not (tmp_path / "bed" / "peers.yaml").exists()
 
@@ -363,7 +372,7 @@ def test_sites_that_do_not_fit_together_are_named_with_file_key_and_remedy(tmp_p
 def test_label_values_outside_the_labels_are_an_error(tmp_path: Path) -> None:
     mask = MASK.copy()
     mask[0, 0] = 7
-    with pytest.raises(DataError, match=r"the values \[0, 7, 255\]"):
+    with pytest.raises(DataError, match=r"masks/case.png: labels = .*the values 0, 7, 255"):
         dataset.describe(write_site(tmp_path / "odd", GREY, mask, TWO))
 
 
@@ -389,7 +398,7 @@ def test_a_list_that_is_no_json_and_an_image_that_is_none(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="cannot be read"):
         dataset.describe(folder)
     (folder / "dataset.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read as JSON"):
+    with pytest.raises(DataError, match="is not valid JSON"):
         dataset.describe(folder)
 
 

@@ -84,6 +84,9 @@ class StatusDoc(Document):
     dice_test: float | None = None
     cases: int = 0
     splits: Splits = field(default_factory=Splits, metadata={"part": Splits})
+    splits_from: str = ""
+    """Who said which case is in which split: the data list, a file written by hand, the draw, with its file;
+    empty until the worker has reported."""
     algorithm: str = ""
     exchange: str = ""
     """How models travel: none | gossip | rounds"""
