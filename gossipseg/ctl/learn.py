@@ -86,7 +86,15 @@ def _prediction_lines(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"{done.get('image')} -> {done.get('output')}: {voxels or 'nothing found'}"
         if done.get("note"):
             yield f"  {done['note']}"
-    yield f"with the model of round {document.get('round')}"
+    yield f"with the model of round {document.get('round')}{_values_text(document)}"
+
+
+def _values_text(document: Mapping[str, Any]) -> str:
+    """Where label values are written as others: which."""
+    other = {k: v for k, v in document.get("values", {}).items() if str(v) != k}
+    text = "; label values as in this site's own labels: " if other else ""
+    text += ", ".join(f"{label} as {written}" for label, written in other.items())
+    return text + (f"; {document['note']}" if document.get("note") else "")
 
 
 def _export_lines(document: Mapping[str, Any]) -> Iterator[str]:

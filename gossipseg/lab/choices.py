@@ -192,9 +192,10 @@ def _set(sections: dict[str, Any], text: str) -> None:
 
 
 def _source(folder: Path, patient_pattern: str | None) -> SiteSource:
-    data = DataParams(str(folder.absolute()), patient_pattern=patient_pattern)
+    said, _ = dataset.own_settings(folder)
+    data = DataParams(str(folder.absolute()), patient_pattern=patient_pattern, **said)
     splits, rewritten, note = own_division(data, folder.name.lower())
-    listed = [
+    listed: list[Any] = [
         (
             *(
                 split,
@@ -205,6 +206,8 @@ def _source(folder: Path, patient_pattern: str | None) -> SiteSource:
         )
         for split, case in splits
     ]
+    if data.ignore_label is not None:
+        listed.append(("ignored", data.ignore_label))
     if not any(case.label for case in splits.test):
         raise ConfigError(
             "has no labelled test case", key="--data", value=str(folder), remedy="Leave it out with --sites."

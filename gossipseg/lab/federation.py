@@ -78,7 +78,7 @@ class _Federation:
             shared = Path(self._plan.pseudolabels)
             shared.mkdir(parents=True, exist_ok=True)
             (own / shared.name).symlink_to(shared)  # kept by content: every run may use every other's
-        params = kept(DataParams(str(data)), site, self._plan.kept_cases.get(site), own)
+        params = kept(self._plan.data(site), site, self._plan.kept_cases.get(site), own)
         lend(self._settings.network, data, Path(params.path))
         budget = self._plan.budget(site)
         return make_spec(self._settings, site, params, own, budget, self._plan.device)
@@ -303,7 +303,8 @@ def kept(data: DataParams, site: str, share: float | None, folder: Path) -> Data
     splits = load_cases(data, site, needs_labels=False)
     count = max(1, round(share * len(splits.training)))
     chosen = [splits.training[i * len(splits.training) // count] for i in range(count)]
-    return write_list(folder, {"training": chosen, "validation": splits.validation, "test": splits.test})
+    lists = {"training": chosen, "validation": splits.validation, "test": splits.test}
+    return replace(write_list(folder, lists), ignore_label=data.ignore_label)
 
 
 def membership_in(round_s: float) -> MembershipParams:

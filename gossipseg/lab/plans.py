@@ -20,6 +20,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.lab import splits, variants
 from gossipseg.lab.study import SiteSource, Study, digest, plain
 from gossipseg.lab.variants import POOLED, Variant
+from gossipseg.learn.params import DataParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,12 @@ class RunPlan:
     """Folder of the pseudo-masks that runs share; "" makes them anew for each."""
     split: int = splits.OWN
     adversaries: Mapping[str, str] = field(default_factory=dict)
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """data.ignore_label of the sites whose lists name one."""
+
+    def data(self, site: str) -> DataParams:
+        """Where the site's images are, and what its list says of its labels."""
+        return DataParams(self.sites[site], ignore_label=self.ignored.get(site))
 
     @property
     def key(self) -> str:
@@ -114,6 +121,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
         pseudolabels=str(out.absolute() / "pseudolabels") if out else "",
         split=replicate.split,
         adversaries=study.adversaries,
+        ignored={s.name: s.data.ignore_label for s in study.sites if s.data.ignore_label is not None},
     )
 
 

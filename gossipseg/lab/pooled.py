@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from gossipseg.errors import ConfigError
 from gossipseg.lab.federation import NO_TRAFFIC, kept, row
 from gossipseg.lab.pictures import Pictures
 from gossipseg.lab.plans import RunPlan
@@ -44,7 +45,7 @@ class _Pooled:
         self._plan, self._progress = plan, progress
         settings = plan.parsed()
         self._validate_every = settings.training.validate_every_rounds
-        site_data = {name: self._site_data(name, data, folder) for name, data in plan.sites.items()}
+        site_data = {name: self._site_data(name, folder) for name in plan.sites}
         self._specs = {
             name: make_spec(settings, name, data, folder / name, plan.rounds, plan.device)
             for name, data in site_data.items()
@@ -82,9 +83,9 @@ class _Pooled:
         assert isinstance(batches, TrainBatches)
         return batches.grouped([context.cases for context in self._contexts.values()])
 
-    def _site_data(self, name: str, data: str, folder: Path) -> DataParams:
+    def _site_data(self, name: str, folder: Path) -> DataParams:
         (folder / name).mkdir(parents=True)
-        return kept(DataParams(data), name, self._plan.kept_cases.get(name), folder / name)
+        return kept(self._plan.data(name), name, self._plan.kept_cases.get(name), folder / name)
 
     def rows(self) -> list[dict[str, Any]]:
         """Train, then score each site's test cases."""
@@ -123,7 +124,15 @@ def _union(site_data: dict[str, DataParams], folder: Path) -> DataParams:
         splits = load_cases(data, name)
         for split in ("training", "validation"):
             lists[split] += [_of_site(case, name) for case in splits.of(split)]
-    return write_list(folder, lists)
+    ignored = {data.ignore_label for data in site_data.values()}
+    if len(ignored) > 1:
+        raise ConfigError(
+            "the sites' lists do not ignore the same label value, and pooled reads all by one rule",
+            key="--algorithms",
+            value=NAME,
+            remedy="Leave pooled out, or let the sites' dataset.json name one value `ignore`.",
+        )
+    return dataclasses.replace(write_list(folder, lists), ignore_label=ignored.pop())
 
 
 def _of_site(case: Case, site: str) -> Case:

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from gossipseg.errors import ConfigError, DataError, LocalError
 from gossipseg.learn.cases import Case
+from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.formats.volume import Segmentation
 from gossipseg.learn.labels import IGNORE, FileValues, LabelRule, file_values, label_rule
 from gossipseg.learn.params import LARGEST_WRITTEN, DataParams, TaskParams
 from gossipseg.learn.readers import read_label
+from gossipseg.learn.setup import Setup
+from gossipseg.learn.splitfile import keep_of
 from gossipseg.store import StateFile
 
 FILE = "label-values.json"
@@ -41,6 +44,22 @@ def kept(state_dir: Path) -> FileValues | None:
         return Counter({int(k): int(v) for k, v in voxels.items()}) if isinstance(voxels, dict) else None
     except (LocalError, ValueError):
         return None
+
+
+def of_site(setup: Setup) -> tuple[dict[int, int], str]:
+    """What out_values() gives for a site, and what its user should know, or "".
+
+    Where nothing was kept the labels are read for it. Raises ConfigError.
+    """
+    state_dir = Path(setup.spec.state_dir)
+    counts, note = kept(state_dir), ""
+    if counts is None:
+        try:
+            splits = load_cases(setup.data, setup.spec.site, needs_labels=False, keep=keep_of(setup.spec))
+            counts = counted((case for _, case in splits), setup.task)
+        except (DataError, LocalError):
+            note = "this site's labels cannot be read: the values are those that the task has for the classes"
+    return out_values(setup.task, setup.data, counts or {}), note
 
 
 def counted(cases: Iterable[Case], task: TaskParams) -> FileValues:

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from gossipseg.errors import ConfigError, DataError
-from gossipseg.learn import cli
+from gossipseg.errors import ConfigError, DataError, LocalError
+from gossipseg.learn import cli, own_values
 from gossipseg.learn.cases import Case
 from gossipseg.learn.data import load_image
 from gossipseg.learn.evaluate import foreground_names, labels_on, predict_logits
 from gossipseg.learn.formats.kinds import Kind, case_stem, kind_of
 from gossipseg.learn.formats.volume import Volume
 from gossipseg.learn.formats.writing import encode, possible_suffixes, suffix_for
+from gossipseg.learn.memory import memory_for
 from gossipseg.learn.session import Deployment, load_deployment, must_segment
 from gossipseg.store import atomic_write
 
@@ -48,17 +49,23 @@ def _predict(args: argparse.Namespace) -> int:
     _refuse_overwriting(cases, folder, args.format)
     deployment = load_deployment(cli.spec_of(args))
     must_segment(deployment)
+    values, said = own_values.of_site(deployment.setup)
     folder.mkdir(parents=True, exist_ok=True)
     show, done, failed = cli.progress(), [], 0
     for i, case in enumerate(cases):
         show(f"predicting {case.id}", i / len(cases))
         try:
-            done.append(predict_file(deployment, case, folder / case.id, format=args.format))
-        except DataError as e:
+            stem = folder / case.id
+            done.append(predict_file(deployment, case, stem, format=args.format, values=values))
+        except (DataError, LocalError) as e:
             failed = e.exit_code
             print(f"error: {e}", file=sys.stderr)
     show(f"{len(done)} of {len(cases)} images predicted", 1.0)
-    cli.write_json({"schema": 1, "kind": "prediction", "round": deployment.round, "outputs": done}, "-")
+    document = {"schema": 1, "kind": "prediction", "round": deployment.round, "outputs": done}
+    if args.format != DICOM_SEG:
+        document |= {"values": {str(value): written for value, written in values.items()}}
+        document |= {"note": said} if said else {}
+    cli.write_json(document, "-")
     return failed
 
 
@@ -95,9 +102,10 @@ def predict_file(
 def predict_labels(deployment: Deployment, case: Case) -> tuple[np.ndarray, Volume]:
     """Label values (*spatial) uint8 on the file's own grid, and the image as it is in the file."""
     task, training = deployment.setup.task, deployment.setup.training
-    prepared, volume = load_image(case, task)
-    logits = predict_logits(deployment.net, prepared.image, task, training, deployment.compute.device)
-    return labels_on(prepared.grid, logits, training).numpy(), volume
+    with memory_for(case):
+        prepared, volume = load_image(case, task)
+        logits = predict_logits(deployment.net, prepared.image, task, training, deployment.compute.device)
+        return labels_on(prepared.grid, logits, training).numpy(), volume
 
 
 def written_values(labels: np.ndarray, values: Mapping[int, int]) -> np.ndarray:

@@ -25,6 +25,7 @@ from tests.learn.imagery import (
     RGB,
     VOLUME,
     blob,
+    png_site,
     spec,
     spec_file,
     write_checkpoint,
@@ -153,3 +154,26 @@ def test_outputs_never_overwrite_each_other_or_the_image(
     before = a.read_bytes()
     assert main(["--spec", file, "-o", str(tmp_path / "a"), str(a)]) == EXIT_CONFIG
     assert a.read_bytes() == before
+
+
+def test_masks_of_0_and_255_give_masks_of_0_and_255(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = dataclasses.replace(GREY, label_map={255: 1})
+    site = png_site(tmp_path / "site", {"training": 2, "validation": 1})
+    for file in (site / "masks").iterdir():
+        write_png(file, np.asarray(Image.open(file)) * 255)
+    made = spec(site, task, data={"label_map_out": {}})
+    write_checkpoint(made, shift=0.3)
+    image = site / "images" / "validation_0.png"
+    arguments = ["--spec", spec_file(tmp_path, made), "-o", str(tmp_path / "out"), str(image)]
+    found = []
+    for out in ({}, {0: 7, 1: 300}):
+        changed = dataclasses.replace(made, data={**made.data, "label_map_out": out})
+        spec_file(tmp_path, changed)
+        assert main(arguments) == EXIT_OK
+        found.append(json.loads(capsys.readouterr().out))
+        written = set(np.unique(np.asarray(Image.open(tmp_path / "out" / "validation_0.png"))).tolist())
+        assert written and written <= ({7, 300} if out else {0, 255})
+    assert found[0]["values"] == {"0": 0, "1": 255} and found[1]["values"] == {"0": 7, "1": 300}
+    assert "note" not in found[0]
