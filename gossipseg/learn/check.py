@@ -190,9 +190,8 @@ class _Findings:
         for split in ("validation",) if makes_masks else ("training", "validation"):
             missing = [n for n in self._names.values() if not self._held[split][n]]
             if splits.counts[split] and missing and self._shapes:
-                out.append(
-                    f"no {split} case holds {', '.join(missing)}: the site cannot {split[:5]} this class"
-                )
+                what = {"training": "learn", "validation": "validate"}[split]
+                out.append(f"no {split} case holds {', '.join(missing)}: the site cannot {what} this class")
         if not any(c.label for c in splits.test):
             out.append(
                 "no labelled test cases: `gossipctl evaluate --split test` and report_test will not work"

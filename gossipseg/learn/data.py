@@ -85,7 +85,7 @@ class SiteData:
                 item = replace(item, truth=None)
             if params.cache and (split != "test" or spec.report_test):
                 data._items[split, index] = item
-        write_division(splits)
+        data.splits = write_division(splits)
         own_values.keep(Path(spec.state_dir), values)
         on_progress("data read", 1.0)
         return data

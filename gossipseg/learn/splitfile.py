@@ -38,6 +38,7 @@ PATIENTS_STAY_WHOLE = (
 )
 FILE = "splits.json"
 DRAWN, BY_HAND = "drawn", "by hand"
+_TO_BE_KEPT, _KEPT = "to be kept in", "kept in"
 _NAMED = 8
 
 
@@ -66,16 +67,18 @@ def written_in_folds(keep: Keep | None) -> bool:
         return False
 
 
-def write_division(splits: Splits) -> None:
+def write_division(splits: Splits) -> Splits:
     """Write the site's splits.json, where it is to change. For the training process, which alone does so.
 
-    Raises DiskFull, LocalError.
+    Returns the same splits, kept. Raises DiskFull, LocalError.
     """
     origin = splits.origin
     if origin.file is not None and origin.document is not None:
         make_directory(origin.file.parent)
         text = json.dumps(origin.document, indent=2, ensure_ascii=False)
         atomic_write(origin.file, f"{text}\n".encode())
+    told = origin.text.replace(_TO_BE_KEPT, _KEPT)
+    return replace(splits, origin=replace(origin, text=told, document=None))
 
 
 # ---------------------------------------------------------------- reading
@@ -209,7 +212,7 @@ def _origin(listing: Listing, keep: Keep | None, kept: _Kept | None, document: A
         return Origin("by hand", f"written by hand in {kept.file}{also}", kept.file, document)
     if keep is None:
         return Origin("drawn", f"drawn{also}")
-    where = "kept in" if kept is not None else "to be kept in"
+    where = _KEPT if kept is not None else _TO_BE_KEPT
     return Origin("drawn", f"drawn from the seed, {where} {keep.file}{also}", keep.file, document)
 
 

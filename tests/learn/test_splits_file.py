@@ -422,6 +422,7 @@ def test_the_worker_keeps_it_and_check_only_shows_it(tmp_path: Path) -> None:
     assert found["division"]["how"] == "drawn" and f"to be kept in {file}" in found["division"]["text"]
     assert not Path(made.state_dir).exists()
     splits = SiteData.open(made).splits
+    assert splits.origin.text == f"drawn from the seed, kept in {file}"
     kept = json.loads(file.read_text())
     assert {s: [c.id for c in splits.of(s)] for s in SPLITS} == {s: kept[s] for s in SPLITS}
     assert f", kept in {file}" in check.check(made)["division"]["text"]
