@@ -46,7 +46,7 @@ def blamed(before: Kills, after: Kills) -> str:
     """What became of a process that got SIGKILL in between."""
     if before.group is not None and after.group is not None:
         if after.group > before.group:
-            limit = f", limit {after.limit_bytes / 2**30:.1f} GiB" if after.limit_bytes else ""
+            limit = f", limit {after.limit_bytes / 2**30:.2g} GiB" if after.limit_bytes else ""
             return f"the kernel killed it for lack of memory (of its control group{limit}). {REMEDY}"
     elif before.machine is not None and after.machine is not None and after.machine > before.machine:
         return f"most likely the kernel killed it for lack of memory (on this machine, meanwhile). {REMEDY}"
