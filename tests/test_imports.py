@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
         "learn",
         "nets",
         "store",
+        "surroundings",
         "testbed.dataset",
         "testbed.plots",
         "testbed.presets",

@@ -19,7 +19,7 @@ from gossipseg.errors import GossipsegError
 from gossipseg.wire.listening import CannotListen
 
 FIRST_RETRY_S = 1.0
-MAX_RETRY_S = 30.0
+MAX_RETRY_S = 10.0
 TAKEN_PATIENCE_S = 15.0
 FIRST_ANSWER_S = 3.0
 """A name server that does not answer holds up the start for so long."""
