@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json as jsonlib
+import os
 import subprocess
 import sys
 import threading
@@ -21,6 +22,7 @@ import typer
 from gossipseg.ctl import context
 from gossipseg.ctl import output as out
 from gossipseg.errors import ConfigError
+from gossipseg.surroundings import named
 
 if TYPE_CHECKING:
     from gossipseg.config import Config
@@ -142,7 +144,8 @@ def run(
 def _run(command: Sequence[str], spec: str, errors: list[str]) -> tuple[int, str]:
     """Exit code and standard output; standard error is passed on, and its errors are added to `errors`."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    env = named(os.environ)
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env) as process:
         assert process.stdin and process.stdout and process.stderr
         reader = threading.Thread(target=_pass_on, args=(process.stderr, errors))
         reader.start()

@@ -37,6 +37,7 @@ _STYLES = {
     "failed": "red",
     "reverted": "red",
     "restarting": "red",
+    "waiting": "yellow",
 }
 
 

@@ -24,6 +24,7 @@ from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
 from gossipseg.core.node import NodeState, Setup
 from gossipseg.daemon import expiry, logs
+from gossipseg.daemon.listening import listen
 from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
 from gossipseg.daemon.recorder import Recorder
@@ -31,7 +32,7 @@ from gossipseg.daemon.reload import endpoints, listed_ids, load_trust, prepare
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.service import Service
 from gossipseg.daemon.snapshots import restore
-from gossipseg.daemon.worker import require_state_dir
+from gossipseg.daemon.worker import UNWELL, require_state_dir
 from gossipseg.discovery import MdnsDiscovery
 from gossipseg.errors import EXIT_OK, GossipsegError
 from gossipseg.store import DirectoryLock, EventLog, ModelStore, StateFile
@@ -132,6 +133,7 @@ class Daemon:
             if new.rekeyed:
                 self.runtime.spawn(self._announce_anew(self._mdns), "mdns")
         addresses = {s.name: s.address for s in new.config.others}
+        self.runtime.worker.try_again()
         self.runtime.inject(events.SitesChanged(addresses, new.rekeyed))
         self.runtime.note(
             "config_reloaded", sites=len(new.config.federation.sites), changes=list(new.changes)
@@ -263,15 +265,19 @@ class Daemon:
         if wanted.port is None:
             return
         exporter = Exporter(self.runtime, wanted.host, wanted.port, lambda: bool(service.reasons()))
-        await exporter.start()
         self.exporter = exporter
-        self.runtime.note("metrics_served", address=f"http://{wanted.host}:{exporter.port}/metrics")
+
+        async def start() -> None:
+            await exporter.start()
+            self.runtime.note("metrics_served", address=f"http://{wanted.host}:{exporter.port}/metrics")
+
+        await listen(self.runtime, "metrics", start)
 
     async def _keep_health(self) -> None:
         """Tell the health service what serves, at every change, and not too often."""
         while True:
             changed = self.runtime.changed
-            training = self.runtime.worker.status.state not in ("failed", "restarting")
+            training = self.runtime.worker.status.state not in UNWELL
             services = {health.ALL: True, health.CONTROL: True, health.PEER: True, health.TRAINING: training}
             await self.health.tell(services)
             await asyncio.sleep(HEALTH_INTERVAL_S)

@@ -29,16 +29,16 @@ from gossipseg import __version__, trust
 from gossipseg.core.types import MemberState, Phase
 from gossipseg.daemon.counters import LAG_BUCKETS_S
 from gossipseg.daemon.scrape import ScrapeServer
-from gossipseg.errors import LocalError
+from gossipseg.wire.listening import CannotListen, reason_of
 
 if TYPE_CHECKING:
     from gossipseg.daemon.runtime import Runtime
 
 LAG_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 5.0
-WORKER_STATES = ("starting", "ready", "training", "aggregating", "restarting", "failed", "stopped")
+WORKER_STATES = ("starting", "ready", "training", "aggregating", "waiting", "restarting", "failed", "stopped")
 COUNTED = ("sent", "received", "merged", "refused", "held", "kept_out", "reverted", "dropped")
-WARNINGS = ("worker", "state", "events", "store", "audit", "privacy")
+WARNINGS = ("worker", "state", "events", "store", "audit", "privacy", "listen", "metrics")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,9 @@ METRICS: dict[str, Described] = {
     "gossipseg_uptime_seconds": Described("gauge", "Since the daemon started."),
     "gossipseg_degraded": Described("gauge", "1 while `gossipctl status` names a reason for concern."),
     "gossipseg_warning": Described(
-        "gauge", "1 while this part (worker, state, events, store, audit, privacy) has a warning.", ("part",)
+        "gauge",
+        "1 while this part (worker, state, events, store, audit, privacy, listen, metrics) has a warning.",
+        ("part",),
     ),
     "gossipseg_phase": Described("gauge", "1 for the phase the site is in.", ("phase",)),
     "gossipseg_round": Described("gauge", "Rounds behind this site's model."),
@@ -253,16 +255,17 @@ class Exporter:
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen. Raises LocalError when the port is taken."""
+        """Listen. Raises CannotListen when the port is taken, or the address not there."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Scrape(self._runtime, self._degraded))
         ProcessCollector(registry=registry)
         try:
             self._server = await asyncio.to_thread(ScrapeServer, self._host, self._wanted_port, registry)
         except OSError as e:
-            raise LocalError(
+            raise CannotListen(
                 f"{self._host}:{self._wanted_port}: metrics cannot be served there: {e.strerror or e}. "
-                "Set another metrics.port in site.yaml, or leave it out."
+                "Set another metrics.port in site.yaml, or leave it out.",
+                reason_of(e),
             ) from e
         self._watch = asyncio.create_task(self._watch_lag())
 

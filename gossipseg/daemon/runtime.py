@@ -24,6 +24,7 @@ from gossipseg.daemon.counters import Counters
 from gossipseg.daemon.intake import Intake
 from gossipseg.daemon.journal import Journal
 from gossipseg.daemon.ledger import Ledger
+from gossipseg.daemon.listening import listen
 from gossipseg.daemon.manifests import Verifier
 from gossipseg.daemon.peer_calls import PeerCalls
 from gossipseg.daemon.promises import binding, unbound
@@ -98,8 +99,8 @@ class Runtime:
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Listen, start the worker, let the node begin. Raises LocalError when the port is taken."""
-        await self.transport.start(self.intake)
+        """Listen, start the worker, let the node begin. Raises CannotListen when that is of no use."""
+        await listen(self, "listen", lambda: self.transport.start(self.intake))
         self.spawn(self._perform_all())
         self.spawn(self.worker.hear())
         self.spawn(self.audit.run())

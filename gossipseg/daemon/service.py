@@ -19,6 +19,7 @@ from gossipseg.core.types import MemberState, Phase, Site, fingerprint
 from gossipseg.daemon import expiry
 from gossipseg.daemon.round_documents import rounds_doc, under_way
 from gossipseg.daemon.runtime import Runtime
+from gossipseg.daemon.worker import UNWELL
 from gossipseg.errors import GossipsegError
 from gossipseg.wire import documents as doc
 from gossipseg.wire.clocks import CLOCK_TOLERANCE_S, clock_text
@@ -214,7 +215,7 @@ class Service:
         """Why this site is not simply ok."""
         r = self._runtime
         reasons = []
-        if r.worker.status.state in ("failed", "restarting"):
+        if r.worker.status.state in UNWELL:
             reasons.append(f"training: {r.worker.status.state}: {r.worker.status.reason}")
         reasons.extend(r.training.warnings.values())
         for name, member in sorted(r.node.members.items()):

@@ -5,6 +5,8 @@ What must not: what a round means (core), or how it is trained (learn).
 
 A worker that dies or makes no progress is started again from its last checkpoint, later and later; after
 MAX_QUICK_DEATHS deaths without a finished round in between, training has failed and the site stays a member.
+Then it is tried again every FAILED_RETRY_S, and when an operator asks (`gossipctl reload`). While the data
+are away (a share that is not mounted) no worker is started, and no death is counted.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import contextlib
 import os
 import signal
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gossipseg import surroundings
+from gossipseg.daemon import memory_kills
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.params import WorkerSpec
@@ -27,6 +30,9 @@ from gossipseg.learn.params import WorkerSpec
 MAX_QUICK_DEATHS = 5
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
+FIRST_WAIT_S = 2.0
+"""For data that are away; doubled each time, up to MAX_BACKOFF_S."""
+FAILED_RETRY_S = 600.0
 MAX_SOCKET_PATH_BYTES = 107
 MAX_LOG_BYTES = 4 << 20
 """A larger worker.log is set aside as worker.1.log when a worker starts."""
@@ -34,6 +40,10 @@ LAST_WORDS_S = 2.0
 """How long the messages of a worker that has ended are still read."""
 UNREADY_STOP_S = 1.0
 """How long a worker that is not ready may take to stop: it has nothing to save, and imports may be slow."""
+UNREADY = ("starting", "waiting", "restarting", "failed")
+"""States in which a worker that runs has not got ready yet."""
+UNWELL = ("waiting", "restarting", "failed")
+"""States that are a reason for concern."""
 WORKER_COMMAND = (sys.executable, "-m", "gossipseg.learn.worker")
 
 
@@ -44,20 +54,29 @@ class Owner(Protocol):
 
     def on_worker_lost(self, reason: str, final: bool) -> None: ...
 
+    def on_worker_waiting(self, reason: str) -> None: ...
+
+
+async def _nothing() -> str:
+    return ""
+
 
 @dataclass(slots=True)
 class WorkerStatus:
     """What a user may see of the worker."""
 
     state: str = "starting"
-    """starting | ready | training | restarting | failed | stopped"""
+    """starting | ready | training | aggregating | waiting | restarting | failed | stopped"""
     pid: int | None = None
     restarts: int = 0
     reason: str = ""
 
 
 class WorkerSupervisor:
-    """Keeps one worker running. `clock` gives monotonic seconds; `command` is what is executed."""
+    """Keeps one worker running. `clock` gives monotonic seconds; `command` is what is executed.
+
+    `obstacle` says why no worker can be started now, or ""; `kills` reads the kernel's counters.
+    """
 
     def __init__(
         self,
@@ -69,11 +88,15 @@ class WorkerSupervisor:
         clock: Callable[[], float],
         command: Sequence[str] = WORKER_COMMAND,
         first_backoff_s: float = FIRST_BACKOFF_S,
+        first_wait_s: float = FIRST_WAIT_S,
+        obstacle: Callable[[], Awaitable[str]] = _nothing,
+        kills: Callable[[], memory_kills.Kills] = memory_kills.read,
     ) -> None:
         self.status = WorkerStatus()
+        self._first_wait_s, self._obstacle, self._kills = first_wait_s, obstacle, kills
         self._command, self._first_backoff_s = tuple(command), first_backoff_s
         self._spec, self._owner, self._clock = spec, owner, clock
-        self._wanted_path, self._socket_path = socket_path, short_enough(socket_path)
+        self._socket_path = socket_path
         self._stuck_after_s = stuck_after_s
         self._writer: asyncio.StreamWriter | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -84,7 +107,7 @@ class WorkerSupervisor:
         self._cause = ""
         """Why this site killed the worker; "" if it did not."""
         self._last_sign_of_life = clock()
-        self._quick_deaths = 0
+        self._quick_deaths = self._waits = 0
         self._wake, self._ended = asyncio.Event(), asyncio.Event()
 
     def send(self, message: jobs.ToWorker) -> None:
@@ -99,22 +122,54 @@ class WorkerSupervisor:
         self._last_sign_of_life = self._clock()
         self._writer.write(jobs.encode(message))
 
+    def try_again(self) -> None:
+        """Do not wait any longer before the next start: something may have been mended."""
+        if self.status.state in UNWELL:
+            self._quick_deaths = 0
+            self._wake.set()
+
     async def run(self) -> None:
-        """Start the worker and keep it running until `stop`, or until it has failed for good."""
+        """Start the worker and keep it running until `stop`."""
         self._running = True
+        folder = os.open(self._socket_path.parent, os.O_PATH | os.O_DIRECTORY)
         try:
-            self._socket_path.unlink(missing_ok=True)
-            self._server = await asyncio.start_unix_server(
-                self._connected, self._socket_path, limit=jobs.MAX_LINE_BYTES
-            )
-            self._socket_path.chmod(0o600)
+            self._server = await self._listening(folder)
             while not self._stopping:
-                reason = await self._one_life()
-                if self._stopping or not self._survives(reason):
-                    break
-                await self._pause_before_restart()
+                await self._live(folder)
         finally:
+            os.close(folder)
             self._ended.set()
+
+    async def _listening(self, folder: int) -> asyncio.Server:
+        self._socket_path.unlink(missing_ok=True)
+        address = socket_address(self._socket_path, folder)
+        server = await asyncio.start_unix_server(self._connected, address, limit=jobs.MAX_LINE_BYTES)
+        self._socket_path.chmod(0o600)
+        return server
+
+    async def _live(self, folder: int) -> None:
+        """One life of a worker, or one look whether there can be one, and the pause after it."""
+        if reason := await self._hindered():
+            self._wait(reason)
+        else:
+            reason = await self._one_life(folder)
+            if self._stopping:
+                return
+            self._died(reason)
+        await self._pause()
+
+    async def _hindered(self) -> str:
+        """Why no worker can be started now; "" at the stop too."""
+        asked = asyncio.ensure_future(self._obstacle())
+        while not (asked.done() or self._stopping):
+            woken = asyncio.create_task(self._wake.wait())
+            await asyncio.wait({asked, woken}, return_when=asyncio.FIRST_COMPLETED)
+            woken.cancel()
+            self._forget_wake()
+        if not self._stopping:
+            return asked.result()
+        asked.cancel()
+        return ""
 
     async def stop(self, timeout_s: float) -> None:
         """Ask the worker to checkpoint and exit; kill it when it has not by then.
@@ -126,7 +181,7 @@ class WorkerSupervisor:
         self.send(jobs.Stop())
         if self._writer is None:  # it has not been told what to do yet: there is nothing to save
             self._kill(self._process)
-        if self.status.state in ("starting", "restarting"):
+        if self.status.state in UNREADY:
             timeout_s = min(timeout_s, UNREADY_STOP_S)
         if self._running:
             try:
@@ -137,24 +192,14 @@ class WorkerSupervisor:
         if self._server is not None:
             self._server.close()
         self._socket_path.unlink(missing_ok=True)
-        if self._socket_path != self._wanted_path:
-            with contextlib.suppress(OSError):
-                self._socket_path.parent.rmdir()
         self.status.state, self.status.pid = "stopped", None
 
-    async def _one_life(self) -> str:
+    async def _one_life(self, folder: int) -> str:
         """Start a worker, wait for its end and its last words; returns why it ended."""
         self._fatal, self._busy, self._cause, self._conversation = None, False, "", None
-        env = {**os.environ, jobs.SOCKET_ENV: str(self._socket_path)}
-        log = Path(self._spec.state_dir) / "worker.log"
+        log, before = Path(self._spec.state_dir) / "worker.log", self._kills()
         try:
-            if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
-                log.replace(log.with_name("worker.1.log"))
-            with log.open("ab") as stderr:
-                self._process = process = await asyncio.create_subprocess_exec(
-                    *self._command, env=env, stdin=asyncio.subprocess.DEVNULL,
-                    stdout=stderr, stderr=stderr, start_new_session=True,
-                )  # fmt: skip
+            self._process = process = await self._start(folder, log)
         except OSError as e:  # no memory or no process left, a read-only disk: it may pass
             return f"the worker could not be started: {e}"
         if self._stopping:
@@ -168,40 +213,78 @@ class WorkerSupervisor:
         if self._conversation is not None:  # what it said last, its Fatal above all, may still be unread
             await asyncio.wait({self._conversation}, timeout=LAST_WORDS_S)
         self._writer, self.status.pid = None, None
-        return self._why(code, log)
+        return self._why(code, before, log)
 
-    def _why(self, code: int, log: Path) -> str:
+    async def _start(self, folder: int, log: Path) -> asyncio.subprocess.Process:
+        """A new worker, with a TMPDIR of its own: what one before it left there is removed."""
+        state_dir = Path(self._spec.state_dir)
+        await asyncio.to_thread(surroundings.empty_tmp, state_dir)
+        env = surroundings.of_worker(os.environ, state_dir)
+        env[jobs.SOCKET_ENV] = socket_address(self._socket_path, folder)
+        if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
+            log.replace(log.with_name("worker.1.log"))
+        with log.open("ab") as stderr:
+            return await asyncio.create_subprocess_exec(
+                *self._command, env=env, stdin=asyncio.subprocess.DEVNULL,
+                stdout=stderr, stderr=stderr, start_new_session=True, pass_fds=(folder,),
+            )  # fmt: skip
+
+    def _why(self, code: int, before: memory_kills.Kills, log: Path) -> str:
         if self._fatal is not None:
             return self._fatal.message
         if self._cause:
             return self._cause
-        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL:
+            how = memory_kills.blamed(before, self._kills())
+        else:
+            how = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
         return f"worker ended: {how}; last words: {last_line(log)}"
 
-    def _survives(self, reason: str) -> bool:
-        """Count the death; whether the worker will be started again.
+    def _died(self, reason: str) -> None:
+        """Count the death, and say whether it was the last for now.
 
         What it calls fatal ends it at its first start, where somebody watches. Later the cause may pass (a
-        file server that is away, a disk error): it is tried again like any other death.
+        disk error): it is tried again like any other death.
         """
+        if self._fatal is not None and self._fatal.kind == "away":
+            self._wait(reason)
+            return
         self._quick_deaths += 1
         hopeless = self._fatal is not None and (not self._was_ready or self._fatal.kind == "config")
         final = hopeless or self._quick_deaths >= MAX_QUICK_DEATHS
         self.status.state, self.status.reason = ("failed" if final else "restarting"), reason
         self._owner.on_worker_lost(reason, final)
-        return not final
 
-    async def _pause_before_restart(self) -> None:
-        self.status.restarts += 1
-        delay = min(MAX_BACKOFF_S, self._first_backoff_s * 2 ** (self._quick_deaths - 1))
+    def _wait(self, reason: str) -> None:
+        """Its data are away: no worker's fault. Told once, and when the reason changes."""
+        new = self.status.state != "waiting" or self.status.reason != reason
+        self._waits = 1 if self.status.state != "waiting" else self._waits + 1
+        self.status.state, self.status.reason = "waiting", reason
+        if new:
+            self._owner.on_worker_waiting(reason)
+
+    async def _pause(self) -> None:
+        match self.status.state:
+            case "waiting":
+                delay = min(MAX_BACKOFF_S, self._first_wait_s * 2 ** min(self._waits - 1, 16))
+            case "failed":
+                delay = FAILED_RETRY_S
+            case _:
+                delay = min(MAX_BACKOFF_S, self._first_backoff_s * 2 ** max(0, self._quick_deaths - 1))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), delay)
+        self._forget_wake()
+        self.status.restarts += not self._stopping and self.status.state != "waiting"
+
+    def _forget_wake(self) -> None:
+        if not self._stopping:
+            self._wake.clear()
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         """Kill a worker that is at work and has said nothing for too long."""
         while True:
             silent_s = self._clock() - self._last_sign_of_life
-            at_work = not self._paused and (self._busy or self.status.state in ("starting", "restarting"))
+            at_work = not self._paused and (self._busy or self.status.state in UNREADY)
             if at_work and silent_s > self._stuck_after_s:
                 self._cause = f"no progress for {silent_s:.0f} s, killed"
                 self._kill(process)
@@ -268,11 +351,22 @@ def last_line(log: Path, limit: int = 300) -> str:
     return lines[-1].strip()[-limit:] if lines else "none"
 
 
-def short_enough(path: Path) -> Path:
-    """The path itself, or one in a fresh private directory where it is too long for a unix socket."""
+def signal_name(number: int) -> str:
+    """Such as SIGSEGV; real-time signals have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def socket_address(path: Path, folder: int) -> str:
+    """The path itself, or through the open `folder` that it is in, where it is too long for a unix socket.
+
+    The child gets the folder under the same number: nothing outside the state directory is needed, or left.
+    """
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
-        return path
-    return Path(tempfile.mkdtemp(prefix="gossipseg-")) / path.name
+        return str(path)
+    return f"/proc/self/fd/{folder}/{path.name}"
 
 
 def require_state_dir(path: Path) -> None:

@@ -16,6 +16,7 @@ from gossipseg import config as configuration
 from gossipseg.core import effects, events
 from gossipseg.core.types import ModelKind, ModelRef
 from gossipseg.daemon import manifests
+from gossipseg.daemon.data_folder import DataFolder
 from gossipseg.daemon.intake import Intake
 from gossipseg.daemon.training import TrainingView
 from gossipseg.daemon.worker import WorkerStatus, WorkerSupervisor
@@ -23,7 +24,15 @@ from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError
 from gossipseg.learn import jobs
 from gossipseg.store import ModelStore
 
-_News = jobs.FromWorker | events.WorkerLost
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Waiting:
+    """No worker can be started now."""
+
+    reason: str
+
+
+_News = jobs.FromWorker | events.WorkerLost | _Waiting
 
 
 class Owner(Protocol):
@@ -63,6 +72,7 @@ class WorkerTalk:
             socket_path=socket_path,
             stuck_after_s=config.site.device.stuck_after_s,
             clock=time.monotonic,
+            obstacle=DataFolder(Path(config.site.data.path)).obstacle,
         )
         self._news: asyncio.Queue[_News] = asyncio.Queue()
         self._was_ready = False
@@ -75,6 +85,10 @@ class WorkerTalk:
     async def run(self) -> None:
         """Keep a worker running until `stop`, or until it has failed for good."""
         await self._supervisor.run()
+
+    def try_again(self) -> None:
+        """Start a worker now, if one is waited for: something may have been mended."""
+        self._supervisor.try_again()
 
     async def stop(self, grace_s: float) -> None:
         """Let the worker checkpoint and exit; all it said is in the queue when this returns."""
@@ -134,6 +148,10 @@ class WorkerTalk:
         self._training.begin("failed" if final else "restarting")
         self._news.put_nowait(events.WorkerLost(reason, final))
 
+    def on_worker_waiting(self, reason: str) -> None:
+        self._training.begin("waiting for the data")
+        self._news.put_nowait(_Waiting(reason))
+
     async def hear(self) -> None:
         """The worker's news in turn: its death must not overtake a round whose model is being taken in."""
         while True:
@@ -145,11 +163,14 @@ class WorkerTalk:
                     await self._round_done(news)
                 case jobs.AggregateDone():
                     await self._aggregate_done(news)
-                case jobs.Fatal(kind=kind, message=text) if not self._was_ready:
+                case jobs.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):
                     self._owner.note("worker_lost", reason=reason, final=final)
                     self._owner.inject(news)
+                case _Waiting(reason=reason):
+                    self._owner.note("worker_waiting", reason=reason)
+                    self._owner.inject(events.WorkerLost(reason, False))
             self._news.task_done()
 
     def _ready(self, message: jobs.Ready) -> None:

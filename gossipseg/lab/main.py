@@ -6,6 +6,7 @@ what a command does (compare.py, report.py).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import typer
 
 from gossipseg import console
 from gossipseg.lab import options
+from gossipseg.surroundings import named
 
 app = typer.Typer(
     name="gossiplab",
@@ -29,6 +31,7 @@ app = typer.Typer(
 @app.callback()
 def _gossiplab() -> None:
     """Compare algorithms on the data of several sites, all in one process."""
+    os.environ.update(named(os.environ))  # torch asks for the user's name
 
 
 @app.command()

@@ -24,7 +24,8 @@ SOCKET_ENV = "GOSSIPSEG_WORKER_SOCKET"
 """Environment variable with the path of the socket on which the daemon listens."""
 
 VisitOutcome = Literal["merged", "refused", "held", "kept_out"]
-FatalKind = Literal["config", "data", "local"]
+FatalKind = Literal["config", "data", "away", "local"]
+"""away: the data are not there now, and may come back by themselves."""
 Activity = Literal["training", "visit", "validation", "test"]
 WireSchema = dict[str, tuple[str, tuple[int, ...]]]
 """Name → (safetensors dtype such as "F16", shape) of every tensor of a wire model file."""

@@ -13,8 +13,16 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gossipseg.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, ConfigError, DataError, GossipsegError
-from gossipseg.learn import jobs
+from gossipseg.errors import (
+    EXIT_CONFIG,
+    EXIT_DATA,
+    EXIT_FAILED,
+    EXIT_OK,
+    ConfigError,
+    DataError,
+    GossipsegError,
+)
+from gossipseg.learn import jobs, presence
 from gossipseg.learn.link import Link, StopRequested
 
 if TYPE_CHECKING:
@@ -43,6 +51,7 @@ def main() -> int:
 
 
 def _serve(link: Link) -> int:
+    spec: WorkerSpec | None = None
     try:
         spec = _configured(link)
         link.send(jobs.Preparing("loading torch and MONAI", 0.0))
@@ -53,8 +62,13 @@ def _serve(link: Link) -> int:
         return EXIT_OK
     except GossipsegError as e:
         print(e, file=sys.stderr)
-        link.send(jobs.Fatal(_kind(e), str(e)))
+        link.send(_away(e, spec) or jobs.Fatal(_kind(e), str(e)))
         return e.exit_code
+    except OSError as e:  # of reading an image, while its share went away
+        if (fatal := _away(e, spec)) is None:
+            raise
+        link.send(fatal)
+        return EXIT_DATA
     except MemoryError as e:
         print(f"out of memory: {e}", file=sys.stderr)
         return EXIT_FAILED
@@ -79,6 +93,14 @@ def _kind(error: GossipsegError) -> jobs.FatalKind:
     if isinstance(error, ConfigError):
         return "config"
     return "data" if isinstance(error, DataError) else "local"
+
+
+def _away(error: Exception, spec: WorkerSpec | None) -> jobs.Fatal | None:
+    """Where the cause is that the data are not there now."""
+    if spec is None or isinstance(error, ConfigError):
+        return None
+    found = presence.behind(error, Path(str(spec.data.get("path", "."))))
+    return jobs.Fatal("away", presence.waiting(found)) if found else None
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from grpc import aio
 
 from gossipseg.core.messages import Reply, Request
 from gossipseg.core.types import ModelRef, Site
-from gossipseg.errors import ConfigError, LocalError, PeerError, PeerUnreachable, PeerUntrusted
+from gossipseg.errors import ConfigError, PeerError, PeerUnreachable, PeerUntrusted
 from gossipseg.trust import Identity, TrustList
 from gossipseg.wire import codec
 from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, split_address
@@ -24,6 +23,7 @@ from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_server import PeerServicer
 from gossipseg.wire.limits import PeerLimits
+from gossipseg.wire.listening import require_name, why_not
 from gossipseg.wire.outgoing import STALLED_TRIES, file_chunks
 from gossipseg.wire.pacing import Throttle
 from gossipseg.wire.params import CHUNK_BYTES
@@ -90,8 +90,9 @@ class GrpcTransport:
     # ------------------------------------------------------------ listening
 
     async def start(self, handler: Handler) -> None:
-        """Listen. Raises LocalError when the address is taken or is not this machine's."""
+        """Listen. Raises CannotListen, when the address is taken or not this machine's; try it again."""
         self._servicer.handler = handler
+        await require_name(self._listen)
         server = aio.server(options=server_options(), maximum_concurrent_rpcs=1024)
         server.add_generic_rpc_handlers((self._servicer.rpc_handlers(), self._servicer.health_handlers()))
         try:
@@ -101,7 +102,7 @@ class GrpcTransport:
                 credentials = server_credentials(self._own_identity, self._listed_certificates)
                 self._port = server.add_secure_port(self._listen, credentials)
         except RuntimeError as e:
-            raise LocalError(_cannot_listen(self._listen, e)) from e
+            raise why_not(self._listen, e) from e
         await server.start()
         self._server = server
 
@@ -308,22 +309,3 @@ async def _early_end(link: Link, call: aio.StreamUnaryCall, explain: Explain) ->
     except aio.AioRpcError as e:
         return await explain(e)
     return PeerUnreachable(link.site, "unreachable", "it ended the stream before all bytes were sent")
-
-
-def _cannot_listen(listen: str, error: Exception) -> str:
-    """Why the address cannot be listened on; gRPC does not say, so a plain socket is asked."""
-    host, port = split_address(listen)
-    reason = str(error)
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, proto) as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.bind(address)
-            s.listen()
-    except OSError as e:
-        reason = e.strerror or str(e)
-    return (
-        f"{listen}: this site cannot listen there: {reason}. If another process has port {port} "
-        f"(`ss -ltnp 'sport = :{port}'` names it), stop it or choose another port in site.yaml (listen); "
-        "the address must be one of this machine's."
-    )

@@ -71,7 +71,8 @@ async def test_what_a_site_shows(files: Federation) -> None:
 
 def test_every_part_that_warns_has_its_label() -> None:
     sources = (Path(metrics.__file__).parent).glob("*.py")
-    warned = {part for file in sources for part in re.findall(r'warn\("(\w+)"', file.read_text())}
+    calls = re.compile(r'(?:warn\(|listen\([\w.]+, )"(\w+)"')
+    warned = {part for file in sources for part in calls.findall(file.read_text())}
     assert warned == set(metrics.WARNINGS)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from gossipseg.daemon import worker
-from gossipseg.daemon.worker import MAX_QUICK_DEATHS, WorkerSupervisor, last_line, short_enough
+from gossipseg.daemon.memory_kills import Kills
+from gossipseg.daemon.worker import MAX_QUICK_DEATHS, WorkerSupervisor, last_line
 from gossipseg.learn import jobs
 
 PRELUDE = """
@@ -30,6 +31,13 @@ def done(n): say("RoundDone", round=n, steps=n, loss=None, terms={},
 """
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """What the owner was told of data that are away."""
+
+    reason: str
+
+
 @dataclass
 class Owner:
     """Notes what it is told, in order."""
@@ -43,6 +51,10 @@ class Owner:
 
     def on_worker_lost(self, reason: str, final: bool) -> None:
         self.heard.append((reason, final))
+        self.changed.set()
+
+    def on_worker_waiting(self, reason: str) -> None:
+        self.heard.append(Waiting(reason))
         self.changed.set()
 
     @property
@@ -75,8 +87,9 @@ async def supervised(
         "clock": time.monotonic,
         "command": (sys.executable, "-S", "-c", PRELUDE + script),
         "first_backoff_s": 0.01,
+        "spec": Spec(str(tmp_path)),
     }
-    supervisor = WorkerSupervisor(Spec(str(tmp_path)), owner, **{**given, **changes})  # type: ignore[arg-type]
+    supervisor = WorkerSupervisor(owner=owner, **{**given, **changes})
     running = asyncio.create_task(supervisor.run())
     try:
         yield supervisor, owner
@@ -230,11 +243,155 @@ async def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "worker.1.log").read_text() == "much too long a text"
 
 
-def test_last_line_and_long_paths(tmp_path: Path) -> None:
+class Share:
+    """A data folder that is away so many times, or until somebody mounts it."""
+
+    def __init__(self, times: float = 0) -> None:
+        self.times, self.looks = times, 0
+
+    async def obstacle(self) -> str:
+        self.looks += 1
+        return "data.path /mnt/nas is not there" if self.looks <= self.times else ""
+
+
+async def test_while_the_data_are_away_no_worker_is_started_and_nobody_gives_up(tmp_path: Path) -> None:
+    share = Share(3 * MAX_QUICK_DEATHS)
+    changes = {"obstacle": share.obstacle, "first_wait_s": 1e-6}
+    async with supervised(tmp_path, "hear(); ready(); hear()", **changes) as (supervisor, owner):
+        await owner.until(lambda: owner.heard)
+        assert owner.heard == [Waiting("data.path /mnt/nas is not there")], "told once"
+        assert supervisor.status.state == "waiting" and "/mnt/nas" in supervisor.status.reason
+        assert supervisor.status.pid is None
+        await owner.until(lambda: owner.of(jobs.Ready))
+        assert owner.deaths == [] and supervisor.status.restarts == 0 and supervisor.status.reason == ""
+        assert share.looks == share.times + 1 and len(owner.of(Waiting)) == 1
+
+
+async def test_pauses_grow_and_end_when_an_operator_asks(tmp_path: Path) -> None:
+    share = Share(1)
+    changes = {"obstacle": share.obstacle, "first_wait_s": 3600.0}
+    async with supervised(tmp_path, "hear(); ready(); hear()", **changes) as (supervisor, owner):
+        await owner.until(lambda: owner.of(Waiting))
+        supervisor.try_again()
+        await owner.until(lambda: owner.of(jobs.Ready))
+
+
+async def test_a_stop_while_waiting_is_quick(tmp_path: Path) -> None:
+    async def never() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    for obstacle in (never, Share(9).obstacle):
+        async with supervised(tmp_path, "", obstacle=obstacle, first_wait_s=3600.0) as (supervisor, _):
+            await asyncio.sleep(0)
+            begin = time.monotonic()
+            await supervisor.stop(60.0)
+            assert time.monotonic() - begin < 10
+
+
+async def test_data_that_go_away_later_are_waited_for_and_count_as_no_death(tmp_path: Path) -> None:
+    script = "hear(); ready(); hear(); say('Fatal', kind='away', message='gone'); os._exit(65)"
+    lives = MAX_QUICK_DEATHS + 2
+    async with supervised(tmp_path, script, first_wait_s=0.01) as (supervisor, owner):
+        for life in range(1, lives):
+            await owner.until(lambda n=life: len(owner.of(jobs.Ready)) == n)  # type: ignore[misc]
+            supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: len(owner.of(Waiting)) >= lives - 1)
+        assert owner.deaths == [] and set(owner.of(Waiting)) == {Waiting("gone")}
+
+
+async def test_data_that_are_away_at_the_first_start_are_waited_for(tmp_path: Path) -> None:
+    script = "hear(); say('Fatal', kind='away', message='images is empty'); os._exit(65)"
+    async with supervised(tmp_path, script, first_wait_s=3600.0) as (supervisor, owner):
+        await owner.until(lambda: owner.of(Waiting))
+        assert supervisor.status.state == "waiting" and owner.deaths == []
+
+
+async def test_failed_training_is_tried_again_slowly_and_when_an_operator_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"os._exit(3) if not os.path.exists({str(tmp_path / 'mended')!r}) else (hear(), ready(), hear())"
+    async with supervised(tmp_path, script) as (supervisor, owner):
+        await owner.until(lambda: len(owner.deaths) == MAX_QUICK_DEATHS)
+        assert owner.deaths[-1][1] and supervisor.status.state == "failed"
+        supervisor.try_again()
+        await owner.until(lambda: len(owner.deaths) == 2 * MAX_QUICK_DEATHS)
+        assert owner.deaths[-1][1]
+        (tmp_path / "mended").touch()
+        supervisor.try_again()
+        await owner.until(lambda: owner.of(jobs.Ready))
+        assert supervisor.status.state == "ready" and supervisor.status.reason == ""
+    monkeypatch.setattr(worker, "FAILED_RETRY_S", 0.01)
+    (tmp_path / "mended").unlink()
+    async with supervised(tmp_path, script) as (_, owner):
+        await owner.until(lambda: len(owner.deaths) == MAX_QUICK_DEATHS + 3)
+        assert all(final for _, final in owner.deaths[MAX_QUICK_DEATHS - 1 :])
+
+
+@pytest.mark.parametrize(
+    ("counters", "says"),
+    [((4, 5), "the kernel killed it for lack of memory"), ((4, 4), "killed by SIGKILL (by somebody")],
+)
+async def test_a_death_by_sigkill_names_memory_where_the_kernel_does(
+    tmp_path: Path, counters: tuple[int, int], says: str
+) -> None:
+    numbers = iter(counters)
+    script = "hear(); print('last', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    kills = lambda: Kills(next(numbers, 9))  # noqa: E731
+    async with supervised(tmp_path, script, kills=kills, first_backoff_s=3600.0) as (_, owner):
+        await owner.until(lambda: owner.deaths)
+        assert says in owner.deaths[0][0] and "last words: last" in owner.deaths[0][0]
+
+
+async def test_who_was_killed_here_is_not_said_to_lack_memory(tmp_path: Path) -> None:
+    numbers = iter(range(100))
+    script = "hear(); ready(); hear(); signal.pause()"
+    changes = {"kills": lambda: Kills(next(numbers)), "stuck_after_s": 0.4, "first_backoff_s": 3600.0}
+    async with supervised(tmp_path, script, **changes) as (supervisor, owner):
+        await owner.until(lambda: owner.of(jobs.Ready))
+        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.deaths)
+        assert owner.deaths[0][0].startswith("no progress for")
+
+
+async def test_a_worker_has_a_tmp_of_its_own_that_does_not_outlive_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    script = (
+        "import tempfile; old = os.listdir(os.environ['TMPDIR']); made = tempfile.mkdtemp()\n"
+        "hear(); say('Preparing', activity=f'{old} {os.path.dirname(made)}', fraction=0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    async with supervised(tmp_path, script) as (_, owner):
+        await owner.until(lambda: len(owner.deaths) == MAX_QUICK_DEATHS)
+        said = {message.activity for message in owner.of(jobs.Preparing)}
+        assert said == {f"[] {tmp_path / 'tmp'}"}
+
+
+@pytest.mark.parametrize("name", ["d" * 120, "Universitätsklinikum-放射線科" * 5, "Küche 1"])
+async def test_a_long_or_foreign_path_needs_nothing_outside_the_state_directory(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    for key in ("LANG", "LC_ALL"):
+        monkeypatch.setenv(key, "C")
+    folder = tmp_path / name / "state"
+    folder.mkdir(parents=True)
+    script = "hear(); ready(); hear()"
+    spec: Any = Spec(str(folder))
+    async with supervised(tmp_path, script, socket_path=folder / "worker.sock", spec=spec) as (_, owner):
+        await owner.until(lambda: owner.of(jobs.Ready) or owner.deaths)
+        assert owner.deaths == [] and (folder / "worker.sock").is_socket()
+        assert (folder / "worker.sock").stat().st_mode & 0o777 == 0o600
+    assert not (folder / "worker.sock").exists() and (folder / "worker.log").exists()
+
+
+def test_signals_without_a_name() -> None:
+    assert worker.signal_name(11) == "SIGSEGV" and worker.signal_name(40) == "signal 40"
+
+
+def test_last_line(tmp_path: Path) -> None:
     assert last_line(tmp_path / "none") == "none"
     (tmp_path / "log").write_text("first\nlast words\n\n")
     assert last_line(tmp_path / "log") == "last words"
-    assert short_enough(tmp_path / "s") == tmp_path / "s"
-    short = short_enough(tmp_path / ("d" * 120) / "w.sock")
-    assert len(str(short)) < 100
-    short.parent.rmdir()

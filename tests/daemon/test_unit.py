@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gossipseg import trust
+from gossipseg import errors, trust
+from gossipseg.wire.listening import cannot_listen
 from tests.e2e.federation import federation
 
 UNIT = Path(__file__).parents[2] / "systemd" / "gossipsegd.service"
@@ -48,6 +50,28 @@ def test_the_unit_keeps_what_the_design_promises() -> None:
     active = [line for line in text.splitlines() if not line.startswith("#")]
     for breaks_cuda in ("MemoryDenyWriteExecute", "PrivateDevices", "ProcSubset"):
         assert not any(line.startswith(breaks_cuda) for line in active)
+
+
+def test_the_unit_gives_up_for_what_does_not_mend_itself_alone() -> None:
+    (prevented,) = settings("RestartPreventExitStatus")
+    never = {int(code) for code in prevented.split()}
+    assert never == {errors.EXIT_USAGE, errors.EXIT_DATA, errors.EXIT_CONFIG}
+    assert settings("StartLimitIntervalSec") == ["0"] and not settings("StartLimitBurst"), "never given up"
+    assert settings("Restart") == ["on-failure"]
+    passing = (errors.EXIT_FAILED, errors.EXIT_IO, errors.EXIT_TEMPFAIL)
+    assert not never & set(passing)
+
+
+def test_every_end_of_the_daemon_is_of_one_kind_or_the_other() -> None:
+    """What may pass is started again, what an operator must mend is not: by the classes of errors.py."""
+    never = {int(code) for code in settings("RestartPreventExitStatus")[0].split()}
+    mends = {e: e.exit_code not in never for e in (errors.ConfigError, errors.DataError, errors.LocalError)}
+    assert list(mends.values()) == [False, False, True]
+    late, taken, refused = (
+        cannot_listen("192.0.2.7:443", OSError(number, "x"))
+        for number in (errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EACCES)
+    )
+    assert [e.exit_code in never for e in (late, taken, refused)] == [False, False, True]
 
 
 @pytest.fixture

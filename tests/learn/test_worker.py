@@ -179,7 +179,8 @@ def test_after_a_restart_it_says_at_once_which_model_is_deployed(data: Path, tmp
     ("spec_change", "kind", "code", "says"),
     [
         ({"network": {"name": "sanett"}}, "config", EXIT_CONFIG, "sanet"),
-        ({"data": {"path": "/nowhere"}}, "data", EXIT_DATA, "/nowhere"),
+        ({"data": {"path": "/nowhere"}}, "away", EXIT_DATA, "/nowhere"),
+        ({"data": {"path": "/etc", "list": "passwd"}}, "data", EXIT_DATA, "passwd"),
         ({"device": {"device": "cuda:99"}}, "local", 1, "CUDA"),
     ],
 )

@@ -25,7 +25,7 @@ class MemberCounts:
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
     state: str = "starting"
-    """starting | ready | training | aggregating | restarting | failed | stopped"""
+    """starting | ready | training | aggregating | waiting | restarting | failed | stopped"""
     pid: int | None = None
     restarts: int = 0
     reason: str = ""

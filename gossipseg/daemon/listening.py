@@ -1,0 +1,99 @@
+"""Listening on an address that may come late: at boot, with a VPN, with a name that does not resolve yet.
+
+What belongs here: trying again, and saying so. What must not: why it fails (wire.listening), what is served.
+
+The daemon runs meanwhile: it answers gossipctl, trains, and calls its peers. A port that somebody else has
+may be left in a moment, by a daemon that is going down; after TAKEN_PATIENCE_S it ends this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol
+
+from gossipseg.daemon.training import TrainingView
+from gossipseg.errors import GossipsegError
+from gossipseg.wire.listening import CannotListen
+
+FIRST_RETRY_S = 1.0
+MAX_RETRY_S = 10.0
+TAKEN_PATIENCE_S = 15.0
+FIRST_ANSWER_S = 3.0
+"""A name server that does not answer holds up the start for so long."""
+
+Start = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Owner(Protocol):
+    """Whose addresses they are, as the runtime is."""
+
+    training: TrainingView
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str = "task") -> None: ...
+
+    def note(self, event: str, **fields: Any) -> None: ...
+
+    def tell_watchers(self) -> None: ...
+
+    def fail(self, error: GossipsegError) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Time:
+    """The clock and the pauses, replaced in tests."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+
+
+async def listen(owner: Owner, part: str, start: Start, time: Time | None = None) -> None:
+    """Start listening, or go on trying beside all else: `part` then has a warning in status.
+
+    Raises CannotListen where trying again is of no use.
+    """
+    attempt = asyncio.ensure_future(start())
+    await asyncio.wait({attempt}, timeout=FIRST_ANSWER_S)
+    if attempt.done():
+        error = attempt.exception()
+        if error is None:
+            return
+        if not isinstance(error, CannotListen) or error.why == "refused":
+            raise error
+    owner.spawn(_keep_trying(owner, part, start, attempt, time or Time()), f"listen {part}")
+
+
+async def _keep_trying(
+    owner: Owner, part: str, start: Start, attempt: asyncio.Future[None], time: Time
+) -> None:
+    began, delay, why = time.now(), FIRST_RETRY_S, ""
+    if not attempt.done():
+        _say(owner, part, f"{part}: the address is being looked up; the name server has not answered yet")
+    while True:
+        try:
+            await attempt
+            break
+        except CannotListen as error:
+            if error.why != why:
+                began, delay, why = time.now(), FIRST_RETRY_S, error.why
+            over = why == "taken" and time.now() - began > TAKEN_PATIENCE_S
+            if why == "refused" or over:
+                owner.fail(error)
+                return
+            _say(owner, part, f"{error} Trying again.")
+        await time.sleep(delay)
+        delay = min(2 * delay, MAX_RETRY_S) if why == "late" else FIRST_RETRY_S
+        attempt = asyncio.ensure_future(start())
+    owner.training.warn(part, "")
+    owner.note("listening", part=part, reason=f"after {time.now() - began:.0f} s")
+    owner.tell_watchers()
+
+
+def _say(owner: Owner, part: str, text: str) -> None:
+    """Once, and when it changes."""
+    if owner.training.warnings.get(part) != text:
+        owner.training.warn(part, text)
+        owner.note("cannot_listen", part=part, reason=text)
+        owner.tell_watchers()
