@@ -15,6 +15,8 @@ PACKAGE = ROOT / "gossipseg"
 # part → the parts it may import, beside itself. `*.params` modules are open to everybody.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "homes": {"errors"},
+    "yamlbounds": {"errors"},
     "console": {"errors"},
     "core": {"errors"},
     "algos": {"core.types", "errors"},
@@ -25,7 +27,10 @@ ALLOWED: dict[str, set[str]] = {
     "learn": {"algos", "nets", "core.types", "store", "errors"},
     "wire": {"core", "errors", "trust", "certificates"},
     "discovery": {"core", "errors"},
-    "config": {"core", "errors", "trust", "certificates", "learn.flips", "wire.addresses", "wire.pacing"},
+    "config": {
+        *("core", "errors", "trust", "certificates", "learn.flips", "wire.addresses", "wire.pacing"),
+        *("homes", "yamlbounds"),
+    },
     "testbed": {"config", "trust", "wire.control", "wire.documents", "store", "errors"},
     "daemon": {
         "certificates",
@@ -53,6 +58,8 @@ ALLOWED: dict[str, set[str]] = {
         "wire",
     },
     "ctl": {
+        "homes",
+        "yamlbounds",
         "config",
         "console",
         "discovery",

@@ -218,6 +218,9 @@ discovery:
 log:
   format: text                    # text or json
   level: info                     # debug, info, warning or error
+  # file: null                    # beside standard error, to this file, too
+  # file_max_bytes: 10485760      # begun anew at this size; FILE.1 is the one before
+  # file_count: 5                 # so many are kept
 
 metrics:                          # for Prometheus, on this machine alone (docs/monitoring.md)
   # port: null                    # such as 9464; null: off
