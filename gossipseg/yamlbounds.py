@@ -1,9 +1,9 @@
 """How large a YAML file may be, looked at before anything is made of it.
 
-What belongs here: size, depth, aliases. What must not: what the keys mean, pydantic (quick commands read files,
-too). A few hundred bytes of aliases stand
-for gigabytes of values, a list may hold itself, and 100,000 brackets overflow the C stack of the composer; so
-the parser's events, which nest in nothing, are counted first.
+What belongs here: size, depth, aliases. What must not: what the keys mean, pydantic (quick commands read
+files, too). A few hundred bytes of aliases stand for gigabytes of values, a list may hold itself, and 100,000
+brackets overflow the C stack of the composer; so the parser's events, which nest in nothing, are counted
+first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_BYTES = 4 << 20
 """Of a file. A list of a thousand sites with two certificates each is half of that."""
 MAX_DEPTH = 50
 """Sections within sections, aliases followed."""
-MAX_VALUES = 200_000
+MAX_VALUES = 100_000
 """Keys and values, those behind an alias counted at each place it is used."""
 MAX_TAGGED = 200
 """Characters of a value with a tag of its own: some tags take time that grows with the square of it."""
@@ -68,7 +68,7 @@ def read_bounded(path: Path) -> bytes:
 
 
 def check_bounds(text: str) -> None:
-    """Raises TooLarge, or yaml.YAMLError where the text is no YAML at all. Takes time in line with the text."""
+    """Raises TooLarge, or yaml.YAMLError where the text is no YAML. Takes time in line with the text."""
     if len(text) > MAX_BYTES:
         raise TooLarge(f"holds more than {MAX_BYTES} characters", "Check that it is the right file.")
     loader = _Loader(text)
@@ -109,8 +109,8 @@ def _walk(loader: Any) -> None:
             _add(open_, size, line)
 
 
-def _alias(anchor: str, known: dict[str, _Size | None], line: int) -> _Size:
-    size = known.get(anchor, _Size())  # an unknown one is the composer's to name
+def _alias(anchor: str | None, known: dict[str, _Size | None], line: int) -> _Size:
+    size = known.get(anchor or "", _Size())  # an unknown one is the composer's to name
     if size is None:
         raise TooLarge(
             f"line {line}: *{anchor} stands within &{anchor}, so it would hold itself", "Remove it."

@@ -996,10 +996,8 @@ def test_dump_reads_as_yaml_with_every_default(folder: Path) -> None:
 
 def bomb(first: str, of: str, levels: int = 9) -> str:
     """Each level is nine of the one before."""
-    lines = [f"x0: &x0 {first}"]
-    for i in range(1, levels + 1):
-        lines.append(f"x{i}: &x{i} " + of.format(", ".join([f"*x{i - 1}"] * 9)))
-    return "\n".join(lines) + "\n"
+    above = [f"x{i}: &x{i} " + of.format(", ".join([f"*x{i - 1}"] * 9)) for i in range(1, levels + 1)]
+    return "\n".join([f"x0: &x0 {first}", *above]) + "\n"
 
 
 BOMBS = {
@@ -1020,7 +1018,7 @@ BOMBS = {
     ),
     "sixties": ("x: !!int " + "1:" * 5000 + "1\n", "a value with a tag"),
     "size": ("# " + "x" * (5 << 20) + "\n", "is larger than"),
-    "many": ("x: [" + "a, " * 300_000 + "]\n", "200000 values"),
+    "many": ("x: [" + "a, " * 120_000 + "]\n", "100000 values"),
 }
 
 
@@ -1117,7 +1115,6 @@ def test_what_an_image_says_of_itself_is_a_warning(
         ("METRICS_PORT", "`GOSSIPSEG_METRICS__PORT`"),
         ("FOO__BAR", "Known keys here"),
         ("SERVICE__HOST", "`device`"),
-        ("VERSION__X", ""),
     ],
 )
 def test_what_was_meant_for_gossipseg_is_an_error(folder: Path, name: str, remedy: str) -> None:
