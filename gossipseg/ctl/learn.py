@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gossipseg.children import environment, python_module
 from gossipseg.ctl import context
 from gossipseg.ctl import output as out
 from gossipseg.errors import ConfigError
@@ -85,7 +86,7 @@ def _export_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 def command_line(module: str, arguments: Sequence[str]) -> list[str]:
     """How a learn module is started; it reads its WorkerSpec as JSON from standard input."""
-    return [sys.executable, "-m", f"gossipseg.learn.{module}", "--spec", "-", *arguments]
+    return [*python_module("gossipseg.ends"), f"gossipseg.learn.{module}", "--spec", "-", *arguments]
 
 
 def spec_json(config: Config) -> str:
@@ -123,7 +124,9 @@ def run(
 def _run(command: Sequence[str], spec: str, errors: list[str]) -> tuple[int, str]:
     """Exit code and standard output; standard error is passed on, and its errors are added to `errors`."""
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment()
+    ) as process:
         assert process.stdin and process.stdout and process.stderr
         reader = threading.Thread(target=_pass_on, args=(process.stderr, errors))
         reader.start()

@@ -13,13 +13,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gossipseg.children import environment, python_module
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.params import WorkerSpec
@@ -34,7 +34,7 @@ LAST_WORDS_S = 2.0
 """How long the messages of a worker that has ended are still read."""
 UNREADY_STOP_S = 1.0
 """How long a worker that is not ready may take to stop: it has nothing to save, and imports may be slow."""
-WORKER_COMMAND = (sys.executable, "-m", "gossipseg.learn.worker")
+WORKER_COMMAND = python_module("gossipseg.learn.worker")
 
 
 class Owner(Protocol):
@@ -145,7 +145,7 @@ class WorkerSupervisor:
     async def _one_life(self) -> str:
         """Start a worker, wait for its end and its last words; returns why it ended."""
         self._fatal, self._busy, self._cause, self._conversation = None, False, "", None
-        env = {**os.environ, jobs.SOCKET_ENV: str(self._socket_path)}
+        env = environment(**{jobs.SOCKET_ENV: str(self._socket_path)})
         log = Path(self._spec.state_dir) / "worker.log"
         try:
             if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
