@@ -40,7 +40,7 @@ def run(program: str, command: Callable[[], Any], *, as_json: bool, interrupted:
         silence_stdout()
         return EXIT_FAILED
     except OSError as e:
-        if why := stdout_failure():
+        if why := stdout_failure(e):
             return report(program, why, EXIT_IO, type(e).__name__, False)
         return _unexpected(program, e, as_json)
     except Exception as e:

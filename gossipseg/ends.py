@@ -8,6 +8,7 @@ commands. Each program's main module is imported within, so that no import ends 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -124,15 +125,23 @@ def open_streams() -> None:
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)), "utf-8")
 
 
-def stdout_failure() -> str:
-    """Why standard output takes nothing, or nothing. Then it is replaced: Python flushes it once more at its
-    end, and would complain."""
+_OF_STREAMS = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO, errno.EFBIG, errno.EAGAIN)
+
+
+def stdout_failure(error: BaseException | None = None) -> str:
+    """Why standard output takes nothing, or nothing; `error` is what was raised while something was printed.
+
+    Then it is replaced: Python flushes it once more at its end, and would complain.
+    """
     try:
         sys.stdout.flush()
     except OSError as e:
-        silence_stdout()
-        return f"standard output cannot be written: {e.strerror}"
-    return ""
+        error = e
+    else:  # a failed flush may have thrown away what it could not write; our own files have names
+        if not isinstance(error, OSError) or error.filename is not None or error.errno not in _OF_STREAMS:
+            return ""
+    silence_stdout()
+    return f"standard output cannot be written: {error.strerror}"
 
 
 def silence_stdout() -> None:

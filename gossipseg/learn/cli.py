@@ -54,7 +54,7 @@ def _unexpected(error: Exception) -> int:
     if is_out_of_memory(error):
         kind = type(error).__name__
         text = f"not enough memory ({kind}). Give the process more, or work on fewer or smaller images."
-    elif why := stdout_failure():
+    elif why := stdout_failure(error):
         text, code = f"{why}.", EXIT_IO
     elif os.environ.get("GOSSIPCTL_TRACEBACK"):
         raise error
