@@ -117,7 +117,8 @@ def setup(form: str, level: str, file: RotatingFile | None = None) -> None:
     logging.basicConfig(level=level.upper(), handlers=handlers, force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     for record in held:
-        logging.getLogger(record.name).handle(record)
+        if (logger := logging.getLogger(record.name)).isEnabledFor(record.levelno):
+            logger.handle(record)
 
 
 def capture_stderr() -> None:

@@ -225,8 +225,8 @@ class Runtime:
 
     async def _perform(self, effect: effects.Effect) -> None:
         match effect:
-            case effects.Persist():
-                await self._persist()
+            case effects.Persist(snapshot=snapshot):
+                await self._persist(snapshot)
             case effects.Request(id=id_, body=body) if self._unsaved and binding(body):
                 self.inject(events.RequestFailed(id_, "unreachable", "this site's state cannot be saved"))
             case effects.Request():
@@ -248,8 +248,8 @@ class Runtime:
 
     # ------------------------------------------------------------ the disk
 
-    async def _persist(self) -> None:
-        snapshot = self._saves.next()
+    async def _persist(self, own: effects.Snapshot) -> None:
+        snapshot = self._saves.next(own)
         if snapshot is None:  # a newer one, which holds all of this, was written in its place
             return
         try:

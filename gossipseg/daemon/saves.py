@@ -37,13 +37,13 @@ class Saves:
         """A Persist was put into the queue."""
         self._asked, self._newest = self._asked + 1, snapshot
 
-    def next(self) -> effects.Snapshot | None:
-        """The turn of a Persist: what to write, or None where it is written already."""
+    def next(self, own: effects.Snapshot) -> effects.Snapshot | None:
+        """The turn of a Persist with this snapshot: what to write, or None where it is written already."""
         self._taken += 1
         if self._taken <= self._begun:
             return None
         self._begun, self._writing = self._asked, True
-        return self._newest
+        return self._newest or own
 
     def done(self, snapshot: effects.Snapshot) -> None:
         """It is on disk, or the disk refused it."""
