@@ -16,6 +16,7 @@ PACKAGE = ROOT / "gossipseg"
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "children": set(),
+    "templates": set(),
     "homes": {"errors"},
     "yamlbounds": {"errors"},
     "console": {"errors", "ends"},
@@ -63,6 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "wire",
     },
     "ctl": {
+        "templates",
         "children",
         "homes",
         "yamlbounds",
