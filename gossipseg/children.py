@@ -17,6 +17,16 @@ def python_module(module: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", module)
 
 
+def directory() -> str | None:
+    """Where a child starts: here, but for a working directory that was removed, in which torch's MKL ends the
+    process."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except OSError:
+        return "/"
+    return None
+
+
 def environment(**more: str) -> dict[str, str]:
     """This process's environment for a child, with `more` on top."""
     return safe(os.environ) | more

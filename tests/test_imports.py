@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "wire",
     },
     "lab": {
+        "homes",
         "algos",
         "children",
         "config",

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gossipseg.children import environment, python_module
+from gossipseg.children import directory, environment, python_module
 from gossipseg.ctl import context
 from gossipseg.ctl import output as out
 from gossipseg.errors import ConfigError
@@ -125,7 +125,7 @@ def _run(command: Sequence[str], spec: str, errors: list[str]) -> tuple[int, str
     """Exit code and standard output; standard error is passed on, and its errors are added to `errors`."""
     pipe = subprocess.PIPE
     with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment()
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=directory()
     ) as process:
         assert process.stdin and process.stdout and process.stderr
         reader = threading.Thread(target=_pass_on, args=(process.stderr, errors))

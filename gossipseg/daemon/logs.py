@@ -121,6 +121,12 @@ def setup(form: str, level: str, file: RotatingFile | None = None) -> None:
             logger.handle(record)
 
 
+def release() -> None:
+    """Put out what is held, as text, where the configuration was never read."""
+    if not _outlets:
+        setup("text", "info")
+
+
 def capture_stderr() -> None:
     """What libraries and Python itself print to stderr goes the same way: it would block like a log line."""
     global _replaced

@@ -367,11 +367,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(args)
     except GossipsegError as e:
+        logs.release()
         logs.say(f"gossipsegd: {e}")
         return e.exit_code
     except KeyboardInterrupt:
         return EXIT_OK
     except Exception as e:
+        logs.release()
         log.critical("gossipsegd must end", exc_info=e, extra={"event": "internal_error"})
         logs.say(f"gossipsegd: {in_words(e)}")
         return EXIT_FAILED

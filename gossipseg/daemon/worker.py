@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from gossipseg.children import environment, python_module
+from gossipseg.children import directory, environment, python_module
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn.params import WorkerSpec
@@ -152,7 +152,7 @@ class WorkerSupervisor:
                 log.replace(log.with_name("worker.1.log"))
             with log.open("ab") as stderr:
                 self._process = process = await asyncio.create_subprocess_exec(
-                    *self._command, env=env, stdin=asyncio.subprocess.DEVNULL,
+                    *self._command, env=env, cwd=directory(), stdin=asyncio.subprocess.DEVNULL,
                     stdout=stderr, stderr=stderr, start_new_session=True,
                 )  # fmt: skip
         except OSError as e:  # no memory or no process left, a read-only disk: it may pass

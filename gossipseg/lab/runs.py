@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from gossipseg.children import environment, python_module
+from gossipseg.children import directory, environment, python_module
 from gossipseg.errors import ConfigError, GossipsegError, LocalError
 from gossipseg.lab.plans import RunPlan
 from gossipseg.lab.progress import Display
@@ -148,6 +148,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
+                cwd=directory(),
                 env=environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"),
             )
         assert self._process.stdin is not None and self._process.stdout is not None

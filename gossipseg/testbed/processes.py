@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gossipseg.children import python_module, safe
+from gossipseg.children import directory, python_module, safe
 from gossipseg.errors import LocalError
 from gossipseg.store import atomic_write
 from gossipseg.testbed.layout import Layout, SiteFolder
@@ -74,6 +74,7 @@ def start(site: SiteFolder) -> DaemonProcess:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_environment(),
+            cwd=directory(),
             start_new_session=True,
         )
     return DaemonProcess(site.name, child.pid, _born(child.pid), site.log, child)

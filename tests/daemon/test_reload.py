@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from gossipseg import trust
+from gossipseg.config import Config
 from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
 from gossipseg.core.types import payload
+from gossipseg.daemon import main as daemon_main
 from gossipseg.daemon.main import remembered
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.store import EventLog, StateFile
@@ -64,6 +69,43 @@ async def test_a_changed_contract_is_refused_and_changes_nothing(files: Federati
         await daemon.reload()
     assert daemon.trust is daemon.runtime.intake.verifier is before
     assert [e["event"] for e in daemon.runtime.events.tail(2)] == ["config_refused"] * 2
+    await daemon.transport.close()
+
+
+async def test_files_are_read_beside_the_event_loop(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share that does not answer holds up the reload, and nothing else; two reloads take turns."""
+    daemon, answers, asked = daemon_of(files), threading.Event(), asyncio.Event()
+    loop, read, at_once = asyncio.get_running_loop(), daemon_main.load_config, []
+
+    def slow(args: argparse.Namespace) -> Config:
+        at_once.append(threading.get_ident())
+        loop.call_soon_threadsafe(asked.set)
+        assert answers.wait(30)
+        return read(args)
+
+    monkeypatch.setattr(daemon_main, "load_config", slow)
+    first, second = (asyncio.create_task(daemon.reload()) for _ in range(2))
+    await asked.wait()  # the loop turns
+    assert len(at_once) == 1 and threading.get_ident() not in at_once
+    answers.set()
+    assert await first == await second == ()
+    assert len(at_once) == 2
+    await daemon.transport.close()
+
+
+async def test_a_list_that_is_more_than_it_looks_changes_nothing(files: Federation) -> None:
+    daemon = daemon_of(files)
+    path = files["north"].folder / "peers.yaml"
+    bomb = "x0: &x0 [a]\n" + "".join(f"x{i}: &x{i} [{f'*x{i - 1}, ' * 9}]\n" for i in range(1, 10))
+    good = path.read_text()
+    for text in (bomb, "x: &a [*a]\n", "x: " + "[" * 100_000):
+        path.write_text(good + text)
+        with pytest.raises(ConfigError, match=r"peers\.yaml"):
+            await daemon.reload()
+    path.write_text(good)
+    assert await daemon.reload() == ()
     await daemon.transport.close()
 
 
