@@ -97,7 +97,7 @@ async def test_files_are_read_beside_the_event_loop(
 
 async def test_a_list_that_is_more_than_it_looks_changes_nothing(files: Federation) -> None:
     daemon = daemon_of(files)
-    path = files["north"].folder / "peers.yaml"
+    path = files.root / "peers.yaml"
     bomb = "x0: &x0 [a]\n" + "".join(f"x{i}: &x{i} [{f'*x{i - 1}, ' * 9}]\n" for i in range(1, 10))
     good = path.read_text()
     for text in (bomb, "x: &a [*a]\n", "x: " + "[" * 100_000):
