@@ -56,6 +56,9 @@ def _run(program: str, module: str, interrupted: int) -> int:
         return code if isinstance(code, int) else EXIT_OK
     except KeyboardInterrupt:
         return interrupted
+    except SystemExit as e:  # --version and --help have only printed so far
+        code = e.code if isinstance(e.code, int) else EXIT_OK if e.code is None else EXIT_FAILED
+        return end_of_output(program, code)
     except Exception as e:
         if os.environ.get(f"{program.upper()}_TRACEBACK"):
             raise

@@ -1152,6 +1152,15 @@ def test_a_certificate_of_a_user_that_is_not_there(folder: Path) -> None:
     assert refused(folder).key == "sites.0.certificate"
 
 
+def test_a_certificate_file_that_never_ends(folder: Path) -> None:
+    for name, words in (("/dev/zero", "is larger than"), ("pipe", "is a pipe")):
+        if name == "pipe":
+            os.mkfifo(folder / name)
+        (folder / "peers.yaml").write_text(replaced(PEERS, "certs/north.pem", name))
+        error = refused(folder)
+        assert error.key == "sites.0.certificate" and words in error.problem, str(error)
+
+
 def test_the_log_file_is_beside_site_yaml(folder: Path) -> None:
     (folder / "site.yaml").write_text(SITE + "log: {file: logs/site.log, file_count: 2}\n")
     log = load(folder).site.log

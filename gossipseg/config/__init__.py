@@ -45,6 +45,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.homes import absolute, expanded
 from gossipseg.learn.flips import resolve
 from gossipseg.learn.params import WorkerSpec
+from gossipseg.yamlbounds import TooLarge, read_bounded
 
 __all__ = [
     "ENV_PREFIX",
@@ -295,10 +296,11 @@ def _inline_certificates(site: ListedSite, index: int, source: Source) -> Listed
 
 def _certificate_file(file: Path, site: ListedSite, key: str, source: Source) -> str:
     try:
-        text = file.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as e:
+        text = read_bounded(file).decode("ascii")
+    except (OSError, UnicodeDecodeError, TooLarge) as e:
+        why = getattr(e, "strerror", None) or getattr(e, "problem", None) or e
         raise source.error(
-            f"the certificate file cannot be read: {getattr(e, 'strerror', None) or e}",
+            f"the certificate file cannot be read: {why}",
             key,
             str(file),
             f"Put {site.name}'s cert.pem there, or paste its text.",

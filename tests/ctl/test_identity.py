@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import re
 import stat
+import subprocess
 import typing
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 import yaml
 
 from gossipseg import config, templates, trust
+from gossipseg.children import python_module
 from gossipseg.config.files import SiteFile
 from gossipseg.ctl.identity import site_yaml
 from gossipseg.templates import SOURCES
@@ -51,6 +55,17 @@ def test_init_overwrites_nothing(ctl: Any, tmp_path: Path, existing: str) -> Non
     assert str(path) in result.err and "not overwritten" in result.err
     assert path.read_text() == "precious"
     assert sorted(tmp_path.rglob("*")) == before, "and writes nothing else"
+
+
+def test_variables_that_set_nothing_are_told_once_and_not_on_stdout(tmp_path: Path) -> None:
+    for name in ("peers.yaml", "site.yaml"):
+        (tmp_path / name).write_text((ROOT / "peers.yaml").read_text())
+    (tmp_path / "site.yaml").write_text("site: north\ndata: {path: x}\n")
+    env = {**os.environ, "GOSSIPSEG_HOME": "/opt", "GOSSIPSEG_SERVICE_HOST": "10.0.0.1"}
+    command = [*python_module("gossipseg.ctl.main"), "config", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and json.loads(done.stdout)["kind"] == "config"
+    assert done.stderr == ("environment variable GOSSIPSEG_HOME sets nothing: site.yaml has no key 'home'\n")
 
 
 @pytest.mark.parametrize("name", SOURCES)
