@@ -57,9 +57,7 @@ def run(
     ("shell", "why"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
 )
 def test_an_output_that_takes_nothing(program: str, arguments: list[str], shell: str, why: str) -> None:
-    env = {
-        k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"
-    }
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     done = run(program, *arguments, shell=shell, env=env)
     assert done.returncode == EXIT_IO, done.stderr
     assert done.stderr == f"{program}: standard output cannot be written: {why}\n"
