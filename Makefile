@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint types check protos bench clean
+.PHONY: demo test test-faults lint types check protos templates bench clean
 
 demo: $(STAMP)
 	$(BIN)/gossipctl demo --out build/demo
@@ -27,6 +27,10 @@ bench: $(STAMP)
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/gossipseg/wire/*.proto
+
+# The copies that a wheel carries; a test compares them.
+templates:
+	cp peers.yaml systemd/gossipsegd.service docs/monitoring/alerts.yaml gossipseg/templates/
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@ What belongs here: what gossipctl and gossiplab have in common at their ends. Wh
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,9 +16,8 @@ from typing import Any
 
 import typer
 
-from gossipseg.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, GossipsegError
-
-EXIT_INTERRUPTED = 130
+from gossipseg.ends import EXIT_INTERRUPTED, code_of, in_words, silence_stdout, stdout_failure
+from gossipseg.errors import EXIT_FAILED, EXIT_IO, EXIT_OK, EXIT_USAGE, GossipsegError
 
 
 def run(program: str, command: Callable[[], Any], *, as_json: bool, interrupted: str = "") -> int:
@@ -36,10 +36,13 @@ def run(program: str, command: Callable[[], Any], *, as_json: bool, interrupted:
         return report(program, str(e), e.exit_code, type(e).__name__, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(program, interrupted)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        silence_stdout()
         return EXIT_FAILED
+    except OSError as e:
+        if why := stdout_failure(e):
+            return report(program, why, EXIT_IO, type(e).__name__, False)
+        return _unexpected(program, e, as_json)
     except Exception as e:
         return _unexpected(program, e, as_json)
 
@@ -48,8 +51,12 @@ def report(program: str, message: str, code: int, error: str, as_json: bool) -> 
     """An error for a person, and beside it one for a program that asked for JSON; returns the code."""
     if as_json:
         document = {"schema": 1, "kind": "error", "error": error, "message": message, "exit_code": code}
-        print(json.dumps(document, ensure_ascii=False), flush=True)
-    print(f"{program}: {message}", file=sys.stderr)
+        try:
+            print(json.dumps(document, ensure_ascii=False), flush=True)
+        except OSError:  # the error itself is told below, and its code stands
+            silence_stdout()
+    with contextlib.suppress(OSError):  # nobody is left to be told
+        print(f"{program}: {message}", file=sys.stderr)
     return code
 
 
@@ -85,5 +92,7 @@ def _unexpected(program: str, error: Exception, as_json: bool) -> int:
     variable = f"{program.upper()}_TRACEBACK"
     if os.environ.get(variable):
         raise error
-    text = f"failed unexpectedly: {type(error).__name__}: {error}. Set {variable}=1 and try again."
-    return report(program, text, EXIT_FAILED, type(error).__name__, as_json)
+    text = in_words(error)
+    if not isinstance(error, OSError | MemoryError):
+        text += f" With {variable}=1 it shows where."
+    return report(program, text, code_of(error), type(error).__name__, as_json)

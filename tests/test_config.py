@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import dataclasses
 import json
+import os
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ import yaml
 from gossipseg import config, trust
 from gossipseg.config import ranges
 from gossipseg.config.files import FederationFile, SiteFile
+from gossipseg.config.reading import parse_yaml
 from gossipseg.errors import EXIT_CONFIG, ConfigError
+from gossipseg.yamlbounds import check_bounds
 
 ROOT = Path(__file__).parent.parent
 
@@ -986,6 +989,182 @@ def test_dump_reads_as_yaml_with_every_default(folder: Path) -> None:
     assert shown["federation"]["task"]["labels"] == {0: "background", 1: "vessel"}
     assert shown["federation"]["sites"][0]["certificate"] == "1 certificate(s)"
     assert shown["site"]["disk_reserve_bytes"] == 256 << 20
+
+
+# ---------------------------------------------------------------- more than it looks
+
+
+def bomb(first: str, of: str, levels: int = 9) -> str:
+    """Each level is nine of the one before."""
+    above = [f"x{i}: &x{i} " + of.format(", ".join([f"*x{i - 1}"] * 9)) for i in range(1, levels + 1)]
+    return "\n".join([f"x0: &x0 {first}", *above]) + "\n"
+
+
+BOMBS = {
+    "lists": (bomb("[a, a, a, a, a, a, a, a, a]", "[{}]"), "written out"),
+    "merges": (bomb("{k: 1}", "{{<<: [{}]}}"), "written out"),
+    "values": (bomb("[a]", "{{a: *x0, b: [{}]}}"), "written out"),
+    "text": ("x: &x " + "t" * 100_000 + "\ny: [" + "*x, " * 50 + "]\n", "written out"),
+    "itself": ("x: &a [*a]\n", "hold itself"),
+    "itself, deeper": ("x: &a {b: [1, {c: *a}]}\n", "hold itself"),
+    "itself, merged": ("x: &a {<<: *a}\n", "hold itself"),
+    "brackets": ("x: " + "[" * 100_000 + "]" * 100_000 + "\n", "nested more than"),
+    "braces": ("x: " + "{a: " * 5000 + "1" + "}" * 5000 + "\n", "nested more than"),
+    "lines": ("x:\n" + "".join(" " * i + "a:\n" for i in range(1, 400)), "nested more than"),
+    "dashes": ("x: \n  " + "- " * 5000 + "a\n", "nested more than"),
+    "a chain of aliases": (
+        "x0: &x0 [a]\n" + "".join(f"x{i}: &x{i} [*x{i - 1}]\n" for i in range(1, 200)),
+        "nested more than",
+    ),
+    "sixties": ("x: !!int " + "1:" * 5000 + "1\n", "a value with a tag"),
+    "size": ("# " + "x" * (5 << 20) + "\n", "is larger than"),
+    "many": ("x: [" + "a, " * 120_000 + "]\n", "100000 values"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("file", ["peers.yaml", "site.yaml"])
+def test_a_file_that_is_more_than_it_looks_is_refused_at_once(folder: Path, file: str, name: str) -> None:
+    text, words = BOMBS[name]
+    (folder / file).write_text((PEERS if file == "peers.yaml" else SITE) + text)
+    error = refused(folder)
+    assert error.file == folder / file and words in error.problem, str(error)
+
+
+@pytest.mark.parametrize("name", [n for n in BOMBS if n != "size"])
+def test_so_is_an_override(folder: Path, name: str) -> None:
+    text, words = BOMBS[name]
+    for keywords in ({"env": {"GOSSIPSEG_TRANSFERS": text}}, {"overrides": {"transfers": text}}):
+        error = refused(folder, **keywords)
+        assert words in error.problem and error.key == "transfers" and "transfers" in str(error.file).lower()
+
+
+def test_a_key_of_a_hundred_thousand_sections(folder: Path) -> None:
+    deep = ".".join(["a"] * 100_000)
+    assert "sections deep" in refused(folder, overrides={deep: "1"}).problem
+    variable = "GOSSIPSEG_" + deep.upper().replace(".", "__")
+    assert "sections deep" in refused(folder, env={variable: "1"}).problem
+
+
+def test_aliases_that_save_typing_are_read(folder: Path) -> None:
+    text = "training: &t {batch_size: 3}\nwire: &w {dtype: float16}\n"
+    (folder / "peers.yaml").write_text(PEERS + text)
+    assert load(folder).federation.training.batch_size == 3
+    merged = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]\n")
+    assert merged["b"] == {"x": 1, "y": 3} and merged["c"] == [merged["a"]] * 2
+
+
+def test_a_thousand_sites_fit(folder: Path, certificates: dict[str, str]) -> None:
+    pem = certificates["north"]
+    site = f"  - name: s\n    address: h:1\n    certificate: [{json.dumps(pem)}, {json.dumps(pem)}]\n"
+    check_bounds("sites:\n" + site * 1000)
+
+
+def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    (folder / "peers.yaml").unlink()
+    os.mkfifo(folder / "peers.yaml")
+    assert "is a pipe" in refused(folder).problem
+
+
+# ---------------------------------------------------------------- the environment of others
+
+OF_KUBERNETES = {
+    "GOSSIPSEG_PORT": "tcp://10.0.0.1:7443",
+    "GOSSIPSEG_SERVICE_HOST": "10.0.0.1",
+    "GOSSIPSEG_SERVICE_PORT": "7443",
+    "GOSSIPSEG_SERVICE_PORT_PEER_LINK": "7443",
+    "GOSSIPSEG_PORT_7443_TCP": "tcp://10.0.0.1:7443",
+    "GOSSIPSEG_PORT_7443_TCP_PROTO": "tcp",
+    "GOSSIPSEG_PORT_7443_TCP_PORT": "7443",
+    "GOSSIPSEG_PORT_7443_TCP_ADDR": "10.0.0.1",
+    "GOSSIPSEG_PORT_5353_UDP": "udp://10.0.0.1:5353",
+    "GOSSIPSEG_METRICS_SERVICE_HOST": "10.0.0.2",
+    "GOSSIPSEG_METRICS_SERVICE_PORT": "9464",
+    "GOSSIPSEG_METRICS_PORT": "tcp://10.0.0.2:9464",
+    "GOSSIPSEG_METRICS_PORT_9464_TCP_ADDR": "10.0.0.2",
+    "GOSSIPSEG_PEERS_SERVICE_HOST": "10.0.0.3",
+}
+
+
+def test_what_kubernetes_gives_every_pod_is_ignored(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert load(folder, env=OF_KUBERNETES) == load(folder)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "name", ["VERSION", "HOME", "IMAGE", "GIT_SHA", "NAME", "USER", "ROOT", "BUILD_DATE"]
+)
+def test_what_an_image_says_of_itself_is_a_warning(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(config, "_told", set())
+    for _ in range(2):
+        assert load(folder, env={f"GOSSIPSEG_{name}": "0.1.0"}) == load(folder)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and f"GOSSIPSEG_{name} sets nothing" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("LISTN", "`listen`"),
+        ("ROUND", "`rounds`"),
+        ("DEVICES", "`device`"),
+        ("DEVICE_THREADS", "`GOSSIPSEG_DEVICE__THREADS`"),
+        ("LOG_LEVEL", "`GOSSIPSEG_LOG__LEVEL`"),
+        ("METRICS_PORT", "`GOSSIPSEG_METRICS__PORT`"),
+        ("FOO__BAR", "Known keys here"),
+        ("SERVICE__HOST", "`device`"),
+    ],
+)
+def test_what_was_meant_for_gossipseg_is_an_error(folder: Path, name: str, remedy: str) -> None:
+    error = refused(folder, env={f"GOSSIPSEG_{name}": "1"})
+    assert f"environment variable GOSSIPSEG_{name}" in str(error), str(error)
+    assert remedy in error.remedy, error.remedy
+
+
+def test_the_version_of_a_file_is_still_checked(folder: Path) -> None:
+    (folder / "site.yaml").write_text(SITE + "version: 2\n")
+    assert refused(folder, env={"GOSSIPSEG_VERSION": "1"}).key == "version"
+
+
+# ---------------------------------------------------------------- homes that are nobody's
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("state_dir: ~nosuch/state", "state_dir"),
+        ("peers: ~nosuch/peers.yaml", "peers"),
+        ("control_socket: ~nosuch/s", "control_socket"),
+        ("identity: {key: ~nosuch/key.pem}", "identity.key"),
+        ("log: {file: ~nosuch/log}", "log.file"),
+    ],
+)
+def test_a_path_of_a_user_that_is_not_there(folder: Path, line: str, key: str) -> None:
+    (folder / "site.yaml").write_text(SITE + line + "\n")
+    error = refused(folder)
+    assert (error.key, error.file) == (key, str(folder / "site.yaml")) and "home directory" in error.problem
+
+
+def test_a_certificate_of_a_user_that_is_not_there(folder: Path) -> None:
+    (folder / "peers.yaml").write_text(replaced(PEERS, "certs/north.pem", "~nosuch/north.pem"))
+    assert refused(folder).key == "sites.0.certificate"
+
+
+def test_a_certificate_file_that_never_ends(folder: Path) -> None:
+    for name, words in (("/dev/zero", "is larger than"), ("pipe", "is a pipe")):
+        if name == "pipe":
+            os.mkfifo(folder / name)
+        (folder / "peers.yaml").write_text(replaced(PEERS, "certs/north.pem", name))
+        error = refused(folder)
+        assert error.key == "sites.0.certificate" and words in error.problem, str(error)
+
+
+def test_the_log_file_is_beside_site_yaml(folder: Path) -> None:
+    (folder / "site.yaml").write_text(SITE + "log: {file: logs/site.log, file_count: 2}\n")
+    log = load(folder).site.log
+    assert (log.file, log.file_count, log.file_max_bytes) == (str(folder / "logs/site.log"), 2, 10 << 20)
 
 
 # ---------------------------------------------------------------- the example at the root

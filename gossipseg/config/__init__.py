@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from gossipseg.algos.params.common import settings
+from gossipseg.config.environment import ENV_PREFIX, RESERVED_ENV, read_environment
 from gossipseg.config.files import (
     SITE_NAME_PATTERN,
     Config,
@@ -27,17 +29,8 @@ from gossipseg.config.files import (
     MetricsParams,
     SiteFile,
 )
-from gossipseg.config.problems import nearest, takes_text, validate
-from gossipseg.config.reading import (
-    ENV_PREFIX,
-    FILE_VERSION,
-    RESERVED_ENV,
-    Source,
-    env_overrides,
-    read_mapping,
-    read_text,
-    set_dotted,
-)
+from gossipseg.config.problems import keys_of, nearest, takes_text, validate
+from gossipseg.config.reading import FILE_VERSION, Source, read_mapping, read_text, set_dotted
 from gossipseg.config.rules import (
     check_budget,
     check_federation,
@@ -49,8 +42,10 @@ from gossipseg.config.rules import (
 from gossipseg.core.params import MEMBERSHIP_PRESETS, membership_preset
 from gossipseg.core.types import fingerprint
 from gossipseg.errors import ConfigError
+from gossipseg.homes import absolute, expanded
 from gossipseg.learn.flips import resolve
 from gossipseg.learn.params import WorkerSpec
+from gossipseg.yamlbounds import TooLarge, read_bounded
 
 __all__ = [
     "ENV_PREFIX",
@@ -74,6 +69,10 @@ __all__ = [
     "read_text",
     "worker_spec",
 ]
+
+
+log = logging.getLogger(__name__)
+_told: set[str] = set()
 
 
 def load_federation(path: Path, *, text: str | None = None) -> FederationFile:
@@ -122,7 +121,7 @@ def load(
         check_loopback(site, source, federation, peers)
     else:
         _check_certificates_given(federation, peers)
-    return Config(federation, site, peers.path, path.absolute())
+    return Config(federation, site, peers.path, absolute(path))
 
 
 def dump(config: Config) -> str:
@@ -222,7 +221,7 @@ def _site(
     path: Path, overrides: Mapping[str, str] | None, env: Mapping[str, str] | None
 ) -> tuple[SiteFile, Source]:
     raw = read_mapping(path)
-    settings = env_overrides(os.environ if env is None else env)
+    settings = _environment(os.environ if env is None else env)
     settings |= {key: (text, f"flag for {key}") for key, text in (overrides or {}).items()}
     for key, (value, origin) in settings.items():
         set_dotted(raw, key, value, origin, is_text=takes_text(SiteFile, key))
@@ -230,8 +229,19 @@ def _site(
     source = Source(path, raw, {key: origin for key, (_, origin) in settings.items()})
     site: SiteFile = validate(SiteFile, source)
     check_site(site, source)
-    site = _absolute(site, path)
-    return site, source
+    return _absolute(site, source), source
+
+
+def _environment(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Dotted key → text and origin. What sets nothing, and may have been meant to, is told once a process."""
+    if not any(name.startswith(ENV_PREFIX) and name not in RESERVED_ENV for name in env):
+        return {}  # the keys of site.yaml take a moment to list
+    settings = read_environment(env, keys_of(SiteFile))
+    for text in settings.warnings:
+        if text not in _told:
+            _told.add(text)
+            log.warning("%s", text)
+    return settings.overrides
 
 
 def _drop_empty(kind: type, raw: dict[str, Any]) -> None:
@@ -272,7 +282,7 @@ def _inline_certificates(site: ListedSite, index: int, source: Source) -> Listed
     texts = []
     for text in filter(None, (t.strip() for t in given)):
         if "-----BEGIN" not in text:
-            text = _certificate_file(source.path.parent / Path(text).expanduser(), site, key, source)
+            text = _certificate_file(source.path.parent / expanded(text, key, source.path), site, key, source)
         texts.append(text if text.endswith("\n") else text + "\n")
     if len(texts) > 2:
         raise source.error(
@@ -286,10 +296,11 @@ def _inline_certificates(site: ListedSite, index: int, source: Source) -> Listed
 
 def _certificate_file(file: Path, site: ListedSite, key: str, source: Source) -> str:
     try:
-        text = file.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as e:
+        text = read_bounded(file).decode("ascii")
+    except (OSError, UnicodeDecodeError, TooLarge) as e:
+        why = getattr(e, "strerror", None) or getattr(e, "problem", None) or e
         raise source.error(
-            f"the certificate file cannot be read: {getattr(e, 'strerror', None) or e}",
+            f"the certificate file cannot be read: {why}",
             key,
             str(file),
             f"Put {site.name}'s cert.pem there, or paste its text.",
@@ -334,17 +345,19 @@ def _check_certificates_given(federation: FederationFile, source: Source) -> Non
             )
 
 
-def _absolute(site: SiteFile, path: Path) -> SiteFile:
-    base = path.absolute().parent
+def _absolute(site: SiteFile, source: Source) -> SiteFile:
+    base = absolute(source.path).parent
 
-    def fix(p: str) -> str:
-        return str(base / Path(p).expanduser())
+    def fix(text: str, key: str) -> str:
+        return str(base / expanded(text, key, source.place(key)))
 
+    key, certificate = site.identity.key, site.identity.certificate
     return dataclasses.replace(
         site,
-        peers=fix(site.peers),
-        state_dir=fix(site.state_dir),
-        identity=IdentityPaths(fix(site.identity.key), fix(site.identity.certificate)),
-        data=dataclasses.replace(site.data, path=fix(site.data.path)),
-        control_socket=fix(site.control_socket) if site.control_socket else None,
+        peers=fix(site.peers, "peers"),
+        state_dir=fix(site.state_dir, "state_dir"),
+        identity=IdentityPaths(fix(key, "identity.key"), fix(certificate, "identity.certificate")),
+        data=dataclasses.replace(site.data, path=fix(site.data.path, "data.path")),
+        control_socket=fix(site.control_socket, "control_socket") if site.control_socket else None,
+        log=dataclasses.replace(site.log, file=fix(site.log.file, "log.file") if site.log.file else None),
     )

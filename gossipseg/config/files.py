@@ -91,12 +91,18 @@ class DiscoveryParams:
 
 @dataclass(frozen=True)
 class LogParams:
-    """What the daemon writes to its standard error."""
+    """What the daemon writes to its standard error, and, where one is named, to a file."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "info"
+    file: str | None = None
+    """The same lines once more, here; FILE.1 is the one before, and so on."""
+    file_max_bytes: int = 10 << 20
+    """The file is begun anew at this size."""
+    file_count: int = 5
+    """Files kept, the one that is written to among them."""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,12 @@ def adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+@cache
+def keys_of(kind: Any) -> frozenset[str]:
+    """Dotted keys of a file, two levels deep."""
+    return frozenset(_all_keys(kind))
+
+
 def takes_text(kind: Any, key: str) -> bool:
     """Whether the field at a dotted key holds text."""
     *parents, last = key.split(".")
@@ -90,7 +96,7 @@ def _translate(e: ValidationError, kind: Any, source: Source) -> ConfigError:
         shown.append("name")
     key = ".".join(shown)
     if first["type"] in _UNKNOWN:
-        return source.error("unknown key", key, None, _unknown_remedy(shown, loc, kind))
+        return source.unknown(key, _unknown_remedy(shown, loc, kind))
     value = first.get("input")
     if first["type"].startswith(("missing", "union_tag_not_found")):
         return source.error("this key is missing", key, None, _missing_remedy(first))

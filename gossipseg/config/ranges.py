@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from gossipseg.config.files import FederationFile, MetricsParams, SiteFile
+from gossipseg.config.files import FederationFile, LogParams, MetricsParams, SiteFile
 from gossipseg.config.reading import Source
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams
 from gossipseg.learn.params import (
@@ -143,6 +143,7 @@ RANGES: dict[type, dict[str, Range]] = {
         "history_min": COUNT,
         "history_kept": COUNT,
     },
+    LogParams: {"file_max_bytes": Range(10_000), "file_count": COUNT},
     MetricsParams: {"port": Range(0, 65535)},
     WireParams: {"max_model_bytes": COUNT},
     TransferParams: {"max_bytes_per_s": Range(1000)},

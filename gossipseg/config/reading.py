@@ -1,6 +1,7 @@
 """YAML text to plain values, and the overrides of environment and flags on top of them.
 
-What belongs here: encodings, YAML errors, duplicate keys, dotted keys. What must not: what the keys mean.
+What belongs here: encodings, YAML errors, duplicate keys, dotted keys. What must not: what the keys mean,
+how large a document may be (yamlbounds.py), which variables count (environment.py).
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from gossipseg.errors import ConfigError
-
-ENV_PREFIX = "GOSSIPSEG_"
-RESERVED_ENV = frozenset({"GOSSIPSEG_DATA", "GOSSIPSEG_WORKER_SOCKET", "GOSSIPSEG_CONFIG"})
-"""Variables that mean something else than a key of site.yaml."""
+from gossipseg.yamlbounds import MAX_DEPTH, TooLarge, check_bounds, read_bounded
 
 FILE_VERSION = 1
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -57,8 +55,17 @@ class Source:
         self, problem: str, key: str | None = None, value: object = None, remedy: str = ""
     ) -> ConfigError:
         """A ConfigError that names the variable or flag where the value came from one, else the file."""
-        place = self.overridden.get(key or "", str(self.path))
-        return ConfigError(problem, file=place, key=key, value=value, remedy=remedy)
+        return ConfigError(problem, file=self.place(key), key=key, value=value, remedy=remedy)
+
+    def place(self, key: str | None) -> str:
+        """Where the value of a key comes from."""
+        return self.overridden.get(key or "", str(self.path))
+
+    def unknown(self, key: str, remedy: str) -> ConfigError:
+        """The error about a key that is none; FOO__BAR=1 sets foo.bar, and foo is what is unknown."""
+        within = (origin for name, origin in self.overridden.items() if name.startswith(f"{key}."))
+        place = self.overridden.get(key) or next(within, str(self.path))
+        return ConfigError("unknown key", file=place, key=key, remedy=remedy)
 
     def given(self, key: str) -> Any:
         """The value as it was written, or None where the key is not there."""
@@ -99,7 +106,8 @@ def _refuse_duplicates(node: Any, prefix: str = "") -> None:
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain values of one YAML document. Raises yaml.YAMLError or _DuplicateKey."""
+    """Plain values of one YAML document. Raises yaml.YAMLError, TooLarge or _DuplicateKey."""
+    check_bounds(text)
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -112,7 +120,9 @@ def parse_yaml(text: str) -> Any:
 def read_text(path: Path) -> str:
     """The file as UTF-8 text (a byte-order mark is dropped). Raises ConfigError."""
     try:
-        data = path.read_bytes()
+        data = read_bounded(path)
+    except TooLarge as e:
+        raise ConfigError(e.problem, file=path, remedy=e.remedy) from None
     except FileNotFoundError:
         raise ConfigError(
             "no such file",
@@ -152,6 +162,8 @@ def read_mapping(path: Path, text: str | None = None) -> dict[str, Any]:
             key=e.key,
             remedy="Remove one of the two.",
         ) from None
+    except TooLarge as e:
+        raise ConfigError(e.problem, file=path, remedy=e.remedy) from None
     except (yaml.YAMLError, ValueError) as e:  # ValueError: an explicit tag on a bad value
         raise _yaml_error(e, path, text) from None
     if not isinstance(raw, dict):
@@ -185,19 +197,15 @@ def _yaml_error(e: Exception, path: Path, text: str) -> ConfigError:
     return ConfigError(f"is not valid YAML{where}: {problem}", file=path, remedy=remedy)
 
 
-def env_overrides(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """GOSSIPSEG_DEVICE__THREADS=2 → {"device.threads": ("2", "environment variable …")}."""
-    found = {}
-    for name, text in env.items():
-        if name.startswith(ENV_PREFIX) and name not in RESERVED_ENV:
-            key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-            found[key] = (text, f"environment variable {name}")
-    return found
-
-
 def set_dotted(raw: dict[str, Any], key: str, text: str, origin: str, *, is_text: bool) -> None:
     """Set a dotted key. The text is read as YAML, unless the key takes text: then `7` is no number."""
     *parents, last = key.split(".")
+    if len(parents) >= MAX_DEPTH:
+        raise ConfigError(
+            f"names a key {len(parents)} sections deep",
+            file=origin,
+            remedy="Correct the name of the key.",
+        )
     node = raw
     for part in parents:
         if node.get(part) is None:
@@ -216,5 +224,7 @@ def set_dotted(raw: dict[str, Any], key: str, text: str, origin: str, *, is_text
         return
     try:
         node[last] = parse_yaml(text)
+    except TooLarge as e:
+        raise ConfigError(e.problem, file=origin, key=key, remedy=e.remedy) from None
     except (yaml.YAMLError, ValueError, _DuplicateKey):
         node[last] = text

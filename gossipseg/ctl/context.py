@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gossipseg.errors import ConfigError
+from gossipseg.homes import absolute, expanded
 
 if TYPE_CHECKING:
     from gossipseg.config import Config
@@ -44,14 +45,31 @@ def find_site_file(given: Path | None) -> Path:
         return given
     if variable := os.environ.get(CONFIG_VARIABLE):
         return Path(variable)
+    looked = [f"${CONFIG_VARIABLE} (not set)"]
     for path in (Path("site.yaml"), SYSTEM_SITE_FILE):
-        if path.exists():
+        try:
+            path.stat()
+        except OSError as e:
+            why = "" if isinstance(e, FileNotFoundError | NotADirectoryError) else f" ({e.strerror})"
+            looked.append(f"{_shown(path)}{why}")
+        else:
             return path
+    hidden = any(word.endswith(")") for word in looked[1:])
     raise ConfigError(
-        f"there is no site.yaml: looked at ${CONFIG_VARIABLE} (not set), "
-        f"{Path('site.yaml').absolute()} and {SYSTEM_SITE_FILE}",
-        remedy="Give its path with --config, or make one with `gossipctl init --name NAME`.",
+        f"there is no site.yaml: looked at {looked[0]}, {looked[1]} and {looked[2]}"
+        if not hidden
+        else f"no site.yaml can be found: looked at {looked[0]}, {looked[1]} and {looked[2]}",
+        remedy="Give its path with --config, or call this as root or as the daemon's user."
+        if hidden
+        else "Give its path with --config, or make one with `gossipctl init --name NAME`.",
     )
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.absolute())
+    except OSError:
+        return f"{path} in a directory that was removed"
 
 
 def find_socket(config: Path | None, socket: Path | None) -> Path:
@@ -60,30 +78,34 @@ def find_socket(config: Path | None, socket: Path | None) -> Path:
         return socket
     site_file = find_site_file(config)
     raw = _glance(site_file)
-    base = site_file.absolute().parent
+    base = absolute(site_file).parent
     if given := os.environ.get("GOSSIPSEG_CONTROL_SOCKET") or raw.get("control_socket"):
-        return base / Path(given).expanduser()
+        return base / expanded(given, "control_socket", site_file)
     return _state_dir(raw, base) / "control.sock"
 
 
 def find_state_dir(config: Path | None) -> Path:
     """The state directory of the site that is meant. Raises ConfigError."""
     site_file = find_site_file(config)
-    return _state_dir(_glance(site_file), site_file.absolute().parent)
+    return _state_dir(_glance(site_file), absolute(site_file).parent)
 
 
 def _state_dir(raw: dict[str, Any], base: Path) -> Path:
     state_dir = os.environ.get("GOSSIPSEG_STATE_DIR") or raw.get("state_dir") or "state"
-    return base / Path(state_dir).expanduser()
+    return base / expanded(state_dir, "state_dir")
 
 
 def _glance(site_file: Path) -> dict[str, Any]:
     """The text keys of site.yaml, unchecked: a daemon that runs is shown whatever the file says now."""
     import yaml
 
+    from gossipseg.yamlbounds import check_bounds, read_bounded
+
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        raw = yaml.load(site_file.read_bytes(), loader)
+        data = read_bounded(site_file)
+        check_bounds(data.decode("utf-8-sig"))
+        raw = yaml.load(data, loader)
     except (OSError, ValueError, yaml.YAMLError):
         raw = None
     if not isinstance(raw, dict):

@@ -21,17 +21,72 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    name: Annotated[str, typer.Option(help="Name of this site: lower-case letters, digits, - and _.")],
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of this site: lower-case letters, digits, - and _.", show_default=False),
+    ] = None,
     directory: Annotated[
-        Path, typer.Option("--dir", help="Where site.yaml and identity/ are written.")
+        Path, typer.Option("--dir", help="Where site.yaml, identity/ and the files below are written.")
     ] = Path(),
     address: Annotated[
         str | None,
         typer.Option(help="host:port under which the other sites reach this one.", show_default=False),
     ] = None,
+    federation: Annotated[
+        bool, typer.Option("--federation", help="Write a commented peers.yaml without sites.")
+    ] = False,
+    unit: Annotated[bool, typer.Option("--unit", help="Write gossipsegd.service for systemd.")] = False,
+    alerts: Annotated[bool, typer.Option("--alerts", help="Write alerts.yaml for Prometheus.")] = False,
     json: context.JsonOption = False,
 ) -> int:
     """Make this site's key, certificate and a commented site.yaml. Overwrites nothing."""
+    wanted = {PEERS_FILE: federation, "gossipsegd.service": unit, "alerts.yaml": alerts}
+    files = {directory / file: file for file, asked in wanted.items() if asked}
+    if name is None and not files:
+        raise typer.BadParameter(
+            "name this site, or ask for a file alone with --federation, --unit or --alerts",
+            param_hint="'--name'",
+        )
+    _refuse_existing(list(files))
+    if name is not None:
+        _make_site(name, directory, address, list(map(str, files)), json=json)
+    for path, file in files.items():
+        _write_template(path, file)
+    if name is None and json:
+        out.print_json({"schema": 1, "kind": "templates", "files": list(map(str, files))})
+    elif not json:
+        for path, file in files.items():
+            print(f"Wrote {path}. {_HINTS[file]}")
+    return EXIT_OK
+
+
+PEERS_FILE = "peers.yaml"
+_HINTS = {
+    PEERS_FILE: "Set its name and task, and add every site with `gossipctl peers add`.",
+    "gossipsegd.service": "Its head says how to install it.",
+    "alerts.yaml": "Name it under rule_files in prometheus.yml.",
+}
+
+
+def _write_template(path: Path, file: str) -> None:
+    from gossipseg import templates
+    from gossipseg.store.atomic import atomic_write, make_directory
+
+    text = templates.federation() if file == PEERS_FILE else templates.text(file)
+    make_directory(path.parent)
+    atomic_write(path, text.encode(), mode=0o644)
+
+
+def _refuse_existing(paths: list[Path]) -> None:
+    for path in paths:
+        if path.exists():
+            raise LocalError(
+                f"{path} exists already and is not overwritten. Give another folder with --dir, or move it "
+                "away."
+            )
+
+
+def _make_site(name: str, directory: Path, address: str | None, others: list[str], *, json: bool) -> None:
     from gossipseg import trust
 
     _check_name(name)
@@ -50,10 +105,10 @@ def init(
     atomic_write(site_file, site_yaml(name, port, address).encode(), mode=0o644)
     if json:
         files = {"site_file": str(site_file), "key": str(made.key_path), "certificate": str(certificate)}
-        out.print_json({"schema": 1, "kind": "identity", "site": name, "id": made.site_id, **files})
+        document = {"schema": 1, "kind": "identity", "site": name, "id": made.site_id, **files}
+        out.print_json(document | ({"files": others} if others else {}))
     else:
         print(_what_next(name, made.site_id, site_file, certificate, address))
-    return EXIT_OK
 
 
 def show_id(
@@ -220,6 +275,9 @@ discovery:
 log:
   format: text                    # text or json
   level: info                     # debug, info, warning or error
+  # file: null                    # beside standard error, to this file, too
+  # file_max_bytes: 10485760      # begun anew at this size; FILE.1 is the one before
+  # file_count: 5                 # so many are kept
 
 metrics:                          # for Prometheus, on this machine alone (docs/monitoring.md)
   # port: null                    # such as 9464; null: off

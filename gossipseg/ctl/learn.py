@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json as jsonlib
-import os
 import subprocess
 import sys
 import threading
@@ -19,10 +18,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gossipseg.children import directory, environment, python_module
 from gossipseg.ctl import context
 from gossipseg.ctl import output as out
 from gossipseg.errors import ConfigError
-from gossipseg.surroundings import named
 
 if TYPE_CHECKING:
     from gossipseg.config import Config
@@ -106,7 +105,7 @@ def _export_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 def command_line(module: str, arguments: Sequence[str]) -> list[str]:
     """How a learn module is started; it reads its WorkerSpec as JSON from standard input."""
-    return [sys.executable, "-m", f"gossipseg.learn.{module}", "--spec", "-", *arguments]
+    return [*python_module("gossipseg.ends"), f"gossipseg.learn.{module}", "--spec", "-", *arguments]
 
 
 def spec_json(config: Config) -> str:
@@ -144,8 +143,9 @@ def run(
 def _run(command: Sequence[str], spec: str, errors: list[str]) -> tuple[int, str]:
     """Exit code and standard output; standard error is passed on, and its errors are added to `errors`."""
     pipe = subprocess.PIPE
-    env = named(os.environ)
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env) as process:
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment(), cwd=directory()
+    ) as process:
         assert process.stdin and process.stdout and process.stderr
         reader = threading.Thread(target=_pass_on, args=(process.stderr, errors))
         reader.start()

@@ -255,4 +255,4 @@ def _replace(path: Path, old: str, new: str, sites: list[Any]) -> None:
             remedy="Edit the list by hand. Nothing was changed.",
         )
     target = path.resolve()  # a link to a file that is under version control stays a link
-    atomic_write(target, new.encode(), mode=target.stat().st_mode & 0o777)
+    atomic_write(target, new.encode())

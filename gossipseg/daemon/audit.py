@@ -18,6 +18,7 @@ from typing import Any
 from gossipseg.core import effects, events
 from gossipseg.core.messages import Offer
 from gossipseg.core.types import ModelRef, Site
+from gossipseg.daemon.disk import DiskWatch
 from gossipseg.errors import LocalError
 from gossipseg.store.auditlog import AuditLog
 
@@ -74,10 +75,17 @@ class Audit:
     """Watches events and effects go by. `clock` gives wall seconds; `warn("audit", text)` sets a warning, and
     clears it with ""."""
 
-    def __init__(self, log: AuditLog, clock: Callable[[], float], warn: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        log: AuditLog,
+        clock: Callable[[], float],
+        warn: Callable[[str, str], None],
+        disk: DiskWatch | None = None,
+    ) -> None:
         self.written = self.lost = 0
         """Lines on disk, and lines that could not be kept, since the start."""
         self._log, self._clock, self._warn = log, clock, warn
+        self._disk = disk if disk is not None else DiskWatch(str(log.directory))
         self._waiting: deque[tuple[float, str, dict[str, Any]]] = deque()
         self._gap = 0
         self._wake = asyncio.Event()
@@ -205,7 +213,7 @@ class Audit:
             if gap:
                 lines.append((self._clock(), "audit_gap", {"lines": gap}))
             try:
-                await asyncio.to_thread(self._log.append, lines)
+                await self._disk.beside("the audit log", self._log.append, lines)
             except LocalError as e:
                 self._failed = True
                 self._warn("audit", f"the audit log cannot be written: {e}")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gossipseg.daemon.audit import Audit
+from gossipseg.daemon.disk import DiskWatch
 from gossipseg.daemon.training import TrainingView
 from gossipseg.errors import LocalError
 from gossipseg.store import EventLog
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 _WARN = {"member_suspect", "member_dead", "peer_refused", "transfer_failed", "model_broken", "worker_lost",
          "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused",
          "internal_error", "export_failed", "persist_failed", "round_passed", "round_alone",
-         "update_refused", "offence", "worker_waiting", "cannot_listen", "peer_quarantined"}  # fmt: skip
+         "update_refused", "offence", "worker_waiting", "cannot_listen", "peer_quarantined",
+         "disk_slow"}  # fmt: skip
 _QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
 
 
@@ -28,8 +30,14 @@ class Journal:
     """Writes notes. `clock` gives wall seconds; a log that cannot be written is a warning in status."""
 
     def __init__(
-        self, event_log: EventLog, audit: Audit, training: TrainingView, clock: Callable[[], float]
+        self,
+        event_log: EventLog,
+        audit: Audit,
+        training: TrainingView,
+        clock: Callable[[], float],
+        disk: DiskWatch,
     ) -> None:
+        self._disk = disk
         self._events, self._audit, self._training, self._clock = event_log, audit, training, clock
 
     def note(self, event: str, **fields: Any) -> None:
@@ -37,7 +45,8 @@ class Journal:
         fields = {k: v for k, v in fields.items() if v not in (None, "")}
         self._audit.note(event, fields)
         try:
-            self._events.append(event, t=self._clock(), **fields)
+            with self._disk.timing("the event log"):  # not fsynced: the page cache takes it at once
+                self._events.append(event, t=self._clock(), **fields)
         except (OSError, LocalError) as e:
             self._training.warn("events", f"the event log cannot be written: {e}")
         else:

@@ -5,14 +5,20 @@ Every record may carry `event` (a stable name) and `fields` (a dict) through `ex
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from gossipseg.daemon.outlet import Outlet, RotatingFile, write_to
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+MAX_REST = 8192
+"""A line that is printed in pieces is cut at this length."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -60,9 +66,154 @@ def _short(value: object) -> object:
     return value
 
 
-def setup(form: str, level: str) -> None:
-    """Send all logs to stderr in the given form (`text` or `json`)."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter("JOURNAL_STREAM" in os.environ))
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+# ---------------------------------------------------------------- where lines go
+
+FLUSH_S = 1.0
+"""How long lines that nobody reads may hold up the end."""
+_outlets: list[Outlet] = []
+_replaced: TextIO | None = None
+
+
+class OutletHandler(logging.Handler):
+    """Formats a record and leaves the line to an outlet."""
+
+    def __init__(self, outlet: Outlet, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.outlet = outlet
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.outlet.put(_bytes(self.format(record)))
+        except Exception:
+            self.handleError(record)
+
+
+class _Held(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def hold() -> None:
+    """Keep what is logged until setup: where logs go stands in the configuration that is being read."""
+    logging.basicConfig(level=logging.INFO, handlers=[_Held()], force=True)
+
+
+def setup(form: str, level: str, file: RotatingFile | None = None) -> None:
+    """Send all logs to stderr in the given form (`text` or `json`), and to a file where there is one.
+
+    Whoever logs never waits: lines go through a bounded queue. Called again, the newest word counts.
+    """
+    held = [record for h in logging.getLogger().handlers if isinstance(h, _Held) for record in h.records]
+    close()
+    handlers = [_handler("standard error", _stderr(), form, "JOURNAL_STREAM" in os.environ)]
+    if file is not None:
+        handlers.append(_handler("log.file", file.write, form, False))
+    _outlets[:] = [h.outlet for h in handlers]
+    logging.basicConfig(level=level.upper(), handlers=handlers, force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    for record in held:
+        if (logger := logging.getLogger(record.name)).isEnabledFor(record.levelno):
+            logger.handle(record)
+
+
+def release() -> None:
+    """Put out what is held, as text, where the configuration was never read."""
+    if not _outlets:
+        setup("text", "info")
+
+
+def capture_stderr() -> None:
+    """What libraries and Python itself print to stderr goes the same way: it would block like a log line."""
+    global _replaced
+    if _replaced is None and _outlets:
+        _replaced, sys.stderr = sys.stderr, _Stderr()
+
+
+def say(line: str) -> None:
+    """A line for whoever started the daemon: to stderr as it is, behind all logs."""
+    if _outlets:
+        _outlets[0].put(_bytes(line))
+    else:
+        print(line, file=sys.stderr)
+
+
+def lost() -> int:
+    """Log lines that nobody took, since the start."""
+    return sum(outlet.lost for outlet in _outlets)
+
+
+def problem() -> str:
+    """Why log lines do not get out, or nothing."""
+    return "; ".join(filter(None, (outlet.problem() for outlet in _outlets)))
+
+
+def close(timeout_s: float = FLUSH_S) -> None:
+    """Let what waits get out, for no longer than this."""
+    global _replaced
+    deadline = time.monotonic() + timeout_s
+    for outlet in _outlets:
+        outlet.close(max(0.0, deadline - time.monotonic()))
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, OutletHandler):
+            logging.getLogger().removeHandler(handler)
+    _outlets.clear()
+    if _replaced is not None:
+        sys.stderr, _replaced = _replaced, None
+
+
+def _handler(name: str, write: Callable[[bytes], None], form: str, journal: bool) -> OutletHandler:
+    formatter = JsonFormatter() if form == "json" else TextFormatter(journal)
+
+    def gap(lines: int) -> bytes:
+        text = f"{lines} log lines before this one are lost: {name} did not take them"
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, text, (), None)
+        record.event = "log_lines_lost"
+        record.fields = {"lines": lines}
+        return _bytes(formatter.format(record))
+
+    return OutletHandler(Outlet(name, write, gap), formatter)
+
+
+def _stderr() -> Callable[[bytes], None]:
+    stream = _replaced or sys.stderr
+    try:
+        return write_to(stream.fileno())
+    except (AttributeError, OSError, ValueError):  # none, or one without a file, as a test's
+
+        def write(line: bytes) -> None:
+            stream.write(line.decode(errors="replace"))
+            stream.flush()
+
+        return write
+
+
+def _bytes(line: str) -> bytes:
+    return line.encode(errors="backslashreplace") + b"\n"
+
+
+class _Stderr(io.TextIOBase):
+    """Stands in for sys.stderr: whole lines go to the outlet."""
+
+    encoding, errors = "utf-8", "backslashreplace"
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return 2
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        if len(self._rest) > MAX_REST:
+            lines, self._rest = [*lines, self._rest], ""
+        for line in lines:
+            say(line)
+        return len(text)

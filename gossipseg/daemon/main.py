@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
+import faulthandler
 import logging
 import os
 import random
@@ -27,14 +27,16 @@ from gossipseg.daemon import expiry, logs
 from gossipseg.daemon.listening import listen
 from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
+from gossipseg.daemon.outlet import RotatingFile
 from gossipseg.daemon.recorder import Recorder
-from gossipseg.daemon.reload import endpoints, listed_ids, load_trust, prepare
+from gossipseg.daemon.reload import Reload, endpoints, listed_ids, load_trust, prepare
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.service import Service
 from gossipseg.daemon.snapshots import restore
 from gossipseg.daemon.worker import UNWELL, require_state_dir
 from gossipseg.discovery import MdnsDiscovery
-from gossipseg.errors import EXIT_OK, GossipsegError
+from gossipseg.ends import in_words
+from gossipseg.errors import EXIT_FAILED, EXIT_OK, ConfigError, GossipsegError
 from gossipseg.store import DirectoryLock, EventLog, ModelStore, StateFile
 from gossipseg.wire import health
 from gossipseg.wire.control import ControlServer
@@ -45,6 +47,7 @@ from gossipseg.wire.pacing import Throttle
 
 log = logging.getLogger(__name__)
 HEALTH_INTERVAL_S = 0.5
+MACHINE_INTERVAL_S = 1.0
 
 
 class Daemon:
@@ -60,6 +63,7 @@ class Daemon:
         self.exporter: Exporter | None = None
         self.health = health.HealthBoard()
         self._up = self._hung_up = False
+        self._reloading = asyncio.Lock()
 
     async def run(self) -> int:
         """Run until a signal, `gossipctl leave` or an error; returns the exit code."""
@@ -93,7 +97,8 @@ class Daemon:
             if self._hung_up:
                 self._hangup()
             self.notifier.ready(self._status)
-        beside = [asyncio.create_task(work) for work in (self._feed_watchdog(), self._keep_health())]
+        works = (self._feed_watchdog(), self._keep_health(), self._watch_machine())
+        beside = [asyncio.create_task(work) for work in works]
         reason, error = await self._ended
         self.notifier.stopping(reason)
         for task in beside:
@@ -106,7 +111,7 @@ class Daemon:
             await self.exporter.close()
         await control.close()
         if error is not None:
-            print(f"gossipsegd: {error}", file=sys.stderr)
+            logs.say(f"gossipsegd: {error}")
             return error.exit_code
         return EXIT_OK
 
@@ -115,17 +120,25 @@ class Daemon:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result((reason, error))
 
-    def reload(self) -> tuple[str, ...]:
+    async def reload(self) -> tuple[str, ...]:
         """Read the list and this site's key again; returns what changed, a sentence each.
 
-        Raises ConfigError or LocalError, changing nothing, when something is wrong with them.
+        Raises ConfigError or LocalError, changing nothing, when something is wrong with them. Files are read
+        beside the event loop: a large one, or a share that does not answer, must not make this site suspect.
         """
-        try:
-            new = prepare(self.config, self.identity, lambda: load_config(self._reread))
-            self.transport.set_peers(endpoints(new.config), new.identity)
-        except GossipsegError as e:
-            self.runtime.note("config_refused", reason=str(e))
-            raise
+        async with self._reloading:
+            try:
+                new = await asyncio.to_thread(self._reread_files)
+                self.transport.set_peers(endpoints(new.config), new.identity)
+            except GossipsegError as e:
+                self.runtime.note("config_refused", reason=str(e))
+                raise
+            return self._take_in(new)
+
+    def _reread_files(self) -> Reload:
+        return prepare(self.config, self.identity, lambda: load_config(self._reread))
+
+    def _take_in(self, new: Reload) -> tuple[str, ...]:
         self.config, self.trust, self.identity = new.config, new.trust, new.identity
         self.runtime.config, self.runtime.intake.verifier = new.config, new.trust
         if self._mdns is not None:
@@ -144,9 +157,12 @@ class Daemon:
         if not self._up:  # the node has not begun yet: once it has
             self._hung_up = True
             return
+        self.runtime.spawn(self._reload_for_signal(), "reload")
+
+    async def _reload_for_signal(self) -> None:
         self.notifier.reloading(time.monotonic_ns() // 1000)
         try:
-            self.reload()
+            await self.reload()
         except GossipsegError as e:
             log.warning("the old list stays in force: %s", e, extra={"event": "config_refused"})
         finally:
@@ -283,6 +299,20 @@ class Daemon:
             await asyncio.sleep(HEALTH_INTERVAL_S)
             await changed.wait()
 
+    async def _watch_machine(self) -> None:
+        """Put in the status what holds this process up without an error: logs nobody reads, a slow disk."""
+        training, told = self.runtime.training, ""
+        while True:
+            disk, before = self.runtime.disk.problem(), dict(training.warnings)
+            training.warn("log", logs.problem())
+            training.warn("disk", disk)
+            if bool(disk) != bool(told):
+                self.runtime.note("disk_slow" if disk else "disk_well", reason=disk)
+            told = disk
+            if training.warnings.keys() != before.keys():
+                self.runtime.tell_watchers()
+            await asyncio.sleep(MACHINE_INTERVAL_S)
+
     async def _feed_watchdog(self) -> None:
         interval = self.notifier.watchdog_interval_s
         while interval is not None:
@@ -337,20 +367,53 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of gossipsegd; returns the exit code."""
+    """Entry point of gossipsegd; returns the exit code. Whatever happens ends in words, never in a traceback
+    alone."""
     args = parse(argv)
     try:
-        config = load_config(args)
-        logs.setup(config.site.log.format, config.site.log.level)
-        os.umask(0o077)
-        state_dir = Path(config.site.state_dir)
-        require_state_dir(state_dir)
-        with DirectoryLock(state_dir / "daemon.lock"), contextlib.suppress(KeyboardInterrupt):
-            return asyncio.run(Daemon(config, args).run())
-        return EXIT_OK
+        return _run(args)
     except GossipsegError as e:
-        print(f"gossipsegd: {e}", file=sys.stderr)
+        logs.release()
+        logs.say(f"gossipsegd: {e}")
         return e.exit_code
+    except KeyboardInterrupt:
+        return EXIT_OK
+    except Exception as e:
+        logs.release()
+        log.critical("gossipsegd must end", exc_info=e, extra={"event": "internal_error"})
+        logs.say(f"gossipsegd: {in_words(e)}")
+        return EXIT_FAILED
+    finally:
+        logs.close()
+
+
+def _run(args: argparse.Namespace) -> int:
+    faulthandler.enable(2)  # of a crash in C, straight to the file descriptor
+    logs.hold()
+    config = load_config(args)
+    logs.setup(config.site.log.format, config.site.log.level, _log_file(config))
+    logs.capture_stderr()
+    os.umask(0o077)
+    state_dir = Path(config.site.state_dir)
+    require_state_dir(state_dir)
+    with DirectoryLock(state_dir / "daemon.lock"):
+        return asyncio.run(Daemon(config, args).run())
+
+
+def _log_file(config: configuration.Config) -> RotatingFile | None:
+    wanted = config.site.log
+    if wanted.file is None:
+        return None
+    try:
+        return RotatingFile(Path(wanted.file), wanted.file_max_bytes, wanted.file_count)
+    except OSError as e:
+        raise ConfigError(
+            f"the log file cannot be opened: {e.strerror}",
+            file=config.site_path,
+            key="log.file",
+            value=wanted.file,
+            remedy="Make its folder one that the daemon's user may write to, or leave the key out.",
+        ) from None
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 
 from gossipseg import __version__, trust
 from gossipseg.core.types import MemberState, Phase
+from gossipseg.daemon import logs
 from gossipseg.daemon.counters import LAG_BUCKETS_S
 from gossipseg.daemon.scrape import ScrapeServer
 from gossipseg.wire.listening import CannotListen, reason_of
@@ -38,7 +39,7 @@ LAG_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 5.0
 WORKER_STATES = ("starting", "ready", "training", "aggregating", "waiting", "restarting", "failed", "stopped")
 COUNTED = ("sent", "received", "merged", "refused", "held", "kept_out", "reverted", "dropped")
-WARNINGS = ("worker", "state", "events", "store", "audit", "privacy", "listen", "metrics")
+WARNINGS = ("worker", "state", "events", "store", "audit", "privacy", "listen", "metrics", "log", "disk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,8 @@ METRICS: dict[str, Described] = {
     "gossipseg_degraded": Described("gauge", "1 while `gossipctl status` names a reason for concern."),
     "gossipseg_warning": Described(
         "gauge",
-        "1 while this part (worker, state, events, store, audit, privacy, listen, metrics) has a warning.",
+        "1 while this part (worker, state, events, store, audit, privacy, listen, metrics, log, disk) has a "
+        "warning.",
         ("part",),
     ),
     "gossipseg_phase": Described("gauge", "1 for the phase the site is in.", ("phase",)),
@@ -101,6 +103,10 @@ METRICS: dict[str, Described] = {
     "gossipseg_disk_free_bytes": Described("gauge", "Free space of the state directory's file system."),
     "gossipseg_audit_lines_total": Described("counter", "Lines written to the audit log."),
     "gossipseg_audit_lost_lines_total": Described("counter", "Lines that the audit log could not keep."),
+    "gossipseg_log_lines_lost_total": Described("counter", "Log lines that nobody took from this daemon."),
+    "gossipseg_disk_slow_write_seconds": Described(
+        "gauge", "How long the last slow write of the state took, for ten minutes after it; else 0."
+    ),
     "gossipseg_event_loop_lag_seconds": Described("histogram", "How late the event loop was."),
 }
 """Every metric of the daemon's own. Beside them are prometheus_client's `process_…`."""
@@ -182,6 +188,8 @@ def _site(f: _Families, r: Runtime, now_s: float) -> None:
     f.one_of("gossipseg_worker_state", WORKER_STATES, r.worker.status.state, "state")
     f.add("gossipseg_worker_restarts_total", r.worker.status.restarts)
     f.add("gossipseg_disk_free_bytes", _disk_free_bytes(r.config.site.state_dir))
+    f.add("gossipseg_log_lines_lost_total", logs.lost())
+    f.add("gossipseg_disk_slow_write_seconds", r.disk.last_slow_s())
     f.add("gossipseg_audit_lines_total", r.audit.written)
     f.add("gossipseg_audit_lost_lines_total", r.audit.lost)
 

@@ -21,6 +21,7 @@ from gossipseg.core.node import NodeState
 from gossipseg.core.types import Record, Site
 from gossipseg.daemon.audit import Audit
 from gossipseg.daemon.counters import Counters
+from gossipseg.daemon.disk import DiskWatch
 from gossipseg.daemon.intake import Intake
 from gossipseg.daemon.journal import Journal
 from gossipseg.daemon.ledger import Ledger
@@ -29,6 +30,7 @@ from gossipseg.daemon.manifests import Verifier
 from gossipseg.daemon.peer_calls import PeerCalls
 from gossipseg.daemon.promises import binding, unbound
 from gossipseg.daemon.recorder import Recorder
+from gossipseg.daemon.saves import Saves
 from gossipseg.daemon.training import TrainingView
 from gossipseg.daemon.worker_talk import WorkerTalk
 from gossipseg.errors import GossipsegError, LocalError
@@ -71,11 +73,12 @@ class Runtime:
         self.recorder = recorder
         self.events, self.ledger, self.training = event_log, Ledger(time.time), TrainingView()
         audit_log = AuditLog(Path(config.site.state_dir) / "audit")
-        self.audit = Audit(audit_log, time.time, self.training.warn)
+        self.disk = DiskWatch(config.site.state_dir)
+        self.audit = Audit(audit_log, time.time, self.training.warn, self.disk)
         self.counters = Counters()
         self._witnesses: tuple[Witness, ...] = (self.ledger, self.audit, self.counters)
         self.started_at = time.monotonic()
-        self._journal = Journal(event_log, self.audit, self.training, time.time)
+        self._journal = Journal(event_log, self.audit, self.training, time.time, self.disk)
         self.intake = Intake(
             node,
             self.inject,
@@ -95,6 +98,7 @@ class Runtime:
         self._timer: asyncio.TimerHandle | None = None
         self._unsaved = False
         """What the node knows now is not on disk: it may bind itself to nothing."""
+        self._saves = Saves()
 
     # ------------------------------------------------------------ life
 
@@ -171,7 +175,7 @@ class Runtime:
             for effect in self.recorder.step(self.node, event, time.monotonic()):
                 for witness in self._witnesses:
                     witness.effect(effect)
-                self._queue.put_nowait(effect)
+                self._perform_in_turn(effect)
         finally:
             self._arm()
         self.tell_watchers()
@@ -203,6 +207,18 @@ class Runtime:
             delay = max(0.0, deadline - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
+    def _perform_in_turn(self, effect: effects.Effect) -> None:
+        """In order; but a disk that takes seconds must not hold up what keeps this site alive to others."""
+        if isinstance(effect, effects.Persist):
+            self._saves.asked(effect.snapshot)
+        if self._saves.overtakes(effect, self.node.incarnation):
+            match effect:
+                case effects.Request():
+                    return self.spawn(self.calls.request(effect), f"request {effect.id}")
+                case effects.Respond(token=token, body=body):
+                    return self.intake.respond(token, body)
+        self._queue.put_nowait(effect)
+
     async def _perform_all(self) -> None:
         while True:
             await self._perform(await self._queue.get())
@@ -233,15 +249,19 @@ class Runtime:
 
     # ------------------------------------------------------------ the disk
 
-    async def _persist(self, snapshot: effects.Snapshot) -> None:
+    async def _persist(self, own: effects.Snapshot) -> None:
+        snapshot = self._saves.next(own)
+        if snapshot is None:  # a newer one, which holds all of this, was written in its place
+            return
         try:
-            await asyncio.to_thread(self._state.save, dataclasses.asdict(snapshot))
+            await self.disk.beside("node.json", self._state.save, dataclasses.asdict(snapshot))
             self._unsaved = False
             self.training.warn("state", "")
         except LocalError as e:  # the old state stays valid; training goes on, status shows it
             self._unsaved = True
             self.training.warn("state", str(e))
             self.note("persist_failed", reason=str(e))
+        self._saves.done(snapshot)
 
     def collect_garbage(self) -> None:
         """Remove the models that nothing refers to any more, beside all else."""

@@ -11,7 +11,7 @@ import dataclasses
 import shutil
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from gossipseg import __version__, trust
 from gossipseg.core.member import Member
@@ -39,7 +39,7 @@ class Service:
         *,
         identity: Callable[[], trust.Identity | None],
         stop: Callable[[str], None],
-        reload: Callable[[], Sequence[str]],
+        reload: Callable[[], Awaitable[Sequence[str]]],
         discovery: Callable[[], doc.DiscoveryStatus],
     ) -> None:
         self._runtime, self._identity = runtime, identity
@@ -197,7 +197,7 @@ class Service:
 
     async def reload(self) -> doc.OkDoc:
         try:
-            changes = self._reload()
+            changes = await self._reload()
         except GossipsegError as e:
             return doc.OkDoc(ok=False, message=f"{e} The list and the key that were in force stay so.")
         said = "; ".join(changes) or "nothing changed, they say what was in force already"

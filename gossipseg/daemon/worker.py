@@ -15,13 +15,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from gossipseg import surroundings
+from gossipseg.children import directory, environment, python_module
 from gossipseg.daemon import memory_kills
 from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
@@ -44,7 +44,7 @@ UNREADY = ("starting", "waiting", "restarting", "failed")
 """States in which a worker that runs has not got ready yet."""
 UNWELL = ("waiting", "restarting", "failed")
 """States that are a reason for concern."""
-WORKER_COMMAND = (sys.executable, "-m", "gossipseg.learn.worker")
+WORKER_COMMAND = python_module("gossipseg.learn.worker")
 
 
 class Owner(Protocol):
@@ -219,13 +219,13 @@ class WorkerSupervisor:
         """A new worker, with a TMPDIR of its own: what one before it left there is removed."""
         state_dir = Path(self._spec.state_dir)
         await asyncio.to_thread(surroundings.empty_tmp, state_dir)
-        env = surroundings.of_worker(os.environ, state_dir)
+        env = surroundings.of_worker(environment(), state_dir)
         env[jobs.SOCKET_ENV] = socket_address(self._socket_path, folder)
         if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
             log.replace(log.with_name("worker.1.log"))
         with log.open("ab") as stderr:
             return await asyncio.create_subprocess_exec(
-                *self._command, env=env, stdin=asyncio.subprocess.DEVNULL,
+                *self._command, env=env, cwd=directory(), stdin=asyncio.subprocess.DEVNULL,
                 stdout=stderr, stderr=stderr, start_new_session=True, pass_fds=(folder,),
             )  # fmt: skip
 

@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from gossipseg import console
+from gossipseg.homes import absolute
 from gossipseg.lab import options
 from gossipseg.surroundings import named
 
@@ -105,6 +106,7 @@ def run(argv: Sequence[str]) -> int:
     """One command; returns its exit code. Errors are printed, never raised."""
 
     def command() -> object:
+        absolute(Path())  # where it was removed, torch would end this process without a word of ours
         return app(args=list(argv), prog_name="gossiplab", standalone_mode=False)
 
     again = "interrupted; the same command goes on with the runs that are left"

@@ -13,10 +13,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import queue
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -24,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from gossipseg.children import directory, environment, python_module
 from gossipseg.errors import ConfigError, GossipsegError, LocalError
 from gossipseg.lab.plans import RunPlan
 from gossipseg.lab.progress import Display
@@ -145,11 +144,12 @@ class _Worker:
         self.log = out / "runs" / f"worker-{number}.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "gossipseg.lab.worker"],
+                python_module("gossipseg.lab.worker"),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+                cwd=directory(),
+                env=environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"),
             )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin = self._process.stdin

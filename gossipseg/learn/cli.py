@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from gossipseg.errors import EXIT_FAILED, ConfigError, GossipsegError
+from gossipseg.ends import EXIT_INTERRUPTED, code_of, end_of_output, in_words, stdout_failure
+from gossipseg.errors import EXIT_IO, ConfigError, GossipsegError
 from gossipseg.learn.memory import is_out_of_memory
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.setup import read_spec
@@ -37,20 +39,29 @@ def run(command: Command, arguments: argparse.ArgumentParser, argv: Sequence[str
     """Parse and run; an error raised on purpose becomes one paragraph on stderr and its exit code."""
     args = arguments.parse_args(argv)
     try:
-        return command(args)
+        return end_of_output("error", command(args))
     except GossipsegError as e:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except Exception as e:
-        if not is_out_of_memory(e):
-            raise
-        print(
-            f"error: not enough memory ({type(e).__name__}). Give the process more, or work on fewer or "
-            "smaller "
-            "images.",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+        return _unexpected(e)
+
+
+def _unexpected(error: Exception) -> int:
+    code = code_of(error)
+    if is_out_of_memory(error):
+        kind = type(error).__name__
+        text = f"not enough memory ({kind}). Give the process more, or work on fewer or smaller images."
+    elif why := stdout_failure(error):
+        text, code = f"{why}.", EXIT_IO
+    elif os.environ.get("GOSSIPCTL_TRACEBACK"):
+        raise error
+    else:
+        text = in_words(error)
+    print(f"error: {text}", file=sys.stderr)
+    return code
 
 
 def spec_of(args: argparse.Namespace) -> WorkerSpec:

@@ -11,23 +11,28 @@ import errno
 import fcntl
 import io
 import itertools
+import logging
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 from gossipseg.errors import DiskFull, LocalError
 
+log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _SUFFIX = ".tmp"
 _counter = itertools.count()
+_ACL = "system.posix_acl_access"
 
 
 def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None], *, mode: int = 0o600) -> None:
     """Replace `path` by `data` (bytes, or a function that writes them to the file it is given).
 
-    Temporary file in the same directory, fsync, rename, fsync of the directory. On any error the
-    temporary file is removed and the old content stays valid.
+    A file that is there keeps its mode, owner and group, whoever replaces it; `mode` (less the umask) is that
+    of a new one. Temporary file in the same directory, fsync, rename, fsync of the directory. On any error
+    the temporary file is removed and the old content stays valid.
     Raises DiskFull when it does not fit, LocalError for any other failure of the disk; what the
     function raises of its own accord passes through.
     """
@@ -35,6 +40,7 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None], *, mode: 
     sink: _Sink | None = None
     try:
         sink = _Sink(temporary, mode)
+        _keep_access(path, sink.fileno())
         data(sink) if callable(data) else sink.write(data)
         sink.flush()
         os.fsync(sink.fileno())
@@ -53,6 +59,54 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None], *, mode: 
             raise disk_full(path, needed) from e
         raise disk_error(path, "written", failure) from e
     fsync_directory(path.parent)
+
+
+def _keep_access(path: Path, fd: int) -> None:
+    """Give the file that is to replace `path` the mode, owner and group of the one in place.
+
+    As far as this user may: only root gives files away. Access lists and extended attributes go along where
+    the file system lets them.
+    """
+    try:
+        old = path.stat()
+    except OSError:  # a new file, or one that the rename will say more of
+        return
+    if not stat.S_ISREG(old.st_mode):
+        return
+    _keep_owner(path, fd, old)
+    with contextlib.suppress(OSError):  # a file system that has no modes of its own
+        os.fchmod(fd, stat.S_IMODE(old.st_mode) & 0o777)
+    _keep_attributes(path, fd)
+
+
+def _keep_owner(path: Path, fd: int, old: os.stat_result) -> None:
+    made = os.fstat(fd)
+    for uid, gid in ((-1, old.st_gid), (old.st_uid, -1)):  # one's own groups may be given without being root
+        if (uid, gid) not in ((made.st_uid, -1), (-1, made.st_gid)):
+            with contextlib.suppress(OSError):
+                os.fchown(fd, uid, gid)
+    kept = os.fstat(fd)
+    if (kept.st_uid, kept.st_gid) != (old.st_uid, old.st_gid):
+        log.warning(
+            "%s: its owner becomes %d:%d, it was %d:%d: only root may keep it. Check that those who read it "
+            "still can.",
+            *(path, kept.st_uid, kept.st_gid, old.st_uid, old.st_gid),
+        )
+
+
+def _keep_attributes(path: Path, fd: int) -> None:
+    """The access list above all: one that the folder gives to new files would let others in."""
+    try:
+        names = os.listxattr(path)
+    except OSError:
+        return
+    if _ACL not in names:
+        with contextlib.suppress(OSError):
+            os.removexattr(fd, _ACL)
+    for name in names:
+        if name == _ACL or name.startswith("user."):
+            with contextlib.suppress(OSError):
+                os.setxattr(fd, name, os.getxattr(path, name))
 
 
 def make_directory(directory: Path) -> None:

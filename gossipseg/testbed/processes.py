@@ -11,12 +11,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gossipseg.children import directory, python_module, safe
 from gossipseg.errors import LocalError
 from gossipseg.store import atomic_write
 from gossipseg.testbed.layout import Layout, SiteFolder
@@ -66,7 +66,7 @@ class DaemonProcess:
 def start(site: SiteFolder) -> DaemonProcess:
     """Start one site's daemon in a session of its own (Ctrl-C reaches it through us alone)."""
     site.folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "gossipseg.daemon.main", "--config", str(site.config_path)]
+    command = [*python_module("gossipseg.daemon.main"), "--config", str(site.config_path)]
     with site.log.open("ab") as log:
         child = subprocess.Popen(
             command,
@@ -74,6 +74,7 @@ def start(site: SiteFolder) -> DaemonProcess:
             stdout=log,
             stderr=subprocess.STDOUT,
             env=_environment(),
+            cwd=directory(),
             start_new_session=True,
         )
     return DaemonProcess(site.name, child.pid, _born(child.pid), site.log, child)
@@ -150,7 +151,7 @@ def _save(root: Path, daemons: Sequence[DaemonProcess]) -> None:
 def _environment() -> dict[str, str]:
     """Ours, without overrides that are meant for a single site, and with one thread per library."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("GOSSIPSEG_")}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return {**safe(kept), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def _born(pid: int) -> str:

@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg import config
+from gossipseg.children import environment, python_module
 from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.store import atomic_write
@@ -201,7 +201,7 @@ def overlays(site: SiteFolder, folder: Path) -> list[Path]:
     """
     spec = config.worker_spec(config.load(site.config_path, env={}))
     split = "test" if spec.report_test else "validation"  # where no test case has a label
-    command = [sys.executable, "-m", "gossipseg.learn.evaluate", "--spec", "-", "--split", split]
+    command = [*python_module("gossipseg.learn.evaluate"), "--spec", "-", "--split", split]
     command += [
         "--overlays",
         str(folder),
@@ -218,6 +218,7 @@ def overlays(site: SiteFolder, folder: Path) -> list[Path]:
             text=True,
             timeout=_OVERLAY_TIMEOUT_S,
             check=False,
+            env=environment(),
         )
     except subprocess.TimeoutExpired:
         raise LocalError(f"{site.name}: its predictions took more than {_OVERLAY_TIMEOUT_S:.0f} s.") from None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import re
 import stat
+import subprocess
 import typing
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from gossipseg import config, trust
+from gossipseg import config, templates, trust
+from gossipseg.children import python_module
 from gossipseg.config.files import SiteFile
 from gossipseg.ctl.identity import site_yaml
+from gossipseg.templates import SOURCES
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -50,6 +55,52 @@ def test_init_overwrites_nothing(ctl: Any, tmp_path: Path, existing: str) -> Non
     assert str(path) in result.err and "not overwritten" in result.err
     assert path.read_text() == "precious"
     assert sorted(tmp_path.rglob("*")) == before, "and writes nothing else"
+
+
+def test_variables_that_set_nothing_are_told_once_and_not_on_stdout(tmp_path: Path) -> None:
+    for name in ("peers.yaml", "site.yaml"):
+        (tmp_path / name).write_text((ROOT / "peers.yaml").read_text())
+    (tmp_path / "site.yaml").write_text("site: north\ndata: {path: x}\n")
+    env = {**os.environ, "GOSSIPSEG_HOME": "/opt", "GOSSIPSEG_SERVICE_HOST": "10.0.0.1"}
+    command = [*python_module("gossipseg.ctl.main"), "config", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and json.loads(done.stdout)["kind"] == "config"
+    assert done.stderr == ("environment variable GOSSIPSEG_HOME sets nothing: site.yaml has no key 'home'\n")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_packaged_files_are_those_of_the_source(name: str) -> None:
+    assert templates.text(name) == (ROOT / SOURCES[name]).read_text(), "run `make templates`"
+
+
+def test_init_writes_a_federation_and_refuses_to_do_it_twice(ctl: Any, tmp_path: Path) -> None:
+    for command in (["--federation"], ["--federation", "--name", "north"]):
+        assert ctl("init", *command, "--dir", tmp_path).code == 0
+        written = tmp_path / "peers.yaml"
+        federation, example = config.load_federation(written), config.load_federation(ROOT / "peers.yaml")
+        assert federation == dataclasses.replace(example, sites=[])
+        text = written.read_text()
+        assert "BEGIN CERTIFICATE" not in text and "loads as it stands" not in text and "init --fed" in text
+        again = ctl("init", *command, "--dir", tmp_path)
+        assert again.code == 1 and "exists already" in again.err and written.read_text() == text
+        certificate = trust.create_identity("north", tmp_path / str(len(command))).certificate_path
+        entry = ["--name", "north", "--address", "h:1", "--certificate", certificate]
+        assert ctl("peers", "add", written, *entry).code == 0
+        assert [s.name for s in config.load_federation(written).sites] == ["north"]
+        written.unlink()
+
+
+def test_init_writes_the_unit_and_the_alerts(ctl: Any, tmp_path: Path) -> None:
+    result = ctl("init", "--unit", "--alerts", "--dir", tmp_path / "new", "--json")
+    assert result.code == 0 and "alerts.yaml" in result.out
+    for name in ("gossipsegd.service", "alerts.yaml"):
+        assert (tmp_path / "new" / name).read_text() == templates.text(name)
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["alerts.yaml", "gossipsegd.service"]
+
+
+def test_init_of_nothing_asks_for_a_name(ctl: Any, tmp_path: Path) -> None:
+    result = ctl("init", "--dir", tmp_path)
+    assert result.code == 2 and "--federation" in result.err and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

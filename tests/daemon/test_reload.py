@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from gossipseg import trust
+from gossipseg.config import Config
 from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
 from gossipseg.core.types import payload
+from gossipseg.daemon import main as daemon_main
 from gossipseg.daemon.main import remembered
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.store import EventLog, StateFile
@@ -36,7 +41,7 @@ async def test_a_removed_site_is_gone_everywhere(files: Federation) -> None:
     daemon = daemon_of(files)
     files.edit(without("west"))
     daemon.runtime.node.step(events.Start(), 0.0)
-    daemon.reload()
+    await daemon.reload()
     assert set(daemon.runtime.node.members) == {"south"}
     assert daemon.runtime.intake.verifier.sites == {"north", "south"}
     assert set(daemon.transport._links) == {"south"}
@@ -47,7 +52,7 @@ async def test_site_yaml_counts_from_the_next_start(files: Federation, tmp_path:
     daemon = daemon_of(files)
     before = daemon.config.site
     files["north"].edit(state_dir=str(tmp_path / "elsewhere"), rounds=3, insecure=True)
-    daemon.reload()
+    await daemon.reload()
     assert daemon.config.site == daemon.runtime.config.site == before
     assert not daemon.runtime.intake.verifier.verify("south", b"said", b"unsigned")
     await daemon.transport.close()
@@ -58,12 +63,49 @@ async def test_a_changed_contract_is_refused_and_changes_nothing(files: Federati
     before = daemon.trust
     files.edit(lambda doc: doc["network"].update(width=8))
     with pytest.raises(ConfigError, match="contract"):
-        daemon.reload()
+        await daemon.reload()
     files.edit(without("north"))
     with pytest.raises(ConfigError, match="not in the list"):
-        daemon.reload()
+        await daemon.reload()
     assert daemon.trust is daemon.runtime.intake.verifier is before
     assert [e["event"] for e in daemon.runtime.events.tail(2)] == ["config_refused"] * 2
+    await daemon.transport.close()
+
+
+async def test_files_are_read_beside_the_event_loop(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share that does not answer holds up the reload, and nothing else; two reloads take turns."""
+    daemon, answers, asked = daemon_of(files), threading.Event(), asyncio.Event()
+    loop, read, at_once = asyncio.get_running_loop(), daemon_main.load_config, []
+
+    def slow(args: argparse.Namespace) -> Config:
+        at_once.append(threading.get_ident())
+        loop.call_soon_threadsafe(asked.set)
+        assert answers.wait(30)
+        return read(args)
+
+    monkeypatch.setattr(daemon_main, "load_config", slow)
+    first, second = (asyncio.create_task(daemon.reload()) for _ in range(2))
+    await asked.wait()  # the loop turns
+    assert len(at_once) == 1 and threading.get_ident() not in at_once
+    answers.set()
+    assert await first == await second == ()
+    assert len(at_once) == 2
+    await daemon.transport.close()
+
+
+async def test_a_list_that_is_more_than_it_looks_changes_nothing(files: Federation) -> None:
+    daemon = daemon_of(files)
+    path = files.root / "peers.yaml"
+    bomb = "x0: &x0 [a]\n" + "".join(f"x{i}: &x{i} [{f'*x{i - 1}, ' * 9}]\n" for i in range(1, 10))
+    good = path.read_text()
+    for text in (bomb, "x: &a [*a]\n", "x: " + "[" * 100_000):
+        path.write_text(good + text)
+        with pytest.raises(ConfigError, match=r"peers\.yaml"):
+            await daemon.reload()
+    path.write_text(good)
+    assert await daemon.reload() == ()
     await daemon.transport.close()
 
 
@@ -91,10 +133,10 @@ async def test_a_new_key_comes_into_use_without_a_restart(files: Federation) -> 
     daemon.runtime.node.step(events.Start(), 0.0)
     incarnation, links = daemon.runtime.node.incarnation, dict(daemon.transport._links)
     list_for_north(files, old, new)
-    assert daemon.reload() == (f"north's key {trust.short_id(new.site_id)}… is accepted",)
+    assert await daemon.reload() == (f"north's key {trust.short_id(new.site_id)}… is accepted",)
     assert daemon.identity is old and daemon.transport._links == links, "nothing of it is in use yet"
     put_in_use(files, new)
-    assert daemon.reload() == (f"this site now uses the key {new.site_id}",)
+    assert await daemon.reload() == (f"this site now uses the key {new.site_id}",)
     assert daemon.identity is not None and daemon.identity.site_id == new.site_id
     assert daemon.runtime.node.incarnation == incarnation + 1, "its record goes round again"
     own = daemon.runtime.node._membership.news.own
@@ -102,8 +144,8 @@ async def test_a_new_key_comes_into_use_without_a_restart(files: Federation) -> 
     assert listed.verify("north", payload(own), own.signature), "signed with the new key"
     assert not set(daemon.transport._links.values()) & set(links.values())
     list_for_north(files, new)
-    assert daemon.reload() == (f"north's key {trust.short_id(old.site_id)}… is no longer accepted",)
-    assert daemon.reload() == ()
+    assert await daemon.reload() == (f"north's key {trust.short_id(old.site_id)}… is no longer accepted",)
+    assert await daemon.reload() == ()
     await daemon.transport.close()
 
 
@@ -127,7 +169,7 @@ async def test_a_new_key_that_is_not_in_order_changes_nothing(files: Federation,
     elif spoil == "junk":
         folder.joinpath(trust.KEY_FILE).write_text("no key")
     with pytest.raises((ConfigError, LocalError)):
-        daemon.reload()
+        await daemon.reload()
     assert daemon.identity is before and daemon.transport._links == links
     assert daemon.transport._own_identity() is before
     assert daemon.runtime.events.tail(1)[0]["event"] == "config_refused"
@@ -138,7 +180,7 @@ async def test_what_counts_from_the_next_start_is_said(files: Federation) -> Non
     daemon = daemon_of(files)
     files.edit(lambda doc: doc["membership"].update(indirect_checks=1))
     files["north"].edit(rounds=3)
-    said = "; ".join(daemon.reload())
+    said = "; ".join(await daemon.reload())
     assert "peers.yaml: membership changed, which counts from the next start" in said
     assert "site.yaml changed, which counts from the next start" in said
     await daemon.transport.close()

@@ -16,7 +16,8 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.types import Phase, Proposal
+from gossipseg.core.types import PeerInfo, Phase, Proposal, SuspectRecord
+from gossipseg.daemon.disk import DiskWatch
 from gossipseg.daemon.main import Daemon, load_config
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError, LocalError, PeerRefused
@@ -241,6 +242,80 @@ async def test_a_site_whose_state_cannot_be_saved_binds_itself_to_nothing(
         monkeypatch.setattr(r._state, "save", save)
         await say(fx.Persist(fx.Snapshot()), *replies)
         assert answered == [reply.body for reply in replies]
+
+
+INFO = PeerInfo(0, 0, 8, Phase.TRAINING, "c")
+PREPARE = ms.PrepareReply(True, 3)
+
+
+async def test_a_slow_disk_holds_up_promises_and_no_ping(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync takes seconds: what binds waits for it, what keeps this site alive to others does not."""
+    async with running(files) as (r, _):
+        await r._queue.join()  # the first incarnation is on disk
+        written, saved, go, answered = [], asyncio.Event(), threading.Event(), []
+        loop = asyncio.get_running_loop()
+
+        def slow(doc: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(saved.set)
+            assert go.wait(30)
+            written.append(doc["round"])
+
+        monkeypatch.setattr(r._state, "save", slow)
+        monkeypatch.setattr(r.intake, "respond", lambda token, body: answered.append((token, body)))
+        incarnation = r.node.incarnation
+
+        def step(*effects: fx.Effect) -> None:
+            with monkeypatch.context() as patch:
+                patch.setattr(r.recorder, "step", lambda *_: effects)
+                r.inject(ev.Tick())
+
+        def snapshot(round: int, incarnation: int = incarnation) -> fx.Persist:
+            return fx.Persist(fx.Snapshot(incarnation=incarnation, round=round))
+
+        step(snapshot(1), fx.Respond(1, PREPARE), fx.Respond(2, ms.Ack((), INFO)))
+        await saved.wait()
+        step(snapshot(2), fx.Respond(3, ms.Ack((), INFO)), fx.Respond(4, ms.AcceptReply("stored")))
+        step(snapshot(3), fx.Respond(5, ms.HelloReply(1, 1, "f", (), INFO)))
+        assert [token for token, _ in answered] == [2, 3, 5]
+        go.set()
+        await r._queue.join()
+        assert [token for token, _ in answered] == [2, 3, 5, 1, 4]
+        assert written == [1, 3], "the newest is written in place of those that waited"
+
+
+async def test_an_incarnation_is_on_disk_before_anybody_hears_of_it(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, _):
+        await r._queue.join()
+        order: list[object] = []
+        monkeypatch.setattr(r._state, "save", lambda doc: order.append(doc["incarnation"]))
+        monkeypatch.setattr(r.intake, "respond", lambda token, body: order.append(token))
+        own = r.node._membership.news.own
+        accused = SuspectRecord("north", own.incarnation, "south")
+        r.inject(ev.Incoming("south", 7, ms.Ping((accused,), INFO)))
+        await r._queue.join()
+        assert r.node.incarnation == own.incarnation + 1 and order == [own.incarnation + 1, 7]
+
+
+async def test_a_slow_disk_is_told_and_forgotten_in_time(files: Federation) -> None:
+    now = 0.0
+    watch = DiskWatch("/srv/state", lambda: now)
+    assert watch.problem() == ""
+    with watch.timing("node.json"):
+        now = 1.0
+        assert watch.problem() == ""
+        now = 3.0
+        assert "node.json is being written for 3 s" in watch.problem() and "/srv/state" in watch.problem()
+        now = 4.0
+    assert "to write node.json took 4.0 s" in watch.problem() and watch.last_slow_s() == 4.0
+    now = 700.0
+    assert watch.problem() == "" and watch.last_slow_s() == 0.0
+    with pytest.raises(LocalError):
+        await watch.beside("x", lambda: (_ for _ in ()).throw(LocalError("y")).__next__())
+    assert watch._under_way == {}
 
 
 async def test_nothing_is_left_of_a_daemon_that_ended(files: Federation, tmp_path: Path) -> None:

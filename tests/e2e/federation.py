@@ -48,6 +48,8 @@ class Site:
     """Put before the command, such as `ip netns exec NAME`."""
     process: subprocess.Popen[bytes] | None = None
     env: Mapping[str, str] = field(default_factory=dict)
+    stderr: int | None = None
+    """Where its standard error goes; None: with standard output to daemon.log."""
 
     @property
     def config(self) -> Path:
@@ -71,9 +73,8 @@ class Site:
         env = {**os.environ, "OMP_NUM_THREADS": "1", **self.env}
         command = [*self.prefix, sys.executable, "-m", "gossipseg.daemon.main", "--config", str(self.config)]
         with (self.folder / "daemon.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*command, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": self.stderr or log}
+            self.process = subprocess.Popen([*command, *flags], env=env, **streams)
 
     def send(self, number: int) -> None:
         assert self.process is not None

@@ -35,6 +35,35 @@ def _environment(folder: Path, code: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+_FSYNC = """
+import os, time
+_real, _file = os.fsync, {file!r}
+
+def _slow(fd):
+    try:
+        with open(_file) as f:
+            time.sleep(float(f.read() or 0))
+    except FileNotFoundError:
+        pass
+    return _real(fd)
+
+os.fsync = _slow
+"""
+
+
+class SlowDisk:
+    """os.fsync() of processes with `env` takes as many seconds longer as slow() said last."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "seconds"
+        self.env = _environment(folder, _FSYNC.format(file=str(self._file)))
+
+    def slow(self, seconds: float) -> None:
+        waiting = self._file.with_suffix(".new")
+        waiting.write_text(str(seconds))
+        waiting.replace(self._file)
+
+
 class WallClock:
     """time.time() of processes with `env` is off by what jump() said last. Monotonic time is left alone, as
     a machine's own is when its clock is set."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +16,18 @@ import pytest
 
 from gossipseg.store import Checkpoints
 from tests.e2e.federation import Federation, Site, federation
+from tests.faults.shims import SlowDisk
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.faults]
 Seen = Callable[[str], None]
+
+
+PAIRS = (("north", "south"), ("south", "north"))
+
+
+def alive(f: Federation, name: str, other: str) -> bool:
+    row = f[name].peer(other)
+    return row is not None and row.state == "alive"
 
 
 def reasons(f: Federation, name: str) -> str:
@@ -58,6 +70,59 @@ def test_training_outlives_a_state_directory_that_turns_read_only(tmp_path: Path
             f.until("all is well again", lambda: reasons(f, "north") == "")
         assert north.end() == 0
         seen(f"training went on; status said: {said[:100]!r}; well again after the mend")
+
+
+def test_a_slow_fsync_is_told_and_makes_no_site_suspect(tmp_path: Path, seen: Seen) -> None:
+    disk = SlowDisk(tmp_path / "shim")
+    with federation(tmp_path, ["north", "south"]) as f:
+        f["north"].env = disk.env
+        for site in f.sites.values():
+            site.start()
+        f.until("both see each other", lambda: all(alive(f, a, b) for a, b in PAIRS))
+        f.until_round("north", 1)
+        began = time.time()
+        disk.slow(4.0)
+        at = f.round_of("south")
+        f.until("status says so", lambda: "the disk is slow" in reasons(f, "north"))
+        said = reasons(f, "north")
+        f.until_round("south", at + 3)
+        disk.slow(0.0)
+        at = f.round_of("north")
+        f.until_round("north", at + 1)
+        suspected = [e for a, _ in PAIRS for e in f[a].events("member_suspect", "member_dead")]
+        suspected = [e for e in suspected if e["t"] > began]
+        assert suspected == [] and len(f["north"].events("disk_slow")) == 1
+        assert [s.end() for s in f.sites.values()] == [0, 0]
+        seen(f"nobody was suspected; status said: {said[:120]!r}")
+
+
+def test_a_stderr_that_nobody_reads_stops_no_site(tmp_path: Path, seen: Seen) -> None:
+    nobody, full = os.pipe()
+    fcntl.fcntl(full, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(full, b"x" * 4096)
+    try:
+        with federation(tmp_path, ["north", "south"]) as f:
+            north = f["north"]
+            north.stderr = full
+            for site in f.sites.values():
+                site.start()
+            f.until("both see each other", lambda: all(alive(f, a, b) for a, b in PAIRS))
+            f.until("status says so", lambda: "standard error takes no log line" in reasons(f, "north"))
+            said = reasons(f, "north")
+            f.until_round("north", 2)
+            os.read(nobody, 1 << 16)
+            f.until("all is well again", lambda: reasons(f, "north") == "")
+            os.set_blocking(full, False)
+            with contextlib.suppress(BlockingIOError):
+                while os.write(full, b"x" * 4096):
+                    pass
+            os.set_blocking(full, True)
+            assert north.end() == 0, "SIGTERM is obeyed"
+            assert f["south"].events("member_suspect", "member_dead") == []
+            seen(f"trained on, and ended with 0; status said: {said[:120]!r}")
+    finally:
+        os.close(nobody)
+        os.close(full)
 
 
 def test_a_read_only_state_directory_is_refused_at_the_start(tmp_path: Path, seen: Seen) -> None:

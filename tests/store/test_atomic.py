@@ -99,6 +99,74 @@ def test_a_missing_directory_is_named(tmp_path: Path) -> None:
         atomic_write(tmp_path / "nowhere" / "file", b"x")
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o600, 0o664])
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o000])
+def test_a_replaced_file_keeps_its_mode_and_a_new_one_obeys_the_umask(
+    tmp_path: Path, mode: int, umask: int
+) -> None:
+    path, before = tmp_path / "file", os.umask(umask)
+    try:
+        path.write_bytes(OLD)
+        path.chmod(mode)
+        for asked in ({}, {"mode": 0o666}):
+            atomic_write(path, NEW, **asked)
+            assert path.stat().st_mode & 0o777 == mode
+        atomic_write(tmp_path / "new", NEW, mode=0o644)
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o644 & ~umask
+    finally:
+        os.umask(before)
+
+
+def test_a_writer_may_set_the_mode_itself(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    path.chmod(0o644)
+    atomic_write(path, lambda f: os.fchmod(f.fileno(), 0o400))
+    assert path.stat().st_mode & 0o777 == 0o400
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away needs root")
+def test_root_leaves_a_file_to_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    os.chown(path, 65534, 65533)
+    path.chmod(0o640)
+    atomic_write(path, NEW)
+    found = path.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65534, 65533, 0o640)
+
+
+def test_where_the_owner_cannot_stay_it_is_said_and_the_mode_stays(tmp_path, monkeypatch, caplog) -> None:
+    def refused(fd: int, uid: int, gid: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    path, real = tmp_path / "file", Path.stat
+
+    def another_owner(self: Path, **_: bool) -> os.stat_result:
+        found = real(self)
+        return os.stat_result((*found[:4], found.st_uid + 1, *found[5:])) if self == path else found
+
+    path.write_bytes(OLD)
+    path.chmod(0o644)
+    monkeypatch.setattr(os, "fchown", refused)
+    monkeypatch.setattr(Path, "stat", another_owner)
+    atomic_write(path, NEW)
+    assert path.read_bytes() == NEW and real(path).st_mode & 0o777 == 0o644
+    me, group = os.geteuid(), real(path).st_gid
+    assert f"{path}: its owner becomes {me}:{group}, it was {me + 1}:{group}" in caplog.text
+
+
+def test_extended_attributes_go_along_where_the_file_system_has_them(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    try:
+        os.setxattr(path, "user.origin", b"radiology")
+    except OSError:
+        pytest.skip("no extended attributes here")
+    atomic_write(path, NEW)
+    assert os.getxattr(path, "user.origin") == b"radiology"
+
+
 WRITER = """
 import sys
 from pathlib import Path

@@ -26,6 +26,23 @@ def test_the_file_fits_the_compose_specification(compose: dict[str, Any]) -> Non
         compose_spec.PyCompose.from_yaml(text.replace("interval: 10s", "intervall: 10s")).to_spec()
 
 
+KEYS_OF_1_29 = {"version", "services", "networks", "volumes", "secrets", "configs"}
+SERVICE_KEYS_OF_1_29 = {
+    *("build", "image", "volumes", "networks", "tmpfs", "read_only", "cap_drop", "security_opt", "restart"),
+    *("stop_grace_period", "depends_on", "healthcheck", "profiles", "command", "environment"),
+}
+"""Those of its compose_spec.json that this file uses."""
+
+
+def test_docker_compose_1_29_knows_every_key(compose: dict[str, Any]) -> None:
+    """It refuses a top-level `name`, and any other key that came later."""
+    assert {key for key in compose if not key.startswith("x-")} <= KEYS_OF_1_29
+    for service in compose["services"].values():
+        assert set(service) <= SERVICE_KEYS_OF_1_29
+        conditions = {d["condition"] for d in service.get("depends_on", {}).values()}
+        assert conditions <= {"service_completed_successfully"}
+
+
 def test_services_volumes_networks_and_dependencies_refer_to_each_other(compose: dict[str, Any]) -> None:
     services = compose["services"]
     for name, service in services.items():

@@ -1,0 +1,36 @@
+"""Paths as an operator writes them: `~`, and what is relative to the working directory.
+
+What belongs here: the errors of both. What must not: files. There may be no HOME, no such user, and the
+directory that a command was typed in may be gone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gossipseg.errors import ConfigError, LocalError
+
+
+def expanded(text: str | Path, key: str | None = None, file: object = None) -> Path:
+    """The path with `~` and `~user` replaced. Raises ConfigError naming the key where that is nobody's."""
+    try:
+        return Path(text).expanduser()
+    except (RuntimeError, KeyError):
+        raise ConfigError(
+            "no home directory is known for it",
+            file=file,
+            key=key,
+            value=str(text),
+            remedy="Write the whole path, beginning with /.",
+        ) from None
+
+
+def absolute(path: Path) -> Path:
+    """The path from the root on. Raises LocalError where it is relative to a directory that is gone."""
+    try:
+        return path.absolute()
+    except OSError as e:
+        raise LocalError(
+            f"{path}: the directory that this command was called in cannot be found "
+            f"({e.strerror or e}): it was removed. Change to another one, or give whole paths."
+        ) from None
