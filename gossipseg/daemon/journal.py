@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 _WARN = {"member_suspect", "member_dead", "peer_refused", "transfer_failed", "model_broken", "worker_lost",
          "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused",
          "internal_error", "export_failed", "persist_failed", "round_passed", "round_alone",
-         "update_refused", "offence", "peer_quarantined"}  # fmt: skip
+         "update_refused", "offence", "peer_quarantined", "not_reached", "lists_differ", "state_dir_gone",
+         "control_socket_gone"}  # fmt: skip
 _QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
 
 

@@ -27,7 +27,7 @@ from gossipseg.daemon import expiry, logs
 from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
 from gossipseg.daemon.recorder import Recorder
-from gossipseg.daemon.reload import endpoints, listed_ids, load_trust, prepare
+from gossipseg.daemon.reload import endpoints, listed, listed_ids, load_trust, prepare
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.service import Service
 from gossipseg.daemon.snapshots import restore
@@ -81,6 +81,7 @@ class Daemon:
         self.runtime.spawn(expiry.watch(service.expiring, self.runtime.note, time.time), "expiry")
         try:
             await control.start()
+            self.runtime.spawn(self.runtime.places.run(control), "places")
             await self._export_metrics(service)
         except GossipsegError as e:  # the worker runs already: it is ended like at any other end
             self.end("failed", e)
@@ -132,7 +133,7 @@ class Daemon:
             if new.rekeyed:
                 self.runtime.spawn(self._announce_anew(self._mdns), "mdns")
         addresses = {s.name: s.address for s in new.config.others}
-        self.runtime.inject(events.SitesChanged(addresses, new.rekeyed))
+        self.runtime.inject(events.SitesChanged(addresses, new.rekeyed, listed(new.config)))
         self.runtime.note(
             "config_reloaded", sites=len(new.config.federation.sites), changes=list(new.changes)
         )
@@ -201,6 +202,7 @@ class Daemon:
             trust=f.trust,
             quarantine=s.quarantine,
             sequence_floor=time.time_ns() // 1_000_000,
+            listed=listed(self.config),
         )
         return Runtime(
             self.config,

@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 
 from gossipseg import __version__, trust
 from gossipseg.core.types import MemberState, Phase
+from gossipseg.daemon import wellness
 from gossipseg.daemon.counters import LAG_BUCKETS_S
 from gossipseg.daemon.scrape import ScrapeServer
 from gossipseg.errors import LocalError
@@ -58,6 +59,9 @@ METRICS: dict[str, Described] = {
     "gossipseg_degraded": Described("gauge", "1 while `gossipctl status` names a reason for concern."),
     "gossipseg_warning": Described(
         "gauge", "1 while this part (worker, state, events, store, audit, privacy) has a warning.", ("part",)
+    ),
+    "gossipseg_concern": Described(
+        "gauge", "1 while this is a reason for concern; docs/wellness.md explains each.", ("reason",)
     ),
     "gossipseg_phase": Described("gauge", "1 for the phase the site is in.", ("phase",)),
     "gossipseg_round": Described("gauge", "Rounds behind this site's model."),
@@ -142,6 +146,9 @@ def sample(r: Runtime, now_s: float, *, degraded: bool) -> list[Metric]:
     f = _Families()
     _site(f, r, now_s)
     f.add("gossipseg_degraded", float(degraded))
+    there = {c.code for c in wellness.concerns(r, now_s)}
+    for code in wellness.REMEDIES:
+        f.add("gossipseg_concern", float(code in there), reason=code)
     for site in r.config.others:
         _peer(f, r, site.name, now_s)
     members = Counter(m.state.value for m in r.node.members.values())

@@ -72,6 +72,21 @@ def seen_certificate(address: str, identity: Identity | None = None, timeout_s: 
     return Seen(address, pem, _id(pem), accepted, detail)
 
 
+def seen_port(address: str, timeout_s: float = 3.0) -> Seen:
+    """The same without TLS: whether a connection can be made. Blocks; raises ConfigError."""
+    host, port = split_address(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as e:
+        return Seen(address, detail=_text(e), stage="dns")
+    ips = ", ".join(dict.fromkeys(str(where[0]) for *_, where in found))
+    try:
+        socket.create_connection((host, port), timeout_s).close()
+    except OSError as e:
+        return Seen(address, detail=_text(e), stage="port", ip=ips)
+    return Seen(address, ip=ips)
+
+
 def _context(identity: Identity | None) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
