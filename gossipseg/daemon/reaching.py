@@ -103,7 +103,7 @@ class Reaching:
         await asyncio.gather(*(self._look(site) for site in sites))
 
     async def look_now(self) -> list[Site]:
-        """An operator asks: look at all sites, in a large federation at those with a cause and some others."""
+        """An operator asks: look at all sites; in a large federation at those with a cause, and some more."""
         members = sorted(self._node.members.values(), key=lambda m: (_at_ease(m), m.site))
         sites = [m.site for m in members[:MOST_ASKED]]
         await self.look_at(sites)

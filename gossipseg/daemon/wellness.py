@@ -14,7 +14,14 @@ from gossipseg.core.types import MemberState
 from gossipseg.daemon.reaching import Found
 from gossipseg.wire.documents import ConcernRow, ReachRow
 from gossipseg.wire.listening import ListenFault
-from gossipseg.wire.reached import Reached
+from gossipseg.wire.reached import (
+    MTU_REMEDY,
+    Reached,
+    inward_text,
+    outcome_text,
+    outward_remedy,
+    outward_text,
+)
 
 if TYPE_CHECKING:
     from gossipseg.daemon.runtime import Runtime
@@ -35,11 +42,10 @@ REMEDIES: Mapping[str, str] = {
     "lists_differ": "Make peers.yaml the same at both sites, and `gossipctl reload` there and here.",
     "cannot_be_reached": "Open this site's port to others, and compare `listen` with the listed address; "
     f"{_CHECK}.",
-    "path_mtu": "Lower the MTU of the interface (`ip link set dev IFACE mtu 1280` shows whether that is it), "
-    "clamp the MSS at the router, and let ICMP `fragmentation needed` / `packet too big` through.",
+    "path_mtu": MTU_REMEDY,
     "wrong_listen": "Correct `listen` in site.yaml and restart the daemon.",
-    "state_dir_gone": "Put it back from a backup if there is one, and restart the daemon; then see who cleans "
-    "up there (a temporary folder is no place for it).",
+    "state_dir_gone": "Put it back from a backup if there is one, and restart the daemon; then see who "
+    "cleans up there (a temporary folder is no place for it).",
     "control_socket_gone": "See who cleans up there; another place is set by control_socket in site.yaml.",
 }
 """Code → what to do. Its keys are all codes that there are."""
@@ -103,44 +109,9 @@ def _stalled(site: str, found: Found) -> Iterator[ConcernRow]:
         yield _row("path_mtu", site, text)
 
 
-_OUTCOMES: Mapping[str, str] = {
-    "ok": "reached, full-size packets too",
-    "no_echo": "reached",
-    "no_address": "no address is listed",
-    "dns": "the name has no address",
-    "refused": "the connection was refused: nothing listens there, or a firewall says no",
-    "timeout": "no answer to the connection: a firewall, a wrong address, or a machine that is off",
-    "no_route": "there is no way there",
-    "mute": "connected, and then silence: it hangs, or packets of full size are lost on the way",
-    "tls": "something answers that is no gossipseg site",
-    "untrusted": "another certificate is shown: something between opens TLS, or it is another machine",
-    "not_accepted": "the dialling site's certificate was not accepted",
-    "stalled": "small messages get through, full-size packets do not: a hole in the path's MTU",
-    "failed": "it failed",
-    "not_asked": "could not be asked",
-    "older": "does not know the question (older version)",
-}
-
-
-def outcome_text(reached: Reached) -> str:
-    """An outcome in words, with the system's own."""
-    text = _OUTCOMES[reached.outcome]
-    return f"{text} ({reached.detail})" if reached.detail else text
-
-
-def outward_text(reached: Reached) -> str:
-    """What came of dialling a site."""
-    return f"{reached.address or 'its address'}: {outcome_text(reached)}"
-
-
-def inward_text(reached: Reached) -> str:
-    """What came of a site's dialling this one."""
-    return f"it cannot reach this site at {reached.address or 'the listed address'}: {outcome_text(reached)}"
-
-
 def reach_rows(site: str, found: Found, fault: ListenFault | None) -> Iterator[ReachRow]:
     """Both directions of a look, for `gossipctl check --reach`."""
-    yield _reach_row(site, "out", found.out, outward_text(found.out), _outward_remedy(site, found.out))
+    yield _reach_row(site, "out", found.out, outward_text(found.out), outward_remedy(site, found.out))
     back, remedy = found.back, ""
     if back.works_at:
         text = f"{inward_text(back)}; but at {back.works_at} its calls get through"
@@ -162,15 +133,3 @@ def _reach_row(site: str, direction: str, reached: Reached, text: str, remedy: s
     return ReachRow(
         site, direction, reached.outcome, reached.good, reached.known, reached.address, text, remedy
     )
-
-
-def _outward_remedy(site: str, reached: Reached) -> str:
-    if reached.good or not reached.known:
-        return ""
-    if reached.outcome == "stalled":
-        return REMEDIES["path_mtu"]
-    if reached.outcome == "untrusted":
-        return f"Ask {site} for its ID. If it is the listed one, a proxy between must let its port pass unopened."
-    if reached.outcome == "dns":
-        return "Correct the name in peers.yaml, or ask your DNS; an IP address serves."
-    return f"Is {site}'s daemon running, its `listen` right, its port open to this site?"

@@ -1,6 +1,6 @@
 """What came of dialling a site's listed address: the answer to "can you reach me?", and its bytes.
 
-What belongs here: values and their mapping to protobuf. What must not: sockets (grpc_reach.py), remedies.
+What belongs here: values, their mapping to protobuf, and their words. What must not: sockets (grpc_reach.py).
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from gossipseg.wire import peer_pb2 as pb
 ECHO_BYTES = 64 << 10
 """Some forty full-size packets."""
 _MAX_TEXT = 400
+MTU_REMEDY = (
+    "Lower the MTU of the interface (`ip link set dev IFACE mtu 1280` shows whether that is it), "
+    "clamp the MSS at the router, and let ICMP `fragmentation needed` / `packet too big` through."
+)
 
 Outcome = Literal[
     "ok",
@@ -120,3 +124,53 @@ def answer_echo(data: bytes, peer: Site, padding: bytes) -> bytes:
 
 def _plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:_MAX_TEXT])
+
+
+# ---------------------------------------------------------------- for people
+
+_OUTCOMES: Mapping[str, str] = {
+    "ok": "reached, full-size packets too",
+    "no_echo": "reached",
+    "no_address": "no address is listed",
+    "dns": "the name has no address",
+    "refused": "the connection was refused: nothing listens there, or a firewall says no",
+    "timeout": "no answer to the connection: a firewall, a wrong address, or a machine that is off",
+    "no_route": "there is no way there",
+    "mute": "connected, and then silence: it hangs, or packets of full size are lost on the way",
+    "tls": "something answers that is no gossipseg site",
+    "untrusted": "another certificate is shown: something between opens TLS, or it is another machine",
+    "not_accepted": "the dialling site's certificate was not accepted",
+    "stalled": "small messages get through, full-size packets do not: a hole in the path's MTU",
+    "failed": "it failed",
+    "not_asked": "could not be asked",
+    "older": "does not know the question (older version)",
+}
+
+
+def outcome_text(reached: Reached) -> str:
+    """An outcome in words, with the system's own."""
+    text = _OUTCOMES[reached.outcome]
+    return f"{text} ({reached.detail})" if reached.detail else text
+
+
+def outward_text(reached: Reached) -> str:
+    """What came of dialling a site."""
+    return f"{reached.address or 'its address'}: {outcome_text(reached)}"
+
+
+def inward_text(reached: Reached) -> str:
+    """What came of a site's dialling this one."""
+    return f"it cannot reach this site at {reached.address or 'the listed address'}: {outcome_text(reached)}"
+
+
+def outward_remedy(site: str, reached: Reached) -> str:
+    """What may be done where dialling `site` came to nothing."""
+    if reached.good or not reached.known:
+        return ""
+    if reached.outcome == "stalled":
+        return MTU_REMEDY
+    if reached.outcome == "untrusted":
+        return f"Ask {site} for its ID. If it is the listed one, a proxy between must not open its TLS."
+    if reached.outcome == "dns":
+        return "Correct the name in peers.yaml, or ask your DNS; an IP address serves."
+    return f"Is {site}'s daemon running, its `listen` right, its port open to this site?"

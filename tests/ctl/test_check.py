@@ -23,6 +23,7 @@ from gossipseg.core.messages import Hello, HelloReply, Reply, Request
 from gossipseg.core.types import ModelRef, PeerInfo, Phase
 from gossipseg.ctl import doctor, learn
 from gossipseg.errors import PeerRefused
+from gossipseg.testbed.layout import free_ports
 from gossipseg.trust.making import self_signed
 from gossipseg.wire import documents as doc
 from gossipseg.wire.grpc_transport import GrpcTransport
@@ -106,12 +107,13 @@ def federation(tmp_path: Path, identities: dict[str, trust.Identity]) -> Iterato
         return made
 
     transport = loop.run(make())
+    own = f"127.0.0.1:{free_ports(1)[0]}"
     document = {
         "federation": "test",
         "task": TASK,
         "training": {"rounds": 40},
         "sites": [
-            {"name": "north", "address": "127.0.0.1:7443", "certificate": north.certificate_pem.decode()},
+            {"name": "north", "address": own, "certificate": north.certificate_pem.decode()},
             {"name": "south", "address": transport.address, "certificate": south.certificate_pem.decode()},
         ],
     }
@@ -121,7 +123,7 @@ def federation(tmp_path: Path, identities: dict[str, trust.Identity]) -> Iterato
     site = {
         "site": "north",
         "data": {"path": "data"},
-        "listen": "127.0.0.1:0",
+        "listen": own,
         "device": {"device": "cpu"},
         "identity": {"key": str(north.key_path), "certificate": str(north.certificate_path)},
         "control_socket": "control.sock",
