@@ -316,7 +316,7 @@ class Membership:
             self.changed(member, ended=True)
         for site in sorted(sites):
             if site != self._ctx.site and site not in self.members:
-                self.members[site] = Member(site, address=sites[site])
+                self.members[site] = Member(site, address=sites[site], since=self._ctx.now)
                 self.down[site] = None
         return removed
 

@@ -58,6 +58,8 @@ class Concern:
     site: Site
     """The other site that it is about; "" for all of them."""
     text: str
+    why: str = ""
+    """What the last failure said."""
 
 
 @dataclass(slots=True)
@@ -105,11 +107,13 @@ class Wellness:
         """A call of `frm` came in."""
         if (member := self._membership.members.get(frm)) is not None:
             member.called_at = self._ctx.now
+            self._watch(member)
 
     def answered(self, by: Site) -> None:
         """A call of this site was answered."""
         if (member := self._membership.members.get(by)) is not None:
             member.calls.ends()
+            self._watch(member)
 
     def unanswered(self, by: Site, failure: RequestFailed) -> None:
         """A call of this site came to nothing; one that was refused reached its site."""
@@ -152,6 +156,12 @@ class Wellness:
         infos = {site: self._membership.members[site].info for site in few}
         mark.others = {site: info.round for site, info in infos.items() if info is not None}
 
+    def _watch(self, member: Member) -> None:
+        """One that came since the marks were set is compared from here on."""
+        for mark in (self._sent, self._received):
+            if member.info is not None and len(mark.others) < WATCHED_SITES:
+                mark.others.setdefault(member.site, member.info.round)
+
     # -------------------------------------------------------------- what it amounts to
 
     def concerns(self, now: float) -> tuple[Concern, ...]:
@@ -168,16 +178,15 @@ class Wellness:
         assert self._started is not None
         site, silent_s = member.site, now - max(self._started, member.since)
         if member.state is MemberState.UNSEEN and silent_s >= self.grace_s and not member.refused:
-            why = member.calls.reason or member.reason
-            yield Concern(
-                "never_seen", site, f"never seen in {_span(silent_s)}" + (f" ({why})" if why else "")
-            )
+            text = f"never seen since the start ({_span(silent_s)} ago)"
+            yield Concern("never_seen", site, text, member.calls.reason or member.reason)
         if self._calls_in_only(member, now):
             yield Concern(
                 "calls_in_only",
                 site,
                 f"alive only because it calls in: this site's own {member.calls.failed} calls to it have "
-                f"failed for {_span(now - member.calls.since)} ({member.calls.reason})",
+                f"failed for {_span(now - member.calls.since)}",
+                member.calls.reason,
             )
         if member.sends.failed >= FAILED_TRANSFERS:
             yield Concern(

@@ -63,7 +63,7 @@ def concerns(r: Runtime, now: float) -> tuple[ConcernRow, ...]:
 def sentence(row: ConcernRow) -> str:
     """A concern as one of the status's reasons."""
     whom = f"{row.site}: " if row.site else ""
-    return f"{whom}{row.text}. {row.remedy}"
+    return f"{whom}{row.text}. {row.remedy}".rstrip(".")
 
 
 def _row(code: str, site: str, text: str, remedy: str = "") -> ConcernRow:
@@ -71,32 +71,28 @@ def _row(code: str, site: str, text: str, remedy: str = "") -> ConcernRow:
 
 
 def _detailed(r: Runtime, concern: Concern) -> str:
-    """With what a look at the site showed, where it says more."""
+    """With what a look at the site showed, or the last failure said."""
     found = r.reaching.found.get(concern.site)
-    if (
-        found is None
-        or found.out.good
-        or not found.out.known
-        or concern.code not in ("never_seen", "calls_in_only")
-    ):
-        return concern.text
-    return f"{concern.text}; {outward_text(found.out)}"
+    telling = found is not None and found.out.known and not found.out.good
+    why = outward_text(found.out) if found is not None and telling else concern.why
+    return f"{concern.text}: {why}" if why and concern.why else concern.text
 
 
 def _of_looks(r: Runtime) -> Iterator[ConcernRow]:
     """What the looks at the live sites showed."""
-    fault, reached = r.reaching.listen_fault, False
+    fault, settled = r.reaching.listen_fault, False
     for site, found in sorted(r.reaching.found.items()):
         member = r.node.members.get(site)
         if member is None or member.state in (MemberState.DEAD, MemberState.LEFT, MemberState.UNSEEN):
             continue
-        reached = reached or found.back.good or bool(found.back.works_at)
+        settled = settled or found.back.good or bool(found.back.works_at)
         yield from _stalled(site, found)
         if found.back.outcome in _UNREACHED and not found.back.works_at:
             remedy = fault.remedy if fault is not None else REMEDIES["cannot_be_reached"]
             said = f"; {fault.text}" if fault is not None else ""
+            settled = True
             yield _row("cannot_be_reached", site, f"{inward_text(found.back)}{said}", remedy)
-    if fault is not None and fault.certain and not reached:
+    if fault is not None and fault.certain and not settled:
         yield _row("wrong_listen", "", fault.text, fault.remedy)
 
 
