@@ -72,10 +72,12 @@ def _row(code: str, site: str, text: str, remedy: str = "") -> ConcernRow:
 
 def _detailed(r: Runtime, concern: Concern) -> str:
     """With what a look at the site showed, or the last failure said."""
+    if concern.code not in ("never_seen", "calls_in_only"):
+        return concern.text
     found = r.reaching.found.get(concern.site)
     telling = found is not None and found.out.known and not found.out.good
     why = outward_text(found.out) if found is not None and telling else concern.why
-    return f"{concern.text}: {why}" if why and concern.why else concern.text
+    return f"{concern.text}: {why}" if why else concern.text
 
 
 def _of_looks(r: Runtime) -> Iterator[ConcernRow]:
