@@ -81,18 +81,20 @@ def _detailed(r: Runtime, concern: Concern) -> str:
 
 
 def _of_looks(r: Runtime) -> Iterator[ConcernRow]:
-    """What the looks at the live sites showed."""
+    """What the looks at the other sites showed."""
     fault, settled = r.reaching.listen_fault, False
     for site, found in sorted(r.reaching.found.items()):
         member = r.node.members.get(site)
-        if member is None or member.state in (MemberState.DEAD, MemberState.LEFT, MemberState.UNSEEN):
+        if member is None or member.state is MemberState.LEFT:
+            continue
+        yield from _stalled(site, found)
+        if not member.live:
             continue
         settled = settled or found.back.good or bool(found.back.works_at)
-        yield from _stalled(site, found)
         if found.back.outcome in _UNREACHED and not found.back.works_at:
+            settled = True
             remedy = fault.remedy if fault is not None else REMEDIES["cannot_be_reached"]
             said = f"; {fault.text}" if fault is not None else ""
-            settled = True
             yield _row("cannot_be_reached", site, f"{inward_text(found.back)}{said}", remedy)
     if fault is not None and fault.certain and not settled:
         yield _row("wrong_listen", "", fault.text, fault.remedy)

@@ -22,6 +22,8 @@ from gossipseg.wire.probe import Seen, seen_certificate, seen_port
 from gossipseg.wire.reached import ECHO_BYTES, Outcome, Reached, encode_echo
 
 SMALL_BYTES = 16
+SMALL_SEGMENT = 500
+"""Every path lets packets through that hold so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class ReachTimes:
     @property
     def whole_s(self) -> float:
         """One look, at most."""
-        return 3 * self.connect_s + self.small_s + 2 * self.large_s + 1.0
+        return 5 * self.connect_s + self.small_s + 2 * self.large_s + 1.0
 
 
 async def look(link: Link, times: ReachTimes) -> Reached:
@@ -59,6 +61,11 @@ def _first_look(link: Link, address: str, timeout_s: float) -> Reached | None:
         seen = seen_port(address, timeout_s)
         return Reached(_stage(seen), address, _where(seen)) if seen.stage else None
     seen = seen_certificate(address, link.identity, timeout_s)
+    if seen.certificate_pem is None and _stage(seen) == "mute":
+        small = seen_certificate(address, link.identity, timeout_s, SMALL_SEGMENT)
+        if small.certificate_pem is not None:  # so it does not hang
+            words = f"the TLS handshake stalls, and goes through in packets of {SMALL_SEGMENT} bytes"
+            return Reached("stalled", address, words)
     if seen.certificate_pem is None:
         return Reached(_stage(seen), address, _where(seen))
     if not link.pinned(seen.certificate_pem):

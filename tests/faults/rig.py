@@ -102,6 +102,14 @@ iifname "lo" accept
         """The site hears nothing from these (from anybody, if none is named), and is heard itself."""
         self._input(site, *([f"ip saddr {self.ip(other)} drop" for other in to] or ["drop"]))
 
+    def shrink(self, site: str, most_bytes: int) -> None:
+        """A hole in the path's MTU: larger packets to the site are lost, and nobody is told."""
+        self._input(site, f"meta length > {most_bytes} drop")
+
+    def bar(self, site: str) -> None:
+        """A one-way firewall: nobody opens a connection to the site; those that it opens are let be."""
+        self._input(site, "tcp flags & (syn | ack) == syn drop")
+
     def heal(self, site: str) -> None:
         self._input(site)
 
