@@ -20,10 +20,11 @@ from gossipseg.wire.codec import SERVICE
 from gossipseg.wire.grpc_link import Link
 from gossipseg.wire.probe import Seen, seen_certificate, seen_port
 from gossipseg.wire.reached import ECHO_BYTES, Outcome, Reached, encode_echo
+from gossipseg.wire.small_packets import SMALL_SEGMENT, small_packets
 
 SMALL_BYTES = 16
-SMALL_SEGMENT = 500
-"""Every path lets packets through that hold so many bytes."""
+SEVERAL_BYTES = 4 << 10
+"""Three full-size packets: through in no time on the slowest link, if they get through at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class ReachTimes:
     @property
     def whole_s(self) -> float:
         """One look, at most."""
-        return 5 * self.connect_s + self.small_s + 2 * self.large_s + 1.0
+        return 3 * self.connect_s + 3 * self.small_s + 2 * self.large_s
 
 
 async def look(link: Link, times: ReachTimes) -> Reached:
@@ -96,22 +97,42 @@ def _where(seen: Seen) -> str:
 
 async def _echoes(link: Link, address: str, times: ReachTimes) -> Reached:
     """A small message, then 64 KiB there, then 64 KiB back, over one new connection."""
+    small = ((SMALL_BYTES, SMALL_BYTES, times.small_s),)
+    large = ((ECHO_BYTES, SMALL_BYTES, times.large_s), (SMALL_BYTES, ECHO_BYTES, times.large_s))
+    failed = await _exchange(link, address, small + large)
+    if failed is None:
+        return Reached("ok", address)
+    step, outcome, detail = failed
+    if outcome in ("no_echo", "not_accepted") or (step and outcome != "timeout"):
+        return Reached(outcome, address, detail)
+    several = ((SEVERAL_BYTES, SMALL_BYTES, times.small_s), (SMALL_BYTES, SEVERAL_BYTES, times.small_s))
+    if step and await _exchange(link, address, several) is None:
+        return Reached("ok", address, f"slow: {ECHO_BYTES} bytes took more than {times.large_s:g} s")
+    async with small_packets(address) as relay:
+        in_small_ones = await _exchange(link, relay, several) is None
+    way = ("a call", f"{ECHO_BYTES} bytes to it", f"{ECHO_BYTES} bytes from it")[step]
+    if in_small_ones:
+        words = f"{way} did not arrive; in packets of {SMALL_SEGMENT} bytes all does"
+        return Reached("stalled", address, words)
+    if step:
+        return Reached(
+            "stalled", address, f"{way} did not arrive within {times.large_s:g} s; small messages do"
+        )
+    return Reached("mute" if outcome == "timeout" else outcome, address, detail)
+
+
+_Echo = tuple[int, int, float]
+"""Bytes there, bytes back, seconds."""
+
+
+async def _exchange(link: Link, address: str, echoes: tuple[_Echo, ...]) -> tuple[int, Outcome, str] | None:
+    """These echoes over one new connection. The number of the first that failed, and how; None: none did."""
     channel = link.new_channel(address)
     try:
-        for sent, back, timeout_s, what in (
-            (SMALL_BYTES, SMALL_BYTES, times.small_s, ""),
-            (ECHO_BYTES, SMALL_BYTES, times.large_s, f"{ECHO_BYTES} bytes to it did not arrive"),
-            (SMALL_BYTES, ECHO_BYTES, times.large_s, f"{ECHO_BYTES} bytes from it did not arrive"),
-        ):
-            problem = await _echo(link, channel, sent, back, timeout_s)
-            if problem is None:
-                continue
-            outcome, detail = problem
-            stalled = outcome == "timeout" and what
-            if stalled:
-                return Reached("stalled", address, f"{what} within {timeout_s:g} s; small messages do")
-            return Reached("mute" if outcome == "timeout" else outcome, address, detail)
-        return Reached("ok", address)
+        for step, (sent, back, timeout_s) in enumerate(echoes):
+            if (problem := await _echo(link, channel, sent, back, timeout_s)) is not None:
+                return (step, *problem)
+        return None
     finally:
         await channel.close()
 

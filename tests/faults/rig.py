@@ -67,6 +67,8 @@ class Lan:
                 "netns", inside)  # fmt: skip
             run("ip", "-n", self.hub, "link", "set", port, "master", "br0", "up")
             run("ip", "-n", inside, "addr", "add", f"{self.ip(site)}/24", "dev", "eth0")
+            # One packet at a time, as on a real cable: what is as large as a model is no packet.
+            run("ip", "-n", inside, "link", "set", "eth0", "gso_max_segs", "1")
             run("ip", "-n", inside, "link", "set", "eth0", "up")
 
     def _namespace(self, name: str) -> None:
