@@ -167,6 +167,18 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
     return found[0]
 
 
+def described(pem: bytes) -> str:
+    """Subject and issuer of a certificate that somebody shows, whoever it is: for people."""
+    try:
+        shown = x509.load_pem_x509_certificate(pem)
+        names = (shown.subject.rfc4514_string(), shown.issuer.rfc4514_string())
+    except ValueError as e:
+        return f"subject cannot be read: {e}"
+    subject, issuer = ("".join(c if c.isprintable() else " " for c in name)[:200] for name in names)
+    by = "itself" if subject == issuer else f"'{issuer}'"
+    return f"subject is '{subject}', issued by {by}"
+
+
 @functools.lru_cache(maxsize=4096)
 def ends_at(pem: str) -> float:
     """When a PEM certificate ends, in seconds of Unix time. Raises ConfigError when it is none."""

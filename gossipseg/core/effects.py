@@ -145,7 +145,8 @@ class Finished:
 class Note:
     """Something worth the event log, under a stable name; the shell logs it as it is and adds no second.
 
-    Membership: member_alive, member_suspect, member_dead, member_left, peer_refused, duplicate_site, left.
+    Membership: member_alive, member_suspect, member_dead, member_left, peer_refused, duplicate_site, left,
+    lists_differ (another site's peers.yaml has other sites or keys).
     Exchange: offer_sent, offer_accepted, offer_busy, offer_rejected, offer_in_accepted, offer_in_busy,
     offer_in_rejected, transfer_done, transfer_failed, model_arrived, model_broken, model_dropped.
     Rounds: visit_merged, visit_refused, visit_held, visit_kept_out, visit_reverted, finished, paused,

@@ -197,6 +197,8 @@ class SitesChanged:
     sites: Mapping[Site, str]
     rekeyed: bool = False
     """This site signs with another key from now on: its record goes round anew, signed with that."""
+    listed: str = ""
+    """As in Setup; "": as before."""
 
 
 Event = (

@@ -211,6 +211,11 @@ class Gossip:
         self._transfers[id] = out
         ctx.effects.append(StartTransfer(id, out.to, out.model))
 
+    def receiver(self, id: int) -> Site:
+        """Where a transfer goes; "" where there is none of this number."""
+        out = self._transfers.get(id)
+        return out.to if out is not None else ""
+
     def on_transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
         """False: there is no such transfer."""
         out = self._transfers.pop(event.id, None)
@@ -318,6 +323,8 @@ class Gossip:
         if held is not None and self._ctx.now >= held.deadline:
             self.inbox.release(held.frm)
             self._note_drop(held.frm, held.model, "never_came")
+            if (member := self._membership.members.get(held.frm)) is not None:
+                member.takes.fails(self._ctx.now, "never_came")
         for out in [o for o in self.outgoing if self._ctx.now >= o.again_at]:
             self._offer_again(out)
 

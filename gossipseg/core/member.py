@@ -27,6 +27,27 @@ class Suspicion:
 
 
 @dataclass(slots=True)
+class Run:
+    """Failures of one kind in a row, with the same site."""
+
+    failed: int = 0
+    since: float = 0.0
+    """When the first of them was (the core's clock)."""
+    reason: str = ""
+    """Why the last one failed."""
+
+    def fails(self, now: float, reason: str) -> None:
+        """One more."""
+        if not self.failed:
+            self.since = now
+        self.failed, self.reason = self.failed + 1, reason
+
+    def ends(self) -> None:
+        """It went well."""
+        self.failed, self.reason = 0, ""
+
+
+@dataclass(slots=True)
 class Member:
     """A listed site as seen from here."""
 
@@ -66,6 +87,14 @@ class Member:
     """Until when nothing is taken from it (the core's clock); None: it is in no quarantine."""
     offence: str = ""
     """The last one, while it is in quarantine."""
+    called_at: float | None = None
+    """When a call of its own last came in; None: none has."""
+    calls: Run = field(default_factory=Run)
+    """This site's calls to it that had no answer, in a row. A refusal is an answer."""
+    sends: Run = field(default_factory=Run)
+    """Models to it that did not get through."""
+    takes: Run = field(default_factory=Run)
+    """Models from it that did not get through."""
 
     @property
     def live(self) -> bool:

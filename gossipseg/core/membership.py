@@ -237,12 +237,19 @@ class Membership:
         if info is None or info is old:
             return member
         member.info = info
+        self._compare_lists(member, old)
         recount = info.cases not in (0, member.cases)
         if recount:
             member.cases = info.cases
         if recount or old is None or old.phase is not info.phase or old.contract != info.contract:
             self.changed(member)
         return member
+
+    def _compare_lists(self, member: Member, old: PeerInfo | None) -> None:
+        """Note it once when a site's list is, or becomes, another than this site's."""
+        ours, theirs = self._ctx.info.listed, member.info.listed if member.info is not None else ""
+        if ours and theirs and theirs != ours and (old is None or old.listed != theirs):
+            self._ctx.note("lists_differ", member.site, f"{theirs} there, {ours} here")
 
     def learn_phase(self, member: Member, phase: Phase) -> None:
         """It said so in an answer that carries no PeerInfo."""
@@ -309,7 +316,7 @@ class Membership:
             self.changed(member, ended=True)
         for site in sorted(sites):
             if site != self._ctx.site and site not in self.members:
-                self.members[site] = Member(site, address=sites[site])
+                self.members[site] = Member(site, address=sites[site], since=self._ctx.now)
                 self.down[site] = None
         return removed
 

@@ -30,8 +30,18 @@ from gossipseg.core.quarantine import Conduct
 from gossipseg.core.rounds_view import RoundsView
 from gossipseg.core.traffic import Sending
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Site
+from gossipseg.core.wellness import Concern
 
-__all__ = ["Member", "NodeState", "Reservation", "RoundsView", "Sending", "Setup", "UnexpectedEvent"]
+__all__ = [
+    "Concern",
+    "Member",
+    "NodeState",
+    "Reservation",
+    "RoundsView",
+    "Sending",
+    "Setup",
+    "UnexpectedEvent",
+]
 
 STALL_SHARE = 0.5
 """A step this share of the ping timeout behind its deadline means that this site's own loop stood still."""
@@ -64,6 +74,7 @@ class NodeState:
         self._membership, self._prober, self._greeter = parts.membership, parts.prober, parts.greeter
         self._gossip, self._rounds, self._training = parts.gossip, parts.rounds, parts.training
         self._notary, self._warden, self._traffic = parts.notary, parts.warden, parts.traffic
+        self._wellness = parts.wellness
 
     # -------------------------------------------------------------- events in, effects out
 
@@ -120,6 +131,7 @@ class NodeState:
 
     def _start(self, event: events.Start) -> bool:
         self._stage = Stage.UP
+        self._wellness.start()
         self._warden.start()
         self._membership.own_word.announce(self.incarnation)
         self._prober.start()
@@ -134,6 +146,7 @@ class NodeState:
 
     def _incoming(self, event: events.Incoming) -> bool:
         frm, token, body = event.frm, event.token, event.body
+        self._wellness.called(frm)
         if frm == self._ctx.site:
             self._ctx.note_seldom("duplicate_site", frm, "another daemon calls under this site's name")
         if isinstance(body, messages.Ping):
@@ -163,6 +176,7 @@ class NodeState:
         if call is None:
             return False
         call.rtt_s = event.rtt_s
+        self._wellness.answered(call.to)
         call.then(call, event.body)
         return True
 
@@ -170,6 +184,7 @@ class NodeState:
         call = self._ctx.calls.pop(event.id, None)
         if call is None:
             return False
+        self._wellness.unanswered(call.to, event)
         call.then(call, event)
         return True
 
@@ -189,7 +204,12 @@ class NodeState:
         return True
 
     def _worker(self, event: Event) -> bool:
-        return self._training.handle(event)
+        handled = self._training.handle(event)
+        if isinstance(event, events.WorkerReady):
+            self._wellness.ready()
+            if self._rounds is not None:
+                self._rounds.count_from_here()
+        return handled
 
     def _pause(self, event: events.Pause) -> bool:
         self._training.pause(event.paused)
@@ -214,6 +234,7 @@ class NodeState:
         return True
 
     def _sites_changed(self, event: events.SitesChanged) -> bool:
+        self._ctx.say(listed=event.listed or self._ctx.info.listed)
         for site in self._membership.set_sites(event.sites):
             self._gossip.drop_waiting("no_longer_listed", site)
         self._notary.keep(event.sites)
@@ -298,6 +319,15 @@ class NodeState:
     def self_health(self) -> int:
         """Lifeguard's local health score: 0 is healthy, max_self_health is worst."""
         return self._membership.health.score
+
+    def concerns(self, now: float) -> tuple[Concern, ...]:
+        """Why this site may not be well, as far as the exchange with others shows it."""
+        return self._wellness.concerns(now)
+
+    @property
+    def grace_s(self) -> float:
+        """So long after the start, or after a change, silence means nothing yet."""
+        return self._wellness.grace_s
 
     def kept_models(self) -> frozenset[str]:
         """Hashes the store must not collect: waiting, visiting, promised, on their way out; of the rounds."""

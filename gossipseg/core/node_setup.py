@@ -53,5 +53,7 @@ class Setup:
     sequence_floor: int = 0
     """No manifest gets a number below it; taken from a clock, it keeps a site that has lost its disk from
     repeating itself."""
+    listed: str = ""
+    """Stands for the list of sites and keys (core.types.listing); "": not known."""
     strict: bool = False
     """An event that fits no state raises."""

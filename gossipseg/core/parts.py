@@ -24,6 +24,7 @@ from gossipseg.core.traffic import Traffic
 from gossipseg.core.training import Training
 from gossipseg.core.types import Site
 from gossipseg.core.warden import Warden
+from gossipseg.core.wellness import Wellness
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Parts:
     training: Training
     warden: Warden
     traffic: Traffic
+    wellness: Wellness
 
 
 def assemble(setup: Setup) -> Parts:
@@ -78,8 +80,12 @@ def assemble(setup: Setup) -> Parts:
     warden = Warden(ctx, Quarantine(setup.quarantine), membership, gossip, rounds, counts, then.conduct)
     memory = Memory(ctx, membership, gossip, rounds, training, notary, warden, counts)
     ctx.persist = memory.persist
-    traffic = Traffic(ctx, membership, gossip, rounds)
-    return Parts(ctx, counts, notary, membership, greeter, prober, gossip, rounds, training, warden, traffic)
+    wellness = Wellness(ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange)
+    traffic = Traffic(ctx, membership, gossip, rounds, wellness)
+    ctx.say(listed=setup.listed)
+    return Parts(
+        ctx, counts, notary, membership, greeter, prober, gossip, rounds, training, warden, traffic, wellness
+    )
 
 
 def _gossip(

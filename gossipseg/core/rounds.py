@@ -71,6 +71,7 @@ class Rounds:
         notary: Notary,
     ) -> None:
         self._ctx, self._params, self._membership = ctx, params, membership
+        self._every_rounds = every_rounds
         self.worker: Worker
         """Set by parts.py."""
         electorate = Electorate.of((ctx.site, *membership.members), params.quorum)
@@ -103,6 +104,8 @@ class Rounds:
         """What the worker combines now, for whichever attempt."""
         self.collected: dict[Site, ModelRef] = {}
         self.condemned: set[str] = set()
+        self._counted_from: int | None = None
+        """This site's own rounds at the last common model, or when its worker first came up."""
         self._rest_until = -math.inf
         self._in_vain = 0
         """Attempts at this round that this site has led."""
@@ -241,6 +244,23 @@ class Rounds:
         there = sum(1 for s in self._membership.members if not self.turns.objection(s) or self._votes(s))
         return there + 1 >= self.acceptor.electorate.votes
 
+    def out_of_sight(self) -> list[tuple[Site, str]]:
+        """The other sites that cannot lead or contribute, and cannot store either, and why."""
+        found = ((s, self.turns.objection(s)) for s in self._membership.members if not self._votes(s))
+        return [(site, objection) for site, objection in found if objection]
+
+    def count_from_here(self) -> None:
+        """The worker is up: own rounds without a common model are counted, if they are not already."""
+        if self._counted_from is None:
+            self._counted_from = self._ctx.info.round
+
+    @property
+    def own_rounds_since_commit(self) -> int | None:
+        """In units of the own rounds between two common models; None: the worker has not been up."""
+        if self._counted_from is None:
+            return None
+        return (self._ctx.info.round - self._counted_from) // self._every_rounds
+
     def _votes(self, site: Site) -> bool:
         """It may be unable to lead, or to contribute, and yet store."""
         return site in self._membership.alive and not self._membership.members[site].refused
@@ -285,6 +305,7 @@ class Rounds:
             return
         self.plan.committed()
         self.collected, self.condemned, self._in_vain = {}, set(), 0
+        self._counted_from = self._ctx.info.round
         self._ctx.note(
             "round_committed",
             coordinator,

@@ -14,6 +14,7 @@ from gossipseg.core.gossip import Gossip
 from gossipseg.core.membership import Membership
 from gossipseg.core.rounds import Rounds
 from gossipseg.core.types import ModelRef, Site
+from gossipseg.core.wellness import Wellness
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,13 @@ class Traffic:
     membership: Membership
     gossip: Gossip
     rounds: Rounds | None
+    wellness: Wellness
 
     # -------------------------------------------------------------- what happens
 
     def ended(self, event: events.TransferDone | events.TransferFailed) -> bool:
         """A transfer to another site is over; False: there is no such transfer."""
+        self.wellness.sent(self._receiver(event.id), event)
         if self.rounds is not None and self.rounds.on_transfer(event):
             return True
         return self.gossip.on_transfer(event)
@@ -47,12 +50,21 @@ class Traffic:
             self.gossip.inbox.began(event.frm, event.hash, self.ctx.now)
 
     def arrived(self, event: events.ModelArrived) -> None:
+        self.wellness.took(event.frm)
         if self.rounds is None or not self.rounds.fetcher.arrived(event.frm, event.model):
             self.gossip.on_arrived(event)
 
     def broken(self, event: events.ModelBroken) -> None:
+        if self.expects(event.frm, event.hash) is not None:
+            self.wellness.not_taken(event.frm, event.reason)
         if self.rounds is None or not self.rounds.fetcher.broken(event):
             self.gossip.on_broken(event)
+
+    def _receiver(self, id: int) -> Site:
+        """Where a transfer goes; "" where there is none of this number."""
+        if self.rounds is not None and (transfer := self.rounds.serving.transfers.get(id)) is not None:
+            return transfer.to
+        return self.gossip.receiver(id)
 
     # -------------------------------------------------------------- what there is
 

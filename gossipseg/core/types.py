@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -114,6 +114,14 @@ class PeerInfo:
     """Fingerprint of its contract with the network signature; "" until its worker has reported."""
     committed: int = 0
     """The newest federation round whose common model it knows to be committed."""
+    listed: str = ""
+    """Stands for its list of sites and keys (`listing`); "" of an older version."""
+
+
+def listing(keys: Mapping[Site, Iterable[str]]) -> str:
+    """What stands for a list of sites and the IDs of their keys: how many they are, and a hash."""
+    pairs = tuple((site, ",".join(sorted(ids))) for site, ids in sorted(keys.items()))
+    return f"{len(pairs)}-{fingerprint(pairs)[:12]}"
 
 
 ModelKind = Literal["model", "update", "global"]

@@ -28,6 +28,9 @@ def register(app: typer.Typer) -> None:
 def check(
     data: Annotated[bool, typer.Option("--data/--no-data", help="Read every image and label.")] = True,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Call every listed site.")] = True,
+    reach: Annotated[
+        bool, typer.Option("--reach", help="Full-size packets both ways, and let every site dial this one.")
+    ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for a site.")] = 3.0,
     config: context.ConfigOption = None,
     json: context.JsonOption = False,
@@ -40,7 +43,7 @@ def check(
     from gossipseg.ctl import doctor
 
     findings: list[Finding] = []
-    for finding in doctor.examine(loaded, data=data, peers=peers, timeout_s=timeout_s):
+    for finding in doctor.examine(loaded, data=data, peers=peers, timeout_s=timeout_s, reach=reach):
         findings.append(finding)
         if not json and sys.stderr.isatty():
             print(f"{finding.check}: {finding.state}", file=sys.stderr)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gossipseg.errors import ConfigError
+from gossipseg.errors import ConfigError, DaemonUnreachable
 from gossipseg.homes import absolute, expanded
 
 if TYPE_CHECKING:
@@ -126,8 +126,18 @@ def daemon(config: Path | None, socket: Path | None) -> Iterator[ControlClient]:
     path = find_socket(config, socket)
     from gossipseg.wire.control import ControlClient  # grpc: only for commands that ask the daemon
 
-    with ControlClient(path) as client:
-        yield client
+    try:
+        with ControlClient(path) as client:
+            yield client
+    except DaemonUnreachable as e:
+        if socket is not None:
+            raise
+        from gossipseg.ctl.whereabouts import whereabouts
+
+        found = whereabouts(find_state_dir(config), path, find_site_file(config))
+        if found.state == "none":
+            raise
+        raise DaemonUnreachable(f"{path}: {found.text}. {found.remedy}") from e
 
 
 def load_config(config: Path | None) -> Config:

@@ -1,7 +1,8 @@
 """The checks of `gossipctl check` on this machine, one function each, each yielding findings.
 
 What belongs here: configuration, identity, clock and certificates, disk, device and data, the daemon.
-What must not: other sites (doctor_peers.py), printing, torch (data and device are checked by a subprocess).
+What must not: what a start needs (doctor_start.py), other sites (doctor_peers.py), printing, torch (data and
+device are checked by a subprocess).
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import dataclasses
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +28,6 @@ from gossipseg.ctl import output as out
 from gossipseg.errors import DaemonUnreachable, GossipsegError
 from gossipseg.learn.flips import resolve
 from gossipseg.learn.params import FINAL_SHARE, ONE_SHOT_ALGORITHM, cosine_rate
-from gossipseg.wire.addresses import split_address
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import StatusDoc
 
@@ -54,8 +52,12 @@ class Finding:
         return dataclasses.asdict(self)
 
 
-def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Iterator[Finding]:
+def examine(
+    config: Config, *, data: bool, peers: bool, timeout_s: float, reach: bool = False
+) -> Iterator[Finding]:
     """All checks, in the order in which a mistake in one makes the next pointless."""
+    from gossipseg.ctl import doctor_start
+
     yield Finding("config", "ok", f"{config.site_path} and {config.federation_path}")
     yield from check_finetuning(config)
     yield from check_flips(config)
@@ -64,15 +66,22 @@ def examine(config: Config, *, data: bool, peers: bool, timeout_s: float) -> Ite
     yield from findings
     yield from check_clock(config)
     yield from check_disk(config)
-    status, findings = check_daemon(config)
+    status, findings, running = check_daemon(config)
     yield from findings
-    if status is None:
-        yield from check_port(config)
+    yield from doctor_start.check_listen(config) if running else doctor_start.check_port(config)
+    if not running:
+        yield from doctor_start.check_worker_lock(config)
+    yield from doctor_start.check_metrics(config, running=running)
+    yield from doctor_start.check_extras(config)
     yield from check_data(config) if data else [Finding("data", "skipped", "not asked for")]
     if peers:
         from gossipseg.ctl.doctor_peers import check_peers
 
         yield from check_peers(config, identity, status, timeout_s)
+    if reach:
+        from gossipseg.ctl.doctor_reach import check_reach
+
+        yield from check_reach(config, identity, status)
 
 
 def check_finetuning(config: Config) -> Iterator[Finding]:
@@ -249,7 +258,7 @@ def synchronised() -> bool | None:
     return None if answer < 0 else answer != _TIME_ERROR
 
 
-# ---------------------------------------------------------------- disk, port, daemon
+# ---------------------------------------------------------------- disk, daemon
 
 
 def check_disk(config: Config) -> Iterator[Finding]:
@@ -280,18 +289,20 @@ def check_disk(config: Config) -> Iterator[Finding]:
         yield Finding("disk", "ok", text)
 
 
-def check_daemon(config: Config) -> tuple[StatusDoc | None, list[Finding]]:
-    """The control socket, and what the daemon says of itself."""
+def check_daemon(config: Config) -> tuple[StatusDoc | None, list[Finding], bool]:
+    """What the daemon says of itself, the findings, and whether one runs, be it mute."""
+    from gossipseg.ctl.doctor_start import check_whereabouts
+
     try:
         with ControlClient(config.control_socket) as client:
             status = client.status()
-    except DaemonUnreachable:
-        detail = f"not running (nobody answers on {config.control_socket})"
-        return None, [
-            Finding("daemon", "skipped", detail, f"Start it: gossipsegd --config {config.site_path}.")
-        ]
+    except DaemonUnreachable as e:
+        where, finding = check_whereabouts(config)
+        if where.state == "none" and "Permission denied" in str(e):
+            finding = Finding("daemon", "failed", str(e))
+        return None, [finding], where.state != "none"
     except GossipsegError as e:
-        return None, [Finding("daemon", "failed", str(e))]
+        return None, [Finding("daemon", "failed", str(e))], True
     state: dict[str, Literal["ok", "warning", "failed"]] = {"ok": "ok", "degraded": "warning"}
     detail = f"{status.state}, {status.phase}, round {status.round}" + "".join(
         f"; {r}" for r in status.reasons
@@ -301,26 +312,7 @@ def check_daemon(config: Config) -> tuple[StatusDoc | None, list[Finding]]:
         found.append(
             Finding("daemon", "failed", f"it is {status.site}'s daemon that answers", "Check --config.")
         )
-    return status, found
-
-
-def check_port(config: Config) -> Iterator[Finding]:
-    """Whether the daemon could listen where it shall."""
-    host, port = split_address(config.site.listen)
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with closing(socket.socket(family, kind, protocol)) as s:
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            s.bind(address)
-    except OSError as e:
-        yield Finding(
-            "listen",
-            "failed",
-            f"{config.site.listen}: {e.strerror or e}",
-            "Stop what listens there, or choose another address in site.yaml (listen).",
-        )
-    else:
-        yield Finding("listen", "ok", f"{config.site.listen} is free")
+    return status, found, True
 
 
 # ---------------------------------------------------------------- data, device

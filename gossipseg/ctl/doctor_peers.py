@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from gossipseg import config as configuration
 from gossipseg import trust
+from gossipseg.certificates import described
 from gossipseg.config import Config, ListedSite
 from gossipseg.core import contract
 from gossipseg.core.messages import Hello, HelloReply
@@ -22,7 +23,7 @@ from gossipseg.errors import ConfigError, GossipsegError, LocalError, PeerRefuse
 from gossipseg.wire.addresses import split_address
 from gossipseg.wire.clocks import CLOCK_TOLERANCE_S, clock_text
 from gossipseg.wire.control import ControlClient
-from gossipseg.wire.documents import StatusDoc
+from gossipseg.wire.documents import PeerRow, StatusDoc
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
 from gossipseg.wire.probe import Seen, seen_certificate
@@ -42,6 +43,9 @@ def check_peers(
     if identity is None and not config.site.insecure:
         yield Finding("peers", "skipped", "this site has no identity to show them")
         return
+    if not config.site.discovery.static:
+        yield from _unlisted_addresses(config, status)
+        return
     if config.site.insecure:
         reached = others
     else:
@@ -60,6 +64,19 @@ def check_peers(
         yield from asyncio.run(_greet_all(config, identity, reached, timeout_s))
 
 
+def _unlisted_addresses(config: Config, status: StatusDoc | None) -> Iterator[Finding]:
+    """discovery.static is false: what is listed is not dialled by the daemon, nor here."""
+    if status is not None:
+        yield from _from_daemon(config, config.others)
+        return
+    yield Finding(
+        "peers",
+        "skipped",
+        "discovery.static is false: addresses come by mDNS, and only a running daemon hears it",
+        "Start the daemon and ask again.",
+    )
+
+
 def judge(site: ListedSite, seen: Seen) -> Finding | None:
     """What a look at the listed address says against the site; None where a Hello may follow."""
     name = f"peer {site.name}"
@@ -70,8 +87,10 @@ def judge(site: ListedSite, seen: Seen) -> Finding | None:
         return Finding(
             name,
             "failed",
-            f"{site.address} shows the ID {seen.id or 'of a strange key'}; listed is {' or '.join(listed)}",
-            f"Has another site this address, or {site.name} a new key? Ask its administrator for the ID.",
+            f"{site.address} shows the ID {seen.id or 'of a strange key'}; listed is {' or '.join(listed)}. "
+            f"The certificate's {described(seen.certificate_pem or b'')}",
+            f"Has another site this address, or {site.name} a new key? Ask its administrator for the ID. If "
+            "it is the listed one, something between (a proxy, a firewall) opens TLS, and must not.",
         )
     if seen.accepted is False:
         return Finding(
@@ -121,25 +140,39 @@ def _from_daemon(config: Config, sites: list[ListedSite]) -> Iterator[Finding]:
         elif row.refused:
             yield Finding(name, "failed", row.refused, "Make peers.yaml the same at both sites.")
         else:
-            yield Finding(
-                name, "ok", f"{site.address}: reached, identity right; the daemon sees it {row.state}"
-            )
+            yield _seen_as(config, site, row)
 
 
-async def _greet_all(
-    config: Config, identity: trust.Identity | None, sites: list[ListedSite], timeout_s: float
-) -> list[Finding]:
+def _seen_as(config: Config, site: ListedSite, row: PeerRow) -> Finding:
+    """The daemon's view of a site; only one that it sees alive is well."""
+    name, listed = f"peer {site.name}", config.site.discovery.static
+    there = f"{site.address}: reached, identity right" if listed else f"{row.address or 'no address known'}"
+    text = f"{there}; the daemon sees it {row.state}" + (f": {row.reason}" if row.reason else "")
+    if row.state == "alive":
+        return Finding(name, "ok", text)
+    remedy = "`gossipctl check --reach` asks it to dial this site; `gossipctl status` says what is amiss."
+    return Finding(name, "warning", text, remedy)
+
+
+def calling(config: Config, identity: trust.Identity | None, sites: list[ListedSite]) -> GrpcTransport:
+    """A transport that calls these sites in this one's name, and does not listen. To be closed."""
     endpoints = {
         s.name: PeerEndpoint(s.name, s.address, tuple(pem.encode() for pem in trust.certificates_of(s)))
         for s in sites
     }
-    transport = GrpcTransport(
+    return GrpcTransport(
         config.site.site,
         listen=config.site.listen,
         identity=identity,
         peers=endpoints,
         insecure=config.site.insecure,
     )
+
+
+async def _greet_all(
+    config: Config, identity: trust.Identity | None, sites: list[ListedSite], timeout_s: float
+) -> list[Finding]:
+    transport = calling(config, identity, sites)
     try:
         return await asyncio.gather(*(_greet(config, transport, s, timeout_s) for s in sites))
     finally:

@@ -22,7 +22,8 @@ _WARN = {"member_suspect", "member_dead", "peer_refused", "transfer_failed", "mo
          "visit_refused", "visit_reverted", "record_forged", "duplicate_site", "config_refused",
          "internal_error", "export_failed", "persist_failed", "round_passed", "round_alone",
          "update_refused", "offence", "worker_waiting", "cannot_listen", "peer_quarantined",
-         "disk_slow"}  # fmt: skip
+         "disk_slow", "not_reached", "lists_differ", "state_dir_gone",
+         "control_socket_gone"}  # fmt: skip
 _QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
 
 

@@ -29,7 +29,7 @@ from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
 from gossipseg.daemon.outlet import RotatingFile
 from gossipseg.daemon.recorder import Recorder
-from gossipseg.daemon.reload import Reload, endpoints, listed_ids, load_trust, prepare
+from gossipseg.daemon.reload import Reload, endpoints, listed, listed_ids, load_trust, prepare
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.service import Service
 from gossipseg.daemon.snapshots import restore
@@ -86,6 +86,7 @@ class Daemon:
         self.runtime.spawn(expiry.watch(service.expiring, self.runtime.note, time.time), "expiry")
         try:
             await control.start()
+            self.runtime.spawn(self.runtime.places.run(control), "places")
             await self._export_metrics(service)
         except GossipsegError as e:  # the worker runs already: it is ended like at any other end
             self.end("failed", e)
@@ -147,7 +148,7 @@ class Daemon:
                 self.runtime.spawn(self._announce_anew(self._mdns), "mdns")
         addresses = {s.name: s.address for s in new.config.others}
         self.runtime.worker.try_again()
-        self.runtime.inject(events.SitesChanged(addresses, new.rekeyed))
+        self.runtime.inject(events.SitesChanged(addresses, new.rekeyed, listed(new.config)))
         self.runtime.note(
             "config_reloaded", sites=len(new.config.federation.sites), changes=list(new.changes)
         )
@@ -219,6 +220,7 @@ class Daemon:
             trust=f.trust,
             quarantine=s.quarantine,
             sequence_floor=time.time_ns() // 1_000_000,
+            listed=listed(self.config),
         )
         return Runtime(
             self.config,

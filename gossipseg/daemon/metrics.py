@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from gossipseg import __version__, trust
 from gossipseg.core.types import MemberState, Phase
-from gossipseg.daemon import logs
+from gossipseg.daemon import logs, wellness
 from gossipseg.daemon.counters import LAG_BUCKETS_S
 from gossipseg.daemon.scrape import ScrapeServer
 from gossipseg.wire.listening import CannotListen, reason_of
@@ -62,6 +62,9 @@ METRICS: dict[str, Described] = {
         "1 while this part (worker, state, events, store, audit, privacy, listen, metrics, log, disk) has a "
         "warning.",
         ("part",),
+    ),
+    "gossipseg_concern": Described(
+        "gauge", "1 while this is a reason for concern; docs/wellness.md explains each.", ("reason",)
     ),
     "gossipseg_phase": Described("gauge", "1 for the phase the site is in.", ("phase",)),
     "gossipseg_round": Described("gauge", "Rounds behind this site's model."),
@@ -150,6 +153,9 @@ def sample(r: Runtime, now_s: float, *, degraded: bool) -> list[Metric]:
     f = _Families()
     _site(f, r, now_s)
     f.add("gossipseg_degraded", float(degraded))
+    there = {c.code for c in wellness.concerns(r, now_s)}
+    for code in wellness.REMEDIES:
+        f.add("gossipseg_concern", float(code in there), reason=code)
     for site in r.config.others:
         _peer(f, r, site.name, now_s)
     members = Counter(m.state.value for m in r.node.members.values())

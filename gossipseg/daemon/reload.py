@@ -14,6 +14,7 @@ from pathlib import Path
 from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.config import Config, ListedSite
+from gossipseg.core.types import listing
 from gossipseg.errors import ConfigError
 from gossipseg.wire.transport import PeerEndpoint
 
@@ -106,6 +107,13 @@ def _of_sections(old: Config, found: Config) -> Iterator[str]:
 def listed_ids(config: Config) -> dict[str, str]:
     """Site ID → name, for every listed certificate."""
     return {trust.site_id(pem.encode()): s.name for s in config.federation.sites for pem in s.certificate}
+
+
+def listed(config: Config) -> str:
+    """What stands for the list of sites and keys, so that sites notice where theirs differ."""
+    return listing(
+        {s.name: [trust.site_id(pem.encode()) for pem in s.certificate] for s in config.federation.sites}
+    )
 
 
 def endpoints(config: Config) -> dict[str, PeerEndpoint]:

@@ -28,7 +28,9 @@ from gossipseg.daemon.ledger import Ledger
 from gossipseg.daemon.listening import listen
 from gossipseg.daemon.manifests import Verifier
 from gossipseg.daemon.peer_calls import PeerCalls
+from gossipseg.daemon.places import Places
 from gossipseg.daemon.promises import binding, unbound
+from gossipseg.daemon.reaching import Reaching
 from gossipseg.daemon.recorder import Recorder
 from gossipseg.daemon.saves import Saves
 from gossipseg.daemon.training import TrainingView
@@ -90,6 +92,8 @@ class Runtime:
         )
         self.calls = PeerCalls(self, node, transport, store, self.intake, self.ledger)
         self.worker = WorkerTalk(self, store, self.intake, self.training, socket_path=worker_socket)
+        self.reaching = Reaching(node, transport, self.note)
+        self.places = Places(Path(config.site.state_dir), self.note)
         self.changed = asyncio.Event()
         """Set at the next step, and replaced by a fresh one: watchers clear nothing of each other's."""
         self._state, self._fail = state, fail
@@ -109,6 +113,7 @@ class Runtime:
         self.spawn(self.worker.hear())
         self.spawn(self.audit.run())
         self.spawn(self.worker.run())
+        self.spawn(self.reaching.run(self.config), "reaching")
         self.note("daemon_started", version=_version(), site_id=self.config.me.id or "")
         self.inject(events.Start())
 

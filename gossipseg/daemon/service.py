@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from gossipseg import __version__, trust
 from gossipseg.core.member import Member
 from gossipseg.core.types import MemberState, Phase, Site, fingerprint
-from gossipseg.daemon import expiry
+from gossipseg.daemon import expiry, wellness
 from gossipseg.daemon.round_documents import rounds_doc, under_way
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.worker import UNWELL
@@ -48,7 +48,8 @@ class Service:
 
     async def status(self) -> doc.StatusDoc:
         r, view, node = self._runtime, self._runtime.training, self._runtime.node
-        reasons, view_of_rounds = self.reasons(), node.rounds_view
+        found = wellness.concerns(r, time.monotonic())
+        reasons, view_of_rounds = self.reasons(found), node.rounds_view
         traffic = [r.transport.traffic(s.name) for s in r.config.others]
         return doc.StatusDoc(
             site=r.config.site.site,
@@ -89,9 +90,9 @@ class Service:
             self_health=r.node.self_health,
             contract=fingerprint(r.worker.contract),
             control=str(r.config.control_socket),
-            listen=r.config.site.listen,
+            listen=r.transport.address,
             worker=self._worker(),
-            disk_free_bytes=shutil.disk_usage(r.config.site.state_dir).free,
+            disk_free_bytes=_disk_free_bytes(r.config.site.state_dir),
             certificate_days_left=self._days_left(),
             discovery=self._discovery(),
             epsilon=view.spent.epsilon if view.spent else None,
@@ -99,6 +100,7 @@ class Service:
             max_epsilon=view.spent.max_epsilon if view.spent else None,
             deployed=view.deployed,
             deployed_reason=view.deployed_reason,
+            concerns=found,
         )
 
     async def peers(self, limit: int) -> doc.PeersDoc:
@@ -181,6 +183,15 @@ class Service:
         )
         return doc.DumpDoc(recording=text, steps=text.count("\n") - 1, problem=r.recorder.problem)
 
+    async def reach(self) -> doc.ReachDoc:
+        """Dial every listed site, and ask each to dial this one."""
+        sites = await self._runtime.reaching.look_now()
+        return doc.ReachDoc(tuple(row for site in sorted(sites) for row in self._reach_rows(site)))
+
+    def _reach_rows(self, site: str) -> list[doc.ReachRow]:
+        found = self._runtime.reaching.found.get(site)
+        return list(wellness.reach_rows(site, found, self._runtime.reaching.listen_fault)) if found else []
+
     async def pause(self) -> doc.OkDoc:
         self._runtime.pause(True)
         return doc.OkDoc(ok=True, message="paused: training holds before the next step")
@@ -211,9 +222,12 @@ class Service:
             self._known_ids = (self._runtime.config, site_ids(self._runtime))
         return self._known_ids[1]
 
-    def reasons(self) -> tuple[str, ...]:
-        """Why this site is not simply ok."""
+    def reasons(self, concerns: Sequence[doc.ConcernRow] | None = None) -> tuple[str, ...]:
+        """Why this site is not simply ok. `concerns`: those of this moment, where they are known already."""
         r = self._runtime
+        if concerns is None:
+            concerns = wellness.concerns(r, time.monotonic())
+        one_way = {c.site for c in concerns if c.code == "calls_in_only"}
         reasons = []
         if r.worker.status.state in UNWELL:
             reasons.append(f"training: {r.worker.status.state}: {r.worker.status.reason}")
@@ -223,7 +237,7 @@ class Service:
                 reasons.append(f"{name}: refused: {member.refused}")
             elif member.quarantined_until is not None:
                 reasons.append(f"{name}: {_quarantine_text(member)}")
-            elif member.state in (MemberState.SUSPECT, MemberState.DEAD):
+            elif member.state in (MemberState.SUSPECT, MemberState.DEAD) and name not in one_way:
                 reasons.append(f"{name}: {member.state.value}: {member.reason}")
         if (view := r.node.rounds_view) is not None:
             if view.last is not None and view.last.absent:
@@ -231,6 +245,7 @@ class Service:
                 reasons.append(f"round {view.last.round} was closed without {without}")
             if view.state == "alone":
                 reasons.append(f"this site trains alone: {view.reason}")
+        reasons.extend(wellness.sentence(c) for c in concerns)
         reasons.extend(text for _, text in self.expiring().values())
         for name in sorted(r.node.members):
             ahead_s = r.transport.clock_ahead_s(name, time.time())
@@ -279,6 +294,14 @@ class Service:
             bytes_out=traffic.bytes_out,
             bytes_in=traffic.bytes_in,
         )
+
+
+def _disk_free_bytes(path: str) -> int:
+    """0 where the folder is gone: the status must be told all the same."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return 0
 
 
 def _state(member: Member | None) -> str:

@@ -74,6 +74,23 @@ class DirectoryLock:
         self.release()
 
 
+def holder_of(path: Path) -> str | None:
+    """The pid of the process that holds the lock on `path`; None where nobody does, or it cannot be told."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once, with the file
+    except BlockingIOError:
+        return os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return None
+
+
 def _release_in_fork() -> None:
     # A forked child (a data loader) shares the open file: it would hold the lock after its parent's death.
     for lock in list(_held):

@@ -85,6 +85,7 @@ def write_info(info: PeerInfo) -> Any:
         phase=_PHASES[info.phase],
         contract=info.contract,
         committed=info.committed,
+        listed=info.listed,
     )
 
 
@@ -98,6 +99,7 @@ def read_info(message: Any) -> PeerInfo:
         phase=_PHASE_OF[info.phase],
         contract=text(info.contract, "contract"),
         committed=count(info.committed, "committed"),
+        listed=text(info.listed, "listed"),
     )
 
 

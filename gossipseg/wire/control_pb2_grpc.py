@@ -99,6 +99,11 @@ class ControlStub:
                 request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
                 response_deserializer=gossipseg_dot_wire_dot_control__pb2.Document.FromString,
                 _registered_method=True)
+        self.Reach = channel.unary_unary(
+                '/gossipseg.wire.Control/Reach',
+                request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_control__pb2.Document.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/gossipseg.wire.Control/Watch',
                 request_serializer=gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
@@ -189,6 +194,13 @@ class ControlServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reach(self, request, context):
+        """Which listed sites are reached, and reach this one, with full-size packets. Takes up to half a minute.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Watch(self, request, context):
         """A frame about twice a second while something changes.
         """
@@ -261,6 +273,11 @@ def add_ControlServicer_to_server(servicer, server):
             ),
             'Dump': grpc.unary_unary_rpc_method_handler(
                     servicer.Dump,
+                    request_deserializer=gossipseg_dot_wire_dot_control__pb2.Query.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_control__pb2.Document.SerializeToString,
+            ),
+            'Reach': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reach,
                     request_deserializer=gossipseg_dot_wire_dot_control__pb2.Query.FromString,
                     response_serializer=gossipseg_dot_wire_dot_control__pb2.Document.SerializeToString,
             ),
@@ -619,6 +636,33 @@ class Control:
             request,
             target,
             '/gossipseg.wire.Control/Dump',
+            gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
+            gossipseg_dot_wire_dot_control__pb2.Document.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Control/Reach',
             gossipseg_dot_wire_dot_control__pb2.Query.SerializeToString,
             gossipseg_dot_wire_dot_control__pb2.Document.FromString,
             options,

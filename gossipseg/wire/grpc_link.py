@@ -16,7 +16,7 @@ from typing import Any, Literal
 import grpc
 from grpc import aio
 
-from gossipseg.certificates import name_in_certificates, parse_certificate
+from gossipseg.certificates import described, name_in_certificates, parse_certificate
 from gossipseg.core.types import Site
 from gossipseg.errors import PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from gossipseg.trust import Identity, TrustList
@@ -112,6 +112,17 @@ class Link:
     def addresses(self) -> list[str]:
         """In the order in which they would be tried now."""
         return [c.address for c in self._order()]
+
+    @property
+    def identity(self) -> Identity | None:
+        """What this link shows; None: plaintext."""
+        return self._identity
+
+    @property
+    def works_at(self) -> str:
+        """The address at which the last call went through; "" if it did at none."""
+        current = self._current
+        return current.address if current is not None and current.proven and not current.failures else ""
 
     def _order(self) -> list[Candidate]:
         rest = [c for c in (self._listed, *self._hints) if c is not None and c is not self._current]
@@ -211,15 +222,16 @@ class Link:
         if self.closed:
             raise PeerUnreachable(self.site, "unreachable", self.closed)
         if lane not in candidate.channels:
-            target = grpc_target(candidate.address)
-            options = channel_options(self._name, self._reconnect_max_s)
-            if self._identity is None:
-                channel = aio.insecure_channel(target, options)
-            else:
-                credentials = channel_credentials(self._identity, self.endpoint.certificates)
-                channel = aio.secure_channel(target, credentials, options)
-            candidate.channels[lane] = channel
+            candidate.channels[lane] = self.new_channel(candidate.address)
         return candidate.channels[lane]
+
+    def new_channel(self, address: str) -> aio.Channel:
+        """One of its own; whoever asks for it closes it."""
+        target, options = grpc_target(address), channel_options(self._name, self._reconnect_max_s)
+        if self._identity is None:
+            return aio.insecure_channel(target, options)
+        credentials = channel_credentials(self._identity, self.endpoint.certificates)
+        return aio.secure_channel(target, credentials, options)
 
     # ------------------------------------------------------------ what went wrong
 
@@ -263,7 +275,7 @@ class Link:
         assert self._identity is not None
         seen = await asyncio.to_thread(seen_certificate, address, self._identity, timeout_s)
         expected = " or ".join(self._ids)
-        if seen.certificate_pem is not None and not self._pinned(seen.certificate_pem):
+        if seen.certificate_pem is not None and not self.pinned(seen.certificate_pem):
             shown = (
                 f"the key {seen.id}" if seen.id not in self._ids else "another certificate of the same key"
             )
@@ -271,7 +283,8 @@ class Link:
                 self.site,
                 "untrusted",
                 f"{address} shows {shown}; listed for {self.site} is {expected}. Either that address is "
-                f"another machine's, or {self.site} has a new identity that is not in peers.yaml yet.",
+                f"another machine's, or {self.site} has a new identity that is not in peers.yaml yet, or "
+                f"something between opens TLS (the certificate's {described(seen.certificate_pem)}).",
             )
         if "expired" in details or "not yet valid" in details:
             return PeerUntrusted(
@@ -290,7 +303,8 @@ class Link:
             return PeerUntrusted(self.site, "untrusted", f"{address}: {_brief(details)}")
         return PeerUnreachable(self.site, "unreachable", f"{address}: {seen.detail or _brief(details)}")
 
-    def _pinned(self, pem: bytes) -> bool:
+    def pinned(self, pem: bytes) -> bool:
+        """Whether the certificate is listed for this site."""
         shown = parse_certificate(pem)
         return any(parse_certificate(listed) == shown for listed in self.endpoint.certificates)
 

@@ -14,6 +14,8 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, TypeAlias
 
@@ -35,12 +37,16 @@ from gossipseg.trust import TrustList
 from gossipseg.wire import codec, health
 from gossipseg.wire.grpc_link import CLOCK_KEY, DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
 from gossipseg.wire.limits import REFUSED_HELD, Pace, PeerLimits, Turnstile
+from gossipseg.wire.reached import ECHO_BYTES, Reached, answer_echo, encode_reached
 from gossipseg.wire.transport import Handler, Traffic
 
 log = logging.getLogger(__name__)
 Context: TypeAlias = Any  # aio.ServicerContext, which has no types
 _Answer: TypeAlias = Callable[[Site, bytes, Context], Awaitable[bytes]]
 _MAX_DETAIL = 1000
+LOOKS_AT_ONCE = 4
+"""Sites that are dialled at their own request."""
+_PADDING = os.urandom(ECHO_BYTES)
 _WINDING_UP_S = 5.0
 """How long a handler may take to put away what came of a stream that was cut off."""
 _LINGER_S = 2.0
@@ -64,6 +70,12 @@ class PeerServicer:
         self.handler: Handler | None = None
         self.clock: Callable[[], float] | None = None
         """Wall seconds, told beside every Hello; None: nothing is told."""
+        self.look: Callable[[Site], Awaitable[Reached]] | None = None
+        """Dials a site's listed address; None: nobody is told."""
+        self.look_pause_s = 10.0
+        """One site's questions are answered no more often."""
+        self._looked: dict[Site, float] = {}
+        self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._me, self._traffic, self._insecure = me, traffic, insecure
         self._places = asyncio.Semaphore(max_parallel_transfers)
         self._streams: dict[tuple[Site, str], InboundStream] = {}
@@ -74,6 +86,8 @@ class PeerServicer:
         """What aio.Server.add_generic_rpc_handlers takes. Messages are bytes; wire.codec reads them."""
         methods = {rpc: self._unary(functools.partial(self._request, rpc)) for rpc in codec.KINDS}
         methods["PushOffset"] = self._unary(self._push_offset)
+        methods["Reach"] = self._unary(self._reach)
+        methods["Echo"] = self._unary(self._echo)
         methods["Push"] = grpc.stream_unary_rpc_method_handler(self._push)
         return grpc.method_handlers_generic_handler(codec.SERVICE, methods)
 
@@ -187,6 +201,20 @@ class PeerServicer:
         model = codec.decode_offset_request(data, site)
         await self._supersede(site, model)
         return codec.encode_offset(await self._handler.push_offset(site, model))
+
+    async def _reach(self, site: Site, data: bytes, _: Context) -> bytes:
+        """Dial the address that is listed for the caller; nothing that it says steers where to."""
+        now_s = asyncio.get_running_loop().time()
+        if self.look is None or now_s - self._looked.get(site, -math.inf) < self.look_pause_s:
+            raise PeerRefused(site, "too_soon", f"ask again in {self.look_pause_s:g} s")
+        self._looked[site] = now_s
+        if self._looking.locked():
+            raise PeerRefused(site, "too_soon", "others are being dialled")
+        async with self._looking:
+            return encode_reached(await self.look(site))
+
+    async def _echo(self, site: Site, data: bytes, _: Context) -> bytes:
+        return answer_echo(data, site, _PADDING)
 
     @property
     def _handler(self) -> Handler:

@@ -15,18 +15,20 @@ from grpc import aio
 
 from gossipseg.core.messages import Reply, Request
 from gossipseg.core.types import ModelRef, Site
-from gossipseg.errors import ConfigError, PeerError, PeerUnreachable, PeerUntrusted
+from gossipseg.errors import ConfigError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from gossipseg.trust import Identity, TrustList
 from gossipseg.wire import codec
 from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, split_address
 from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_unreachable
 from gossipseg.wire.grpc_options import server_credentials, server_options
+from gossipseg.wire.grpc_reach import ReachTimes, look
 from gossipseg.wire.grpc_server import PeerServicer
 from gossipseg.wire.limits import PeerLimits
 from gossipseg.wire.listening import require_name, why_not
 from gossipseg.wire.outgoing import STALLED_TRIES, file_chunks
 from gossipseg.wire.pacing import Throttle
 from gossipseg.wire.params import CHUNK_BYTES
+from gossipseg.wire.reached import Reached, decode_reached
 from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
 RESUME_WAIT_S = 30.0
@@ -85,6 +87,8 @@ class GrpcTransport:
             max_parallel_transfers=max_parallel_transfers,
             limits=limits or PeerLimits(),
         )
+        self.times = ReachTimes()
+        self._servicer.look, self._servicer.look_pause_s = self.reach, self.times.between_s
         self.set_peers(peers)
 
     # ------------------------------------------------------------ listening
@@ -108,8 +112,9 @@ class GrpcTransport:
 
     @property
     def address(self) -> str:
-        """host:port where this transport listens, once started."""
-        return join_address(split_address(self._listen)[0], self._port)
+        """host:port where this transport listens: with the port that it got, once started."""
+        host, port = split_address(self._listen)
+        return join_address(host, self._port or port)
 
     # Both are called by gRPC from a thread of its own, at every handshake.
 
@@ -225,6 +230,28 @@ class GrpcTransport:
         rpc = codec.kind_of(body).rpc
         answer = await self._link(to).call(rpc, codec.encode_request(body), timeout_s)
         return codec.decode_reply(body, answer, to)
+
+    async def reach(self, site: Site) -> Reached:
+        """Dial the site's listed address anew, step by step, with full-size packets at the end."""
+        try:
+            async with asyncio.timeout(self.times.whole_s):
+                return await look(self._link(site), self.times)
+        except TimeoutError:
+            return Reached("mute", self._link(site).endpoint.address, "it took too long")
+        except PeerError as e:
+            return Reached("failed", "", e.detail or e.reason)
+
+    async def ask_reach(self, site: Site) -> Reached:
+        """Let the site dial this one, and say what came of it."""
+        try:
+            answer = await self._link(site).call("Reach", b"", self.times.whole_s + self.times.small_s)
+            return decode_reached(answer, site)
+        except PeerRefused as e:
+            if e.reason == "unimplemented":
+                return Reached("older", "", "it does not know the question (older version)")
+            return Reached("not_asked", "", e.detail or e.reason)
+        except PeerError as e:
+            return Reached("not_asked", "", e.detail or e.reason)
 
     async def push(
         self,

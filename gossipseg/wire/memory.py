@@ -27,6 +27,7 @@ from gossipseg.errors import (
 from gossipseg.wire import codec
 from gossipseg.wire.outgoing import STALLED_TRIES, open_model
 from gossipseg.wire.params import CHUNK_BYTES
+from gossipseg.wire.reached import Reached
 from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
 _WINDING_UP_S = 5.0
@@ -104,7 +105,8 @@ class MemoryTransport:
         max_parallel_transfers: int = 2,
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
-        self.site, self.address, self.certificate = site, listen, certificate
+        self.site, self.certificate = site, certificate
+        self._address = listen
         self._network, self._chunk_bytes = network, min(chunk_bytes, CHUNK_BYTES)
         self._sending = asyncio.Semaphore(max_parallel_transfers)
         self._taking = asyncio.Semaphore(max_parallel_transfers)
@@ -117,6 +119,32 @@ class MemoryTransport:
         self.set_peers(peers)
 
     # ------------------------------------------------------------ the Transport
+
+    @property
+    def address(self) -> str:
+        """Where this transport listens."""
+        return self._address
+
+    async def reach(self, site: Site) -> Reached:
+        """What the network says of the way to the site's listed address."""
+        endpoint = self._peers.get(site)
+        if endpoint is None or not endpoint.address:
+            return Reached("no_address")
+        there = self._network.at(endpoint.address)
+        if there is None:
+            return Reached("refused", endpoint.address, "Connection refused")
+        if not _shows(there, endpoint):
+            return Reached("untrusted", endpoint.address, "it shows another certificate")
+        connected = self._network.connected(self.site, there.site)
+        return Reached("ok" if connected else "timeout", endpoint.address)
+
+    async def ask_reach(self, site: Site) -> Reached:
+        """What the site's own look at this one says."""
+        try:
+            there = self._find(site)
+        except PeerError as e:
+            return Reached("not_asked", "", e.detail)
+        return await there.reach(self.site)
 
     async def start(self, handler: Handler) -> None:
         """Listen. Raises LocalError when the address is taken."""

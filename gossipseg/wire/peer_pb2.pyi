@@ -38,6 +38,23 @@ class StoreVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STORE_VERDICT_STORED: _ClassVar[StoreVerdict]
     STORE_VERDICT_MISSING: _ClassVar[StoreVerdict]
     STORE_VERDICT_REJECT: _ClassVar[StoreVerdict]
+
+class ReachOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REACH_OUTCOME_UNSPECIFIED: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_OK: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_NO_ADDRESS: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_DNS: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_REFUSED: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_TIMEOUT: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_NO_ROUTE: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_MUTE: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_TLS: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_UNTRUSTED: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_NOT_ACCEPTED: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_STALLED: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_NO_ECHO: _ClassVar[ReachOutcome]
+    REACH_OUTCOME_FAILED: _ClassVar[ReachOutcome]
 PHASE_UNSPECIFIED: Phase
 PHASE_STARTING: Phase
 PHASE_TRAINING: Phase
@@ -58,22 +75,38 @@ STORE_VERDICT_UNSPECIFIED: StoreVerdict
 STORE_VERDICT_STORED: StoreVerdict
 STORE_VERDICT_MISSING: StoreVerdict
 STORE_VERDICT_REJECT: StoreVerdict
+REACH_OUTCOME_UNSPECIFIED: ReachOutcome
+REACH_OUTCOME_OK: ReachOutcome
+REACH_OUTCOME_NO_ADDRESS: ReachOutcome
+REACH_OUTCOME_DNS: ReachOutcome
+REACH_OUTCOME_REFUSED: ReachOutcome
+REACH_OUTCOME_TIMEOUT: ReachOutcome
+REACH_OUTCOME_NO_ROUTE: ReachOutcome
+REACH_OUTCOME_MUTE: ReachOutcome
+REACH_OUTCOME_TLS: ReachOutcome
+REACH_OUTCOME_UNTRUSTED: ReachOutcome
+REACH_OUTCOME_NOT_ACCEPTED: ReachOutcome
+REACH_OUTCOME_STALLED: ReachOutcome
+REACH_OUTCOME_NO_ECHO: ReachOutcome
+REACH_OUTCOME_FAILED: ReachOutcome
 
 class PeerInfo(_message.Message):
-    __slots__ = ("round", "steps", "cases", "phase", "contract", "committed")
+    __slots__ = ("round", "steps", "cases", "phase", "contract", "committed", "listed")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     CASES_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    LISTED_FIELD_NUMBER: _ClassVar[int]
     round: int
     steps: int
     cases: int
     phase: Phase
     contract: str
     committed: int
-    def __init__(self, round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., contract: _Optional[str] = ..., committed: _Optional[int] = ...) -> None: ...
+    listed: str
+    def __init__(self, round: _Optional[int] = ..., steps: _Optional[int] = ..., cases: _Optional[int] = ..., phase: _Optional[_Union[Phase, str]] = ..., contract: _Optional[str] = ..., committed: _Optional[int] = ..., listed: _Optional[str] = ...) -> None: ...
 
 class AliveRecord(_message.Message):
     __slots__ = ("site", "nonce", "incarnation", "address", "cases", "signature")
@@ -444,3 +477,33 @@ class CommitResponse(_message.Message):
     known: bool
     reason: str
     def __init__(self, known: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ReachRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReachResponse(_message.Message):
+    __slots__ = ("outcome", "address", "detail", "works_at")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    WORKS_AT_FIELD_NUMBER: _ClassVar[int]
+    outcome: ReachOutcome
+    address: str
+    detail: str
+    works_at: str
+    def __init__(self, outcome: _Optional[_Union[ReachOutcome, str]] = ..., address: _Optional[str] = ..., detail: _Optional[str] = ..., works_at: _Optional[str] = ...) -> None: ...
+
+class EchoRequest(_message.Message):
+    __slots__ = ("padding", "reply_bytes")
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    REPLY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    padding: bytes
+    reply_bytes: int
+    def __init__(self, padding: _Optional[bytes] = ..., reply_bytes: _Optional[int] = ...) -> None: ...
+
+class EchoResponse(_message.Message):
+    __slots__ = ("padding",)
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    padding: bytes
+    def __init__(self, padding: _Optional[bytes] = ...) -> None: ...

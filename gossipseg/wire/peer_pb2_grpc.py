@@ -89,6 +89,16 @@ class PeerStub:
                 request_serializer=gossipseg_dot_wire_dot_peer__pb2.PushChunk.SerializeToString,
                 response_deserializer=gossipseg_dot_wire_dot_peer__pb2.PushResponse.FromString,
                 _registered_method=True)
+        self.Reach = channel.unary_unary(
+                '/gossipseg.wire.Peer/Reach',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.ReachRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.ReachResponse.FromString,
+                _registered_method=True)
+        self.Echo = channel.unary_unary(
+                '/gossipseg.wire.Peer/Echo',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.EchoRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.EchoResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -171,6 +181,20 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reach(self, request, context):
+        """Please dial the address that you list for me, and say what came of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Echo(self, request, context):
+        """So many bytes there, and so many back: do full-size packets get through?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -228,6 +252,16 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Push,
                     request_deserializer=gossipseg_dot_wire_dot_peer__pb2.PushChunk.FromString,
                     response_serializer=gossipseg_dot_wire_dot_peer__pb2.PushResponse.SerializeToString,
+            ),
+            'Reach': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reach,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.ReachRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.ReachResponse.SerializeToString,
+            ),
+            'Echo': grpc.unary_unary_rpc_method_handler(
+                    servicer.Echo,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.EchoRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.EchoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -527,6 +561,60 @@ class Peer:
             '/gossipseg.wire.Peer/Push',
             gossipseg_dot_wire_dot_peer__pb2.PushChunk.SerializeToString,
             gossipseg_dot_wire_dot_peer__pb2.PushResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/Reach',
+            gossipseg_dot_wire_dot_peer__pb2.ReachRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.ReachResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Echo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/Echo',
+            gossipseg_dot_wire_dot_peer__pb2.EchoRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.EchoResponse.FromString,
             options,
             channel_credentials,
             insecure,

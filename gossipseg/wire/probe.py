@@ -11,7 +11,7 @@ import os
 import socket
 import ssl
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from gossipseg.certificates import site_id
 from gossipseg.errors import ConfigError
@@ -19,6 +19,8 @@ from gossipseg.trust import Identity
 from gossipseg.wire.addresses import split_address
 
 _ALPN = ["h2"]
+_Info = tuple[Any, Any, int, str, Any]
+"""One of socket.getaddrinfo's answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,13 @@ class Seen:
         return self.certificate_pem is not None
 
 
-def seen_certificate(address: str, identity: Identity | None = None, timeout_s: float = 3.0) -> Seen:
+def seen_certificate(
+    address: str, identity: Identity | None = None, timeout_s: float = 3.0, max_segment: int | None = None
+) -> Seen:
     """Connect, shake hands without verifying, and say what was seen. Blocks for at most about `timeout_s`.
 
     With an identity its certificate is shown, so that `accepted` says whether the other side lists it.
+    `max_segment`: both sides send packets with at most so many bytes of data, as TCP agrees on at the start.
     Raises ConfigError for a malformed address; everything else is in the answer.
     """
     host, port = split_address(address)
@@ -59,7 +64,7 @@ def seen_certificate(address: str, identity: Identity | None = None, timeout_s: 
         return Seen(address, detail=_text(e), stage="dns")
     ips = ", ".join(dict.fromkeys(str(where[0]) for *_, where in found))
     try:
-        plain = socket.create_connection((host, port), timeout_s)
+        plain = _connected(found, timeout_s, max_segment)
     except OSError as e:
         return Seen(address, detail=_text(e), stage="port", ip=ips)
     try:
@@ -70,6 +75,39 @@ def seen_certificate(address: str, identity: Identity | None = None, timeout_s: 
     except OSError as e:  # ssl.SSLError and TimeoutError are OSErrors
         return Seen(address, detail=_text(e), stage="tls", ip=ips)
     return Seen(address, pem, _id(pem), accepted, detail)
+
+
+def _connected(found: list[_Info], timeout_s: float, max_segment: int | None) -> socket.socket:
+    """A connection to the first of these that takes one. Raises the last one's OSError."""
+    error = OSError("no address")
+    for family, kind, protocol, _, where in found:
+        plain = socket.socket(family, kind, protocol)
+        try:
+            plain.settimeout(timeout_s)
+            if max_segment is not None:
+                plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, max_segment)
+            plain.connect(where)
+        except OSError as e:
+            plain.close()
+            error = e
+        else:
+            return plain
+    raise error
+
+
+def seen_port(address: str, timeout_s: float = 3.0) -> Seen:
+    """The same without TLS: whether a connection can be made. Blocks; raises ConfigError."""
+    host, port = split_address(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as e:
+        return Seen(address, detail=_text(e), stage="dns")
+    ips = ", ".join(dict.fromkeys(str(where[0]) for *_, where in found))
+    try:
+        socket.create_connection((host, port), timeout_s).close()
+    except OSError as e:
+        return Seen(address, detail=_text(e), stage="port", ip=ips)
+    return Seen(address, ip=ips)
 
 
 def _context(identity: Identity | None) -> ssl.SSLContext:

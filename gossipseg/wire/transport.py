@@ -13,6 +13,7 @@ from typing import Protocol
 
 from gossipseg.core.messages import Reply, Request
 from gossipseg.core.types import ModelRef, Site
+from gossipseg.wire.reached import Reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,19 @@ class Transport(Protocol):
         stored it whole. Raises PeerUnreachable, PeerUntrusted, PeerRefused;
         LocalError when the file cannot be read here.
         """
+        ...
+
+    @property
+    def address(self) -> str:
+        """host:port where this transport listens."""
+        ...
+
+    async def reach(self, site: Site) -> Reached:
+        """Dial the site's listed address anew, and exchange full-size packets. Raises nothing."""
+        ...
+
+    async def ask_reach(self, site: Site) -> Reached:
+        """Let the site dial this one, and say what came of it. Raises nothing."""
         ...
 
     def set_peers(self, peers: Mapping[Site, PeerEndpoint]) -> None:

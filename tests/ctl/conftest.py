@@ -29,6 +29,7 @@ class Answers:
     models_doc: doc.ModelsDoc = field(default_factory=doc.ModelsDoc)
     rounds_doc: doc.RoundsDoc = field(default_factory=doc.RoundsDoc)
     quarantine_doc: doc.QuarantineDoc = field(default_factory=doc.QuarantineDoc)
+    reach_doc: doc.ReachDoc = field(default_factory=doc.ReachDoc)
     events_doc: doc.EventsDoc = field(default_factory=doc.EventsDoc)
     ok_doc: doc.OkDoc = field(default_factory=lambda: doc.OkDoc(True, "done"))
     frames: tuple[doc.WatchDoc, ...] = (doc.WatchDoc(STATUS, PEERS),)
@@ -70,6 +71,10 @@ class Answers:
     async def lift_quarantine(self, site: str) -> doc.OkDoc:
         self._note("lift_quarantine", site)
         return self.ok_doc
+
+    async def reach(self) -> doc.ReachDoc:
+        self._note("reach")
+        return self.reach_doc
 
     async def pause(self) -> doc.OkDoc:
         self._note("pause")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
+import importlib.util
+import os
 import socket
 import threading
 import time
@@ -16,13 +19,17 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client import CollectorRegistry, Info, start_http_server
 
 from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.core.messages import Hello, HelloReply, Reply, Request
 from gossipseg.core.types import ModelRef, PeerInfo, Phase
-from gossipseg.ctl import doctor, learn
-from gossipseg.errors import PeerRefused
+from gossipseg.ctl import doctor, doctor_start, learn
+from gossipseg.ctl.whereabouts import whereabouts
+from gossipseg.errors import EXIT_UNREACHABLE, PeerRefused
+from gossipseg.store import DirectoryLock
+from gossipseg.testbed.layout import free_ports
 from gossipseg.trust.making import self_signed
 from gossipseg.wire import documents as doc
 from gossipseg.wire.grpc_transport import GrpcTransport
@@ -106,12 +113,13 @@ def federation(tmp_path: Path, identities: dict[str, trust.Identity]) -> Iterato
         return made
 
     transport = loop.run(make())
+    own = f"127.0.0.1:{free_ports(1)[0]}"
     document = {
         "federation": "test",
         "task": TASK,
         "training": {"rounds": 40},
         "sites": [
-            {"name": "north", "address": "127.0.0.1:7443", "certificate": north.certificate_pem.decode()},
+            {"name": "north", "address": own, "certificate": north.certificate_pem.decode()},
             {"name": "south", "address": transport.address, "certificate": south.certificate_pem.decode()},
         ],
     }
@@ -121,7 +129,7 @@ def federation(tmp_path: Path, identities: dict[str, trust.Identity]) -> Iterato
     site = {
         "site": "north",
         "data": {"path": "data"},
-        "listen": "127.0.0.1:0",
+        "listen": own,
         "device": {"device": "cpu"},
         "identity": {"key": str(north.key_path), "certificate": str(north.certificate_path)},
         "control_socket": "control.sock",
@@ -529,7 +537,239 @@ def test_no_other_site(ctl: Any, federation: Federation) -> None:
     code, found = examine(ctl, federation)
     assert code == 0 and states(found["peers"]) == {"warning"}
 
-    # ---------------------------------------------------------------- data and device
+
+# ---------------------------------------------------------------- what a start needs
+
+
+@pytest.fixture
+def aged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that is held has been so for long."""
+    monkeypatch.setattr("gossipseg.ctl.whereabouts.STARTING_S", 0.0)
+
+
+def test_no_daemon_a_missing_socket_and_a_hanging_daemon_are_told_apart(
+    ctl: Any, federation: Federation, aged: None
+) -> None:
+    state = federation.folder / "state"
+    state.mkdir()
+    (none,) = examine(ctl, federation, "--no-peers")[1]["daemon"]
+    assert none["state"] == "skipped" and "not running (nobody holds" in none["detail"]
+    with DirectoryLock(state / "daemon.lock"):
+        code, found = examine(ctl, federation, "--no-peers")
+        (gone,) = found["daemon"]
+        assert code == 1 and gone["state"] == "failed" and "control socket" in gone["detail"]
+        assert f"process {os.getpid()} runs" in gone["detail"] and "is gone" in gone["detail"]
+        asked = ctl("status", "--config", federation.site)
+        assert asked.code == EXIT_UNREACHABLE and f"process {os.getpid()} runs" in asked.err
+        with socket.socket(socket.AF_UNIX) as mute:
+            mute.bind(str(federation.folder / "control.sock"))
+            mute.listen(8)
+            where = whereabouts(state, federation.folder / "control.sock")
+            assert where.state == "hanging" and "it hangs, or is stopped" in where.text
+    (federation.folder / "control.sock").unlink()
+    asked = ctl("status", "--config", federation.site)
+    assert "Start it with" in asked.err and "process" not in asked.err
+
+
+def test_a_daemon_that_is_just_starting_is_no_fault(ctl: Any, federation: Federation) -> None:
+    (federation.folder / "state").mkdir()
+    with DirectoryLock(federation.folder / "state" / "daemon.lock"):
+        (found,) = examine(ctl, federation, "--no-peers")[1]["daemon"]
+    assert found["state"] == "warning" and "does not answer yet" in found["detail"]
+
+
+def test_a_hanging_daemon_does_not_make_its_port_a_fault(
+    ctl: Any, federation: Federation, aged: None
+) -> None:
+    (federation.folder / "state").mkdir()
+    host, port = federation.doc["sites"][0]["address"].split(":")
+    with (
+        DirectoryLock(federation.folder / "state" / "daemon.lock"),
+        socket.create_server((host, int(port))),
+    ):
+        assert "listen" not in examine(ctl, federation, "--no-peers")[1]
+
+
+def test_a_worker_that_outlived_its_daemon(ctl: Any, federation: Federation) -> None:
+    (federation.folder / "state").mkdir()
+    with DirectoryLock(federation.folder / "state" / "worker.lock"):
+        (found,) = examine(ctl, federation, "--no-peers")[1]["locks"]
+    assert found["state"] == "warning" and f"process {os.getpid()}" in found["detail"]
+    assert "locks" not in examine(ctl, federation, "--no-peers")[1]
+
+
+def test_the_metrics_port(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "metrics" not in examine(ctl, federation, "--no-peers")[1], "it was not asked for"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("GOSSIPSEG_METRICS__PORT", str(other.getsockname()[1]))
+        code, found = examine(ctl, federation, "--no-peers")
+        assert code == 1 and "in use" in found["metrics"][0]["detail"]
+        assert "metrics.port" in found["metrics"][0]["remedy"]
+    assert states(examine(ctl, federation, "--no-peers")[1]["metrics"]) == {"ok"}
+
+
+def test_the_metrics_port_of_the_daemon_itself(
+    ctl: Any, federation: Federation, daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
+    registry = CollectorRegistry()
+    Info("gossipseg", "x", registry=registry).info({"site": "north"})
+    server, thread = start_http_server(0, "127.0.0.1", registry)
+    try:
+        monkeypatch.setenv("GOSSIPSEG_METRICS__PORT", str(server.server_port))
+        (found,) = examine(ctl, federation, "--no-peers")[1]["metrics"]
+        assert found["state"] == "ok" and "the daemon answers" in found["detail"]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+    (found,) = examine(ctl, federation, "--no-peers")[1]["metrics"]
+    assert found["state"] == "warning" and "does not answer" in found["detail"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "package", "remedy"),
+    [
+        ({"tensorboard": True}, "tensorboard", "gossipseg[tensorboard]"),
+        ({"privacy": {"dp": {"noise_multiplier": 1.0, "clip_norm": 1.0}}}, "opacus", "gossipseg[dp]"),
+    ],
+)
+def test_packages_that_only_some_settings_need(
+    ctl: Any,
+    federation: Federation,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    package: str,
+    remedy: str,
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == package else find(n, *a))
+    config = configuration.load(federation.site)
+    assert not list(doctor_start.check_extras(config)), "it is not asked for"
+    privacy = dataclasses.replace(config.site.privacy, dp=object())  # type: ignore[arg-type]
+    asked = {"tensorboard": True} if "tensorboard" in changes else {"privacy": privacy}
+    site = dataclasses.replace(config.site, **asked)  # type: ignore[arg-type]
+    (found,) = doctor_start.check_extras(dataclasses.replace(config, site=site))
+    assert found.state == "failed" and package in found.detail and remedy in found.remedy
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: object())
+    assert not list(doctor_start.check_extras(dataclasses.replace(config, site=site)))
+
+
+# ---------------------------------------------------------------- listen, and what the daemon sees
+
+
+def test_listen_on_loopback_while_listed_elsewhere(
+    ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = federation.doc["sites"][0]["address"].split(":")[1]
+    federation.doc["sites"][0]["address"] = f"10.0.0.1:{port}"
+    federation.doc["sites"][1]["address"] = "10.0.0.2:7443"
+    federation.write()
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 0 and states(found["listen"]) == {"warning"}
+    assert "Only this machine gets there" in found["listen"][0]["detail"]
+    shown = ctl("check", "--config", federation.site, "--no-data", "--no-peers")
+    assert shown.out.endswith("north: degraded\n")
+    names = {"hosta": ["127.0.1.1"]}
+    monkeypatch.setattr("gossipseg.wire.listen_address.ips_of", lambda host: names.get(host, ["10.0.0.9"]))
+    monkeypatch.setattr(
+        "gossipseg.ctl.doctor_start.listen_fault",
+        functools.partial(doctor_start.listen_fault, resolve=lambda host: names.get(host, ["10.0.0.9"])),
+    )
+    monkeypatch.setattr(doctor_start, "_not_free", lambda *_: "")
+    monkeypatch.setenv("GOSSIPSEG_LISTEN", f"hosta:{port}")
+    code, found = examine(ctl, federation, "--no-peers")
+    assert code == 1 and "hosta, which is 127.0.1.1 on this machine" in found["listen"][0]["detail"]
+    assert f"listen: 0.0.0.0:{port}" in found["listen"][0]["remedy"]
+
+
+def test_a_port_that_is_not_the_listed_one(
+    ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOSSIPSEG_LISTEN", f"127.0.0.1:{free_ports(1)[0]}")
+    _, found = examine(ctl, federation, "--no-peers")
+    assert states(found["listen"]) == {"warning"} and "the ports differ" in found["listen"][0]["detail"]
+
+
+@pytest.mark.parametrize("state", ["unseen", "dead", "suspect", "left", "quarantined"])
+def test_a_peer_that_the_daemon_does_not_see_alive_is_not_well(
+    ctl: Any, federation: Federation, daemon: Any, state: str
+) -> None:
+    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
+    daemon.answers.peers_doc = doc.PeersDoc((doc.PeerRow("south", state=state, reason="timeout"),))
+    _, found = examine(ctl, federation)
+    row = found["peer south"][0]
+    assert row["state"] == "warning" and f"the daemon sees it {state}: timeout" in row["detail"]
+    assert "--reach" in row["remedy"]
+
+
+def test_listed_addresses_are_not_dialled_where_static_discovery_is_off(
+    ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOSSIPSEG_DISCOVERY__STATIC", "false")
+    monkeypatch.setenv("GOSSIPSEG_DISCOVERY__MDNS", "true")
+    monkeypatch.setattr("gossipseg.ctl.doctor_peers.seen_certificate", lambda *_: pytest.fail("dialled"))
+    _, found = examine(ctl, federation)
+    assert "peer south" not in found and states(found["peers"]) == {"skipped"}
+
+
+def test_the_daemons_view_where_static_discovery_is_off(
+    ctl: Any, federation: Federation, daemon: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOSSIPSEG_DISCOVERY__STATIC", "false")
+    monkeypatch.setenv("GOSSIPSEG_DISCOVERY__MDNS", "true")
+    monkeypatch.setattr("gossipseg.ctl.doctor_peers.seen_certificate", lambda *_: pytest.fail("dialled"))
+    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
+    row = doc.PeerRow("south", address="10.0.0.5:7443", state="alive")
+    daemon.answers.peers_doc = doc.PeersDoc((row,))
+    (found,) = examine(ctl, federation)[1]["peer south"]
+    assert found["state"] == "ok" and "10.0.0.5:7443; the daemon sees it alive" in found["detail"]
+    daemon.answers.peers_doc = doc.PeersDoc((dataclasses.replace(row, state="unseen", address=""),))
+    (found,) = examine(ctl, federation)[1]["peer south"]
+    assert found["state"] == "warning" and "no address known" in found["detail"]
+
+
+# ---------------------------------------------------------------- --reach
+
+
+def test_without_a_daemon_only_the_way_out_is_tried(ctl: Any, federation: Federation) -> None:
+    code, found = examine(ctl, federation, "--reach")
+    assert code == 0 and states(found["reach to south"]) == {"ok"}
+    assert "reached, full-size packets too" in found["reach to south"][0]["detail"]
+    assert states(found["reach"]) == {"skipped"} and "only a running daemon" in found["reach"][0]["detail"]
+    federation.doc["sites"][1]["address"] = "127.0.0.1:1"
+    federation.write()
+    code, found = examine(ctl, federation, "--reach", "--no-peers")
+    assert code == 1 and "refused" in found["reach to south"][0]["detail"]
+    assert "port open" in found["reach to south"][0]["remedy"]
+
+
+def test_the_daemon_lets_itself_be_called_back(ctl: Any, federation: Federation, daemon: Any) -> None:
+    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
+    daemon.answers.reach_doc = doc.ReachDoc(
+        (
+            doc.ReachRow("south", "out", "ok", True, True, "a:1", "a:1: reached"),
+            doc.ReachRow(
+                "south", "in", "timeout", False, True, "b:1", "it cannot reach this site", "Open it."
+            ),
+            doc.ReachRow(
+                "west", "in", "older", False, False, "", "it does not know the question (older version)"
+            ),
+            doc.ReachRow("east", "in", "not_asked", False, False, "", "could not be asked"),
+        )
+    )
+    code, found = examine(ctl, federation, "--reach", "--no-peers")
+    assert code == 1 and ("reach",) in daemon.answers.asked
+    assert {n: r[0]["state"] for n, r in found.items() if n.startswith("reach")} == {
+        "reach to south": "ok",
+        "reach from south": "failed",
+        "reach from west": "skipped",
+        "reach from east": "warning",
+    }
+    assert found["reach from south"][0]["remedy"] == "Open it."
+
+
+# ---------------------------------------------------------------- data and device
 
 
 def test_data_findings() -> None:

@@ -67,6 +67,8 @@ class Lan:
                 "netns", inside)  # fmt: skip
             run("ip", "-n", self.hub, "link", "set", port, "master", "br0", "up")
             run("ip", "-n", inside, "addr", "add", f"{self.ip(site)}/24", "dev", "eth0")
+            # One packet at a time, as on a real cable: what is as large as a model is no packet.
+            run("ip", "-n", inside, "link", "set", "eth0", "gso_max_segs", "1")
             run("ip", "-n", inside, "link", "set", "eth0", "up")
 
     def _namespace(self, name: str) -> None:
@@ -101,6 +103,14 @@ iifname "lo" accept
     def deafen(self, site: str, *to: str) -> None:
         """The site hears nothing from these (from anybody, if none is named), and is heard itself."""
         self._input(site, *([f"ip saddr {self.ip(other)} drop" for other in to] or ["drop"]))
+
+    def shrink(self, site: str, most_bytes: int) -> None:
+        """A hole in the path's MTU: larger packets to the site are lost, and nobody is told."""
+        self._input(site, f"meta length > {most_bytes} drop")
+
+    def bar(self, site: str) -> None:
+        """A one-way firewall: nobody opens a connection to the site; those that it opens are let be."""
+        self._input(site, "tcp flags & (syn | ack) == syn drop")
 
     def heal(self, site: str) -> None:
         self._input(site)

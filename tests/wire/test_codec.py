@@ -355,7 +355,7 @@ def test_replies_are_judged_as_strictly():
 
 def test_the_codec_knows_every_rpc_of_the_proto_and_no_other():
     methods = pb.DESCRIPTOR.services_by_name["Peer"].methods_by_name
-    assert set(methods) == {*codec.KINDS, "Push", "PushOffset"}
+    assert set(methods) == {*codec.KINDS, "Push", "PushOffset", "Reach", "Echo"}
     assert pb.DESCRIPTOR.services_by_name["Peer"].full_name == codec.SERVICE
     for rpc, kind in codec.KINDS.items():
         assert methods[rpc].input_type is kind.request_message.DESCRIPTOR

@@ -16,7 +16,7 @@ import grpc
 
 from gossipseg.errors import DaemonUnreachable, LocalError
 from gossipseg.wire import control_pb2, control_pb2_grpc
-from gossipseg.wire.control.limits import MAX_DOCUMENT_BYTES, MAX_LIMIT
+from gossipseg.wire.control.limits import MAX_DOCUMENT_BYTES, MAX_LIMIT, REACH_TIMEOUT_S
 from gossipseg.wire.control.path import SocketAddress, probe
 from gossipseg.wire.documents import (
     BadDocument,
@@ -28,6 +28,7 @@ from gossipseg.wire.documents import (
     OkDoc,
     PeersDoc,
     QuarantineDoc,
+    ReachDoc,
     RoundsDoc,
     StatusDoc,
     WatchDoc,
@@ -80,6 +81,10 @@ class ControlClient:
         """The recording of the core."""
         return self._ask("Dump", DumpDoc)
 
+    def reach(self) -> ReachDoc:
+        """Every listed site dialled, and asked to dial this one. Takes up to REACH_TIMEOUT_S."""
+        return self._ask("Reach", ReachDoc, timeout_s=REACH_TIMEOUT_S)
+
     def pause(self) -> OkDoc:
         return self._ask("Pause", OkDoc)
 
@@ -122,11 +127,19 @@ class ControlClient:
     ) -> None:
         self.close()
 
-    def _ask(self, method: str, kind: type[_D], limit: int = 0, since: int = 0, site: str = "") -> _D:
+    def _ask(
+        self,
+        method: str,
+        kind: type[_D],
+        limit: int = 0,
+        since: int = 0,
+        site: str = "",
+        timeout_s: float | None = None,
+    ) -> _D:
         self._check_answered()
         query = control_pb2.Query(limit=min(limit, MAX_LIMIT), since=since, site=site)
         try:
-            reply = getattr(self._stub, method)(query, timeout=self._timeout_s)
+            reply = getattr(self._stub, method)(query, timeout=timeout_s or self._timeout_s)
         except grpc.RpcError as e:
             raise self._error(e) from None
         return self._read(kind, reply.json)

@@ -27,6 +27,7 @@ from gossipseg.wire.documents import (
     OkDoc,
     PeersDoc,
     QuarantineDoc,
+    ReachDoc,
     RoundsDoc,
     StatusDoc,
     WatchDoc,
@@ -53,6 +54,8 @@ class ControlHandler(Protocol):
 
     async def dump(self) -> DumpDoc: ...
 
+    async def reach(self) -> ReachDoc: ...
+
     async def pause(self) -> OkDoc: ...
 
     async def resume(self) -> OkDoc: ...
@@ -77,6 +80,7 @@ class ControlServer:
         self.path, self._servicer, self._health = path.absolute(), _Servicer(handler), health
         self._server: Any = None
         self._address: SocketAddress | None = None
+        self._inode = 0
 
     async def start(self) -> None:
         """Listen. A socket file that nobody answers on is replaced.
@@ -88,6 +92,7 @@ class ControlServer:
             remove_stale(self.path, address.text)
             self._server = _serve(self._servicer, address.target, self.path, self._health)
             self.path.chmod(0o600)
+            self._inode = self.path.lstat().st_ino
             await self._server.start()
         except BaseException as e:
             address.close()
@@ -95,6 +100,24 @@ class ControlServer:
                 raise LocalError(f"{self.path}: cannot make the control socket: {e.strerror or e}.") from e
             raise
         self._address = address
+
+    @property
+    def intact(self) -> bool:
+        """Whether the socket file is still the one that this server made."""
+        try:
+            return self.path.lstat().st_ino == self._inode
+        except OSError:
+            return False
+
+    async def renew(self) -> None:
+        """Make the socket again, whose file is gone. Raises LocalError, AlreadyRunning."""
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(0)
+        if self._address is not None:
+            self._address.close()
+            self._address = None
+        await self.start()
 
     async def close(self, grace_s: float = 0.5) -> None:
         """Stop listening; calls in progress have `grace_s` to end. The socket file goes."""
@@ -150,6 +173,9 @@ class _Servicer(control_pb2_grpc.ControlServicer):  # type: ignore[misc]
 
     async def Dump(self, query: Any, context: Any) -> Any:
         return await _answer(self._handler.dump, context)
+
+    async def Reach(self, query: Any, context: Any) -> Any:
+        return await _answer(self._handler.reach, context)
 
     async def Pause(self, query: Any, context: Any) -> Any:
         return await _answer(self._handler.pause, context)

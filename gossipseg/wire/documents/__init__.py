@@ -17,13 +17,22 @@ from gossipseg.wire.documents.base import SCHEMA, BadDocument, Document, listing
 from gossipseg.wire.documents.exchanges import ExchangeRow, ExchangesDoc, ModelRow, ModelsDoc
 from gossipseg.wire.documents.logs import DumpDoc, EventsDoc
 from gossipseg.wire.documents.peers import PeerRow, PeersDoc, QuarantineDoc, QuarantineRow
+from gossipseg.wire.documents.reach import ReachDoc, ReachRow
 from gossipseg.wire.documents.rounds import RoundRow, RoundsDoc, RoundUnderWay
-from gossipseg.wire.documents.status import DiscoveryStatus, MemberCounts, Splits, StatusDoc, WorkerStatus
+from gossipseg.wire.documents.status import (
+    ConcernRow,
+    DiscoveryStatus,
+    MemberCounts,
+    Splits,
+    StatusDoc,
+    WorkerStatus,
+)
 
 __all__ = [
     "KINDS",
     "SCHEMA",
     "BadDocument",
+    "ConcernRow",
     "DiscoveryStatus",
     "Document",
     "DumpDoc",
@@ -38,6 +47,8 @@ __all__ = [
     "PeersDoc",
     "QuarantineDoc",
     "QuarantineRow",
+    "ReachDoc",
+    "ReachRow",
     "RoundRow",
     "RoundUnderWay",
     "RoundsDoc",
@@ -60,6 +71,7 @@ KINDS: Mapping[str, type[Document]] = {
         QuarantineDoc,
         EventsDoc,
         DumpDoc,
+        ReachDoc,
         OkDoc,
         WatchDoc,
     )

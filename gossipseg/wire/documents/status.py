@@ -52,6 +52,17 @@ class Splits:
 
 
 @dataclass(frozen=True, slots=True)
+class ConcernRow:
+    """A reason why this site is not well among the others; docs/wellness.md explains each code."""
+
+    code: str = ""
+    site: str = ""
+    """The other site that it is about; empty: none in particular."""
+    text: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class StatusDoc(Document):
     """What this site is and does."""
 
@@ -63,7 +74,7 @@ class StatusDoc(Document):
     state: str = "ok"
     """ok | degraded | failed"""
     reasons: tuple[str, ...] = ()
-    """Why the state is not ok; one sentence each."""
+    """Why the state is not ok; one sentence each, and what to do."""
     phase: str = "starting"
     """core.types.Phase"""
     activity: str = ""
@@ -116,6 +127,7 @@ class StatusDoc(Document):
     control: str = ""
     """Path of the control socket."""
     listen: str = ""
+    """host:port; with the port that it got where site.yaml leaves that open."""
     worker: WorkerStatus = field(default_factory=WorkerStatus, metadata={"part": WorkerStatus})
     disk_free_bytes: int = 0
     certificate_days_left: float | None = None
@@ -131,3 +143,5 @@ class StatusDoc(Document):
     deployed_reason: str = ""
     """Why: both validation Dice, and the number of cases and patients and the standard error, or the peers
     that take part."""
+    concerns: tuple[ConcernRow, ...] = field(default=(), metadata={"rows": ConcernRow})
+    """Those of the reasons that are about the exchange with others, in parts."""

@@ -1,0 +1,311 @@
+"""Whether this site is well among the others: what failed again and again, what never came, and since when.
+
+What belongs here: counting calls and models that did not get through, and what that amounts to at a time that
+is given. What must not: any decision of the protocol (nothing is done because of it), remedies (daemon).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gossipseg.core.context import Context
+from gossipseg.core.events import RequestFailed, TransferDone, TransferFailed
+from gossipseg.core.gossip import Gossip
+from gossipseg.core.member import Member
+from gossipseg.core.membership import Membership
+from gossipseg.core.params import GossipParams, MembershipParams
+from gossipseg.core.rounds import Rounds
+from gossipseg.core.types import MemberState, Phase, Site
+
+MIN_GRACE_S = 15.0
+GRACE_INTERVALS = 2.0
+"""A listed site is missed so many push/pull intervals after the start: each dials one that is not there."""
+FAILED_CALLS = 3
+FAILING_S = 10.0
+"""Calls that fail so often in a row, and for so long, fail for a reason."""
+FAILED_TRANSFERS = 3
+QUIET_ROUNDS = 20
+"""So many own rounds without a model sent, received or made in common are too many …"""
+QUIET_DRAWS = 10.0
+"""… where chance decides who sends: so many times what it takes on average, if that is more."""
+WATCHED_SITES = 8
+"""Others whose rounds are compared with this site's: a slow site sends seldom, and is no cause for alarm."""
+_NO_FAILURE = frozenset({"window_closed", "cancelled"})
+_OUT = (Phase.FINISHED, Phase.ENDING, Phase.LEAVING)
+
+Code = Literal[
+    "never_seen",
+    "calls_in_only",
+    "sends_fail",
+    "takes_fail",
+    "nothing_sent",
+    "nothing_received",
+    "no_common_model",
+    "round_cannot_close",
+    "lists_differ",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """One thing that is not as it should be."""
+
+    code: Code
+    site: Site
+    """The other site that it is about; "" for all of them."""
+    text: str
+    why: str = ""
+    """What the last failure said."""
+
+
+@dataclass(slots=True)
+class _Mark:
+    """When a model last went one way, in this site's own rounds."""
+
+    round: int | None = None
+    """None: before the worker was up."""
+    others: dict[Site, int] = field(default_factory=dict)
+    """The rounds of a few others at that time."""
+
+
+class Wellness:
+    """What is counted in a life of the daemon, and the concerns that follow from it."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        params: MembershipParams,
+        membership: Membership,
+        gossip_params: GossipParams,
+        gossip: Gossip,
+        rounds: Rounds | None,
+        exchange: str,
+    ) -> None:
+        self._ctx, self._membership = ctx, membership
+        self._gossip_params, self._gossip, self._rounds = gossip_params, gossip, rounds
+        self._exchange = exchange
+        self.grace_s = max(MIN_GRACE_S, GRACE_INTERVALS * params.push_pull_interval_s)
+        self._started: float | None = None
+        self._sent, self._received = _Mark(), _Mark()
+
+    # -------------------------------------------------------------- what happens
+
+    def start(self) -> None:
+        self._started = self._ctx.now
+
+    def ready(self) -> None:
+        """The worker is up: its rounds are counted from here, if it is the first time."""
+        for mark in (self._sent, self._received):
+            if mark.round is None:
+                self._set(mark)
+
+    def called(self, frm: Site) -> None:
+        """A call of `frm` came in."""
+        if (member := self._membership.members.get(frm)) is not None:
+            member.called_at = self._ctx.now
+            self._watch(member)
+
+    def answered(self, by: Site) -> None:
+        """A call of this site was answered."""
+        if (member := self._membership.members.get(by)) is not None:
+            member.calls.ends()
+            self._watch(member)
+
+    def unanswered(self, by: Site, failure: RequestFailed) -> None:
+        """A call of this site came to nothing; one that was refused reached its site."""
+        member = self._membership.members.get(by)
+        if member is None:
+            return
+        if failure.reason == "refused":
+            member.calls.ends()
+        else:
+            reason = f"{failure.reason}: {failure.detail}" if failure.detail else failure.reason
+            member.calls.fails(self._ctx.now, reason)
+
+    def sent(self, to: Site, event: TransferDone | TransferFailed) -> None:
+        """A model's transfer to `to` is over."""
+        if isinstance(event, TransferDone):
+            self._set(self._sent)
+        member = self._membership.members.get(to)
+        if member is None:
+            return
+        if isinstance(event, TransferDone):
+            member.sends.ends()
+        elif event.reason not in _NO_FAILURE:
+            reason = f"{event.reason}: {event.detail}" if event.detail else event.reason
+            member.sends.fails(self._ctx.now, reason)
+
+    def took(self, frm: Site) -> None:
+        """A model of `frm` is here."""
+        self._set(self._received)
+        if (member := self._membership.members.get(frm)) is not None:
+            member.takes.ends()
+
+    def not_taken(self, frm: Site, reason: str) -> None:
+        """A promised model of `frm` did not get through."""
+        if (member := self._membership.members.get(frm)) is not None:
+            member.takes.fails(self._ctx.now, reason)
+
+    def _set(self, mark: _Mark) -> None:
+        mark.round = self._ctx.info.round
+        few = itertools.islice(self._membership.alive, WATCHED_SITES)
+        infos = {site: self._membership.members[site].info for site in few}
+        mark.others = {site: info.round for site, info in infos.items() if info is not None}
+
+    def _watch(self, member: Member) -> None:
+        """One that came since the marks were set is compared from here on."""
+        for mark in (self._sent, self._received):
+            if member.info is not None and len(mark.others) < WATCHED_SITES:
+                mark.others.setdefault(member.site, member.info.round)
+
+    # -------------------------------------------------------------- what it amounts to
+
+    def concerns(self, now: float) -> tuple[Concern, ...]:
+        """Everything that is not as it should be at this time."""
+        if self._started is None or self._membership.own_word.leaving:
+            return ()
+        found = [c for _, m in sorted(self._membership.members.items()) for c in self._of_member(m, now)]
+        found += self._quiet()
+        if now - self._started >= self.grace_s:
+            found += self._round()
+        return tuple(found)
+
+    def _of_member(self, member: Member, now: float) -> Iterator[Concern]:
+        assert self._started is not None
+        site, silent_s = member.site, now - max(self._started, member.since)
+        if member.state is MemberState.UNSEEN and silent_s >= self.grace_s and not member.refused:
+            text = f"never seen since the start ({_span(silent_s)} ago)"
+            yield Concern("never_seen", site, text, member.calls.reason or member.reason)
+        if self._calls_in_only(member, now):
+            yield Concern(
+                "calls_in_only",
+                site,
+                f"alive only because it calls in: this site's own {member.calls.failed} calls to it have "
+                f"failed for {_span(now - member.calls.since)}",
+                member.calls.reason,
+            )
+        if member.sends.failed >= FAILED_TRANSFERS:
+            yield Concern(
+                "sends_fail",
+                site,
+                _run_text(f"the last {member.sends.failed} models to it", member.sends.reason),
+            )
+        if member.takes.failed >= FAILED_TRANSFERS:
+            yield Concern(
+                "takes_fail",
+                site,
+                _run_text(f"the last {member.takes.failed} models from it", member.takes.reason),
+            )
+        if member.live and member.info is not None and _differ(self._ctx.info.listed, member.info.listed):
+            yield Concern("lists_differ", site, lists_text(self._ctx.info.listed, member.info.listed))
+
+    @staticmethod
+    def _calls_in_only(member: Member, now: float) -> bool:
+        run = member.calls
+        failing = run.failed >= FAILED_CALLS and now - run.since >= FAILING_S
+        return member.live and failing and member.called_at is not None and member.called_at >= run.since
+
+    def _quiet(self) -> Iterator[Concern]:
+        """Rounds in which no model went out, or none came in."""
+        expected = [m for m in self._membership.members.values() if _takes_part(m)]
+        if not expected or self._ctx.info.phase is not Phase.TRAINING:
+            return
+        if self._rounds is not None:
+            yield from self._uncommon(self._rounds, expected)
+        elif self._exchange == "gossip" and self._gossip_params.sender_rate > 0:
+            rate = self._gossip_params.sender_rate
+            p = self._gossip.pool.probability(self._ctx.info.cases, rate)
+            yield from self._quiet_way("nothing_sent", "sent", self._sent, p or 1.0, expected)
+            yield from self._quiet_way(
+                "nothing_received", "received", self._received, min(1.0, rate), expected
+            )
+
+    def _quiet_way(
+        self, code: Code, word: str, mark: _Mark, chance: float, expected: list[Member]
+    ) -> Iterator[Concern]:
+        if mark.round is None:
+            return
+        since = max(mark.round, self._gossip_params.warmup_rounds)
+        quiet, limit = self._ctx.info.round - since, max(QUIET_ROUNDS, math.ceil(QUIET_DRAWS / chance))
+        if quiet >= limit and not self._others_are_slower(mark, limit):
+            yield Concern(code, "", f"no model was {word} in the last {quiet} rounds; {_standing(expected)}")
+
+    def _others_are_slower(self, mark: _Mark, limit: int) -> bool:
+        """None of the live sites has trained so many rounds either."""
+        members = (self._membership.members.get(site) for site in mark.others)
+        gone = [m.info.round - mark.others[m.site] for m in members if m and m.live and m.info is not None]
+        return bool(gone) and max(gone) < limit
+
+    def _uncommon(self, rounds: Rounds, expected: list[Member]) -> Iterator[Concern]:
+        quiet = rounds.own_rounds_since_commit
+        if quiet is not None and quiet >= QUIET_ROUNDS and not rounds.plan.hopeless:
+            text = f"no common model in the last {quiet} rounds of this site; {_standing(expected)}"
+            yield Concern("no_common_model", "", text)
+
+    def _round(self) -> Iterator[Concern]:
+        """A round under a coordinator that too few sites are there for."""
+        rounds = self._rounds
+        if rounds is None or self._ctx.info.phase is not Phase.TRAINING or rounds.plan.hopeless:
+            return
+        if rounds.quorum_in_sight():
+            return
+        votes, missing = rounds.acceptor.electorate.votes, rounds.out_of_sight()
+        listed = len(rounds.acceptor.electorate.sites)
+        who = ", ".join(f"{site} ({why})" for site, why in missing)
+        yield Concern(
+            "round_cannot_close",
+            "",
+            f"round {rounds.acceptor.round} cannot close: it needs {votes} of {listed} sites, and "
+            f"{listed - len(missing)} are there; missing: {who}",
+        )
+
+
+def _takes_part(member: Member) -> bool:
+    """It has not ended of its own will."""
+    if member.state is MemberState.LEFT:
+        return False
+    return member.info is None or member.info.phase not in _OUT
+
+
+def _standing(members: list[Member]) -> str:
+    """How the other sites stand, the first few."""
+    told = [f"{m.site} is {_state(m)}" for m in members[:WATCHED_SITES]]
+    more = len(members) - len(told)
+    return ", ".join(told) + (f" and {more} more" if more > 0 else "")
+
+
+def _state(member: Member) -> str:
+    if member.refused:
+        return "refused"
+    if member.quarantined:
+        return "quarantined"
+    if member.live and member.info is not None and member.info.phase is not Phase.TRAINING:
+        return member.info.phase.value
+    return member.state.value
+
+
+def _run_text(what: str, reason: str) -> str:
+    return f"{what} did not get through ({reason})"
+
+
+def _differ(ours: str, theirs: str) -> bool:
+    return bool(ours and theirs and ours != theirs)
+
+
+def lists_text(ours: str, theirs: str) -> str:
+    """How two lists differ, as far as what stands for them tells."""
+    here, there = (text.partition("-")[0] for text in (ours, theirs))
+    if here != there and there.isdigit() and len(there) <= 6:
+        return f"its peers.yaml lists {there} sites, this site's lists {here}"
+    return "its peers.yaml lists other sites or keys than this site's"
+
+
+def _span(seconds: float) -> str:
+    """75.3 → "75 s"; 600 → "10 min"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

@@ -1,0 +1,34 @@
+"""Which sites are reached, and reach this one: the document behind `gossipctl check --reach`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from gossipseg.wire.documents.base import Document
+
+
+@dataclass(frozen=True, slots=True)
+class ReachRow:
+    """One direction between this site and another."""
+
+    site: str = ""
+    direction: str = ""
+    """out: this site dialled it; in: it was asked to dial this site"""
+    outcome: str = ""
+    """wire.reached.Outcome: ok, refused, timeout, stalled, older …"""
+    good: bool = False
+    """Reached, and nothing that could be tried failed."""
+    known: bool = True
+    """False: nothing could be learned."""
+    address: str = ""
+    """That was dialled."""
+    text: str = ""
+    """What came of it, for people."""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReachDoc(Document):
+    kind: ClassVar[str] = "reach"
+    rows: tuple[ReachRow, ...] = field(default=(), metadata={"rows": ReachRow})

@@ -1,0 +1,158 @@
+"""Dialling one listed site anew, step by step: name, port, TLS, a small message, full-size packets.
+
+What belongs here: the steps and what each failure is called. What must not: when it is done, what to do about
+it (daemon). Existing connections prove nothing about new ones, so none is used. Only the listed address is
+dialled, whoever asks: a peer cannot point this site at anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+
+import grpc
+from grpc import aio
+
+from gossipseg.certificates import described
+from gossipseg.wire.addresses import split_address
+from gossipseg.wire.codec import SERVICE
+from gossipseg.wire.grpc_link import Link
+from gossipseg.wire.probe import Seen, seen_certificate, seen_port
+from gossipseg.wire.reached import ECHO_BYTES, Outcome, Reached, encode_echo
+from gossipseg.wire.small_packets import SMALL_SEGMENT, small_packets
+
+SMALL_BYTES = 16
+SEVERAL_BYTES = 4 << 10
+"""Three full-size packets: through in no time on the slowest link, if they get through at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReachTimes:
+    """How long each step may take."""
+
+    connect_s: float = 3.0
+    small_s: float = 5.0
+    large_s: float = 8.0
+    """64 KiB need 66 kbit/s to be through in it."""
+    between_s: float = 10.0
+    """One caller's questions are answered no more often."""
+
+    @property
+    def whole_s(self) -> float:
+        """One look, at most."""
+        return 3 * self.connect_s + 3 * self.small_s + 2 * self.large_s
+
+
+async def look(link: Link, times: ReachTimes) -> Reached:
+    """Dial the address listed for the link's site, over a connection of its own."""
+    address = link.endpoint.address
+    if not address:
+        return Reached("no_address", "", "no address is listed (discovery.static: false)", link.works_at)
+    first = await asyncio.to_thread(_first_look, link, address, times.connect_s)
+    if first is None:
+        first = await _echoes(link, address, times)
+    elsewhere = link.works_at if link.works_at != address else ""
+    return Reached(first.outcome, first.address, first.detail, elsewhere)
+
+
+def _first_look(link: Link, address: str, timeout_s: float) -> Reached | None:
+    """Name, port and TLS; None where all of them are well. Blocks."""
+    if link.identity is None:
+        seen = seen_port(address, timeout_s)
+        return Reached(_stage(seen), address, _where(seen)) if seen.stage else None
+    seen = seen_certificate(address, link.identity, timeout_s)
+    if seen.certificate_pem is None and _stage(seen) == "mute":
+        small = seen_certificate(address, link.identity, timeout_s, SMALL_SEGMENT)
+        if small.certificate_pem is not None:  # so it does not hang
+            words = f"the TLS handshake stalls, and goes through in packets of {SMALL_SEGMENT} bytes"
+            return Reached("stalled", address, words)
+    if seen.certificate_pem is None:
+        return Reached(_stage(seen), address, _where(seen))
+    if not link.pinned(seen.certificate_pem):
+        return Reached("untrusted", address, f"it shows {described(seen.certificate_pem)}")
+    if seen.accepted is False:
+        return Reached("not_accepted", address, seen.detail)
+    return None
+
+
+def _stage(seen: Seen) -> Outcome:
+    """What a look that ended early is called."""
+    words = seen.detail.lower()
+    if seen.stage == "dns":
+        return "dns"
+    if seen.stage == "port":
+        if "refused" in words:
+            return "refused"
+        return "timeout" if "timed out" in words else "no_route"
+    return "mute" if "timed out" in words else "tls"
+
+
+def _where(seen: Seen) -> str:
+    """The system's words, with the IP address where that is not what was listed."""
+    if not seen.ip or seen.ip == split_address(seen.address)[0]:
+        return seen.detail
+    return f"{seen.ip}: {seen.detail}"
+
+
+async def _echoes(link: Link, address: str, times: ReachTimes) -> Reached:
+    """A small message, then 64 KiB there, then 64 KiB back, over one new connection."""
+    small = ((SMALL_BYTES, SMALL_BYTES, times.small_s),)
+    large = ((ECHO_BYTES, SMALL_BYTES, times.large_s), (SMALL_BYTES, ECHO_BYTES, times.large_s))
+    failed = await _exchange(link, address, small + large)
+    if failed is None:
+        return Reached("ok", address)
+    step, outcome, detail = failed
+    if outcome in ("no_echo", "not_accepted") or (step and outcome != "timeout"):
+        return Reached(outcome, address, detail)
+    several = ((SEVERAL_BYTES, SMALL_BYTES, times.small_s), (SMALL_BYTES, SEVERAL_BYTES, times.small_s))
+    if step and await _exchange(link, address, several) is None:
+        return Reached("ok", address, f"slow: {ECHO_BYTES} bytes took more than {times.large_s:g} s")
+    async with small_packets(address) as relay:
+        in_small_ones = await _exchange(link, relay, several) is None
+    way = ("a call", f"{ECHO_BYTES} bytes to it", f"{ECHO_BYTES} bytes from it")[step]
+    if in_small_ones:
+        words = f"{way} did not arrive; in packets of {SMALL_SEGMENT} bytes all does"
+        return Reached("stalled", address, words)
+    if step:
+        return Reached(
+            "stalled", address, f"{way} did not arrive within {times.large_s:g} s; small messages do"
+        )
+    return Reached("mute" if outcome == "timeout" else outcome, address, detail)
+
+
+_Echo = tuple[int, int, float]
+"""Bytes there, bytes back, seconds."""
+
+
+async def _exchange(link: Link, address: str, echoes: tuple[_Echo, ...]) -> tuple[int, Outcome, str] | None:
+    """These echoes over one new connection. The number of the first that failed, and how; None: none did."""
+    channel = link.new_channel(address)
+    try:
+        for step, (sent, back, timeout_s) in enumerate(echoes):
+            if (problem := await _echo(link, channel, sent, back, timeout_s)) is not None:
+                return (step, *problem)
+        return None
+    finally:
+        await channel.close()
+
+
+async def _echo(
+    link: Link, channel: aio.Channel, sent: int, back: int, timeout_s: float
+) -> tuple[Outcome, str] | None:
+    """None when it came back whole."""
+    data = encode_echo(os.urandom(sent), back)  # random: what a tunnel could compress would prove nothing
+    ask = channel.unary_unary(f"/{SERVICE}/Echo")
+    link.traffic.bytes_out += len(data)
+    try:
+        reply = await ask(data, timeout=timeout_s, metadata=link.metadata(), wait_for_ready=False)
+    except aio.AioRpcError as e:
+        if e.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return "no_echo", "its version has no echo: full-size packets were not tried"
+        if e.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return "timeout", f"no answer within {timeout_s:g} s"
+        if e.code() is grpc.StatusCode.PERMISSION_DENIED:
+            return "not_accepted", e.details() or ""
+        return "failed", e.details() or e.code().name.lower()
+    link.traffic.bytes_in += len(reply)
+    return None

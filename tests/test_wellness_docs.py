@@ -1,0 +1,43 @@
+"""docs/wellness.md: a row for each code, an alert for each, and each row's tests exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+
+from gossipseg.core.wellness import Code
+from gossipseg.daemon.wellness import REMEDIES
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "wellness.md").read_text()
+ROWS = [line for line in PAGE.split("\n## ")[0].splitlines() if line.startswith("| `")]
+
+
+def test_every_code_has_a_row_and_no_row_a_code_that_is_not() -> None:
+    codes = [cell.strip("` ") for row in ROWS if (cell := row.split(" | ")[1]) != "–"]
+    assert sorted(codes) == sorted(REMEDIES)
+    assert set(get_args(Code)) <= set(REMEDIES)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split(" | ")[1].strip("` "))
+def test_each_row_is_reached_by_a_test(row: str) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row)
+    assert named
+    for file, function in named:
+        text = (ROOT / file).read_text()
+        assert not function or re.search(rf"^(async )?def {function}\(", text, re.MULTILINE), function
+
+
+def test_every_code_has_an_alert() -> None:
+    rules = yaml.safe_load((ROOT / "docs/monitoring/alerts.yaml").read_text())["groups"][0]["rules"]
+    found = re.findall(r'gossipseg_concern\{reason="(\w+)"\}', " ".join(rule["expr"] for rule in rules))
+    assert sorted(found) == sorted(REMEDIES)
+
+
+def test_the_readme_and_the_monitoring_page_lead_there() -> None:
+    assert "docs/wellness.md" in (ROOT / "README.md").read_text()
+    assert "wellness.md" in (ROOT / "docs/monitoring.md").read_text()
