@@ -383,6 +383,6 @@ async def test_the_list_is_told_to_others_and_a_reload_changes_what_is_told(
     fresh = trust.create_identity("south", tmp_path / "fresh").certificate_pem.decode()
     files.edit(lambda d: d["sites"][1].update(certificate=fresh))
     before = r.node.info.listed
-    daemon.reload()
+    await daemon.reload()
     assert r.node.info.listed != before
     await r.transport.close()
