@@ -124,7 +124,8 @@ def file_values(array: np.ndarray, file: Path) -> dict[int, int]:
     """
     if array.shape[0] > 1 and (array != array[:1]).any():
         raise DataError(
-            f"is a colour picture ({array.shape[0]} channels): a label has one number per voxel",
+            f"has {array.shape[0]} channels, as a colour picture or one mask per class have: a label has one "
+            "number per voxel",
             file=file,
             key="channels",
             value=array.shape[0],
