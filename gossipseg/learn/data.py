@@ -18,7 +18,7 @@ from gossipseg.errors import DataError
 from gossipseg.learn import own_values
 from gossipseg.learn.cases import Case, Splits
 from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.formats.grid import onto_image
+from gossipseg.learn.formats.grid import offset_note, onto_image
 from gossipseg.learn.labels import FileValues, LabelRule, label_rule, notes_of, values_of
 from gossipseg.learn.memory import memory_for
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, SplitName, TaskParams, WorkerSpec
@@ -154,7 +154,8 @@ def _label_on(
     label = read_label(file, task.image_dims, image)
     values = values_of(label, rule, file, counts)
     placed: np.ndarray = onto_image(values[None], label.affine, image, file, case.files[0])[0]
-    return placed, (*label.notes, *notes_of(label, rule, file, counts))
+    beside = offset_note(values.shape, label.affine, image, file)
+    return placed, (*label.notes, *beside, *notes_of(label, rule, file, counts))
 
 
 def needs_labels(setup: Setup) -> bool:

@@ -124,7 +124,8 @@ def file_values(array: np.ndarray, file: Path) -> dict[int, int]:
     """
     if array.shape[0] > 1 and (array != array[:1]).any():
         raise DataError(
-            f"is a colour picture ({array.shape[0]} channels): a label has one number per voxel",
+            f"has {array.shape[0]} channels, as a colour picture or one mask per class have: a label has one "
+            "number per voxel",
             file=file,
             key="channels",
             value=array.shape[0],
@@ -194,17 +195,17 @@ def _unknown(unknown: list[int], rule: LabelRule, file: Path) -> DataError:
         file=file,
         key="task.label_map",
         value=dict(rule.label_map),
-        remedy=_label_remedy(unknown, rule),
+        remedy=_label_remedy(unknown, rule, file),
     )
 
 
-def _label_remedy(unknown: list[int], rule: LabelRule) -> str:
+def _label_remedy(unknown: list[int], rule: LabelRule, file: Path) -> str:
     if unknown == [255] and len(rule.labels) == 2:
         return (
             "Add `label_map: {255: 1}` to the task in peers.yaml, or to `data` in site.yaml (masks saved as "
             "0/255)."
         )
-    if len(unknown) > MANY:
+    if len(unknown) > MANY or file.suffix.lower() in (".jpg", ".jpeg"):
         return LOSSY
     return (
         "Correct the label, or translate these values with task.label_map in peers.yaml, or for this site "

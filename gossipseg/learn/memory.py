@@ -54,7 +54,8 @@ def memory_for(case: Case, shape: tuple[int, ...] = ()) -> Iterator[None]:
 def _size(case: Case, shape: tuple[int, ...]) -> str:
     if shape:
         return f"{'×'.join(map(str, shape[1:]))}, {gigabytes(4 * math.prod(shape))} as float32"
-    files = [file for file in case.files if file.is_file()]
+    listed = [f for file in case.files for f in (file.rglob("*") if file.is_dir() else [file])]
+    files = [file for file in listed if file.is_file()]
     return f"{gigabytes(sum(file.stat().st_size for file in files))} on disk"
 
 

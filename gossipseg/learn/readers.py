@@ -25,6 +25,10 @@ from gossipseg.learn.formats.volume import Segmentation, Volume, spacing_of
 __all__ = ["Segmentation", "Volume", "is_raster", "read_label", "read_volume", "spacing_of"]
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+AS_STORED = (
+    "It may have been drawn on the picture as it is stored: draw it on the picture as it is shown, or save "
+    "the picture without its EXIF orientation."
+)
 SPACING_TOLERANCE = 1e-3
 """Voxel sizes of one grid may differ by this part: files round them."""
 
@@ -89,6 +93,7 @@ def _beside(part: Volume, image: Volume, path: Path, image_file: Path | None, ru
     if part.placed and image.placed and part.affine is not None and image.affine is not None:
         return part
     of = f" ({image_file})" if image_file else ""
+    notes = "; ".join((*part.notes, *image.notes))
     alike = part.raster == image.raster and (part.raster or part.placed == image.placed)
     if not alike:
         raise DataError(
@@ -100,11 +105,13 @@ def _beside(part: Volume, image: Volume, path: Path, image_file: Path | None, ru
     if part.shape != image.shape:
         raise DataError(
             f"does not lie on the same grid as its image{of}: its shape is {part.shape}, the image's "
-            f"{image.shape}",
+            f"{image.shape}{f' ({notes})' if notes else ''}",
             file=path,
             key="shape",
             value=part.shape,
-            remedy="Resample it onto the image's grid, or correct the data list.",
+            remedy=AS_STORED
+            if notes and part.raster and part.shape == image.shape[::-1]
+            else "Resample it onto the image's grid, or correct the data list.",
         )
     one, other = part.spacing_mm, image.spacing_mm
     if one is not None and other is not None and not np.allclose(one, other, rtol=SPACING_TOLERANCE, atol=0):

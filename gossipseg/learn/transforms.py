@@ -99,11 +99,12 @@ def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:
             value=task.orientation,
             remedy="Convert the image anew from its source, with its place in the header, or take it out.",
         )
-    if not np.isfinite(array).all():
-        raise DataError(
-            "holds NaN or infinite values", file=file, remedy="Repair the image, or take the case out."
-        )
-    traced = _to_grid(array.astype(np.float32), volume.affine, task, file, _geometry(task, "bilinear"))
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    if not np.isfinite(single).all():
+        said = "numbers beyond 3e38" if np.isfinite(array).all() else "NaN or infinite values"
+        raise DataError(f"holds {said}", file=file, remedy="Repair the image, or take the case out.")
+    traced = _to_grid(single, volume.affine, task, file, _geometry(task, "bilinear"))
     image = _plain(_intensity(task)(traced.as_tensor()))
     affine = traced.affine.numpy()
     spacing = None if volume.affine is None else spacing_of(affine, image.dim() - 1)

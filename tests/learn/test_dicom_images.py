@@ -579,6 +579,20 @@ def test_other_files_are_counted_and_named(tmp_path: Path) -> None:
     assert "2 files: VERSION, readme.txt" in " ".join(read_dicom(tmp_path, 3).notes)
 
 
+def test_other_files_beside_one_without_a_number_are_no_lost_slices(tmp_path: Path) -> None:
+    made.write_enhanced(tmp_path / "scan", VOLUME)
+    (tmp_path / "readme.txt").write_text("a")
+    assert "1 files: readme.txt" in " ".join(read_dicom(tmp_path, 3).notes)
+
+
+def test_what_file_browsers_and_archives_leave_is_no_news(tmp_path: Path) -> None:
+    made.write_series(tmp_path, VOLUME)
+    for name in ("__MACOSX/IM000.dcm", "@eaDir/IM000.dcm/THUMB_M.jpg", "ehthumbs.db"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\1\2")
+    assert not read_dicom(tmp_path, 3).notes
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 500])
 @pytest.mark.parametrize("name", ["IM{:03d}.dcm", "IM{:03d}", "{}.x"])
 def test_a_broken_slice_at_the_end_is_not_taken_for_another_file(

@@ -337,6 +337,31 @@ def test_contours_beside_the_slices_are_refused(tmp_path: Path, points: np.ndarr
         read_segmentation(path, image_of(made.AXIAL, BIG))
 
 
+def test_a_contour_that_stands_there_twice_is_drawn_once(tmp_path: Path) -> None:
+    image = image_of(made.AXIAL, BIG)
+    lines = outlines(ring(), image)
+    again = [(kind, np.roll(points[::-1], 2, axis=0)) for kind, points in lines[:3]]
+    path = made.write_rtstruct(tmp_path / "r", {4: ("ring", [*lines, *again])})
+    read = read_segmentation(path, image)
+    assert np.array_equal(read.segments[0].mask, ring())
+    assert "3 contour(s) stand there twice" in " ".join(read.notes)
+
+
+@pytest.mark.parametrize("kind", ["contours", "frames"])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_label_of_thicker_slices_than_its_image_is_told(tmp_path: Path, kind: str, step: int) -> None:
+    image = image_of(made.AXIAL, (24, 20, 9))
+    mask = np.zeros(image.shape, bool)
+    mask[3:9, 4:9, 1::step] = True
+    if kind == "contours":
+        path = made.write_rtstruct(tmp_path / "l", {1: ("a", outlines(mask, image))})
+    else:
+        path = made.write_seg(tmp_path / "l", frames_of({1: mask}), {1: "a"})
+    read = read_segmentation(path, image)
+    assert np.array_equal(read.segments[0].mask, mask)
+    assert (f"one slice in {step} alone" in " ".join(read.notes)) == (step > 1)
+
+
 def test_points_and_open_lines_are_ignored_with_a_note(tmp_path: Path) -> None:
     contours: list[made.Contour] = [
         ("CLOSED_PLANAR", square_at(1)),

@@ -195,6 +195,29 @@ def test_a_qform_that_disagrees_is_told_and_the_sform_used(tmp_path: Path) -> No
     assert read_volume(nifti(tmp_path / "b.nii", values()), 3).notes == ()
 
 
+def test_numbers_too_large_for_a_network_are_refused(tmp_path: Path) -> None:
+    array = values(kind=np.float64)
+    array[1, 2, 3] = 1e39
+    nibabel.save(nibabel.Nifti1Image(array, AFFINE), tmp_path / "a.nii")
+    with pytest.raises(DataError, match=r"a\.nii: holds numbers beyond 3e38"):
+        load_item(Case("c", tmp_path / "a.nii"), TaskParams("t", 1, {0: "none", 1: "a"}, spatial_dims=3))
+
+
+def test_a_rounded_quaternion_is_no_damage(tmp_path: Path) -> None:
+    file = nifti(tmp_path / "a.nii", values(), sform_code=0, quatern_b=0, quatern_c=0, quatern_d=1.000001)
+    found = read_volume(file, 3)
+    assert found.affine is not None and found.placed
+    np.testing.assert_allclose(found.affine, np.diag([-1.0, -2, 3, 1]), atol=1e-5)
+
+
+def test_a_damaged_qform_beside_an_sform_is_told(tmp_path: Path) -> None:
+    found = read_volume(nifti(tmp_path / "a.nii", values(), quatern_b=2), 3)
+    assert found.affine is not None and np.array_equal(found.affine, np.diag([1.0, 2, 3, 1]))
+    assert "qform is damaged" in found.notes[0] and "the sform is used" in found.notes[0]
+    with pytest.raises(DataError, match=r"b\.nii: qform: its qform is damaged"):
+        read_volume(nifti(tmp_path / "b.nii", values(), sform_code=0, quatern_b=2), 3)
+
+
 def test_the_qform_places_where_there_is_no_sform(tmp_path: Path) -> None:
     found = read_volume(nifti(tmp_path / "a.nii", values(), sform_code=0, qoffset_x=22), 3)
     assert found.affine is not None and found.affine[0, 3] == 22 and found.placed
@@ -505,6 +528,18 @@ def test_a_compression_without_decoder_is_named(tmp_path: Path) -> None:
         read_volume(tmp_path / "a.tif", 2)
 
 
+def test_a_damaged_stream_is_no_missing_decoder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(values((20, 30), np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw")
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        at = file.pages[0].dataoffsets[0]
+    data[at + 10 : at + 40] = b"\xff" * 30
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.tif.*LZW stream is damaged.*Copy it again"):
+        read_volume(tmp_path / "a.tif", 2)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_voxel_size_is_taken_where_it_has_a_unit(tmp_path: Path) -> None:
     pages = values((6, 20, 30), np.uint8)
     said = {"axes": "ZYX", "spacing": 2.5, "unit": "um"}
@@ -541,7 +576,9 @@ def test_a_tiff_is_turned_as_viewers_show_it(
     Image.fromarray(grey).save(tmp_path / "a.tif", tiffinfo={274: orientation}, compression=compression)
     first = {1: grey, 2: grey[:, ::-1], 3: grey[::-1, ::-1], 4: grey[::-1], 5: grey.T}
     wanted = {**first, 6: grey[::-1].T, 7: grey[::-1, ::-1].T, 8: grey[:, ::-1].T}[orientation]
-    assert np.array_equal(read_volume(tmp_path / "a.tif", 2).array[0], wanted)
+    found = read_volume(tmp_path / "a.tif", 2)
+    assert np.array_equal(found.array[0], wanted)
+    assert any("EXIF orientation" in n for n in found.notes) == (orientation != 1)
 
 
 def test_zero_as_white_is_read_as_it_is_shown(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gossipseg.errors import DataError
-from gossipseg.learn.formats.grid import onto_image, orientation
+from gossipseg.learn.formats.grid import offset_note, onto_image, orientation
 from gossipseg.learn.formats.volume import Volume
 from gossipseg.learn.readers import read_label, read_volume
 from tests.learn import dicom_files
@@ -95,6 +95,19 @@ def test_a_cut_out_is_put_back_where_it_was(axes: tuple[int, ...], flips: tuple[
     cut[:3, 3] = (OBLIQUE @ [2, 3, 1, 1])[:3]
     stored, at = restored(wanted[2:5, 3:8, 1:4], axes, flips, cut)
     assert np.array_equal(onto_image(stored[None], at, image(), Path("l"), Path("i"))[0], wanted)
+
+
+@pytest.mark.parametrize(("axes", "flips"), [((0, 1, 2), ()), ((2, 0, 1), (0, 2)), ((1, 0, 2), (1,))])
+def test_a_label_of_the_image_s_shape_that_lies_beside_it_is_told(
+    axes: tuple[int, ...], flips: tuple[int, ...]
+) -> None:
+    beside = OBLIQUE.copy()
+    beside[:3, 3] = (OBLIQUE @ [2, -1, 0, 1])[:3]
+    for affine, note in ((OBLIQUE, ""), (beside, "lies 2, -1, 0 voxels beside it")):
+        stored, at = restored(labels(), axes, flips, affine)
+        said = offset_note(stored.shape, at, image(), Path("l"))
+        assert note in " ".join(said) and bool(said) == bool(note)
+    assert not offset_note((3, 5, 3), beside, image(), Path("l"))  # a cut-out says by its shape what it is
 
 
 def test_a_larger_label_is_cut_where_it_is_empty_and_refused_where_it_is_not() -> None:

@@ -168,7 +168,12 @@ def test_an_uncompressed_file_shorter_than_its_header_says_is_named(tmp_path: Pa
 def test_raw_voxels_are_counted(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     sitk.WriteImage(sitk.GetImageFromArray(values()), str(tmp_path / name), False)
     voxels = tmp_path / "a.raw" if (tmp_path / "a.raw").exists() else tmp_path / name
-    voxels.write_bytes(voxels.read_bytes()[:-2])
+    whole = voxels.read_bytes()
+    voxels.write_bytes(whole + bytes(100))
+    assert read_volume(tmp_path / name, 3).shape == values().shape[::-1]
+    voxels.write_bytes(whole + bytes(600))
+    assert "does not fit the voxels" in refusal(tmp_path / name)
+    voxels.write_bytes(whole[:-2])
     assert "truncated" in refusal(tmp_path / name)
     if voxels.name == "a.raw":
         voxels.unlink()

@@ -24,6 +24,13 @@ def rule(task: TaskParams = VOLUME, **data: object) -> LabelRule:
     return label_rule(task, DataParams("d", **data))  # type: ignore[arg-type]
 
 
+def test_a_jpeg_of_a_mask_is_told_to_be_lossy_however_few_its_values_are() -> None:
+    array = np.array([[[0, 3, 252, 255]]], np.uint8)
+    for name, said in (("l.JPG", "lossy"), ("l.png", "task.label_map in")):
+        with pytest.raises(DataError, match=said):
+            map_labels(array, rule(GREY), Path(name))
+
+
 @pytest.mark.parametrize("wide", [np.float32, np.float64])
 def test_values_near_whole_numbers_are_those(wide: type) -> None:
     """1/255 times 255 is 1.0000000591 in float32, and 65535/65535 may be 0.99999."""

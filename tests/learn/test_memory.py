@@ -41,6 +41,13 @@ def test_a_case_that_does_not_fit_is_named_with_its_size(error: Exception) -> No
     assert text.startswith("d/images/p0.nii: not enough memory") and "400×400×300, 0.2 GB as float32" in text
 
 
+def test_a_series_is_as_large_as_its_files(tmp_path: Path) -> None:
+    for k in range(4):
+        (tmp_path / f"{k}.dcm").write_bytes(bytes(500_000))
+    with pytest.raises(LocalError, match=r"2\.0 MB on disk"), memory.memory_for(Case("p0", tmp_path)):
+        raise MemoryError
+
+
 def test_other_errors_stay_what_they_are() -> None:
     with pytest.raises(DataError), memory.memory_for(CASE):
         raise DataError("holds NaN")

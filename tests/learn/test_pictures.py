@@ -57,6 +57,17 @@ def test_an_exif_orientation_is_applied_to_image_and_mask(
     assert any("EXIF orientation" in n for n in found.notes) == (orientation != 1)
 
 
+def test_a_mask_drawn_on_the_picture_as_it_is_stored_is_told_of_the_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = read_volume(save(tmp_path / "x.jpg", blob(SHAPE, 0)[0], exif=exif), 2)
+    mask = save(tmp_path / "m.png", blob(SHAPE, 0)[1])
+    with pytest.raises(
+        DataError, match=r"m\.png.*x\.jpg: turned as its EXIF orientation \(6\).*as it is stored"
+    ):
+        read_label(mask, 2, image)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 77])
 def test_no_orientation_at_all_turns_nothing(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()

@@ -229,6 +229,20 @@ def test_no_place_is_invented(tmp_path: Path) -> None:
         assert np.array_equal(back(out, tmp_path / name, 3), labels())
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_space_that_is_not_the_patient_s_is_kept_word_for_word(tmp_path: Path, flat: bool) -> None:
+    lines = space("scanner-xyz")
+    if flat:
+        lines = ("space dimension: 2", "space directions: (1,0.5) (-0.5,1)", "space origin: (5,6)")
+    shape = SHAPE[:2] if flat else SHAPE
+    nrrd(tmp_path / "a.nrrd", values(shape), *lines)
+    out, _ = written(tmp_path / "a.nrrd", labels(shape), len(shape))
+    head = out.read_bytes().split(b"\n\n")[0].decode()
+    assert all(line in head.splitlines() for line in lines)
+    source, made = sitk.ReadImage(str(tmp_path / "a.nrrd")), sitk.ReadImage(str(out))
+    assert (made.GetOrigin(), made.GetDirection()) == (source.GetOrigin(), source.GetDirection())
+
+
 def test_nifti_where_it_is_asked_for_and_possible(tmp_path: Path) -> None:
     PLACED["a.nrrd"](tmp_path / "a.nrrd")
     out, _ = written(tmp_path / "a.nrrd", labels(), 3, "nifti")

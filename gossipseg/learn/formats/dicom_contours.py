@@ -12,11 +12,13 @@ import numpy as np
 from gossipseg.errors import DataError
 from gossipseg.learn.formats.contours import fill
 from gossipseg.learn.formats.dicom_base import items, tag_name, text, value, whole
-from gossipseg.learn.formats.dicom_onto import Grid, empty_mask, grid_of, indices
+from gossipseg.learn.formats.dicom_onto import Grid, empty_mask, grid_of, indices, left_out
 from gossipseg.learn.formats.volume import Segment, Volume
 
 BETWEEN_SLICES = 0.25
 """How far from a slice its contours may lie, in slices: files round positions."""
+SAME_POINT = 1e-3
+"""Points this near to each other, in voxels, are one."""
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 
 
@@ -33,7 +35,8 @@ def contour_segments(dataset: Any, file: Path, image: Volume) -> tuple[tuple[Seg
         if not contours[n]:
             notes.append(f"ROI {n} '{name}' has no closed contour: it is empty")
         segments.append(Segment(n, name, mask.reshape(image.shape)))
-    return tuple(segments), tuple(notes)
+    drawn = [round(float(c[:, axis].mean())) for of_roi in contours.values() for c in of_roi]
+    return tuple(segments), (*notes, *left_out(drawn, file))
 
 
 def _names(dataset: Any, file: Path) -> dict[int, str]:
@@ -72,7 +75,19 @@ def _contours(
                 ignored[kind or "unnamed"] += 1
     for kind, count in sorted(ignored.items()):
         notes.append(f"ROI {roi} '{name}': {count} contour(s) of the kind {kind} enclose nothing: ignored")
-    return found
+    once = list({_outline(points): points for points in reversed(found)}.values())[::-1]
+    if len(once) < len(found):
+        # By the even-odd rule the second copy would take away what the first one drew.
+        notes.append(f"ROI {roi} '{name}': {len(found) - len(once)} contour(s) stand there twice: drawn once")
+    return once
+
+
+def _outline(points: np.ndarray) -> bytes:
+    """The same for two contours through the same points, wherever and whichever way round they begin."""
+    near = np.round(points / SAME_POINT).astype(np.int64)
+    if len(near) > 1 and (near[0] == near[-1]).all():
+        near = near[:-1]
+    return np.array(sorted(map(tuple, near.tolist()))).tobytes()
 
 
 def _points(item: Any, file: Path, roi: int) -> np.ndarray:

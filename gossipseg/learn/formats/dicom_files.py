@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gossipseg.errors import DataError, LocalError
 from gossipseg.learn.formats.dicom_base import read_dataset, text
+from gossipseg.learn.formats.kinds import is_system_file
 
-SYSTEM_FILES = frozenset({"thumbs.db", "desktop.ini", "dicomdir"})
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _SUFFIXES = (".dcm", ".ima", ".dicom")
 _UID_ROOT = "1.2.840.10008."
@@ -44,7 +44,7 @@ def list_folder(folder: Path) -> Listing:
     others: list[Path] = []
     for path in _walk(folder):
         (dicom if path.is_file() and is_dicom(path) else others).append(path)
-    named_alike = {_pattern(p) for p in dicom}
+    named_alike = {_pattern(p) for p in dicom} - {None}
     for path in others:
         # A lost slice must not pass for a file of another kind.
         if path.name.lower().endswith(_SUFFIXES) or _pattern(path) in named_alike:
@@ -99,7 +99,7 @@ def _entries(folder: Path) -> list[Path]:
         entries = list(folder.iterdir())
     except OSError as e:
         raise DataError(f"this folder cannot be read: {e.strerror}", file=folder) from e
-    return sorted(p for p in entries if not p.name.startswith(".") and p.name.lower() not in SYSTEM_FILES)
+    return sorted(p for p in entries if not is_system_file(p.name))
 
 
 def _pattern(path: Path) -> tuple[Path, str] | None:

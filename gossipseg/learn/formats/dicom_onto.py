@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +15,9 @@ from gossipseg.learn.formats.volume import Volume
 
 TOLERANCE_VOXELS = 0.1
 """How far a frame's pixels may lie from the voxels they are put into: files round positions."""
+
+FEW_SLICES = 3
+"""From so few slices nobody can tell whether those between them were left out."""
 
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
@@ -116,3 +122,15 @@ def put(mask: np.ndarray, frame: np.ndarray, where: Target) -> int:
 def empty_mask(grid: Grid) -> np.ndarray:
     """A mask with three axes whose slices lie one after the other in memory."""
     return np.zeros(grid.shape[::-1], bool).transpose(2, 1, 0)
+
+
+def left_out(slices: Collection[int], file: Path) -> tuple[str, ...]:
+    """What to say of a label that is drawn on every second (third …) of its image's slices alone."""
+    drawn = sorted(set(slices))
+    step = math.gcd(*(b - a for a, b in itertools.pairwise(drawn)))
+    if len(drawn) < FEW_SLICES or step < 2:
+        return ()
+    return (
+        f"{file.name}: is drawn on one slice in {step} alone ({len(drawn)} slices from {drawn[0]} to "
+        f"{drawn[-1]}, counted from 0), between them is background: was it drawn on thicker slices?",
+    )

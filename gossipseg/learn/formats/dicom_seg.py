@@ -11,7 +11,7 @@ import numpy as np
 from gossipseg.errors import DataError
 from gossipseg.learn.formats.dicom_base import items, number, tag_name, text, value, whole
 from gossipseg.learn.formats.dicom_decode import refuse_wrong_length, stored_frames, syntax_of
-from gossipseg.learn.formats.dicom_onto import Grid, empty_mask, grid_of, put, target
+from gossipseg.learn.formats.dicom_onto import Grid, empty_mask, grid_of, left_out, put, target
 from gossipseg.learn.formats.dicom_planes import Plane, planes_of
 from gossipseg.learn.formats.volume import Segment, Volume
 
@@ -31,7 +31,7 @@ def seg_segments(dataset: Any, file: Path, image: Volume) -> tuple[tuple[Segment
     grid = grid_of(image, file)
     masks: dict[int, np.ndarray] = {n: empty_mask(grid) for n in names}
     taken: dict[tuple[object, ...], str] = {}
-    outside = 0
+    outside, drawn = 0, set()
     for plane, segment, frame in _frames(dataset, file, planes, names):
         where = _place(plane, grid, file)
         key = (segment, where.normal_axis, where.slice)
@@ -42,13 +42,15 @@ def seg_segments(dataset: Any, file: Path, image: Volume) -> tuple[tuple[Segment
                 remedy="It holds several time points or overlapping parts; split it.",
             )
         outside += put(masks[segment], frame, where)
+        if frame.any():
+            drawn.add(where.slice)
     if outside:
         raise DataError(
             f"{outside} voxels of its segments lie outside the image; {grid.words}",
             file=file,
             remedy="Name the image that it was drawn on.",
         )
-    return _segments(names, masks, image), _notes(dataset, file)
+    return _segments(names, masks, image), (*_notes(dataset, file), *left_out(drawn, file))
 
 
 def _place(plane: Plane, grid: Grid, file: Path) -> Any:

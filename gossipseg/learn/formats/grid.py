@@ -59,6 +59,22 @@ def onto_image(
     return _moved(array, step, image.shape, file, image_file)
 
 
+def offset_note(
+    shape: tuple[int, ...], affine: np.ndarray | None, image: Volume, file: Path
+) -> tuple[str, ...]:
+    """What to say of a label that has its image's size and another place, as an unset header may give it."""
+    if image.affine is None or affine is None:
+        return ()
+    step = _step(shape, affine, image.shape, image.affine)
+    if step is None or tuple(shape[a] for a in step.axes) != image.shape or _covers(step, image.shape):
+        return ()
+    apart = [o if s > 0 else o - n + 1 for s, o, n in zip(step.signs, step.offsets, image.shape, strict=True)]
+    return (
+        f"{file.name}: has the shape of its image, but lies {', '.join(map(str, apart))} voxels beside it; "
+        "its header was followed. If the header is wrong, export the label anew",
+    )
+
+
 def same_grid(
     array: np.ndarray, affine: np.ndarray | None, first: Volume, file: Path, first_file: Path
 ) -> np.ndarray:

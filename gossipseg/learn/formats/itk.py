@@ -5,11 +5,7 @@ ITK's axes point to the left and back (LPS); ours to the right and front (RAS).
 
 from __future__ import annotations
 
-import os
 import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +15,9 @@ from gossipseg.errors import DataError
 from gossipseg.learn.formats.axes import channel_first, real
 from gossipseg.learn.formats.itk_headers import Head, meta_head, nrrd_head, verify
 from gossipseg.learn.formats.kinds import Kind, kind_of
+from gossipseg.learn.formats.silence import silence
 from gossipseg.learn.formats.volume import Segment, Segmentation, Volume
 
-STDERR = 2
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PATIENT_SPACES = {
     "left-posterior-superior", "lps", "right-anterior-superior", "ras", "left-anterior-superior", "las",
@@ -61,7 +57,7 @@ def _volume(path: Path, spatial_dims: int, head: Head) -> Volume:
     meta = kind_of(path) is Kind.META
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        with _silence():
+        with silence():
             image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if meta else "NrrdImageIO")
     except RuntimeError as e:
         said = " ".join(str(e).split()).rpartition("): ")[2][:200]
@@ -74,20 +70,6 @@ def _volume(path: Path, spatial_dims: int, head: Head) -> Volume:
     affine, placed, notes = (_meta_place if meta else _nrrd_place)(head.fields, _affine(image), path)
     channels = channel_first(real(array, path), spatial_dims, path)
     return Volume(channels, affine, placed and affine is not None, notes)
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """MetaIO writes of a header it does not like to the process's standard error, past every handler."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, STDERR)
-        yield
-    finally:
-        os.dup2(kept, STDERR)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _affine(image: Any) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -31,20 +33,32 @@ def meta_bytes(labels: np.ndarray, volume: Volume) -> bytes:
     return ("\n".join(lines) + "\nElementDataFile = LOCAL\n").encode() + voxels
 
 
-def nrrd_bytes(labels: np.ndarray, volume: Volume) -> bytes:
-    """`labels`: (i, j[, k]) uint8 or uint16, on the grid of `volume`."""
+def nrrd_bytes(labels: np.ndarray, volume: Volume, source: Mapping[str, str]) -> bytes:
+    """`labels`: (i, j[, k]) uint8 or uint16, on the grid of `volume`. `source`: the fields of its header."""
     lines = ["NRRD0004", f"type: {labels.dtype.name}", f"dimension: {labels.ndim}"]
     if volume.affine is not None and volume.placed:
         affine = TO_RAS @ volume.affine
         directions = " ".join(_vector(affine[:3, axis]) for axis in range(labels.ndim))
         lines += ["space: left-posterior-superior", f"sizes: {_numbers(labels.shape)}"]
         lines += [f"space directions: {directions}", f"space origin: {_vector(affine[:3, 3])}"]
+    elif own := _own_space(source, labels.ndim):
+        lines += [own[0], f"sizes: {_numbers(labels.shape)}", *own[1:]]
     else:
         lines += [f"sizes: {_numbers(labels.shape)}"]
         if volume.affine is not None:
             lines += [f"spacings: {_numbers(np.linalg.norm(volume.affine[:3, : labels.ndim], axis=0))}"]
     lines += ["endian: little", "encoding: gzip"]
     return ("\n".join(lines) + "\n\n").encode() + gzip.compress(_little(labels), LEVEL, mtime=0)
+
+
+def _own_space(source: Mapping[str, str], axes: int) -> list[str]:
+    """The place in a space that is not the patient's, word for word; [] where there is none for `axes`."""
+    key = next((k for k in ("space", "space dimension") if k in source), "")
+    directions = [d for d in re.findall(r"none|\([^)]*\)", source.get("space directions", "")) if d != "none"]
+    if not key or len(directions) != axes:
+        return []
+    lines = [f"{key}: {source[key]}", f"space directions: {' '.join(directions)}"]
+    return lines + [f"{k}: {source[k]}" for k in ("space units", "space origin") if k in source]
 
 
 def _little(labels: np.ndarray) -> bytes:

@@ -30,6 +30,8 @@ NRRD_BYTES = {
     "float": 4,
     "double": 8,
 }
+MOST_SPARE = 512
+"""So many bytes after the voxels may be padding."""
 HEADER_LIMIT = 1 << 20
 """More than any header needs."""
 
@@ -142,6 +144,13 @@ def verify(head: Head, path: Path) -> None:
     if head.encoding == "raw":
         start = max(0, head.offset) + max(0, head.skip)
         need_bytes(head.data_file, size - start, wanted)
+        if min(head.offset, head.skip) >= 0 and size - start >= wanted + max(MOST_SPARE, head.item_bytes):
+            raise DataError(
+                f"its header promises {wanted} bytes of voxels, {head.data_file.name} holds {size - start}: "
+                "the header does not fit the voxels",
+                file=path,
+                remedy="Correct the size and the type in the header, or convert it anew.",
+            )
         return
     with opened(head.data_file) as file:
         file.seek(max(0, head.offset))

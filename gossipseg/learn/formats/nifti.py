@@ -30,6 +30,9 @@ MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 1e-3}
 LARGEST_VOXEL_MM = 100.0
 MGH_DATA_AT, MGH_FOOTER_BYTES, MGH_GOOD_RAS_AT = 284, 20, 28
 QFORM_APART_VOXELS = 0.25
+QUATERNION_ROUNDING = 1e-3
+"""The square of a quaternion's first number may come out below 0 by this: it is computed from the rounded
+others (the standard's own library takes it for 0)."""
 
 Header = Any  # nibabel's Nifti1Header or Nifti2Header; it has no types
 
@@ -132,7 +135,14 @@ def _place(header: Header, path: Path) -> tuple[np.ndarray | None, bool, tuple[s
     shape = header.get_data_shape()
     factor, notes = _unit(header, path)
     sform = header.get_sform() if header["sform_code"] > 0 else None
-    qform = _qform(header, path) if header["qform_code"] > 0 else None
+    qform: np.ndarray | None = None
+    if header["qform_code"] > 0:
+        try:
+            qform = _qform(header, path)
+        except DataError as e:
+            if sform is None:
+                raise
+            notes += (f"{path.name}: {e.problem}; the sform is used",)
     if sform is None and qform is None:
         if not all(math.isfinite(s) and s for s in header["pixdim"][1 : 1 + min(3, len(shape))]):
             return None, False, notes
@@ -173,6 +183,7 @@ def _unit_error(header: Header, path: Path) -> DataError:
 
 
 def _qform(header: Header, path: Path) -> np.ndarray:
+    header.quaternion_threshold = -QUATERNION_ROUNDING
     try:
         return np.asarray(header.get_qform(), np.float64)
     except (HeaderDataError, ValueError) as e:

@@ -124,13 +124,16 @@ def _unpacked(picture: Image.Image, as_label: bool, path: Path) -> np.ndarray:
     return resolve(np.asarray(packed), colours, as_label, path)
 
 
+def turn_note(orientation: int, path: Path) -> tuple[str, ...]:
+    """What to say of a picture that is not shown as it is stored."""
+    if orientation not in range(2, 9):
+        return ()
+    return (f"{path.name}: turned as its EXIF orientation ({orientation}) says, as viewers show it",)
+
+
 def _notes(orientation: int, frames: int, path: Path) -> tuple[str, ...]:
-    notes = []
-    if orientation in range(2, 9):
-        notes.append(f"{path.name}: turned as its EXIF orientation ({orientation}) says, as viewers show it")
-    if frames > 1:
-        notes.append(f"{path.name}: holds {frames} pictures; the first is read")
-    return tuple(notes)
+    notes = turn_note(orientation, path)
+    return (*notes, f"{path.name}: holds {frames} pictures; the first is read") if frames > 1 else notes
 
 
 def _check_png(file: BinaryIO, path: Path) -> int | None:

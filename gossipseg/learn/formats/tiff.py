@@ -25,7 +25,8 @@ from gossipseg.errors import DataError
 from gossipseg.learn.formats.axes import real, wrong_dimensions
 from gossipseg.learn.formats.checked import COPY_AGAIN, opened
 from gossipseg.learn.formats.palette import resolve
-from gossipseg.learn.formats.pictures import ORIENTATION, plain, turn, without_alpha
+from gossipseg.learn.formats.pictures import ORIENTATION, plain, turn, turn_note, without_alpha
+from gossipseg.learn.formats.silence import silence
 from gossipseg.learn.formats.volume import Volume
 
 MM_PER_UNIT = {
@@ -34,6 +35,8 @@ MM_PER_UNIT = {
 }  # fmt: skip
 CENTIMETRE = 3
 WHITE_IS_ZERO, PALETTE, CMYK, YCBCR, LAB = 0, 3, 5, 6, 8
+ALWAYS_DECODED = ("LZW", "PACKBITS", "CCITTRLE", "CCITT_T4", "CCITT_T6", "DEFLATE", "ADOBE_DEFLATE", "JPEG")
+"""Compressions that every build of Pillow's libtiff has."""
 ALPHA = (1, 2)
 """Extra samples that are an alpha channel."""
 
@@ -50,6 +53,7 @@ def read_tiff(path: Path, spatial_dims: int, as_label: bool = False) -> Volume:
             raise _unclear(axes, shape, path)
         page = series.pages[0].aspage() if hasattr(series.pages[0], "aspage") else series.pages[0]
         array = _decoded(file, series, page, axes, shape, as_label, path)
+        notes += turn_note(_orientation(page), path)
         spacing = _spacing(file, page, spatial_dims)
     affine = None if spacing is None else np.diag([*spacing, *[1.0] * (4 - len(spacing))])
     return Volume(np.ascontiguousarray(array), affine, False, notes, True)
@@ -103,13 +107,12 @@ def _decoded(
     path: Path,
 ) -> np.ndarray:
     """(C, row, column[, page])."""
-    turned = int(page.tags[ORIENTATION].value) if ORIENTATION in page.tags else 1
     if int(page.photometric) in (CMYK, YCBCR, LAB) or not _decodes(page):
         return _by_pillow(path, series, page, axes, as_label)
     array = real(series.asarray().reshape(shape), path)
     order = [axes.index("Y"), axes.index("X"), *(i for i, a in enumerate(axes) if a in "ZIQ")]
     channel = [i for i, a in enumerate(axes) if a in "SC"]
-    array = turn(array.transpose(*order, *channel), turned)
+    array = turn(array.transpose(*order, *channel), _orientation(page))
     if int(page.photometric) == PALETTE:
         colours = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
         array = resolve(array, colours, as_label, path)
@@ -119,6 +122,10 @@ def _decoded(
     array = np.moveaxis(array, -1, 0) if channel else array[None]
     alpha = bool(channel) and any(int(e) in ALPHA for e in page.extrasamples)
     return without_alpha(array, as_label, path, alpha=alpha)
+
+
+def _orientation(page: Any) -> int:
+    return int(page.tags[ORIENTATION].value) if ORIENTATION in page.tags else 1
 
 
 def _decodes(page: Any) -> bool:
@@ -158,7 +165,7 @@ def _by_pillow(path: Path, series: Any, page: Any, axes: str, as_label: bool) ->
     if (page.samplesperpixel > 1 and page.bitspersample != 8) or by_planes:
         raise lacking
     try:
-        with Image.open(path, formats=["TIFF"]) as picture:
+        with silence(), Image.open(path, formats=["TIFF"]) as picture:
             found = []
             for frame in ImageSequence.Iterator(picture):
                 frame.load()  # which turns a TIFF as it is shown
@@ -166,9 +173,11 @@ def _by_pillow(path: Path, series: Any, page: Any, axes: str, as_label: bool) ->
     except UnidentifiedImageError:
         raise lacking from None
     except OSError as e:
-        if "decoder" in str(e):
+        # libtiff says the same of a stream that it lacks the decoder for and of one that is damaged.
+        if "not available" in str(e) or ("decoder" in str(e) and page.compression.name not in ALWAYS_DECODED):
             raise lacking from None
-        raise DataError(f"cannot be read as an image: {e}", file=path, remedy=COPY_AGAIN) from None
+        said = f"its {page.compression.name} stream is damaged ({e})"
+        raise DataError(f"cannot be read as an image: {said}", file=path, remedy=COPY_AGAIN) from None
     if len(found) != len(series.pages):
         raise lacking
     array = np.stack(found, 2) if any(a in "ZIQ" for a in axes) else found[0]

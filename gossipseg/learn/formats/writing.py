@@ -131,9 +131,9 @@ def _itk(labels: np.ndarray, source: Path, volume: Volume, suffix: str) -> bytes
     """With as many axes as the image's file: a slice in space has three."""
     if kind_of(source) is Kind.META:
         flat = meta_head(source).fields.get("NDims") == "2"
-    else:
-        flat = nrrd_head(source).fields.get("dimension") == "2"
-    return (meta_bytes if suffix == ".mha" else nrrd_bytes)(labels if flat else _solid(labels), volume)
+        return meta_bytes(labels if flat else _solid(labels), volume)
+    fields = nrrd_head(source).fields
+    return nrrd_bytes(labels if fields.get("dimension") == "2" else _solid(labels), volume, fields)
 
 
 def _tiff(labels: np.ndarray, volume: Volume) -> bytes:
