@@ -152,6 +152,29 @@ def test_segments_that_are_not_used_are_named() -> None:
     assert notes_of(segmentation("liver", "spleen"), rule(), FILE, {}) == ()
 
 
+@pytest.mark.parametrize(
+    ("names", "data", "expected"),
+    [
+        (("a", "b"), {"ignore_label": 2}, [1, IGNORE, IGNORE, 0]),
+        (("liver", "unsure"), {"ignore_label": 2}, [1, IGNORE, IGNORE, 0]),
+        (("liver", "unsure"), {"ignore_label": 9, "segments": {"unsure": 9}}, [1, IGNORE, IGNORE, 0]),
+        (("liver", "spleen"), {"ignore_label": 2}, [1, 2, 2, 0]),
+    ],
+)
+def test_a_segment_is_ignored_by_its_number_or_its_name(
+    names: tuple[str, ...], data: dict[str, object], expected: list[int]
+) -> None:
+    parts = segmentation(*names).segments
+    masks = ((1, 1, 0, 0) if names[1] != "spleen" else (1, 0, 0, 0), (0, 1, 1, 0))
+    moved = [
+        Segment(p.number, p.name, np.array(m, bool).reshape(4, 1, 1))
+        for p, m in zip(parts, masks, strict=True)
+    ]
+    both = Segmentation(tuple(moved), (4, 1, 1), np.eye(4))
+    assert values_of(both, rule(**data), FILE).ravel().tolist() == expected
+    assert notes_of(both, rule(**data), FILE, {}) == ()
+
+
 def test_two_classes_on_one_voxel_are_refused_and_one_is_not() -> None:
     with pytest.raises(DataError, match="share 1 voxels"):
         values_of(segmentation("liver", "spleen", overlap=True), rule(), FILE)
