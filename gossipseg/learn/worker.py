@@ -16,9 +16,13 @@ from typing import TYPE_CHECKING
 from gossipseg.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_OK, ConfigError, DataError, GossipsegError
 from gossipseg.learn import jobs
 from gossipseg.learn.link import Link, StopRequested
+from gossipseg.learn.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from gossipseg.learn.params import WorkerSpec
+
+TOLD = 120
+"""Characters of what torch says of it: it is long."""
 
 
 def main() -> int:
@@ -55,13 +59,10 @@ def _serve(link: Link) -> int:
         print(e, file=sys.stderr)
         link.send(jobs.Fatal(_kind(e), str(e)))
         return e.exit_code
-    except MemoryError as e:
-        print(f"out of memory: {e}", file=sys.stderr)
-        return EXIT_FAILED
-    except RuntimeError as e:
-        if not _out_of_memory(e):
+    except Exception as e:
+        if not is_out_of_memory(e):
             raise
-        print(f"out of GPU memory: {e}; lower training.batch_size or task.patch_size", file=sys.stderr)
+        print(_no_memory(e), file=sys.stderr)
         return EXIT_FAILED
     return EXIT_OK
 
@@ -81,8 +82,13 @@ def _kind(error: GossipsegError) -> jobs.FatalKind:
     return "data" if isinstance(error, DataError) else "local"
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"
+def _no_memory(error: BaseException) -> str:
+    """One line, short enough for the daemon to tell it whole."""
+    text = " ".join(str(error).split())[:TOLD] or type(error).__name__
+    return (
+        f"not enough memory ({text}). Choose a smaller training.batch_size, task.patch_size or network in "
+        "peers.yaml (at all sites), or give it more"
+    )
 
 
 if __name__ == "__main__":
