@@ -243,3 +243,14 @@ def test_a_volume_is_read_by_its_numbers() -> None:
     counts: Counter[int] = Counter()
     values_of(Volume(np.array([[[0, 1], [1, 2]]]), None), rule(), FILE, counts)
     assert counts == {0: 1, 1: 2, 2: 1}
+
+
+def test_check_tells_that_predictions_cannot_be_written() -> None:
+    """A site that annotates one class alone, with the number that another has in the task."""
+    found = {"label_map": {1: 2}, "annotated_labels": [2]}
+    counts = Counter({0: 90, 1: 10})
+    task = TaskParams("t", 1, {0: "background", 1: "organ", 2: "tumour"})
+    (said,) = own_values.several_text(task, DataParams("d", **found), counts)  # type: ignore[arg-type]
+    assert "will write no label maps" in said and "data.label_map_out" in said
+    mended = DataParams("d", **found, label_map_out={1: 3})  # type: ignore[arg-type]
+    assert own_values.several_text(task, mended, counts) == []
