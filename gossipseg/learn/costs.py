@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from gossipseg.algos import registry as algorithms
 from gossipseg.algos.base import Algorithm, StepContext
 from gossipseg.errors import LocalError
 from gossipseg.learn.amp import Compute
-from gossipseg.learn.cases import Case, Splits
+from gossipseg.learn.cases import Splits
 from gossipseg.learn.data import Item, SiteData
-from gossipseg.learn.evaluate import predict_logits
+from gossipseg.learn.evaluate import score
 from gossipseg.learn.labels import label_rule
 from gossipseg.learn.losses import make_target, segmentation_loss
 from gossipseg.learn.memory import available_bytes, gigabytes, is_out_of_memory
@@ -23,10 +24,13 @@ from gossipseg.learn.partial import Annotated
 from gossipseg.learn.sampling import TrainBatches
 from gossipseg.learn.setup import Setup
 from gossipseg.learn.step import make_learner, train_step
+from gossipseg.nets import registry as networks
 
 TIMED_STEPS = 3
 LONGEST_S = 20.0
 """No further step is timed after this."""
+SHADOW_PREDICTIONS = 4
+"""Of a validation case, beside a shadow: each model by itself, and both once more for their mean."""
 HIGH_SHARE = 0.8
 """Of the free memory; above it a warning."""
 
@@ -76,9 +80,10 @@ def bytes_of(item: Item, *, scored: bool) -> int:
 
 
 def time_round(setup: Setup, splits: Splits, compute: Compute) -> dict[str, Any] | None:
-    """Seconds of a step of this site's own model, of the validation of a case, and of a round of them.
+    """Seconds of a step of this site's own models, of the validation of a case, and of a round of them.
 
-    A few real steps on the first training cases. Steps beside a visitor take up to twice as long. None
+    A few real steps on the first training cases, which are read anew each time where data.cache is false, as
+    in training. Steps beside a visitor take up to twice as long. None
     where there is nothing to time. Raises LocalError where a step does not fit into memory.
     """
     training, validation = splits.training[:2], splits.validation[:1]
@@ -86,11 +91,15 @@ def time_round(setup: Setup, splits: Splits, compute: Compute) -> dict[str, Any]
         return None
     if setup.device.threads:
         torch.set_num_threads(setup.device.threads)
-    data = SiteData(setup.task, Splits(training), cache=False, rule=label_rule(setup.task, setup.data))
-    data.keep_all()
+    rule = label_rule(setup.task, setup.data)
+    data = SiteData(setup.task, Splits(training, validation), cache=setup.data.cache, rule=rule)
+    if setup.data.cache:
+        data.keep_all()
     try:
         step_s, net = _step_seconds(setup, data, compute)
-        case_s = _case_seconds(setup, validation, net, compute) if validation else 0.0
+        step_s *= 1 + _has_personal(setup, net) + setup.training.shadow_local
+        case_s = _case_seconds(setup, data, net, compute) if validation else 0.0
+        case_s *= SHADOW_PREDICTIONS if setup.training.shadow_local else 1
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             raise
@@ -144,17 +153,18 @@ def _step_seconds(setup: Setup, data: SiteData, compute: Compute) -> tuple[float
     return times[len(times) // 2], net
 
 
-def _case_seconds(setup: Setup, cases: tuple[Case, ...], net: torch.nn.Module, compute: Compute) -> float:
-    data = SiteData(
-        setup.task, Splits(validation=cases), cache=False, rule=label_rule(setup.task, setup.data)
-    )
-    item = data.item("validation", 0)
+def _has_personal(setup: Setup, net: torch.nn.Module) -> bool:
+    """Whether the algorithm trains a second model on each batch."""
+    norms, private = networks.norm_parameter_names(net), networks.private_names(net)
+    return algorithms.build(setup.algorithm, norms, private).has_personal
 
-    def predict() -> None:
+
+def _case_seconds(setup: Setup, data: SiteData, net: torch.nn.Module, compute: Compute) -> float:
+    def validate() -> None:
         with torch.no_grad(), compute.autocast():
-            predict_logits(net, item.image, setup.task, setup.training, compute.device)
+            score(net, data.items("validation"), setup.task, setup.training, compute.device)
 
-    return _seconds(predict, compute)
+    return _seconds(validate, compute)
 
 
 def _seconds(work: Callable[[], object], compute: Compute) -> float:

@@ -52,7 +52,7 @@ class LabelRule:
     annotated: tuple[int, ...]
     """Foreground values that the files tell of."""
     segments: Mapping[str, int]
-    """Name of a segment → label value; names of the task's labels stand for themselves."""
+    """Name of a segment → label value, or `ignore`; names of the task's labels stand for themselves."""
 
     def target(self, value: int) -> int | None:
         """The label value, or IGNORE, that a file value stands for; None: the task does not know it."""
@@ -217,13 +217,14 @@ def _label_remedy(unknown: list[int], rule: LabelRule, file: Path) -> str:
 
 
 def _merged(label: Segmentation, rule: LabelRule, file: Path) -> np.ndarray:
-    """Segments that may overlap → one value a voxel. Two classes on one voxel are refused."""
+    """Segments that may overlap → one value a voxel. Two classes on one voxel are refused; what is to be
+    ignored is ignored, whatever else is drawn there."""
     values = segment_values(label, rule, file)
     out = np.zeros(label.shape, dtype=np.uint8)
     drawn: dict[int, str] = {}
     for segment in label.segments:
         value = values.get(segment.number)
-        if value is None:
+        if value is None or value == IGNORE:
             continue
         clash = segment.mask & (out != 0) & (out != value)
         if clash.any():
@@ -238,22 +239,28 @@ def _merged(label: Segmentation, rule: LabelRule, file: Path) -> np.ndarray:
             )
         out[segment.mask] = value
         drawn[value] = segment.name
-    return _looked_up(out, {v: rule.told(v) for v in rule.labels})
+    told = _looked_up(out, {v: rule.told(v) for v in rule.labels})
+    for segment in label.segments:
+        if values.get(segment.number) == IGNORE:
+            told[segment.mask] = IGNORE
+    return told
 
 
 def segment_values(label: Segmentation, rule: LabelRule, file: Path) -> dict[int, int]:
-    """Segment number → label value. What has the name of a class, or of data.segments, is that class, and
-    other segments are not used; where no name says anything, the numbers are label values. Raises DataError.
+    """Segment number → label value, or IGNORE. What has the name of a class, or of data.segments, is that
+    class, and other segments are not used, but for the one whose number is to be ignored; where no name says
+    anything, the numbers are label values. Raises DataError.
     """
     by_name = {n.casefold(): v for v, n in rule.labels.items()}
-    by_name |= {n.casefold(): v for n, v in rule.segments.items()}
+    by_name |= {n.casefold(): v if v in rule.labels else IGNORE for n, v in rule.segments.items()}
     named = {
         s.number: by_name[s.name.casefold().strip()]
         for s in label.segments
         if s.name.casefold().strip() in by_name
     }
     if named:
-        return named
+        ignored = set() if label.numbers_are_arbitrary else {rule.ignore}
+        return {s.number: IGNORE for s in label.segments if s.number in ignored} | named
     found: dict[int, int] = {}
     for segment in label.segments:
         target = rule.target(segment.number)

@@ -7,9 +7,12 @@ import math
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gossipseg.errors import LocalError
-from gossipseg.learn.cases import Case
+
+if TYPE_CHECKING:
+    from gossipseg.learn.cases import Case
 
 _CGROUP = Path("/sys/fs/cgroup")
 _SIGNS = (

@@ -112,7 +112,8 @@ def values_of_class(value: int, rule: LabelRule, counts: Mapping[int, int]) -> l
 
 
 def several_text(task: TaskParams, data: DataParams, counts: Mapping[int, int]) -> list[str]:
-    """For `check`: classes for which this site's labels have more than one value, and which is written."""
+    """For `check`: classes for which this site's labels have more than one value, and which is written; and
+    why predictions could not be written, where two classes would get one value."""
     rule, said = label_rule(task, data), []
     for value, name in sorted(task.labels.items()):
         found = values_of_class(value, rule, counts)
@@ -122,4 +123,8 @@ def several_text(task: TaskParams, data: DataParams, counts: Mapping[int, int]) 
                 f"this site's labels have several values for {name}: {texts}; predictions are written with "
                 f"{found[0]}. data.label_map_out in site.yaml says otherwise"
             )
+    try:
+        out_values(task, data, counts)
+    except ConfigError as e:
+        said.append(f"`gossipctl predict` will write no label maps: {e}")
     return said

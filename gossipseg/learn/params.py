@@ -287,7 +287,7 @@ def labels_problem(task: TaskParams, data: DataParams) -> Found | None:
     known = "The task has " + ", ".join(f"{v} ({n})" for v, n in sorted(task.labels.items())) + "."
     asked = [("data.annotated_labels", v) for v in data.annotated_labels or ()]
     asked += [(f"data.label_map.{k}", v) for k, v in data.label_map.items()]
-    asked += [(f"data.segments.{k}", v) for k, v in data.segments.items()]
+    asked += [(f"data.segments.{k}", v) for k, v in data.segments.items() if v != data.ignore_label]
     asked += [("data.label_map_out", k) for k in data.label_map_out]
     for key, value in asked:
         if value not in task.labels or (key == "data.annotated_labels" and value == 0):

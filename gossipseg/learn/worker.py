@@ -24,9 +24,13 @@ from gossipseg.errors import (
 )
 from gossipseg.learn import jobs, presence
 from gossipseg.learn.link import Link, StopRequested
+from gossipseg.learn.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from gossipseg.learn.params import WorkerSpec
+
+TOLD = 120
+"""Characters of what torch says of it: it is long."""
 
 
 def main() -> int:
@@ -64,19 +68,14 @@ def _serve(link: Link) -> int:
         print(e, file=sys.stderr)
         link.send(_away(e, spec) or jobs.Fatal(_kind(e), str(e)))
         return e.exit_code
-    except OSError as e:  # of reading an image, while its share went away
-        if (fatal := _away(e, spec)) is None:
-            raise
-        link.send(fatal)
-        return EXIT_DATA
-    except MemoryError as e:
-        print(f"out of memory: {e}", file=sys.stderr)
-        return EXIT_FAILED
-    except RuntimeError as e:
-        if not _out_of_memory(e):
-            raise
-        print(f"out of GPU memory: {e}; lower training.batch_size or task.patch_size", file=sys.stderr)
-        return EXIT_FAILED
+    except Exception as e:
+        if is_out_of_memory(e):
+            print(_no_memory(e), file=sys.stderr)
+            return EXIT_FAILED
+        if isinstance(e, OSError) and (fatal := _away(e, spec)) is not None:
+            link.send(fatal)  # of reading an image, while its share went away
+            return EXIT_DATA
+        raise
     return EXIT_OK
 
 
@@ -103,8 +102,13 @@ def _away(error: Exception, spec: WorkerSpec | None) -> jobs.Fatal | None:
     return jobs.Fatal("away", presence.waiting(found)) if found else None
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return type(error).__name__ == "OutOfMemoryError"
+def _no_memory(error: BaseException) -> str:
+    """One line, short enough for the daemon to tell it whole."""
+    text = " ".join(str(error).split())[:TOLD] or type(error).__name__
+    return (
+        f"not enough memory ({text}). Choose a smaller training.batch_size, task.patch_size or network in "
+        "peers.yaml (at all sites), or give it more"
+    )
 
 
 if __name__ == "__main__":

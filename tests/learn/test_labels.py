@@ -159,6 +159,29 @@ def test_segments_that_are_not_used_are_named() -> None:
     assert notes_of(segmentation("liver", "spleen"), rule(), FILE, {}) == ()
 
 
+@pytest.mark.parametrize(
+    ("names", "data", "expected"),
+    [
+        (("a", "b"), {"ignore_label": 2}, [1, IGNORE, IGNORE, 0]),
+        (("liver", "unsure"), {"ignore_label": 2}, [1, IGNORE, IGNORE, 0]),
+        (("liver", "unsure"), {"ignore_label": 9, "segments": {"unsure": 9}}, [1, IGNORE, IGNORE, 0]),
+        (("liver", "spleen"), {"ignore_label": 2}, [1, 2, 2, 0]),
+    ],
+)
+def test_a_segment_is_ignored_by_its_number_or_its_name(
+    names: tuple[str, ...], data: dict[str, object], expected: list[int]
+) -> None:
+    parts = segmentation(*names).segments
+    masks = ((1, 1, 0, 0) if names[1] != "spleen" else (1, 0, 0, 0), (0, 1, 1, 0))
+    moved = [
+        Segment(p.number, p.name, np.array(m, bool).reshape(4, 1, 1))
+        for p, m in zip(parts, masks, strict=True)
+    ]
+    both = Segmentation(tuple(moved), (4, 1, 1), np.eye(4))
+    assert values_of(both, rule(**data), FILE).ravel().tolist() == expected
+    assert notes_of(both, rule(**data), FILE, {}) == ()
+
+
 def test_two_classes_on_one_voxel_are_refused_and_one_is_not() -> None:
     with pytest.raises(DataError, match="share 1 voxels"):
         values_of(segmentation("liver", "spleen", overlap=True), rule(), FILE)
@@ -227,3 +250,14 @@ def test_a_volume_is_read_by_its_numbers() -> None:
     counts: Counter[int] = Counter()
     values_of(Volume(np.array([[[0, 1], [1, 2]]]), None), rule(), FILE, counts)
     assert counts == {0: 1, 1: 2, 2: 1}
+
+
+def test_check_tells_that_predictions_cannot_be_written() -> None:
+    """A site that annotates one class alone, with the number that another has in the task."""
+    found = {"label_map": {1: 2}, "annotated_labels": [2]}
+    counts = Counter({0: 90, 1: 10})
+    task = TaskParams("t", 1, {0: "background", 1: "organ", 2: "tumour"})
+    (said,) = own_values.several_text(task, DataParams("d", **found), counts)  # type: ignore[arg-type]
+    assert "will write no label maps" in said and "data.label_map_out" in said
+    mended = DataParams("d", **found, label_map_out={1: 3})  # type: ignore[arg-type]
+    assert own_values.several_text(task, mended, counts) == []
