@@ -14,7 +14,7 @@ lack most. The data list goes before the file, and a file written by hand must n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case, Origin, Splits
 from gossipseg.learn.division import drawn_order, patients_in, placed, shares
 from gossipseg.learn.formats.kinds import case_stem
-from gossipseg.learn.lists.folds import KEYS, fold_of, names_of, warn_unknown
+from gossipseg.learn.lists.folds import KEYS, check_keys, fold_of, names_of, warn_unknown
 from gossipseg.learn.lists.listing import Listing, Report, Warn
+from gossipseg.learn.lists.paths import same_letters
 from gossipseg.learn.lists.text import read_json
 from gossipseg.learn.olddraw import old_division
 from gossipseg.learn.params import DataParams, SplitName, WorkerSpec
@@ -116,8 +117,9 @@ def _key(split: SplitName, fold: int | None) -> str:
 def _read(file: Path, data: DataParams, known: Sequence[Case]) -> _Kept | None:
     """None where there is no file. Raises DataError for one that cannot be used."""
     try:
-        if not file.exists():
-            return None
+        file.lstat()  # a link whose file is away is no lost file
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as e:  # the state directory is the daemon's alone
         remedy = "Run this as the user that the daemon runs as."
         raise DataError(f"cannot be read: {e.strerror or e}", file=file, remedy=remedy) from None
@@ -135,14 +137,16 @@ def _read(file: Path, data: DataParams, known: Sequence[Case]) -> _Kept | None:
     if made not in (DRAWN, BY_HAND):
         remedy = f'Write "{BY_HAND}", or leave the key out.'
         raise DataError("is no way to make splits", file=file, key="made", value=made, remedy=remedy)
-    names = {split: _plain(given, known) for split, given in names_of(part, file).items()}
+    ids = {case.id for case in known}
+    check_keys(part, ids, file)
+    names = names_of(part, file, lambda name: _plain(name, ids))
     return _Kept(file, made == BY_HAND, raw, names, fold)
 
 
-def _plain(names: Sequence[str], known: Sequence[Case]) -> tuple[str, ...]:
+def _plain(name: str, known: Collection[str]) -> str:
     """A person may name a case by its file."""
-    ids = {case.id for case in known}
-    return tuple(n if n in ids or case_stem(Path(n)) not in ids else case_stem(Path(n)) for n in names)
+    stem = same_letters(case_stem(Path(name.strip())))
+    return stem if stem in known and name not in known else name
 
 
 # ---------------------------------------------------------------- dividing
@@ -253,8 +257,9 @@ def _added(
     """The undivided cases that nobody has placed yet: with their patient, or by the draw."""
     patients = patients_in([*listing.cases, *_vanished(listing, where, data)])
     there: dict[str, SplitName] = {}
-    for split in into:
-        there |= {patients[c.id]: split for c in listing.told.of(split) if patients[c.id] not in there}
+    for split in SPLITS:  # nobody is drawn into test without a share of it, but who is there stays whole
+        if split in into:
+            there |= {patients[c.id]: split for c in listing.told.of(split) if patients[c.id] not in there}
         there |= {patients[n]: split for n, s in where.items() if s == split and patients[n] not in there}
     new = [case for case in listing.undivided if case.id not in where]
     unplaced = {patients[case.id] for case in new} - there.keys()

@@ -21,6 +21,7 @@ from gossipseg.learn.formats.kinds import Kind, kind_of
 from gossipseg.learn.formats.volume import Volume
 from gossipseg.learn.lists.listing import Listing
 from gossipseg.learn.lists.nnunet import channels_of
+from gossipseg.learn.lists.paths import missing
 from gossipseg.learn.params import DataParams, TaskParams
 from gossipseg.learn.readers import read_volume
 from gossipseg.testbed import classes
@@ -64,7 +65,11 @@ def site_folders(root: Path) -> list[Path]:
     """The sites under a data folder, by name: subfolders with a list, or with folders of images."""
     if not root.is_dir():
         raise DataError("no such folder", file=root, remedy="Give --data a folder with one folder per site.")
-    found = [p for p in sorted(root.iterdir()) if _is_site(p)]
+    try:
+        found = [p for p in sorted(root.iterdir()) if _is_site(p)]
+    except OSError as e:
+        problem, remedy = f"cannot be read: {e.strerror or e}", "Let this user read the folder."
+        raise DataError(problem, file=e.filename or root, remedy=remedy) from None
     if not found:
         remedy = "Each site is a subfolder with dataset.json, or with images/ and masks/ or labels/."
         if _is_site(root):
@@ -166,9 +171,11 @@ def _labelled(listing: Listing) -> list[Case]:
             remedy = "Add its label, or give the task with --peers FILE."
             raise DataError(problem, file=listing.source, key="training", remedy=remedy)
         for path in (*case.files, case.label):
-            if not path.exists():
-                remedy = f"Put it there, or take case {case.id} out of {listing.source}."
-                raise DataError("no such file", file=path, key="training", remedy=remedy)
+            if problem := missing(path):
+                remedy = (
+                    f"Put it where this user can read it, or take case {case.id} out of {listing.source}."
+                )
+                raise DataError(problem, file=path, key="training", remedy=remedy)
     return [case for case in cases if case.label is not None]
 
 

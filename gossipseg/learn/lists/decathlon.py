@@ -13,7 +13,7 @@ from gossipseg.learn.cases import SPLITS, Case, Splits
 from gossipseg.learn.formats.kinds import case_stem
 from gossipseg.learn.lists.folds import KEYS, by_folds, fold_number
 from gossipseg.learn.lists.listing import Listing, Report, Warn
-from gossipseg.learn.lists.text import path_of
+from gossipseg.learn.lists.paths import missing, path_of, same_letters, shown
 from gossipseg.learn.params import SplitName
 
 CHANNELS = 1000
@@ -160,16 +160,24 @@ def case_of(names: list[str], label: Any, patient: Any, key: str, may_lack: bool
     ):
         problem, remedy = "is no name of a patient", "Write a text or a whole number, or leave it out."
         raise DataError(problem, file=file, key=f"{key}.patient", value=patient, remedy=remedy)
-    paths = tuple(path_of(name, file.parent) for name in names)
-    stem = case_stem(paths[0])
+    paths = tuple(_path(name, key, file) for name in names)
+    stem = same_letters(case_stem(paths[0]))
     if len(paths) == 1:
         paths = _channels(paths[0])
     return Case(
         stem,
         paths[0] if len(paths) == 1 else paths,
-        path_of(label, file.parent) if isinstance(label, str) else None,
+        _path(label, f"{key}.label", file) if isinstance(label, str) else None,
         None if patient is None else str(patient),
     )
+
+
+def _path(name: str, key: str, file: Path) -> Path:
+    try:
+        return path_of(name, file.parent)
+    except ValueError as e:
+        remedy = "Write the name of a file; rename the file if need be."
+        raise DataError(str(e), file=file, key=key, value=shown(name), remedy=remedy) from None
 
 
 def _channels(path: Path) -> tuple[Path, ...]:
@@ -177,7 +185,7 @@ def _channels(path: Path) -> tuple[Path, ...]:
     stem = case_stem(path)
     suffix = path.name[len(stem) :]
     first = path.with_name(f"{stem}_0000{suffix}")
-    if path.exists() or not first.exists():
+    if missing(path) is None or missing(first) is not None:
         return (path,)
     files = (path.with_name(f"{stem}_{n:04d}{suffix}") for n in range(CHANNELS))
     return tuple(itertools.takewhile(Path.exists, files))

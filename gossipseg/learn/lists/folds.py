@@ -6,7 +6,8 @@ not given, which is their default, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,15 @@ KEYS: Mapping[str, SplitName] = {
 }
 """Words for a split → the product's own."""
 SHOWN = 3
+_WHOLE = re.compile(r"(\d+)\.0+")
 
 
 def by_fold_file(listing: Listing, file: Path, fold: int | None, report: Report, warn: Warn) -> Listing:
     """The undivided cases as a splits_final.json divides them; those that it does not name stay undivided."""
     try:
-        names = names_of(fold_of(read_json(file), fold, file), file)
+        part = fold_of(read_json(file), fold, file)
+        check_keys(part, {case.id for case in listing.cases}, file)
+        names = names_of(part, file)
     except DataError as e:
         report(e)
         return listing
@@ -76,9 +80,25 @@ def fold_of(raw: Any, fold: int | None, file: Path) -> Any:
     return raw[fold or 0]
 
 
-def names_of(raw: Mapping[str, Any], file: Path) -> dict[SplitName, tuple[str, ...]]:
-    """Names by split, of nnU-Net's keys or the product's. Raises DataError, also for a name that is twice
-    there."""
+def check_keys(raw: Mapping[str, Any], known: Collection[str], file: Path) -> None:
+    """Raises DataError for a key that is no split and names cases, which would be drawn elsewhere."""
+    for key, given in raw.items():
+        if key in KEYS or not isinstance(given, list):
+            continue
+        name = next((n for n in given if isinstance(n, str) and n in known), None)
+        if name is not None:
+            problem = f"is no split, and names cases ({name})"
+            remedy = f"Name it {', '.join(SPLITS)}."
+            raise DataError(problem, file=file, key=key, remedy=remedy)
+
+
+def names_of(
+    raw: Mapping[str, Any], file: Path, plain: Callable[[str], str] = str
+) -> dict[SplitName, tuple[str, ...]]:
+    """Names by split, of nnU-Net's keys or the product's, as `plain` makes them.
+
+    Raises DataError, also for a name that is twice there.
+    """
     found: dict[SplitName, tuple[str, ...]] = {}
     first: dict[str, str] = {}
     for key, given in raw.items():
@@ -88,13 +108,14 @@ def names_of(raw: Mapping[str, Any], file: Path) -> dict[SplitName, tuple[str, .
         if not isinstance(given, list) or not all(isinstance(n, str) for n in given):
             remedy = 'Write names in brackets: ["a", "b"].'
             raise DataError("must be a list of case names", file=file, key=key, value=given, remedy=remedy)
-        for name in given:
+        names = [plain(name) for name in given]
+        for name in names:
             if name in first:
                 where = "twice" if first[name] == key else f"in {first[name]}, too"
                 problem, remedy = f"stands there {where}", "Keep it in one of them."
                 raise DataError(problem, file=file, key=key, value=name, remedy=remedy)
             first[name] = key
-        found[split] = (*found.get(split, ()), *given)
+        found[split] = (*found.get(split, ()), *names)
     return found
 
 
@@ -122,4 +143,6 @@ def fold_number(value: Any) -> int | None:
     """The number of a fold, as JSON or a table has it; None: it is none."""
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
+    if isinstance(value, float | str) and (whole := _WHOLE.fullmatch(str(value).strip())):
+        return int(whole[1])  # as programs write it where other cases have none
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -20,7 +20,15 @@ from gossipseg.learn.params import SplitName
 SUFFIXES = (".csv", ".tsv")
 DELIMITERS = ",;\t"
 _IMAGE = re.compile(r"images?[ _]?(\d*)")
-_COLUMNS = {"label": "label", "mask": "label", "patient": "patient", "split": "split", "fold": "fold"}
+_COLUMNS = {
+    "label": "label",
+    "mask": "label",
+    "patient": "patient",
+    "patient_id": "patient",
+    "patient id": "patient",
+    "split": "split",
+    "fold": "fold",
+}
 _EXAMPLE = "image,label,patient,split"
 FREE = ""
 """In place of a split: no split is told."""
