@@ -87,6 +87,7 @@ def scan_cases(
         splits = replace(splits, training=tuple(replace(case, label=None) for case in splits.training))
     _check_files(splits, listing.source, counted)
     _check_disjoint(splits, listing.source, counted)
+    _check_labels(splits, listing.source, counted, warn)
     _check_bytes(splits, listing.source, counted, warn)
     if divided and (listing.cases or not found):
         _check_not_empty(splits, listing.source, counted)
@@ -264,6 +265,19 @@ def _check_disjoint(splits: Splits, source: Path, report: Report) -> None:
         report(DataError(problem, file=source, key="patient", value=patient, remedy=remedy))
 
 
+def _check_labels(splits: Splits, source: Path, report: Report, warn: Warn) -> None:
+    """A label is no image, and seldom that of two."""
+    first: dict[Path, str] = {}
+    for _, case in splits:
+        if case.label is None:
+            continue
+        if case.label in case.files:
+            remedy = "Name its label."
+            report(DataError("is its own label", file=source, key="case", value=case.id, remedy=remedy))
+        elif first.setdefault(case.label, case.id) != case.id:
+            warn(f"{case.label} is the label of {first[case.label]}, and of {case.id}, too")
+
+
 def _check_bytes(splits: Splits, source: Path, report: Report, warn: Warn) -> None:
     for (one, first), (other, second) in same.alike(splits):
         if real(first.files[0]) == real(second.files[0]):
@@ -281,7 +295,7 @@ def _check_bytes(splits: Splits, source: Path, report: Report, warn: Warn) -> No
 
 def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
     if not sum(splits.counts.values()):
-        remedy = "Put the images and their labels there."
+        remedy = "Put the images and their labels there." if source.is_dir() else "List them there."
         report(DataError("there are no cases", file=source, key="data.path", remedy=remedy))
         return
     by_list = splits.origin.how == "list"

@@ -14,7 +14,7 @@ lack most. The data list goes before the file, and a file written by hand must n
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,16 @@ from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case, Origin, Splits
 from gossipseg.learn.division import drawn_order, patients_in, placed, shares
 from gossipseg.learn.formats.kinds import case_stem
-from gossipseg.learn.lists.folds import KEYS, check_keys, fold_of, names_of, warn_unknown
+from gossipseg.learn.lists.folds import (
+    KEYS,
+    check_keys,
+    check_known,
+    fold_of,
+    names_of,
+    plain_name,
+    warn_unknown,
+)
 from gossipseg.learn.lists.listing import Listing, Report, Warn
-from gossipseg.learn.lists.paths import same_letters
 from gossipseg.learn.lists.text import read_json
 from gossipseg.learn.olddraw import old_division
 from gossipseg.learn.params import DataParams, SplitName, WorkerSpec
@@ -139,14 +146,8 @@ def _read(file: Path, data: DataParams, known: Sequence[Case]) -> _Kept | None:
         raise DataError("is no way to make splits", file=file, key="made", value=made, remedy=remedy)
     ids = {case.id for case in known}
     check_keys(part, ids, file)
-    names = names_of(part, file, lambda name: _plain(name, ids))
+    names = names_of(part, file, lambda name: plain_name(name, ids))
     return _Kept(file, made == BY_HAND, raw, names, fold)
-
-
-def _plain(name: str, known: Collection[str]) -> str:
-    """A person may name a case by its file."""
-    stem = same_letters(case_stem(Path(name.strip())))
-    return stem if stem in known and name not in known else name
 
 
 # ---------------------------------------------------------------- dividing
@@ -313,15 +314,8 @@ def _check_by_hand(kept: _Kept, listing: Listing, data: DataParams) -> None:
             problem = f"{listing.source} has this case in {says}"
             remedy = "Correct one of the two: the data list goes first."
             raise DataError(problem, file=kept.file, key=split, value=name, remedy=remedy)
-    _check_known(kept, {*told, *undivided})
+    check_known(kept.names, {*told, *undivided}, kept.file)
     _check_whole(kept, listing, data)
-
-
-def _check_known(kept: _Kept, known: set[str]) -> None:
-    for split, names in kept.names.items():
-        if names and known and not known & {*names}:
-            remedy = f"Cases are named as here: {', '.join(sorted(known)[:_NAMED])}."
-            raise DataError("none of these cases is here", file=kept.file, key=split, remedy=remedy)
 
 
 def _check_whole(kept: _Kept, listing: Listing, data: DataParams) -> None:

@@ -544,3 +544,62 @@ def test_a_key_of_splits_final_that_is_no_split_is_refused(tmp_path: Path) -> No
     (tmp_path / "splits_final.json").write_text(json.dumps(folds))
     _, problems, _ = scan(tmp_path)
     assert "vall: is no split" in str(problems[0])
+
+
+@pytest.mark.parametrize("name", ["{}", "{}_0000", "{}.nii.gz", "imagesTr/{}_0000.nii.gz"])
+def test_splits_final_may_name_files_and_must_name_cases_of_this_site(tmp_path: Path, name: str) -> None:
+    nnunet(tmp_path, cases=3)
+    file = tmp_path / "splits_final.json"
+    folds = [{"train": [name.format("c_000"), name.format("c_001")], "val": [name.format("c_002")]}]
+    file.write_text(json.dumps(folds))
+    assert load(tmp_path) == {"training": ["c_000", "c_001"], "validation": ["c_002"], "test": []}
+    file.write_text(json.dumps([{"train": ["c_000"], "val": ["x"]}]))
+    _, problems, _ = scan(tmp_path)
+    assert "validation: none of these cases is here" in str(problems[0])
+
+
+def test_what_stands_beside_a_case_is_read_or_told(tmp_path: Path) -> None:
+    pairs(tmp_path, *"abcdef")
+    write_list(
+        tmp_path, {"training": [entry(c, patient_id=i // 2, site="x") for i, c in enumerate("abcdef")]}
+    )
+    splits, problems, warnings = scan(tmp_path)
+    assert problems == []
+    assert {case.patient for case in splits.training}.isdisjoint(c.patient for c in splits.validation)
+    assert any(text.endswith("keys of cases in training that are not read: site") for text in warnings)
+    write_list(tmp_path, {"training": [*map(entry, "abcde"), entry("f", split="test")]})
+    _, problems, _ = scan(tmp_path)
+    assert "training.5.split = 'test': stands under training" in str(problems[0])
+
+
+def test_files_under_a_key_that_is_not_read_are_told(tmp_path: Path) -> None:
+    pairs(tmp_path, *"abcdef")
+    write_list(
+        tmp_path, {"training": [entry(c) for c in "abcde"], "holdout": ["images/f.png"], "tags": ["x"]}
+    )
+    _, _, warnings = scan(tmp_path)
+    assert [text.split(": ")[1] for text in warnings] == ["1 cases stand under holdout, which is not read"]
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_system_files_in_a_list_are_no_cases(tmp_path: Path, table: bool) -> None:
+    pairs(tmp_path, *"abcdef", "._a")
+    names = [*"abcdef", "._a"]
+    if table:
+        rows = [f"images/{n}.png,masks/{n}.png" for n in names]
+        (tmp_path / "dataset.csv").write_text("\n".join(["image,label", *rows]))
+    else:
+        write_list(tmp_path, {"training": [entry(n) for n in names]})
+    splits, problems, warnings = scan(tmp_path)
+    assert problems == []
+    assert sorted(case.id for _, case in splits) == [*"abcdef"]
+    assert any("1 cases are system files, and left out: ._a.png" in text for text in warnings)
+
+
+def test_a_label_is_no_image_and_seldom_that_of_two(tmp_path: Path) -> None:
+    pairs(tmp_path, *"abcdef")
+    twice = {"image": "images/e.png", "label": "masks/d.png"}
+    write_list(tmp_path, {"training": [*map(entry, "abcd"), twice, entry("f", label="images/f.png")]})
+    _, problems, warnings = scan(tmp_path)
+    assert ["case = 'f': is its own label" in str(p) for p in problems] == [True]
+    assert any("d.png is the label of d, and of e, too" in text for text in warnings)

@@ -14,7 +14,9 @@ from typing import Any
 
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case, Splits
+from gossipseg.learn.formats.kinds import case_stem
 from gossipseg.learn.lists.listing import Listing, Report, Warn
+from gossipseg.learn.lists.paths import same_letters
 from gossipseg.learn.lists.text import read_json
 from gossipseg.learn.params import SplitName
 
@@ -29,7 +31,7 @@ KEYS: Mapping[str, SplitName] = {
     "testing": "test",
 }
 """Words for a split → the product's own."""
-SHOWN = 3
+SHOWN, NAMED = 3, 8
 _WHOLE = re.compile(r"(\d+)\.0+")
 
 
@@ -37,18 +39,18 @@ def by_fold_file(listing: Listing, file: Path, fold: int | None, report: Report,
     """The undivided cases as a splits_final.json divides them; those that it does not name stay undivided."""
     try:
         part = fold_of(read_json(file), fold, file)
-        check_keys(part, {case.id for case in listing.cases}, file)
-        names = names_of(part, file)
+        known = {known_name for case in listing.cases for known_name in (case.id, _without_channel(case.id))}
+        check_keys(part, known, file)
+        names = names_of(part, file, lambda name: plain_name(name, known))
+        check_known(names, known, file)
     except DataError as e:
         report(e)
         return listing
     where = {name: split for split, given in names.items() for name in given}
-    known = {case.id for case in listing.cases}
 
     def name_of(case: str) -> str:  # a list may name the file of a case's first channel
-        return case if case in where else case.removesuffix("_0000")
+        return case if case in where else _without_channel(case)
 
-    known |= {name_of(case) for case in known}
     warn_unknown([name for name in where if name not in known], file, warn)
     told = {
         split: (*listing.told.of(split), *(c for c in listing.undivided if where.get(name_of(c.id)) == split))
@@ -59,6 +61,24 @@ def by_fold_file(listing: Listing, file: Path, fold: int | None, report: Report,
     return replace(
         listing, told=Splits.of_lists(told), undivided=left, into=("training", "validation"), rests_on=said
     )
+
+
+def _without_channel(name: str) -> str:
+    return name.removesuffix("_0000")
+
+
+def plain_name(name: str, known: Collection[str]) -> str:
+    """A person may name a case by its file, or by that of its first channel."""
+    stem = same_letters(case_stem(Path(name.strip())))
+    return next((n for n in (name, stem, _without_channel(stem)) if n in known), name)
+
+
+def check_known(names: Mapping[SplitName, Sequence[str]], known: Collection[str], file: Path) -> None:
+    """Raises DataError where a split names cases, and none that is here: they are other cases' names."""
+    for split, given in names.items():
+        if given and known and not {*known} & {*given}:
+            remedy = f"Cases are named as here: {', '.join(sorted(known)[:NAMED])}."
+            raise DataError("none of these cases is here", file=file, key=split, remedy=remedy)
 
 
 def warn_unknown(names: Sequence[str], file: Path, warn: Warn) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Splits
-from gossipseg.learn.lists.decathlon import Entry, case_of, divided_by_list, unique
+from gossipseg.learn.lists.decathlon import Entry, case_of, data_alone, divided_by_list, unique
 from gossipseg.learn.lists.folds import KEYS, fold_number
 from gossipseg.learn.lists.listing import Listing, Report, Warn
 from gossipseg.learn.lists.text import read_text
@@ -64,6 +64,7 @@ def from_table(
             report(e)
             continue
         by_split.setdefault(split or FREE, []).append(entry)
+    by_split = {split: data_alone(entries, file, warn) for split, entries in by_split.items()}
     return _listing(file, by_split, fold, report, warn)
 
 
