@@ -337,7 +337,12 @@ def _check_whole(kept: _Kept, listing: Listing, data: DataParams) -> None:
 
 
 def _has_checkpoint(state_dir: Path) -> bool:
-    return any((state_dir / "checkpoint").glob("round-*"))
+    try:
+        return any(path.name.startswith("round-") for path in (state_dir / "checkpoint").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # nobody can say that there is none
+        return True
 
 
 def _as_before(keep: Keep, listing: Listing, data: DataParams) -> dict[str, SplitName]:

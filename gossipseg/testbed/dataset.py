@@ -147,7 +147,7 @@ def own_settings(folder: Path) -> tuple[dict[str, Any], bool]:
 
     What is wrong with the data is told by whoever reads them.
     """
-    if not folder.is_dir():
+    if missing(folder) is not None or not folder.is_dir():
         return {}, True
     listing = read_listing(DataParams(str(folder)), folder.name, lambda problem: None, needs_labels=False)
     try:
@@ -164,6 +164,8 @@ def _labelled(listing: Listing) -> list[Case]:
     cases += [case for split in SPLITS[1:] for case in listing.told.of(split) if case.label]
     if not listing.told.training and not listing.undivided:
         remedy = 'List them as {"image": …, "label": …}.'
+        if listing.source.is_dir():
+            remedy = "Put images and their labels there, or leave the site out with --sites."
         raise DataError("there are no training cases", file=listing.source, key="training", remedy=remedy)
     for case in cases[:LOOKED_INTO]:
         if case.label is None:

@@ -399,6 +399,22 @@ def test_contradictions_are_refused(
     assert caught.value.remedy
 
 
+def test_a_checkpoint_that_cannot_be_looked_for_counts_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(folder(tmp_path, *patients(6)))
+    looked = Path.iterdir
+
+    def refuse(folder: Path) -> Any:
+        if folder.name == "checkpoint":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return looked(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match="is missing beside a checkpoint"):
+        site.start()
+
+
 def test_a_link_whose_file_is_away_is_no_lost_file(tmp_path: Path) -> None:
     site = Site(folder(tmp_path, *patients(6)))
     site.keep.state_dir.mkdir()
