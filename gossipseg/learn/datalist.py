@@ -105,8 +105,10 @@ def read_listing(
     """What the site's list or folders say, with patients by data.patient_pattern."""
     root = home_of(data.path)
     problem = missing(root)
-    if problem is not None or not root.is_dir():
-        problem = {None: "is a file, not a folder", "no such file": "no such folder"}.get(problem, problem)
+    if problem is None and not root.is_dir():
+        problem = "is a file, not a folder"
+    if problem is not None:
+        problem = "no such folder" if problem == "no such file" else problem
         remedy = f"Correct data.path in site.yaml of {site}."
         report(DataError(problem, file=root, key="data.path", remedy=remedy))
         return Listing(root)
@@ -259,9 +261,12 @@ def _check_disjoint(splits: Splits, source: Path, report: Report) -> None:
             )
         seen.setdefault(image, (split, case.id))
     told = Splits.of_lists({s: [c for c in splits.of(s) if c.patient is not None] for s in SPLITS})
+    kept = splits.origin.file if splits.origin.how != "list" else None
     for patient, one, other in crossing(told):
         problem = f"has images in both {one} and {other}: their scores would mean nothing"
         remedy = "Keep all images of a patient in one of the lists."
+        if kept is not None:  # of a file that was made before patients were told so
+            source, remedy = kept, "Keep all cases of a patient in one split there, or correct who is whose."
         report(DataError(problem, file=source, key="patient", value=patient, remedy=remedy))
 
 

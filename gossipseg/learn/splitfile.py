@@ -104,8 +104,13 @@ class _Kept:
         return {name: split for split, names in self.names.items() for name in names}
 
     def with_cases(self, added: Mapping[str, SplitName]) -> Any:
-        """The document with more cases; all that stands in it stays as it is."""
+        """The document with more cases; all else that stands in it stays as it is.
+
+        Those that it had in a split which a list now rules out are no longer there.
+        """
         part = self.document[self.fold] if self.fold is not None else self.document
+        moved = added.keys() & self.where.keys()
+        part = {k: [n for n in v if n not in moved] if KEYS.get(k) else v for k, v in part.items()}
         grown = dict(part)
         for split in SPLITS:
             more = [name for name, where in added.items() if where == split]

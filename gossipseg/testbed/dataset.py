@@ -173,11 +173,11 @@ def _labelled(listing: Listing) -> list[Case]:
             remedy = "Add its label, or give the task with --peers FILE."
             raise DataError(problem, file=listing.source, key="training", remedy=remedy)
         for path in (*case.files, case.label):
-            if problem := missing(path):
+            if absent := missing(path):
                 remedy = (
                     f"Put it where this user can read it, or take case {case.id} out of {listing.source}."
                 )
-                raise DataError(problem, file=path, key="training", remedy=remedy)
+                raise DataError(absent, file=path, key="training", remedy=remedy)
     return [case for case in cases if case.label is not None]
 
 

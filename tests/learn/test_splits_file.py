@@ -399,6 +399,39 @@ def test_contradictions_are_refused(
     assert caught.value.remedy
 
 
+def test_a_list_that_comes_later_and_goes_again(tmp_path: Path) -> None:
+    names = patients(10)
+    site = Site(folder(tmp_path, *names))
+    drawn = site.start()
+    tested = [name for name in names if drawn[name] == "test"]
+    others = [name for name in names if drawn[name] == "training"][:2]
+    entries = {name: {"image": f"images/{name}.png", "label": f"masks/{name}.png"} for name in names}
+    write_list(
+        tmp_path,
+        {
+            "training": [entries[name] for name in names if name not in others],
+            "test": [entries[name] for name in others],
+        },
+    )
+    found = site.start()
+    assert {found[name] for name in tested} <= {"training", "validation"}
+    assert site.start() == found, "the file names each case once"
+    (tmp_path / "dataset.json").unlink()
+    again = site.start()
+    assert {name: again[name] for name in names if name not in others} == {
+        name: found[name] for name in names if name not in others
+    }
+
+
+def test_patients_that_are_told_after_the_draw_are_told_of_the_file(tmp_path: Path) -> None:
+    site = Site(folder(tmp_path, *(f"s{i}_1" for i in range(6))))
+    site.start()
+    site.data = {"patient_pattern": "(s)"}
+    with pytest.raises(DataError, match=r"splits.json: patient = 's': has images in both") as caught:
+        site.load()
+    assert "of the lists" not in caught.value.remedy
+
+
 def test_a_checkpoint_that_cannot_be_looked_for_counts_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
