@@ -34,6 +34,7 @@ from gossipseg.learn.division import crossing, patients_in
 from gossipseg.learn.evaluate import foreground_names
 from gossipseg.learn.labels import FileValues, LabelRule, label_rule
 from gossipseg.learn.lists.folders import kind_text
+from gossipseg.learn.lists.paths import missing
 from gossipseg.learn.model import build_model
 from gossipseg.learn.own_values import several_text
 from gossipseg.learn.params import TaskParams, WorkerSpec
@@ -44,6 +45,7 @@ from gossipseg.nets import registry as networks
 Problem = DataError | ConfigError | LocalError
 NOTES = 12
 """Of what readers say of files, so many different texts are shown."""
+_VERBS = {"training": "train", "validation": "validate"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +78,7 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
     total = max(1, sum(splits.counts.values()))
     for done, (split, case) in enumerate(splits):
         show(f"checking {split} case {case.id}", done / total)
-        if all(p.exists() for p in (*case.files, *([case.label] if case.label else []))):
+        if not any(missing(p) for p in (*case.files, *([case.label] if case.label else []))):
             item = _read(case, setup.task, rule, problems)
             if item is not None:
                 findings.add(split, item)
@@ -190,8 +192,9 @@ class _Findings:
         for split in ("validation",) if makes_masks else ("training", "validation"):
             missing = [n for n in self._names.values() if not self._held[split][n]]
             if splits.counts[split] and missing and self._shapes:
-                what = {"training": "learn", "validation": "validate"}[split]
-                out.append(f"no {split} case holds {', '.join(missing)}: the site cannot {what} this class")
+                out.append(
+                    f"no {split} case holds {', '.join(missing)}: the site cannot {_VERBS[split]} this class"
+                )
         if not any(c.label for c in splits.test):
             out.append(
                 "no labelled test cases: `gossipctl evaluate --split test` and report_test will not work"

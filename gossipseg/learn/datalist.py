@@ -18,6 +18,7 @@ from gossipseg.learn.division import crossing
 from gossipseg.learn.formats.kinds import case_stem
 from gossipseg.learn.lists import decathlon, folders, folds, nnunet, same, table
 from gossipseg.learn.lists.listing import Listing, Report, Warn
+from gossipseg.learn.lists.paths import home_of, missing, real
 from gossipseg.learn.lists.text import read_json
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.patients import matched
@@ -86,6 +87,7 @@ def scan_cases(
         splits = replace(splits, training=tuple(replace(case, label=None) for case in splits.training))
     _check_files(splits, listing.source, counted)
     _check_disjoint(splits, listing.source, counted)
+    _check_labels(splits, listing.source, counted, warn)
     _check_bytes(splits, listing.source, counted, warn)
     if divided and (listing.cases or not found):
         _check_not_empty(splits, listing.source, counted)
@@ -101,13 +103,21 @@ def read_listing(
     warn: Warn = _ignore,
 ) -> Listing:
     """What the site's list or folders say, with patients by data.patient_pattern."""
-    root = Path(data.path).expanduser()
-    if not root.is_dir():
-        problem = "is a file, not a folder" if root.is_file() else "no such folder"
+    root = home_of(data.path)
+    problem = missing(root)
+    if problem is None and not root.is_dir():
+        problem = "is a file, not a folder"
+    if problem is not None:
+        problem = "no such folder" if problem == "no such file" else problem
         remedy = f"Correct data.path in site.yaml of {site}."
         report(DataError(problem, file=root, key="data.path", remedy=remedy))
         return Listing(root)
-    listing = _read(root, data, needs_labels, report, warn)
+    try:
+        listing = _read(root, data, needs_labels, report, warn)
+    except OSError as e:  # of a folder; files are told by who reads them
+        remedy = f"Let the user of {site}'s daemon read the folder."
+        report(DataError(f"cannot be read: {e.strerror or e}", file=e.filename or root, remedy=remedy))
+        return Listing(root)
     told = {name: _told(listing.told.of(name), data, report) for name in SPLITS}
     return replace(listing, told=Splits.of_lists(told), undivided=_told(listing.undivided, data, report))
 
@@ -129,12 +139,20 @@ def _read(root: Path, data: DataParams, needs_labels: bool, report: Report, warn
         if decathlon.is_list(about):
             listing = decathlon.from_json(file, about, fold, may_lack, report, warn)
             return _by_fold_file(listing, folded, data, report, warn) if folded.is_file() else listing
+    _check_one_layout(root, report)
     if nnunet.is_nnunet(root) or nnunet.names_cases(about):
         listing = nnunet.from_nnunet(root, about, file or root, needs_labels, report, warn)
     else:
         listing = folders.from_folders(root, needs_labels, report, warn)
         listing = replace(listing, source=file or root, about=about)
     return _by_fold_file(listing, folded, data, report, warn)
+
+
+def _check_one_layout(root: Path, report: Report) -> None:
+    if nnunet.is_nnunet(root) and (root / folders.IMAGES).is_dir():
+        problem = f"holds {folders.IMAGES}/ and {nnunet.IMAGES}/: one of the two would not be read"
+        remedy = "Move one of them away, or name the cases in a dataset.json or dataset.csv."
+        report(DataError(problem, file=root, key="data.path", remedy=remedy))
 
 
 def _list_of(root: Path, data: DataParams, report: Report) -> Path | None:
@@ -210,13 +228,13 @@ def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case
 def _check_files(splits: Splits, source: Path, report: Report) -> None:
     for split, case in splits:
         for path in (*case.files, *([case.label] if case.label else [])):
-            if not path.exists():
+            if problem := missing(path):
                 report(
                     DataError(
-                        "no such file",
+                        problem,
                         file=path,
                         key=f"{split}, case {case.id}",
-                        remedy=f"Put it there, or take the case out of {source}.",
+                        remedy=f"Put it where this user can read it, or take the case out of {source}.",
                     )
                 )
 
@@ -228,7 +246,7 @@ def _check_disjoint(splits: Splits, source: Path, report: Report) -> None:
         if ids.setdefault(case.id, case.files[0]) != case.files[0]:
             problem = f"two images have this case id: {ids[case.id]} and {case.files[0]}"
             report(DataError(problem, file=source, key="case", value=case.id, remedy="Rename one of them."))
-        image = case.files[0].resolve()
+        image = real(case.files[0])
         if image in seen:
             before, _ = seen[image]
             problem = (
@@ -243,15 +261,31 @@ def _check_disjoint(splits: Splits, source: Path, report: Report) -> None:
             )
         seen.setdefault(image, (split, case.id))
     told = Splits.of_lists({s: [c for c in splits.of(s) if c.patient is not None] for s in SPLITS})
+    kept = splits.origin.file if splits.origin.how != "list" else None
     for patient, one, other in crossing(told):
         problem = f"has images in both {one} and {other}: their scores would mean nothing"
         remedy = "Keep all images of a patient in one of the lists."
+        if kept is not None:  # of a file that was made before patients were told so
+            source, remedy = kept, "Keep all cases of a patient in one split there, or correct who is whose."
         report(DataError(problem, file=source, key="patient", value=patient, remedy=remedy))
+
+
+def _check_labels(splits: Splits, source: Path, report: Report, warn: Warn) -> None:
+    """A label is no image, and seldom that of two."""
+    first: dict[Path, str] = {}
+    for _, case in splits:
+        if case.label is None:
+            continue
+        if case.label in case.files:
+            remedy = "Name its label."
+            report(DataError("is its own label", file=source, key="case", value=case.id, remedy=remedy))
+        elif first.setdefault(case.label, case.id) != case.id:
+            warn(f"{case.label} is the label of {first[case.label]}, and of {case.id}, too")
 
 
 def _check_bytes(splits: Splits, source: Path, report: Report, warn: Warn) -> None:
     for (one, first), (other, second) in same.alike(splits):
-        if first.files[0].resolve() == second.files[0].resolve():
+        if real(first.files[0]) == real(second.files[0]):
             continue  # told already
         files = f"{first.files[0]} and {second.files[0]} have the same bytes"
         if one == other:
@@ -265,7 +299,12 @@ def _check_bytes(splits: Splits, source: Path, report: Report, warn: Warn) -> No
 
 
 def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
-    if splits.origin.how != "list" and splits.origin.file is not None:
+    if not sum(splits.counts.values()):
+        remedy = "Put the images and their labels there." if source.is_dir() else "List them there."
+        report(DataError("there are no cases", file=source, key="data.path", remedy=remedy))
+        return
+    by_list = splits.origin.how == "list"
+    if not by_list and splits.origin.file is not None:
         source = splits.origin.file
     for split in ("training", "validation"):
         if not splits.counts[split]:
@@ -277,7 +316,7 @@ def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
                     remedy="At least one case for training and one for validation is needed"
                     + (
                         " (without the key `validation`, a share of training is used)."
-                        if split[0] == "v"
+                        if by_list and split == "validation"
                         else "."
                     )
                     + PATIENTS_STAY_WHOLE,

@@ -23,7 +23,15 @@ from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case, Origin, Splits
 from gossipseg.learn.division import drawn_order, patients_in, placed, shares
 from gossipseg.learn.formats.kinds import case_stem
-from gossipseg.learn.lists.folds import KEYS, fold_of, names_of, warn_unknown
+from gossipseg.learn.lists.folds import (
+    KEYS,
+    check_keys,
+    check_known,
+    fold_of,
+    names_of,
+    plain_name,
+    warn_unknown,
+)
 from gossipseg.learn.lists.listing import Listing, Report, Warn
 from gossipseg.learn.lists.text import read_json
 from gossipseg.learn.olddraw import old_division
@@ -99,8 +107,13 @@ class _Kept:
         return {name: split for split, names in self.names.items() for name in names}
 
     def with_cases(self, added: Mapping[str, SplitName]) -> Any:
-        """The document with more cases; all that stands in it stays as it is."""
+        """The document with more cases; all else that stands in it stays as it is.
+
+        Those that it had in a split which a list now rules out are no longer there.
+        """
         part = self.document[self.fold] if self.fold is not None else self.document
+        moved = added.keys() & self.where.keys()
+        part = {k: [n for n in v if n not in moved] if KEYS.get(k) else v for k, v in part.items()}
         grown = dict(part)
         for split in SPLITS:
             more = [name for name, where in added.items() if where == split]
@@ -119,8 +132,9 @@ def _key(split: SplitName, fold: int | None) -> str:
 def _read(file: Path, data: DataParams, known: Sequence[Case]) -> _Kept | None:
     """None where there is no file. Raises DataError for one that cannot be used."""
     try:
-        if not file.exists():
-            return None
+        file.lstat()  # a link whose file is away is no lost file
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as e:  # the state directory is the daemon's alone
         remedy = "Run this as the user that the daemon runs as."
         raise DataError(f"cannot be read: {e.strerror or e}", file=file, remedy=remedy) from None
@@ -138,14 +152,10 @@ def _read(file: Path, data: DataParams, known: Sequence[Case]) -> _Kept | None:
     if made not in (DRAWN, BY_HAND):
         remedy = f'Write "{BY_HAND}", or leave the key out.'
         raise DataError("is no way to make splits", file=file, key="made", value=made, remedy=remedy)
-    names = {split: _plain(given, known) for split, given in names_of(part, file).items()}
-    return _Kept(file, made == BY_HAND, raw, names, fold)
-
-
-def _plain(names: Sequence[str], known: Sequence[Case]) -> tuple[str, ...]:
-    """A person may name a case by its file."""
     ids = {case.id for case in known}
-    return tuple(n if n in ids or case_stem(Path(n)) not in ids else case_stem(Path(n)) for n in names)
+    check_keys(part, ids, file)
+    names = names_of(part, file, lambda name: plain_name(name, ids))
+    return _Kept(file, made == BY_HAND, raw, names, fold)
 
 
 # ---------------------------------------------------------------- dividing
@@ -256,8 +266,9 @@ def _added(
     """The undivided cases that nobody has placed yet: with their patient, or by the draw."""
     patients = patients_in([*listing.cases, *_vanished(listing, where, data)])
     there: dict[str, SplitName] = {}
-    for split in into:
-        there |= {patients[c.id]: split for c in listing.told.of(split) if patients[c.id] not in there}
+    for split in SPLITS:  # nobody is drawn into test without a share of it, but who is there stays whole
+        if split in into:
+            there |= {patients[c.id]: split for c in listing.told.of(split) if patients[c.id] not in there}
         there |= {patients[n]: split for n, s in where.items() if s == split and patients[n] not in there}
     new = [case for case in listing.undivided if case.id not in where]
     unplaced = {patients[case.id] for case in new} - there.keys()
@@ -311,15 +322,8 @@ def _check_by_hand(kept: _Kept, listing: Listing, data: DataParams) -> None:
             problem = f"{listing.source} has this case in {says}"
             remedy = "Correct one of the two: the data list goes first."
             raise DataError(problem, file=kept.file, key=split, value=name, remedy=remedy)
-    _check_known(kept, {*told, *undivided})
+    check_known(kept.names, {*told, *undivided}, kept.file)
     _check_whole(kept, listing, data)
-
-
-def _check_known(kept: _Kept, known: set[str]) -> None:
-    for split, names in kept.names.items():
-        if names and known and not known & {*names}:
-            remedy = f"Cases are named as here: {', '.join(sorted(known)[:_NAMED])}."
-            raise DataError("none of these cases is here", file=kept.file, key=split, remedy=remedy)
 
 
 def _check_whole(kept: _Kept, listing: Listing, data: DataParams) -> None:
@@ -341,7 +345,12 @@ def _check_whole(kept: _Kept, listing: Listing, data: DataParams) -> None:
 
 
 def _has_checkpoint(state_dir: Path) -> bool:
-    return any((state_dir / "checkpoint").glob("round-*"))
+    try:
+        return any(path.name.startswith("round-") for path in (state_dir / "checkpoint").iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:  # nobody can say that there is none
+        return True
 
 
 def _as_before(keep: Keep, listing: Listing, data: DataParams) -> dict[str, SplitName]:

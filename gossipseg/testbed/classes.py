@@ -141,6 +141,9 @@ def declared(about: Mapping[str, Any], file: Path) -> Classes:
     for value, name in pairs:
         if value is None or value < 0 or not isinstance(name, str):
             raise _unclear(given, "must give every value of the label files a name", file)
+        same = next((v for v, other in found.items() if other == name), value)
+        if same != value:
+            raise _unclear(given, f"gives {same} and {value} one name, {name}", file)
         if value in found:
             raise _unclear(given, f"gives {value} two names, {found[value]} and {name}", file)
         found[value] = name

@@ -21,6 +21,7 @@ from gossipseg.learn.formats.kinds import Kind, kind_of
 from gossipseg.learn.formats.volume import Volume
 from gossipseg.learn.lists.listing import Listing
 from gossipseg.learn.lists.nnunet import channels_of
+from gossipseg.learn.lists.paths import missing
 from gossipseg.learn.params import DataParams, TaskParams
 from gossipseg.learn.readers import read_volume
 from gossipseg.testbed import classes
@@ -64,7 +65,11 @@ def site_folders(root: Path) -> list[Path]:
     """The sites under a data folder, by name: subfolders with a list, or with folders of images."""
     if not root.is_dir():
         raise DataError("no such folder", file=root, remedy="Give --data a folder with one folder per site.")
-    found = [p for p in sorted(root.iterdir()) if _is_site(p)]
+    try:
+        found = [p for p in sorted(root.iterdir()) if _is_site(p)]
+    except OSError as e:
+        problem, remedy = f"cannot be read: {e.strerror or e}", "Let this user read the folder."
+        raise DataError(problem, file=e.filename or root, remedy=remedy) from None
     if not found:
         remedy = "Each site is a subfolder with dataset.json, or with images/ and masks/ or labels/."
         if _is_site(root):
@@ -142,7 +147,7 @@ def own_settings(folder: Path) -> tuple[dict[str, Any], bool]:
 
     What is wrong with the data is told by whoever reads them.
     """
-    if not folder.is_dir():
+    if missing(folder) is not None or not folder.is_dir():
         return {}, True
     listing = read_listing(DataParams(str(folder)), folder.name, lambda problem: None, needs_labels=False)
     try:
@@ -159,6 +164,8 @@ def _labelled(listing: Listing) -> list[Case]:
     cases += [case for split in SPLITS[1:] for case in listing.told.of(split) if case.label]
     if not listing.told.training and not listing.undivided:
         remedy = 'List them as {"image": …, "label": …}.'
+        if listing.source.is_dir():
+            remedy = "Put images and their labels there, or leave the site out with --sites."
         raise DataError("there are no training cases", file=listing.source, key="training", remedy=remedy)
     for case in cases[:LOOKED_INTO]:
         if case.label is None:
@@ -166,9 +173,11 @@ def _labelled(listing: Listing) -> list[Case]:
             remedy = "Add its label, or give the task with --peers FILE."
             raise DataError(problem, file=listing.source, key="training", remedy=remedy)
         for path in (*case.files, case.label):
-            if not path.exists():
-                remedy = f"Put it there, or take case {case.id} out of {listing.source}."
-                raise DataError("no such file", file=path, key="training", remedy=remedy)
+            if absent := missing(path):
+                remedy = (
+                    f"Put it where this user can read it, or take case {case.id} out of {listing.source}."
+                )
+                raise DataError(absent, file=path, key="training", remedy=remedy)
     return [case for case in cases if case.label is not None]
 
 

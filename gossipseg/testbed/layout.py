@@ -9,6 +9,7 @@ What belongs here: writing and finding those files. What must not: processes (ru
 
 from __future__ import annotations
 
+import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 from gossipseg import config, trust
 from gossipseg.algos.params import params_class
 from gossipseg.errors import ConfigError
+from gossipseg.learn.lists.paths import shown
 from gossipseg.learn.params import TaskParams
 from gossipseg.testbed import dataset, presets, synthetic
 
@@ -98,7 +100,7 @@ def init_testbed(
     task is that of the synthetic hospitals. Raises ConfigError or DataError.
     """
     wanted = wanted or Wanted()
-    names = [_site_name(folder) for folder in data]
+    names = _site_names(data)
     sections = _sections(data, wanted, may_be_empty and not any(_holds_files(folder) for folder in data))
     addresses = _addresses(names, wanted.address)
     sites = tuple(
@@ -278,5 +280,16 @@ def _check_algorithm(name: str) -> None:
         raise ConfigError(e.problem, key="--algorithm", value=name, remedy=e.remedy) from None
 
 
-def _site_name(folder: Path) -> str:
-    return folder.name.lower()
+def _site_names(folders: list[Path]) -> list[str]:
+    """The folders' names, made lower case. Raises ConfigError for one that is no name, or two folders'."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        name = folder.name.lower()
+        if re.fullmatch(config.SITE_NAME_PATTERN, name) is None:
+            remedy = "Rename the folder: ASCII letters, digits, - and _; at most 63, the first no sign."
+            raise ConfigError("is no name of a site", key="--data", value=shown(str(folder)), remedy=remedy)
+        if name in found:
+            problem = f"{found[name].name} and {folder.name} are one name of a site"
+            raise ConfigError(problem, key="--data", value=str(folder), remedy="Rename one of the folders.")
+        found[name] = folder
+    return list(found)

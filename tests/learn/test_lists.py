@@ -21,7 +21,7 @@ def touch(root: Path, *names: str) -> Path:
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
+        path.write_bytes(name.encode(errors="replace"))
     return root
 
 
@@ -449,3 +449,157 @@ def test_series_without_suffixes_are_cases(tmp_path: Path) -> None:
     for n in "abc":
         touch(tmp_path, f"images/{n}/study/series/IM0001", f"labels/{n}.nii.gz")
     assert sorted(all_of(load(tmp_path))) == ["a", "b", "c"]
+
+
+# ---------------------------------------------------------------- names and folders of any kind
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a\0b.png", "names no file"),
+        ("/", "names no file"),
+        (".", "names no file"),
+        ("caf\udce9.png", "is no Unicode text"),
+        ("x" * 300 + ".png", "File name too long"),
+        ("~nobody-here/x.png", "no such file"),
+    ],
+)
+def test_names_that_can_be_no_file_are_told(tmp_path: Path, kind: str, name: str, words: str) -> None:
+    pairs(tmp_path, *"abcde")
+    odd = entry("e") | {kind: name}
+    write_list(tmp_path, {"training": [*(entry(n) for n in "abcd"), odd], "test": []})
+    _, problems, _ = scan(tmp_path)
+    assert [words in str(p) for p in problems] == [True], problems
+    assert problems[0].remedy
+    str(problems[0]).encode()
+
+
+def test_files_whose_names_are_no_unicode_are_told(tmp_path: Path) -> None:
+    pairs(tmp_path, "b", "c", "d", "caf\udce9")
+    _, problems, _ = scan(tmp_path)
+    assert [p.value for p in problems] == ["caf\\udce9.png"] * 2
+    assert {p.problem for p in problems} == {"is no Unicode text"}
+
+
+def test_letters_of_two_systems_are_one_name(tmp_path: Path) -> None:
+    """A Mac writes ü as u and two dots."""
+    touch(tmp_path, *(f"images/{u}{i}.png" for i, u in enumerate(["\xfc", "u\u0308", "\xfc"])))
+    touch(tmp_path, *(f"masks/{u}{i}.png" for i, u in enumerate(["u\u0308", "\xfc", "\xfc"])))
+    names = [f"\xfc{i}" for i in range(3)]
+    assert sorted(all_of(load(tmp_path))) == names
+    write_list(tmp_path, {"training": [entry(name) for name in names]})
+    assert sorted(all_of(load(tmp_path))) == names
+
+
+def test_links_in_a_circle_are_no_files(tmp_path: Path) -> None:
+    pairs(tmp_path, *"abcd")
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "e.png").symlink_to("e.png")
+    _, problems, _ = scan(tmp_path)
+    assert len(problems) == 2
+    assert all("e.png" in str(p) and "symbolic links" in str(p) for p in problems)
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs(tmp_path, *"abcd")
+
+    def refuse(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    _, problems, _ = scan(tmp_path)
+    assert [(p.file, p.problem) for p in problems] == [
+        (str(tmp_path / "images"), "cannot be read: Permission denied")
+    ]
+
+
+def test_two_layouts_are_refused(tmp_path: Path) -> None:
+    pairs(nnunet(tmp_path, cases=4), *"abc")
+    _, problems, _ = scan(tmp_path)
+    assert "holds images/ and imagesTr/" in problems[0].problem
+
+
+def test_folders_without_a_case_are_told_as_such(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    _, problems, _ = scan(tmp_path)
+    assert [p.problem for p in problems] == ["there are no cases"]
+
+
+@pytest.mark.parametrize("column", ["patient", "patient_id", "Patient ID"])
+def test_patients_and_folds_as_programs_write_them(tmp_path: Path, column: str) -> None:
+    pairs(tmp_path, *"abcdef")
+    rows = [f"images/{c}.png,masks/{c}.png,p{i // 2},{i // 2}.0" for i, c in enumerate("abcdef")]
+    (tmp_path / "dataset.csv").write_text("\n".join([f"image,label,{column},fold", *rows]))
+    splits, problems, warnings = scan(tmp_path)
+    assert [problems, warnings] == [[], []]
+    assert {case.patient for case in splits.training} == {"p1", "p2"}
+
+
+def test_a_key_of_splits_final_that_is_no_split_is_refused(tmp_path: Path) -> None:
+    nnunet(tmp_path, cases=3)
+    folds = [{"train": ["c_000"], "val": ["c_001"], "vall": ["c_002"]}]
+    (tmp_path / "splits_final.json").write_text(json.dumps(folds))
+    _, problems, _ = scan(tmp_path)
+    assert "vall: is no split" in str(problems[0])
+
+
+@pytest.mark.parametrize("name", ["{}", "{}_0000", "{}.nii.gz", "imagesTr/{}_0000.nii.gz"])
+def test_splits_final_may_name_files_and_must_name_cases_of_this_site(tmp_path: Path, name: str) -> None:
+    nnunet(tmp_path, cases=3)
+    file = tmp_path / "splits_final.json"
+    folds = [{"train": [name.format("c_000"), name.format("c_001")], "val": [name.format("c_002")]}]
+    file.write_text(json.dumps(folds))
+    assert load(tmp_path) == {"training": ["c_000", "c_001"], "validation": ["c_002"], "test": []}
+    file.write_text(json.dumps([{"train": ["c_000"], "val": ["x"]}]))
+    _, problems, _ = scan(tmp_path)
+    assert "validation: none of these cases is here" in str(problems[0])
+
+
+def test_what_stands_beside_a_case_is_read_or_told(tmp_path: Path) -> None:
+    pairs(tmp_path, *"abcdef")
+    write_list(
+        tmp_path, {"training": [entry(c, patient_id=i // 2, site="x") for i, c in enumerate("abcdef")]}
+    )
+    splits, problems, warnings = scan(tmp_path)
+    assert problems == []
+    assert {case.patient for case in splits.training}.isdisjoint(c.patient for c in splits.validation)
+    assert any(text.endswith("keys of cases in training that are not read: site") for text in warnings)
+    write_list(tmp_path, {"training": [*map(entry, "abcde"), entry("f", split="test")]})
+    _, problems, _ = scan(tmp_path)
+    assert "training.5.split = 'test': stands under training" in str(problems[0])
+
+
+def test_files_under_a_key_that_is_not_read_are_told(tmp_path: Path) -> None:
+    pairs(tmp_path, *"abcdef")
+    write_list(
+        tmp_path, {"training": [entry(c) for c in "abcde"], "holdout": ["images/f.png"], "tags": ["x"]}
+    )
+    _, _, warnings = scan(tmp_path)
+    assert [text.split(": ")[1] for text in warnings] == ["1 cases stand under holdout, which is not read"]
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_system_files_in_a_list_are_no_cases(tmp_path: Path, table: bool) -> None:
+    pairs(tmp_path, *"abcdef", "._a")
+    names = [*"abcdef", "._a"]
+    if table:
+        rows = [f"images/{n}.png,masks/{n}.png" for n in names]
+        (tmp_path / "dataset.csv").write_text("\n".join(["image,label", *rows]))
+    else:
+        write_list(tmp_path, {"training": [entry(n) for n in names]})
+    splits, problems, warnings = scan(tmp_path)
+    assert problems == []
+    assert sorted(case.id for _, case in splits) == [*"abcdef"]
+    assert any("1 cases are system files, and left out: ._a.png" in text for text in warnings)
+
+
+def test_a_label_is_no_image_and_seldom_that_of_two(tmp_path: Path) -> None:
+    pairs(tmp_path, *"abcdef")
+    twice = {"image": "images/e.png", "label": "masks/d.png"}
+    write_list(tmp_path, {"training": [*map(entry, "abcd"), twice, entry("f", label="images/f.png")]})
+    _, problems, warnings = scan(tmp_path)
+    assert ["case = 'f': is its own label" in str(p) for p in problems] == [True]
+    assert any("d.png is the label of d, and of e, too" in text for text in warnings)

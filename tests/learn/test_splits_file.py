@@ -200,6 +200,23 @@ def test_a_new_case_goes_where_its_patient_is(tmp_path: Path) -> None:
     assert all(after[name.replace("_1", "_2")] == split for name, split in before.items())
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_a_new_case_of_a_test_patient_is_test_even_without_a_share_of_it(
+    tmp_path: Path, written: bool
+) -> None:
+    names = [f"a{i}_1" for i in range(8)]
+    site = Site(folder(tmp_path, *names))
+    if written:
+        site.write({"training": names[:5], "validation": names[5:6], "test": names[6:]})
+    tested = [name for name, split in site.start().items() if split == "test"]
+    site.data = {"test_fraction": 0.0}
+    folder(tmp_path, *(name.replace("_1", "_2") for name in names))
+    found = site.start()
+    assert [found[name.replace("_1", "_2")] for name in tested] == ["test"] * len(tested)
+    assert all(found[name] == found[name.replace("_1", "_2")] for name in names)
+    assert site.start() == found
+
+
 def test_a_patient_that_vanished_returns_to_its_split(tmp_path: Path) -> None:
     site = Site(folder(tmp_path, *patients(12)))
     before = site.start()
@@ -341,6 +358,14 @@ def _twice(names: list[str]) -> dict[str, Any]:
     return by_hand(names) | {"test": [names[5], names[0]]}
 
 
+def _twice_by_its_file(names: list[str]) -> dict[str, Any]:
+    return by_hand(names) | {"test": [names[5], f"{names[0]}.png"]}
+
+
+def _misspelt(names: list[str]) -> dict[str, Any]:
+    return {**by_hand(names), "test": [], "tests": [names[5]]}
+
+
 def _one_patient_in_two(names: list[str]) -> dict[str, Any]:
     return {"training": [names[0]], "validation": [names[1]], "test": names[2:]}
 
@@ -353,6 +378,8 @@ def _nobody(names: list[str]) -> dict[str, Any]:
     ("damage", "names", "words"),
     [
         (_twice, patients(6), ["test = 'pat00'", "in training, too"]),
+        (_twice_by_its_file, patients(6), ["test = 'pat00'", "in training, too"]),
+        (_misspelt, patients(6), ["tests: is no split, and names cases (pat05)", "test."]),
         (
             _one_patient_in_two,
             ["a1_1", "a1_2", "a2_1", "a3_1"],
@@ -370,6 +397,72 @@ def test_contradictions_are_refused(
         site.start()
     assert all(word in str(caught.value) for word in [str(site.keep.file), *words]), str(caught.value)
     assert caught.value.remedy
+
+
+def test_a_list_that_comes_later_and_goes_again(tmp_path: Path) -> None:
+    names = patients(10)
+    site = Site(folder(tmp_path, *names))
+    drawn = site.start()
+    tested = [name for name in names if drawn[name] == "test"]
+    others = [name for name in names if drawn[name] == "training"][:2]
+    entries = {name: {"image": f"images/{name}.png", "label": f"masks/{name}.png"} for name in names}
+    write_list(
+        tmp_path,
+        {
+            "training": [entries[name] for name in names if name not in others],
+            "test": [entries[name] for name in others],
+        },
+    )
+    found = site.start()
+    assert {found[name] for name in tested} <= {"training", "validation"}
+    assert site.start() == found, "the file names each case once"
+    (tmp_path / "dataset.json").unlink()
+    again = site.start()
+    assert {name: again[name] for name in names if name not in others} == {
+        name: found[name] for name in names if name not in others
+    }
+
+
+def test_patients_that_are_told_after_the_draw_are_told_of_the_file(tmp_path: Path) -> None:
+    site = Site(folder(tmp_path, *(f"s{i}_1" for i in range(6))))
+    site.start()
+    site.data = {"patient_pattern": "(s)"}
+    with pytest.raises(DataError, match=r"splits.json: patient = 's': has images in both") as caught:
+        site.load()
+    assert "of the lists" not in caught.value.remedy
+
+
+def test_a_checkpoint_that_cannot_be_looked_for_counts_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(folder(tmp_path, *patients(6)))
+    looked = Path.iterdir
+
+    def refuse(folder: Path) -> Any:
+        if folder.name == "checkpoint":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return looked(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match="is missing beside a checkpoint"):
+        site.start()
+
+
+def test_a_link_whose_file_is_away_is_no_lost_file(tmp_path: Path) -> None:
+    site = Site(folder(tmp_path, *patients(6)))
+    site.keep.state_dir.mkdir()
+    site.keep.file.symlink_to(tmp_path / "away" / "splits.json")
+    with pytest.raises(DataError, match=r"splits.json: cannot be read: No such file"):
+        site.start()
+    assert site.keep.file.is_symlink()
+
+
+def test_a_split_that_was_left_empty_by_hand_is_told_of_this_file(tmp_path: Path) -> None:
+    site = Site(folder(tmp_path, *patients(6)))
+    site.write({"training": patients(5), "validation": [], "test": patients(1, 5)})
+    with pytest.raises(DataError, match=r"splits.json: validation: this split is empty") as caught:
+        site.load()
+    assert "a share of training" not in caught.value.remedy
 
 
 @pytest.mark.parametrize("validates", [True, False])

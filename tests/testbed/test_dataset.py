@@ -125,6 +125,7 @@ def test_labels_both_ways_round(tmp_path: Path, labels: dict[str, Any]) -> None:
     [
         ({"background": 0, "whole": [1, 2], "core": 2}, "whole is a region of several values"),
         ({"background": 0, "a": 1, "b": 1}, "two names, a and b"),
+        ({"0": "background", "1": "a", "2": "a"}, "gives 1 and 2 one name, a"),
         ({"background": 0, "a": "one"}, "must give every value"),
         ({"0": "background", "1": 2}, "must give every value"),
         ({"background": 0}, "names no class"),

@@ -73,6 +73,24 @@ def test_every_site_file_loads_and_names_its_own_identity(data: list[Path], tmp_
     assert layout.load_layout(tmp_path / "bed") == made
 
 
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["Klinik S\xfcd"], "is no name of a site"),
+        (["a.b"], "is no name of a site"),
+        (["A", "a"], "A and a are one name of a site"),
+    ],
+)
+def test_folders_whose_names_can_be_no_sites_are_named(
+    data: list[Path], tmp_path: Path, names: list[str], words: str
+) -> None:
+    folders = [folder.rename(tmp_path / name) for folder, name in zip(data, names, strict=False)]
+    with pytest.raises(ConfigError) as caught:
+        layout.init_testbed(tmp_path / "testbed", folders)
+    assert words in str(caught.value) and str(folders[-1]) in str(caught.value)
+    assert not (tmp_path / "testbed").exists()
+
+
 def test_identities_stay_when_a_testbed_is_written_again(data: list[Path], tmp_path: Path) -> None:
     first = layout.init_testbed(tmp_path / "bed", data)
     keys = [(s.folder / "identity/key.pem").read_bytes() for s in first.sites]

@@ -10,14 +10,16 @@ from typing import Any
 
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case, Splits
-from gossipseg.learn.formats.kinds import case_stem
+from gossipseg.learn.formats.kinds import case_stem, is_system_file, suffix_of
 from gossipseg.learn.lists.folds import KEYS, by_folds, fold_number
 from gossipseg.learn.lists.listing import Listing, Report, Warn
-from gossipseg.learn.lists.text import path_of
+from gossipseg.learn.lists.paths import missing, path_of, same_letters, shown
 from gossipseg.learn.params import SplitName
 
 CHANNELS = 1000
 """More files than that are no channels of one image."""
+PATIENT = ("patient", "patient_id")
+_READ = frozenset({"image", "label", "fold", "split", *PATIENT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,10 @@ def from_json(
             remedy = f"Join them under {split}."
             report(DataError(f"stands beside another key for {split}", file=file, key=key, remedy=remedy))
         else:
-            by_split[split] = _entries(given, split, key, file, split in may_lack, report)
+            by_split[split] = data_alone(
+                _entries(given, split, key, file, split in may_lack, report), file, warn
+            )
+            _say_unread_keys(given, key, file, warn)
     return divided_by_list(file, unique(by_split), fold, report, warn, raw, "validation" in by_split)
 
 
@@ -92,8 +97,27 @@ def divided_by_list(
 
 def _say_unread(key: str, given: Any, file: Path, warn: Warn) -> None:
     """Cases under a key that nobody reads would be skipped in silence."""
-    if isinstance(given, list) and given and all(isinstance(e, dict) and "image" in e for e in given):
+    if isinstance(given, list) and given and all(map(_seems_case, given)):
         warn(f"{file}: {len(given)} cases stand under {key}, which is not read: name it {', '.join(SPLITS)}")
+
+
+def _seems_case(entry: Any) -> bool:
+    return bool(suffix_of(entry)) if isinstance(entry, str) else isinstance(entry, dict) and "image" in entry
+
+
+def _say_unread_keys(given: Any, key: str, file: Path, warn: Warn) -> None:
+    entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
+    unread = dict.fromkeys(name for entry in entries for name in entry if name not in _READ)
+    if unread:
+        warn(f"{file}: keys of cases in {key} that are not read: {', '.join(unread)}")
+
+
+def data_alone(entries: list[Entry], file: Path, warn: Warn) -> list[Entry]:
+    """The cases without those that a system left behind, as a list of all files in a folder has them."""
+    names = [entry.case.files[0].name for entry in entries]
+    if others := [name for name in names if is_system_file(name)]:
+        warn(f"{file}: {len(others)} cases are system files, and left out: {', '.join(others[:3])}")
+    return [entry for entry, name in zip(entries, names, strict=True) if not is_system_file(name)]
 
 
 def _entries(
@@ -107,13 +131,13 @@ def _entries(
     found = []
     for i, entry in enumerate(given):
         try:
-            found.append(_entry(entry, f"{key}.{i}", may_lack, file))
+            found.append(_entry(entry, split, f"{key}.{i}", may_lack, file))
         except DataError as e:
             report(e)
     return found
 
 
-def _entry(entry: Any, key: str, may_lack: bool, file: Path) -> Entry:
+def _entry(entry: Any, split: SplitName, key: str, may_lack: bool, file: Path) -> Entry:
     if isinstance(entry, str):
         entry = {"image": entry}
     image = entry.get("image") if isinstance(entry, dict) else None
@@ -140,7 +164,12 @@ def _entry(entry: Any, key: str, may_lack: bool, file: Path) -> Entry:
         if fold is None:
             remedy = "Write a whole number from 0, or leave it out."
             raise DataError("is no fold", file=file, key=f"{key}.fold", value=entry["fold"], remedy=remedy)
-    return Entry(case_of(names, label, entry.get("patient"), key, may_lack, file), fold)
+    said = entry.get("split")
+    if said is not None and KEYS.get(str(said).lower()) != split:
+        problem, remedy = f"stands under {split}", f"Move the case under {said}, or leave the key out."
+        raise DataError(problem, file=file, key=f"{key}.split", value=said, remedy=remedy)
+    patient = next((entry[name] for name in PATIENT if entry.get(name) is not None), None)
+    return Entry(case_of(names, label, patient, key, may_lack, file), fold)
 
 
 def case_of(names: list[str], label: Any, patient: Any, key: str, may_lack: bool, file: Path) -> Case:
@@ -160,16 +189,24 @@ def case_of(names: list[str], label: Any, patient: Any, key: str, may_lack: bool
     ):
         problem, remedy = "is no name of a patient", "Write a text or a whole number, or leave it out."
         raise DataError(problem, file=file, key=f"{key}.patient", value=patient, remedy=remedy)
-    paths = tuple(path_of(name, file.parent) for name in names)
-    stem = case_stem(paths[0])
+    paths = tuple(_path(name, key, file) for name in names)
+    stem = same_letters(case_stem(paths[0]))
     if len(paths) == 1:
         paths = _channels(paths[0])
     return Case(
         stem,
         paths[0] if len(paths) == 1 else paths,
-        path_of(label, file.parent) if isinstance(label, str) else None,
+        _path(label, f"{key}.label", file) if isinstance(label, str) else None,
         None if patient is None else str(patient),
     )
+
+
+def _path(name: str, key: str, file: Path) -> Path:
+    try:
+        return path_of(name, file.parent)
+    except ValueError as e:
+        remedy = "Write the name of a file; rename the file if need be."
+        raise DataError(str(e), file=file, key=key, value=shown(name), remedy=remedy) from None
 
 
 def _channels(path: Path) -> tuple[Path, ...]:
@@ -177,7 +214,7 @@ def _channels(path: Path) -> tuple[Path, ...]:
     stem = case_stem(path)
     suffix = path.name[len(stem) :]
     first = path.with_name(f"{stem}_0000{suffix}")
-    if path.exists() or not first.exists():
+    if missing(path) is None or missing(first) is not None:
         return (path,)
     files = (path.with_name(f"{stem}_{n:04d}{suffix}") for n in range(CHANNELS))
     return tuple(itertools.takewhile(Path.exists, files))

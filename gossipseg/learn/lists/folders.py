@@ -9,6 +9,7 @@ from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case
 from gossipseg.learn.formats.kinds import READ, case_stem, is_sidecar, is_system_file, kind_of, suffix_of
 from gossipseg.learn.lists.listing import Listing, Report, Warn
+from gossipseg.learn.lists.paths import name_problem, same_letters, shown
 
 IMAGES, LABEL_FOLDERS = "images", ("masks", "labels")
 SHOWN = 3
@@ -45,7 +46,7 @@ def by_stem(
     """What is read of a folder's files, by name without suffix; the others are named."""
     found: dict[str, Path] = {}
     for path in readable(folder, report, warn):
-        stem = stem_of(path)
+        stem = same_letters(stem_of(path))
         if stem in found:
             problem, remedy = "two files have this case id", f"Rename it, or {found[stem].name}."
             report(DataError(problem, file=path, key="case", value=stem, remedy=remedy))
@@ -59,6 +60,11 @@ def readable(folder: Path, report: Report, warn: Warn) -> list[Path]:
     Others are counted and named: a problem where nothing is left, a warning otherwise.
     """
     paths = sorted(p for p in folder.iterdir() if not is_system_file(p.name))
+    for path in paths:
+        if problem := name_problem(path.name):
+            remedy = "Rename it; letters that are not of ASCII in UTF-8."
+            report(DataError(problem, file=folder, key="name", value=shown(path.name), remedy=remedy))
+    paths = [p for p in paths if name_problem(p.name) is None]
     names = [p.name for p in paths]
     paths = [p for p in paths if not is_sidecar(p.name, names)]
     found = [p for p in paths if kind_of(p) is not None]

@@ -6,14 +6,17 @@ not given, which is their default, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Case, Splits
+from gossipseg.learn.formats.kinds import case_stem
 from gossipseg.learn.lists.listing import Listing, Report, Warn
+from gossipseg.learn.lists.paths import same_letters
 from gossipseg.learn.lists.text import read_json
 from gossipseg.learn.params import SplitName
 
@@ -28,23 +31,26 @@ KEYS: Mapping[str, SplitName] = {
     "testing": "test",
 }
 """Words for a split → the product's own."""
-SHOWN = 3
+SHOWN, NAMED = 3, 8
+_WHOLE = re.compile(r"(\d+)\.0+")
 
 
 def by_fold_file(listing: Listing, file: Path, fold: int | None, report: Report, warn: Warn) -> Listing:
     """The undivided cases as a splits_final.json divides them; those that it does not name stay undivided."""
     try:
-        names = names_of(fold_of(read_json(file), fold, file), file)
+        part = fold_of(read_json(file), fold, file)
+        known = {known_name for case in listing.cases for known_name in (case.id, _without_channel(case.id))}
+        check_keys(part, known, file)
+        names = names_of(part, file, lambda name: plain_name(name, known))
+        check_known(names, known, file)
     except DataError as e:
         report(e)
         return listing
     where = {name: split for split, given in names.items() for name in given}
-    known = {case.id for case in listing.cases}
 
     def name_of(case: str) -> str:  # a list may name the file of a case's first channel
-        return case if case in where else case.removesuffix("_0000")
+        return case if case in where else _without_channel(case)
 
-    known |= {name_of(case) for case in known}
     warn_unknown([name for name in where if name not in known], file, warn)
     told = {
         split: (*listing.told.of(split), *(c for c in listing.undivided if where.get(name_of(c.id)) == split))
@@ -55,6 +61,24 @@ def by_fold_file(listing: Listing, file: Path, fold: int | None, report: Report,
     return replace(
         listing, told=Splits.of_lists(told), undivided=left, into=("training", "validation"), rests_on=said
     )
+
+
+def _without_channel(name: str) -> str:
+    return name.removesuffix("_0000")
+
+
+def plain_name(name: str, known: Collection[str]) -> str:
+    """A person may name a case by its file, or by that of its first channel."""
+    stem = same_letters(case_stem(Path(name.strip())))
+    return next((n for n in (name, stem, _without_channel(stem)) if n in known), name)
+
+
+def check_known(names: Mapping[SplitName, Sequence[str]], known: Collection[str], file: Path) -> None:
+    """Raises DataError where a split names cases, and none that is here: they are other cases' names."""
+    for split, given in names.items():
+        if given and known and not {*known} & {*given}:
+            remedy = f"Cases are named as here: {', '.join(sorted(known)[:NAMED])}."
+            raise DataError("none of these cases is here", file=file, key=split, remedy=remedy)
 
 
 def warn_unknown(names: Sequence[str], file: Path, warn: Warn) -> None:
@@ -76,9 +100,25 @@ def fold_of(raw: Any, fold: int | None, file: Path) -> Any:
     return raw[fold or 0]
 
 
-def names_of(raw: Mapping[str, Any], file: Path) -> dict[SplitName, tuple[str, ...]]:
-    """Names by split, of nnU-Net's keys or the product's. Raises DataError, also for a name that is twice
-    there."""
+def check_keys(raw: Mapping[str, Any], known: Collection[str], file: Path) -> None:
+    """Raises DataError for a key that is no split and names cases, which would be drawn elsewhere."""
+    for key, given in raw.items():
+        if key in KEYS or not isinstance(given, list):
+            continue
+        name = next((n for n in given if isinstance(n, str) and n in known), None)
+        if name is not None:
+            problem = f"is no split, and names cases ({name})"
+            remedy = f"Name it {', '.join(SPLITS)}."
+            raise DataError(problem, file=file, key=key, remedy=remedy)
+
+
+def names_of(
+    raw: Mapping[str, Any], file: Path, plain: Callable[[str], str] = str
+) -> dict[SplitName, tuple[str, ...]]:
+    """Names by split, of nnU-Net's keys or the product's, as `plain` makes them.
+
+    Raises DataError, also for a name that is twice there.
+    """
     found: dict[SplitName, tuple[str, ...]] = {}
     first: dict[str, str] = {}
     for key, given in raw.items():
@@ -88,13 +128,14 @@ def names_of(raw: Mapping[str, Any], file: Path) -> dict[SplitName, tuple[str, .
         if not isinstance(given, list) or not all(isinstance(n, str) for n in given):
             remedy = 'Write names in brackets: ["a", "b"].'
             raise DataError("must be a list of case names", file=file, key=key, value=given, remedy=remedy)
-        for name in given:
+        names = [plain(name) for name in given]
+        for name in names:
             if name in first:
                 where = "twice" if first[name] == key else f"in {first[name]}, too"
                 problem, remedy = f"stands there {where}", "Keep it in one of them."
                 raise DataError(problem, file=file, key=key, value=name, remedy=remedy)
             first[name] = key
-        found[split] = (*found.get(split, ()), *given)
+        found[split] = (*found.get(split, ()), *names)
     return found
 
 
@@ -122,4 +163,6 @@ def fold_number(value: Any) -> int | None:
     """The number of a fold, as JSON or a table has it; None: it is none."""
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
+    if isinstance(value, float | str) and (whole := _WHOLE.fullmatch(str(value).strip())):
+        return int(whole[1])  # as programs write it where other cases have none
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

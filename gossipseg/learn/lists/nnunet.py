@@ -18,6 +18,7 @@ from gossipseg.learn.formats.kinds import READ, case_stem
 from gossipseg.learn.lists.decathlon import case_of
 from gossipseg.learn.lists.folders import by_stem, readable, report_unpaired
 from gossipseg.learn.lists.listing import Listing, Report, Warn
+from gossipseg.learn.lists.paths import same_letters
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
 TEST_IMAGES, TEST_LABELS = "imagesTs", "labelsTs"
@@ -111,8 +112,9 @@ def _images(
     """Case → its files in the order of their channels; cases that lack one are reported and left out."""
     parts: dict[str, dict[int, Path]] = {}
     for path in _of_ending(readable(folder, report, warn), about, folder, report, warn):
-        matched = _CHANNEL.fullmatch(case_stem(path))
-        name, number = (matched[1], int(matched[2])) if matched else (case_stem(path), 0)
+        stem = same_letters(case_stem(path))
+        matched = _CHANNEL.fullmatch(stem)
+        name, number = (matched[1], int(matched[2])) if matched else (stem, 0)
         other = parts.setdefault(name, {}).setdefault(number, path)
         if other != path:
             remedy = f"Rename it, or {other.name}."

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Splits
-from gossipseg.learn.lists.decathlon import Entry, case_of, divided_by_list, unique
+from gossipseg.learn.lists.decathlon import Entry, case_of, data_alone, divided_by_list, unique
 from gossipseg.learn.lists.folds import KEYS, fold_number
 from gossipseg.learn.lists.listing import Listing, Report, Warn
 from gossipseg.learn.lists.text import read_text
@@ -20,7 +20,15 @@ from gossipseg.learn.params import SplitName
 SUFFIXES = (".csv", ".tsv")
 DELIMITERS = ",;\t"
 _IMAGE = re.compile(r"images?[ _]?(\d*)")
-_COLUMNS = {"label": "label", "mask": "label", "patient": "patient", "split": "split", "fold": "fold"}
+_COLUMNS = {
+    "label": "label",
+    "mask": "label",
+    "patient": "patient",
+    "patient_id": "patient",
+    "patient id": "patient",
+    "split": "split",
+    "fold": "fold",
+}
 _EXAMPLE = "image,label,patient,split"
 FREE = ""
 """In place of a split: no split is told."""
@@ -56,6 +64,7 @@ def from_table(
             report(e)
             continue
         by_split.setdefault(split or FREE, []).append(entry)
+    by_split = {split: data_alone(entries, file, warn) for split, entries in by_split.items()}
     return _listing(file, by_split, fold, report, warn)
 
 

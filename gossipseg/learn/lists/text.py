@@ -1,4 +1,4 @@
-"""Text as people's programs leave it: byte-order marks, UTF-16, CRLF, paths with backslashes."""
+"""Text as people's programs leave it: byte-order marks, UTF-16, CRLF."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ def read_text(file: Path, key: str | None = None) -> str:
     """The file's text, whatever its encoding among those of Unicode. Raises DataError naming it."""
     try:
         raw = file.read_bytes()
-    except OSError as e:
+    except (OSError, ValueError) as e:
+        said = e.strerror if isinstance(e, OSError) else None
         remedy = "Correct the name, or let this user read the file."
-        raise DataError(f"cannot be read: {e.strerror or e}", file=file, key=key, remedy=remedy) from None
+        raise DataError(f"cannot be read: {said or e}", file=file, key=key, remedy=remedy) from None
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), None) or _unmarked(raw)
     try:
         return raw.decode(encoding)
@@ -64,12 +65,3 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise _Twice(key)
         found[key] = value
     return found
-
-
-def path_of(name: str, folder: Path) -> Path:
-    """A list's file name as a path: relative to the list's folder, ~ and backslashes understood."""
-    plain = name.strip()
-    path = folder / Path(plain).expanduser() if plain.startswith("~") else folder / plain
-    if "\\" not in plain or path.exists():
-        return path
-    return folder / plain.replace("\\", "/")
