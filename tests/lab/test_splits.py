@@ -91,11 +91,12 @@ def test_a_case_without_a_label_goes_where_its_patient_goes_or_nowhere() -> None
 
 
 def test_too_few_patients_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
     entries = []
     for name in ("p1_0", "p1_1", "p2_0", "p2_1"):
-        (tmp_path / "images" / f"{name}.png").write_bytes(name.encode())
-        entries.append({"image": f"images/{name}.png", "label": f"images/{name}.png"})
+        for kind in ("images", "masks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (tmp_path / kind / f"{name}.png").write_bytes(name.encode())
+        entries.append({"image": f"images/{name}.png", "label": f"masks/{name}.png"})
     lists = {"training": entries[:2], "validation": entries[2:3], "test": entries[3:]}
     (tmp_path / "dataset.json").write_text(json.dumps(lists))
     with pytest.raises(DataError, match="too few patients"):
