@@ -199,6 +199,9 @@ def _kind(path: Path) -> Kind:
     """By the suffix; among pictures by the content, which viewers go by as well. Raises DataError."""
     if not path.exists():
         raise DataError("no such file", file=path, remedy="Correct the data list or the path.")
+    if not (path.is_file() or path.is_dir()):  # to read a pipe may take for ever
+        remedy = "Put a file there, or take the case out of the data list."
+        raise DataError("is neither a file nor a folder", file=path, remedy=remedy)
     kind = kind_of(path)
     if kind is None:
         raise DataError(

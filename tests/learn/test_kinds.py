@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from gossipseg.learn.formats.kinds import Kind, case_stem, is_sidecar, is_system_file, kind_of
+from gossipseg.errors import DataError
+from gossipseg.learn.formats.dicom import is_dicom
+from gossipseg.learn.formats.kinds import (
+    Kind,
+    begins_as_dicom,
+    case_stem,
+    is_sidecar,
+    is_system_file,
+    kind_of,
+)
+from gossipseg.learn.readers import read_volume
 
 
 @pytest.mark.parametrize(
@@ -58,3 +69,12 @@ def test_dicom_without_a_suffix_is_known_by_its_content(tmp_path: Path) -> None:
 def test_a_sidecar_belongs_to_the_image_of_its_name() -> None:
     names = {"a.mhd", "a.raw", "b.raw", "c.nii.gz", "c.json", "dataset.json"}
     assert {n for n in names if is_sidecar(n, names)} == {"a.raw", "c.json"}
+
+
+@pytest.mark.parametrize("name", ["p0", "p0.nii.gz", "p0.png", "p0.dcm"])
+def test_a_pipe_is_no_image(tmp_path: Path, name: str) -> None:
+    """To open one waits for a writer, who never comes."""
+    os.mkfifo(tmp_path / name)
+    assert not begins_as_dicom(tmp_path / name) and not is_dicom(tmp_path / name)
+    with pytest.raises(DataError, match=name):
+        read_volume(tmp_path / name, 2)

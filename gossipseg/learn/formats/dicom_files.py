@@ -31,6 +31,8 @@ class Listing:
 def is_dicom(path: Path) -> bool:
     """Whether the file is DICOM, by its content. Never raises: a file that cannot be opened is none."""
     try:
+        if not path.is_file():  # to read a pipe may take for ever
+            return False
         with path.open("rb") as f:
             start = f.read(132)
     except OSError:

@@ -103,6 +103,8 @@ def is_sidecar(name: str, siblings: Collection[str]) -> bool:
 def begins_as_dicom(path: Path) -> bool:
     """Whether the content is a DICOM file's: with its preamble, or the bare data set of old archives."""
     try:
+        if not path.is_file():  # to read a pipe may take for ever
+            return False
         with path.open("rb") as file:
             head = file.read(PREAMBLE + len(MAGIC))
     except OSError:
