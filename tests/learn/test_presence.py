@@ -80,8 +80,9 @@ def test_images_elsewhere_by_a_list_and_by_links(root: Path) -> None:
     assert told(root) == f"{share} is not there"
     share.mkdir()
     assert told(root) == f"{share} is empty"
-    listed(root, "images/link.png")
-    (root / "images/link.png").symlink_to(share / "a.png")
+    listed(root, "images/link_a.png", "images/link_b.png")
+    for name in "ab":
+        (root / f"images/link_{name}.png").symlink_to(share / f"{name}.png")
     assert told(root) == f"{share} is empty"
 
 
