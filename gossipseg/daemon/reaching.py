@@ -71,7 +71,7 @@ class Found:
 
     @property
     def well(self) -> bool:
-        return self.out.good and (self.back.good or not self.back.known)
+        return all(way.good or not way.known for way in (self.out, self.back))
 
 
 class Reaching:
