@@ -107,6 +107,21 @@ async def test_what_is_amiss_is_looked_at_later_and_later_and_forgotten_once_wel
     assert r.found["b"].well and w.notes[-1][0] == "reached" and w.notes[-1][1]["direction"] == "in"
 
 
+async def test_a_call_that_comes_in_shows_that_the_way_is_free_again() -> None:
+    """Ten minutes would be long for a false alarm."""
+    w = World(back=REFUSED)
+    r = w.reaching("b")
+    await w.step(r, 1002)
+    looks = [t for t in range(1003, 2000) if await w.step(r, float(t))]
+    w.back, w.members["b"].called_at = OK, w.now + 1
+    assert await w.step(r, w.now + 2) == ["b"] and r.found["b"].well, (looks, "not after 320 s")
+    w.back = replace(REFUSED, works_at="b:9")
+    await w.step(r, w.now + 2 * reaching.WELL_S)
+    await w.step(r, w.now + reaching.AGAIN_S)
+    w.members["b"].called_at = w.now + 1
+    assert await w.step(r, w.now + reaching.AGAIN_S) == [], "it calls by another way, as before"
+
+
 async def test_a_site_that_was_never_seen_is_dialled_and_cannot_be_asked() -> None:
     w = World(out=REFUSED)
     r = w.reaching("b", state=MemberState.UNSEEN)
