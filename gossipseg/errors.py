@@ -77,6 +77,10 @@ class DataError(_Located):
     grpc_status = "FAILED_PRECONDITION"
 
 
+class DataMissing(DataError):
+    """Nothing is where the data should be: the place is wrong, or the data are away for now."""
+
+
 class LocalError(GossipsegError):
     """Something on this machine failed: disk, port, key file, device."""
 

@@ -43,7 +43,7 @@ class Run:
         self.failed, self.reason = self.failed + 1, reason
 
     def ends(self) -> None:
-        """It went well."""
+        """It went well, or what failed is no more."""
         self.failed, self.reason = 0, ""
 
 
@@ -91,6 +91,8 @@ class Member:
     """When a call of its own last came in; None: none has."""
     calls: Run = field(default_factory=Run)
     """This site's calls to it that had no answer, in a row. A refusal is an answer."""
+    deaf: Run = field(default_factory=Run)
+    """Those of them that failed after a call of its own had come in: it is up, and cannot be called."""
     sends: Run = field(default_factory=Run)
     """Models to it that did not get through."""
     takes: Run = field(default_factory=Run)

@@ -81,6 +81,7 @@ def assemble(setup: Setup) -> Parts:
     memory = Memory(ctx, membership, gossip, rounds, training, notary, warden, counts)
     ctx.persist = memory.persist
     wellness = Wellness(ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange)
+    membership.watchers.append(wellness.on_change)
     traffic = Traffic(ctx, membership, gossip, rounds, wellness)
     ctx.say(listed=setup.listed)
     return Parts(

@@ -15,7 +15,7 @@ from typing import Literal
 from gossipseg.core.context import Context
 from gossipseg.core.events import RequestFailed, TransferDone, TransferFailed
 from gossipseg.core.gossip import Gossip
-from gossipseg.core.member import Member
+from gossipseg.core.member import Member, Run
 from gossipseg.core.membership import Membership
 from gossipseg.core.params import GossipParams, MembershipParams
 from gossipseg.core.rounds import Rounds
@@ -113,6 +113,7 @@ class Wellness:
         """A call of this site was answered."""
         if (member := self._membership.members.get(by)) is not None:
             member.calls.ends()
+            member.deaf.ends()
             self._watch(member)
 
     def unanswered(self, by: Site, failure: RequestFailed) -> None:
@@ -122,9 +123,18 @@ class Wellness:
             return
         if failure.reason == "refused":
             member.calls.ends()
-        else:
-            reason = f"{failure.reason}: {failure.detail}" if failure.detail else failure.reason
-            member.calls.fails(self._ctx.now, reason)
+            member.deaf.ends()
+            return
+        reason = f"{failure.reason}: {failure.detail}" if failure.detail else failure.reason
+        if member.calls.failed and _called_since(member, member.calls):
+            member.deaf.fails(self._ctx.now, reason)
+        member.calls.fails(self._ctx.now, reason)
+
+    def on_change(self, member: Member, ended: bool) -> None:
+        """Something about a member changed. What failed with a life that is over says nothing of the next."""
+        if ended:
+            for run in (member.calls, member.deaf, member.sends, member.takes):
+                run.ends()
 
     def sent(self, to: Site, event: TransferDone | TransferFailed) -> None:
         """A model's transfer to `to` is over."""
@@ -188,26 +198,21 @@ class Wellness:
                 f"failed for {_span(now - member.calls.since)}",
                 member.calls.reason,
             )
-        if member.sends.failed >= FAILED_TRANSFERS:
-            yield Concern(
-                "sends_fail",
-                site,
-                _run_text(f"the last {member.sends.failed} models to it", member.sends.reason),
-            )
-        if member.takes.failed >= FAILED_TRANSFERS:
-            yield Concern(
-                "takes_fail",
-                site,
-                _run_text(f"the last {member.takes.failed} models from it", member.takes.reason),
-            )
+        if self._exchanges_with(member):
+            yield from _of_models(member)
         if member.live and member.info is not None and _differ(self._ctx.info.listed, member.info.listed):
             yield Concern("lists_differ", site, lists_text(self._ctx.info.listed, member.info.listed))
 
+    def _exchanges_with(self, member: Member) -> bool:
+        """Models go between the two; between any others nothing would ever end a run of failures."""
+        return member.live and _takes_part(member) and self._ctx.info.phase not in _OUT
+
     @staticmethod
     def _calls_in_only(member: Member, now: float) -> bool:
-        run = member.calls
+        """A site that was away and is back calls in before it is called: it is given time for that."""
+        run = member.deaf
         failing = run.failed >= FAILED_CALLS and now - run.since >= FAILING_S
-        return member.live and failing and member.called_at is not None and member.called_at >= run.since
+        return member.live and failing and _called_since(member, run)
 
     def _quiet(self) -> Iterator[Concern]:
         """Rounds in which no model went out, or none came in."""
@@ -235,10 +240,15 @@ class Wellness:
             yield Concern(code, "", f"no model was {word} in the last {quiet} rounds; {_standing(expected)}")
 
     def _others_are_slower(self, mark: _Mark, limit: int) -> bool:
-        """None of the live sites has trained so many rounds either."""
+        """The live sites have not trained so many rounds either, on average: they have sent less."""
         members = (self._membership.members.get(site) for site in mark.others)
-        gone = [m.info.round - mark.others[m.site] for m in members if m and m.live and m.info is not None]
-        return bool(gone) and max(gone) < limit
+        warmup = self._gossip_params.warmup_rounds
+        gone = [
+            max(0, m.info.round - max(mark.others[m.site], warmup))
+            for m in members
+            if m and m.live and m.info is not None
+        ]
+        return bool(gone) and sum(gone) < limit * len(gone)
 
     def _uncommon(self, rounds: Rounds, expected: list[Member]) -> Iterator[Concern]:
         quiet = rounds.own_rounds_since_commit
@@ -262,6 +272,21 @@ class Wellness:
             f"round {rounds.acceptor.round} cannot close: it needs {votes} of {listed} sites, and "
             f"{listed - len(missing)} are there; missing: {who}",
         )
+
+
+def _called_since(member: Member, run: Run) -> bool:
+    """A call of its own came in after the run had begun."""
+    return member.called_at is not None and member.called_at >= run.since
+
+
+def _of_models(member: Member) -> Iterator[Concern]:
+    """Runs of transfers that failed."""
+    if member.sends.failed >= FAILED_TRANSFERS:
+        text = _run_text(f"the last {member.sends.failed} models to it", member.sends.reason)
+        yield Concern("sends_fail", member.site, text)
+    if member.takes.failed >= FAILED_TRANSFERS:
+        text = _run_text(f"the last {member.takes.failed} models from it", member.takes.reason)
+        yield Concern("takes_fail", member.site, text)
 
 
 def _takes_part(member: Member) -> bool:

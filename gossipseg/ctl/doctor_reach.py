@@ -55,7 +55,9 @@ def _finding(row: ReachRow) -> Finding:
     if row.good:
         return Finding(name, "ok", row.text, row.remedy)
     if not row.known:
-        return Finding(name, "skipped" if row.outcome == "older" else "warning", row.text, row.remedy)
+        return Finding(
+            name, "skipped" if row.outcome in ("older", "no_address") else "warning", row.text, row.remedy
+        )
     return Finding(name, "failed", row.text, row.remedy)
 
 

@@ -5,6 +5,7 @@ What belongs here: what the lock and the socket's file tell. What must not: aski
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,9 @@ def whereabouts(state_dir: Path, socket: Path, site_file: Path | str = "site.yam
 
 
 def _age_s(lock: Path) -> float:
+    """Where the clock was put back since, it was taken long ago for all that is known."""
     try:
-        return max(0.0, time.time() - lock.stat().st_mtime)
+        age_s = time.time() - lock.stat().st_mtime
     except OSError:
         return 0.0
+    return max(0.0, age_s) if age_s > -STARTING_S else math.inf

@@ -18,6 +18,8 @@ REMEDY = (
     "`data.cache: false` in site.yaml, or lower training.batch_size or task.patch_size in peers.yaml"
 )
 UNLIMITED = 1 << 60
+RECENT_S = 10.0
+"""A process is dead so long after it was killed, at most: the kernel takes its time to free much memory."""
 _FILES = (("memory.events", "memory.max"), ("memory.oom_control", "memory.limit_in_bytes"))
 
 
@@ -29,6 +31,22 @@ class Kills:
     machine: int | None = None
     limit_bytes: int | None = None
     """Of the group."""
+
+
+class Recent:
+    """The counters of a short while ago: what was killed hours before a process says nothing of it."""
+
+    def __init__(self, kills: Kills, now: float) -> None:
+        self.kills = self._next = kills
+        self._at = now
+
+    def due(self, now: float) -> bool:
+        """They are to be read again."""
+        return now - self._at >= RECENT_S
+
+    def read(self, kills: Kills, now: float) -> None:
+        """The counters now. They count from the next time on: a kill may just be under way."""
+        self.kills, self._next, self._at = self._next, kills, now
 
 
 def read(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Kills:

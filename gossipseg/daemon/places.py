@@ -7,6 +7,8 @@ kept there (store), what the socket answers (service.py).
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,9 @@ from gossipseg.store import DirectoryLock
 LOOK_EVERY_S = 2.0
 SAID_S = 3600.0
 """A socket that was made again is told of for so long."""
+
+
+_Identity = tuple[int, int]
 
 
 class Socket(Protocol):
@@ -39,15 +44,26 @@ class Places:
     ) -> None:
         self.lost: dict[str, str] = {}
         self._dir, self._note, self._clock = state_dir, note, clock
-        self._known = _identity(state_dir)
+        self._known: _Identity | None = None
+        self._parent: _Identity | None = None
+        self._held: int | None = None
+        """Keeps the number of the folder from being given to another one once it is deleted."""
+        self._remember()
+        self._made: _Identity | None = None
+        """The folder that was made in place of one that was deleted."""
         self._lock: DirectoryLock | None = None
         self._until = 0.0
 
     async def run(self, socket: Socket) -> None:
         """Look for as long as the daemon runs."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await self.look(socket)
+        try:
+            while True:
+                await asyncio.sleep(LOOK_EVERY_S)
+                await self.look(socket)
+        finally:
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
 
     async def look(self, socket: Socket) -> None:
         """See whether both are still there. What is gone is told of, and a socket made again."""
@@ -58,29 +74,46 @@ class Places:
             del self.lost["control_socket_gone"]
 
     def _look_at_directory(self) -> None:
-        if self._known is None:
-            self._known = _identity(self._dir)
-        there = _identity(self._dir)
-        if there == self._known or "state_dir_gone" in self.lost:
+        """It may come back too: a disk that was away, a folder that is put in its place again."""
+        try:
+            there = _identity(self._dir)
+        except OSError as e:  # a file server that is away: nothing is deleted
+            self._say(
+                "state_dir_gone", f"the state directory {self._dir} cannot be reached: {e.strerror or e}"
+            )
             return
-        if there is not None:
+        if self._known is None:
+            self._remember()
+        if there == self._known:
+            if self.lost.pop("state_dir_gone", None):
+                self._note("state_dir_back")
+        elif there is None:
+            again = self._make_again()
+            self._say(
+                "state_dir_gone",
+                f"the state directory {self._dir} was deleted under the running daemon: checkpoints, models "
+                f"and logs are lost{again}",
+            )
+        elif there != self._made:
             self._say(
                 "state_dir_gone", f"the state directory {self._dir} is another folder than at the start"
             )
-            return
-        again = self._make_again()
-        self._say(
-            "state_dir_gone",
-            f"the state directory {self._dir} was deleted under the running daemon: checkpoints, models and "
-            f"logs are lost{again}",
-        )
+
+    def _remember(self) -> None:
+        with contextlib.suppress(OSError):
+            self._held = os.open(self._dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._known, self._parent = _identity(self._dir), _identity(self._dir.parent)
 
     def _make_again(self) -> str:
-        """An empty one, locked, so that gossipctl can ask; its parent is never made."""
+        """An empty one, locked, so that gossipctl can ask. Its parent is never made, and stays as it is where
+        it is another one: a mount point whose disk is away."""
         try:
+            if _identity(self._dir.parent) != self._parent:
+                return f", and {self._dir.parent} is another folder than at the start, or none"
             self._dir.mkdir(mode=0o700)
             self._lock = DirectoryLock(self._dir / "daemon.lock")
             self._lock.acquire()
+            self._made = _identity(self._dir)
         except (OSError, GossipsegError) as e:
             return f", and it cannot be made again ({e})"
         return "; an empty one was made"
@@ -102,10 +135,10 @@ class Places:
         self.lost = {**self.lost, code: text}
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which folder a path is; None where it is none."""
+def _identity(path: Path) -> _Identity | None:
+    """Which folder a path is; None where there is none. Raises OSError where that cannot be told."""
     try:
         found = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino

@@ -71,7 +71,12 @@ class Found:
 
     @property
     def well(self) -> bool:
-        return self.out.good and (self.back.good or not self.back.known)
+        return all(way.good or not way.known for way in (self.out, self.back))
+
+    @property
+    def shut_out(self) -> bool:
+        """It could not dial this site, anywhere."""
+        return self.back.known and not self.back.good and not self.back.works_at
 
 
 class Reaching:
@@ -126,6 +131,8 @@ class Reaching:
             return max(self._started, member.since) + SETTLE_S
         if found is None:
             return max(self._started, member.since) + self._node.grace_s / 2
+        if found.shut_out and member.called_at is not None and member.called_at > found.at:
+            return found.at + AGAIN_S  # it does get here: what was in the way is gone
         if not found.well or (member.live and found.back.outcome == "not_asked"):
             return found.at + min(AGAIN_MAX_S, AGAIN_S * 2.0 ** (max(1, found.amiss) - 1))
         quiet = member.called_at is None or member.called_at < found.at

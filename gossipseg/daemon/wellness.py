@@ -113,7 +113,7 @@ def reach_rows(site: str, found: Found, fault: ListenFault | None) -> Iterator[R
     """Both directions of a look, for `gossipctl check --reach`."""
     yield _reach_row(site, "out", found.out, outward_text(found.out), outward_remedy(site, found.out))
     back, remedy = found.back, ""
-    if back.works_at:
+    if back.works_at and back.known:
         text = f"{inward_text(back)}; but at {back.works_at} its calls get through"
         remedy = f"List {back.works_at} as this site's address in peers.yaml, at all sites."
     elif back.good:

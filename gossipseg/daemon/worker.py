@@ -197,7 +197,8 @@ class WorkerSupervisor:
     async def _one_life(self, folder: int) -> str:
         """Start a worker, wait for its end and its last words; returns why it ended."""
         self._fatal, self._busy, self._cause, self._conversation = None, False, "", None
-        log, before = Path(self._spec.state_dir) / "worker.log", self._kills()
+        log = Path(self._spec.state_dir) / "worker.log"
+        before = memory_kills.Recent(self._kills(), self._clock())
         try:
             self._process = process = await self._start(folder, log)
         except OSError as e:  # no memory or no process left, a read-only disk: it may pass
@@ -205,7 +206,7 @@ class WorkerSupervisor:
         if self._stopping:
             self._kill(process)
         self.status.pid, self._last_sign_of_life = process.pid, self._clock()
-        watch = asyncio.create_task(self._watch(process))
+        watch = asyncio.create_task(self._watch(process, before))
         try:
             code = await process.wait()
         finally:
@@ -213,7 +214,7 @@ class WorkerSupervisor:
         if self._conversation is not None:  # what it said last, its Fatal above all, may still be unread
             await asyncio.wait({self._conversation}, timeout=LAST_WORDS_S)
         self._writer, self.status.pid = None, None
-        return self._why(code, before, log)
+        return self._why(code, before.kills, log)
 
     async def _start(self, folder: int, log: Path) -> asyncio.subprocess.Process:
         """A new worker, with a TMPDIR of its own: what one before it left there is removed."""
@@ -280,9 +281,11 @@ class WorkerSupervisor:
         if not self._stopping:
             self._wake.clear()
 
-    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, process: asyncio.subprocess.Process, counters: memory_kills.Recent) -> None:
         """Kill a worker that is at work and has said nothing for too long."""
         while True:
+            if counters.due(now := self._clock()):
+                counters.read(self._kills(), now)
             silent_s = self._clock() - self._last_sign_of_life
             at_work = not self._paused and (self._busy or self.status.state in UNREADY)
             if at_work and silent_s > self._stuck_after_s:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gossipseg.errors import DataError
+from gossipseg.errors import DataError, DataMissing
 from gossipseg.learn.cases import SPLITS, Case, Splits
 from gossipseg.learn.division import crossing
 from gossipseg.learn.formats.kinds import case_stem
@@ -110,7 +110,7 @@ def read_listing(
     if problem is not None:
         problem = "no such folder" if problem == "no such file" else problem
         remedy = f"Correct data.path in site.yaml of {site}."
-        report(DataError(problem, file=root, key="data.path", remedy=remedy))
+        report(DataMissing(problem, file=root, key="data.path", remedy=remedy))
         return Listing(root)
     try:
         listing = _read(root, data, needs_labels, report, warn)
@@ -301,7 +301,8 @@ def _check_bytes(splits: Splits, source: Path, report: Report, warn: Warn) -> No
 def _check_not_empty(splits: Splits, source: Path, report: Report) -> None:
     if not sum(splits.counts.values()):
         remedy = "Put the images and their labels there." if source.is_dir() else "List them there."
-        report(DataError("there are no cases", file=source, key="data.path", remedy=remedy))
+        kind = DataMissing if source.is_dir() else DataError
+        report(kind("there are no cases", file=source, key="data.path", remedy=remedy))
         return
     by_list = splits.origin.how == "list"
     if not by_list and splits.origin.file is not None:

@@ -10,11 +10,9 @@ import errno
 import os
 from pathlib import Path
 
-from gossipseg.errors import DataError
+from gossipseg.errors import DataError, DataMissing
 
 FOLDERS = ("images", "masks", "labels")
-NOT_FOUND_KEYS = ("data.path", "data.list")
-"""Errors about these say that nothing was found where the data should be."""
 AWAY = {
     getattr(errno, name)
     for name in (
@@ -46,9 +44,9 @@ def behind(error: Exception, root: Path) -> str:
         return found
     if not isinstance(error, DataError):
         return ""
-    if error.key in NOT_FOUND_KEYS:
+    if isinstance(error, DataMissing):
         return str(error)
-    if error.file is not None and (found := _file(Path(str(error.file)))):
+    if error.file is not None and (found := _file(Path(str(error.file)), root)):
         return found
     folders = (root / name for name in FOLDERS if (root / name).is_dir())
     return next(filter(None, map(_folder, folders)), "")
@@ -73,10 +71,17 @@ def _first_missing(folder: Path) -> Path:
     return folder
 
 
-def _file(path: Path) -> str:
+def _misnamed(folder: Path, root: Path) -> bool:
+    """It is missing among others of the data, such as one patient's folder: no share is mounted there."""
+    above = _first_missing(folder).parent
+    return not folder.exists() and root in above.parents and not _folder(above)
+
+
+def _file(path: Path, root: Path) -> str:
     """As _folder, of the folder that holds the file (behind links), and of reading the file itself."""
-    if found := _folder(path if path.is_dir() else Path(os.path.realpath(path)).parent):
-        return found
+    folder = path if path.is_dir() else Path(os.path.realpath(path)).parent
+    if found := _folder(folder):
+        return "" if _misnamed(folder, Path(os.path.realpath(root))) else found
     if not path.is_file():
         return ""
     try:

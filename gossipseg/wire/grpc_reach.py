@@ -48,7 +48,7 @@ async def look(link: Link, times: ReachTimes) -> Reached:
     """Dial the address listed for the link's site, over a connection of its own."""
     address = link.endpoint.address
     if not address:
-        return Reached("no_address", "", "no address is listed (discovery.static: false)", link.works_at)
+        return Reached("no_address", works_at=link.works_at)
     first = await asyncio.to_thread(_first_look, link, address, times.connect_s)
     if first is None:
         first = await _echoes(link, address, times)
@@ -64,7 +64,9 @@ def _first_look(link: Link, address: str, timeout_s: float) -> Reached | None:
     seen = seen_certificate(address, link.identity, timeout_s)
     if seen.certificate_pem is None and _stage(seen) == "mute":
         small = seen_certificate(address, link.identity, timeout_s, SMALL_SEGMENT)
-        if small.certificate_pem is not None:  # so it does not hang
+        if small.certificate_pem is not None:  # so it does not hang, or not any more
+            seen = seen_certificate(address, link.identity, timeout_s)
+        if small.certificate_pem is not None and seen.certificate_pem is None:
             words = f"the TLS handshake stalls, and goes through in packets of {SMALL_SEGMENT} bytes"
             return Reached("stalled", address, words)
     if seen.certificate_pem is None:
@@ -106,19 +108,26 @@ async def _echoes(link: Link, address: str, times: ReachTimes) -> Reached:
     if outcome in ("no_echo", "not_accepted") or (step and outcome != "timeout"):
         return Reached(outcome, address, detail)
     several = ((SEVERAL_BYTES, SMALL_BYTES, times.small_s), (SMALL_BYTES, SEVERAL_BYTES, times.small_s))
-    if step and await _exchange(link, address, several) is None:
-        return Reached("ok", address, f"slow: {ECHO_BYTES} bytes took more than {times.large_s:g} s")
+    if await _exchange(link, address, several) is None:
+        return Reached("ok", address, _slow(step, times))
     async with small_packets(address) as relay:
         in_small_ones = await _exchange(link, relay, several) is None
+    if in_small_ones and await _exchange(link, address, several) is None:  # it was busy, or away, meanwhile
+        return Reached("ok", address, _slow(step, times))
     way = ("a call", f"{ECHO_BYTES} bytes to it", f"{ECHO_BYTES} bytes from it")[step]
     if in_small_ones:
         words = f"{way} did not arrive; in packets of {SMALL_SEGMENT} bytes all does"
         return Reached("stalled", address, words)
-    if step:
+    if step and await _exchange(link, address, small) is None:  # so it does not hang
         return Reached(
             "stalled", address, f"{way} did not arrive within {times.large_s:g} s; small messages do"
         )
     return Reached("mute" if outcome == "timeout" else outcome, address, detail)
+
+
+def _slow(step: int, times: ReachTimes) -> str:
+    what, limit_s = (f"{ECHO_BYTES} bytes", times.large_s) if step else ("an answer", times.small_s)
+    return f"slow: {what} took more than {limit_s:g} s"
 
 
 _Echo = tuple[int, int, float]

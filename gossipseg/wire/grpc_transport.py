@@ -237,9 +237,11 @@ class GrpcTransport:
             async with asyncio.timeout(self.times.whole_s):
                 return await look(self._link(site), self.times)
         except TimeoutError:
-            return Reached("mute", self._link(site).endpoint.address, "it took too long")
+            return Reached("mute", "", "it took too long")
         except PeerError as e:
             return Reached("failed", "", e.detail or e.reason)
+        except (OSError, UnicodeError) as e:  # this machine's own: no file or port left, a name beyond DNS
+            return Reached("not_asked", "", f"it could not be tried here: {e}")
 
     async def ask_reach(self, site: Site) -> Reached:
         """Let the site dial this one, and say what came of it."""

@@ -26,10 +26,13 @@ LATE = {
     errno.ENODEV,
 }
 """No interface has the address yet."""
+SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""This machine lacks something for the moment."""
 
 
 class CannotListen(LocalError):
-    """`why`: late: the address is not this machine's yet; taken: somebody has the port; refused: for good."""
+    """`why`: late: the address is not this machine's yet, or it is short of something; taken: somebody has
+    the port; refused: for good."""
 
     def __init__(self, text: str, why: Why) -> None:
         super().__init__(text)
@@ -40,7 +43,7 @@ class CannotListen(LocalError):
 
 def reason_of(error: OSError) -> Why:
     """Which of the three it is."""
-    if isinstance(error, socket.gaierror) or error.errno in LATE:
+    if isinstance(error, socket.gaierror) or error.errno in LATE | SHORT:
         return "late"
     return "taken" if error.errno == errno.EADDRINUSE else "refused"
 
@@ -82,6 +85,8 @@ def cannot_listen(listen: str, error: OSError) -> CannotListen:
         "refused": "Choose another port in site.yaml (listen), of 1024 or above, or give the service "
         "CAP_NET_BIND_SERVICE.",
     }[why]
+    if error.errno in SHORT:
+        remedy = "Let it have more files (LimitNOFILE= of the service, ulimit -n) or memory."
     return CannotListen(f"{listen}: this site cannot listen there: {error.strerror or error}. {remedy}", why)
 
 

@@ -78,8 +78,8 @@ class Reached:
 
     @property
     def known(self) -> bool:
-        """It says something of the way."""
-        return self.outcome not in ("not_asked", "older")
+        """It says something of the way to a listed address."""
+        return self.outcome not in ("not_asked", "older", "no_address")
 
 
 def encode_reached(reached: Reached) -> bytes:
@@ -131,7 +131,7 @@ def _plain(text: str) -> str:
 _OUTCOMES: Mapping[str, str] = {
     "ok": "reached, full-size packets too",
     "no_echo": "reached",
-    "no_address": "no address is listed",
+    "no_address": "no listed address is dialled (discovery.static: false)",
     "dns": "the name has no address",
     "refused": "the connection was refused: nothing listens there, or a firewall says no",
     "timeout": "no answer to the connection: a firewall, a wrong address, or a machine that is off",

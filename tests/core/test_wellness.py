@@ -12,7 +12,7 @@ from gossipseg.core import messages as ms
 from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams, membership_preset
 from gossipseg.core.types import Phase, listing
 from gossipseg.core.wellness import FAILED_TRANSFERS, QUIET_ROUNDS, lists_text
-from tests.core.rig import TRAINING, Rig, model, phase
+from tests.core.rig import TRAINING, Rig, alive, model, phase
 
 
 def codes(rig: Rig, site: str | None = None) -> set[str]:
@@ -149,6 +149,16 @@ def test_a_refusal_is_an_answer() -> None:
     assert rig.node.members["b"].calls.failed == 0 and "calls_in_only" not in codes(rig)
 
 
+def test_a_site_that_was_away_and_calls_again_is_given_time_for_an_answer() -> None:
+    rig = training("b", "c")
+    fails_its_pings(rig, "b", 100 + 60, calls_in=False)
+    member = rig.node.members["b"]
+    assert member.calls.failed >= 3
+    rig.hears("b", alive("b", incarnation=2))
+    assert member.live and member.calls.failed >= 3
+    assert "calls_in_only" not in codes(rig, "b"), "nothing has been tried since"
+
+
 # ---------------------------------------------------------------- models that do not get through
 
 
@@ -199,6 +209,27 @@ def test_promised_models_that_never_come_count_too() -> None:
     assert "never_came" in text(rig, "takes_fail")
 
 
+def test_what_failed_with_a_life_that_is_over_is_forgotten() -> None:
+    """It was restarted: neither calls nor models of before say anything."""
+    rig = training("b", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    for _ in range(FAILED_TRANSFERS):
+        rig.do(ev.TransferFailed(begin_transfer(rig).id, "unreachable", "gone"))
+    assert "sends_fail" in codes(rig)
+    rig.hears("b", alive("b", nonce=8))
+    assert "sends_fail" not in codes(rig)
+
+
+def test_models_that_failed_are_no_concern_once_none_will_go() -> None:
+    rig = training("b", "c", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    for n in range(FAILED_TRANSFERS):
+        offered = model(f"in{n}")
+        rig.asks("b", ms.Offer(offered))
+        rig.do(ev.ModelBroken("b", offered.hash, "cut_off"))
+    assert "takes_fail" in codes(rig)
+    rig.hears("b", info=phase(Phase.FINISHED))
+    assert "takes_fail" not in codes(rig)
+
+
 # ---------------------------------------------------------------- rounds in which nothing came or went
 
 
@@ -242,6 +273,20 @@ def test_a_site_that_is_slower_is_no_cause_for_alarm() -> None:
     assert codes(rig) == set()
     rig.hears("b", info=replace(TRAINING, round=TRAINING.round + QUIET_ROUNDS))
     assert codes(rig) == {"nothing_sent", "nothing_received"}
+
+
+def test_the_others_count_together_and_without_their_warm_up() -> None:
+    """One fast site among slow ones sends to each of them in turn; nobody sends while it warms up."""
+    rig = training("b", "c", "d", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rounds(rig, 5 * QUIET_ROUNDS)
+    rig.hears("b", info=replace(TRAINING, round=TRAINING.round + QUIET_ROUNDS))
+    assert codes(rig) == set()
+    warm = training("b", gossip=GossipParams(warmup_rounds=TRAINING.round + 100, sender_rate=1.0))
+    rounds(warm, 300)
+    warm.hears("b", info=replace(TRAINING, round=TRAINING.round + 100))
+    assert codes(warm) == set()
+    warm.hears("b", info=replace(TRAINING, round=TRAINING.round + 100 + QUIET_ROUNDS))
+    assert codes(warm) == {"nothing_sent", "nothing_received"}
 
 
 def test_where_chance_seldom_sends_more_rounds_are_waited_for() -> None:

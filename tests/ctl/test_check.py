@@ -578,6 +578,15 @@ def test_a_daemon_that_is_just_starting_is_no_fault(ctl: Any, federation: Federa
     assert found["state"] == "warning" and "does not answer yet" in found["detail"]
 
 
+def test_a_clock_that_was_put_back_makes_no_daemon_young(federation: Federation) -> None:
+    state = federation.folder / "state"
+    state.mkdir()
+    with DirectoryLock(state / "daemon.lock"):
+        tomorrow = time.time() + 86_400
+        os.utime(state / "daemon.lock", (tomorrow, tomorrow))
+        assert whereabouts(state, federation.folder / "control.sock").state == "no_socket"
+
+
 def test_a_hanging_daemon_does_not_make_its_port_a_fault(
     ctl: Any, federation: Federation, aged: None
 ) -> None:

@@ -165,3 +165,9 @@ def test_who_has_the_port_is_named() -> None:
     assert port_holder(port) == ""
     assert why_not("192.0.2.1:0", RuntimeError("no")).why == "late"
     assert port_holder(1, Path("/nowhere")) == ""
+
+
+def test_a_machine_that_is_short_of_files_is_waited_for() -> None:
+    """It mends itself: exit code 78, after which nothing is started again, would be for good."""
+    error = cannot_listen("0.0.0.0:7443", OSError(errno.EMFILE, "Too many open files"))
+    assert error.why == "late" and "LimitNOFILE" in str(error)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gossipseg.daemon import memory_kills
-from gossipseg.daemon.memory_kills import Kills, blamed, read
+from gossipseg.daemon.memory_kills import Kills, Recent, blamed, read
 
 
 def machine(root: Path, *, groups: str, counters: dict[str, str], vmstat: int | None = None) -> Kills:
@@ -76,6 +76,17 @@ def test_what_is_said(before: Kills, after: Kills, says: str) -> None:
     text = blamed(before, after)
     assert says in text
     assert (memory_kills.REMEDY in text) == ("memory" in says), "a remedy goes with it"
+
+
+def test_what_was_killed_long_ago_says_nothing() -> None:
+    """Another container's process, hours before; and a kill that is counted before its process is gone."""
+    recent = Recent(Kills(None, 1), 0.0)
+    assert not recent.due(9.0) and recent.due(10.0)
+    recent.read(Kills(None, 2), 10.0)
+    assert "most likely" in blamed(recent.kills, Kills(None, 2)), "it may just be dying"
+    recent.read(Kills(None, 2), 20.0)
+    assert "by somebody" in blamed(recent.kills, Kills(None, 2))
+    assert "most likely" in blamed(recent.kills, Kills(None, 3))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gossipseg.daemon import worker
-from gossipseg.daemon.memory_kills import Kills
+from gossipseg.daemon.memory_kills import Kills, Recent
 from gossipseg.daemon.worker import MAX_QUICK_DEATHS, WorkerSupervisor, last_line
 from gossipseg.learn import jobs
 
@@ -176,7 +176,7 @@ async def test_a_paused_worker_may_be_silent(tmp_path: Path) -> None:
         supervisor.send(jobs.SetPaused(True))
         supervisor.send(jobs.StartRound(1))
         now = 1000.0
-        watched = asyncio.create_task(supervisor._watch(supervisor._process))  # type: ignore[arg-type]
+        watched = asyncio.create_task(supervisor._watch(supervisor._process, Recent(Kills(), 0.0)))  # type: ignore[arg-type]
         done, _ = await asyncio.wait({watched}, timeout=0.2)
         watched.cancel()
         assert not done and owner.deaths == []
@@ -341,6 +341,29 @@ async def test_a_death_by_sigkill_names_memory_where_the_kernel_does(
     async with supervised(tmp_path, script, kills=kills, first_backoff_s=3600.0) as (_, owner):
         await owner.until(lambda: owner.deaths)
         assert says in owner.deaths[0][0] and "last words: last" in owner.deaths[0][0]
+
+
+async def test_memory_that_others_lacked_long_ago_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gossipseg.daemon.memory_kills.RECENT_S", 0.0)
+    read: list[Kills] = []
+    owners: list[Owner] = []
+
+    def kills() -> Kills:
+        read.append(Kills(None, 5 if read else 4))
+        for owner in owners:
+            owner.changed.set()
+        return read[-1]
+
+    script = "hear(); ready(); hear(); os.kill(os.getpid(), signal.SIGKILL)"
+    changes = {"kills": kills, "stuck_after_s": 3.0, "first_backoff_s": 3600.0}
+    async with supervised(tmp_path, script, **changes) as (supervisor, owner):
+        owners.append(owner)
+        await owner.until(lambda: owner.of(jobs.Ready) and len(read) >= 4)
+        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.deaths)
+        assert "by somebody" in owner.deaths[0][0]
 
 
 async def test_who_was_killed_here_is_not_said_to_lack_memory(tmp_path: Path) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,21 @@ async def test_what_is_amiss_is_looked_at_later_and_later_and_forgotten_once_wel
     w.back = OK
     await w.step(r, w.now + reaching.AGAIN_MAX_S)
     assert r.found["b"].well and w.notes[-1][0] == "reached" and w.notes[-1][1]["direction"] == "in"
+
+
+async def test_a_call_that_comes_in_shows_that_the_way_is_free_again() -> None:
+    """Ten minutes would be long for a false alarm."""
+    w = World(back=REFUSED)
+    r = w.reaching("b")
+    await w.step(r, 1002)
+    looks = [t for t in range(1003, 2000) if await w.step(r, float(t))]
+    w.back, w.members["b"].called_at = OK, w.now + 1
+    assert await w.step(r, w.now + 2) == ["b"] and r.found["b"].well, (looks, "not after 320 s")
+    w.back = replace(REFUSED, works_at="b:9")
+    await w.step(r, w.now + 2 * reaching.WELL_S)
+    await w.step(r, w.now + reaching.AGAIN_S)
+    w.members["b"].called_at = w.now + 1
+    assert await w.step(r, w.now + reaching.AGAIN_S) == [], "it calls by another way, as before"
 
 
 async def test_a_site_that_was_never_seen_is_dialled_and_cannot_be_asked() -> None:
@@ -208,9 +224,12 @@ async def test_a_state_directory_that_cannot_be_made_again(tmp_path: Path) -> No
     state = tmp_path / "mount" / "state"
     state.mkdir(parents=True)
     places = Places(state, lambda e, **f: None)
-    shutil.rmtree(tmp_path / "mount")
+    (tmp_path / "mount").rename(tmp_path / "away")
     await places.look(Socket(state / "control.sock"))
-    assert "cannot be made again" in places.lost["state_dir_gone"] and not (tmp_path / "mount").exists()
+    assert "another folder" in places.lost["state_dir_gone"] and not (tmp_path / "mount").exists()
+    (tmp_path / "mount").mkdir()
+    await places.look(Socket(state / "control.sock"))
+    assert not state.exists(), "the disk may be away, and this its mount point"
 
 
 async def test_another_folder_in_its_place(tmp_path: Path) -> None:
@@ -222,6 +241,36 @@ async def test_another_folder_in_its_place(tmp_path: Path) -> None:
     await places.look(Socket(state / "control.sock"))
     assert "is another folder than at the start" in places.lost["state_dir_gone"]
     assert not list(state.iterdir()), "nothing is written into what may be an unmounted disk"
+
+
+async def test_a_state_directory_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that was away for a moment: what was said of it is over, whatever stood in its place."""
+    state, notes = tmp_path / "state", []
+    state.mkdir()
+    places, socket = Places(state, lambda e, **f: notes.append(e)), Socket(state / "control.sock")
+    state.rename(tmp_path / "old")
+    await places.look(socket)
+    assert "was deleted" in places.lost["state_dir_gone"]
+    shutil.rmtree(state)
+    await places.look(socket)
+    assert state.is_dir(), "made again, again"
+    shutil.rmtree(state)
+    (tmp_path / "old").rename(state)
+    await places.look(socket)
+    assert places.lost == {} and notes == ["state_dir_gone", "state_dir_back"]
+    with monkeypatch.context() as m:
+        m.setattr("gossipseg.daemon.places.Path.stat", raising(OSError(errno.EIO, "Input/output error")))
+        await places.look(socket)
+    assert places.lost["state_dir_gone"].endswith("cannot be reached: Input/output error")
+    await places.look(socket)
+    assert places.lost == {}
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    return fails
 
 
 async def test_the_real_socket_is_made_again(tmp_path: Path) -> None:

@@ -80,9 +80,8 @@ def test_images_elsewhere_by_a_list_and_by_links(root: Path) -> None:
     assert told(root) == f"{share} is not there"
     share.mkdir()
     assert told(root) == f"{share} is empty"
-    listed(root, "images/link_a.png", "images/link_b.png")
-    for name in "ab":
-        (root / f"images/link_{name}.png").symlink_to(share / f"{name}.png")
+    listed(root, "images/link.png", "images/0.png")
+    (root / "images/link.png").symlink_to(share / "a.png")
     assert told(root) == f"{share} is empty"
 
 
@@ -90,9 +89,37 @@ def test_a_list_on_the_share(root: Path) -> None:
     assert "lists/all.json" in told(root, list="lists/all.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("dataset.csv", b""),
+        ("dataset.csv", b"image,label\n"),
+        ("dataset.csv", b"\xff\xfe\x00"),
+        ("dataset.json", b'{"training": []}'),
+        ("dataset.json", b'{"training": [{"image": "images/0.png", "label": "masks/0.png"}]}'),
+    ],
+    ids=["empty", "no rows", "no text", "no cases", "one patient"],
+)
+def test_a_list_that_is_there_and_wrong(root: Path, name: str, text: bytes) -> None:
+    """Waiting mends none of them."""
+    (root / name).write_bytes(text)
+    assert told(root) == ""
+
+
+def test_two_lists_or_two_folders_of_labels(root: Path) -> None:
+    (root / "labels").mkdir()
+    (root / "labels/0.png").write_bytes(b"x")
+    assert told(root) == ""
+    for name in ("dataset.json", "dataset.csv"):
+        (root / name).write_text("")
+    assert told(root) == ""
+
+
 def test_what_is_wrong_is_not_away(root: Path) -> None:
     listed(root, "images/0.png", "images/no-such.png")
     assert told(root) == "", "one of many that are there"
+    listed(root, "images/0.png", "images/no-such-patient/0.png")
+    assert told(root) == "", "a folder of one patient among many files"
     (root / "dataset.json").write_text("{")
     assert told(root) == ""
     (root / "dataset.json").unlink()

@@ -49,7 +49,7 @@ def test_a_name_that_is_loopback_at_home_is_certainly_wrong() -> None:
     assert "listen: 0.0.0.0:7443" in remedy and "/etc/hosts" in remedy
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1:7443", "[::1]:7443"])
+@pytest.mark.parametrize("listen", ["127.0.0.1:7443", "[::1]:7443", "localhost:7443"])
 def test_loopback_while_listed_elsewhere(listen: str) -> None:
     """A proxy on this machine may make it right."""
     found = fault(listen, "10.0.0.1:7443")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -101,7 +102,8 @@ async def test_nothing_listed(tmp_path: Path, keys: dict[str, Identity]) -> None
     async with pair(tmp_path, keys) as f:
         relist(f, "south", "north", address="")
         f.transports["south"].hint_address("north", f.transports["north"].address)
-        assert (await f.transports["north"].ask_reach("south")).outcome == "no_address"
+        back = await f.transports["north"].ask_reach("south")
+        assert back.outcome == "no_address" and not back.known, "it is meant so: nothing is amiss"
 
 
 @contextmanager
@@ -315,3 +317,45 @@ def test_answers_survive_the_wire_and_are_cleaned() -> None:
 
 def test_a_look_ends_in_its_time() -> None:
     assert timedelta(seconds=ReachTimes().whole_s) <= timedelta(seconds=40)
+
+
+class Sleeper(Hole):
+    """Carries TCP to an address, but for the connections of these numbers (from 1), which stand still."""
+
+    def __init__(self, to: str, still: set[int]) -> None:
+        super().__init__(to, "", 0)
+        self._still, self._count = still, 0
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._count += 1
+        if self._count in self._still:
+            with contextlib.suppress(OSError):
+                while await reader.read(1 << 16):
+                    pass
+            writer.close()
+        else:
+            await super()._connected(reader, writer)
+
+
+@pytest.mark.parametrize("still", [{1}, {2}, {2, 3}], ids=["at the handshake", "at a call", "for longer"])
+async def test_a_site_that_stands_still_for_a_moment_is_no_hole(
+    tmp_path: Path, keys: dict[str, Identity], still: set[int]
+) -> None:
+    """What passes in small packets only because it is later says nothing of full-size ones."""
+    async with pair(tmp_path, keys) as f, Sleeper(f.transports["south"].address, still) as address:
+        relist(f, "north", "south", address=address)
+        assert (await f.transports["north"].reach("south")).outcome == "ok"
+
+
+async def test_what_this_machine_lacks_is_told_of_no_peer(
+    tmp_path: Path, keys: dict[str, Identity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files must not end the daemon: an exception of a look would."""
+
+    def full(*_: object) -> None:
+        raise OSError("Too many open files")
+
+    async with pair(tmp_path, keys) as f:
+        monkeypatch.setattr("gossipseg.wire.grpc_reach.seen_certificate", full)
+        found = await f.transports["north"].reach("south")
+        assert not found.known and "Too many open files" in found.detail

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from gossipseg.errors import DataError
+from gossipseg.errors import DataError, DataMissing
 from gossipseg.learn.cases import SPLITS, Case
 from gossipseg.learn.formats.kinds import READ, case_stem, is_sidecar, is_system_file, kind_of, suffix_of
 from gossipseg.learn.lists.listing import Listing, Report, Warn
@@ -20,8 +20,9 @@ def from_folders(root: Path, needs_labels: bool, report: Report, warn: Warn) -> 
     images, folders = root / IMAGES, [root / n for n in LABEL_FOLDERS if (root / n).is_dir()]
     if not images.is_dir() or len(folders) > 1 or (needs_labels and not folders):
         found = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "no folders"
+        kind = DataError if len(folders) > 1 else DataMissing
         report(
-            DataError(
+            kind(
                 "holds neither dataset.json nor images/ with masks/ or labels/ (one of the two)",
                 file=root,
                 key="data.path",

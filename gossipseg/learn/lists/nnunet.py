@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gossipseg.errors import DataError
+from gossipseg.errors import DataError, DataMissing
 from gossipseg.learn.cases import SPLITS, Case, Splits
 from gossipseg.learn.formats.kinds import READ, case_stem
 from gossipseg.learn.lists.decathlon import case_of
@@ -90,7 +90,7 @@ def _cases(
     if not label_folder.is_dir():
         if needs_labels and by_case:
             remedy = f"Put the labels there, CASE.nii.gz for {images}/CASE_0000.nii.gz."
-            report(DataError("no such folder", file=label_folder, key="data.path", remedy=remedy))
+            report(DataMissing("no such folder", file=label_folder, key="data.path", remedy=remedy))
         found: dict[str, Path] = {}
     else:
         found = by_stem(label_folder, report, warn)

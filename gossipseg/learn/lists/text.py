@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gossipseg.errors import DataError
+from gossipseg.errors import DataError, DataMissing
 
 _MARKS = (  # the longer ones first: the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -25,7 +25,9 @@ def read_text(file: Path, key: str | None = None) -> str:
     except (OSError, ValueError) as e:
         said = e.strerror if isinstance(e, OSError) else None
         remedy = "Correct the name, or let this user read the file."
-        raise DataError(f"cannot be read: {said or e}", file=file, key=key, remedy=remedy) from None
+        away = isinstance(e, OSError) and not isinstance(e, IsADirectoryError | PermissionError)
+        kind = DataMissing if away else DataError
+        raise kind(f"cannot be read: {said or e}", file=file, key=key, remedy=remedy) from None
     encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), None) or _unmarked(raw)
     try:
         return raw.decode(encoding)
