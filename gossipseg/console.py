@@ -88,6 +88,10 @@ def _unexpected(program: str, error: Exception, as_json: bool) -> int:
         text = " ".join(str(format_message()).split())
         text += "" if text.endswith((".", "?")) else "."
         code = int(getattr(error, "exit_code", EXIT_USAGE))
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help, line by line
+            with contextlib.suppress(OSError):
+                print(format_message(), file=sys.stderr)
+            return code
         return report(program, f"{text} Try `{command} --help`.", code, "UsageError", as_json)
     variable = f"{program.upper()}_TRACEBACK"
     if os.environ.get(variable):

@@ -1,13 +1,14 @@
 """How large a YAML file may be, looked at before anything is made of it.
 
-What belongs here: size, depth, aliases. What must not: what the keys mean, pydantic (quick commands read
-files, too). A few hundred bytes of aliases stand for gigabytes of values, a list may hold itself, and 100,000
-brackets overflow the C stack of the composer; so the parser's events, which nest in nothing, are counted
-first.
+What belongs here: size, depth, aliases, keys. What must not: what the keys mean, pydantic (quick commands
+read files, too). A few hundred bytes of aliases stand for gigabytes of values, a list may hold itself, and
+100,000 brackets overflow the C stack of the composer; so the parser's events, which nest in nothing, are
+counted first.
 """
 
 from __future__ import annotations
 
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,13 @@ MAX_VALUES = 100_000
 MAX_TAGGED = 200
 """Characters of a value with a tag of its own: some tags take time that grows with the square of it."""
 
+MAX_KEY, MAX_NUMBER_KEY = 1024, 18
+"""Characters of a key: of text (YAML's own limit for one without `?`), and of what may be a number. Longer
+integers can be chosen so that all fall on one place of a dict, and 50,000 of them take half a minute."""
+MAX_DIRECTIVES = 100
+"""Lines that begin with %: the parser compares each with all before it, and nothing else runs meanwhile."""
+
+_DIRECTIVE = re.compile(r"(?:^|[\r\n\x85\u2028\u2029])\ufeff?%")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TEXT = "tag:yaml.org,2002:str"
 
@@ -71,6 +79,8 @@ def check_bounds(text: str) -> None:
     """Raises TooLarge, or yaml.YAMLError where the text is no YAML. Takes time in line with the text."""
     if len(text) > MAX_BYTES:
         raise TooLarge(f"holds more than {MAX_BYTES} characters", "Check that it is the right file.")
+    if sum(1 for _ in _DIRECTIVE.finditer(text)) > MAX_DIRECTIVES:
+        raise TooLarge(f"holds more than {MAX_DIRECTIVES} lines that begin with %", "Remove them.")
     loader = _Loader(text)
     try:
         _walk(loader)
@@ -82,9 +92,14 @@ def _walk(loader: Any) -> None:
     open_: list[tuple[str | None, _Size]] = []
     known: dict[str, _Size | None] = {}
     """Anchor → size; None while its node is not complete."""
+    documents = 0
     while loader.check_event():
         event = loader.get_event()
         line = event.start_mark.line + 1
+        if isinstance(event, yaml.DocumentStartEvent):
+            documents += 1
+            if documents > 1:  # the composer says so, and there may be a million more
+                return
         if isinstance(event, yaml.AliasEvent):
             _add(open_, _alias(event.anchor, known, line), line)
         elif isinstance(event, yaml.ScalarEvent):
@@ -107,6 +122,15 @@ def _walk(loader: Any) -> None:
             if anchor is not None:
                 known[anchor] = size
             _add(open_, size, line)
+
+
+def check_key(tag: str, value: str, line: int) -> None:
+    """Raises TooLarge for a key that no file of ours has, and that costs more than it looks."""
+    most = MAX_KEY if tag == _TEXT else MAX_NUMBER_KEY
+    if len(value) > most:
+        raise TooLarge(
+            f"line {line}: a key has more than {most} characters", "Check that it is the right file."
+        )
 
 
 def _alias(anchor: str | None, known: dict[str, _Size | None], line: int) -> _Size:

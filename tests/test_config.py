@@ -19,7 +19,7 @@ from gossipseg.config import ranges
 from gossipseg.config.files import FederationFile, SiteFile
 from gossipseg.config.reading import parse_yaml
 from gossipseg.errors import EXIT_CONFIG, ConfigError
-from gossipseg.yamlbounds import check_bounds
+from gossipseg.yamlbounds import TooLarge, check_bounds
 
 ROOT = Path(__file__).parent.parent
 
@@ -1019,6 +1019,9 @@ BOMBS = {
     "sixties": ("x: !!int " + "1:" * 5000 + "1\n", "a value with a tag"),
     "size": ("# " + "x" * (5 << 20) + "\n", "is larger than"),
     "many": ("x: [" + "a, " * 120_000 + "]\n", "100000 values"),
+    "a long key": ("? " + "k" * 100_000 + "\n: [a, a]\n", "more than 1024 characters"),
+    "numbers on one place of a dict": (f"x: {{{2**61 - 1}: a, {2**62 - 2}: b}}\n", "more than 18 characters"),
+    "documents": ("---\n" * 100_000, "another document"),
 }
 
 
@@ -1031,12 +1034,28 @@ def test_a_file_that_is_more_than_it_looks_is_refused_at_once(folder: Path, file
     assert error.file == folder / file and words in error.problem, str(error)
 
 
-@pytest.mark.parametrize("name", [n for n in BOMBS if n != "size"])
+@pytest.mark.parametrize("name", [n for n in BOMBS if n not in ("size", "documents")])
 def test_so_is_an_override(folder: Path, name: str) -> None:
     text, words = BOMBS[name]
     for keywords in ({"env": {"GOSSIPSEG_TRANSFERS": text}}, {"overrides": {"transfers": text}}):
         error = refused(folder, **keywords)
         assert words in error.problem and error.key == "transfers" and "transfers" in str(error.file).lower()
+
+
+def test_directives_are_counted_before_the_parser_compares_them() -> None:
+    for end in ("\n", "\r\n", "\x85"):
+        with pytest.raises(TooLarge, match="begin with %"):
+            check_bounds("".join(f"%TAG !{n}! x{end}" for n in range(101)) + "---\na: 1\n")
+    check_bounds("\ufeff%YAML 1.2\n---\na: '\n  %\n  100 %'\n")
+
+
+@pytest.mark.parametrize("value", ["!!bool maybe", "!!timestamp soon", "!!int ''", "!!float ''"])
+def test_a_tag_on_what_is_not_of_its_kind(folder: Path, value: str) -> None:
+    (folder / "site.yaml").write_text(SITE + f"rounds: {value}\n")
+    error = refused(folder)
+    assert "is not valid YAML" in error.problem and "none of its kind" in error.problem
+    (folder / "site.yaml").write_text(SITE)
+    assert refused(folder, overrides={"rounds": value}).key == "rounds"
 
 
 def test_a_key_of_a_hundred_thousand_sections(folder: Path) -> None:

@@ -279,3 +279,10 @@ def test_every_python_is_started_the_safe_way() -> None:
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             assert not allowed(node), f"{where}: use gossipseg.children"
             assert not (isinstance(node, ast.Attribute) and node.attr == "executable"), where
+
+
+@pytest.mark.parametrize("program", ["gossipctl", "gossiplab"])
+def test_a_program_without_a_command_prints_its_help_in_lines(program: str, tmp_path: Path) -> None:
+    done = run(program, cwd=tmp_path)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.lstrip().startswith("Usage:") and len(done.stderr.splitlines()) > 5

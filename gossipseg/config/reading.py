@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import yaml
 
 from gossipseg.errors import ConfigError
-from gossipseg.yamlbounds import MAX_DEPTH, TooLarge, check_bounds, read_bounded
+from gossipseg.yamlbounds import MAX_DEPTH, TooLarge, check_bounds, check_key, read_bounded
 
 FILE_VERSION = 1
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -99,6 +99,7 @@ def _refuse_duplicates(node: Any, prefix: str = "") -> None:
             continue
         mark = (key.tag, key.value)
         line = key.start_mark.line + 1
+        check_key(key.tag, key.value, line)
         if mark in lines:
             raise _DuplicateKey(f"{prefix}{key.value}", lines[mark], line)
         lines[mark] = line
@@ -113,6 +114,8 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         _refuse_duplicates(node)
         return None if node is None else loader.construct_document(node)
+    except (AttributeError, LookupError, TypeError, ArithmeticError):  # `!!bool maybe`, `!!timestamp soon`
+        raise ValueError("a tag (!!) on a value that is none of its kind") from None
     finally:
         loader.dispose()
 

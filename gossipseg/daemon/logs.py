@@ -135,11 +135,16 @@ def capture_stderr() -> None:
 
 
 def say(line: str) -> None:
-    """A line for whoever started the daemon: to stderr as it is, behind all logs."""
-    if _outlets:
-        _outlets[0].put(_bytes(line))
-    else:
+    """A line for whoever started the daemon: to stderr as it is, behind all logs. In a log file it is one
+    more record, for there may be nobody at stderr."""
+    if not _outlets:
         print(line, file=sys.stderr)
+        return
+    _outlets[0].put(_bytes(line))
+    record = logging.LogRecord("stderr", logging.WARNING, "", 0, line, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, OutletHandler) and handler.outlet in _outlets[1:] and line.strip():
+            handler.handle(record)
 
 
 def lost() -> int:
@@ -155,6 +160,8 @@ def problem() -> str:
 def close(timeout_s: float = FLUSH_S) -> None:
     """Let what waits get out, for no longer than this."""
     global _replaced
+    if isinstance(sys.stderr, _Stderr):
+        sys.stderr.end_line()
     deadline = time.monotonic() + timeout_s
     for outlet in _outlets:
         outlet.close(max(0.0, deadline - time.monotonic()))
@@ -217,3 +224,8 @@ class _Stderr(io.TextIOBase):
         for line in lines:
             say(line)
         return len(text)
+
+    def end_line(self) -> None:
+        """Let a line without an end out."""
+        if self._rest:
+            self.write("\n")

@@ -11,6 +11,9 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+SEND_S = 0.2
+"""So long a datagram waits for room."""
+
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
@@ -50,6 +53,7 @@ class Notifier:
         # A leading @ means the abstract namespace.
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
+            s.settimeout(SEND_S)  # a systemd that stands still must not stop the event loop
             try:
                 s.sendto(text.encode(), address)
             except OSError:

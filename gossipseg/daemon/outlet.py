@@ -8,7 +8,10 @@ the pipe, and write(2) then blocks for as long as it likes: in this thread alone
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
+import stat
 import threading
 import time
 from collections import deque
@@ -18,6 +21,8 @@ from pathlib import Path
 MAX_WAITING_BYTES = 1 << 20
 STUCK_S = 5.0
 """A write that takes longer is told."""
+RETRY_S = 5.0
+"""So long after a failure, where nothing new is to be written, it is tried whether lines are taken again."""
 
 
 class Outlet:
@@ -33,11 +38,12 @@ class Outlet:
         gap: Callable[[int], bytes],
         *,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
+        retry_s: float = RETRY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.lost = name, 0
         """`lost`: lines, since the start."""
-        self._write, self._gap_line, self._clock = write, gap, clock
+        self._write, self._gap_line, self._clock, self._retry_s = write, gap, clock, retry_s
         self._limit, self._waiting_bytes = max_waiting_bytes, 0
         self._lines: deque[bytes | int] = deque()
         """Lines, and in their place how many were lost there."""
@@ -96,17 +102,21 @@ class Outlet:
         """The next line, or number of lines lost; None at the end."""
         with self._changed:
             while not self._lines:
-                if self._gap and not self._failure:
+                if self._gap and (not self._failure or self._rested()):
                     self._lines.append(self._gap)
                     self._gap = 0
                 elif self._closed:
                     return None
-                else:
+                elif not self._gap:
                     self._changed.wait()
             item = self._lines.popleft()
             self._waiting_bytes -= len(item) if isinstance(item, bytes) else 0
             self._began = self._clock()
             return item
+
+    def _rested(self) -> bool:
+        """Wait after a failure; whether nothing came, so that the gap itself is what is tried next."""
+        return not self._changed.wait_for(lambda: self._lines or self._closed, self._retry_s)
 
     def _done(self, item: bytes | int, failure: str) -> None:
         with self._changed:
@@ -118,12 +128,20 @@ class Outlet:
 
 
 def write_to(fd: int) -> Callable[[bytes], None]:
-    """A function that writes all of a line to a file descriptor."""
+    """A function that writes all of a line to a file descriptor, and waits where that would rather not.
+
+    Whoever shares a terminal or pipe with us may have made it non-blocking.
+    """
 
     def write(line: bytes) -> None:
         done = 0
         while done < len(line):
-            done += os.write(fd, line[done:])
+            try:
+                done += os.write(fd, line[done:])
+            except BlockingIOError:
+                room = select.poll()
+                room.register(fd, select.POLLOUT)
+                room.poll()
 
     return write
 
@@ -131,12 +149,12 @@ def write_to(fd: int) -> Callable[[bytes], None]:
 class RotatingFile:
     """A log file that is begun anew at `max_bytes`; `count` files are kept, FILE.1 the newest of the old.
 
-    One that was moved away (logrotate) or removed is made again.
+    One that was moved away (logrotate) or removed is made again. A link stays one: its target is written.
     """
 
     def __init__(self, path: Path, max_bytes: int, count: int) -> None:
         """Raises OSError when it cannot be opened."""
-        self._path, self._max_bytes, self._count = path, max_bytes, count
+        self._path, self._max_bytes, self._count = Path(os.path.realpath(path)), max_bytes, count
         self._fd, self._size = -1, 0
         self._open()
 
@@ -156,16 +174,26 @@ class RotatingFile:
 
     def _in_place(self) -> bool:
         try:
-            return self._fd >= 0 and os.path.samestat(self._path.stat(), os.fstat(self._fd))
+            now = self._path.stat()
         except FileNotFoundError:
             return False
+        if self._fd < 0 or not os.path.samestat(now, os.fstat(self._fd)):
+            return False
+        self._size = now.st_size  # logrotate's copytruncate makes it smaller
+        return True
 
     def _open(self) -> None:
         self.close()
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd = os.open(self._path, flags, 0o600)
-        self._size = os.fstat(self._fd).st_size
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+        self._fd = os.open(
+            self._path, flags, 0o600
+        )  # non-blocking: a pipe without a reader is not waited for
+        found = os.fstat(self._fd)
+        if not stat.S_ISREG(found.st_mode):  # a rotation would rename /dev/null
+            self.close()
+            raise OSError(errno.EINVAL, "it is no plain file", str(self._path))
+        self._size = found.st_size
 
     def _rotate(self) -> None:
         for n in range(self._count - 1, 0, -1):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,26 @@ def test_messages(tmp_path: Path) -> None:
             "WATCHDOG=1",
             "STOPPING=1\nSTATUS=SIGTERM",
         ]
+
+
+def test_a_systemd_that_stands_still_is_not_waited_for(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as nobody:
+        nobody.bind(str(tmp_path / "notify"))
+        thread = threading.Thread(
+            target=flood, args=(Notifier(str(tmp_path / "notify"), 1.0), nobody), daemon=True
+        )
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def flood(notifier: Notifier, receiver: socket.socket) -> None:
+    """Until there is no more room, and one more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s, contextlib.suppress(BlockingIOError):
+        s.setblocking(False)
+        while True:
+            s.sendto(b"x", receiver.getsockname())
+    notifier.watchdog()
 
 
 def test_environment() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gossipseg.daemon import logs
-from gossipseg.daemon.outlet import Outlet, RotatingFile
+from gossipseg.daemon.outlet import Outlet, RotatingFile, write_to
 
 
 class Reader:
@@ -96,6 +96,42 @@ def test_what_cannot_be_written_is_told_and_tried_again(reader: Reader) -> None:
     assert sorted(reader.taken) == [b"lost 3", b"y", b"z"] and outlet.problem() == ""
 
 
+def test_it_is_tried_again_where_nothing_new_is_logged(reader: Reader) -> None:
+    """A disk that was full for a moment is told as full until the next line, which may be days away."""
+    reader.failure = OSError(errno.ENOSPC, "No space left on device")
+    outlet = Outlet("log.file", reader, gap, retry_s=0.01)
+    outlet.put(b"x")
+    assert outlet.flush(30) and "No space left" in outlet.problem()
+    reader.failure = None
+    with outlet._changed:
+        assert outlet._changed.wait_for(lambda: not outlet._failure, 30)
+    assert outlet.problem() == "" and reader.taken == [b"lost 1"] and outlet.lost == 1
+
+
+def test_a_closed_one_does_not_stay_for_what_failed(reader: Reader) -> None:
+    reader.failure = OSError(errno.ENOSPC, "No space left on device")
+    outlet = Outlet("log.file", reader, gap, retry_s=300)
+    outlet.put(b"x")
+    outlet.close(30)
+    outlet._thread.join(30)
+    assert not outlet._thread.is_alive()
+
+
+def test_a_pipe_that_does_not_block_loses_nothing() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    line = b"y" * (1 << 20)  # far more than fits
+    thread = threading.Thread(target=write_to(writing), args=(line,))
+    thread.start()
+    got = 0
+    while got < len(line):
+        got += len(os.read(reading, 1 << 16))
+    thread.join(30)
+    os.close(reading)
+    os.close(writing)
+    assert got == len(line) and not thread.is_alive()
+
+
 def test_the_end_does_not_wait_for_a_reader(reader: Reader) -> None:
     reader.reading.clear()
     outlet = Outlet("x", reader, gap)
@@ -160,6 +196,52 @@ def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert path.read_text() == "one\nthree\n"
 
 
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    target, link = tmp_path / "large" / "site.log", tmp_path / "site.log"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    file = RotatingFile(link, 10, 2)
+    for n in range(3):
+        file.write(b"line%d\n" % n)
+    file.close()
+    assert link.is_symlink() and sorted(p.name for p in tmp_path.iterdir()) == ["large", "site.log"]
+    assert (link.read_text(), (target.parent / "site.log.1").read_text()) == ("line2\n", "line1\n")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_no_plain_file_is_refused_and_not_renamed(tmp_path: Path, kind: str) -> None:
+    """A pipe without a reader is waited for; to rotate /dev/null is to rename it."""
+    path = tmp_path / "site.log"
+    if kind == "pipe":
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    else:
+        path.symlink_to("/dev/null")
+        reader = os.open(path, os.O_RDONLY)
+    with pytest.raises(OSError, match="no plain file"):
+        RotatingFile(path, 10, 2)
+    os.close(reader)
+    if kind == "pipe":  # nobody reads it
+        with pytest.raises(OSError, match="No such device"):
+            RotatingFile(path, 10, 2)
+
+
+def test_a_file_that_was_cut_short_is_written_on_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "site.log", os.write
+    file = RotatingFile(path, 1000, 2)
+    file.write(b"one\n" * 100)
+    os.truncate(path, 0)  # logrotate's copytruncate
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+        file.write(b"two\n")
+    monkeypatch.setattr(os, "write", real)
+    file.write(b"three\n")
+    file.close()
+    assert path.read_bytes() == b"three\n"
+
+
 # ---------------------------------------------------------------- all of it, on a real pipe
 
 DAEMON = """
@@ -205,6 +287,7 @@ logs.setup("json", "warning", RotatingFile(Path(sys.argv[1]), 10_000, 2)); logs.
 print("by a library", end="", file=sys.stderr); print(" in pieces", file=sys.stderr)
 logging.getLogger("x").error("last")
 logs.say("gossipsegd: the end")
+print("half a line", end="", file=sys.stderr)
 logs.close()
 print("plain", file=sys.stderr)
 """
@@ -218,11 +301,13 @@ def test_everything_goes_out_in_order_and_to_the_file(tmp_path: Path) -> None:
         timeout=60,
         check=True,
     )
-    first, library, last, end, plain = done.stderr.splitlines()
+    first, library, last, end, half, plain = done.stderr.splitlines()
     assert json.loads(first)["message"] == "before the configuration"
-    assert (library, end, plain) == ("by a library in pieces", "gossipsegd: the end", "plain")
+    assert (library, end) == ("by a library in pieces", "gossipsegd: the end")
+    assert (half, plain) == ("half a line", "plain")
     assert json.loads(last)["level"] == "error"
-    assert (tmp_path / "site.log").read_text().splitlines() == [first, last]
+    kept = [json.loads(line) for line in (tmp_path / "site.log").read_text().splitlines()]
+    assert [line["message"] for line in kept] == [json.loads(first)["message"], library, "last", end, half]
 
 
 def test_lost_lines_are_a_line_of_their_own() -> None:
