@@ -108,7 +108,7 @@ def test_bad_data_ends_the_daemon_at_start(tmp_path: Path, what: str) -> None:
             case "shape":
                 Image.new("L", (40, 48)).save(label)
             case "rgb":
-                Image.new("RGB", (48, 48)).save(image)
+                Image.new("RGB", (48, 48), (200, 90, 30)).save(image)
             case "empty":
                 (data / "dataset.json").write_text(json.dumps({**listed, "training": []}))
         code, text = run(f)
