@@ -214,7 +214,7 @@ def test_memory_does_not_grow_with_the_number_of_sites(tmp_path: Path) -> None:
         for i in range(1, sites):
             (folder / f"s{i}.safetensors").hardlink_to(folder / "s0.safetensors")
         command = [sys.executable, "-c", _MEASURE, str(folder)]
-        out = subprocess.run(command, capture_output=True, text=True, check=True)
-        grown[sites] = int(out.stdout)
+        runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
+        grown[sites] = min(int(run.stdout) for run in runs)  # other work on the machine adds to the peak
     assert grown[2] > 0 and grown[8] < 3 * MODEL_KIB, grown
     assert grown[8] < grown[2] + MODEL_KIB / 2, grown
