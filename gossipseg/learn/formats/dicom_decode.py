@@ -10,7 +10,7 @@ import numpy as np
 
 from gossipseg.errors import DataError
 from gossipseg.learn.formats.dicom_base import PIP, quiet, read_dataset, tag_name, whole
-from gossipseg.learn.formats.dicom_silence import libraries_silent
+from gossipseg.learn.formats.silence import DECODERS, libraries_silent
 
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _ENDS_WITH_MARKER = "1.2.840.10008.1.2.4."
@@ -89,7 +89,7 @@ def _decoded(dataset: Any, syntax: Any, frames: list[int]) -> Iterator[tuple[np.
 def _decompressed(decoder: Any, dataset: Any, frame: int) -> tuple[np.ndarray, dict[str, Any]]:
     failure: Exception | None = None
     found: tuple[np.ndarray, dict[str, Any]]
-    with libraries_silent() as said:
+    with libraries_silent(DECODERS) as said:
         try:
             found = decoder.as_array(dataset, index=frame, raw=False, correct_unused_bits=False)
         except Exception as e:

@@ -20,7 +20,6 @@ from gossipseg.learn.formats.dicom_base import (
     read_dataset,
     tag_name,
     text,
-    value,
     whole,
 )
 
@@ -227,8 +226,3 @@ def differing(planes: list[Plane], root: Path) -> str:
             shown = [v or "none" for v in list(values)[:6]]
             return f"{tag_name(keyword)}: {', '.join(shown)}{', …' if len(values) > 6 else ''}"
     return ""
-
-
-def has_value(plane: Plane, keyword: str) -> bool:
-    """Whether the frame has this value at all."""
-    return any(value(group, keyword, plane.file) is not None for group in plane.groups)

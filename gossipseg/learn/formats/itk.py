@@ -15,7 +15,7 @@ from gossipseg.errors import DataError
 from gossipseg.learn.formats.axes import channel_first, real
 from gossipseg.learn.formats.itk_headers import Head, meta_head, nrrd_head, verify
 from gossipseg.learn.formats.kinds import Kind, kind_of
-from gossipseg.learn.formats.silence import silence
+from gossipseg.learn.formats.silence import libraries_silent
 from gossipseg.learn.formats.volume import Segment, Segmentation, Volume
 
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -57,7 +57,7 @@ def _volume(path: Path, spatial_dims: int, head: Head) -> Volume:
     meta = kind_of(path) is Kind.META
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        with silence():
+        with libraries_silent():
             image = sitk.ReadImage(str(path), imageIO="MetaImageIO" if meta else "NrrdImageIO")
     except RuntimeError as e:
         said = " ".join(str(e).split()).rpartition("): ")[2][:200]

@@ -26,7 +26,7 @@ from gossipseg.learn.formats.axes import real, wrong_dimensions
 from gossipseg.learn.formats.checked import COPY_AGAIN, opened
 from gossipseg.learn.formats.palette import resolve
 from gossipseg.learn.formats.pictures import ORIENTATION, plain, turn, turn_note, without_alpha
-from gossipseg.learn.formats.silence import silence
+from gossipseg.learn.formats.silence import libraries_silent
 from gossipseg.learn.formats.volume import Volume
 
 MM_PER_UNIT = {
@@ -165,7 +165,7 @@ def _by_pillow(path: Path, series: Any, page: Any, axes: str, as_label: bool) ->
     if (page.samplesperpixel > 1 and page.bitspersample != 8) or by_planes:
         raise lacking
     try:
-        with silence(), Image.open(path, formats=["TIFF"]) as picture:
+        with libraries_silent(), Image.open(path, formats=["TIFF"]) as picture:
             found = []
             for frame in ImageSequence.Iterator(picture):
                 frame.load()  # which turns a TIFF as it is shown
