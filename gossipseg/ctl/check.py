@@ -16,7 +16,7 @@ from gossipseg.ctl import output as out
 from gossipseg.errors import EXIT_DATA, EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
-    from gossipseg.ctl.doctor import Finding
+    from gossipseg.ctl.findings import Finding
 
 COLUMNS = (out.Column("CHECK"), out.Column("STATE"), out.Column("FINDING"))
 

@@ -1,30 +1,28 @@
 """The checks of `gossipctl check` on this machine, one function each, each yielding findings.
 
-What belongs here: configuration, identity, clock and certificates, disk, device and data, the daemon.
-What must not: what a start needs (doctor_start.py), other sites (doctor_peers.py), printing, torch (data and
-device are checked by a subprocess).
+What belongs here: the order of all checks; configuration, identity, clock and certificates, disk, the daemon.
+What must not: data and device (doctor_data.py), what a start needs (doctor_start.py), other sites
+(doctor_peers.py), printing, torch.
 """
 
 from __future__ import annotations
 
 import ctypes
-import dataclasses
-import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
 
 from gossipseg import trust
 from gossipseg.certificates import WARN_DAYS, parse_certificate
 from gossipseg.config import Config
-from gossipseg.ctl import learn
+from gossipseg.ctl import doctor_data, doctor_start
 from gossipseg.ctl import output as out
+from gossipseg.ctl.doctor_peers import check_peers
+from gossipseg.ctl.doctor_reach import check_reach
+from gossipseg.ctl.findings import Finding, State
 from gossipseg.errors import DaemonUnreachable, GossipsegError
 from gossipseg.learn.flips import resolve
 from gossipseg.learn.params import FINAL_SHARE, ONE_SHOT_ALGORITHM, cosine_rate
@@ -34,30 +32,14 @@ from gossipseg.wire.documents import StatusDoc
 DAY_S = 86_400
 _TIME_ERROR = 5
 """adjtimex(2): the clock is not synchronised."""
-MAX_PROBLEMS = 20
 HIGH_SHARE = 0.1
 """A cosine that is left above this share of the learning rate has hardly done its work."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found."""
-
-    check: str
-    state: Literal["ok", "warning", "failed", "skipped"]
-    detail: str
-    remedy: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
 
 
 def examine(
     config: Config, *, data: bool, peers: bool, timeout_s: float, reach: bool = False
 ) -> Iterator[Finding]:
     """All checks, in the order in which a mistake in one makes the next pointless."""
-    from gossipseg.ctl import doctor_start
-
     yield Finding("config", "ok", f"{config.site_path} and {config.federation_path}")
     yield from check_finetuning(config)
     yield from check_flips(config)
@@ -73,14 +55,10 @@ def examine(
         yield from doctor_start.check_worker_lock(config)
     yield from doctor_start.check_metrics(config, running=running)
     yield from doctor_start.check_extras(config)
-    yield from check_data(config) if data else [Finding("data", "skipped", "not asked for")]
+    yield from doctor_data.check_data(config) if data else [Finding("data", "skipped", "not asked for")]
     if peers:
-        from gossipseg.ctl.doctor_peers import check_peers
-
         yield from check_peers(config, identity, status, timeout_s)
     if reach:
-        from gossipseg.ctl.doctor_reach import check_reach
-
         yield from check_reach(config, identity, status)
 
 
@@ -303,7 +281,7 @@ def check_daemon(config: Config) -> tuple[StatusDoc | None, list[Finding], bool]
         return None, [finding], where.state != "none"
     except GossipsegError as e:
         return None, [Finding("daemon", "failed", str(e))], True
-    state: dict[str, Literal["ok", "warning", "failed"]] = {"ok": "ok", "degraded": "warning"}
+    state: dict[str, State] = {"ok": "ok", "degraded": "warning"}
     detail = f"{status.state}, {status.phase}, round {status.round}" + "".join(
         f"; {r}" for r in status.reasons
     )
@@ -313,92 +291,3 @@ def check_daemon(config: Config) -> tuple[StatusDoc | None, list[Finding], bool]
             Finding("daemon", "failed", f"it is {status.site}'s daemon that answers", "Check --config.")
         )
     return status, found, True
-
-
-# ---------------------------------------------------------------- data, device
-
-
-def check_data(config: Config) -> Iterator[Finding]:
-    """Every case of the data list, and the device, by `gossipseg.learn.check`."""
-    done = subprocess.run(
-        learn.command_line("check", []),
-        input=learn.spec_json(config),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    try:
-        found = json.loads(done.stdout)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or found.get("schema") != 1:
-        said = [line for line in done.stderr.splitlines() if line and not line.startswith("[")]
-        text = (
-            said[-1].removeprefix("error: ") if said else f"the check ended with exit code {done.returncode}"
-        )
-        yield Finding("data", "failed", text)
-        return
-    yield from data_findings(found)
-
-
-def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
-    """The document of gossipseg.learn.check as findings."""
-    problems = found.get("problems", [])
-    about_device = [p for p in problems if str(p.get("key") or "").startswith("device")]
-    about_model = [p for p in problems if p.get("part") == "model"]
-    about_data = [p for p in problems if p not in about_device and p not in about_model]
-    for row, found_there in (("device", about_device), ("model", about_model)):
-        for problem in found_there:
-            yield Finding(row, "failed", _sentence(problem), problem.get("remedy") or "")
-    if found.get("device"):
-        yield Finding("device", "ok", str(found["device"]))
-    for problem in about_data[:MAX_PROBLEMS]:
-        yield Finding("data", "failed", _sentence(problem), problem.get("remedy") or "")
-    if len(about_data) > MAX_PROBLEMS:
-        yield Finding("data", "failed", f"and {len(about_data) - MAX_PROBLEMS} more problems like these")
-    for warning in found.get("warnings", []):
-        yield Finding("data", "warning", str(warning))
-    if not about_data:
-        patients = found.get("patients", {})
-        splits = ", ".join(
-            f"{count} {name}"
-            + (f" (of {patients[name]} patients)" if patients.get(name, count) != count else "")
-            for name, count in found.get("splits", {}).items()
-        )
-        kept = _memory_text(found.get("memory"))
-        yield Finding("data", "ok", f"{splits}; every case can be read{_kinds(found.get('kinds', {}))}{kept}")
-        if division := found.get("division", {}).get("text"):
-            yield Finding("data", "ok", f"splits: {division}")
-    if found.get("pace"):
-        yield Finding("round", "ok", _pace_text(found["pace"]))
-
-
-def _kinds(kinds: dict[str, int]) -> str:
-    """How many cases are of which kind."""
-    return f" ({', '.join(f'{count} {kind}' for kind, count in kinds.items())})" if kinds else ""
-
-
-def _memory_text(memory: dict[str, Any] | None) -> str:
-    """What data.cache takes, of what there is."""
-    if not memory or not memory.get("cache_bytes"):
-        return ""
-    free = memory.get("available_bytes")
-    there = f" of {out.bytes_text(free)} free" if free is not None else ""
-    return f"; kept in memory (data.cache): {out.bytes_text(memory['cache_bytes'])}{there}"
-
-
-def _pace_text(pace: dict[str, Any]) -> str:
-    """How long a round will take."""
-    return (
-        f"a round of {pace['steps_per_round']} steps and the validation of {pace['validation_cases']} cases "
-        "will "
-        f"take about {out.duration_text(pace['round_s'])} here ({pace['step_s']:.2g} s a step, "
-        f"{pace['validation_case_s']:.2g} s a case); steps beside another site's model take up to twice as "
-        "long"
-    )
-
-
-def _sentence(problem: dict[str, Any]) -> str:
-    place = ": ".join(str(problem[k]) for k in ("file", "key") if problem.get(k))
-    value = f" = {problem['value']!r}" if problem.get("value") is not None and problem.get("key") else ""
-    return f"{place}{value}: {problem['problem']}" if place else str(problem["problem"])

@@ -18,7 +18,7 @@ from gossipseg.config import Config, ListedSite
 from gossipseg.core import contract
 from gossipseg.core.messages import Hello, HelloReply
 from gossipseg.core.types import PeerInfo, Phase
-from gossipseg.ctl.doctor import Finding
+from gossipseg.ctl.findings import Finding
 from gossipseg.errors import ConfigError, GossipsegError, LocalError, PeerRefused
 from gossipseg.wire.addresses import split_address
 from gossipseg.wire.clocks import CLOCK_TOLERANCE_S, clock_text

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from gossipseg import trust
 from gossipseg.config import Config
-from gossipseg.ctl.doctor import Finding
 from gossipseg.ctl.doctor_peers import calling
+from gossipseg.ctl.findings import Finding
 from gossipseg.errors import GossipsegError
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import ReachRow, StatusDoc

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gossipseg.config import Config
-from gossipseg.ctl.doctor import Finding
+from gossipseg.ctl.findings import Finding
 from gossipseg.ctl.whereabouts import Whereabouts, whereabouts
 from gossipseg.store.lock import holder_of
 from gossipseg.wire.addresses import join_address, split_address

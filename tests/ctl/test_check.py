@@ -8,12 +8,14 @@ import functools
 import importlib.util
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import yaml
@@ -25,7 +27,7 @@ from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.core.messages import Hello, HelloReply, Reply, Request
 from gossipseg.core.types import ModelRef, PeerInfo, Phase
-from gossipseg.ctl import doctor, doctor_start, learn
+from gossipseg.ctl import doctor, doctor_data, doctor_start, learn
 from gossipseg.ctl.whereabouts import whereabouts
 from gossipseg.errors import EXIT_UNREACHABLE, PeerRefused
 from gossipseg.store import DirectoryLock
@@ -781,6 +783,25 @@ def test_the_daemon_lets_itself_be_called_back(ctl: Any, federation: Federation,
 # ---------------------------------------------------------------- data and device
 
 
+def test_a_check_that_was_killed_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(learn, "command_line", lambda module, arguments: command)
+    monkeypatch.setattr(learn, "spec_json", lambda config: "")
+    (found,) = doctor_data.check_data(ANY)
+    assert found.state == "failed" and "lack of memory" in found.detail
+
+
+def test_the_check_of_data_knows_a_users_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine has no passwd entry for it, torch asks in vain when it is imported."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("gossipseg.surroundings._known", lambda: False)
+    code = "import getpass, json; print(json.dumps({'schema': 1, 'device': getpass.getuser()}))"
+    monkeypatch.setattr(learn, "command_line", lambda module, arguments: [sys.executable, "-c", code])
+    monkeypatch.setattr(learn, "spec_json", lambda config: "")
+    assert next(iter(doctor_data.check_data(ANY))).detail == "gossipseg"
+
+
 def test_data_findings() -> None:
     problem = {
         "file": "a.png",
@@ -798,21 +819,23 @@ def test_data_findings() -> None:
         "splits": {"training": 9},
         "device": "",
     }
-    found = list(doctor.data_findings(document))
+    found = list(doctor_data.data_findings(document))
     assert [(f.check, f.state) for f in found] == [
         *(("device", "failed"), ("model", "failed"), ("data", "failed"), ("data", "warning")),
     ]
     assert found[2].detail == "a.png: training.0.label = 7: is strange" and found[2].remedy == "Map it."
-    many = list(doctor.data_findings({"problems": [problem] * 50}))
-    assert len(many) == doctor.MAX_PROBLEMS + 1 and "30 more" in many[-1].detail
-    fine = list(doctor.data_findings({"problems": [], "splits": {"training": 9, "test": 2}, "device": "cpu"}))
+    many = list(doctor_data.data_findings({"problems": [problem] * 50}))
+    assert len(many) == doctor_data.MAX_PROBLEMS + 1 and "30 more" in many[-1].detail
+    fine = list(
+        doctor_data.data_findings({"problems": [], "splits": {"training": 9, "test": 2}, "device": "cpu"})
+    )
     assert [f.detail for f in fine] == ["cpu", "9 training, 2 test; every case can be read"]
     slices = {"splits": {"training": 9, "test": 2}, "patients": {"training": 3, "test": 2}}
-    (told,) = doctor.data_findings(slices)
+    (told,) = doctor_data.data_findings(slices)
     assert told.detail == "9 training (of 3 patients), 2 test; every case can be read"
     drawn = {"how": "drawn", "text": "drawn, kept in /s/splits.json"}
     kinds = {"kinds": {".png": 6, "DICOM": 3}, "division": drawn}
-    read, splits = doctor.data_findings({"splits": {"training": 9}, **kinds})
+    read, splits = doctor_data.data_findings({"splits": {"training": 9}, **kinds})
     assert read.detail == "9 training; every case can be read (6 .png, 3 DICOM)"
     assert (splits.state, splits.detail) == ("ok", "splits: drawn, kept in /s/splits.json")
 
