@@ -24,7 +24,7 @@ import numpy as np
 from gossipseg.algos import registry as algorithms
 from gossipseg.errors import EXIT_DATA, EXIT_OK, ConfigError, DataError, LocalError
 from gossipseg.learn import cli
-from gossipseg.learn.amp import choose_compute
+from gossipseg.learn.amp import Compute, choose_compute
 from gossipseg.learn.cases import SPLITS, Case, Splits
 from gossipseg.learn.check_labels import Vanishing
 from gossipseg.learn.costs import Memory, time_round
@@ -63,40 +63,24 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
     """Read every listed case and collect what is wrong."""
     setup = read_setup(spec)
     problems: list[Problem] = []
-    makes_masks = not needs_labels(setup)
+    of_model: list[Problem] = []
     told: list[str] = []
+    makes_masks = not needs_labels(setup)
     splits = scan_cases(
-        setup.data,
-        spec.site,
-        problems.append,
-        makes_masks=makes_masks,
-        keep=keep_of(spec),
-        warn=told.append,
+        setup.data, spec.site, problems.append, makes_masks=makes_masks, keep=keep_of(spec), warn=told.append
     )
-    findings, memory = _Findings(setup.task), Memory(setup.data, keeps_test=spec.report_test)
-    rule = label_rule(setup.task, setup.data)
-    total = max(1, sum(splits.counts.values()))
-    for done, (split, case) in enumerate(splits):
-        show(f"checking {split} case {case.id}", done / total)
-        if not any(missing(p) for p in (*case.files, *([case.label] if case.label else []))):
-            item = _read(case, setup.task, rule, problems)
-            if item is not None:
-                findings.add(split, item)
-                memory.add(split, item)
-    show(f"{sum(splits.counts.values())} cases checked", 1.0)
-    about_data = len(problems)
-    _check_model(setup, problems)
-    about_model = len(problems)
-    device, patients = "", patients_in(case for _, case in splits)
+    findings, memory = _read_all(setup, splits, problems, show)
+    _check_model(setup, of_model)
+    compute = _compute(setup, problems)
     pace: dict[str, Any] | None = None
-    try:
-        compute = choose_compute(setup.device)
-        device = compute.name
-        if not problems and not makes_masks:
-            show("timing a few training steps", 1.0)
-            pace = time_round(setup, splits, compute)
-    except (ConfigError, LocalError) as e:
-        problems.append(e)
+    if compute is not None and not (problems or of_model or makes_masks):
+        show("timing a few training steps", 1.0)
+        pace = _pace(setup, splits, compute, of_model)
+    told += findings.warnings(splits, makes_masks)
+    told += _patients_apart(splits)
+    told += several_text(setup.task, setup.data, findings.file_values)
+    told += memory.warnings()
+    patients = patients_in(case for _, case in splits)
     return {
         "schema": 1,
         "kind": "check_data",
@@ -106,21 +90,47 @@ def check(spec: WorkerSpec, show: Any = lambda activity, fraction: None) -> dict
         "division": _division(splits),
         "kinds": dict(sorted(Counter(kind_text(case.files[0]) for _, case in splits).items())),
         "problems": [
-            {**_as_dict(p), **({"part": "model"} if about_data <= i < about_model else {})}
-            for i, p in enumerate(problems)
+            *map(_as_dict, problems),
+            *({**_as_dict(problem), "part": "model"} for problem in of_model),
         ],
-        "warnings": [
-            *told,
-            *findings.warnings(splits, spec.report_test, makes_masks),
-            *_patients_apart(splits),
-            *several_text(setup.task, setup.data, findings.file_values),
-            *memory.warnings(),
-        ],
+        "warnings": told,
         **findings.as_dict(),
-        "device": device,
+        "device": "" if compute is None else compute.name,
         "memory": memory.document(),
         "pace": pace,
     }
+
+
+def _read_all(setup: Setup, splits: Splits, problems: list[Problem], show: Any) -> tuple[_Findings, Memory]:
+    """What all cases that can be read are like, and take."""
+    findings, memory = _Findings(setup.task), Memory(setup.data, keeps_test=setup.spec.report_test)
+    rule, total = label_rule(setup.task, setup.data), max(1, sum(splits.counts.values()))
+    for done, (split, case) in enumerate(splits):
+        show(f"checking {split} case {case.id}", done / total)
+        if not any(missing(p) for p in (*case.files, *([case.label] if case.label else []))):
+            item = _read(case, setup.task, rule, problems)
+            if item is not None:
+                findings.add(split, item)
+                memory.add(split, item)
+    show(f"{sum(splits.counts.values())} cases checked", 1.0)
+    return findings, memory
+
+
+def _compute(setup: Setup, problems: list[Problem]) -> Compute | None:
+    """The device that site.yaml asks for; None where it is not there."""
+    try:
+        return choose_compute(setup.device)
+    except (ConfigError, LocalError) as e:
+        problems.append(e)
+        return None
+
+
+def _pace(setup: Setup, splits: Splits, compute: Compute, problems: list[Problem]) -> dict[str, Any] | None:
+    try:
+        return time_round(setup, splits, compute)
+    except LocalError as e:
+        problems.append(e)
+        return None
 
 
 def _check_model(setup: Setup, problems: list[Problem]) -> None:
@@ -187,7 +197,7 @@ class _Findings:
             self._held[split].update(name for value, name in self._names.items() if value in values)
             self._vanishing.add(split, item)
 
-    def warnings(self, splits: Splits, report_test: bool, makes_masks: bool) -> list[str]:
+    def warnings(self, splits: Splits, makes_masks: bool) -> list[str]:
         out = []
         for split in ("validation",) if makes_masks else ("training", "validation"):
             missing = [n for n in self._names.values() if not self._held[split][n]]

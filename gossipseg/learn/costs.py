@@ -83,8 +83,8 @@ def time_round(setup: Setup, splits: Splits, compute: Compute) -> dict[str, Any]
     """Seconds of a step of this site's own models, of the validation of a case, and of a round of them.
 
     A few real steps on the first training cases, which are read anew each time where data.cache is false, as
-    in training. Steps beside a visitor take up to twice as long. None
-    where there is nothing to time. Raises LocalError where a step does not fit into memory.
+    in training. Steps beside a visitor take up to twice as long. None where there is nothing to time.
+    Raises LocalError where a step does not fit into memory, or does not work.
     """
     training, validation = splits.training[:2], splits.validation[:1]
     if not training or any(case.label is None for case in training):
@@ -102,12 +102,15 @@ def time_round(setup: Setup, splits: Splits, compute: Compute) -> dict[str, Any]
         case_s *= SHADOW_PREDICTIONS if setup.training.shadow_local else 1
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
-            raise
+            said = " ".join(str(e).split())[:300]
+            raise LocalError(
+                f"a training step with {setup.network.name} on {compute.name} does not work: {said} The worker "
+                "would end so, too: choose other network options or another task.patch_size."
+            ) from e
         size = "×".join(map(str, setup.task.patch_size))
         raise LocalError(
             f"not enough memory on {compute.name} for a training step: batch_size "
-            f"{setup.training.batch_size} "
-            f"of patches {size} through {setup.network.name}. Choose a smaller training.batch_size, "
+            f"{setup.training.batch_size} of patches {size} through {setup.network.name}. Choose a smaller training.batch_size, "
             "task.patch_size or network in peers.yaml (at all sites), or a device with more memory."
         ) from e
     total = setup.training.steps_per_round

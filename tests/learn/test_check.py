@@ -137,3 +137,17 @@ def test_a_class_that_vanishes_at_the_tasks_spacing_is_told_with_its_size(
     assert "training_0 (spleen, 3 voxels, 6 mm³)" in told and "training never sees 1 of them" in told
     _, document, _ = run(tmp_path, spec(tmp_path, VOLUME), capsys)
     assert not any("vanishes" in w for w in document["warnings"])
+
+
+def test_a_network_that_cannot_train_is_told_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("sizes of tensors must match\nexcept in dimension 1.")
+
+    monkeypatch.setattr("gossipseg.learn.costs.train_step", broken)
+    png_site(tmp_path, {"training": 2, "validation": 1})
+    code, document, _ = run(tmp_path, spec(tmp_path, GREY), capsys)
+    (problem,) = document["problems"]
+    assert code == EXIT_DATA and problem["part"] == "model" and document["pace"] is None
+    assert "a training step with unet on cpu does not work: sizes of tensors" in problem["problem"]
