@@ -104,14 +104,14 @@ def time_round(setup: Setup, splits: Splits, compute: Compute) -> dict[str, Any]
         if not is_out_of_memory(e):
             said = " ".join(str(e).split())[:300]
             raise LocalError(
-                f"a training step with {setup.network.name} on {compute.name} does not work: {said} The worker "
-                "would end so, too: choose other network options or another task.patch_size."
+                f"a training step with {setup.network.name} on {compute.name} does not work: {said} The "
+                "worker would end so, too: choose other network options or another task.patch_size."
             ) from e
-        size = "×".join(map(str, setup.task.patch_size))
+        batch, size = setup.training.batch_size, "×".join(map(str, setup.task.patch_size))
         raise LocalError(
-            f"not enough memory on {compute.name} for a training step: batch_size "
-            f"{setup.training.batch_size} of patches {size} through {setup.network.name}. Choose a smaller training.batch_size, "
-            "task.patch_size or network in peers.yaml (at all sites), or a device with more memory."
+            f"not enough memory on {compute.name} for a training step: batch_size {batch} of patches {size} "
+            f"through {setup.network.name}. Choose a smaller training.batch_size, task.patch_size or network "
+            "in peers.yaml (at all sites), or a device with more memory."
         ) from e
     total = setup.training.steps_per_round
     cases = len(splits.validation)
