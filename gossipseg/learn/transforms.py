@@ -104,25 +104,36 @@ def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:
     if not np.isfinite(single).all():
         said = "numbers beyond 3e38" if np.isfinite(array).all() else "NaN or infinite values"
         raise DataError(f"holds {said}", file=file, remedy="Repair the image, or take the case out.")
-    traced = _to_grid(single, volume.affine, task, file, _geometry(task, "bilinear"))
+    own = _in_its_axes(volume.affine, task)
+    traced = _to_grid(single, own, task, file, _geometry(task, "bilinear"))
     image = _plain(_intensity(task)(traced.as_tensor()))
     affine = traced.affine.numpy()
     spacing = None if volume.affine is None else spacing_of(affine, image.dim() - 1)
-    grid = Grid(volume.shape, volume.spacing_mm, _to_task(volume.affine, affine))
+    to_task = None if own is None else _to_task(own, affine)
+    if to_task is None and tuple(image.shape[1:]) != volume.shape:
+        to_task = np.eye(4)
+    grid = Grid(volume.shape, volume.spacing_mm, to_task)
     return Prepared(image.to(torch.float32).contiguous(), spacing, grid)
 
 
-def _to_task(file: np.ndarray | None, task: np.ndarray) -> np.ndarray | None:
+def _in_its_axes(affine: np.ndarray | None, task: TaskParams) -> np.ndarray | None:
+    """The affine that resampling goes by. A two-dimensional image may lie anyhow in the patient, sagittal say,
+    and is resampled in its own plane: of its place the voxel size alone counts."""
+    if affine is None or task.image_dims == 3:
+        return affine
+    return np.diag([*spacing_of(affine, 2), 1.0, 1.0])
+
+
+def _to_task(file: np.ndarray, task: np.ndarray) -> np.ndarray | None:
     """Voxel indices of the file → those of the task's grid; None where they are the same."""
-    if file is None:
-        return None
     matrix = np.linalg.inv(task.astype(np.float64)) @ file
     return None if np.allclose(matrix, np.eye(4), atol=1e-6) else matrix
 
 
 def prepare_label(values: np.ndarray, affine: np.ndarray | None, task: TaskParams, file: Path) -> Tensor:
     """Label values (*spatial) of the task, on its grid: (1, *spatial) uint8."""
-    traced = _to_grid(values[None].astype(np.float32), affine, task, file, _geometry(task, "nearest"))
+    own = _in_its_axes(affine, task)
+    traced = _to_grid(values[None].astype(np.float32), own, task, file, _geometry(task, "nearest"))
     return _plain(traced).round().to(torch.uint8).contiguous()
 
 

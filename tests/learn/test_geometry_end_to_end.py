@@ -15,9 +15,11 @@ from scipy.ndimage import map_coordinates
 
 from gossipseg.learn.data import Item, SiteData
 from gossipseg.learn.evaluate import labels_on
+from gossipseg.learn.formats.volume import Volume
 from gossipseg.learn.params import TaskParams, TrainingParams, WorkerSpec
 from gossipseg.learn.predict import main as predict
 from gossipseg.learn.report import main as evaluate
+from gossipseg.learn.transforms import prepare_image, prepare_label
 from tests.learn.imagery import nifti_site, spec, spec_file, write_checkpoint
 
 TASK = TaskParams(
@@ -115,12 +117,42 @@ def test_scores_are_those_of_the_written_masks(site: WorkerSpec, tmp_path: Path)
     assert some
 
 
+@pytest.mark.parametrize(
+    "across",
+    [((0, -0.5, 0), (-0.75, 0, 0)), ((0, 0, -0.5), (0, -0.75, 0)), ((0, 0, -0.5), (-0.6, -0.45, 0))],
+    ids=["axial", "sagittal", "oblique"],
+)
+def test_a_picture_is_resampled_in_its_own_plane(
+    tmp_path: Path, across: tuple[tuple[float, ...], ...]
+) -> None:
+    """Wherever it lies in the patient: 0.5 mm between rows, 0.75 mm between columns."""
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = across
+    rows, columns = np.mgrid[:40, :48]
+    array = (3.0 * rows + 2.0 * columns).astype(np.float32)
+    task = TaskParams("t", 1, {0: "background", 1: "blob"}, patch_size=(16, 16), spacing_mm=(1.0, 1.0))
+    prepared = prepare_image(Volume(array[None], affine), task, tmp_path)
+    assert prepared.image.shape == (1, 20, 36) and prepared.spacing_mm == pytest.approx((1.0, 1.0))
+    assert prepared.grid.to_task is not None
+    at = indices((20, 36), np.linalg.inv(prepared.grid.to_task))
+    expected = map_coordinates(array, at, order=1, mode="nearest")
+    assert np.abs((expected - expected.mean()) / expected.std() - prepared.image[0].numpy()).max() < 1e-4
+    values = (rows > 20).astype(np.uint8)
+    label = prepare_label(values, affine, task, tmp_path)
+    assert label.shape == (1, 20, 36)
+    back = labels_on(prepared.grid, torch.stack([1 - label[0].float(), label[0].float()]), TrainingParams())
+    assert (back.numpy() == values).mean() > 0.95
+
+
 def task_to_file(item: Item) -> np.ndarray:
     assert item.grid is not None and item.grid.to_task is not None
     return np.linalg.inv(item.grid.to_task)
 
 
 def indices(shape: tuple[int, ...], matrix: np.ndarray) -> np.ndarray:
-    """Voxel indices of one grid in another one: (3, *shape)."""
+    """Voxel indices of one grid in another one: (dims, *shape)."""
+    dims = len(shape)
     grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"))
-    return np.tensordot(matrix[:3, :3], grid, 1) + matrix[:3, 3].reshape(3, 1, 1, 1)
+    offset = matrix[:dims, 3].reshape(dims, *[1] * dims)
+    moved: np.ndarray = np.tensordot(matrix[:dims, :dims], grid, 1) + offset
+    return moved
