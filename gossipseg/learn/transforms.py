@@ -117,8 +117,8 @@ def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:
 
 
 def _in_its_axes(affine: np.ndarray | None, task: TaskParams) -> np.ndarray | None:
-    """The affine that resampling goes by. A two-dimensional image may lie anyhow in the patient, sagittal say,
-    and is resampled in its own plane: of its place the voxel size alone counts."""
+    """The affine that resampling goes by. A two-dimensional image may lie anyhow in the patient, and is
+    resampled in its own plane: of its place the voxel size alone counts."""
     if affine is None or task.image_dims == 3:
         return affine
     return np.diag([*spacing_of(affine, 2), 1.0, 1.0])
