@@ -29,9 +29,9 @@ from gossipseg.store import DirectoryLock
 lock = DirectoryLock(Path(sys.argv[1]))
 lock.acquire()
 if os.fork() == 0:
+    print("held", flush=True)  # from here: a fork that has not run yet has given nothing back
     sys.stdin.read()   # outlives its parent, as a data loader may
     os._exit(0)
-print("held", flush=True)
 sys.stdin.read()
 """
 
