@@ -206,7 +206,13 @@ def test_two_daemons_with_one_key_do_not_stop_each_other(caplog) -> None:
         assert link.foreign["north"] == link.foreign["twin"] == [] and twin.reason == ""
         assert any("-2." in name for name in names()), names()
 
-    run(test)
+    for last in (False, False, True):  # a loop that stood still while it probed has not heard the other
+        try:
+            return run(test)
+        except TimeoutError:
+            if last:
+                raise
+            caplog.clear()
 
 
 def test_what_strangers_write_does_no_harm() -> None:
