@@ -299,12 +299,14 @@ def _check_enough(patients: set[str], into: Sequence[SplitName], listing: Listin
     names += " …" if len(listing.undivided) > _NAMED else ""
     count = "1 patient" if len(patients) == 1 else f"{len(patients)} patients"
     found = f"{count} in {len(listing.undivided)} cases ({names})"
+    missing = len(into) - len(patients)
+    more = "1 more patient" if missing == 1 else f"{missing} more patients"
     less = " With test_fraction: 0 two are enough." if "test" in into else ""
     raise DataError(
         f"{found} cannot be divided: {', '.join(into[:-1])} and {into[-1]} need a patient each",
         file=listing.source,
         key="data.path",
-        remedy=f"Add cases of {len(into) - len(patients)} more.{less}{PATIENTS_STAY_WHOLE}",
+        remedy=f"Add cases of {more}.{less}{PATIENTS_STAY_WHOLE}",
     )
 
 
