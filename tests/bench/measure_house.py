@@ -1,4 +1,4 @@
-"""How the house stands: folders, imports, names, functions, circles, sentences. Prints a table, tests nothing.
+"""How the house stands: folders, imports, names, functions, circles, sentences. One table; tests nothing.
 
 python tests/bench/measure_house.py [--json] [ROOT]
 """
