@@ -12,7 +12,7 @@ demo: $(STAMP)
 test: $(STAMP) lint types
 	$(BIN)/python -m pytest
 
-# The long tests of faults and attacks; docs/faults.md says what each shows.
+# The long tests of faults and attacks; docs/evidence/faults.md says what each shows.
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -m faults --durations=0
 
@@ -30,7 +30,7 @@ protos: $(STAMP)
 
 # The copies that a wheel carries; a test compares them.
 templates:
-	cp peers.yaml systemd/gossipsegd.service docs/monitoring/alerts.yaml gossipseg/templates/
+	cp peers.yaml systemd/gossipsegd.service docs/admin/monitoring/alerts.yaml gossipseg/templates/
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""docs/extending.md, as it stands: its package is installed, found, and run by trainer, lab and daemons."""
+"""docs/ml/extending.md, its package is installed, found, and run by trainer, lab and daemons."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.learn.harness import write_png_site
 
 DEADLINE_S = 300.0
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "extending.md").read_text()
+PAGE = (ROOT / "docs" / "ml" / "extending.md").read_text()
 TASK = {
     "name": "discs",
     "channels": 1,

@@ -1,4 +1,4 @@
-"""docs/wellness.md: a row for each code, an alert for each, and each row's tests exist."""
+"""docs/admin/troubleshooting.md: a row for each code, an alert for each, and each row's tests exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gossipseg.core.wellness import Code
 from gossipseg.daemon.wellness import REMEDIES
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "wellness.md").read_text()
+PAGE = (ROOT / "docs" / "admin" / "troubleshooting.md").read_text()
 ROWS = [line for line in PAGE.split("\n## ")[0].splitlines() if line.startswith("| `")]
 
 
@@ -33,11 +33,11 @@ def test_each_row_is_reached_by_a_test(row: str) -> None:
 
 
 def test_every_code_has_an_alert() -> None:
-    rules = yaml.safe_load((ROOT / "docs/monitoring/alerts.yaml").read_text())["groups"][0]["rules"]
+    rules = yaml.safe_load((ROOT / "docs/admin/monitoring/alerts.yaml").read_text())["groups"][0]["rules"]
     found = re.findall(r'gossipseg_concern\{reason="(\w+)"\}', " ".join(rule["expr"] for rule in rules))
     assert sorted(found) == sorted(REMEDIES)
 
 
 def test_the_readme_and_the_monitoring_page_lead_there() -> None:
-    assert "docs/wellness.md" in (ROOT / "README.md").read_text()
-    assert "wellness.md" in (ROOT / "docs/monitoring.md").read_text()
+    assert "docs/admin/troubleshooting.md" in (ROOT / "README.md").read_text()
+    assert "troubleshooting.md" in (ROOT / "docs/admin/monitoring.md").read_text()

@@ -227,7 +227,7 @@ device:
   # threads: 2                    # torch threads; left out: torch's own choice
   # stuck_after_s: 900.0          # training without progress for so long is restarted
 
-admission:                        # of models by the size of their values (docs/security.md)
+admission:                        # of models by the size of their values (docs/admin/security.md)
   # enabled: true
   # factor: 5.0                   # so many times what has been accepted before
   # least_change: 2.0             # a layer may always be so many times its norm away from this site's
@@ -237,7 +237,7 @@ admission:                        # of models by the size of their values (docs/
   # history_min: 5
   # history_kept: 32
 
-privacy:                          # of what leaves this site; dp alone gives an epsilon (docs/security.md)
+privacy:                          # of what leaves this site; dp alone gives an epsilon (docs/ml/privacy.md)
   # clip_norm: null               # longest change that is told (L2); null: models travel as they are
   # noise_multiplier: 0.0         # noise on each value, in units of clip_norm
   # seed: null                    # of the noise, for experiments alone
@@ -279,7 +279,7 @@ log:
   # file_max_bytes: 10485760      # begun anew at this size; FILE.1 is the one before
   # file_count: 5                 # so many are kept
 
-metrics:                          # for Prometheus, on this machine alone (docs/monitoring.md)
+metrics:                          # for Prometheus, on this machine alone (docs/admin/monitoring.md)
   # port: null                    # such as 9464; null: off
   # host: 127.0.0.1               # a loopback address
 # tensorboard: false              # the worker writes scalars to state_dir/tensorboard

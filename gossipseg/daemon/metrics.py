@@ -1,7 +1,7 @@
 """The Prometheus endpoint: what the daemon knows of itself, as `gossipseg_…` metrics on a loopback port.
 
 What belongs here: the list of metrics, and their values at the moment they are asked for. What must not: the
-HTTP server (scrape.py), counting (counters.py), alert rules (docs/monitoring). Labels are bounded: listed
+HTTP server (scrape.py), counting (counters.py), alert rules (docs/admin). Labels are bounded: listed
 sites, known reason codes. Values are read on the event loop, so that nothing is seen half-changed, and a loop
 that stands still shows as a scrape that fails.
 """
@@ -64,7 +64,7 @@ METRICS: dict[str, Described] = {
         ("part",),
     ),
     "gossipseg_concern": Described(
-        "gauge", "1 while this is a reason for concern; docs/wellness.md explains each.", ("reason",)
+        "gauge", "1 while this is a reason for concern; docs/admin/troubleshooting.md has each.", ("reason",)
     ),
     "gossipseg_phase": Described("gauge", "1 for the phase the site is in.", ("phase",)),
     "gossipseg_round": Described("gauge", "Rounds behind this site's model."),

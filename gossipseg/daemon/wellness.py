@@ -1,6 +1,6 @@
 """Why this site is not well, and what to do: the core's concerns, the looks of reaching.py, lost places.
 
-What belongs here: the codes, their texts and remedies; docs/wellness.md explains each. What must not: finding
+What belongs here: the codes, their texts and remedies (docs/admin/troubleshooting.md). What must not: finding
 anything out (core.wellness, reaching.py, places.py), how it is shown (ctl).
 """
 

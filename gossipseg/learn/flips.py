@@ -14,7 +14,7 @@ An axis is named by what it means in the task's images:
 organ lies where the posterior one does, and is still labelled anterior. Then left-right alone is mirrored,
 where an orientation tells which axis that is and no class name speaks of it; else none is. The body is nearly
 alike on both sides; another axis mirrored takes away what tells the direction: of the hippocampus, whose
-anterior end lies lower, superior-inferior costs 0.018 of validation Dice (docs/comparison.md).
+anterior end lies lower, superior-inferior costs 0.018 of validation Dice (docs/research/tables.md).
 
 - A word ends at blanks, punctuation, digits and in camelCase: neither `bright` nor `infarct` holds one.
 - A long word is also found where it is glued to three letters or more: `leftlung`, `superiorfrontal`.

@@ -11,7 +11,7 @@ and ends), and beside it over the full volume. Every labelled scan serves as sup
 A data set of isolated slices is the same with scans of one slice: slice-level one-shot. Slices of the same
 patient, where there are several, then support each other, which flatters.
 All of it happens on the task's grid, slice by slice. A class that is in a query's label and not on that grid
-counts as missed (0); what must be ignored counts nowhere (docs/scores.md).
+counts as missed (0); what must be ignored counts nowhere (docs/evidence/scores.md).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ Whole numbers travel as they are. In gossip R is what was released, so that the 
 noise do not add up: the next Δ holds what is missing, and takes the noise out again.
 
 Equation (1) is the Gaussian mechanism on the update of one release. It gives no ε here, and none is shown:
-steps, batches and the number of releases would have to be accounted for together. docs/security.md says what
+steps, batches and the number of releases would have to be accounted for together. docs/ml/privacy.md says what
 it does protect.
 """
 

@@ -76,7 +76,7 @@ def _notes(unit: str, tolerance: float) -> list[str]:
         "as 0, too.",
         told,
         "HD95: the image's diagonal where nothing was predicted; w/o missed: its mean without missed cases. "
-        "All of it: docs/scores.md.",
+        "All of it: docs/evidence/scores.md.",
     ]
 
 

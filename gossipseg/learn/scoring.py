@@ -3,7 +3,7 @@
 What belongs here: the product's one scorer, of guard, validation, testbed, lab and `evaluate`. What must not:
 prediction (evaluate.py), geometry of surfaces (surfaces.py), tables and files (report.py).
 
-Conventions, with their sources: docs/scores.md. In short, for each class and case:
+Conventions, with their sources: docs/evidence/scores.md. In short, for each class and case:
 
     label holds it, prediction touches it       detected: Dice, NSD and HD95 as measured
     label holds it, prediction does not         missed: Dice and NSD 0 (NSD as measured, where something was

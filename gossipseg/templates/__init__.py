@@ -1,6 +1,6 @@
 """The files that an installed gossipseg brings along: peers.yaml, the systemd unit, the alert rules.
 
-What belongs here: copies of the files at the root of the source, in systemd/ and in docs/monitoring/, which
+What belongs here: copies of the files at the root of the source, in systemd/ and docs/admin/, which
 `make templates` renews and a test compares. What must not: anything that stands here alone.
 """
 
@@ -11,7 +11,7 @@ from importlib.resources import files
 SOURCES = {
     "peers.yaml": "peers.yaml",
     "gossipsegd.service": "systemd/gossipsegd.service",
-    "alerts.yaml": "docs/monitoring/alerts.yaml",
+    "alerts.yaml": "docs/admin/monitoring/alerts.yaml",
 }
 """Name here → where it stands in the source."""
 _EXAMPLE = """\

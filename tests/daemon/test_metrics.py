@@ -33,7 +33,7 @@ from tests.core.rig import TRAINING
 from tests.daemon.harness import daemon_of, files_only
 from tests.e2e.federation import Federation
 
-MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
+MONITORING = Path(__file__).parents[2] / "docs" / "admin" / "monitoring"
 
 
 @pytest.fixture
@@ -219,9 +219,9 @@ def test_alerts_are_explained_and_well_formed() -> None:
     for rule in rules:
         assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in ("warning", "critical")
-        assert rule["alert"] in page, f"docs/monitoring.md does not explain {rule['alert']}"
+        assert rule["alert"] in page, f"docs/admin/monitoring.md does not explain {rule['alert']}"
     for name in METRICS:
-        assert name in page, f"docs/monitoring.md does not explain {name}"
+        assert name in page, f"docs/admin/monitoring.md does not explain {name}"
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here")

@@ -10,7 +10,7 @@ import pytest
 from gossipseg.learn.formats.kinds import Kind
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "ml" / "formats.md").read_text(encoding="utf-8")
 NAMED = sorted(set(re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)::(\w+)`", PAGE)))
 
 

@@ -1,6 +1,6 @@
 """A table of cases, scored by the product and again by numpy and scipy straight from the definitions.
 
-The definitions are those of docs/scores.md. Nothing of gossipseg is used on the right-hand side.
+The definitions are those of docs/evidence/scores.md. Nothing of gossipseg is used on the right-hand side.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ TABLE = {
 
 
 def expected(case: Made) -> dict[str, dict[str, Any]]:
-    """By class: what docs/scores.md says."""
+    """By class: what docs/evidence/scores.md says."""
     known = case.label != IGNORE
     out: dict[str, dict[str, Any]] = {}
     for value, name in CLASSES.items():

@@ -53,7 +53,7 @@ class Splits:
 
 @dataclass(frozen=True, slots=True)
 class ConcernRow:
-    """A reason why this site is not well among the others; docs/wellness.md explains each code."""
+    """A reason why this site is not well among the others; docs/admin/troubleshooting.md has each code."""
 
     code: str = ""
     site: str = ""
