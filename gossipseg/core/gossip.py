@@ -1,4 +1,6 @@
-"""The exchange of models: draw, offer, accept, busy or reject, transfer (GML's protocol, ALGORITHMS §1).
+"""The exchange of models by GML's protocol: draw, offer, accept, busy or reject, transfer.
+
+Its equations: docs/design/equations.md §1.
 
 "A sender picks ONE receiver uniformly at random, asks, and pushes only if the receiver accepts"
 (2401.06180 as quoted there). What belongs here: both sides of an offer. What must not: when rounds

@@ -1,4 +1,6 @@
-"""One place for one incoming model: promised, waiting, visiting (ALGORITHMS §1: inbox, ageing, staleness).
+"""One place for one incoming model: promised, waiting, visiting.
+
+Inbox, ageing, staleness: docs/design/equations.md §1.
 
 What must not be here: who may offer (gossip.py), what a visit does (the worker).
 """

@@ -54,7 +54,7 @@ def membership_preset(name: str, **overrides: Any) -> MembershipParams:
 
 @dataclass(frozen=True, slots=True)
 class GossipParams:
-    """The GML exchange protocol (ALGORITHMS §1)."""
+    """The GML exchange protocol (docs/design/equations.md §1)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
@@ -74,7 +74,9 @@ class GossipParams:
 
 @dataclass(frozen=True, slots=True)
 class RoundsParams:
-    """Rounds under a rotating coordinator (DESIGN §2). Only for algorithms that exchange by `rounds`."""
+    """Rounds under a rotating coordinator (docs/design/why-consensus.md).
+
+    Only for algorithms that exchange by `rounds`."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 

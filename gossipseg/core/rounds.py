@@ -1,4 +1,4 @@
-"""Rounds under a rotating coordinator (DESIGN §2).
+"""Rounds under a rotating coordinator (docs/design/why-consensus.md).
 
 What belongs here: how the parts work together. What must not: their rules, which are what is promised and
 stored (acceptor.py), answered (answers.py), trained (plan.py), whose turn it is (turns.py), how an attempt is

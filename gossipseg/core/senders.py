@@ -1,4 +1,6 @@
-"""Who takes part in the exchange, and how likely a site is to send at the end of a round (ALGORITHMS §1).
+"""Who takes part in the exchange, and how likely a site is to send at the end of a round.
+
+The probability: docs/design/equations.md §1.
 
 p_k ∝ n_k over the sites now alive, water-filled so that Σ p_k = ρN with ρ/2 ≤ p_k ≤ 1.
 """

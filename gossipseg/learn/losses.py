@@ -6,7 +6,7 @@ What belongs here: the segmentation loss and the shape of its targets. What must
 Overlap is measured over foreground channels: over the batch in 2-D, over each item in 3-D, smooth 1.
 A channel that the label does not hold there counts in the cross-entropy only. Where a network has heads of
 deep supervision the loss is 0.4·main + 0.6·mean(heads), each head against the label at its own resolution
-(SA-Net's published weights; ALGORITHMS §1).
+(SA-Net's published weights; docs/design/equations.md §1).
 """
 
 from __future__ import annotations

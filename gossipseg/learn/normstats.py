@@ -1,6 +1,6 @@
 """Running statistics of batch norm, measured anew for weights that come from elsewhere.
 
-What belongs here: the re-estimation (ALGORITHMS §0). What must not: which batches, scoring.
+What belongs here: the re-estimation (docs/design/equations.md §0). What must not: which batches, scoring.
 """
 
 from __future__ import annotations

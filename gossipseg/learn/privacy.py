@@ -13,8 +13,8 @@ Whole numbers travel as they are. In gossip R is what was released, so that the 
 noise do not add up: the next Δ holds what is missing, and takes the noise out again.
 
 Equation (1) is the Gaussian mechanism on the update of one release. It gives no ε here, and none is shown:
-steps, batches and the number of releases would have to be accounted for together. docs/ml/privacy.md says what
-it does protect.
+steps, batches and the number of releases would have to be accounted for together. What it does protect:
+docs/ml/privacy.md.
 """
 
 from __future__ import annotations

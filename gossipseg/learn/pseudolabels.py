@@ -1,4 +1,4 @@
-"""Pseudo-masks of slices: superpixels that stand in for labels (ALGORITHMS §3), kept on disk.
+"""Pseudo-masks of slices: superpixels that stand in for labels (docs/design/equations.md §3), kept on disk.
 
 What belongs here: from a slice to numbered regions, and the cache. What must not: drawing episodes, torch
 networks, labels.

@@ -80,7 +80,9 @@ class Student:
             self.personal = make_learner(self.personal.model, self._setup.training, self._compute)
 
     def forget_direction(self) -> None:
-        """After another site's weights replaced W: first moments to 0, second ones kept (ALGORITHMS §1).
+        """After another site's weights replaced W: first moments to 0, second ones kept.
+
+        (docs/design/equations.md §1)
 
         The direction belonged to the old weights; the scale of the gradients is the data's.
         """

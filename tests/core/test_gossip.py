@@ -1,4 +1,4 @@
-"""The exchange from both sides: GML's protocol as ALGORITHMS §1 has it."""
+"""The exchange from both sides: GML's protocol as docs/design/equations.md §1 has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who sends: p_k ∝ n_k, water-filled so that Σ p_k = ρN and ρ/2 ≤ p_k ≤ 1 (ALGORITHMS §1)."""
+"""Who sends: p_k ∝ n_k, water-filled so that Σ p_k = ρN and ρ/2 ≤ p_k ≤ 1 (docs/design/equations.md §1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedCoWPro, equation by equation (ALGORITHMS §3), each against values worked out by hand."""
+"""FedCoWPro, equation by equation (docs/design/equations.md §3), each against values worked out by hand."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def test_large_sites_send_more_often() -> None:
 
 
 def test_inbox_and_retries_let_most_models_land() -> None:
-    """ALGORITHMS §1: without inbox or retry only ~41 % of sends land at N = 8, p = 0.5."""
+    """docs/design/equations.md §1: without inbox or retry only ~41 % of sends land at N = 8, p = 0.5."""
     sim = Simulator(8, seed=7, net=Net(loss=0.01))
     sim.start_all()
     sim.run(2000)

@@ -12,7 +12,7 @@ PseudoLabelMethod = Literal["alp", "cow"]
 
 @dataclass(frozen=True, slots=True)
 class FedCoWProParams(Coordinated):
-    """Self-supervised one-shot segmentation (arXiv 2503.23507); symbols as in ALGORITHMS §3."""
+    """Self-supervised one-shot segmentation (arXiv 2503.23507); symbols as in docs/design/equations.md §3."""
 
     networks: ClassVar[tuple[str, ...] | None] = ("cowpro_encoder",)
     name: Literal["fedcowpro"] = "fedcowpro"

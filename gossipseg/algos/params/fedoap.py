@@ -13,7 +13,7 @@ from gossipseg.nets.params import WITH_PRIVATE_PARTS
 
 @dataclass(frozen=True, slots=True)
 class FedOapParams(Coordinated):
-    """Organ-agnostic personalised segmentation (arXiv 2511.18847); symbols as in ALGORITHMS §4."""
+    """Organ-agnostic personalised segmentation (arXiv 2511.18847); symbols: docs/design/equations.md §4."""
 
     networks: ClassVar[tuple[str, ...] | None] = WITH_PRIVATE_PARTS
     name: Literal["fedoap"] = "fedoap"

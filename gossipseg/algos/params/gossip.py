@@ -43,7 +43,7 @@ class GossipEnsembleParams:
 
 @dataclass(frozen=True, slots=True)
 class GcmlParams:
-    """Gossip contrastive mutual learning (arXiv 2503.03883); symbols as in ALGORITHMS §1."""
+    """Gossip contrastive mutual learning (arXiv 2503.03883); symbols as in docs/design/equations.md §1."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "gossip"
