@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Persist, Snapshot
-from gossipseg.core.gossip import Gossip
+from gossipseg.core.enforcement import Warden
+from gossipseg.core.gossip.exchange import Gossip
 from gossipseg.core.manifests import Notary
-from gossipseg.core.membership import Membership
-from gossipseg.core.rounds import Rounds
-from gossipseg.core.training import Training
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import Site
-from gossipseg.core.warden import Warden
+from gossipseg.core.worker_state import Training
 
 
 @dataclass(slots=True)

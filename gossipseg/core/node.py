@@ -16,19 +16,19 @@ from types import MappingProxyType
 from typing import Any
 
 from gossipseg.core import events, messages
-from gossipseg.core.answers import refusal
+from gossipseg.core.assembly import assemble
 from gossipseg.core.context import Call, Outcome
 from gossipseg.core.effects import Effect, InboxEntry
 from gossipseg.core.events import Event
-from gossipseg.core.inbox import Reservation
+from gossipseg.core.file_router import Sending
+from gossipseg.core.gossip.inbox import Reservation
 from gossipseg.core.invariants import check, check_rounds
-from gossipseg.core.member import Member
-from gossipseg.core.node_setup import Setup
+from gossipseg.core.membership.member import Member
 from gossipseg.core.params import QuarantineParams
-from gossipseg.core.parts import assemble
 from gossipseg.core.quarantine import Conduct
-from gossipseg.core.rounds_view import RoundsView
-from gossipseg.core.traffic import Sending
+from gossipseg.core.rounds.participant import refusal
+from gossipseg.core.rounds.status import RoundsView
+from gossipseg.core.setup import Setup
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Site
 from gossipseg.core.wellness import Concern
 

@@ -14,11 +14,11 @@ from typing import Literal
 
 from gossipseg.core.context import Context
 from gossipseg.core.events import RequestFailed, TransferDone, TransferFailed
-from gossipseg.core.gossip import Gossip
-from gossipseg.core.member import Member, Run
-from gossipseg.core.membership import Membership
+from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.membership.member import Member, Run
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams, MembershipParams
-from gossipseg.core.rounds import Rounds
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import MemberState, Phase, Site
 
 MIN_GRACE_S = 15.0

@@ -15,7 +15,7 @@ from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.certificates import described
 from gossipseg.config import Config, ListedSite
-from gossipseg.core import contract
+from gossipseg.core.membership import contract
 from gossipseg.core.messages import Hello, HelloReply
 from gossipseg.core.types import PeerInfo, Phase
 from gossipseg.ctl.findings import Finding

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gossipseg.config import Config
-from gossipseg.core.member import Member
+from gossipseg.core.membership.member import Member
 from gossipseg.core.types import MemberState, Site
 from gossipseg.wire.listen_address import ListenFault, listen_fault
 from gossipseg.wire.reached import Reached

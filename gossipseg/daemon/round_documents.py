@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gossipseg.core.rounds_view import RoundsView, SiteRow
+from gossipseg.core.rounds.status import RoundsView, SiteRow
 from gossipseg.wire import documents as doc
 
 Similarity = tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]]

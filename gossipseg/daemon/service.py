@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from gossipseg import __version__, trust
-from gossipseg.core.member import Member
+from gossipseg.core.membership.member import Member
 from gossipseg.core.types import MemberState, Phase, Site, fingerprint
 from gossipseg.daemon import expiry, wellness
 from gossipseg.daemon.round_documents import rounds_doc, under_way

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.rounds_view import RoundsView
+from gossipseg.core.rounds.status import RoundsView
 from gossipseg.core.types import Tally
 from gossipseg.daemon.round_documents import rounds_doc, under_way
 from gossipseg.wire import documents as doc

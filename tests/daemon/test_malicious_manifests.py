@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from gossipseg.core import events
 from gossipseg.core import messages as ms
-from gossipseg.core.electorate import Electorate, run_of
+from gossipseg.core.rounds.quorum import Electorate, run_of
 from gossipseg.core.types import (
     AliveRecord,
     Manifest,

@@ -15,7 +15,7 @@ import pytest
 from gossipseg import trust
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.member import Member
+from gossipseg.core.membership.member import Member
 from gossipseg.core.types import MemberState
 from gossipseg.daemon import reaching, wellness
 from gossipseg.daemon.metrics import sample

@@ -10,13 +10,13 @@ import math
 from dataclasses import dataclass, replace
 
 from gossipseg.core import events
-from gossipseg.core.acceptor import Acceptor
 from gossipseg.core.budget import Budget
-from gossipseg.core.commons import Commons
 from gossipseg.core.context import Context
 from gossipseg.core.effects import StartRound
-from gossipseg.core.member import Member
+from gossipseg.core.membership.member import Member
 from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.catch_up import Commons
 from gossipseg.core.types import ModelRef, Phase, Site
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gossipseg.core import contract, messages
+from gossipseg.core import messages
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.events import RequestFailed
-from gossipseg.core.member import Member
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership import contract
+from gossipseg.core.membership.member import Member
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.types import Site
 
 EAGER_SITES = 32

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 
-from gossipseg.core import suspicion
 from gossipseg.core.context import Context
-from gossipseg.core.dissemination import Dissemination
-from gossipseg.core.member import Member
-from gossipseg.core.own_word import OwnWord
+from gossipseg.core.membership import suspicion
+from gossipseg.core.membership.dissemination import Dissemination
+from gossipseg.core.membership.member import Member
+from gossipseg.core.membership.self_record import OwnWord
 from gossipseg.core.params import MembershipParams
-from gossipseg.core.pool import SitePool
+from gossipseg.core.site_pool import SitePool
 from gossipseg.core.types import (
     AliveRecord,
     LeftRecord,

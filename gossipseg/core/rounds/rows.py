@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from gossipseg.core.member import Member
+from gossipseg.core.membership.member import Member
 from gossipseg.core.types import MemberState, ModelRef, Proposal, Site
 
 COMING = ("training", "has_update", "fetching")

@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gossipseg.core.acceptor import Acceptor
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate
-from gossipseg.core.fetching import Fetcher, Want
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.offences import verdict_is_offence
 from gossipseg.core.params import RoundsParams
-from gossipseg.core.rows import COMING, Row, state_of
-from gossipseg.core.told import round_ms
-from gossipseg.core.turns import HEARD_SHARE
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.leader_rotation import HEARD_SHARE
+from gossipseg.core.rounds.progress_report import round_ms
+from gossipseg.core.rounds.rows import COMING, Row, state_of
+from gossipseg.core.rounds.transfers import Fetcher, Want
 from gossipseg.core.types import ModelRef, Site, Tally
 
 MAX_BROKEN = 3

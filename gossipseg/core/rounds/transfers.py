@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gossipseg.core import events, messages
-from gossipseg.core.acceptor import Acceptor
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.effects import StartTransfer
 from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
 from gossipseg.core.types import ModelRef, Site
 
 SILENT_SHARE = 4.0

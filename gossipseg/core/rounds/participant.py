@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gossipseg.core import messages
-from gossipseg.core.acceptor import Acceptor
-from gossipseg.core.commons import Commons
 from gossipseg.core.context import Context
-from gossipseg.core.fetching import Serving
-from gossipseg.core.plan import Plan
-from gossipseg.core.told import told_by
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.catch_up import Commons
+from gossipseg.core.rounds.progress_report import told_by
+from gossipseg.core.rounds.round_schedule import Plan
+from gossipseg.core.rounds.transfers import Serving
 from gossipseg.core.types import ModelRef, Phase, Site, Tally
 
 

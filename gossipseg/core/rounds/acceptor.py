@@ -16,9 +16,9 @@ from typing import Any
 from gossipseg.core import messages
 from gossipseg.core.context import Context
 from gossipseg.core.effects import RoundsRecord
-from gossipseg.core.electorate import Electorate
 from gossipseg.core.manifests import Notary
-from gossipseg.core.reach import Reach
+from gossipseg.core.rounds.quorum import Electorate
+from gossipseg.core.rounds.reach import Reach
 from gossipseg.core.types import ModelRef, Proposal, Site
 
 

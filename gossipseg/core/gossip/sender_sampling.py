@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from gossipseg.core.pool import SitePool
+from gossipseg.core.site_pool import SitePool
 from gossipseg.core.types import Site
 
 

@@ -17,10 +17,10 @@ from gossipseg.core import events
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate, Finished, Snapshot, StartRound
-from gossipseg.core.gossip import Gossip, describe
-from gossipseg.core.membership import Membership
+from gossipseg.core.gossip.exchange import Gossip, describe
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.offences import DICE, verdict_is_offence
-from gossipseg.core.rounds import Rounds
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import Phase, Site
 
 REMEMBERED_VISITORS = 8

@@ -15,24 +15,24 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from gossipseg.core import events, messages
-from gossipseg.core.acceptor import Acceptor
-from gossipseg.core.answers import Answers
 from gossipseg.core.budget import Budget
-from gossipseg.core.commons import Commons
 from gossipseg.core.context import Context
-from gossipseg.core.coordinator import Attempt
 from gossipseg.core.effects import Aggregate, RoundsRecord, StartRound
-from gossipseg.core.electorate import Electorate, run_of
-from gossipseg.core.fetching import Fetcher, Serving
 from gossipseg.core.manifests import Notary
-from gossipseg.core.member import Member
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership.member import Member
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
-from gossipseg.core.plan import Plan
-from gossipseg.core.rounds_view import RoundsView, view_of
-from gossipseg.core.stages import Stage
-from gossipseg.core.told import Told
-from gossipseg.core.turns import Turns
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.catch_up import Commons
+from gossipseg.core.rounds.leader_rotation import Turns
+from gossipseg.core.rounds.participant import Answers
+from gossipseg.core.rounds.progress_report import Told
+from gossipseg.core.rounds.proposer import Attempt
+from gossipseg.core.rounds.quorum import Electorate, run_of
+from gossipseg.core.rounds.round_schedule import Plan
+from gossipseg.core.rounds.stages import Stage
+from gossipseg.core.rounds.status import RoundsView, view_of
+from gossipseg.core.rounds.transfers import Fetcher, Serving
 from gossipseg.core.types import ModelRef, Phase, Proposal, Site, Tally
 
 REFUSED = "refused_"

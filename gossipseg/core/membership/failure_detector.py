@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from gossipseg.core import messages
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.events import RequestFailed
-from gossipseg.core.greeting import Greeter
-from gossipseg.core.member import Member
-from gossipseg.core.membership import LAST_CALL_SHARE, Membership
+from gossipseg.core.membership.handshake import Greeter
+from gossipseg.core.membership.member import Member
+from gossipseg.core.membership.members import LAST_CALL_SHARE, Membership
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.types import MemberState, PeerInfo, Phase, Record, Site
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from gossipseg.core.member import Suspicion
+from gossipseg.core.membership.member import Suspicion
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.types import SuspectRecord
 

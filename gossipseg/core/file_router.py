@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from gossipseg.core import events
 from gossipseg.core.context import Context
-from gossipseg.core.gossip import Gossip
-from gossipseg.core.membership import Membership
-from gossipseg.core.rounds import Rounds
+from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import ModelRef, Site
 from gossipseg.core.wellness import Wellness
 

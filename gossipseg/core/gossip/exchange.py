@@ -19,13 +19,13 @@ from gossipseg.core.budget import Budget
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.effects import InboxEntry, StartTransfer
 from gossipseg.core.events import RequestFailed
-from gossipseg.core.greeting import Greeter
-from gossipseg.core.inbox import Inbox, is_stale
+from gossipseg.core.gossip.inbox import Inbox, is_stale
+from gossipseg.core.gossip.sender_sampling import SenderPool
 from gossipseg.core.manifests import Notary
-from gossipseg.core.member import Member
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership.handshake import Greeter
+from gossipseg.core.membership.member import Member
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams
-from gossipseg.core.senders import SenderPool
 from gossipseg.core.types import ModelRef, Phase, Site
 
 PHASE_REFUSALS = {

@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from gossipseg.core.broadcasts import Broadcasts, retransmit_limit
 from gossipseg.core.context import Context
-from gossipseg.core.member import Member
+from gossipseg.core.membership.broadcasts import Broadcasts, retransmit_limit
+from gossipseg.core.membership.member import Member
 from gossipseg.core.params import MembershipParams
-from gossipseg.core.pool import SitePool
+from gossipseg.core.site_pool import SitePool
 from gossipseg.core.types import (
     AliveRecord,
     LeftRecord,

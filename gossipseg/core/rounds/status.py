@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gossipseg.core.context import Context
-from gossipseg.core.membership import Membership
-from gossipseg.core.stages import Stage
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.stages import Stage
 from gossipseg.core.types import Phase, Proposal, Site, Tally
 
 if TYPE_CHECKING:
-    from gossipseg.core.rounds import Rounds
+    from gossipseg.core.rounds.rounds import Rounds
 
 
 @dataclass(frozen=True, slots=True)

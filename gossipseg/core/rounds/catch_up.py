@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gossipseg.core import messages
-from gossipseg.core.acceptor import Acceptor
 from gossipseg.core.context import Call, Context, Outcome
-from gossipseg.core.fetching import Fetcher, Want
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.transfers import Fetcher, Want
 from gossipseg.core.types import Proposal, Site
 
 STRIKES = 3

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
-from gossipseg.core.gossip import Gossip
-from gossipseg.core.greeting import Greeter
-from gossipseg.core.inbox import Inbox
+from gossipseg.core.enforcement import Warden
+from gossipseg.core.file_router import Traffic
+from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.gossip.inbox import Inbox
 from gossipseg.core.manifests import Notary
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership.failure_detector import Prober
+from gossipseg.core.membership.handshake import Greeter
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.memory import Memory
-from gossipseg.core.node_setup import Setup
-from gossipseg.core.probing import Prober
 from gossipseg.core.quarantine import Quarantine
-from gossipseg.core.rounds import Rounds
-from gossipseg.core.traffic import Traffic
-from gossipseg.core.training import Training
+from gossipseg.core.rounds.rounds import Rounds
+from gossipseg.core.setup import Setup
 from gossipseg.core.types import Site
-from gossipseg.core.warden import Warden
 from gossipseg.core.wellness import Wellness
+from gossipseg.core.worker_state import Training
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,16 +14,16 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gossipseg.core import events, messages
-from gossipseg.core.acceptor import Acceptor
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.effects import Aggregate
-from gossipseg.core.fetching import Fetcher, Serving, Want
-from gossipseg.core.gathering import Gathering, Shelf
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
-from gossipseg.core.rows import Row
-from gossipseg.core.stages import OVER, TRANSITIONS, Evidence, Stage
-from gossipseg.core.told import told_by
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.progress_report import told_by
+from gossipseg.core.rounds.rows import Row
+from gossipseg.core.rounds.stages import OVER, TRANSITIONS, Evidence, Stage
+from gossipseg.core.rounds.transfers import Fetcher, Serving, Want
+from gossipseg.core.rounds.update_collection import Gathering, Shelf
 from gossipseg.core.types import ModelRef, Phase, Proposal, Site, Tally
 
 HEARTBEAT_SHARE = 0.25

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gossipseg.core.context import Context
-from gossipseg.core.dissemination import Dissemination
-from gossipseg.core.suspicion import SelfHealth
+from gossipseg.core.membership.dissemination import Dissemination
+from gossipseg.core.membership.suspicion import SelfHealth
 from gossipseg.core.types import AliveRecord, LeftRecord, Record, Site, SuspectRecord, payload
 
 

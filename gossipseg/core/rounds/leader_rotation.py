@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 
-from gossipseg.core.acceptor import Acceptor
 from gossipseg.core.context import Context
-from gossipseg.core.membership import Membership
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
 from gossipseg.core.types import MemberState, Phase, Site
 
 JITTER = 0.25

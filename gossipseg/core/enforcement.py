@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterable
 
 from gossipseg.core.context import Context
-from gossipseg.core.gossip import Gossip
-from gossipseg.core.membership import Membership
+from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.quarantine import ConductRecord, Quarantine
-from gossipseg.core.rounds import Rounds
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import Site
 
 
