@@ -1,7 +1,4 @@
-"""The parts of a node, made from its setup and made known to each other.
-
-What belongs here: who gets which setting, and who is told of what. What must not: any rule.
-"""
+"""The parts of a node, made from its setup and made known to each other."""
 
 from __future__ import annotations
 

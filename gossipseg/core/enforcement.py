@@ -1,8 +1,4 @@
-"""What offences bring upon a peer: they are counted, it is shut out, and let in again.
-
-What belongs here: carrying out on members and exchanges what quarantine.py decides. What must not: what an
-offence is (offences.py), how many are too many and for how long (quarantine.py).
-"""
+"""What offences bring upon a peer: they are counted, it is shut out, and let in again."""
 
 from __future__ import annotations
 

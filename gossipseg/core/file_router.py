@@ -1,8 +1,4 @@
-"""Model files on their way: which of the two exchanges a file is for, and which files must stay.
-
-What belongs here: asking the rounds first and gossip then, and what both say together. What must not: what
-either does with a file (gossip.py, inbox.py, fetching.py).
-"""
+"""Model files on their way: which of the two exchanges a file is for, and which files must stay."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a node must remember across a crash, gathered from its parts into one snapshot.
-
-What belongs here: which part gives which field. What must not: when to persist (each part knows), the disk.
-"""
+"""What a node must remember across a crash, gathered from its parts into one snapshot."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """A node: everything a site's daemon decides, as one state machine.
 
-What belongs here: which event goes to which part, and the views the shell reads. What must not: what comes of
-an event (the parts, see parts.py), I/O, clocks, threads, randomness of its own, logging.
-
 `step(event, now)` returns effects to be carried out in order; what comes of them returns as events.
 The shell calls `step(Tick(), now)` when `next_deadline()` has come.
 """

@@ -1,6 +1,6 @@
 """What a node is made of: who it is, its settings, its randomness, what its disk remembers.
 
-Values only. What must not be here: any part, or how the parts are put together (parts.py).
+Values only.
 """
 
 from __future__ import annotations

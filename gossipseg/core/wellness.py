@@ -1,8 +1,4 @@
-"""Whether this site is well among the others: what failed again and again, what never came, and since when.
-
-What belongs here: counting calls and models that did not get through, and what that amounts to at a time that
-is given. What must not: any decision of the protocol (nothing is done because of it), remedies (daemon).
-"""
+"""Whether this site is well among the others: what failed repeatedly, what never came, and since when."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Rounds: when the worker runs the next one, with which visitor, and what came of it.
 
-What belongs here: the states of the worker as the core sees them. What must not: processes, weights.
-In gossip there is no barrier: a round starts when the last one is done, whatever the other sites do.
-Under a coordinator plan.py says when, and from which model.
+In gossip there is no barrier: a round starts when the last one is done, whatever the other sites do. Under
+a coordinator plan.py says when, and from which model.
 """
 
 from __future__ import annotations

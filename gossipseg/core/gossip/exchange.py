@@ -2,9 +2,8 @@
 
 Its equations: docs/design/equations.md §1.
 
-"A sender picks ONE receiver uniformly at random, asks, and pushes only if the receiver accepts"
-(2401.06180 as quoted there). What belongs here: both sides of an offer. What must not: when rounds
-start (training.py), the merge (the worker). Training never waits for any of this.
+"A sender picks ONE receiver uniformly at random, asks, and pushes only if the receiver accepts" (2401.06180
+as quoted there). Training never waits for any of this.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """One place for one incoming model: promised, waiting, visiting.
 
 Inbox, ageing, staleness: docs/design/equations.md §1.
-
-What must not be here: who may offer (gossip.py), what a visit does (the worker).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Records on their way round, riding on pings and answers (SWIM §4.1: piggybacked dissemination).
 
-What must not be here: what a record means. A record that is no longer current is dropped unsent.
+A record that is no longer current is dropped unsent.
 """
 
 from __future__ import annotations

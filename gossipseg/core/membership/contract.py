@@ -1,6 +1,6 @@
 """Whether two sites may exchange weights: protocol, federation and contract compared, in words.
 
-Pure functions over Hello values. What must not be here: when a Hello is sent (greeting.py).
+Pure functions over Hello values.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What one site tells another: news that ride on pings, and everything it believes in a push/pull.
-
-What belongs here: which records go out, and how often. What must not: what a record changes (membership.py).
-"""
+"""What one site tells another: news that ride on pings, and everything it believes in a push/pull."""
 
 from __future__ import annotations
 

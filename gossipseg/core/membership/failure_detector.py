@@ -1,8 +1,7 @@
 """Who is pinged and synced with, and when: SWIM's failure detector with Lifeguard's local health.
 
-SWIM §3.1: each period a member is pinged; if it does not answer, k others are asked to ping it.
-SWIM §4.3: targets are taken round-robin from a shuffled list, new members enter at a random place.
-What must not be here: what a failed probe means for the member (membership.py).
+SWIM §3.1: each period a member is pinged; if it does not answer, k others are asked to ping it. SWIM §4.3:
+targets are taken round-robin from a shuffled list, new members enter at a random place.
 """
 
 from __future__ import annotations

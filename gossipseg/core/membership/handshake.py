@@ -1,7 +1,4 @@
-"""Hello: two sites compare protocol, federation and contract before weights move.
-
-What must not be here: the comparison itself (contract.py), the exchange (gossip.py).
-"""
+"""Hello: two sites compare protocol, federation and contract before weights move."""
 
 from __future__ import annotations
 

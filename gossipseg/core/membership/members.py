@@ -1,8 +1,5 @@
 """Who is in the federation and in what state: records in, beliefs out (SWIM with suspicion, DSN 2002).
 
-What belongs here: the meaning of alive, left and suspect records of other sites, suspicion timers. What must
-not: this site's own record (own_word.py), how news go out (dissemination.py), whom to ping (probing.py).
-
 Only a site itself moves its incarnation (SWIM §4.2), so records of it carry its own signature; death
 follows only from this site's own timer. Records of unlisted sites are dropped.
 """

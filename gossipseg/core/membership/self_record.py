@@ -1,8 +1,4 @@
-"""What this site says of its own being there: I am here, I am not dead, I am leaving.
-
-What belongs here: its incarnation, and who or what makes it speak again (SWIM §4.2: only a site itself moves
-its incarnation). What must not: what is believed of other sites (membership.py).
-"""
+"""What this site says of its own being there: I am here, I am not dead, I am leaving."""
 
 from __future__ import annotations
 

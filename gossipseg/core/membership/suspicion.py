@@ -1,8 +1,7 @@
 """How long a suspicion runs, and how sure this site is of itself: SWIM §4.2 and Lifeguard.
 
-Das, Gupta, Motivala: SWIM (DSN 2002). Dadgar, Phillips, Currey: Lifeguard (arXiv 1707.00788):
-LHA-Probe (the local health multiplier) and LHA-Suspicion (the timeout that shrinks with confirmations).
-What must not be here: who is suspected (membership.py).
+Das, Gupta, Motivala: SWIM (DSN 2002). Dadgar, Phillips, Currey: Lifeguard (arXiv 1707.00788): LHA-Probe
+(the local health multiplier) and LHA-Suspicion (the timeout that shrinks with confirmations).
 """
 
 from __future__ import annotations

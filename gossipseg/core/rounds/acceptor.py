@@ -1,8 +1,7 @@
 """What a site has promised, stored and knows to be committed: the acceptor of one Paxos decree a round.
 
 "Paxos Made Simple" (Lamport 2001), with the attempt as the proposal's number and the common model as its
-value. What belongs here: the rules that keep two models from being committed for one round, and the
-record they act on. What must not: messages to anybody, files, timers.
+value.
 
 Every method that changes the record persists it before it returns: then the answer may be given.
 """

@@ -1,8 +1,4 @@
-"""Common models as they come and go: which is the newest, fetching it, telling that one is committed.
-
-What belongs here: what is known to be committed elsewhere, and what a coordinator wants stored, until the
-file is here. What must not: whether to store (acceptor.py), how files come (fetching.py).
-"""
+"""Common models as they come and go: which is the newest, fetching it, telling that one is committed."""
 
 from __future__ import annotations
 

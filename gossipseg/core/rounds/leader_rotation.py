@@ -1,7 +1,6 @@
 """Whose turn it is to coordinate a round, as seen from here.
 
-What belongs here: passing over sites that cannot lead, and patience with those that could. What must not:
-leading (coordinator.py), promises (acceptor.py). A wrong view costs time, never agreement.
+A wrong view costs time, never agreement.
 """
 
 from __future__ import annotations

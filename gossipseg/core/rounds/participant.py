@@ -1,8 +1,4 @@
-"""What a site answers to the coordinators of rounds, and to sites that fetch.
-
-What belongs here: Prepare, Fetch, Accept and Commit, each a reply. What must not: what may be promised or
-stored (acceptor.py), how files come (commons.py, fetching.py).
-"""
+"""What a site answers to the coordinators of rounds, and to sites that fetch."""
 
 from __future__ import annotations
 

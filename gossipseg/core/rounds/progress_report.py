@@ -1,6 +1,5 @@
 """What coordinators tell of the updates they gather: kept at the other sites, to be shown.
 
-What belongs here: the last word of each attempt's coordinator, and when it came. What must not: any decision.
 A word is nobody's proof: it is shown as its coordinator's, with its age.
 """
 

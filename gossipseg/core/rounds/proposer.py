@@ -2,9 +2,6 @@
 
 "Paxos Made Simple" (Lamport 2001): phase 1 is Prepare, phase 2 is Accept. The coordinator may choose the
 value only where its quorum of promises reports none; then it gathers the updates and has them combined.
-What belongs here: the stages of an attempt, what the other sites are asked, and when it is given up. What
-must not: whose turn it is (turns.py), what may be promised or stored (acceptor.py), which updates there are
-(gathering.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Who takes part in the rounds: the listed sites, the quorum, and whose turn it is to coordinate.
 
-Pure values. What must not be here: what any of the sites has said or stored.
+Pure values.
 """
 
 from __future__ import annotations

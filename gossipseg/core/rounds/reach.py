@@ -1,7 +1,7 @@
 """How far an attempt may be ahead of what this site has promised: no further than time can have brought it.
 
-What belongs here: that bound. What must not: promises (acceptor.py). To refuse a promise is always safe; a
-number that is out of all reach would leave no higher ones, and let all sites rest for long between attempts.
+To refuse a promise is always safe; a number that is out of all reach would leave no higher ones, and let
+all sites rest for long between attempts.
 """
 
 from __future__ import annotations

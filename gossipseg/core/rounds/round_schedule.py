@@ -1,8 +1,4 @@
-"""What this site trains for the rounds: from which model, with which export, and when it waits no longer.
-
-What belongs here: the way from a common model to an update, and the rounds trained alone. What must not:
-the worker's states (training.py), messages, attempts.
-"""
+"""What this site trains for the rounds: from which model, with which export, and when it waits no longer."""
 
 from __future__ import annotations
 

@@ -1,9 +1,5 @@
 """Rounds under a rotating coordinator (docs/design/why-consensus.md).
 
-What belongs here: how the parts work together. What must not: their rules, which are what is promised and
-stored (acceptor.py), answered (answers.py), trained (plan.py), whose turn it is (turns.py), how an attempt is
-led (coordinator.py, gathering.py), and how files come (commons.py, fetching.py).
-
 A site trains from the last committed common model, keeps its update, and waits for the next one. Every
 handler only changes what is known; `settle`, called after each event, does what follows from it.
 """

@@ -1,8 +1,6 @@
 """Files of a round on their way: those this site asked for, and those it was asked for.
 
 A file is asked for with Fetch and then pushed by the other side (the direction in which all models travel).
-What belongs here: sources, retries, limits. What must not: what a file is good for (commons.py,
-gathering.py).
 """
 
 from __future__ import annotations

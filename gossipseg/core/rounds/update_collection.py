@@ -1,8 +1,4 @@
-"""The updates of a round, as an attempt's coordinator gathers them: who delivers, who is left out and why.
-
-What belongs here: which update is fetched, when there is no more to wait for, what went into the model. What
-must not: promises and stores (coordinator.py), how files come (fetching.py).
-"""
+"""The updates of a round, as an attempt's coordinator gathers them: who delivers, who is left out and why."""
 
 from __future__ import annotations
 
