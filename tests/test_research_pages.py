@@ -37,8 +37,10 @@ def test_every_figure_of_the_results_stands_in_the_tables() -> None:
     assert not {n for n in found if (n not in signed if n[0] in "+−" else n not in magnitudes)}
 
 
-def test_the_pictures_are_drawn_from_the_tables(figures: ModuleType, tmp_path: Path) -> None:
-    figures.IMAGES = tmp_path
+def test_the_pictures_are_drawn_from_the_tables(
+    figures: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "IMAGES", tmp_path)
     figures.main()
     page = (RESEARCH / "results.md").read_text(encoding="utf-8")
     drawn = sorted(p.name for p in tmp_path.iterdir())
