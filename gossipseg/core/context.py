@@ -1,7 +1,4 @@
-"""What the parts of a node share within one step: the time, the effects so far, and who we are.
-
-What must not be here: any rule of membership or exchange.
-"""
+"""What the parts of a node share within one step: the time, the effects so far, and who we are."""
 
 from __future__ import annotations
 
@@ -57,7 +54,7 @@ class Context:
         self.own_steps = 0
         """Steps that this site took itself. What it merged may have brought `info.steps` to any number."""
         self.persist: Callable[[], None] = lambda: None
-        """Set by parts.py: append a Persist of the whole snapshot."""
+        """Set by assembly.py: append a Persist of the whole snapshot."""
         self.offences: list[tuple[Site, str]] = []
         """Of this step so far: they count at its end."""
         self._last_id = 0

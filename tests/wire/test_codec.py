@@ -16,11 +16,11 @@ from gossipseg.core.types import (
     Phase,
     Proposal,
     SuspectRecord,
-    Tally,
+    UpdateTally,
 )
 from gossipseg.errors import PeerRefused
-from gossipseg.wire import codec
 from gossipseg.wire import peer_pb2 as pb
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.params import CHUNK_BYTES
 
 sites = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True)
@@ -82,7 +82,7 @@ def proposals(draw):
 @st.composite
 def tallies(draw):
     proposal = draw(proposals())
-    return Tally(draw(st.none() | counts), proposal.contributors, proposal.absent)
+    return UpdateTally(draw(st.none() | counts), proposal.contributors, proposal.absent)
 
 
 maybe = st.none() | proposals()

@@ -1,0 +1,199 @@
+"""The parts of a node, made from its setup and made known to each other."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from gossipseg.core.budget import Budget
+from gossipseg.core.context import Context
+from gossipseg.core.effects import Persist, Snapshot
+from gossipseg.core.enforcement import QuarantineEnforcer
+from gossipseg.core.file_router import FileRouter
+from gossipseg.core.gossip.exchange import GossipExchange
+from gossipseg.core.gossip.inbox import Inbox
+from gossipseg.core.manifests import ManifestLedger
+from gossipseg.core.membership.failure_detector import FailureDetector
+from gossipseg.core.membership.handshake import Handshake
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.quarantine import Quarantine
+from gossipseg.core.rounds.rounds import Rounds
+from gossipseg.core.setup import NodeSetup
+from gossipseg.core.types import Site
+from gossipseg.core.wellness import Wellness
+from gossipseg.core.worker_state import WorkerState
+
+
+@dataclass(slots=True)
+class DurableState:
+    """`persist` is what Context.persist does."""
+
+    ctx: Context
+    membership: Membership
+    gossip: GossipExchange
+    rounds: Rounds | None
+    worker_state: WorkerState
+    ledger: ManifestLedger
+    enforcer: QuarantineEnforcer
+    counts: Counter[tuple[str, Site]]
+
+    def persist(self) -> None:
+        """Have the present state put on disk before any later effect of this step."""
+        self.ctx.effects.append(Persist(self.snapshot()))
+
+    def snapshot(self) -> Snapshot:
+        info = self.ctx.info
+        return Snapshot(
+            incarnation=self.membership.self_record.incarnation,
+            round=info.round,
+            steps=info.steps,
+            inbox=self.gossip.inbox.entries,
+            paused=self.worker_state.paused,
+            counters=tuple((what, site, n) for (what, site), n in sorted(self.counts.items())),
+            rounds=self.rounds.acceptor.record if self.rounds is not None else None,
+            sequence=self.ledger.sequence,
+            seen=tuple(self.ledger.seen[key] for key in sorted(self.ledger.seen)),
+            conduct=self.enforcer.records(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """`rounds`: None without a coordinator. `counts`: (what, site) → how often, across restarts."""
+
+    ctx: Context
+    counts: Counter[tuple[str, Site]]
+    ledger: ManifestLedger
+    membership: Membership
+    handshake: Handshake
+    failure_detector: FailureDetector
+    gossip: GossipExchange
+    rounds: Rounds | None
+    worker_state: WorkerState
+    enforcer: QuarantineEnforcer
+    file_router: FileRouter
+    wellness: Wellness
+
+
+def assemble(setup: NodeSetup) -> Parts:
+    """All parts, ready for the start."""
+    then = setup.snapshot
+    counts = Counter({(what, site): n for what, site, n in then.counters})
+    ctx = Context(
+        setup.site,
+        federation=setup.federation,
+        contract=setup.contract,
+        protocol=setup.protocol,
+        rng=setup.rng,
+        sign=setup.sign,
+    )
+    ledger = ManifestLedger(
+        ctx,
+        require=setup.trust.require_manifests,
+        sequence=then.sequence,
+        floor=setup.sequence_floor,
+        seen=(s for s in then.seen if s.maker in setup.sites),
+    )
+    membership = Membership(
+        ctx,
+        setup.membership,
+        sites=setup.sites,
+        address=setup.address,
+        incarnation=then.incarnation + 1,
+    )
+    handshake = Handshake(ctx, membership)
+    failure_detector = FailureDetector(ctx, setup.membership, membership, handshake)
+    budget = Budget(setup.rounds, setup.federation_rounds)
+    gossip = _gossip(setup, ctx, budget, membership, handshake, ledger, counts)
+    rounds = _rounds(setup, ctx, budget, membership, ledger) if setup.exchange == "rounds" else None
+    worker_state = _worker_state(setup, ctx, budget, membership, gossip, rounds)
+    enforcer = QuarantineEnforcer(
+        ctx, Quarantine(setup.quarantine), membership, gossip, rounds, counts, then.conduct
+    )
+    memory = DurableState(ctx, membership, gossip, rounds, worker_state, ledger, enforcer, counts)
+    ctx.persist = memory.persist
+    wellness = Wellness(ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange)
+    membership.watchers.append(wellness.on_change)
+    file_router = FileRouter(ctx, membership, gossip, rounds, wellness)
+    ctx.say(listed=setup.listed)
+    return Parts(
+        ctx,
+        counts,
+        ledger,
+        membership,
+        handshake,
+        failure_detector,
+        gossip,
+        rounds,
+        worker_state,
+        enforcer,
+        file_router,
+        wellness,
+    )
+
+
+def _gossip(
+    setup: NodeSetup,
+    ctx: Context,
+    budget: Budget,
+    membership: Membership,
+    handshake: Handshake,
+    ledger: ManifestLedger,
+    counts: Counter[tuple[str, Site]],
+) -> GossipExchange:
+    # peers.yaml may have changed while this site was down: no removed site's model visits.
+    waiting = tuple(e for e in setup.snapshot.inbox if e.frm in setup.sites)
+    gossip = GossipExchange(
+        ctx,
+        setup.gossip,
+        membership,
+        handshake,
+        exchanges=setup.exchange == "gossip",
+        budget=budget,
+        max_model_bytes=setup.max_model_bytes,
+        inbox=Inbox(setup.gossip, waiting),
+        counts=counts,
+        ledger=ledger,
+    )
+    membership.watchers.append(gossip.on_change)
+    return gossip
+
+
+def _rounds(
+    setup: NodeSetup, ctx: Context, budget: Budget, membership: Membership, ledger: ManifestLedger
+) -> Rounds:
+    rounds = Rounds(
+        ctx,
+        setup.rounds_params,
+        membership,
+        budget=budget,
+        every_rounds=setup.every_rounds,
+        finetune_rounds=setup.finetune_rounds,
+        max_model_bytes=setup.max_model_bytes,
+        record=setup.snapshot.rounds,
+        ledger=ledger,
+    )
+    membership.watchers.append(rounds.on_change)
+    return rounds
+
+
+def _worker_state(
+    setup: NodeSetup,
+    ctx: Context,
+    budget: Budget,
+    membership: Membership,
+    gossip: GossipExchange,
+    rounds: Rounds | None,
+) -> WorkerState:
+    state = WorkerState(
+        ctx,
+        gossip,
+        membership,
+        budget=budget,
+        snapshot=setup.snapshot,
+        coordinated=rounds,
+        dice_run=setup.quarantine.dice_run if setup.quarantine.dice_offence else None,
+    )
+    if rounds is not None:
+        rounds.worker = state
+    return state
