@@ -49,7 +49,7 @@ class FederationFile:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     federation: Annotated[str, Field(pattern=FEDERATION_NAME_PATTERN)]
-    """The federation's name. Sites of another federation on the same network are ignored."""
+    """The federation's name, 1 to 63 visible characters. Sites of other federations are ignored."""
     task: TaskParams
     version: Literal[1] = 1
     """Version of this file format."""

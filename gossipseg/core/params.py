@@ -120,7 +120,7 @@ class TrustParams:
 
 @dataclass(frozen=True, slots=True)
 class QuarantineParams:
-    """When a peer that sends what must be refused is kept out, and for how long (core/quarantine.py)."""
+    """When a peer that sends what must be refused is kept out, and for how long."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 

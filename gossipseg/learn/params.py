@@ -89,26 +89,26 @@ class TrainingParams:
     augment: Literal["none", "flip", "standard"] = "standard"
     """Random changes of training patches: none, flips, or flips with rotation, zoom and intensity."""
     flip_axes: tuple[str, ...] | str = "auto"
-    """Axes that `augment` mirrors: auto, all, none, one axis or a list (learn.flips: names and rule). The
-    contract has the axes that it comes to."""
+    """Axes that `augment` mirrors: auto, all, none, one axis or a list. The contract has the axes that it
+    comes to."""
     foreground_patches: float = 1 / 3
     """Share of the patches that are centred on foreground."""
     ema_decay: float = 0.9
     """Largest decay a round of the average that is deployed; its first rounds decay faster
-    (learn.student)."""
+    (docs/design/equations.md §0)."""
     guard_drop: float = 0.05
     """A merge is undone when mean validation Dice by patient falls by more than this, and by more than
-    chance would have it (learn.guard)."""
+    chance would have it (docs/design/equations.md §0)."""
     window_overlap: float = 0.5
     """Overlap of neighbouring sliding windows."""
     validate_every_rounds: int = 1
     """Rounds between two validations."""
     shadow_local: bool = False
     """Train a second model beside it that is never exchanged, and deploy that one where it is clearly
-    better, else the mean of both predictions (learn.shadow). No part of the contract: none of it travels."""
+    better, else the mean of both predictions. No part of the contract: none of it travels."""
     ensemble_peers: bool = False
-    """Let the newest models of other sites predict beside this site's own, those that validation gains by
-    (learn.peer_ensemble). No part of the contract: they have come anyway."""
+    """Let the newest models of other sites predict beside this site's own, those that validation gains by.
+    No part of the contract: they have come anyway."""
 
     @property
     def cosine_rounds(self) -> int | None:
@@ -149,8 +149,8 @@ class DataParams:
     label_map: dict[int, int] = field(default_factory=dict)
     """File value → label value of the task, for this site's labels alone; goes before task.label_map."""
     label_map_out: dict[int, int] = field(default_factory=dict)
-    """Label value of the task → value that predictions are written with. Of the classes that are not named
-    here it is the value that most voxels of this site's own labels have."""
+    """Label value of the task → value that predictions are written with. Classes that are not named
+    here get the value that most voxels of this site's own labels have."""
     ignore_label: int | None = None
     """File value of voxels whose class is unknown: they count in no loss and no score."""
     annotated_labels: tuple[int, ...] | None = None
@@ -183,7 +183,7 @@ class DeviceParams:
 class AdmissionParams:
     """How far another site's model may be from this site's own before it is refused (site.yaml).
 
-    Distances are relative to the layer's own norm; learn.admission says how they are measured.
+    Distances are relative to the layer's own norm (docs/admin/security.md).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
@@ -210,7 +210,7 @@ class AdmissionParams:
 
 @dataclass(frozen=True, slots=True)
 class DpParams:
-    """Differentially private training (site.yaml); learn.dp has the equations."""
+    """Differentially private training (site.yaml, docs/ml/privacy.md)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
@@ -235,7 +235,7 @@ class PrivacyParams:
     noise_multiplier: float = 0.0
     """Standard deviation of the noise on each value, in units of clip_norm."""
     seed: int | None = None
-    """Of the noise, for experiments only; None takes the system's randomness."""
+    """Seed of the noise, for experiments only; None takes the system's randomness."""
     dp: DpParams | None = None
     """Train with differential privacy; None: do not."""
 

@@ -93,7 +93,7 @@ class Coordinated:
     weighting: Literal["cases", "uniform"] = "cases"
     """What a site weighs in the average: its training cases n_k, or one."""
     robust: Rule = "none"
-    """How updates are combined where some may be bad (algos.robust); sites then weigh the same."""
+    """How updates are combined where some may be bad; sites then weigh the same."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     """Share that `trimmed_mean` cuts off at each end, rounded up to whole updates."""
     byzantine: Annotated[int, Field(ge=0)] = 1
