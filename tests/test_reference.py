@@ -63,3 +63,14 @@ def test_what_the_code_cites_of_these_pages_is_there() -> None:
         for name, section in re.findall(r"docs/design/([\w-]+\.md)(?: (§\d))?", path.read_text()):
             assert (DOCS / "design" / name).exists(), f"{path}: {name}"
             assert not section or section in sections, f"{path}: {section}"
+
+
+def test_what_the_design_cites_of_code_and_tests_is_there() -> None:
+    files = {str(path) for top in ("gossipseg", "tests", "protos") for path in (ROOT / top).rglob("*.*")}
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("*.py"))
+    for page in (DOCS / "design").glob("*.md"):
+        text = page.read_text()
+        for cited in re.findall(r"`([\w/-]+\.(?:py|proto))`", text):
+            assert any(file.endswith(f"/{cited}") for file in files), f"{page.name}: {cited}"
+        for cited in re.findall(r"`(test_\w+)`", text):
+            assert f"def {cited}(" in tests, f"{page.name}: {cited}"
