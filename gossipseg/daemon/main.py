@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import os
@@ -163,9 +164,8 @@ class Daemon:
     async def _reload_for_signal(self) -> None:
         self.notifier.reloading(time.monotonic_ns() // 1000)
         try:
-            await self.reload()
-        except GossipsegError as e:
-            log.warning("the old list stays in force: %s", e, extra={"event": "config_refused"})
+            with contextlib.suppress(GossipsegError):  # it is noted already; the old list stays in force
+                await self.reload()
         finally:
             self.notifier.ready(self._status)
 
