@@ -156,6 +156,7 @@ def test_numbers_json_does_not_know_become_null() -> None:
         b"{}",
         b'{"type": "Nothing"}',
         b'{"type": ["Stop"]}',
+        rb'{"type": "\udcff"}',
         b'{"type": "Visit", "path": "p", "hash": "h", "frm": "f"}',
         b'{"type": "SetPaused"}',
         b'{"type": "SetPaused", "paused": 1}',
