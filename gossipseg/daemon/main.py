@@ -18,6 +18,8 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
+
 from gossipseg import __version__
 from gossipseg import config as configuration
 from gossipseg.bridge.node_setup import node_setup
@@ -33,7 +35,6 @@ from gossipseg.daemon.observe.outlet import RotatingFile
 from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.reload import Reload, endpoints, listed, listed_ids, load_trust, prepare
 from gossipseg.daemon.runtime import Runtime
-from gossipseg.daemon.snapshots import restore
 from gossipseg.daemon.worker.process import UNWELL, require_state_dir
 from gossipseg.discovery import MdnsDiscovery
 from gossipseg.ends import in_words
@@ -320,8 +321,8 @@ def remembered(state: StateFile, event_log: EventLog) -> Snapshot:
     """
     doc = state.load()
     try:
-        snapshot = restore(doc or {})
-    except (TypeError, KeyError, ValueError, AttributeError):
+        snapshot = msgspec.convert(doc or {}, Snapshot)  # without fields that a later version wrote
+    except ValueError:  # of the wrong form, or a name in it is no text
         snapshot, state.corrupt_copy = Snapshot(), state.path.with_name(state.path.name + ".corrupt")
         state.path.replace(state.corrupt_copy)
     if state.corrupt_copy is not None:

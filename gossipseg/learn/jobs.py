@@ -5,12 +5,12 @@ A line is `{"type": "<class name>", ...fields}`. Numbers that JSON does not know
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from gossipseg.core.types import ModelRef
 
@@ -32,18 +32,24 @@ class JobError(ValueError):
     """A line is not a message of this protocol."""
 
 
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A value inside a message. Reading checks every type, and that no field is missing or unknown."""
+
+
+class _Line(_Part, frozen=True, tag=True):
+    """A message: its class name stands in the line as `type`."""
+
+
 # ---------------------------------------------------------------- daemon → worker
 
 
-@dataclass(frozen=True, slots=True)
-class Configure:
+class Configure(_Line, frozen=True):
     """The first message: `spec` is dataclasses.asdict(learn.params.WorkerSpec)."""
 
     spec: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(_Part, frozen=True):
     """A model from the store that shall visit: the wire file at `path` with blake3 `hash`, sent by `frm`."""
 
     path: str
@@ -60,8 +66,7 @@ class Visit:
         return cls(str(path), model.hash, frm, model.steps, model.cases, model.round)
 
 
-@dataclass(frozen=True, slots=True)
-class CommonModel:
+class CommonModel(_Part, frozen=True):
     """A common model in the store: its wire file, blake3 `hash` and federation round."""
 
     path: str
@@ -74,8 +79,7 @@ class CommonModel:
         return cls(str(path), model.hash, model.round)
 
 
-@dataclass(frozen=True, slots=True)
-class StartRound:
+class StartRound(_Line, frozen=True):
     """Run round number `round` (1-based: the round to complete), with a visitor or alone."""
 
     round: int
@@ -94,8 +98,7 @@ class StartRound:
     """Under a coordinator: rounds by which the federation is ahead of `round`. In gossip the worker tells."""
 
 
-@dataclass(frozen=True, slots=True)
-class UpdateFile:
+class UpdateFile(_Part, frozen=True):
     """One site's update in the store."""
 
     site: str
@@ -104,8 +107,7 @@ class UpdateFile:
     steps: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Aggregate:
+class Aggregate(_Line, frozen=True):
     """Make the common model of a federation round; only between two rounds of this site's own."""
 
     round: int
@@ -113,23 +115,20 @@ class Aggregate:
     updates: list[UpdateFile]
 
 
-@dataclass(frozen=True, slots=True)
-class SetPaused:
+class SetPaused(_Line, frozen=True):
     """Hold between two steps, or go on."""
 
     paused: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(_Line, frozen=True):
     """Finish the current step, checkpoint (mid-round for a local round), exit 0."""
 
 
 # ---------------------------------------------------------------- worker → daemon
 
 
-@dataclass(frozen=True, slots=True)
-class Preparing:
+class Preparing(_Line, frozen=True):
     """Progress outside of rounds: data scan, cache, the test evaluation before the first round, and the
     combination of updates."""
 
@@ -137,8 +136,7 @@ class Preparing:
     fraction: float
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(_Line, frozen=True):
     """The model stands at the end of `round`; StartRound(round + 1) may come."""
 
     round: int
@@ -164,7 +162,7 @@ class Ready:
     """Something an administrator should know, such as a damaged checkpoint that was passed over."""
     last_global: str | None = None
     """Hash of the last common model that its weights were taken from."""
-    update_tensors: WireSchema = field(default_factory=dict)
+    update_tensors: WireSchema = {}
     """What an update holds, where the algorithm has a coordinator."""
     spent: Spent | None = None
     """Of differentially private training."""
@@ -180,8 +178,7 @@ class Ready:
     """Who said which case is in which split, in words."""
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(_Line, frozen=True):
     """Where the round is; sent at most about four times a second."""
 
     round: int
@@ -196,8 +193,7 @@ class Progress:
     """The visitor's site during a visit."""
 
 
-@dataclass(frozen=True, slots=True)
-class Export:
+class Export(_Part, frozen=True):
     """A wire file in outbox/, to be adopted by the store."""
 
     path: str
@@ -205,8 +201,7 @@ class Export:
     steps: int
 
 
-@dataclass(frozen=True, slots=True)
-class VisitDone:
+class VisitDone(_Part, frozen=True):
     """What became of the visiting model."""
 
     hash: str
@@ -218,8 +213,7 @@ class VisitDone:
     frm: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(_Part, frozen=True):
     """What differentially private training has cost so far."""
 
     epsilon: float | None
@@ -231,8 +225,7 @@ class Spent:
     """Another step would cost more than max_epsilon: training here has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class RoundDone:
+class RoundDone(_Line, frozen=True):
     """A round is finished and, unless `warning` says otherwise, checkpointed."""
 
     round: int
@@ -269,8 +262,7 @@ class RoundDone:
     """As in Ready, after this round."""
 
 
-@dataclass(frozen=True, slots=True)
-class AggregateDone:
+class AggregateDone(_Line, frozen=True):
     """What came of Aggregate(round, attempt): a file in outbox/, or the reason why there is none."""
 
     round: int
@@ -282,13 +274,12 @@ class AggregateDone:
     not_finite, norm_exploded, layer_changed_too_much, unrelated."""
     reason: str = ""
     detail: str = ""
-    notes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = {}
     """What the algorithm wants seen, such as the similarity of the sites."""
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Fatal:
+class Fatal(_Line, frozen=True):
     """The worker cannot go on; it exits next with the code of errors.py."""
 
     kind: FatalKind
@@ -299,74 +290,35 @@ ToWorker = Configure | StartRound | Aggregate | SetPaused | Stop
 FromWorker = Preparing | Ready | Progress | RoundDone | AggregateDone | Fatal
 Message = ToWorker | FromWorker
 
-_KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind
-    for kind in (
-        Configure,
-        StartRound,
-        Aggregate,
-        SetPaused,
-        Stop,
-        Preparing,
-        Ready,
-        Progress,
-        RoundDone,
-        AggregateDone,
-        Fatal,
-    )
-}
-_NESTED: dict[tuple[str, str], type[Any]] = {
-    ("StartRound", "visit"): Visit,
-    ("StartRound", "start_from"): CommonModel,
-    ("AggregateDone", "export"): Export,
-    ("RoundDone", "export"): Export,
-    ("RoundDone", "visit"): VisitDone,
-    ("RoundDone", "spent"): Spent,
-    ("Ready", "spent"): Spent,
-}
-
 
 def encode(message: Message) -> bytes:
     """One line, newline included."""
-    doc = {"type": type(message).__name__, **dataclasses.asdict(message)}
-    return json.dumps(_finite(doc), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    doc = {"type": type(message).__name__, **_plain(message)}
+    return json.dumps(doc, separators=(",", ":"), allow_nan=False).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
     """The message of one line. Raises JobError for anything that is not one."""
     try:
-        doc = json.loads(line)
-    except ValueError as e:
+        # The standard library reads: file names that are no UTF-8 travel as lone surrogates.
+        message: Message = msgspec.convert(json.loads(line), Message)
+    except msgspec.ValidationError as e:
+        raise JobError(f"not a message: {e}: {line[:120]!r}") from None
+    except (ValueError, RecursionError) as e:
         raise JobError(f"not JSON: {e}") from None
-    if not isinstance(doc, dict) or doc.get("type") not in _KINDS:
-        raise JobError(f"not a message: {line[:120]!r}")
-    name = doc.pop("type")
-    message: Message = _build(_KINDS[name], name, doc)
     return message
 
 
-def _build(kind: type[Any], name: str, doc: dict[str, Any]) -> Any:
-    for (owner, key), nested in _NESTED.items():
-        if owner == name and doc.get(key) is not None:
-            doc[key] = _build(nested, nested.__name__, doc[key])
-    for key in ("tensors", "update_tensors"):
-        if name == "Ready" and isinstance(doc.get(key), dict):
-            doc[key] = {k: (v[0], tuple(v[1])) for k, v in doc[key].items()}
-    if name == "Aggregate":
-        doc["updates"] = [_build(UpdateFile, "UpdateFile", u) for u in doc.get("updates", [])]
-    try:
-        return kind(**doc)
-    except TypeError as e:
-        raise JobError(f"{name}: {e}") from None
-
-
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    """The value as JSON has it, for the standard library to write: it knows numpy's float64 as a float."""
+    if isinstance(value, msgspec.Struct):
+        return _plain(msgspec.structs.asdict(value))
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_plain(v) for v in value]
     return value
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import torch
 
 from gossipseg.errors import AlreadyRunning, LocalError
@@ -131,7 +131,7 @@ class Life:
         self._warning = self._trained_on.warning
         if self._scalars is not None:
             self._scalars.round(done, self._trainer.student.learner.optimizer.param_groups[0]["lr"])
-        self._link.send(replace(done, warning=warning))
+        self._link.send(msgspec.structs.replace(done, warning=warning))
 
     def _aggregate(self, order: jobs.Aggregate) -> None:
         activity = f"combining {len(order.updates)} updates"

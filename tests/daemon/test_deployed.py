@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gossipseg.core import effects
@@ -13,7 +14,7 @@ from gossipseg.ctl.status import pairs
 from gossipseg.learn import jobs
 from tests.daemon.harness import files_only
 from tests.daemon.test_privacy_budget import service
-from tests.daemon.test_runtime import READY, _fields, done, running
+from tests.daemon.test_runtime import READY, done, running
 from tests.e2e.federation import Federation
 
 WHY = "0.8100 without exchange, 0.7000 with it; better by more than 2 standard errors"
@@ -28,7 +29,7 @@ def files(tmp_path: Path) -> Iterator[Federation]:
 async def test_status_says_which_model_is_deployed_and_why(files: Federation) -> None:
     async with running(files) as (r, _):
         restored = {"deployed": "averaged", "deployed_reason": "few cases"}
-        r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), **restored}))
+        r.worker.on_worker_message(msgspec.structs.replace(READY, **restored))
         await r._settled()
         status = await service(r).status()
         assert (status.deployed, status.deployed_reason) == ("averaged", "few cases"), "a finished site, too"

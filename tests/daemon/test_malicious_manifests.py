@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from blake3 import blake3
 
@@ -179,7 +180,7 @@ async def attacked(folder: Path, **sections: Any) -> AsyncIterator[tuple[Runtime
 
 async def begin(runtime: Runtime) -> None:
     runtime.inject(events.Start())
-    runtime.worker.on_worker_message(dataclasses.replace(READY, tensors=TENSORS, update_tensors=TENSORS))
+    runtime.worker.on_worker_message(msgspec.structs.replace(READY, tensors=TENSORS, update_tensors=TENSORS))
     await runtime._settled()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from gossipseg.core.types import Phase
@@ -14,7 +15,7 @@ from gossipseg.daemon.runtime import Runtime
 from gossipseg.learn import jobs
 from gossipseg.wire import documents as doc
 from tests.daemon.harness import files_only
-from tests.daemon.test_runtime import READY, _fields, done, running
+from tests.daemon.test_runtime import READY, done, running
 from tests.e2e.federation import Federation
 
 SPENT = jobs.Spent(2.5, 1e-5, 40, max_epsilon=3.0)
@@ -35,7 +36,7 @@ def service(runtime: Runtime) -> Service:
 
 async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -> None:
     async with running(files) as (r, failures):
-        r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), "spent": jobs.Spent(0.0, 1e-5, 0, 3.0)}))
+        r.worker.on_worker_message(msgspec.structs.replace(READY, spent=jobs.Spent(0.0, 1e-5, 0, 3.0)))
         await r._settled()
         r.worker.on_worker_message(done(1, spent=SPENT))
         await r._settled()

@@ -201,6 +201,11 @@ async def test_a_hangup_before_the_start_waits_for_it(files: Federation) -> None
         '{"inbox": [{}]}',
         '{"inbox": [{"frm": "b", "model": {"strange": 1}, "arrived_round": 1}]}',
         '{"counters": 7}',
+        '{"round": "7"}',
+        r'{"\udcff": 1}',
+        '{"incarnation": 1.5}',
+        '{"rounds": {"promised_attempt": null}}',
+        '{"seen": [{"maker": "b", "kind": "gossip", "sequence": 1, "round": 1, "hash": ""}]}',
     ],
 )
 def test_a_damaged_state_file_is_set_aside_and_told(tmp_path: Path, text: str) -> None:

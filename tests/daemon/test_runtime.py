@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gossipseg.core import effects as fx
@@ -82,7 +83,7 @@ async def test_a_death_does_not_overtake_the_round_finished_before_it(
         exported.write_bytes(b"model")
         r.worker.on_worker_message(done(1, export=jobs.Export(str(exported), 8, 1)))
         r.worker.on_worker_lost("killed", False)
-        r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), "round": 1, "steps": 1}))
+        r.worker.on_worker_message(msgspec.structs.replace(READY, round=1, steps=1))
         go_on.set()
         await r._settled()
         assert (r.node.round, r.node.phase, failures) == (1, Phase.TRAINING, [])
@@ -91,13 +92,9 @@ async def test_a_death_does_not_overtake_the_round_finished_before_it(
         assert "dropped_event" not in names
 
 
-def _fields(message: Any) -> dict[str, Any]:
-    return {name: getattr(message, name) for name in message.__dataclass_fields__}
-
-
 async def test_a_warning_of_the_worker_stays_until_it_is_withdrawn(files: Federation) -> None:
     async with running(files) as (r, _):
-        r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), "warning": "a damaged checkpoint"}))
+        r.worker.on_worker_message(msgspec.structs.replace(READY, warning="a damaged checkpoint"))
         await r._settled()
         assert list(r.training.warnings.values()) == ["a damaged checkpoint"]
         r.worker.on_worker_message(done(1, warning="checkpoint not written: disk full"))

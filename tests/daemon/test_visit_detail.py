@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 from safetensors.torch import load_file, save_file
 
 from gossipseg.algos.params import GossipAverageParams
@@ -45,16 +46,14 @@ async def test_layer_and_bound_of_a_refused_visitor_are_shown(tmp_path: Path) ->
     done = refused_by_the_trainer(tmp_path)
     with files_only(tmp_path, "north", "south") as files:
         async with running(files) as (r, _):
-            r.worker.on_worker_message(
-                jobs.Ready(**{n: getattr(READY, n) for n in READY.__dataclass_fields__})
-            )
+            r.worker.on_worker_message(READY)
             await r._settled()
             r.node._gossip.inbox.visiting = entry = InboxEntry("south", model(), 0)
             for watcher in (r.ledger, r.audit):
                 watcher.event(ev.Incoming("south", 1, ms.Offer(model())))
                 watcher.effect(fx.Respond(1, ms.OfferReply("accept")))
                 watcher.effect(fx.StartRound(1, entry, False))
-            r.worker.on_worker_message(jobs.RoundDone(**{**_fields(done), "round": 1}))
+            r.worker.on_worker_message(msgspec.structs.replace(done, round=1))
             await r._settled()
             await r.audit.flush()
             (row,) = ExchangesDoc.from_dict(
@@ -90,7 +89,3 @@ def test_a_later_state_of_a_row_does_not_keep_an_earlier_detail() -> None:
     assert ledger.recent(1)[0].detail == "other tensors"
     ledger.event(ev.ModelArrived("b", model()))
     assert ledger.recent(1)[0].detail == ""
-
-
-def _fields(message: jobs.RoundDone) -> dict[str, object]:
-    return {name: getattr(message, name) for name in message.__dataclass_fields__}

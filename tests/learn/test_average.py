@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from gossipseg.algos.params import DittoParams, FedAvgFinetuneParams, FedAvgParams, GcmlParams, LocalParams
@@ -161,7 +162,7 @@ def test_a_late_joiner_and_fine_tuning_begin_anew(data: Path, tmp_path: Path, fo
     check(trainer, [2])
     trainer.run_round(jobs.StartRound(3))
     check(trainer, [2, 3])
-    last = dataclasses.replace(common, hash="d", round=6)
+    last = replace(common, hash="d", round=6)
     trainer.run_round(jobs.StartRound(4, start_from=last, finetuning=True))
     check(trainer, [4])
     again = trainer_of(data, tmp_path / "n", FedAvgFinetuneParams(finetune_rounds=2))

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 
 from gossipseg.learn import jobs
 
+GOLDEN = Path(__file__).with_name("jobs.golden.jsonl")
+"""A line of every kind with every field set, and of some with what they are by default."""
+
+VISIT = jobs.Visit("models/ab.safetensors", "ab", "south", 40, 12, 3)
+EXPORT = jobs.Export("outbox/x.safetensors", 9, 60)
+SPENT = jobs.Spent(1.25, 1e-5, 60, 8.0, True)
+TENSORS: jobs.WireSchema = {"head.weight": ("F16", (2, 3)), "head.bias": ("F32", (2,)), "scalar": ("F32", ())}
 MESSAGES: list[jobs.Message] = [
-    jobs.Configure({"site": "north", "task": {"labels": {"0": "background"}}}),
-    jobs.StartRound(3, jobs.Visit("models/ab.safetensors", "ab", "south", 40, 12), export=True),
+    jobs.Configure(
+        {
+            "site": "north",
+            "task": {"labels": {"0": "background"}, "spacing_mm": [1.0, 1e-7, 1e16]},
+            "privacy": None,
+        }
+    ),
+    jobs.StartRound(
+        3,
+        VISIT,
+        export=True,
+        start_from=jobs.CommonModel("models/cd.safetensors", "cd", 7),
+        settling_in=True,
+        finetuning=True,
+        listed=["north", "south"],
+        ahead=2,
+    ),
     jobs.StartRound(1),
+    jobs.Aggregate(
+        4, 1, [jobs.UpdateFile("north", "models/ab", 9, 60), jobs.UpdateFile("south", "models/cd", 3)]
+    ),
+    jobs.Aggregate(4, 1, []),
     jobs.SetPaused(True),
     jobs.Stop(),
     jobs.Preparing("reading images", 0.5),
@@ -21,35 +51,90 @@ MESSAGES: list[jobs.Message] = [
         steps=40,
         cases=9,
         network_signature="s",
-        tensors={"head.weight": ("F16", (2, 3)), "head.bias": ("F32", (2,))},
+        tensors=TENSORS,
         parameters=8,
         device="cpu",
         amp="off",
         splits={"training": 9, "validation": 2, "test": 2},
         last_visit="ab",
+        visits=3,
+        dice_val=0.5,
+        dice_test_start=0.25,
+        dice_test=0.75,
+        initial_hash="ef",
+        warning="w",
+        last_global="cd",
+        update_tensors=TENSORS,
+        spent=SPENT,
+        own_steps=-3,
+        deployed="own",
+        deployed_reason="why",
+        ahead=-2,
+        splits_from="the draw",
     ),
+    jobs.Ready(0, 0, 0, "", {}, 0, "", "", {}),
     jobs.Progress(1, 4, 20, "visit", 0.2, 0.7, 3.5, "south"),
+    jobs.Progress(1, 4, 20, "training", 0.0, math.nan, math.inf),
     jobs.RoundDone(
         round=3,
         steps=60,
-        loss=0.5,
-        terms={"seg": 0.5, "pull": 0.01},
+        loss=-math.inf,
+        terms={"seg": 0.5, "pull": math.nan},
         dice_val=0.7,
-        dice_val_local=[0.7, None],
+        dice_val_local=[0.7, None, math.nan],
         seconds=1.5,
-        export=jobs.Export("outbox/x.safetensors", 9, 60),
+        export=EXPORT,
         visit=jobs.VisitDone("ab", "refused", "not_finite", "head.weight", "south"),
         reverted="cd",
+        reverted_frm="west",
+        own_steps=50,
+        beside="west",
+        dice_test=0.5,
+        dice_test_start=0.25,
+        warning="disk full",
+        spent=jobs.Spent(math.inf, 1e-5, 1),
+        deployed="shadow",
+        deployed_reason="0.7 > 0.6",
+        ahead=1,
     ),
-    jobs.Fatal("data", "images/x.png: missing."),
+    jobs.RoundDone(1, 1, None, {}, None, None, 0.5),
+    jobs.AggregateDone(
+        round=4,
+        attempt=1,
+        export=EXPORT,
+        contributors=["north"],
+        refused={"south": "not_finite"},
+        detail="layer é",
+        notes={"similarity": [[1.0, math.nan]], "sites": ("a", "b")},
+        seconds=2.5,
+    ),
+    jobs.AggregateDone(4, 1, None, [], {}),
+    jobs.Fatal("data", "images/M\udcfcller \u2028 \U0001f600.png: missing."),
 ]
+
+
+def test_every_message_has_its_line() -> None:
+    assert b"".join(jobs.encode(m) for m in MESSAGES) == GOLDEN.read_bytes()
+    assert {type(m) for m in MESSAGES} == set(get_args(jobs.Message))
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_messages_survive_the_line(message: jobs.Message) -> None:
     line = jobs.encode(message)
     assert line.endswith(b"\n") and line.count(b"\n") == 1
-    assert jobs.decode(line) == message
+    assert jobs.encode(jobs.decode(line)) == line
+    if b"null" not in line:  # numbers that JSON does not know have become null
+        assert jobs.decode(line) == message
+
+
+def test_tensors_come_back_as_they_went() -> None:
+    ready = jobs.decode(jobs.encode(jobs.Ready(0, 0, 0, "", TENSORS, 0, "", "", {}, update_tensors=TENSORS)))
+    assert isinstance(ready, jobs.Ready) and ready.tensors == ready.update_tensors == TENSORS
+
+
+def test_a_float_of_numpy_is_a_float() -> None:
+    done = jobs.RoundDone(1, 1, np.float64(0.5), {"seg": np.float64("nan")}, None, None, np.float64(2))
+    assert jobs.decode(jobs.encode(done)) == jobs.RoundDone(1, 1, 0.5, {"seg": None}, None, None, 2.0)
 
 
 def test_numbers_json_does_not_know_become_null() -> None:
@@ -61,18 +146,45 @@ def test_numbers_json_does_not_know_become_null() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{", b"[]", b'{"type": "Nothing"}', b'{"type": "SetPaused"}', b'{"type": "Stop", "more": 1}'],
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b"[]",
+        b"3",
+        b"{}",
+        b'{"type": "Nothing"}',
+        b'{"type": ["Stop"]}',
+        rb'{"type": "\udcff"}',
+        b'{"type": "Visit", "path": "p", "hash": "h", "frm": "f"}',
+        b'{"type": "SetPaused"}',
+        b'{"type": "SetPaused", "paused": 1}',
+        b'{"type": "Stop", "more": 1}',
+        b'{"type": "Preparing", "activity": "a", "fraction": null}',
+        b'{"type": "Fatal", "kind": "bored", "message": ""}',
+        b'{"type": "StartRound", "round": 1.5}',
+        b'{"type": "StartRound", "round": 1, "visit": {"path": "p", "hash": "h"}}',
+        b'{"type": "StartRound", "round": 1, "visit": {"path": "p", "hash": "h", "frm": "f", "more": 1}}',
+        b'{"type": "Aggregate", "round": 1, "attempt": 1, "updates": [3]}',
+        b'{"type": "Aggregate", "round": 1, "attempt": 1}',
+    ],
 )
 def test_a_bad_line_is_an_error(line: bytes) -> None:
-    with pytest.raises(jobs.JobError):
+    with pytest.raises(jobs.JobError, match=r"^not JSON: |^not a message: "):
         jobs.decode(line)
+
+
+def test_the_error_names_the_field_and_shows_the_line() -> None:
+    with pytest.raises(jobs.JobError, match=r"`\$\.visit\.frm`.*StartRound"):
+        jobs.decode(b'{"type": "StartRound", "round": 1, "visit": {"path": "p", "hash": "h", "frm": 3}}')
 
 
 def test_lines_are_cut_wherever_the_stream_breaks() -> None:
     stream = b"".join(jobs.encode(m) for m in MESSAGES)
     reader = jobs.LineReader()
     lines = [line for i in range(0, len(stream), 7) for line in reader.feed(stream[i : i + 7])]
-    assert [jobs.decode(line) for line in lines] == MESSAGES
+    assert b"".join(line + b"\n" for line in lines) == stream
 
 
 def test_an_endless_line_is_an_error() -> None:

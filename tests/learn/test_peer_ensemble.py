@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -166,7 +167,7 @@ def test_what_is_deployed_survives_a_restart_and_leaves_in_a_bundle(
         assert torch.equal(bundled(image), expected)
 
     reports = [each.run_round(jobs.StartRound(4)) for each in (again, trainer)]
-    first, second = (dataclasses.replace(report, seconds=0) for report in reports)
+    first, second = (replace(report, seconds=0) for report in reports)
     assert first == second and first.deployed == "ensemble"
 
 
@@ -209,7 +210,7 @@ def test_a_refused_model_is_not_held(data: Path, tmp_path: Path, good: jobs.Visi
     save_file({n: t * float("nan") for n, t in load_file(good.path).items()}, path)
     trainer = trainer_of(data, tmp_path)
     trainer.run_round(jobs.StartRound(1))
-    done = trainer.run_round(jobs.StartRound(2, dataclasses.replace(good, path=str(path))))
+    done = trainer.run_round(jobs.StartRound(2, replace(good, path=str(path))))
     assert done.visit.outcome == "refused" and not trainer.ensemble.members
 
 
@@ -245,7 +246,7 @@ def test_a_newer_model_must_be_judged_before_it_predicts(
     trainer.run_round(jobs.StartRound(1))
     judged = trainer.run_round(jobs.StartRound(2, good)).dice_val
     assert trainer.verdict.members == ("east",)
-    trainer.run_round(jobs.StartRound(3, dataclasses.replace(blind, frm="east")))
+    trainer.run_round(jobs.StartRound(3, replace(blind, frm="east")))
     assert trainer.ensemble.holds("east", blind.hash)
     assert validation(trainer, trainer.deployed) == pytest.approx(judged, abs=0.1)
     stored(trainer)
@@ -263,7 +264,7 @@ def test_only_the_model_that_did_harm_leaves_not_a_newer_one_of_its_site(
     trainer.run_round(jobs.StartRound(1))
     assert trainer.run_round(jobs.StartRound(2, good)).deployed == "ensemble"
     own = trainer.verdict.dice
-    newer = dataclasses.replace(good, hash="n" * 64)
+    newer = replace(good, hash="n" * 64)
     done = trainer.run_round(jobs.StartRound(3, newer))
     assert done.reverted == good.hash and trainer.ensemble.holds("east", newer.hash)
     assert (done.visit.outcome, done.visit.reason) == ("held", "earlier_visit_reverted")
@@ -305,7 +306,7 @@ def test_who_comes_late_trains_alone_from_the_beginning(data: Path, tmp_path: Pa
     alone = trainer_of(data, tmp_path / "alone", LocalParams())
     trainer = trainer_of(data, tmp_path / "late")
     alone.run_round(jobs.StartRound(1))
-    done = trainer.run_round(jobs.StartRound(1, dataclasses.replace(good, steps=10**6)))
+    done = trainer.run_round(jobs.StartRound(1, replace(good, steps=10**6)))
     assert done.visit.outcome == "held" and same(trainer.student.snapshot(), alone.student.snapshot())
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from gossipseg.algos.params import FedAvgFinetuneParams, FedAvgParams, GcmlParams
 from gossipseg.learn import jobs
@@ -79,7 +79,7 @@ def test_a_late_joiner_takes_the_round_of_the_model_that_it_takes_over(
 ) -> None:
     spec = make_spec(data, tmp_path, training={"steps_per_round": E, "learning_rate": RATE, "rounds": 10})
     trainer = make_trainer(spec)
-    done = trainer.run_round(jobs.StartRound(1, dataclasses.replace(guest, round=7)))
+    done = trainer.run_round(jobs.StartRound(1, replace(guest, round=7)))
     assert done.visit.reason == "taken_over" and done.ahead == 7
     again = make_trainer(spec)
     again.load(trainer.state())
@@ -94,10 +94,10 @@ def test_what_a_model_says_of_its_round_ends_a_joiner_no_earlier_than_with_this_
 ) -> None:
     training = {"steps_per_round": E, "rounds": 10}
     trainer = make_trainer(make_spec(data, tmp_path, training=training))
-    done = trainer.run_round(jobs.StartRound(1, dataclasses.replace(guest, round=claimed)))
+    done = trainer.run_round(jobs.StartRound(1, replace(guest, round=claimed)))
     assert done.ahead == 9 and trainer.run.is_last(1)
     endless = make_trainer(make_spec(data, tmp_path / "endless", training={"steps_per_round": E}))
-    assert endless.run_round(jobs.StartRound(1, dataclasses.replace(guest, round=claimed))).ahead <= MOST
+    assert endless.run_round(jobs.StartRound(1, replace(guest, round=claimed))).ahead <= MOST
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -120,7 +120,7 @@ def test_under_a_coordinator_the_federations_round_counts(
         (jobs.StartRound(6, start_from=jobs.CommonModel(path, "c", 99)), 40),
     ]
     for order, position in orders:
-        order = dataclasses.replace(order, ahead=position - order.round)
+        order = replace(order, ahead=position - order.round)
         assert order.round + trainer.run_round(order).ahead == position
     assert rates == pytest.approx([at(position, 40, s) for _, position in orders for s in range(E)])
     assert trainer.run.is_last(6)

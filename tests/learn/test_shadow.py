@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from gossipseg.algos.params import (
     DittoParams,
@@ -102,7 +103,7 @@ def test_it_keeps_the_rate_of_a_site_alone_whatever_round_is_taken_over(
     budget = {"rounds": 9, "steps_per_round": 2}
     local = make_trainer(make_spec(data, tmp_path / "local", algorithm=LocalParams(), training=budget))
     trainer = shadowed(data, tmp_path / "shadowed", training=budget)
-    late = dataclasses.replace(guest, round=7)
+    late = replace(guest, round=7)
     assert trainer.run_round(jobs.StartRound(1, late)).ahead == 7
     local.run_round(jobs.StartRound(1))
     trainer.run_round(jobs.StartRound(2))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -176,14 +177,14 @@ def test_a_late_joiner_takes_over_the_first_model_and_averages_from_then_on(
 ) -> None:
     trainer = make_trainer(make_spec(data, tmp_path))
     own = trainer.run_round(jobs.StartRound(1)).steps
-    far_ahead = dataclasses.replace(guest, steps=own * LATE_JOINER_RATIO)
+    far_ahead = replace(guest, steps=own * LATE_JOINER_RATIO)
     done = trainer.run_round(jobs.StartRound(2, far_ahead))
     assert done.visit is not None and done.visit.reason == "taken_over"
     assert done.steps == far_ahead.steps + own
 
     other = make_trainer(make_spec(data, tmp_path / "other"))
     own = other.run_round(jobs.StartRound(1)).steps
-    done = other.run_round(jobs.StartRound(2, dataclasses.replace(guest, steps=own * LATE_JOINER_RATIO - 1)))
+    done = other.run_round(jobs.StartRound(2, replace(guest, steps=own * LATE_JOINER_RATIO - 1)))
     assert done.visit is not None and done.visit.reason != "taken_over"
 
 
@@ -193,11 +194,11 @@ def test_a_claim_of_steps_beyond_measure_is_bounded_and_not_taken_for_this_sites
     """Its own words would else be refused by everybody, and all honest models be stale to it, for good."""
     trainer = trainer_after_one_round(data, tmp_path / "merges", GossipAverageParams())
     trainer.history.visits = 1  # no late joiner
-    done = trainer.run_round(jobs.StartRound(2, dataclasses.replace(guest, steps=2**53 - 1), export=True))
+    done = trainer.run_round(jobs.StartRound(2, replace(guest, steps=2**53 - 1), export=True))
     assert done.visit.outcome == "merged" and (done.own_steps, done.steps) == (8, MOST + 4)
     assert done.export.steps < 2**53 - 2**40
     joiner = make_trainer(make_spec(data, tmp_path / "joins"))
-    done = joiner.run_round(jobs.StartRound(1, dataclasses.replace(guest, steps=2**53 - 1)))
+    done = joiner.run_round(jobs.StartRound(1, replace(guest, steps=2**53 - 1)))
     assert (done.visit.reason, done.own_steps, done.steps) == ("taken_over", 4, MOST + 4)
     again = make_trainer(make_spec(data, tmp_path / "again"))
     again.load(joiner.state())
@@ -211,7 +212,7 @@ def test_who_has_trained_takes_a_model_over_on_trial(
     trainer = trainer_after_one_round(data, tmp_path)
     before = copy_of(trainer.student.weights())
     fix_scores(monkeypatch, trainer, [0.8, 0.6])
-    claim = dataclasses.replace(guest, steps=10**9, round=70)
+    claim = replace(guest, steps=10**9, round=70)
     done = trainer.run_round(jobs.StartRound(2, claim))
     assert (done.visit.reason, done.reverted, done.ahead) == ("taken_over", None, 69)
     trainer.run_round(jobs.StartRound(3))
@@ -219,7 +220,7 @@ def test_who_has_trained_takes_a_model_over_on_trial(
     assert (done.reverted, done.reverted_frm, done.ahead) == (guest.hash, "south", 0)
     assert (done.steps, done.own_steps) == (4, 4) and same(before, trainer.student.weights())
     monkeypatch.undo()
-    done = trainer.run_round(jobs.StartRound(5, dataclasses.replace(claim, hash="d" * 64)))
+    done = trainer.run_round(jobs.StartRound(5, replace(claim, hash="d" * 64)))
     assert done.visit.reason != "taken_over"  # once is enough
 
 
@@ -240,7 +241,7 @@ def test_a_bad_model_is_refused_and_the_round_goes_on(
     alone = trainer_after_one_round(data, tmp_path / "a")
     alone.run_round(jobs.StartRound(2))
     trainer = trainer_after_one_round(data, tmp_path / "b")
-    bad = dataclasses.replace(guest, path=str(tmp_path / "bad.safetensors"), hash="b" * 64)
+    bad = replace(guest, path=str(tmp_path / "bad.safetensors"), hash="b" * 64)
     done = trainer.run_round(jobs.StartRound(2, bad))
     assert (done.visit.outcome, done.visit.reason, done.visit.frm) == ("refused", reason, "south")
     assert done.visit.detail and trainer.history.last_visit == bad.hash
@@ -303,10 +304,7 @@ def test_private_norms_stay(data: Path, tmp_path: Path, guest: jobs.Visit) -> No
     assert norms and not norms & load_file(export.path).keys()
     trainer = trainer_after_one_round(data, tmp_path / "n", algorithm, training={"learning_rate": 0.0})
     before = copy_of(trainer.student.weights())
-    assert (
-        trainer.run_round(jobs.StartRound(2, dataclasses.replace(guest, path=export.path))).visit.outcome
-        == "merged"
-    )
+    assert trainer.run_round(jobs.StartRound(2, replace(guest, path=export.path))).visit.outcome == "merged"
     assert all(torch.equal(trainer.student.weights()[n], before[n]) for n in norms)
     assert trainer.run_round(jobs.StartRound(3, guest)).visit.reason == "schema_mismatch"
 
@@ -384,7 +382,7 @@ def test_both_models_follow_the_schedule(
     monkeypatch.setattr(run_module, "train_step", spy)
     training = {"schedule": "cosine", "schedule_rounds": 2, "learning_rate": 0.01, "steps_per_round": 2}
     trainer_after_one_round(data, tmp_path, training=training).run_round(
-        jobs.StartRound(2, dataclasses.replace(guest, steps=4))
+        jobs.StartRound(2, replace(guest, steps=4))
     )
     assert [r.keys() for r in rates] == [{"local"}] * 2 + [{"local", "incoming"}] * 2
     assert all(r["incoming"] == r["local"] for r in rates[2:])
@@ -473,7 +471,7 @@ def test_of_two_merges_the_one_is_undone_after_which_the_weights_were_harmed(
 ) -> None:
     trainer = trainer_after_one_round(data, tmp_path)
     fix_scores(monkeypatch, trainer, [*scores, 0.77, 0.77])
-    second = dataclasses.replace(guest, hash="2" * 64, frm="west")
+    second = replace(guest, hash="2" * 64, frm="west")
     trainer.run_round(jobs.StartRound(2, guest))
     assert trainer.run_round(jobs.StartRound(3, second)).visit.outcome == "merged"
     first, other = (merge.snapshot["model"] for merge in trainer.guard.pending)
@@ -563,7 +561,7 @@ def test_a_visitor_beside_an_undone_model_is_kept_out(
     trainer.run_round(jobs.StartRound(2, guest))
     for number in (3, 4):
         trainer.run_round(jobs.StartRound(number))
-    done = trainer.run_round(jobs.StartRound(5, dataclasses.replace(guest, hash="2" * 64)))
+    done = trainer.run_round(jobs.StartRound(5, replace(guest, hash="2" * 64)))
     assert (done.reverted, done.visit.outcome) == (guest.hash, "kept_out")
     assert done.visit.reason == "earlier_visit_reverted" and not trainer.guard.pending
 
@@ -586,9 +584,7 @@ def test_a_visitor_that_diverges_is_sent_away(data: Path, tmp_path: Path, guest:
     save_file(tensors, tmp_path / "wild.safetensors")
     settings: dict[str, Any] = {"training": {"steps_per_round": 8}, "admission": {"enabled": False}}
     trainer = trainer_after_one_round(data, tmp_path / "n", **settings)
-    done = trainer.run_round(
-        jobs.StartRound(2, dataclasses.replace(guest, path=str(tmp_path / "wild.safetensors")))
-    )
+    done = trainer.run_round(jobs.StartRound(2, replace(guest, path=str(tmp_path / "wild.safetensors"))))
     assert (done.visit.outcome, done.visit.reason) == ("refused", "diverged")
     assert all(torch.isfinite(t).all() for t in trainer.student.weights().values())
     assert done.loss is not None
@@ -665,7 +661,7 @@ def test_a_newer_visitor_takes_the_residents_place(data: Path, tmp_path: Path, g
     trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=4)))
     trainer.run_round(jobs.StartRound(1))
     trainer.run_round(jobs.StartRound(2, guest))
-    newer = dataclasses.replace(guest, hash="newer", frm="west")
+    newer = replace(guest, hash="newer", frm="west")
     assert trainer.run_round(jobs.StartRound(3, newer)).beside == "west"
     assert trainer.run_round(jobs.StartRound(4)).beside == "west"
 
@@ -676,7 +672,7 @@ def test_a_visitor_that_is_refused_does_not_take_the_residents_place(
     trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=4)))
     trainer.run_round(jobs.StartRound(1))
     trainer.run_round(jobs.StartRound(2, guest))
-    bad = dataclasses.replace(guest, path=str(tmp_path / "none"), hash="bad", frm="west")
+    bad = replace(guest, path=str(tmp_path / "none"), hash="bad", frm="west")
     done = trainer.run_round(jobs.StartRound(3, bad))
     assert (done.visit.outcome, done.beside) == ("refused", "south")
 

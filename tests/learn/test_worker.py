@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -70,7 +71,7 @@ def test_a_life_with_local_rounds_and_visits(data: Path, tmp_path: Path) -> None
             else:
                 bad["other"] = bad.pop("network.head.weight")
             save_file(bad, tmp_path / f"{name}.safetensors")
-            visit = dataclasses.replace(good, path=str(tmp_path / f"{name}.safetensors"), hash=name)
+            visit = msgspec.structs.replace(good, path=str(tmp_path / f"{name}.safetensors"), hash=name)
             done = w.round(3 if name == "nan" else 4, visit)
             assert done.visit is not None and (done.visit.outcome, done.visit.reason) == ("refused", reason)
         assert w.stop() == 0, w.stderr

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from gossipseg import config as configuration
 from gossipseg.bridge import orders
 from gossipseg.bridge.intake import Intake
@@ -228,7 +230,7 @@ class WorkerTalk:
 
 def _fields(message: jobs.RoundDone) -> dict[str, Any]:
     """What the event log keeps of a round."""
-    fields = dataclasses.asdict(message)
+    fields = msgspec.structs.asdict(message)
     for nested in ("export", "visit", "dice_val_local", "spent"):
         del fields[nested]
     if message.spent is not None:
