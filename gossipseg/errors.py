@@ -29,7 +29,6 @@ class GossipsegError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = EXIT_FAILED
-    grpc_status = "INTERNAL"
 
 
 class _Located(GossipsegError):
@@ -64,14 +63,12 @@ class ConfigError(_Located):
     """The operator's configuration is wrong."""
 
     exit_code = EXIT_CONFIG
-    grpc_status = "INVALID_ARGUMENT"
 
 
 class DataError(_Located):
     """The site's images, labels or data list are wrong."""
 
     exit_code = EXIT_DATA
-    grpc_status = "FAILED_PRECONDITION"
 
 
 class DataMissing(DataError):
@@ -81,14 +78,11 @@ class DataMissing(DataError):
 class LocalError(GossipsegError):
     """Something on this machine failed: disk, port, key file, device."""
 
-    grpc_status = "UNAVAILABLE"
-
 
 class DiskFull(LocalError):
     """A write did not fit; what was there before is still valid."""
 
     exit_code = EXIT_IO
-    grpc_status = "RESOURCE_EXHAUSTED"
 
 
 class AlreadyRunning(LocalError):
@@ -106,8 +100,6 @@ class DaemonUnreachable(LocalError):
 class PeerError(GossipsegError):
     """Another site is at fault. ``peer`` is its name, ``reason`` a stable lower_case code."""
 
-    grpc_status = "UNAVAILABLE"
-
     def __init__(self, peer: str, reason: str, detail: str = "") -> None:
         self.peer, self.reason, self.detail = peer, reason, detail
         super().__init__(f"{peer}: {reason}" + (f": {detail}" if detail else ""))
@@ -116,16 +108,10 @@ class PeerError(GossipsegError):
 class PeerUnreachable(PeerError):
     """No connection, or no answer within the deadline."""
 
-    grpc_status = "UNAVAILABLE"
-
 
 class PeerUntrusted(PeerError):
     """The key it showed is not listed for that site."""
 
-    grpc_status = "PERMISSION_DENIED"
-
 
 class PeerRefused(PeerError):
     """It answered and refused (a reason code from the wire)."""
-
-    grpc_status = "FAILED_PRECONDITION"

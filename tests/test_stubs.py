@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+TOOLS = version("grpcio-tools")  # pyproject pins it: the oldest protobuf and grpcio that run follow from it
 PROTOS = sorted(p.relative_to(ROOT) for p in (ROOT / "protos").rglob("*.proto"))
 
 
@@ -25,4 +27,4 @@ def test_committed_stubs_are_what_grpc_tools_generates(proto: Path, tmp_path: Pa
     assert len(made) == 3
     for file in made:
         fresh, committed = (tmp_path / file).read_text(), (ROOT / file).read_text()
-        assert fresh == committed, f"{file} differs: run `make protos` and commit it"
+        assert fresh == committed, f"{file} differs from what grpcio-tools {TOOLS} makes: run `make protos`"

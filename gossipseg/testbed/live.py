@@ -111,7 +111,7 @@ class LiveTable:
     """A table that is redrawn, with the latest news under it."""
 
     def __init__(self, title: str, console: Console) -> None:
-        self._title, self._console = title, console
+        self._title = title
         self._news: list[Text] = []
         self._sites: Sequence[SiteView] = ()
         self._begin = time.monotonic()

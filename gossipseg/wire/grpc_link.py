@@ -250,7 +250,7 @@ class Link:
 
     def announced(self, metadata: Any) -> PeerError | None:
         """The refusal that a stream's initial metadata holds."""
-        told = dict(metadata or ())
+        told = dict(iter(metadata or ()))  # pairs: what older versions of gRPC call keys are pairs, too
         if REASON_KEY not in told:
             return None
         reason, detail = str(told[REASON_KEY]), bytes(told.get(DETAIL_KEY, b"")).decode(errors="replace")

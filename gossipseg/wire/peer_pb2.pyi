@@ -282,7 +282,7 @@ class IndirectPingResponse(_message.Message):
     target: str
     reached: bool
     records: _containers.RepeatedCompositeFieldContainer[Record]
-    def __init__(self, target: _Optional[str] = ..., reached: _Optional[bool] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
+    def __init__(self, target: _Optional[str] = ..., reached: bool = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
     __slots__ = ("records", "info")
@@ -408,7 +408,7 @@ class PrepareResponse(_message.Message):
     committed: Proposal
     update: ModelRef
     waiting_for: str
-    def __init__(self, promise: _Optional[bool] = ..., promised: _Optional[int] = ..., reason: _Optional[str] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., committed: _Optional[_Union[Proposal, _Mapping]] = ..., update: _Optional[_Union[ModelRef, _Mapping]] = ..., waiting_for: _Optional[str] = ...) -> None: ...
+    def __init__(self, promise: bool = ..., promised: _Optional[int] = ..., reason: _Optional[str] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., committed: _Optional[_Union[Proposal, _Mapping]] = ..., update: _Optional[_Union[ModelRef, _Mapping]] = ..., waiting_for: _Optional[str] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("run", "sites", "kind", "round", "attempt", "hash")
@@ -476,7 +476,7 @@ class CommitResponse(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     known: bool
     reason: str
-    def __init__(self, known: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, known: bool = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ReachRequest(_message.Message):
     __slots__ = ()

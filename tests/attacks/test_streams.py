@@ -50,7 +50,7 @@ def slow_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attack]:
 
 
 def refusal(error: grpc.RpcError) -> str:
-    trailing = dict(error.trailing_metadata() or ())
+    trailing = dict(iter(error.trailing_metadata() or ()))
     return str(trailing.get("gossipseg-reason", error.code().name))
 
 
