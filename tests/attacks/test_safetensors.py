@@ -163,7 +163,7 @@ def test_a_lying_header_is_refused_with_what_is_wrong(tmp_path: Path, name: str)
 
 
 def large_headers(part: int) -> list[bytes]:
-    """Many tensors, a name that nearly fills the header, many numbers: of the largest size, or a part of it."""
+    """Many tensors, a name that nearly fills the header, many numbers: the largest, or a part of that."""
     tensors, numbers = 180_000 // part, 1_000_000 // part
     many = {f"t{i}": entry(2 * i, 2 * i + 2) for i in range(tensors)}
     long = {"n" * ((15 << 20) // part): entry(0, 2)}

@@ -69,9 +69,7 @@ def endless() -> ModelRef:
     return replace(MODEL, hash=secrets.token_hex(32), size_bytes=1 << 29)
 
 
-def stream(
-    channel: grpc.Channel, model: ModelRef, chunks: Iterator[bytes], offset: int = 0
-) -> str:
+def stream(channel: grpc.Channel, model: ModelRef, chunks: Iterator[bytes], offset: int = 0) -> str:
     """How it ended; the client's own patience is far longer than any of LIMITS."""
 
     def messages() -> Iterator[bytes]:
