@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gossipseg.learn import jobs
-from tests.daemon.harness import files_only
+from tests.daemon.harness import files_only, running, settled
 from tests.daemon.test_privacy_budget import service
-from tests.daemon.test_runtime import READY, _fields, running
+from tests.daemon.test_runtime import READY
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,6 @@ async def test_status_shows_the_round_with_which_the_site_ends(
         files.edit(lambda doc: doc.setdefault("training", {}).update(rounds=of_all))
         files["north"].edit(rounds=own)
         async with running(files) as (r, _):
-            r.worker.on_worker_message(jobs.Ready(**{**_fields(READY), "ahead": ahead}))
-            await r._settled()
+            r.worker.on_worker_message(replace(READY, ahead=ahead))
+            await settled(r)
             assert (await service(r).status()).rounds == r.node.last_round == last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -18,8 +19,8 @@ from gossipseg.learn import jobs
 from gossipseg.learn.reception import DETAIL_CHARACTERS
 from gossipseg.wire.documents import ExchangesDoc
 from tests.core.rig import model
-from tests.daemon.harness import files_only
-from tests.daemon.test_runtime import READY, running
+from tests.daemon.harness import files_only, running, settled
+from tests.daemon.test_runtime import READY
 from tests.learn.harness import make_spec, make_trainer, write_png_site
 
 LAYER = "network.encoder.0.first.conv.weight"
@@ -45,17 +46,15 @@ async def test_layer_and_bound_of_a_refused_visitor_are_shown(tmp_path: Path) ->
     done = refused_by_the_trainer(tmp_path)
     with files_only(tmp_path, "north", "south") as files:
         async with running(files) as (r, _):
-            r.worker.on_worker_message(
-                jobs.Ready(**{n: getattr(READY, n) for n in READY.__dataclass_fields__})
-            )
-            await r._settled()
+            r.worker.on_worker_message(READY)
+            await settled(r)
             r.node._gossip.inbox.visiting = entry = InboxEntry("south", model(), 0)
             for watcher in (r.ledger, r.audit):
                 watcher.event(ev.Incoming("south", 1, ms.Offer(model())))
                 watcher.effect(fx.Respond(1, ms.OfferReply("accept")))
                 watcher.effect(fx.StartRound(1, entry, False))
-            r.worker.on_worker_message(jobs.RoundDone(**{**_fields(done), "round": 1}))
-            await r._settled()
+            r.worker.on_worker_message(replace(done, round=1))
+            await settled(r)
             await r.audit.flush()
             (row,) = ExchangesDoc.from_dict(
                 json.loads(json.dumps(ExchangesDoc(exchanges=tuple(r.ledger.recent(1))).to_dict()))
@@ -90,7 +89,3 @@ def test_a_later_state_of_a_row_does_not_keep_an_earlier_detail() -> None:
     assert ledger.recent(1)[0].detail == "other tensors"
     ledger.event(ev.ModelArrived("b", model()))
     assert ledger.recent(1)[0].detail == ""
-
-
-def _fields(message: jobs.RoundDone) -> dict[str, object]:
-    return {name: getattr(message, name) for name in message.__dataclass_fields__}
