@@ -93,6 +93,7 @@ def test_a_listed_peers_flood_does_not_keep_others_out(real: Attack, seen: Any, 
     )
 
 
+@pytest.mark.slow
 def test_strangers_connections_are_bounded_and_given_up(real: Attack, seen: Any) -> None:
     """Sockets that never shake hands: at most so many, each for so long; who is connected stays served."""
     host, port = split_address(real.address)
@@ -130,6 +131,7 @@ def test_strangers_connections_are_bounded_and_given_up(real: Attack, seen: Any)
     )
 
 
+@pytest.mark.slow
 def test_strangers_with_keys_of_their_own_get_nothing(real: Attack, tmp_path: Any, seen: Any) -> None:
     """Handshakes with a key that nobody lists, among them one with a listed site's name."""
     host, port = split_address(real.address)

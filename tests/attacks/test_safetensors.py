@@ -171,6 +171,7 @@ def large_headers(part: int) -> list[bytes]:
     return [file_of(many, 2 * tensors), file_of(long, 2), file_of(once, 0)]
 
 
+@pytest.mark.slow
 def test_a_header_of_the_largest_size_costs_time_in_proportion_to_it(tmp_path: Path, seen: Any) -> None:
     """Eleven to sixteen MiB of header against a quarter of that."""
     path = tmp_path / "model.safetensors"
