@@ -63,7 +63,6 @@ def test_an_output_that_takes_nothing(program: str, arguments: list[str], shell:
     assert done.stderr == f"{program}: standard output cannot be written: {why}\n"
 
 
-@pytest.mark.slow
 def test_an_error_keeps_its_code_where_nobody_can_be_told(tmp_path: Path) -> None:
     missing = ["--config", tmp_path / "no.yaml"]
     for shell in (">/dev/full", ">&-", ">&- 2>&-", "2>/dev/full", "<&- >&- 2>&-"):

@@ -318,6 +318,7 @@ def test_an_interrupted_comparison_leaves_no_process_and_goes_on(
     assert len(read(out)["runs"]) == 6
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_its_run_alone(hospitals: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = _started(hospitals, out)
