@@ -3,14 +3,22 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Test processes side by side; `make test JOBS=0` runs all in one, where a debugger and print() work.
+JOBS   ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-faults lint types check protos templates bench clean
+.PHONY: demo test test-all test-faults lint types check protos templates bench clean
 
 demo: $(STAMP)
 	$(BIN)/gossipctl demo --out build/demo
 
+# What answers in minutes: all but the tests that are marked slow, e2e, netns or faults, and one end-to-end run.
 test: $(STAMP) lint types
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# What `make test` leaves out.
+test-all: $(STAMP)
+	$(PYTEST) -m '(slow or e2e or netns) and not faults'
 
 # The long tests of faults and attacks; docs/evidence/faults.md says what each shows.
 test-faults: $(STAMP)

@@ -75,7 +75,7 @@ class Attack:
         return made
 
     def serves(self, site: str = "west", timeout_s: float = 10.0) -> float:
-        """Seconds that an honest peer's ping took."""
+        """Seconds that an honest peer's ping took; fails where it was not answered in its time."""
         begun = time.monotonic()
         with self.channel(site) as channel:
             channel.unary_unary("/gossipseg.wire.Peer/Ping")(PING, timeout=timeout_s)

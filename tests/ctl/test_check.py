@@ -34,12 +34,12 @@ from gossipseg.ctl.doctor import start as doctor_start
 from gossipseg.ctl.whereabouts import whereabouts
 from gossipseg.errors import EXIT_UNREACHABLE, PeerRefused
 from gossipseg.store import DirectoryLock
-from gossipseg.testbed.layout import free_ports
 from gossipseg.trust.making import self_signed
 from gossipseg.wire import documents as doc
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
 from gossipseg.wire.transport import PeerEndpoint
+from tests.e2e.federation import free_ports
 
 TASK = {"name": "t", "channels": 1, "labels": {0: "background", 1: "organ"}, "patch_size": [32, 32]}
 

@@ -1,15 +1,23 @@
-"""A daemon put together from real files and not started: no port, no worker, no data."""
+"""A daemon put together from real files: no worker, no data, and no port unless a test opens it.
+
+What tests need of a runtime's inside stands here, once.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
+from gossipseg.core import effects as fx
+from gossipseg.core import events as ev
 from gossipseg.daemon.main import Daemon, load_config
+from gossipseg.daemon.runtime import Runtime
+from gossipseg.errors import GossipsegError
 from tests.e2e.federation import Federation, federation
 
 
@@ -32,3 +40,46 @@ def daemon_of(f: Federation, name: str = "north") -> Daemon:
     daemon.transport = daemon._transport()
     daemon.runtime = daemon._runtime()
     return daemon
+
+
+@asynccontextmanager
+async def served(runtime: Runtime) -> AsyncIterator[list[GossipsegError]]:
+    """Its queues are served as `Runtime.start` has them served; yields what would have ended the daemon."""
+    failures: list[GossipsegError] = []
+    runtime._fail = failures.append
+    runtime.spawn(runtime._perform_all())
+    runtime.spawn(runtime.worker.hear())
+    try:
+        yield failures
+    finally:
+        if runtime._timer is not None:
+            runtime._timer.cancel()
+        for task in list(runtime._tasks):
+            task.cancel()
+        await asyncio.gather(*runtime._tasks, return_exceptions=True)
+        await runtime.transport.close()
+
+
+@asynccontextmanager
+async def running(f: Federation) -> AsyncIterator[tuple[Runtime, list[GossipsegError]]]:
+    """north's runtime, started; what would have ended the daemon is collected."""
+    runtime = daemon_of(f).runtime
+    async with served(runtime) as failures:
+        runtime.inject(ev.Start())
+        yield runtime, failures
+
+
+async def settled(runtime: Runtime) -> None:
+    """What the worker said is heard, and what the node made of it is done."""
+    await runtime._settled()
+
+
+async def saved(runtime: Runtime) -> None:
+    """All that waits in the runtime's queue is done: states are on disk, and what waited for them is said."""
+    await runtime._queue.join()
+
+
+async def perform(runtime: Runtime, *effects: fx.Effect) -> None:
+    """Carry these effects out, one after the other."""
+    for effect in effects:
+        await runtime._perform(effect)

@@ -7,9 +7,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.daemon.harness import files_only
+from tests.daemon.harness import files_only, running, settled
 from tests.daemon.test_privacy_budget import service
-from tests.daemon.test_runtime import READY, running
+from tests.daemon.test_runtime import READY
 
 
 @pytest.mark.parametrize(
@@ -25,5 +25,5 @@ async def test_status_shows_the_round_with_which_the_site_ends(
         files["north"].edit(rounds=own)
         async with running(files) as (r, _):
             r.worker.on_worker_message(msgspec.structs.replace(READY, ahead=ahead))
-            await r._settled()
+            await settled(r)
             assert (await service(r).status()).rounds == r.node.last_round == last

@@ -12,9 +12,9 @@ import pytest
 from gossipseg.core import effects
 from gossipseg.ctl.status import pairs
 from gossipseg.learn import jobs
-from tests.daemon.harness import files_only
+from tests.daemon.harness import files_only, running, settled
 from tests.daemon.test_privacy_budget import service
-from tests.daemon.test_runtime import READY, done, running
+from tests.daemon.test_runtime import READY, done
 from tests.e2e.federation import Federation
 
 WHY = "0.8100 without exchange, 0.7000 with it; better by more than 2 standard errors"
@@ -30,14 +30,14 @@ async def test_status_says_which_model_is_deployed_and_why(files: Federation) ->
     async with running(files) as (r, _):
         restored = {"deployed": "averaged", "deployed_reason": "few cases"}
         r.worker.on_worker_message(msgspec.structs.replace(READY, **restored))
-        await r._settled()
+        await settled(r)
         status = await service(r).status()
         assert (status.deployed, status.deployed_reason) == ("averaged", "few cases"), "a finished site, too"
         text = dict(pairs(status))["deployed"]
         assert text == "the mean of the models with and without exchange (few cases)"
 
         r.worker.on_worker_message(done(1, deployed="shadow", deployed_reason=WHY))
-        await r._settled()
+        await settled(r)
         status = await service(r).status()
         assert (status.deployed, status.to_dict()["deployed_reason"]) == ("shadow", WHY)
         assert dict(pairs(status))["deployed"] == f"the model trained without exchange alone ({WHY})"
@@ -57,7 +57,7 @@ async def test_status_says_whether_other_sites_models_predict(
 ) -> None:
     async with running(files) as (r, _):
         r.worker.on_worker_message(done(1, deployed=deployed, deployed_reason="so"))
-        await r._settled()
+        await settled(r)
         assert dict(pairs(await service(r).status()))["deployed"] == f"{words} (so)"
 
 
@@ -79,6 +79,6 @@ async def test_a_site_without_a_choice_says_nothing_of_it(files: Federation) -> 
     async with running(files) as (r, _):
         for message in (READY, done(1)):
             r.worker.on_worker_message(message)
-            await r._settled()
+            await settled(r)
         status = await service(r).status()
         assert status.deployed == status.deployed_reason == "" and "deployed" not in dict(pairs(status))

@@ -44,7 +44,7 @@ from gossipseg.trust import Identity, create_identity
 from gossipseg.wire.control import ControlClient, ControlServer
 from gossipseg.wire.documents import DiscoveryStatus
 from gossipseg.wire.grpc_transport import GrpcTransport
-from tests.daemon.harness import daemon_of
+from tests.daemon.harness import daemon_of, served, settled
 from tests.daemon.test_runtime import READY
 from tests.e2e.federation import Federation, federation
 
@@ -157,31 +157,22 @@ async def attacked(folder: Path, **sections: Any) -> AsyncIterator[tuple[Runtime
             daemon = daemon_of(f)
             runtime = daemon.runtime
             await daemon.transport.start(runtime.intake)
-            runtime.spawn(runtime._perform_all())
-            runtime.spawn(runtime.worker.hear())
-            try:
-                async with asyncio.timeout(60):
-                    await begin(runtime)
-                    at = f["south"].folder / "identity"
-                    rogue = Rogue(daemon, Identity.load(at / "key.pem", at / "cert.pem"), folder)
-                    await rogue.start()
-                    try:
-                        yield runtime, rogue, f
-                    finally:
-                        await rogue.transport.close()
-            finally:
-                if runtime._timer is not None:
-                    runtime._timer.cancel()
-                for task in list(runtime._tasks):
-                    task.cancel()
-                await asyncio.gather(*runtime._tasks, return_exceptions=True)
-                await daemon.transport.close()
+            async with served(runtime) as failures, asyncio.timeout(60):
+                await begin(runtime)
+                at = f["south"].folder / "identity"
+                rogue = Rogue(daemon, Identity.load(at / "key.pem", at / "cert.pem"), folder)
+                await rogue.start()
+                try:
+                    yield runtime, rogue, f
+                finally:
+                    await rogue.transport.close()
+                assert failures == []
 
 
 async def begin(runtime: Runtime) -> None:
     runtime.inject(events.Start())
     runtime.worker.on_worker_message(msgspec.structs.replace(READY, tensors=TENSORS, update_tensors=TENSORS))
-    await runtime._settled()
+    await settled(runtime)
 
 
 def forged(r: Rogue, data: bytes) -> ModelRef:
@@ -248,7 +239,7 @@ async def test_forged_then_replayed_then_lying_then_quarantined_then_lifted(tmp_
         lying = replace(south.model(other, round=6), round=6)  # a newer one takes the other's place
         assert await south.offer(lying) == ""
         assert await south.push(lying, safetensors(fill=2)) == "manifest_mismatch", "other bytes than signed"
-        await runtime._settled()
+        await settled(runtime)
 
         assert runtime.node.quarantined("south") and runtime.node.inbox == ()
         assert await south.offer(south.model(safetensors(fill=3))) == "quarantined"
@@ -302,7 +293,7 @@ async def test_a_file_with_other_types_or_tensors_than_was_signed(tmp_path: Path
         model = south.model(data, **({"dtype": "F32"} if what == "types" else {"schema": expected}))
         assert await south.offer(model) == ""
         assert await south.push(model, data) == "manifest_mismatch"
-        await runtime._settled()
+        await settled(runtime)
         assert runtime.store.list() == [] and runtime.node.count("offences", "south") == 1
 
 

@@ -245,16 +245,15 @@ def test_a_file_that_was_cut_short_is_written_on_at_its_end(
 # ---------------------------------------------------------------- all of it, on a real pipe
 
 DAEMON = """
-import logging, os, sys, threading, time, warnings
+import logging, os, sys, threading, warnings
 from gossipseg.daemon.observe import logs
 logs.setup("text", "info"); logs.capture_stderr()
 for n in range(40_000):
     logging.getLogger("x").info("%s", "y" * 40)
 print("printed", file=sys.stderr); warnings.warn("warned"); sys.stderr.flush()
-began = time.monotonic()
-lost = logs.lost()
+print(logs.lost() > 1000)
 logs.close(0.2)
-print(lost > 1000, time.monotonic() - began < 5, threading.active_count())
+print("closed")
 """
 
 
@@ -272,7 +271,7 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_process() -> None:
     finally:
         os.close(nobody)
         os.close(end)
-    assert child.stdout.startswith("True True")
+    assert child.stdout.split() == ["True", "closed"], "what waits for the pipe never ends"
 
 
 SPOKEN = """

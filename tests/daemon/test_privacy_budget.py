@@ -14,8 +14,8 @@ from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.learn import jobs
 from gossipseg.wire import documents as doc
-from tests.daemon.harness import files_only
-from tests.daemon.test_runtime import READY, done, running
+from tests.daemon.harness import files_only, running, settled
+from tests.daemon.test_runtime import READY, done
 from tests.e2e.federation import Federation
 
 SPENT = jobs.Spent(2.5, 1e-5, 40, max_epsilon=3.0)
@@ -37,9 +37,9 @@ def service(runtime: Runtime) -> Service:
 async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -> None:
     async with running(files) as (r, failures):
         r.worker.on_worker_message(msgspec.structs.replace(READY, spent=jobs.Spent(0.0, 1e-5, 0, 3.0)))
-        await r._settled()
+        await settled(r)
         r.worker.on_worker_message(done(1, spent=SPENT))
-        await r._settled()
+        await settled(r)
         status = await service(r).status()
         assert (status.epsilon, status.delta, status.max_epsilon) == (2.5, 1e-5, 3.0)
         assert dict(pairs(status))["privacy"] == "epsilon 2.5 spent at delta 1e-05, of 3 at most"
@@ -48,7 +48,7 @@ async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -
         assert (note["epsilon"], note["delta"]) == (2.5, 1e-5) and "spent" not in note
 
         r.worker.on_worker_message(done(2, spent=OVER))
-        await r._settled()
+        await settled(r)
         assert r.node.phase is Phase.PAUSED and r.node.round == 2 and failures == []
         status = await service(r).status()
         assert status.epsilon == 2.98 and any("privacy budget (max_epsilon 3.0)" in x for x in status.reasons)
@@ -59,6 +59,6 @@ async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -
 async def test_a_site_without_it_says_nothing_of_privacy(files: Federation) -> None:
     async with running(files) as (r, _):
         r.worker.on_worker_message(READY)
-        await r._settled()
+        await settled(r)
         status = await service(r).status()
         assert status.epsilon is status.delta is None and "privacy" not in dict(pairs(status))

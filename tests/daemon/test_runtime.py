@@ -6,8 +6,7 @@ import argparse
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from gossipseg.core import messages as ms
 from gossipseg.core.types import PeerInfo, Phase, Proposal, SuspectRecord
 from gossipseg.daemon.health.disk import DiskWatch
 from gossipseg.daemon.main import Daemon, load_config
-from gossipseg.daemon.runtime import Runtime
-from gossipseg.errors import GossipsegError, LocalError, PeerRefused
+from gossipseg.errors import LocalError, PeerRefused
 from gossipseg.learn import jobs
+from gossipseg.store import StateFile
 from tests.core.rig import TRAINING, model
-from tests.daemon.harness import daemon_of, files_only
+from tests.daemon.harness import files_only, perform, running, saved, settled
 from tests.e2e.federation import Federation
 
 READY = jobs.Ready(0, 0, 8, "net", {}, 1, "cpu", "no", {"training": 8})
@@ -34,25 +33,6 @@ READY = jobs.Ready(0, 0, 8, "net", {}, 1, "cpu", "no", {"training": 8})
 def files(tmp_path: Path) -> Iterator[Federation]:
     with files_only(tmp_path, "north", "south") as f:
         yield f
-
-
-@asynccontextmanager
-async def running(f: Federation) -> AsyncIterator[tuple[Runtime, list[GossipsegError]]]:
-    """A runtime whose queues are served; what would have ended the daemon is collected."""
-    runtime, failures = daemon_of(f).runtime, []
-    runtime._fail = failures.append
-    runtime.spawn(runtime._perform_all())
-    runtime.spawn(runtime.worker.hear())
-    runtime.inject(ev.Start())
-    try:
-        yield runtime, failures
-    finally:
-        if runtime._timer is not None:
-            runtime._timer.cancel()
-        for task in list(runtime._tasks):
-            task.cancel()
-        await asyncio.gather(*runtime._tasks, return_exceptions=True)
-        await runtime.transport.close()
 
 
 def done(number: int, **changes: Any) -> jobs.RoundDone:
@@ -75,7 +55,7 @@ async def test_a_death_does_not_overtake_the_round_finished_before_it(
 ) -> None:
     async with running(files) as (r, failures):
         r.worker.on_worker_message(READY)
-        await r._settled()
+        await settled(r)
         assert r.node.phase is Phase.TRAINING
         go_on, real = threading.Event(), r.store.adopt
         monkeypatch.setattr(r.store, "adopt", lambda file: (go_on.wait(10), real(file))[1])
@@ -85,7 +65,7 @@ async def test_a_death_does_not_overtake_the_round_finished_before_it(
         r.worker.on_worker_lost("killed", False)
         r.worker.on_worker_message(msgspec.structs.replace(READY, round=1, steps=1))
         go_on.set()
-        await r._settled()
+        await settled(r)
         assert (r.node.round, r.node.phase, failures) == (1, Phase.TRAINING, [])
         names = [e["event"] for e in r.events.tail(50)]
         assert names.index("round_finished") < names.index("worker_lost")
@@ -95,13 +75,13 @@ async def test_a_death_does_not_overtake_the_round_finished_before_it(
 async def test_a_warning_of_the_worker_stays_until_it_is_withdrawn(files: Federation) -> None:
     async with running(files) as (r, _):
         r.worker.on_worker_message(msgspec.structs.replace(READY, warning="a damaged checkpoint"))
-        await r._settled()
+        await settled(r)
         assert list(r.training.warnings.values()) == ["a damaged checkpoint"]
         r.worker.on_worker_message(done(1, warning="checkpoint not written: disk full"))
-        await r._settled()  # the node's own state was written meanwhile
+        await settled(r)  # the node's own state was written meanwhile
         assert list(r.training.warnings.values()) == ["checkpoint not written: disk full"]
         r.worker.on_worker_message(done(2))
-        await r._settled()
+        await settled(r)
         assert r.training.warnings == {}
 
 
@@ -218,26 +198,22 @@ async def test_a_site_whose_state_cannot_be_saved_binds_itself_to_nothing(
         monkeypatch.setattr(r, "inject", heard.append)
         monkeypatch.setattr(r.intake, "respond", lambda token, body: answered.append(body))
 
-        async def say(*effects: fx.Effect) -> None:
-            for effect in effects:
-                await r._perform(effect)
-
         replies = [fx.Respond(1, ms.PrepareReply(True, 3)), fx.Respond(2, ms.AcceptReply("stored"))]
-        full, save = LocalError("disk full"), r._state.save
-        monkeypatch.setattr(r._state, "save", lambda _: (_ for _ in ()).throw(full))
-        await say(fx.Persist(fx.Snapshot()), *replies)
-        await say(*(fx.Request(i, "south", body, 1.0) for i, body in enumerate(BINDING)))
+        full = LocalError("disk full")
+        with monkeypatch.context() as patch:
+            patch.setattr(StateFile, "save", lambda *_: (_ for _ in ()).throw(full))
+            await perform(r, fx.Persist(fx.Snapshot()), *replies)
+        await perform(r, *(fx.Request(i, "south", body, 1.0) for i, body in enumerate(BINDING)))
         assert answered == [ms.PrepareReply(False, 3, "not_saved"), ms.AcceptReply("reject", "not_saved")]
         assert [e.id for e in heard if isinstance(e, ev.RequestFailed)] == [0, 1, 2]
 
         harmless = [ms.PrepareReply(False, 3, "behind"), ms.AcceptReply("missing"), ms.FetchReply("busy")]
         answered.clear()
-        await say(*(fx.Respond(i, body) for i, body in enumerate(harmless)))
+        await perform(r, *(fx.Respond(i, body) for i, body in enumerate(harmless)))
         assert answered == harmless
 
         answered.clear()
-        monkeypatch.setattr(r._state, "save", save)
-        await say(fx.Persist(fx.Snapshot()), *replies)
+        await perform(r, fx.Persist(fx.Snapshot()), *replies)
         assert answered == [reply.body for reply in replies]
 
 
@@ -250,16 +226,16 @@ async def test_a_slow_disk_holds_up_promises_and_no_ping(
 ) -> None:
     """fsync takes seconds: what binds waits for it, what keeps this site alive to others does not."""
     async with running(files) as (r, _):
-        await r._queue.join()  # the first incarnation is on disk
-        written, saved, go, answered = [], asyncio.Event(), threading.Event(), []
+        await saved(r)  # the first incarnation is on disk
+        written, writing, go, answered = [], asyncio.Event(), threading.Event(), []
         loop = asyncio.get_running_loop()
 
-        def slow(doc: dict[str, Any]) -> None:
-            loop.call_soon_threadsafe(saved.set)
+        def slow(_: StateFile, doc: dict[str, Any]) -> None:
+            loop.call_soon_threadsafe(writing.set)
             assert go.wait(30)
             written.append(doc["round"])
 
-        monkeypatch.setattr(r._state, "save", slow)
+        monkeypatch.setattr(StateFile, "save", slow)
         monkeypatch.setattr(r.intake, "respond", lambda token, body: answered.append((token, body)))
         incarnation = r.node.incarnation
 
@@ -272,12 +248,12 @@ async def test_a_slow_disk_holds_up_promises_and_no_ping(
             return fx.Persist(fx.Snapshot(incarnation=incarnation, round=round))
 
         step(snapshot(1), fx.Respond(1, PREPARE), fx.Respond(2, ms.Ack((), INFO)))
-        await saved.wait()
+        await writing.wait()
         step(snapshot(2), fx.Respond(3, ms.Ack((), INFO)), fx.Respond(4, ms.AcceptReply("stored")))
         step(snapshot(3), fx.Respond(5, ms.HelloReply(1, 1, "f", (), INFO)))
         assert [token for token, _ in answered] == [2, 3, 5]
         go.set()
-        await r._queue.join()
+        await saved(r)
         assert [token for token, _ in answered] == [2, 3, 5, 1, 4]
         assert written == [1, 3], "the newest is written in place of those that waited"
 
@@ -286,14 +262,14 @@ async def test_an_incarnation_is_on_disk_before_anybody_hears_of_it(
     files: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(files) as (r, _):
-        await r._queue.join()
+        await saved(r)
         order: list[object] = []
-        monkeypatch.setattr(r._state, "save", lambda doc: order.append(doc["incarnation"]))
+        monkeypatch.setattr(StateFile, "save", lambda _, doc: order.append(doc["incarnation"]))
         monkeypatch.setattr(r.intake, "respond", lambda token, body: order.append(token))
         own = r.node._membership.news.own
         accused = SuspectRecord("north", own.incarnation, "south")
         r.inject(ev.Incoming("south", 7, ms.Ping((accused,), INFO)))
-        await r._queue.join()
+        await saved(r)
         assert r.node.incarnation == own.incarnation + 1 and order == [own.incarnation + 1, 7]
 
 

@@ -19,8 +19,8 @@ from gossipseg.learn import jobs
 from gossipseg.learn.reception import DETAIL_CHARACTERS
 from gossipseg.wire.documents import ExchangesDoc
 from tests.core.rig import model
-from tests.daemon.harness import files_only
-from tests.daemon.test_runtime import READY, running
+from tests.daemon.harness import files_only, running, settled
+from tests.daemon.test_runtime import READY
 from tests.learn.harness import make_spec, make_trainer, write_png_site
 
 LAYER = "network.encoder.0.first.conv.weight"
@@ -47,14 +47,14 @@ async def test_layer_and_bound_of_a_refused_visitor_are_shown(tmp_path: Path) ->
     with files_only(tmp_path, "north", "south") as files:
         async with running(files) as (r, _):
             r.worker.on_worker_message(READY)
-            await r._settled()
+            await settled(r)
             r.node._gossip.inbox.visiting = entry = InboxEntry("south", model(), 0)
             for watcher in (r.ledger, r.audit):
                 watcher.event(ev.Incoming("south", 1, ms.Offer(model())))
                 watcher.effect(fx.Respond(1, ms.OfferReply("accept")))
                 watcher.effect(fx.StartRound(1, entry, False))
             r.worker.on_worker_message(msgspec.structs.replace(done, round=1))
-            await r._settled()
+            await settled(r)
             await r.audit.flush()
             (row,) = ExchangesDoc.from_dict(
                 json.loads(json.dumps(ExchangesDoc(exchanges=tuple(r.ledger.recent(1))).to_dict()))

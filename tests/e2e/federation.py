@@ -5,8 +5,11 @@ Every wait polls a condition with a deadline; on a timeout the daemons' last log
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,7 +24,6 @@ import yaml
 from gossipseg import trust
 from gossipseg.errors import DaemonUnreachable, LocalError
 from gossipseg.testbed import synthetic
-from gossipseg.testbed.layout import free_ports
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import PeerRow, StatusDoc
 
@@ -33,8 +35,26 @@ TASK = {
     "patch_size": [32, 32],
 }
 TRAINING = {"steps_per_round": 6, "batch_size": 2, "learning_rate": 0.002}
+PORTS, PORTS_EACH = 12_000, 1_250
+"""Below the range from which systems take a connection's own port; as many for each test process."""
 POLL_S = 0.1
 PATIENCE_S = 180.0
+
+
+_drawn = itertools.count(os.getpid())
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that neither a test beside this one nor a connection takes before a daemon listens on them."""
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16
+    found: list[int] = []
+    while len(found) < count:
+        port = PORTS + process * PORTS_EACH + next(_drawn) % PORTS_EACH
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 @dataclass

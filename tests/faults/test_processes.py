@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from gossipseg.testbed.layout import free_ports
 from gossipseg.wire.control import ControlClient
-from tests.e2e.federation import Federation, Site, federation
+from tests.e2e.federation import Federation, Site, federation, free_ports
 from tests.faults.shims import WallClock, protocol
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.faults]

@@ -46,6 +46,7 @@ def test_what_each_kind_makes_of_a_model(tmp_path: Path) -> None:
     assert adversary.spoiler("label_flipped", 0) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ("nan", "scaled"))
 @pytest.mark.parametrize("algorithm", (f"gossip_average{GOSSIP}", f"gcml{GOSSIP}"))
 def test_gossip_refuses_every_such_model_and_the_honest_learn_on(
@@ -59,6 +60,7 @@ def test_gossip_refuses_every_such_model_and_the_honest_learn_on(
     assert refused > 0 and sum(row["notes"].get("visit_refused", 0) for row in honest.values()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ADVERSARIES)
 def test_a_robust_rule_goes_on_with_the_honest_updates(hospitals: Path, cache: DataCache, kind: str) -> None:
     rows = rig.run(

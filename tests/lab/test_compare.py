@@ -92,6 +92,7 @@ def test_results_hold_a_row_for_each_run_and_site(compared: Path) -> None:
     assert document["versions"]["gossipseg"]
 
 
+@pytest.mark.slow
 def test_a_pattern_for_patients_reaches_the_runs_and_is_one_study_s(
     hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -129,6 +130,7 @@ def test_another_process_comes_to_the_same_result(compared: Path, hospitals: Pat
     assert not differing and here.keys() == there.keys()
 
 
+@pytest.mark.slow
 def test_two_jobs_come_to_the_figures_of_one(compared: Path, hospitals: Path, tmp_path: Path) -> None:
     assert main.run([*arguments(hospitals, tmp_path), "--jobs", "2"]) == 0
     assert (tmp_path / "runs" / "worker-2.log").exists(), "another process had a part of the runs"
@@ -200,6 +202,7 @@ def test_finished_runs_are_kept_and_others_added(
     assert main.run(arguments(hospitals, compared)) == 0
 
 
+@pytest.mark.slow
 def test_redrawn_splits_test_other_patients(hospitals: Path, tmp_path: Path) -> None:
     assert main.run([*arguments(hospitals, tmp_path, "local"), "--splits", "0,1"]) == 0
     rows = read(tmp_path)["runs"]
@@ -284,6 +287,7 @@ def _ends(fd: int) -> bool:
     return bool(select.select([fd], [], [], DEADLINE_S)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_comparison_leaves_no_process_and_goes_on(
     hospitals: Path, tmp_path: Path, number: signal.Signals
@@ -314,6 +318,7 @@ def test_an_interrupted_comparison_leaves_no_process_and_goes_on(
     assert len(read(out)["runs"]) == 6
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_its_run_alone(hospitals: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = _started(hospitals, out)

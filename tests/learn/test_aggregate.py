@@ -203,6 +203,7 @@ print(peak_kib() - before)
 MODEL_KIB = 12 << 10
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_sites(tmp_path: Path) -> None:
     """Models of 12 MB in tensors of 1 MB: under three models' worth, however many models."""
     state = {f"layer{i}.weight": torch.randn(1024, 512) for i in range(12)}

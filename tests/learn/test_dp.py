@@ -159,6 +159,7 @@ def test_epsilon_is_the_accountants_for_the_steps_taken(data: Path, tmp_path: Pa
     assert not same(before, trainer.student.weights())
 
 
+@pytest.mark.slow
 def test_the_budget_ends_training_and_what_is_spent_survives_a_restart(data: Path, tmp_path: Path) -> None:
     trainer = private(data, tmp_path, max_epsilon=9.0)
     free = trainer.private._room(1000)
@@ -283,6 +284,7 @@ def test_two_generators_differ_even_where_their_seeds_agree(monkeypatch: pytest.
 # ---------------------------------------------------------------- a real worker process
 
 
+@pytest.mark.slow
 def test_a_real_worker_tells_what_is_spent_and_remembers_it(data: Path, tmp_path: Path) -> None:
     spec = make_spec(
         data, tmp_path, algorithm=FedAvgParams(), privacy={"dp": {"max_epsilon": 9.0}}, rounds=90

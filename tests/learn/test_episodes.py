@@ -251,6 +251,7 @@ def test_a_round_cut_in_two_is_the_same_round(unlabelled: Path, tmp_path: Path) 
     assert same(whole.student.weights(), resumed.student.weights())
 
 
+@pytest.mark.slow
 def test_a_real_worker_makes_pseudo_masks_before_it_is_ready(unlabelled: Path, tmp_path: Path) -> None:
     with worker(make_spec(unlabelled, tmp_path)) as running:
         ready = running.wait(jobs.Ready)

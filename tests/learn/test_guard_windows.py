@@ -176,6 +176,7 @@ def test_a_round_that_starts_over_counts_once(data: Path, tmp_path: Path, foreig
     assert windows[1:] == [mean(4, 5, 6)]
 
 
+@pytest.mark.slow
 def test_cases_that_changed_since_are_left_out(data: Path, tmp_path: Path, foreign: Path) -> None:
     """More validation cases after a restart, other ones, or fewer: those that both hold are compared."""
     trainer = make_trainer(make_spec(data, tmp_path / "n"))
@@ -191,6 +192,7 @@ def test_cases_that_changed_since_are_left_out(data: Path, tmp_path: Path, forei
         assert not again.guard.pending
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", [True, False])
 def test_a_model_that_does_harm_is_undone_and_one_that_does_none_stays(tmp_path: Path, harm: bool) -> None:
     """Real training and real scores: the visitor is this site's own model, or random weights beside it."""

@@ -136,6 +136,7 @@ def test_a_model_that_helps_is_let_in_and_one_that_does_not_is_left_out(
     assert trainer.ensemble.members["east"].dice == validation(trainer, east)
 
 
+@pytest.mark.slow
 def test_what_is_deployed_survives_a_restart_and_leaves_in_a_bundle(
     data: Path, tmp_path: Path, good: jobs.Visit, blind: jobs.Visit
 ) -> None:

@@ -43,6 +43,7 @@ class CountedGate:
             raise StopRequested
 
 
+@pytest.mark.slow
 def test_a_local_run_stopped_at_every_point_in_turn(data: Path, tmp_path: Path) -> None:
     training = {"schedule": "cosine", "schedule_rounds": 3, "steps_per_round": 3}
     spec = make_spec(data, tmp_path, algorithm=LocalParams(), rounds=ROUNDS, training=training)
@@ -71,6 +72,7 @@ def test_a_local_run_stopped_at_every_point_in_turn(data: Path, tmp_path: Path) 
     assert points == ROUNDS * (3 + 1 + 2)  # steps, their end, validation cases
 
 
+@pytest.mark.slow
 def test_a_visit_that_was_interrupted_starts_again_from_its_beginning(data: Path, tmp_path: Path) -> None:
     south = make_trainer(make_spec(data, tmp_path / "s", site="south"))
     export = south.run_round(jobs.StartRound(1, export=True)).export
@@ -98,6 +100,7 @@ def test_a_visit_that_was_interrupted_starts_again_from_its_beginning(data: Path
     assert same(final(again), final(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harmful", (True, False))
 def test_stopped_while_an_earlier_visit_is_judged(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmful: bool

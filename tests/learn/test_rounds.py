@@ -251,6 +251,7 @@ def test_the_best_of_an_earlier_finetuning_is_forgotten_when_common_rounds_follo
     assert trainer.state()["best"] is None and trainer.history.best_finetuned is None
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_left_of_an_export_is_removed(data: Path, tmp_path: Path) -> None:
     outbox = tmp_path / "state" / "outbox"
     outbox.mkdir(parents=True)
@@ -262,6 +263,7 @@ def test_what_a_killed_worker_left_of_an_export_is_removed(data: Path, tmp_path:
         assert w.stop() == 0, w.stderr
 
 
+@pytest.mark.slow
 def test_the_worker_process_aggregates_between_rounds(data: Path, tmp_path: Path) -> None:
     spec = spec_of(data, tmp_path / "state")
     with worker(spec) as w:

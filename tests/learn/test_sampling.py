@@ -90,6 +90,7 @@ def test_a_site_without_groups_draws_as_ever() -> None:
         assert (batches.batch(5, "north", 2, step)["image"] == wanted).all()
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same_numbers() -> None:
     code = "from gossipseg.learn.sampling import batch_rng as r; print(r(1, 'north', 2, 3).integers(1 << 40))"
     env = {"PYTHONHASHSEED": "12345", "PATH": "", "OMP_NUM_THREADS": "1"}

@@ -65,6 +65,7 @@ class CountedGate:
 # ---------------------------------------------------------------- what it learns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [GcmlParams(), GossipAverageParams()])
 def test_it_is_what_the_site_would_have_had_alone_and_the_other_does_not_notice(
     data: Path, tmp_path: Path, guest: jobs.Visit, alone: list[dict[str, Any]], algorithm: Any

@@ -181,7 +181,7 @@ def test_the_deaths_tried_begin_with_the_promise_and_each_single_prepare(n: int,
     assert seen >= {(False, 0)} | {(True, prepares) for prepares in range(n)}
 
 
-@pytest.mark.parametrize("restart_after_s", RESTARTS_S)
+@pytest.mark.parametrize("restart_after_s", [None, 3.0, pytest.param(25.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("n", "seed"), BRINKS)
 def test_a_coordinator_may_die_after_each_of_its_words(
     n: int, seed: int, restart_after_s: float | None
