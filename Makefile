@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint types check protos templates bench clean
+.PHONY: demo test test-faults lint types check docs protos templates bench clean
 
 demo: $(STAMP)
 	$(BIN)/gossipctl demo --out build/demo
@@ -24,6 +24,11 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	for b in tests/bench/bench_*.py; do $(BIN)/python $$b || exit 1; done
+
+# The pages of docs/ as a site, in build/site.
+docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/gossipseg/wire/*.proto
