@@ -1,7 +1,4 @@
-"""Site IDs and PEM certificates: what a certificate's key is, and how its ID is written.
-
-What belongs here: pure functions on texts and bytes. What must not: files, lists of sites, sockets.
-"""
+"""Site IDs and PEM certificates: what a certificate's key is, and how its ID is written."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """How a program of ours starts another one: never with the working directory on Python's path.
 
-What belongs here: the command line and the environment. What must not: running anything. A folder named
-`gossipseg`, or a file `random.py`, where a command is typed would be imported in place of the real one, into
-every child; hence -P, and PYTHONSAFEPATH for what a child starts itself.
+A folder named `gossipseg`, or a file `random.py`, where a command is typed would be imported in place of
+the real one, into every child; hence -P, and PYTHONSAFEPATH for what a child starts itself.
 """
 
 from __future__ import annotations

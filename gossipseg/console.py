@@ -1,7 +1,4 @@
-"""How a command of ours ends: exit codes, errors in words or JSON, Ctrl-C and signals.
-
-What belongs here: what gossipctl and gossiplab have in common at their ends. What must not: commands, tables.
-"""
+"""How a command of ours ends: exit codes, errors in words or JSON, Ctrl-C and signals."""
 
 from __future__ import annotations
 

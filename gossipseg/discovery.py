@@ -1,8 +1,7 @@
 """Finding listed sites on the local link by mDNS (`_gossipseg._tcp.local.`).
 
-What belongs here: announcing this site's address, seeing those of others, and telling both apart from what
-is not ours. What must not: trust. An announcement is only a hint where to try a handshake; anybody on the
-link can send one. The addresses in peers.yaml need no discovery: the transport has them.
+An announcement is only a hint where to try a handshake; anybody on the link can send one. The addresses in
+peers.yaml need no discovery: the transport has them.
 
 TXT record: version, id (site ID), federation, site. Nothing about data or training.
 A killed site is not reported gone (its record lives for 75 minutes): liveness comes from pings.

@@ -1,8 +1,7 @@
 """How a program of ours begins and ends when something is wrong around it: streams that are closed, an
 interrupted start, packages that do not fit together.
 
-What belongs here: what must work before anything else can be imported. What must not: third-party packages,
-commands. Each program's main module is imported within, so that no import ends in a traceback.
+Each program's main module is imported within, so that no import ends in a traceback.
 """
 
 from __future__ import annotations

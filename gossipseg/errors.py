@@ -1,19 +1,16 @@
 """The error tree: every error says whose fault it was and what to do next.
 
-What belongs here: exception classes, process exit codes and their mapping to gRPC status names.
-What must not: anything that imports a third-party package or another part of gossipseg.
-
-    GossipsegError
-    ├── ConfigError        the operator's files: peers.yaml, site.yaml, flags, environment     exit 78
-    ├── DataError          the site's images, labels and data list                             exit 65
-    ├── LocalError         this machine: disk, port, key file, device                          exit 1
-    │   ├── DiskFull                                                                           exit 74
-    │   ├── AlreadyRunning another daemon holds the state directory                            exit 75
-    │   └── DaemonUnreachable  nobody answers on the control socket                            exit 69
-    └── PeerError          another site; never stops the daemon
-        ├── PeerUnreachable    no connection, or no answer in time
-        ├── PeerUntrusted      the key it showed is not the one listed for it
-        └── PeerRefused        it answered, and said no
+GossipsegError
+├── ConfigError        the operator's files: peers.yaml, site.yaml, flags, environment     exit 78
+├── DataError          the site's images, labels and data list                             exit 65
+├── LocalError         this machine: disk, port, key file, device                          exit 1
+│   ├── DiskFull                                                                           exit 74
+│   ├── AlreadyRunning another daemon holds the state directory                            exit 75
+│   └── DaemonUnreachable  nobody answers on the control socket                            exit 69
+└── PeerError          another site; never stops the daemon
+    ├── PeerUnreachable    no connection, or no answer in time
+    ├── PeerUntrusted      the key it showed is not the one listed for it
+    └── PeerRefused        it answered, and said no
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Paths as an operator writes them: `~`, and what is relative to the working directory.
 
-What belongs here: the errors of both. What must not: files. There may be no HOME, no such user, and the
-directory that a command was typed in may be gone.
+There may be no HOME, no such user, and the directory that a command was typed in may be gone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,5 @@
 """What a child process that imports torch and MONAI finds around it: a user's name, a home, caches, a TMPDIR.
 
-What belongs here: making up for what the machine lacks (no passwd entry, no home, a read-only root, no /tmp).
-What must not: what the child does; anything for this process itself.
-
 Without a passwd entry, `getpass.getuser()` fails where neither USER nor LOGNAME is set: torch asks it when it
 is imported.
 """

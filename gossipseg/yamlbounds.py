@@ -1,9 +1,7 @@
 """How large a YAML file may be, looked at before anything is made of it.
 
-What belongs here: size, depth, aliases, keys. What must not: what the keys mean, pydantic (quick commands
-read files, too). A few hundred bytes of aliases stand for gigabytes of values, a list may hold itself, and
-100,000 brackets overflow the C stack of the composer; so the parser's events, which nest in nothing, are
-counted first.
+A few hundred bytes of aliases stand for gigabytes of values, a list may hold itself, and 100,000 brackets
+overflow the C stack of the composer; so the parser's events, which nest in nothing, are counted first.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import pytest
 
 from gossipseg import children, console, ends
 from gossipseg.ctl import context
-from gossipseg.daemon import logs
 from gossipseg.daemon import main as daemon_main
+from gossipseg.daemon.observe import logs
 from gossipseg.errors import EXIT_CONFIG, EXIT_IO, ConfigError
 from gossipseg.learn import cli
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,34 @@ ALLOWED: dict[str, set[str]] = {
         "certificates",
     },
 }
-THIRD_PARTY_OF_CORE: set[str] = set()
+# part → wing → the other wings of that part it may import. Modules beside the wings are open to all of them.
+WINGS: dict[str, dict[str, set[str]]] = {
+    "core": {"membership": set(), "gossip": {"membership"}, "rounds": {"membership"}},
+    "daemon": {
+        "health": set(),
+        "recording": set(),
+        "observe": {"health"},
+        "peers": {"observe"},
+        "worker": {"health", "observe", "peers"},
+        "control": {"health", "observe", "worker"},
+    },
+    "lab": {
+        "plan": set(),
+        "report": {"plan"},
+        "simulation": {"plan", "report"},
+        "experiment": {"plan", "report", "simulation"},
+    },
+    "ctl": {"doctor": set()},
+    "wire": {"codec": set(), "control": {"documents"}, "documents": set()},
+}
+CORE_FLOOR = {"budget", "context", "effects", "events", "manifests", "messages", "offences", "params"} | {
+    "site_pool",
+    "types",
+}
+"""What core's wings stand on. The parts that join them (node, assembly, enforcement …) are above."""
+MOST_MODULES = 22
+LARGER = {"learn", "learn/formats"}
+"""Folders that still hold more."""
 
 
 def _modules() -> list[Path]:
@@ -142,12 +170,39 @@ def test_arrows(path: Path) -> None:
     assert not wrong, f"{dotted} must not import {wrong}"
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "core").glob("*.py")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((PACKAGE / "core").rglob("*.py")), ids=lambda p: p.name)
 def test_core_is_standard_library_only(path: Path) -> None:
     forbidden = {"asyncio", "logging", "time", "datetime", "os", "pathlib", "socket", "threading", "secrets"}
     roots = {n.split(".")[0] for n in _imports(path)} - {"gossipseg", "__future__"}
     assert roots <= set(sys.stdlib_module_names), roots
     assert not roots & forbidden, roots & forbidden
+
+
+def test_arrows_between_wings() -> None:
+    wrong = []
+    for part, wings in WINGS.items():
+        found = {p.name for p in (PACKAGE / part).iterdir() if (p / "__init__.py").exists()}
+        assert found == set(wings), f"{part}: a new wing; add it to this table"
+        for wing, others in wings.items():
+            for path in (PACKAGE / part / wing).rglob("*.py"):
+                targets = {n.removeprefix(f"gossipseg.{part}.").split(".")[0] for n in _imports(path)}
+                wrong += [
+                    f"{path.name} of {part}/{wing}: {t}" for t in targets & (set(wings) - others - {wing})
+                ]
+    assert not wrong
+
+
+@pytest.mark.parametrize("wing", WINGS["core"])
+def test_the_wings_of_core_stand_on_its_floor(wing: str) -> None:
+    for path in (PACKAGE / "core" / wing).rglob("*.py"):
+        inner = {n.removeprefix("gossipseg.core.").split(".")[0] for n in _imports(path) if ".core." in n}
+        assert inner - set(WINGS["core"]) <= CORE_FLOOR, path
+
+
+def test_no_folder_is_a_drawer() -> None:
+    folders = Counter(p.parent for p in _modules() if p.name != "__init__.py")
+    large = {str(f.relative_to(PACKAGE)) for f, n in folders.items() if n > MOST_MODULES}
+    assert large == LARGER
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from gossipseg.core.wellness import Code
-from gossipseg.daemon.wellness import REMEDIES
+from gossipseg.daemon.health.concerns import REMEDIES
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "admin" / "troubleshooting.md").read_text()

@@ -1,7 +1,4 @@
-"""Weighted averages of models: in float32 or wider, over what was really received.
-
-What belongs here: arithmetic on named tensors. What must not: who sends what, files, devices.
-"""
+"""Weighted averages of models: in float32 or wider, over what was really received."""
 
 from __future__ import annotations
 

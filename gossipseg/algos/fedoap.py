@@ -1,7 +1,6 @@
 """FedOAP: personalised, organ-agnostic tumour segmentation (arXiv 2511.18847).
 
 Standing: [P] the figure and the authors' earlier code; [O] our reading, where marked.
-What belongs here: what travels, and the loss of the fine-tuning. What must not: the network (nets.dca_unet).
 
 Site k has W_k = (γ, ρ_k): ρ_k are the parts that the network declares to be a site's own (Q-bottleneck, query
 projection, adapter, head), γ everything else. Only γ travels: ρ_k is neither averaged nor overwritten.

@@ -2,7 +2,6 @@
 
 Standing: [P, abstract] parameter-efficient tuning at the site; only *low-level* adapters travel;
 similarity-guided collaborative aggregation (SGCA). [O] All the rest, from equation (1) on, is our reading.
-What belongs here: what travels, and SGCA. What must not: adapters and networks (nets.adapters, nets.adapted).
 
 θ_k are the low adapters of site k (those of the first half of the blocks); high adapters, encoder, decoder
 and norms stay. A site sends θ_k and, as `delta/…`, how far θ_k has moved since the last common model:

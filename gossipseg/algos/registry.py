@@ -1,7 +1,4 @@
-"""Which settings build which algorithm.
-
-What belongs here: one line for each algorithm. What must not: behaviour of any of them.
-"""
+"""Which settings build which algorithm."""
 
 from __future__ import annotations
 

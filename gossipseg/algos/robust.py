@@ -1,8 +1,5 @@
 """Robust aggregation: combinations of updates that a minority of bad ones cannot pull anywhere.
 
-What belongs here: the rules and their equations. What must not: which updates may be combined at all
-(learn.admission), the choice of the rule (the algorithm's settings).
-
 W_1 … W_n are the updates of a round, each site with the same say: how many cases a site claims to have counts
 for nothing here, or a claim would be the attack. Coordinate-wise, over x_(1) ≤ … ≤ x_(n) (Yin, Chen,
 Ramchandran, Bartlett 2018, arXiv 1803.01498, definitions 1 and 2):

@@ -1,8 +1,5 @@
 """Terms that several algorithms share: divergences from logits, and masks of where predictions are right.
 
-What belongs here: elementwise formulas, in float32, that keep their gradients for any finite logits.
-What must not: anything that reduces over a batch, weighs terms, or knows of a particular paper.
-
 All divergences are in nats and written KL(p ‖ q) with p the first argument; q is the one that learns.
 """
 

@@ -1,7 +1,4 @@
-"""What an address in a file must look like, and what to say of one that does not.
-
-What belongs here: host:port and IP addresses as texts. What must not: which key needs which (rules.py).
-"""
+"""What an address in a file must look like, and what to say of one that does not."""
 
 from __future__ import annotations
 

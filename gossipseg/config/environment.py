@@ -1,8 +1,7 @@
 """GOSSIPSEG_ variables: which set a key, which are somebody else's, and which are mistakes.
 
-What belongs here: names of variables. What must not: values (reading.py). Kubernetes gives every pod
-variables named after each service of its namespace, and images bear a version or a home: a service or an
-image that happens to be called gossipseg must not stop a daemon.
+Kubernetes gives every pod variables named after each service of its namespace, and images bear a version or
+a home: a service or an image that happens to be called gossipseg must not stop a daemon.
 """
 
 from __future__ import annotations

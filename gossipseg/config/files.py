@@ -1,7 +1,4 @@
-"""What stands in peers.yaml (the federation, the same everywhere) and in site.yaml (one site's own).
-
-What belongs here: the shape of the two files and their defaults. What must not: reading, checking, torch.
-"""
+"""What stands in peers.yaml (the federation, the same everywhere) and in site.yaml (one site's own)."""
 
 from __future__ import annotations
 

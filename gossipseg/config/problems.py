@@ -1,7 +1,4 @@
-"""What pydantic found wrong, in the operator's words: key, value, nearest valid name, remedy.
-
-What belongs here: the translation of validation errors. What must not: our own rules (rules.py, ranges.py).
-"""
+"""What pydantic found wrong, in the operator's words: key, value, nearest valid name, remedy."""
 
 from __future__ import annotations
 

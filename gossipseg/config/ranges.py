@@ -1,8 +1,4 @@
-"""How large every number may be: one range for each field, and the check of all of them.
-
-What belongs here: bounds of single numbers. What must not: what depends on another key (rules.py), ranges of
-algorithms and networks (they stand at their fields; the core's params know no pydantic).
-"""
+"""How large every number may be: one range for each field, and the check of all of them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""YAML text to plain values, and the overrides of environment and flags on top of them.
-
-What belongs here: encodings, YAML errors, duplicate keys, dotted keys. What must not: what the keys mean,
-how large a document may be (yamlbounds.py), which variables count (environment.py).
-"""
+"""YAML text to plain values, and the overrides of environment and flags on top of them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What must fit together in peers.yaml, in site.yaml, and in the two of them.
-
-What belongs here: checks across keys, and their order. What must not: reading files, bounds of single
-numbers (ranges.py), the form of an address (address_rules.py), the task's own rules (task_rules.py).
-"""
+"""What must fit together in peers.yaml, in site.yaml, and in the two of them."""
 
 from __future__ import annotations
 

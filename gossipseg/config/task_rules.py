@@ -1,7 +1,4 @@
-"""What must fit together in the section `task`: dimensions, labels, intensities.
-
-What belongs here: rules within that section. What must not: the network, the data themselves (learn).
-"""
+"""What must fit together in the section `task`: dimensions, labels, intensities."""
 
 from __future__ import annotations
 

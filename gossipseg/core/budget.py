@@ -1,6 +1,6 @@
 """How many rounds a site trains: its own budget, the federation's, and how far ahead that one counts.
 
-Values and sums only. What must not be here: when a round starts (plan.py, training.py).
+Values and sums only.
 """
 
 from __future__ import annotations

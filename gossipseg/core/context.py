@@ -1,7 +1,4 @@
-"""What the parts of a node share within one step: the time, the effects so far, and who we are.
-
-What must not be here: any rule of membership or exchange.
-"""
+"""What the parts of a node share within one step: the time, the effects so far, and who we are."""
 
 from __future__ import annotations
 

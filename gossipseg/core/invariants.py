@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from gossipseg.core.context import Context
-from gossipseg.core.gossip import Gossip
-from gossipseg.core.member import Member
-from gossipseg.core.membership import Membership
-from gossipseg.core.rounds import Rounds
-from gossipseg.core.training import Training, Worker
+from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.membership.member import Member
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import MemberState
+from gossipseg.core.worker_state import Training, Worker
 
 
 def check(ctx: Context, membership: Membership, gossip: Gossip, training: Training) -> None:

@@ -1,9 +1,4 @@
-"""Signed manifests: this site's own, and what must hold of the others' (docs/admin/security.md).
-
-What belongs here: filling in and signing, comparing with the model and the place it came to, sequence
-numbers. What must not: checking signatures (the shell does, and marks what it does not believe in
-Manifest.fault), what a refusal costs the peer (offences.py).
-"""
+"""Signed manifests: this site's own, and what must hold of the others' (docs/admin/security.md)."""
 
 from __future__ import annotations
 

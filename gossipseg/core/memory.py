@@ -1,7 +1,4 @@
-"""What a node must remember across a crash, gathered from its parts into one snapshot.
-
-What belongs here: which part gives which field. What must not: when to persist (each part knows), the disk.
-"""
+"""What a node must remember across a crash, gathered from its parts into one snapshot."""
 
 from __future__ import annotations
 
@@ -10,13 +7,13 @@ from dataclasses import dataclass
 
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Persist, Snapshot
-from gossipseg.core.gossip import Gossip
+from gossipseg.core.enforcement import Warden
+from gossipseg.core.gossip.exchange import Gossip
 from gossipseg.core.manifests import Notary
-from gossipseg.core.membership import Membership
-from gossipseg.core.rounds import Rounds
-from gossipseg.core.training import Training
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import Site
-from gossipseg.core.warden import Warden
+from gossipseg.core.worker_state import Training
 
 
 @dataclass(slots=True)

@@ -1,8 +1,5 @@
 """A node: everything a site's daemon decides, as one state machine.
 
-What belongs here: which event goes to which part, and the views the shell reads. What must not: what comes of
-an event (the parts, see parts.py), I/O, clocks, threads, randomness of its own, logging.
-
 `step(event, now)` returns effects to be carried out in order; what comes of them returns as events.
 The shell calls `step(Tick(), now)` when `next_deadline()` has come.
 """
@@ -16,19 +13,19 @@ from types import MappingProxyType
 from typing import Any
 
 from gossipseg.core import events, messages
-from gossipseg.core.answers import refusal
+from gossipseg.core.assembly import assemble
 from gossipseg.core.context import Call, Outcome
 from gossipseg.core.effects import Effect, InboxEntry
 from gossipseg.core.events import Event
-from gossipseg.core.inbox import Reservation
+from gossipseg.core.file_router import Sending
+from gossipseg.core.gossip.inbox import Reservation
 from gossipseg.core.invariants import check, check_rounds
-from gossipseg.core.member import Member
-from gossipseg.core.node_setup import Setup
+from gossipseg.core.membership.member import Member
 from gossipseg.core.params import QuarantineParams
-from gossipseg.core.parts import assemble
 from gossipseg.core.quarantine import Conduct
-from gossipseg.core.rounds_view import RoundsView
-from gossipseg.core.traffic import Sending
+from gossipseg.core.rounds.participant import refusal
+from gossipseg.core.rounds.status import RoundsView
+from gossipseg.core.setup import Setup
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Site
 from gossipseg.core.wellness import Concern
 

@@ -1,6 +1,5 @@
 """Which refusals are offences of the peer that sent the model.
 
-What belongs here: the stable reason codes, sorted. What must not: counting (quarantine.py, warden.py).
 An honest site may be busy, late, cut off, or know an older list: none of that is held against it.
 """
 

@@ -1,8 +1,5 @@
 """Quarantine: a peer that repeatedly sends what must be refused is kept out for a growing time.
 
-What belongs here: counting offences, the standing that follows from them, its end. What must not: what an
-offence is (offences.py), carrying the decision out (warden.py).
-
 All times are the core's clock, handed in. A record on disk holds seconds until and since: the time that a
 daemon is down neither shortens a quarantine nor forgives an offence.
 """

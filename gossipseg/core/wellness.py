@@ -1,8 +1,4 @@
-"""Whether this site is well among the others: what failed again and again, what never came, and since when.
-
-What belongs here: counting calls and models that did not get through, and what that amounts to at a time that
-is given. What must not: any decision of the protocol (nothing is done because of it), remedies (daemon).
-"""
+"""Whether this site is well among the others: what failed repeatedly, what never came, and since when."""
 
 from __future__ import annotations
 
@@ -14,11 +10,11 @@ from typing import Literal
 
 from gossipseg.core.context import Context
 from gossipseg.core.events import RequestFailed, TransferDone, TransferFailed
-from gossipseg.core.gossip import Gossip
-from gossipseg.core.member import Member, Run
-from gossipseg.core.membership import Membership
+from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.membership.member import Member, Run
+from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams, MembershipParams
-from gossipseg.core.rounds import Rounds
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import MemberState, Phase, Site
 
 MIN_GRACE_S = 15.0

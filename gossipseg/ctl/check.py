@@ -1,7 +1,4 @@
-"""`gossipctl check`: the doctor. Everything that can be known before, or while, the daemon runs.
-
-What belongs here: the order of the checks, their presentation, exit codes. What must not: what they look at.
-"""
+"""`gossipctl check`: the doctor. Everything that can be known before, or while, the daemon runs."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from gossipseg.ctl import output as out
 from gossipseg.errors import EXIT_DATA, EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
-    from gossipseg.ctl.findings import Finding
+    from gossipseg.ctl.doctor.findings import Finding
 
 COLUMNS = (out.Column("CHECK"), out.Column("STATE"), out.Column("FINDING"))
 
@@ -40,10 +37,10 @@ def check(
     Exit code 0 when nothing failed (warnings may remain), 78 for the configuration, 65 for the data, else 1.
     """
     loaded = context.load_config(config)
-    from gossipseg.ctl import doctor
+    from gossipseg.ctl.doctor.machine import examine
 
     findings: list[Finding] = []
-    for finding in doctor.examine(loaded, data=data, peers=peers, timeout_s=timeout_s, reach=reach):
+    for finding in examine(loaded, data=data, peers=peers, timeout_s=timeout_s, reach=reach):
         findings.append(finding)
         if not json and sys.stderr.isatty():
             print(f"{finding.check}: {finding.state}", file=sys.stderr)

@@ -1,7 +1,4 @@
-"""What every command shares: its options, which site is meant, the connection to its daemon.
-
-What belongs here: finding site.yaml and the control socket, fast. What must not: output, torch, pydantic.
-"""
+"""What every command shares: its options, which site is meant, the connection to its daemon."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""`gossipctl demo`: three synthetic hospitals on this machine learn from each other, and leave a report.
-
-What belongs here: the demo's options and its verdict. What must not: anything `testbed run` does not do too.
-"""
+"""`gossipctl demo`: three synthetic hospitals on this machine learn from each other, and leave a report."""
 
 from __future__ import annotations
 

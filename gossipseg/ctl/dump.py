@@ -41,5 +41,5 @@ def dump(
         size = to.stat().st_size
         out.print_json({"schema": 1, "kind": "dump", "file": str(to), "steps": document.steps, "bytes": size})
     else:
-        print(f"{to}: {document.steps} steps. Replay them: python -m gossipseg.daemon.replay {to}")
+        print(f"{to}: {document.steps} steps. Replay them: python -m gossipseg.daemon.recording.replay {to}")
     return EXIT_OK

@@ -1,6 +1,5 @@
 """`gossipctl predict`, `evaluate` and `export`: the deployment model (EMA) of this site's newest checkpoint.
 
-What belongs here: starting `python -m gossipseg.learn.…` with this site's settings. What must not: torch.
 They read the checkpoint from disk, whether or not the daemon runs.
 """
 

@@ -1,6 +1,5 @@
 """gossipctl: its commands.
 
-What belongs here: the list of commands. What must not: what a command does (one file each).
 Quick commands must stay quick: only the module of the command that is named is imported, and no such module
 imports grpc, pydantic, rich, cryptography, zeroconf or torch at its top.
 """

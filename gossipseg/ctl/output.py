@@ -1,6 +1,6 @@
 """How things look: human units, aligned columns, JSON.
 
-What belongs here: text. What must not: asking the daemon, reading files. Rich is for a terminal only.
+Rich is for a terminal only.
 """
 
 from __future__ import annotations

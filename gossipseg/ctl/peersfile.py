@@ -1,6 +1,5 @@
 """Editing the list of sites in peers.yaml as text, so that comments and layout stay.
 
-What belongs here: where an entry begins and ends in the file. What must not: printing, the daemon.
 Every edit is checked twice before the file is replaced: the new text must be a valid peers.yaml, and its
 values must be the old ones with exactly that entry more or less.
 """

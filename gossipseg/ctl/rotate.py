@@ -1,8 +1,4 @@
-"""`gossipctl rotate`: another key for this site, without a restart and without a moment of not being known.
-
-What belongs here: the three steps, where the files lie, whether the other sites are ready. What must not:
-making keys (trust), editing peers.yaml (peersfile), what the daemon does with a new key.
-"""
+"""`gossipctl rotate`: another key for this site, without a restart; peers know it at every moment."""
 
 from __future__ import annotations
 

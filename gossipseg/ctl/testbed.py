@@ -1,8 +1,4 @@
-"""`gossipctl testbed run | up | status | down | init`: several real daemons on this machine.
-
-What belongs here: options, and how results are printed. What must not: how a testbed is made or run
-(gossipseg.testbed).
-"""
+"""`gossipctl testbed run | up | status | down | init`: several real daemons on this machine."""
 
 from __future__ import annotations
 

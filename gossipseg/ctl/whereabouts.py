@@ -1,7 +1,4 @@
-"""Is there a daemon, and what is the matter with it? Asked when nobody answers on the control socket.
-
-What belongs here: what the lock and the socket's file tell. What must not: asking the daemon, output.
-"""
+"""Is there a daemon, and what is the matter with it? Asked when nobody answers on the control socket."""
 
 from __future__ import annotations
 

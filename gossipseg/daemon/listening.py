@@ -1,7 +1,5 @@
 """Listening on an address that may come late: at boot, with a VPN, with a name that does not resolve yet.
 
-What belongs here: trying again, and saying so. What must not: why it fails (wire.listening), what is served.
-
 The daemon runs meanwhile: it answers gossipctl, trains, and calls its peers. A port that somebody else has
 may be left in a moment, by a daemon that is going down; after TAKEN_PATIENCE_S it ends this one.
 """
@@ -14,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
-from gossipseg.daemon.training import TrainingView
+from gossipseg.daemon.observe.status_view import TrainingView
 from gossipseg.errors import GossipsegError
 from gossipseg.wire.listening import CannotListen
 

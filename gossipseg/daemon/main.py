@@ -1,6 +1,5 @@
 """gossipsegd: reads the configuration, wires the parts together, obeys signals.
 
-What belongs here: start-up order, signals, exit codes. What must not: anything that goes on in between.
 Start-up: configuration (78) → lock (75) → identity → port → worker, whose first report may still end the
 daemon with 78 or 65; systemd is told READY once peers and gossipctl can be answered.
 """
@@ -23,17 +22,17 @@ from gossipseg import config as configuration
 from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
 from gossipseg.core.node import NodeState, Setup
-from gossipseg.daemon import expiry, logs
+from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.listening import listen
-from gossipseg.daemon.metrics import Exporter
 from gossipseg.daemon.notify import Notifier
-from gossipseg.daemon.outlet import RotatingFile
-from gossipseg.daemon.recorder import Recorder
+from gossipseg.daemon.observe import certificate_expiry, logs
+from gossipseg.daemon.observe.metrics import Exporter
+from gossipseg.daemon.observe.outlet import RotatingFile
+from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.reload import Reload, endpoints, listed, listed_ids, load_trust, prepare
 from gossipseg.daemon.runtime import Runtime
-from gossipseg.daemon.service import Service
 from gossipseg.daemon.snapshots import restore
-from gossipseg.daemon.worker import UNWELL, require_state_dir
+from gossipseg.daemon.worker.process import UNWELL, require_state_dir
 from gossipseg.discovery import MdnsDiscovery
 from gossipseg.ends import in_words
 from gossipseg.errors import EXIT_FAILED, EXIT_OK, ConfigError, GossipsegError
@@ -83,7 +82,7 @@ class Daemon:
         )
         control = ControlServer(self.config.control_socket, service, self.health)
         await self.runtime.start()
-        self.runtime.spawn(expiry.watch(service.expiring, self.runtime.note, time.time), "expiry")
+        self.runtime.spawn(certificate_expiry.watch(service.expiring, self.runtime.note, time.time), "expiry")
         try:
             await control.start()
             self.runtime.spawn(self.runtime.places.run(control), "places")

@@ -1,6 +1,5 @@
 """sd_notify: tells systemd that the daemon is ready, alive, reloading or stopping.
 
-What belongs here: the datagrams of sd_notify(3). What must not: deciding when to send them.
 The watchdog is fed by the event loop alone: a stuck worker is the daemon's to restart, not systemd's.
 """
 

@@ -1,8 +1,4 @@
-"""What a reload takes in: the files read again, checked against what runs, and what of them is new.
-
-What belongs here: reading the list and the keys, saying in words what changed. What must not: applying it
-(main.py), any key that is not in the files.
-"""
+"""What a reload takes in: the files read again, checked against what runs, and what of them is new."""
 
 from __future__ import annotations
 

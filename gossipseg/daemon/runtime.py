@@ -1,8 +1,4 @@
-"""The imperative shell around the core: events in, effects out, one clock, one queue.
-
-What belongs here: the order of a daemon's life, and who carries out which effect. What must not: how it is
-done (peer_calls.py, worker_talk.py, intake.py), any decision about peers, rounds or models (core).
-"""
+"""The imperative shell around the core: events in, effects out, one clock, one queue."""
 
 from __future__ import annotations
 
@@ -19,22 +15,22 @@ from gossipseg import config as configuration
 from gossipseg.core import effects, events
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import Record, Site
-from gossipseg.daemon.audit import Audit
-from gossipseg.daemon.counters import Counters
-from gossipseg.daemon.disk import DiskWatch
-from gossipseg.daemon.intake import Intake
-from gossipseg.daemon.journal import Journal
-from gossipseg.daemon.ledger import Ledger
+from gossipseg.daemon.health.deleted_places import Places
+from gossipseg.daemon.health.disk import DiskWatch
+from gossipseg.daemon.health.reachability import Reaching
 from gossipseg.daemon.listening import listen
-from gossipseg.daemon.manifests import Verifier
-from gossipseg.daemon.peer_calls import PeerCalls
-from gossipseg.daemon.places import Places
-from gossipseg.daemon.promises import binding, unbound
-from gossipseg.daemon.reaching import Reaching
-from gossipseg.daemon.recorder import Recorder
+from gossipseg.daemon.observe.audit import Audit
+from gossipseg.daemon.observe.counters import Counters
+from gossipseg.daemon.observe.exchange_table import Ledger
+from gossipseg.daemon.observe.journal import Journal
+from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.peers.inbound import Intake
+from gossipseg.daemon.peers.manifest_checks import Verifier
+from gossipseg.daemon.peers.outbound import PeerCalls
+from gossipseg.daemon.peers.unsaved_state import binding, unbound
+from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.saves import Saves
-from gossipseg.daemon.training import TrainingView
-from gossipseg.daemon.worker_talk import WorkerTalk
+from gossipseg.daemon.worker.bridge import WorkerTalk
 from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.store import EventLog, ModelStore, StateFile
 from gossipseg.store.auditlog import AuditLog

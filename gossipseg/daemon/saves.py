@@ -1,9 +1,9 @@
 """Which snapshot goes to disk next, and what need not wait for it.
 
-What belongs here: the order of saving. What must not: the disk (runtime.py), which words bind (promises.py).
 A snapshot holds all that the ones before it hold: where several wait for a slow disk, the newest is written
-in place of all of them. What keeps a site alive in the eyes of others (pings, their answers, greetings, lists
-of members) binds it to nothing and does not wait, provided that the incarnation it speaks under is on disk.
+in place of all of them. What keeps a site alive in the eyes of others (pings, their answers, greetings,
+lists of members) binds it to nothing and does not wait, provided that the incarnation it speaks under is on
+disk.
 """
 
 from __future__ import annotations

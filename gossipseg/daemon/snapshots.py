@@ -1,7 +1,4 @@
-"""The core's snapshot back from the JSON that the state file holds.
-
-What belongs here: reading what this version or an earlier one wrote. What must not: files (store), decisions.
-"""
+"""The core's snapshot back from the JSON that the state file holds."""
 
 from __future__ import annotations
 

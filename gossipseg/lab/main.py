@@ -1,8 +1,4 @@
-"""gossiplab: its two commands, and what becomes of their errors.
-
-What belongs here: commands, defaults and exit codes. What must not: what an option is called (options.py),
-what a command does (compare.py, report.py).
-"""
+"""gossiplab: its two commands, and what becomes of their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ import typer
 
 from gossipseg import console
 from gossipseg.homes import absolute
-from gossipseg.lab import options
+from gossipseg.lab.plan import options
 from gossipseg.surroundings import named
 
 app = typer.Typer(
@@ -59,8 +55,8 @@ def compare(
     json: options.Json = False,
 ) -> int:
     """Run every algorithm with every seed on every split, then write results.json and report.html."""
-    from gossipseg.lab.choices import Wanted, read_replicates
-    from gossipseg.lab.compare import compare as run_comparison
+    from gossipseg.lab.experiment.compare import compare as run_comparison
+    from gossipseg.lab.plan.choices import Wanted, read_replicates
 
     wanted = Wanted(
         data,
@@ -97,7 +93,7 @@ def report(
     json: options.Json = False,
 ) -> int:
     """Draw tables and report.html again from results.json."""
-    from gossipseg.lab.compare import redraw
+    from gossipseg.lab.experiment.compare import redraw
 
     return redraw(out, as_json=json)
 

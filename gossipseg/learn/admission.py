@@ -1,8 +1,5 @@
 """Admission by values: is an arriving model of a size that honest training could have given it?
 
-What belongs here: the measures, their bounds, and the site's own history of them. What must not: schema and
-file (weights.py), validation Dice (guard.py), what becomes of a refused model.
-
 A layer ℓ with n values, w here and x as it arrives, is measured against the scale
 
     s = max(‖w‖, √n·u)       u: 1 for tensors of one axis (biases, affine weights of norms: the scale of

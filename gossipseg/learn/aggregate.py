@@ -1,7 +1,5 @@
 """The coordinator's work: the updates of a round, checked, and combined to the next common model.
 
-What belongs here: reading updates a tensor at a time, and writing a file whose tensors come one at a time.
-What must not: the formula (the algorithm's), whose updates count (core/rounds), sockets.
 At no time is a whole model in memory, however many sites there are.
 """
 

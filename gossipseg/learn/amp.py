@@ -1,8 +1,4 @@
-"""Where the arithmetic runs, and in which precision: device, autocast, memory format, copies.
-
-What belongs here: the choice of device and precision, and moving tensors there.
-What must not: models, losses, the training step.
-"""
+"""Where the arithmetic runs, and in which precision: device, autocast, memory format, copies."""
 
 from __future__ import annotations
 

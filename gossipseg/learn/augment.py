@@ -1,8 +1,5 @@
 """Random changes of a training patch, drawn from the batch's own stream.
 
-What belongs here: the draws and the intensity changes, with their ranges. What must not: choosing patches,
-resampling (sampling.py), MONAI transforms: on a 96² patch one of those costs as much as this whole file.
-
 `flip`: each axis that flips.py allows, with probability ½. `standard`: flips; with probability 0.4 a rotation
 (±15° in 2-D, and about each axis in 3-D; in mm where the voxel size is known) and zoom (0.85 … 1.2); then
 contrast, brightness, gamma and noise with probabilities 0.3, 0.3, 0.3, 0.2.

@@ -1,8 +1,5 @@
 """The MONAI bundle of a model: its configuration files, and the two parts that they name.
 
-What belongs here: configs/metadata.json, configs/inference.json, docs/README.md, and what their `_target_`s
-build. What must not: checkpoints, the command line (export.py).
-
 The bundle reads PNG or JPEG in 2-D and NIfTI in 3-D. It needs gossipseg installed (for the network), but not
 pytorch-ignite.
 """

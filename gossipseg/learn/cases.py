@@ -1,8 +1,4 @@
-"""A case of a site, and its cases by split.
-
-What belongs here: the types. What must not: where cases come from (datalist.py), who goes into which
-split (division.py).
-"""
+"""A case of a site, and its cases by split."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The data doctor: every problem of a site's data list, images and labels, not only the first.
 
 And whether the network and the algorithm can be made: a package that brings one may be out of order.
-What belongs here: `python -m gossipseg.learn.check`. What must not: the rules themselves (datalist, data).
 
 The document: {"schema": 1, "kind": "check_data", "site", "splits": {split: cases}, "patients": {split:
 patients, as far as lists or names tell}, "division": {"how": "list" | "by hand" | "drawn", "text", "file":

@@ -1,8 +1,4 @@
-"""What the task's grid does to a site's labels.
-
-What belongs here: classes that a label holds in its file and no longer after resampling. What must not: how
-a case is read (data.py), how it is scored (scoring.py).
-"""
+"""What the task's grid does to a site's labels."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Checkpoints: what is in them, how they are written, and which one a worker starts from.
 
-What belongs here: the file's content and its checks.
-What must not: where tensors come from or go to (trainer).
 Files are the site's own; none ever comes from the network. They are read with weights_only all the same.
 """
 

@@ -1,8 +1,4 @@
-"""What the commands of this package share: the spec, progress on stderr, errors as exit codes.
-
-What belongs here: the shell around `python -m gossipseg.learn.<command>`. What must not:
-torch, what a command does.
-"""
+"""What the commands of this package share: the spec, progress on stderr, errors as exit codes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The close of a round: what is deployed from now on, how good it is, and the file that may travel.
-
-What belongs here: when the EMA takes a round in and gives it back, the best of the fine-tuning rounds,
-scores, the export. What must not: training, what a round report says (trainer.py), how a score is computed
-(evaluate.py).
-"""
+"""The close of a round: what is deployed from now on, how good it is, and the file that may travel."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""A site's side of a coordinated round: the common model taken in, what is frozen, the update sent.
-
-What belongs here: the bridge from a common model's file to the weights and back to an update. What must not:
-when a round starts (core/rounds), the combination of updates (aggregate.py, algos), the step.
-"""
+"""A site's side of a coordinated round: the common model taken in, what is frozen, the update sent."""
 
 from __future__ import annotations
 

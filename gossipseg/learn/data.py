@@ -1,8 +1,4 @@
-"""A site's images, checked and ready for a network.
-
-What belongs here: the checks of every case against the task, and the cache of preprocessed tensors. What must
-not: patches, augmentation, metrics.
-"""
+"""A site's images, checked and ready for a network."""
 
 from __future__ import annotations
 

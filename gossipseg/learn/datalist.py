@@ -1,9 +1,4 @@
-"""Which images a site has, and which split each belongs to.
-
-What belongs here: which list or folder is read, and checks that need names and bytes only. What must not: the
-forms of lists (lists/), who goes into which split where no list says it (division.py, splitfile.py), opening
-an image, torch, numpy.
-"""
+"""Which images a site has, and which split each belongs to."""
 
 from __future__ import annotations
 

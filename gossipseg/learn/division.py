@@ -1,8 +1,4 @@
-"""Who goes into which split, where no list says it: exact shares, patient by patient, drawn from the seed.
-
-What belongs here: shares, the draw, and whose cases lie in two splits. What must not: reading lists and
-folders (datalist.py), the file in which a division is kept (splitfile.py), patients by name (patients.py).
-"""
+"""Who goes into which split, where no list says it: exact shares, patient by patient, drawn from the seed."""
 
 from __future__ import annotations
 

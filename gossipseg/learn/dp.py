@@ -1,8 +1,5 @@
 """Differentially private training (DP-SGD, Abadi et al. 2016): who is drawn, what is added, what is spent.
 
-What belongs here: the draw of cases, the noisy optimizer and the account of ε, all by Opacus, which is
-imported when they are asked for. What must not: the step (step.py), patches (sampling.py), rounds.
-
 Each step draws every training case of itself with probability q = batch_size / cases (Poisson sampling), cuts
 one patch of each drawn case, and with g_i the gradient of that patch's own loss takes
 

@@ -1,8 +1,4 @@
-"""Several networks as one: what they predict is averaged in probability.
-
-What belongs here: the average, as a network that any score, prediction or export takes for one. What must
-not: which networks, and when (shadow.py, peer_ensemble.py).
-"""
+"""Several networks as one: what they predict is averaged in probability."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Episodes: a slice with one pseudo-mask, seen twice. Batches are determined by (seed, site, round, step).
 
-What belongs here: which slice, which mask, and the two views. What must not: making pseudo-masks, losses,
-labels: training needs none.
-
 A view is rotated by up to ±5°, shifted by ±5 px (of 256), sheared by ±5°, scaled by 0.9 … 1.2 and bent
 elastically (α = 10, σ = 5 at 256²; scaled with the slice); the image alone gets a gamma of 0.5 … 1.5. A view
 in which the mask has vanished, or fills everything, is drawn again.

@@ -1,8 +1,4 @@
-"""What a network predicts for whole images, and how good that is.
-
-What belongs here: sliding-window inference, label maps on a file's own grid, scoring a split. What must not:
-training, files, how a case is scored (scoring.py), the command line (report.py).
-"""
+"""What a network predicts for whole images, and how good that is."""
 
 from __future__ import annotations
 

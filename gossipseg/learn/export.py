@@ -1,7 +1,5 @@
 """The export command: the deployment model for use elsewhere.
 
-What belongs here: `python -m gossipseg.learn.export`. What must not: the bundle's content (bundle.py).
-
 Written to DIR: `model.pt` (a plain state dict, loads with weights_only), `model.safetensors` (the same, with
 site, federation, round and steps as metadata), `bundle/` (a MONAI bundle). Where several models predict
 together (training.shadow_local, an ensemble of peers), all three hold them all: names begin with `own.` and

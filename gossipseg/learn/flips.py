@@ -1,8 +1,5 @@
 """Which axes of a training patch are mirrored: training.flip_axes, and what class names say. Torch-free.
 
-What belongs here: the names of the axes, the words for directions, the rule. What must not: the draws
-(augment.py).
-
 An axis is named by what it means in the task's images:
 - 2-D: `rows`, `columns`. `rows` is the array's first axis, which counts the rows of a PNG or JPEG: mirrored,
   the picture stands upside down. `columns` is the second: mirrored, left and right change places. Of a 2-D

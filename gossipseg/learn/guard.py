@@ -1,8 +1,5 @@
 """The validation guard: a merge that did harm is undone.
 
-What belongs here: the merges that wait for their judgement, and the scores it rests on. What must not: the
-rule (paired.py), restoring the model and telling of it (reception.py).
-
 The model is copied just before a merge. When WINDOW rounds have been trained after it, the mean of the
 weights at their ends is scored, and compared with that of the WINDOW rounds before the merge: single rounds
 jump from one to the next, and an average with a long memory would not see one merge. At the last round, what

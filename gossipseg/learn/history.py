@@ -1,7 +1,4 @@
-"""Where a training run stands: the numbers that a checkpoint carries beside the tensors.
-
-What belongs here: plain values and running sums. What must not: models, files.
-"""
+"""Where a training run stands: the numbers that a checkpoint carries beside the tensors."""
 
 from __future__ import annotations
 

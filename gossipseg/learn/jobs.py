@@ -1,8 +1,5 @@
 """The messages between daemon and worker: JSON lines over the unix socket, in both directions.
 
-What belongs here: the message dataclasses and their encoding. What must not: torch, monai, numpy, sockets,
-or anything that acts on a message (the daemon imports this module too).
-
 A line is `{"type": "<class name>", ...fields}`. Numbers that JSON does not know (NaN, infinity) become null.
 """
 

@@ -1,7 +1,5 @@
 """The worker's end of the socket to its daemon.
 
-What belongs here: lines in and out, pausing, stopping, dying with the daemon. What must not: torch, training.
-
 A thread reads, so that orders are seen while the main thread computes. When the socket closes the process
 ends at once, in whatever it is doing: files are replaced atomically, and an orphan that trains on would
 write into a state directory that may already have a new owner.

@@ -1,8 +1,4 @@
-"""One life of a worker: prepare, report, run the rounds the daemon asks for, checkpoint each.
-
-What belongs here: the order of these. What must not: the protocol's bytes (link.py), what happens in a round
-(trainer.py), what is in a checkpoint (checkpoint.py).
-"""
+"""One life of a worker: prepare, report, run the rounds the daemon asks for, checkpoint each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """L_seg: region overlap plus cross-entropy from MONAI, with deep supervision.
 
-What belongs here: the segmentation loss and the shape of its targets. What must not: mutual-learning terms
-(algos), the step. All losses are computed in float32.
+All losses are computed in float32.
 
 Overlap is measured over foreground channels: over the batch in 2-D, over each item in 3-D, smooth 1.
 A channel that the label does not hold there counts in the cross-entropy only. Where a network has heads of

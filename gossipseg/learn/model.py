@@ -1,7 +1,4 @@
-"""The network of a federation, with the weights W_0 that its seed gives.
-
-What belongs here: task and settings → network. What must not: training, loading weights.
-"""
+"""The network of a federation, with the weights W_0 that its seed gives."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Running statistics of batch norm, measured anew for weights that come from elsewhere.
-
-What belongs here: the re-estimation (docs/design/equations.md §0). What must not: which batches, scoring.
-"""
+"""Running statistics of batch norm, measured anew for weights that come from elsewhere."""
 
 from __future__ import annotations
 

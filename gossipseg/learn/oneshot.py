@@ -1,8 +1,5 @@
 """One-shot segmentation of scans: one labelled scan is the support, every other labelled one a query.
 
-What belongs here: supports, predictions and their Dice, for each pair of scans. What must not: prototypes
-(algos/fedcowpro.py), the command line (oneshot_report.py).
-
 For each class on its own (class against the rest): the support gives three slices, at 1/6, 1/2 and 5/6 of its
 slices that hold the class; a query's slices from the first to the last that holds the class are cut into
 three equal parts, and each slice is segmented by the support slice of its part; slices outside belong to the

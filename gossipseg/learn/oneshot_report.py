@@ -1,7 +1,5 @@
 """The one-shot evaluation of a site: the full table, as JSON, CSV, lines and pictures.
 
-What belongs here: `python -m gossipseg.learn.oneshot`. What must not: how a pair is scored (oneshot.py).
-
 The document: {"schema": 1, "kind": "one_shot", "site", "split", "weights": "ema" | "initial", "round",
 "steps", "protocol": "volumes" | "slices", "scans", "per_class": {name: {"range" | "volume": {"mean", "std",
 "lowest", "highest"}}}, "mean": {"range", "volume"}, "supports": [{"id", "range": {name: Dice}, "volume":

@@ -1,7 +1,4 @@
-"""The optimizer and its learning rate, as functions of the settings.
-
-What belongs here: construction, schedules, seeds of a step. What must not: stepping (learn.step does).
-"""
+"""The optimizer and its learning rate, as functions of the settings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Pictures of a case for people: image, label and prediction side by side.
-
-What belongs here: choosing a slice, grey windows, colours, the caption. What must not: prediction, scores.
-"""
+"""Pictures of a case for people: image, label and prediction side by side."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Scores of two models on the same cases, compared patient by patient. Torch-free.
 
-What belongs here: how far a score fell, how sure that is, whether it is beyond chance. What must not: how
-models are scored, what follows from a comparison.
-
 Images of one patient err alike: patients count, not cases, or a standard error comes out too small (1.4 times
 on a site with two to four slices a patient).
 """

@@ -1,8 +1,4 @@
-"""Settings of training, and the job messages between daemon and worker. Torch-free.
-
-What belongs here: values that config reads and the training side obeys, and the worker's orders.
-What must not: anything that trains, or imports torch, monai or numpy.
-"""
+"""Settings of training, and the job messages between daemon and worker. Torch-free."""
 
 from __future__ import annotations
 

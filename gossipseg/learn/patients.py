@@ -1,7 +1,4 @@
-"""Whose image a case is, so that no patient is in two splits.
-
-What belongs here: patients by name, and by a rule of the site's own. What must not: cases, splits, files.
-"""
+"""Whose image a case is, so that no patient is in two splits."""
 
 from __future__ import annotations
 

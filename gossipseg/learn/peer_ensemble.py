@@ -1,9 +1,5 @@
 """The ensemble of peers (`training.ensemble_peers`): other sites' models help to predict; none is mixed in.
 
-What belongs here: the newest model of each peer, and the choice of those that take part in what is deployed.
-What must not: how predictions are averaged (ensemble.py), when a visitor comes and goes (reception.py), when
-a round closes (closing.py).
-
 Averaging weights asks that the models be alike; averaging predictions does not, and leaves the site's own
 training alone. No byte more is moved: the models have come already. It costs memory (one model for each peer,
 on the CPU and in each checkpoint) and, at prediction, one network more for each that takes part.

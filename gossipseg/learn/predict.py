@@ -1,8 +1,5 @@
 """The predict command: label maps for new images, in the images' own format and grid.
 
-What belongs here: `python -m gossipseg.learn.predict`. What must not: inference itself, how a format is
-written (formats/writing.py).
-
 An image is a file or a folder with a DICOM series. Where the channels are separate files, join their names
 by commas.
 """

@@ -1,8 +1,4 @@
-"""Whether a site's data are there at all, or away: a share that is not mounted, a file server that is down.
-
-What belongs here: telling data that are away, and may come back by themselves, from data that are there and
-wrong. What must not: what is wrong with them (datalist, data), torch, numpy: the daemon asks too.
-"""
+"""Whether a site's data are there, or away: a share that is not mounted, a file server that is down."""
 
 from __future__ import annotations
 

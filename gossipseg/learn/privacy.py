@@ -1,7 +1,5 @@
 """Clip and noise: what leaves a site is its change, cut to a length and blurred; its own model is untouched.
 
-What belongs here: the release of one model. What must not: training, files, any figure ε (see below).
-
 With W the site's tensors that travel and R the reference that everybody may know (the last common model that
 the site took in; in gossip the model it released last; W_0 at the beginning), over all floating-point tensors
 together,

@@ -1,8 +1,4 @@
-"""The training steps of a round under differential privacy, and the account they are charged to.
-
-What belongs here: drawing, paying for and taking such steps, and going on with an account. What must not:
-the equations (dp.py), the step itself (step.py), plain training (steps.py).
-"""
+"""The training steps of a round under differential privacy, and the account they are charged to."""
 
 from __future__ import annotations
 

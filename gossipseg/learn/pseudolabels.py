@@ -1,8 +1,5 @@
 """Pseudo-masks of slices: superpixels that stand in for labels (docs/design/equations.md §3), kept on disk.
 
-What belongs here: from a slice to numbered regions, and the cache. What must not: drawing episodes, torch
-networks, labels.
-
     alp   felzenszwalb(slice, min_size=400, sigma=1), inside the body (SSL-ALPNet) [P, code]
     cow   bilateral filter → min-max → felzenszwalb(scale=.01, sigma=.1) → regions of nearly one mean merged
           → corners dropped → regions of 255 … 16 384 px, dilated when used (CoWPro) [P, code]

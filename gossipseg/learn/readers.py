@@ -1,8 +1,5 @@
 """From a file to an array with its geometry, whatever kind of file it is.
 
-What belongs here: which reader a file gets, channels in several files, and what a label without a place
-means beside its image. What must not: the kinds themselves (formats/), the task's preprocessing, torch.
-
 Axes: channel first; scanners' formats in their own order (i, j, k) with the affine to RAS mm; pictures and
 two-dimensional DICOM as (row, column), which is what a label written back must have.
 """

@@ -1,8 +1,5 @@
 """Whom a site takes in: a visitor arrives, trains beside the local model, leaves, and its merge is judged.
 
-What belongs here: the order of a visit's events, residents, and undoing a merge. What must not: the visitor
-itself (visit.py), the steps it trains for (steps.py), when a merge is judged and how (guard.py).
-
 Nothing is merged in the last round: it would be neither trained nor judged.
 """
 

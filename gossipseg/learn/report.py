@@ -1,8 +1,5 @@
 """The evaluate command: scores of a split on the images' own grids, as JSON, CSV, a table and pictures.
 
-What belongs here: `python -m gossipseg.learn.evaluate`. What must not: how a score is computed (scoring.py),
-how it is laid out for people (score_table.py).
-
 The document: {"schema": 1, "kind": "evaluation", "site", "split", "weights": "ema" | "initial" | "shadow" |
 "averaged" | "own" | "ensemble", "round", "steps", "dice": {"mean", "per_class", "with_false_alarms": {"mean",
 "per_class"}}, "nsd": {"tolerance", "unit", "mean", "per_class"}, "hd95": {"unit": "mm" | "px" | "mm and px",

@@ -1,9 +1,4 @@
-"""Where a site's training run stands and whom it tells: what all parts of a round share.
-
-What belongs here: the settings in force, the position, the running sums, a step with its own random numbers,
-progress and scores on their way. What must not: whose weights they are, the order of events in a round
-(trainer.py), anything an algorithm decides.
-"""
+"""Where a site's training run stands and whom it tells: what all parts of a round share."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Training batches: patches drawn from a site's cases, fully determined by (seed, site, round, step).
 
-What belongs here: which case, where in it, and the cut with its rotation and zoom. What must not: reading
-files, the training step, intensity augmentation (augment.py).
-
 A site with few cases takes as many steps a round as any other: cases are drawn with replacement. A share of
 the patches (training.foreground_patches) is centred on a foreground voxel, whose class is drawn first, evenly
 among the classes present in the case; the rest, and those of cases without foreground, lie uniformly. A patch

@@ -1,7 +1,6 @@
 """TensorBoard scalars of a site's training, one point a round, in state_dir/tensorboard.
 
-What belongs here: writing what a finished round reports. What must not: measuring anything, importing
-tensorboard where it is not asked for (it is an extra). A full disk stops the curves, never the training.
+A full disk stops the curves, never the training.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The scores of a split for people: lines of text, and a CSV of cases and classes.
-
-What belongs here: layout and wording. What must not: arithmetic (scoring.py), the command line (report.py).
-"""
+"""The scores of a split for people: lines of text, and a CSV of cases and classes."""
 
 from __future__ import annotations
 

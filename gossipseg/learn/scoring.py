@@ -1,8 +1,5 @@
 """How a predicted label map is scored against the label, and what scores of many cases come to.
 
-What belongs here: the product's one scorer, of guard, validation, testbed, lab and `evaluate`. What must not:
-prediction (evaluate.py), geometry of surfaces (surfaces.py), tables and files (report.py).
-
 Conventions, with their sources: docs/evidence/scores.md. In short, for each class and case:
 
     label holds it, prediction touches it       detected: Dice, NSD and HD95 as measured

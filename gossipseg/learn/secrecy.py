@@ -1,8 +1,4 @@
-"""Random numbers that nobody else can know.
-
-What belongs here: generators seeded by the operating system. What must not: anything that shall be the same
-at two sites, or twice.
-"""
+"""Random numbers that nobody else can know."""
 
 from __future__ import annotations
 

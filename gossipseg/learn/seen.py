@@ -1,8 +1,5 @@
 """Cases that a site has trained on: none of them may count as unseen later without a word.
 
-What belongs here: their names, kept in the state directory, and the warning. What must not: who is in which
-split (datalist.py, division.py).
-
 A data list that was changed, a new data.patient_pattern, or a new file whose name changes what the others'
 tell may move a case from training to validation or test. It is scored all the same: the site decides.
 """

@@ -1,8 +1,4 @@
-"""The model a site evaluates, predicts with and exports: its deployment model, from the newest checkpoint.
-
-What belongs here: building the network of a spec and loading the averaged (EMA) weights into it. What must
-not: training, writing checkpoints, the command lines that use this.
-"""
+"""The model a site evaluates, predicts with and exports: its deployment model, from the newest checkpoint."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A WorkerSpec's plain dictionaries as the typed Params of each part.
-
-What belongs here: reading the job's settings. What must not: defaults, torch, anything that acts on them.
-"""
+"""A WorkerSpec's plain dictionaries as the typed Params of each part."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """The shadow (`training.shadow_local`): a model that trains beside the exchanging one and meets nobody.
 
-What belongs here: the shadow's steps, its average, and the choice of what is deployed. What must not: the
-step itself (step.py), when a round closes (closing.py), how two predictions are averaged (ensemble.py).
-
 It sees the same batches with the same seeds under the algorithm `local`, so that it is, step for step, what
 the site would have had without exchange. At each validation both averages (EMA) are scored on the same cases.
 The shadow is deployed where its mean Dice is better by more than 2 standard errors of the paired difference,

@@ -1,8 +1,4 @@
-"""What a trainer needs of its site: settings, device, batches in order, scores.
-
-What belongs here: the bridge from data and evaluation to the trainer, and reading batches ahead.
-What must not: rounds, visits, checkpoints.
-"""
+"""What a trainer needs of its site: settings, device, batches in order, scores."""
 
 from __future__ import annotations
 

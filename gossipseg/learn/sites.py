@@ -1,7 +1,4 @@
-"""Which kind of site a trainer gets: one that cuts patches of labelled cases, or one that makes episodes.
-
-What belongs here: the choice, and the one-shot site. What must not: what they are made of.
-"""
+"""Which kind of site a trainer gets: one that cuts patches of labelled cases, or one that makes episodes."""
 
 from __future__ import annotations
 

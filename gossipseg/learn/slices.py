@@ -1,7 +1,5 @@
 """Images as stacks of slices, and slices at the network's size.
 
-What belongs here: the two, in tensors. What must not: which slices are used, and for what.
-
 A one-shot network sees whole slices, not patches: each is brought to task.patch_size, axis by axis.
 """
 

@@ -1,8 +1,5 @@
 """The file in which a site's division is kept: splits.json in the state directory.
 
-What belongs here: reading it, dividing by it what no list divides, and what it is to hold then. What must
-not: lists and folders (datalist.py), shares and the draw (division.py).
-
     {"schema": 1, "made": "drawn", "training": [names of cases], "validation": […], "test": […]}
 
 A person may write it beforehand ("made" may then be left out), also in nnU-Net's form, a list of folds

@@ -1,8 +1,4 @@
-"""THE training step: the only place in the package that calls backward and steps an optimizer.
-
-What belongs here: autocast → the algorithm's losses → backward → clip → optimizer, for one model or for two
-side by side. What must not: batches, rounds, validation, anything an algorithm decides.
-"""
+"""THE training step: the only place in the package that calls backward and steps an optimizer."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The training steps of a round, and what the losses of each may know.
-
-What belongs here: batches, seeds and learning rates on their way into the step. What must not: the step
-itself (step.py), steps under differential privacy (private_steps.py), what comes before and after them.
-"""
+"""The training steps of a round, and what the losses of each may know."""
 
 from __future__ import annotations
 

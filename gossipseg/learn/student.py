@@ -1,7 +1,5 @@
 """A site's model and what goes with it: weights W, optimizer, scaler, and the EMA that is deployed.
 
-What belongs here: making, copying, restoring and averaging these. What must not: rounds, visits, the step.
-
 The EMA is an average over trained weights alone. W_t are the weights at the end of a round's own steps,
 before any merge; e_1 = W_1, and
 

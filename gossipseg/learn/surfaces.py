@@ -1,7 +1,5 @@
 """Distances between the surfaces of two masks: HD95 and surface Dice, as MONAI defines them.
 
-What belongs here: the geometry of masks, in numpy and scipy. What must not: classes, cases, means.
-
 A surface is made of the mask's voxels that have a face next to a voxel outside of it; beyond the image's
 border lies background. Its distances are those from each of its voxels to the nearest one of the other
 surface, between the voxels' centres. Both as in monai.metrics (compute_hausdorff_distance with percentile 95,

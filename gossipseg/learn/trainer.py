@@ -1,8 +1,5 @@
 """The trainer: rounds of one site, with or without a visitor, and all that must survive between them.
 
-What belongs here: the order of events in a round.
-What must not: the events themselves, sockets, checkpoint files, anything an algorithm decides.
-
     start     under a coordinator, the common model replaces the tensors that travel (common.py)
     arrival   an incoming model is checked; a site with no round behind it takes it over outright
               (reception.py)

@@ -1,8 +1,5 @@
 """From a file's array to what a network sees, and back to the file's grid.
 
-What belongs here: the task's preprocessing (channels, orientation, spacing, intensity, label values) and its
-inverse. What must not: reading files, caching, augmentation.
-
 Intensity: `zscore` is (x − mean) / std per channel and image; `ct_window` maps the window to 0…1 (so that
 the zeros a patch is padded with are air); `rgb` scales to 0…1 and then standardises each channel of each
 image: cameras differ in colour and exposure.

@@ -1,7 +1,4 @@
-"""A visit: another site's model, taken in, trained beside the local one, and what becomes of it.
-
-What belongs here: the visitor's life within one round. What must not: the step, the guard, checkpoints.
-"""
+"""A visit: another site's model, taken in, trained beside the local one, and what becomes of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Models on the wire: which tensors travel, how they are written, and the checks on what came.
 
-What belongs here: the wire file's format and the intake of another site's weights. What must not: averaging
-(algos.average), visits, sockets. Files are safetensors: nothing from a peer is ever unpickled.
+Files are safetensors: nothing from a peer is ever unpickled.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The training process: `python -m gossipseg.learn.worker`, started by the daemon.
-
-What belongs here: the process itself: signals, exit codes, last words. What must not: training (loop.py), and
-torch at import time: the socket is connected first, so that the daemon sees a sign of life within a moment.
-"""
+"""The training process: `python -m gossipseg.learn.worker`, started by the daemon."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Transformer networks with adapters in their encoders: what FedSCA trains.
 
-What belongs here: MONAI's UNETR and SwinUNETR and a SAM image encoder with a decoder, adapted, and their own
-options. What must not: the adapter itself (adapters.py), aggregation.
-
 The three constructors' keywords are the options that peers.yaml may give (registry.py reads them off the
 signatures), so that each spells out its own list. An encoder is frozen only where its weights were given, as
 a local file: a frozen random encoder would be useless. It then trains nothing but its adapters.

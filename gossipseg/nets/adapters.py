@@ -1,8 +1,5 @@
 """Adapters for transformer encoders, as FedSCA (arXiv 2503.15390) tunes them.
 
-What belongs here: the adapter, its place in MONAI's blocks, which of them are low, and the encoder's
-pretrained weights. What must not: whole networks (adapted.py), who sends what (algos.fedsca).
-
     Adapter(x) = x + s·Up(GELU(Down(x)))        Down: C → h, Up: h → C, zero at first                      (1)
 
 Standing: [S] light adapters in the blocks, the rest frozen; [O] equation (1) and its places, after attention

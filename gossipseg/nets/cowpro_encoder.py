@@ -1,8 +1,5 @@
 """The encoder of CoWPro (arXiv 2408.06235) and FedCoWPro: a ResNet at output stride 8, and a 1×1 convolution.
 
-What belongs here: the network, and how pretrained weights fit into it. What must not: prototypes (algos),
-reading files (pretrained.py).
-
 Structure [P, their published code]: ResNet (He 2016) whose last two stages keep their resolution and dilate
 by 2 and 4 instead (the first block of each as the stage before it, as torchvision has it); no ASPP; then
 1×1 to 256 channels. Module names are torchvision's, so that its state dicts, and those of the `backbone` of

@@ -1,8 +1,5 @@
 """The U-Net of FedOAP (arXiv 2511.18847): two bottlenecks, cross-attention between them, a spatial adapter.
 
-What belongs here: the network, 2-D and 3-D from one definition, and which of its parts are a site's own.
-What must not: losses, the perturbed fine-tuning (algos.fedoap), padding, files.
-
 Structure [P] from the paper's figure; written anew. Widths w, 2w, 4w, 8w, bottlenecks 16w (w = 64 there):
 
     block       (conv3 – norm – ReLU) twice; halved by max-pooling, doubled by ConvTranspose; skips beside

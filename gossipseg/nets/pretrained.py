@@ -1,8 +1,4 @@
-"""Pretrained weights from a local file: read safely, and only if they are the ones that the contract names.
-
-What belongs here: the file, its checksum, its format. What must not: which tensor goes where in a network,
-any download.
-"""
+"""Pretrained weights from a local file: read safely, and only if they are those that the contract names."""
 
 from __future__ import annotations
 

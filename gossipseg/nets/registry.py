@@ -1,8 +1,4 @@
-"""Which settings build which network: MONAI's, and our own.
-
-What belongs here: how our few settings translate into each constructor, the checks that must fail at start
-and not an hour into training, and what the contract says of a network. What must not: layers, losses.
-"""
+"""Which settings build which network: MONAI's, and our own."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """The image encoder of the Segment Anything Model, so that a file of its weights (or of one tuned on medical
 images) can be read.
 
-What belongs here: the encoder, with the names that its published files use, and the fitting of their position
-tables to another image size. What must not: adapters (adapters.py), decoders (adapted.py).
-
 Kirillov et al., Segment Anything, arXiv 2304.02643, appendix A: a ViT with windowed attention, global in
 every few blocks, and decomposed relative positions (Li et al., MViTv2, arXiv 2112.01526, equation 4):
 

@@ -1,8 +1,5 @@
 """SA-Net, the scale-attention network of the group behind GCML (Yuan, BrainLes 2021; arXiv 2503.03883).
 
-What belongs here: the network, 2-D and 3-D from one definition. What must not: losses, weights of the
-deep-supervision heads, padding, files.
-
 Structure [P] from the papers and the parameter counts of their published code; everything here is written
 anew. Widths w, 2w, 4w, 8w, centre min(384, 16w), each at half the resolution of the one before:
 

@@ -1,7 +1,4 @@
-"""The one face that all networks show: padding to the stride, one kind of output, dropout off on request.
-
-What belongs here: what is the same for every network. What must not: which networks there are (registry).
-"""
+"""The one face that all networks show: padding to the stride, one kind of output, dropout off on request."""
 
 from __future__ import annotations
 

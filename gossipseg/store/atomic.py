@@ -1,8 +1,4 @@
-"""Replacing a file so that a crash at any instant leaves the old content or the new, never a mixture.
-
-What belongs here: the one way in which files are replaced, and what its failures are called.
-What must not: formats, names of particular files.
-"""
+"""Replacing a file so that a crash at any instant leaves the old content or the new, never a mixture."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """The audit log on disk: JSON lines, each with the SHA-256 of the line before it, in numbered files.
 
-What belongs here: appending durably, rotating, mending a torn end. What must not: verifying and reading the
-log (auditverify.py), the meaning of a line, a clock, asyncio. `audit.jsonl` is written to;
-`audit-<first seq>.jsonl` are full.
+`audit.jsonl` is written to; `audit-<first seq>.jsonl` are full.
 
 A line is `{"seq":n,"t":wall seconds,"prev":hash of the line before,"event":name,…}`; `prev` is over the bytes
 of that line without its newline, so that `sha256sum` can check it too. The first line of a file continues the

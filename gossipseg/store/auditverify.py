@@ -1,7 +1,4 @@
-"""Reading the audit log and walking its chain, also while the daemon writes to it.
-
-What belongs here: what holds and what does not, and where. What must not: writing or mending anything.
-"""
+"""Reading the audit log and walking its chain, also while the daemon writes to it."""
 
 from __future__ import annotations
 

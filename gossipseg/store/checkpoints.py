@@ -1,7 +1,4 @@
-"""The worker's checkpoints: one file a round, the newest few kept.
-
-What belongs here: their names, order and safe replacement. What must not: what is in them.
-"""
+"""The worker's checkpoints: one file a round, the newest few kept."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The bounded event log: one JSON object a line, numbered, in two files of which the older is dropped.
-
-What belongs here: appending, rotating, reading the tail. What must not: the meaning of events, a clock.
-"""
+"""The bounded event log: one JSON object a line, numbered, in two files of which the older is dropped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A lock that a process holds for its whole life, and that dies with it (kill -9 included).
-
-What belongs here: flock on a file that names its holder. What must not: waiting.
-"""
+"""A lock that a process holds for its whole life, and that dies with it (kill -9 included)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Models on disk by content: `<blake3>.safetensors`, and those still arriving in `partial/`.
-
-What belongs here: taking files in, finding them, resuming them, throwing them away.
-What must not: what is inside a model (see tensors.py), which models are wanted (the caller says).
-"""
+"""Models on disk by content: `<blake3>.safetensors`, and those still arriving in `partial/`."""
 
 from __future__ import annotations
 

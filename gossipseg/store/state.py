@@ -1,7 +1,4 @@
-"""One small JSON document on disk, replaced whole.
-
-What belongs here: reading and writing it safely. What must not: its meaning.
-"""
+"""One small JSON document on disk, replaced whole."""
 
 from __future__ import annotations
 

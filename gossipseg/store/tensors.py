@@ -1,7 +1,4 @@
-"""The header of a safetensors file: names, dtypes and shapes, without reading or trusting the rest.
-
-What belongs here: a strict reader for files that came from other sites. What must not: torch, tensor data.
-"""
+"""The header of a safetensors file: names, dtypes and shapes, without reading or trusting the rest."""
 
 from __future__ import annotations
 

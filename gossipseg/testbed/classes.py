@@ -1,8 +1,4 @@
-"""Which classes a site's labels have: as its list says, else as the values in its label files tell.
-
-What belongs here: both ways to write them in a dataset.json, and the guess. What must not: channels and
-sizes (dataset.py), how values become classes in training (learn.labels).
-"""
+"""Which classes a site's labels have: as its list says, else as the values in its label files tell."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What a site's folder of images says about the task: channels, labels, dimensions, sizes.
-
-What belongs here: looking into a site's first cases, by the code that trains on them, and comparing sites.
-What must not: torch, monai, training, the full check of every file (that is `gossipctl check` and the
-worker's start), what label values mean (classes.py).
-"""
+"""What a site's folder of images says about the task: channels, labels, dimensions, sizes."""
 
 from __future__ import annotations
 

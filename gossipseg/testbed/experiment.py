@@ -1,8 +1,4 @@
-"""A whole experiment: make a testbed, run it to the end, report.
-
-What belongs here: the steps that `gossipctl testbed run` and `gossipctl demo` share. What must not: options,
-printing of results (ctl).
-"""
+"""A whole experiment: make a testbed, run it to the end, report."""
 
 from __future__ import annotations
 

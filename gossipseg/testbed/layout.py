@@ -1,10 +1,8 @@
 """Where a testbed's files are: identities, peers.yaml, one folder per site.
 
-What belongs here: writing and finding those files. What must not: processes (run.py), pictures (report.py).
-
-    WORKDIR/
-      peers.yaml            the list of sites, with their certificates, and the task
-      sites/NAME/site.yaml  + identity/, state/, daemon.log
+WORKDIR/
+  peers.yaml            the list of sites, with their certificates, and the task
+  sites/NAME/site.yaml  + identity/, state/, daemon.log
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What a person sees while a testbed runs: a live table on a terminal, plain lines on a pipe.
-
-What belongs here: turning status documents and event records into text. What must not: asking daemons
-(run.py), processes, files.
-"""
+"""What a person sees while a testbed runs: a live table on a terminal, plain lines on a pipe."""
 
 from __future__ import annotations
 

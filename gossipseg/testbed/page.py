@@ -1,7 +1,4 @@
-"""The report as one HTML file that needs nothing else: pictures are inside, there is no script.
-
-What belongs here: HTML. What must not: figures (report.py), drawing (plots.py).
-"""
+"""The report as one HTML file that needs nothing else: pictures are inside, there is no script."""
 
 from __future__ import annotations
 

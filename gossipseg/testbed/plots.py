@@ -1,8 +1,4 @@
-"""The pictures of a report: learning curves, exchange timeline, predictions. PNG bytes in, PNG bytes out.
-
-What belongs here: drawing with matplotlib's Agg canvas (no window, no global state). What must not: reading
-logs (report.py), HTML (page.py).
-"""
+"""The pictures of a report: learning curves, exchange timeline, predictions. PNG bytes in, PNG bytes out."""
 
 from __future__ import annotations
 

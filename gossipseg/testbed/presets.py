@@ -1,8 +1,4 @@
-"""Sizes for a quick run on a CPU: patch, network width, steps and rounds for a kind of data.
-
-What belongs here: the defaults of testbed and lab, all of which --peers FILE replaces, as sections of a
-peers.yaml. What must not: the product's own defaults (they are in each part's params.py).
-"""
+"""Sizes for a quick run on a CPU: patch, network width, steps and rounds for a kind of data."""
 
 from __future__ import annotations
 

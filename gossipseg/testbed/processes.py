@@ -1,7 +1,5 @@
 """The testbed's daemons as processes: start, see whether they live, stop, also from another process.
 
-What belongs here: pids, logs, signals. What must not: what a daemon says (run.py), a site's files
-(layout.py).
 A process is only signalled when it still is the daemon that was started: pid and start time are both kept.
 """
 

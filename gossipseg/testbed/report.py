@@ -1,8 +1,4 @@
-"""What a run leaves for people and programs: report.json, report.png, report.html.
-
-What belongs here: the figures of a run from status documents and event logs, and the files' order. What must
-not: drawing (plots.py), HTML (page.py), processes.
-"""
+"""What a run leaves for people and programs: report.json, report.png, report.html."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""One run of a testbed: start the daemons, watch them to the end, collect what they have to say.
-
-What belongs here: the order of a run and its verdict. What must not: training, formats of reports, the look
-of the table (live.py), signals (processes.py).
-"""
+"""One run of a testbed: start the daemons, watch them to the end, collect what they have to say."""
 
 from __future__ import annotations
 

@@ -1,8 +1,5 @@
 """Synthetic hospitals: one segmentation task seen through scanners that differ.
 
-What belongs here: drawing images, masks and data lists from a seed. What must not: training, daemons,
-real data.
-
 Each case is a slice through a body: a rim of skin and fat, an organ, a pair of dark chambers, bright
 vessels, and lesions. Vessels are as bright as lesions but thin, cysts are as large but smooth and dark, so
 neither brightness nor size alone finds a lesion. A hospital's scanner then bends the contrast, blurs,

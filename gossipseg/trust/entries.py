@@ -1,7 +1,4 @@
-"""The entries of peers.yaml, checked: certificates, IDs written beside them, this site's own entry.
-
-What belongs here: mistakes in the list, with file and key. What must not: reading the file (config).
-"""
+"""The entries of peers.yaml, checked: certificates, IDs written beside them, this site's own entry."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""This site's own key and certificate, read from their files and checked.
-
-What belongs here: what may be wrong with the files, in words. What must not: making them (making.py).
-"""
+"""This site's own key and certificate, read from their files and checked."""
 
 from __future__ import annotations
 

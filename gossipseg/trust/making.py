@@ -1,7 +1,4 @@
-"""Making a site's key and certificate, the first and the one that follows it in a rotation.
-
-What belongs here: what stands in a certificate, writing the files. What must not: reading them (identity.py).
-"""
+"""Making a site's key and certificate, the first and the one that follows it in a rotation."""
 
 from __future__ import annotations
 

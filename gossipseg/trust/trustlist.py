@@ -1,7 +1,4 @@
-"""Which keys belong to which site, and whether one of them signed something.
-
-What belongs here: keys and signatures. What must not: files, entries of peers.yaml (entries.py).
-"""
+"""Which keys belong to which site, and whether one of them signed something."""
 
 from __future__ import annotations
 

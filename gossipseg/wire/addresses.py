@@ -1,7 +1,4 @@
-"""host:port texts: read, judged, and written the way gRPC wants them.
-
-What belongs here: pure functions on texts. What must not: resolving names, sockets.
-"""
+"""host:port texts: read, judged, and written the way gRPC wants them."""
 
 from __future__ import annotations
 

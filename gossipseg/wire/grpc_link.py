@@ -1,8 +1,4 @@
-"""The way to one listed site: its addresses, two channels to each that is tried, and what went wrong.
-
-What belongs here: choosing the address, single calls, turning gRPC's status into errors.PeerError.
-What must not: messages (bytes go in and come out), the other direction (grpc_server).
-"""
+"""The way to one listed site: its addresses, two channels to each that is tried, and what went wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ from gossipseg.core.types import Site
 from gossipseg.errors import PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from gossipseg.trust import Identity, TrustList
 from gossipseg.wire.addresses import grpc_target
-from gossipseg.wire.codec import SERVICE
+from gossipseg.wire.codec.messages import SERVICE
 from gossipseg.wire.grpc_options import channel_credentials, channel_options
 from gossipseg.wire.probe import seen_certificate
 from gossipseg.wire.transport import PeerEndpoint, Traffic

@@ -1,7 +1,4 @@
-"""gRPC settings, in one place, with the reason for each.
-
-What belongs here: channel and server options, credentials. What must not: calls.
-"""
+"""gRPC settings, in one place, with the reason for each."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any
 import grpc
 
 from gossipseg.trust import Identity
-from gossipseg.wire.codec import MAX_MESSAGE_BYTES
+from gossipseg.wire.codec.messages import MAX_MESSAGE_BYTES
 
 CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE_S = 10.0

@@ -1,8 +1,7 @@
 """Dialling one listed site anew, step by step: name, port, TLS, a small message, full-size packets.
 
-What belongs here: the steps and what each failure is called. What must not: when it is done, what to do about
-it (daemon). Existing connections prove nothing about new ones, so none is used. Only the listed address is
-dialled, whoever asks: a peer cannot point this site at anybody.
+Existing connections prove nothing about new ones, so none is used. Only the listed address is dialled,
+whoever asks: a peer cannot point this site at anybody.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from grpc import aio
 
 from gossipseg.certificates import described
 from gossipseg.wire.addresses import split_address
-from gossipseg.wire.codec import SERVICE
+from gossipseg.wire.codec.messages import SERVICE
 from gossipseg.wire.grpc_link import Link
 from gossipseg.wire.probe import Seen, seen_certificate, seen_port
 from gossipseg.wire.reached import ECHO_BYTES, Outcome, Reached, encode_echo

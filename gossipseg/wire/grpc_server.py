@@ -1,9 +1,5 @@
 """The answering side over gRPC: who is calling, the RPCs, and model streams on their way in.
 
-What belongs here: mapping a caller's key to a site on every RPC and every chunk, holding each site to its
-limits, turning what the handler raises into a status. What must not: what the answers are (the Handler),
-outgoing calls.
-
 Every RPC is taken as a stream, those of a single request too (on the wire they are the same): so who calls
 is known, and counted, before a byte of the request is read, and the request has a time to be there.
 """
@@ -34,7 +30,8 @@ from gossipseg.errors import (
     PeerUntrusted,
 )
 from gossipseg.trust import TrustList
-from gossipseg.wire import codec, health
+from gossipseg.wire import health
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.grpc_link import CLOCK_KEY, DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
 from gossipseg.wire.limits import REFUSED_HELD, Pace, PeerLimits, Turnstile
 from gossipseg.wire.reached import ECHO_BYTES, Reached, answer_echo, encode_reached

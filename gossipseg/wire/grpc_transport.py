@@ -1,8 +1,4 @@
-"""The wire between sites: gRPC over mutually authenticated TLS, certificates pinned site by site.
-
-What belongs here: one site's server, its links to the others, and models on their way out. What must not:
-messages' bytes (codec), the two directions' details (grpc_link, grpc_server), the model store.
-"""
+"""The wire between sites: gRPC over mutually authenticated TLS, certificates pinned site by site."""
 
 from __future__ import annotations
 
@@ -17,8 +13,8 @@ from gossipseg.core.messages import Reply, Request
 from gossipseg.core.types import ModelRef, Site
 from gossipseg.errors import ConfigError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from gossipseg.trust import Identity, TrustList
-from gossipseg.wire import codec
 from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, split_address
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_unreachable
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_reach import ReachTimes, look

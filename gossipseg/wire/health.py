@@ -1,7 +1,6 @@
 """grpc.health.v1: SERVING or NOT_SERVING for each service, for whatever supervises the daemon.
 
-What belongs here: the standard service on the control socket, and its Check for listed peers. What must not:
-deciding what is healthy (daemon). Nothing but the two words is told.
+Nothing but the two words is told.
 """
 
 from __future__ import annotations

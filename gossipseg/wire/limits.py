@@ -1,6 +1,5 @@
 """How much of this site one listed peer may take up: calls at once, calls a second, time to make them.
 
-What belongs here: the bounds and the counting, by site. What must not: gRPC, what a call is about.
 A stranger never comes so far: the handshake turns it away (grpc_options bounds how many may try).
 """
 

@@ -1,7 +1,4 @@
-"""Does `listen` fit the listed address? What can be told of it on this machine alone.
-
-What belongs here: the comparison, in words. What must not: dialling (a call back is the proof).
-"""
+"""Does `listen` fit the listed address? What can be told of it on this machine alone."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Why an address cannot be listened on, and whether that may pass.
-
-What belongs here: names, sockets, the words for both. What must not: trying again (daemon), gRPC.
-"""
+"""Why an address cannot be listened on, and whether that may pass."""
 
 from __future__ import annotations
 

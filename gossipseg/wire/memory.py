@@ -1,7 +1,5 @@
 """A network in one process, with delay, loss, partition and duplication from a seed.
 
-What belongs here: transport.Transport without sockets, for tests and for many sites in one process.
-What must not: a clock of its own (`sleep` is given), files other than the model that is pushed.
 Messages pass through the codec, so that what holds here about their form holds over gRPC.
 """
 
@@ -24,7 +22,7 @@ from gossipseg.errors import (
     PeerUnreachable,
     PeerUntrusted,
 )
-from gossipseg.wire import codec
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.outgoing import STALLED_TRIES, open_model
 from gossipseg.wire.params import CHUNK_BYTES
 from gossipseg.wire.reached import Reached

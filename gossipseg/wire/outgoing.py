@@ -1,7 +1,4 @@
-"""A model's file on its way out.
-
-What belongs here: opening it as it was offered, reading it in pieces. What must not: sending them.
-"""
+"""A model's file on its way out."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""How fast, and at which hours, models go out: a token bucket and windows of the day.
-
-What belongs here: arithmetic over times that are given. What must not: a clock of its own, waiting (except
-Throttle.spend, on the clock and the sleep it was given), what is sent.
-"""
+"""How fast, and at which hours, models go out: a token bucket and windows of the day."""
 
 from __future__ import annotations
 

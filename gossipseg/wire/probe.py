@@ -1,8 +1,4 @@
-"""Whom does an address belong to? One short TLS handshake by hand, for error texts and `gossipctl check`.
-
-What belongs here: a blocking look at the other side's certificate. What must not: trust (nothing that is
-seen here is believed: the handshake is not verified), gRPC.
-"""
+"""Whom does an address belong to? One short TLS handshake by hand, for error texts and `gossipctl check`."""
 
 from __future__ import annotations
 

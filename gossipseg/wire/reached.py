@@ -1,7 +1,4 @@
-"""What came of dialling a site's listed address: the answer to "can you reach me?", and its bytes.
-
-What belongs here: values, their mapping to protobuf, and their words. What must not: sockets (grpc_reach.py).
-"""
+"""What came of dialling a site's listed address: the answer to "can you reach me?", and its bytes."""
 
 from __future__ import annotations
 

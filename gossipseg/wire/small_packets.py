@@ -1,8 +1,4 @@
-"""A way to an address on which all packets are small: proof that it is their size that stops the larger ones.
-
-What belongs here: a relay on loopback for one connection, which tells TCP to use small segments both ways.
-What must not: what is said over it.
-"""
+"""A way to an address on which all packets are small: proof that size stops the larger ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """What a wire must do, whoever carries it: `memory` (a seeded network in one process) or gRPC over mTLS.
 
-What belongs here: the two protocols and their values. What must not: sockets, clocks, torch.
 One contract suite (tests/wire/test_contract.py) runs against every transport.
 """
 

@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["gossipseg"]):
     from gossipseg.core import types as ts
     from gossipseg.errors import PeerRefused
     from gossipseg.store.tensors import BadSafetensors, read_safetensors_header
-    from gossipseg.wire import codec
+    from gossipseg.wire.codec import messages as codec
 
 RPCS = sorted(codec.KINDS)
 _FILE = Path(tempfile.mkdtemp()) / f"{os.getpid()}.safetensors"

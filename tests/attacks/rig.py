@@ -24,7 +24,7 @@ from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.core.messages import Hello, Offer, OfferReply, Ping
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, fingerprint
-from gossipseg.wire import codec
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.params import PROTOCOL_MAX, PROTOCOL_MIN
 from tests.daemon.harness import files_only
 

@@ -16,8 +16,8 @@ import pytest
 from gossipseg import trust
 from gossipseg.core.messages import Hello, Offer, Sync
 from gossipseg.core.types import ModelRef, PeerInfo, Phase
-from gossipseg.wire import codec
 from gossipseg.wire.addresses import split_address
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.grpc_options import MAX_CONNECTIONS
 from tests.attacks.rig import BOUND_BYTES, PING, REFUSALS, Attack, attack
 

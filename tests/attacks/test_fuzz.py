@@ -16,8 +16,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from gossipseg.wire import codec
 from gossipseg.wire import peer_pb2 as pb
+from gossipseg.wire.codec import messages as codec
 from tests.attacks.rig import BOUND_BYTES, REFUSALS, Attack, call
 
 REQUESTS = {m.name: m.input_type for m in pb.DESCRIPTOR.services_by_name["Peer"].methods}

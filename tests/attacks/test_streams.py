@@ -21,7 +21,7 @@ import pytest
 from blake3 import blake3
 
 from gossipseg.core.types import ModelRef
-from gossipseg.wire import codec
+from gossipseg.wire.codec import messages as codec
 from tests.attacks.rig import BOUND_BYTES, MIB, PING, Attack, attack, call
 
 LIMITS = {"request_s": 1.0, "stall_s": 1.5, "stall_bytes": 4096, "stream_s": 6.0}

@@ -16,8 +16,8 @@ from typing import Any
 
 from gossipseg import config as configuration
 from gossipseg.core import events
-from gossipseg.daemon import logs
 from gossipseg.daemon.main import Daemon, load_config
+from gossipseg.daemon.observe import logs
 from gossipseg.wire.limits import PeerLimits
 
 SCHEMA: dict[str, tuple[str, tuple[int, ...]]] = {"w": ("F16", (256, 256)), "b": ("F16", (16,))}

@@ -10,8 +10,8 @@ import resource
 import statistics
 import time
 
+from gossipseg.core.membership.suspicion import minimum_timeout_s
 from gossipseg.core.params import MembershipParams
-from gossipseg.core.suspicion import minimum_timeout_s
 from gossipseg.core.types import MemberState
 from tests.sim.simulator import Net, Simulator
 

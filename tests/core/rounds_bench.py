@@ -11,9 +11,9 @@ from typing import Any
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.electorate import Electorate, run_of
 from gossipseg.core.params import RoundsParams
-from gossipseg.core.rounds_view import RoundsView
+from gossipseg.core.rounds.quorum import Electorate, run_of
+from gossipseg.core.rounds.status import RoundsView
 from gossipseg.core.types import ModelRef, Proposal
 from tests.core.rig import PRINT, TRAINING, Rig, bare, model
 

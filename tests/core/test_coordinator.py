@@ -9,8 +9,8 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.electorate import Electorate
-from gossipseg.core.stages import OVER, TRANSITIONS, Evidence, Stage
+from gossipseg.core.rounds.quorum import Electorate
+from gossipseg.core.rounds.stages import OVER, TRANSITIONS, Evidence, Stage
 from gossipseg.core.types import Phase, Proposal
 from tests.core.rig import Rig, bare, model, phase
 from tests.core.rounds_bench import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gossipseg.core.electorate import Electorate, run_of
+from gossipseg.core.rounds.quorum import Electorate, run_of
 from tests.core.rounds_bench import (
     SITES,
     proposal,

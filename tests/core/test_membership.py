@@ -11,9 +11,9 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import Snapshot
-from gossipseg.core.membership import TRANSITIONS, Evidence
+from gossipseg.core.membership.members import TRANSITIONS, Evidence
+from gossipseg.core.membership.suspicion import confirmations_needed, minimum_timeout_s, timeout_s
 from gossipseg.core.params import MembershipParams
-from gossipseg.core.suspicion import confirmations_needed, minimum_timeout_s, timeout_s
 from gossipseg.core.types import AliveRecord, MemberState, PeerInfo, Phase
 from tests.core.rig import TRAINING, Rig, alive, left, signature, suspect
 

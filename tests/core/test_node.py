@@ -18,7 +18,7 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core import types
 from gossipseg.core.node import HANDLERS, NodeState, Stage, UnexpectedEvent
-from gossipseg.core.training import TABLE, Worker
+from gossipseg.core.worker_state import TABLE, Worker
 from gossipseg.wire import params as wire_params
 from tests.core.rig import OPEN, SIGNED, TRAINING, Rig, alive, left, model, phase, suspect
 

@@ -11,7 +11,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.broadcasts import Broadcasts, retransmit_limit
+from gossipseg.core.membership.broadcasts import Broadcasts, retransmit_limit
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.types import Record
 from tests.core.rig import TRAINING, Rig, alive, suspect

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gossipseg.core.electorate import Electorate
+from gossipseg.core.rounds.quorum import Electorate
 from tests.core.rounds_bench import (
     PARAMS,
     SITES,

@@ -7,7 +7,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.electorate import Electorate
+from gossipseg.core.rounds.quorum import Electorate
 from tests.core.rig import Rig
 from tests.core.rounds_bench import (
     AT_1,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossipseg.core.senders import SenderPool, water_level
+from gossipseg.core.gossip.sender_sampling import SenderPool, water_level
 
 
 def probabilities(cases: list[int], rho: float) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.rounds_view import RoundsView, SiteRow
+from gossipseg.core.rounds.status import RoundsView, SiteRow
 from gossipseg.core.types import Tally
 from tests.core.rig import left
 from tests.core.rounds_bench import (

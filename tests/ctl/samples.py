@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.rounds_view import RoundsView
+from gossipseg.core.rounds.status import RoundsView
 from gossipseg.core.types import Tally
-from gossipseg.daemon.round_documents import rounds_doc, under_way
+from gossipseg.daemon.control.round_documents import rounds_doc, under_way
 from gossipseg.wire import documents as doc
 from tests.core.rig import model
 from tests.core.rounds_bench import bench, common, delivers, leads, prepare, trained, view, with_round_1

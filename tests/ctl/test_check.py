@@ -27,7 +27,10 @@ from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.core.messages import Hello, HelloReply, Reply, Request
 from gossipseg.core.types import ModelRef, PeerInfo, Phase
-from gossipseg.ctl import doctor, doctor_data, doctor_start, learn
+from gossipseg.ctl import learn
+from gossipseg.ctl.doctor import data as doctor_data
+from gossipseg.ctl.doctor import machine as doctor
+from gossipseg.ctl.doctor import start as doctor_start
 from gossipseg.ctl.whereabouts import whereabouts
 from gossipseg.errors import EXIT_UNREACHABLE, PeerRefused
 from gossipseg.store import DirectoryLock
@@ -684,7 +687,7 @@ def test_listen_on_loopback_while_listed_elsewhere(
     names = {"hosta": ["127.0.1.1"]}
     monkeypatch.setattr("gossipseg.wire.listen_address.ips_of", lambda host: names.get(host, ["10.0.0.9"]))
     monkeypatch.setattr(
-        "gossipseg.ctl.doctor_start.listen_fault",
+        "gossipseg.ctl.doctor.start.listen_fault",
         functools.partial(doctor_start.listen_fault, resolve=lambda host: names.get(host, ["10.0.0.9"])),
     )
     monkeypatch.setattr(doctor_start, "_not_free", lambda *_: "")
@@ -719,7 +722,7 @@ def test_listed_addresses_are_not_dialled_where_static_discovery_is_off(
 ) -> None:
     monkeypatch.setenv("GOSSIPSEG_DISCOVERY__STATIC", "false")
     monkeypatch.setenv("GOSSIPSEG_DISCOVERY__MDNS", "true")
-    monkeypatch.setattr("gossipseg.ctl.doctor_peers.seen_certificate", lambda *_: pytest.fail("dialled"))
+    monkeypatch.setattr("gossipseg.ctl.doctor.peers.seen_certificate", lambda *_: pytest.fail("dialled"))
     _, found = examine(ctl, federation)
     assert "peer south" not in found and states(found["peers"]) == {"skipped"}
 
@@ -729,7 +732,7 @@ def test_the_daemons_view_where_static_discovery_is_off(
 ) -> None:
     monkeypatch.setenv("GOSSIPSEG_DISCOVERY__STATIC", "false")
     monkeypatch.setenv("GOSSIPSEG_DISCOVERY__MDNS", "true")
-    monkeypatch.setattr("gossipseg.ctl.doctor_peers.seen_certificate", lambda *_: pytest.fail("dialled"))
+    monkeypatch.setattr("gossipseg.ctl.doctor.peers.seen_certificate", lambda *_: pytest.fail("dialled"))
     daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
     row = doc.PeerRow("south", address="10.0.0.5:7443", state="alive")
     daemon.answers.peers_doc = doc.PeersDoc((row,))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gossipseg.core.rounds_view import RoundsView
+from gossipseg.core.rounds.status import RoundsView
 from gossipseg.errors import ConfigError
 from gossipseg.wire import documents as doc
 from tests.ctl.samples import FOLLOWED, HASH, LED, PEERS, STATUS, UNTOLD, rounds, status_of

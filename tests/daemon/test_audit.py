@@ -13,8 +13,8 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.daemon import audit as module
-from gossipseg.daemon.audit import Audit
+from gossipseg.daemon.observe import audit as module
+from gossipseg.daemon.observe.audit import Audit
 from gossipseg.errors import DiskFull
 from gossipseg.store.auditlog import AuditLog
 from gossipseg.store.auditverify import read_audit, verify_audit

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 
-from gossipseg.daemon.data_folder import DataFolder
+from gossipseg.daemon.health.data_folder import DataFolder
 
 
 async def test_a_folder_that_comes(tmp_path: Path) -> None:

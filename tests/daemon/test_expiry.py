@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gossipseg import config, trust
-from gossipseg.daemon import expiry
+from gossipseg.daemon.observe import certificate_expiry
 from tests.daemon.harness import files_only
 from tests.e2e.federation import Federation
 
@@ -36,25 +36,25 @@ def test_the_last_listed_certificate_counts_and_of_this_site_the_one_in_use(
     files.edit(change)
     loaded = config.load(files["north"].config)
     now_s = time.time()
-    assert list(expiry.warnings(loaded, 3000.0, now_s)) == ["south"]
-    days, text = expiry.warnings(loaded, 3000.0, now_s)["south"]
+    assert list(certificate_expiry.warnings(loaded, 3000.0, now_s)) == ["south"]
+    days, text = certificate_expiry.warnings(loaded, 3000.0, now_s)["south"]
     assert 9 < days < 11 and text == "south's certificate expires in 10 days: ask south for its next one"
-    found = expiry.warnings(loaded, 12.0, now_s)
+    found = certificate_expiry.warnings(loaded, 12.0, now_s)
     assert found.keys() == {"north", "south"} and "`gossipctl rotate`" in found["north"][1]
-    later = expiry.warnings(loaded, 3000.0, now_s + 20 * expiry.DAY_S)
+    later = certificate_expiry.warnings(loaded, 3000.0, now_s + 20 * certificate_expiry.DAY_S)
     assert "expired 10 days ago" in later["south"][1]
-    assert "west" in expiry.warnings(loaded, 3000.0, now_s + 380 * expiry.DAY_S)
+    assert "west" in certificate_expiry.warnings(loaded, 3000.0, now_s + 380 * certificate_expiry.DAY_S)
 
 
 def test_it_is_told_at_once_and_again_after_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expiry, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(certificate_expiry, "LOOK_EVERY_S", 0.0)
     hours, told = iter(range(60)), []
 
     def tell(event: str, *, site: str, days: float, reason: str) -> None:
         told.append((event, site, days))
 
     async def watch() -> None:
-        await expiry.watch(lambda: {"south": (9.96, "soon")}, tell, lambda: next(hours) * 3600.0)
+        await certificate_expiry.watch(lambda: {"south": (9.96, "soon")}, tell, lambda: next(hours) * 3600.0)
 
     with pytest.raises(RuntimeError, match="StopIteration"):
         asyncio.run(watch())

@@ -18,8 +18,8 @@ from blake3 import blake3
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.types import ModelRef, Record
-from gossipseg.daemon import intake
-from gossipseg.daemon.intake import Intake
+from gossipseg.daemon.peers import inbound
+from gossipseg.daemon.peers.inbound import Intake
 from gossipseg.errors import PeerRefused, PeerUnreachable
 from gossipseg.store import ModelStore, read_safetensors_header
 from tests.core.rig import TRAINING, Rig, alive, suspect
@@ -265,7 +265,7 @@ async def test_a_disk_that_cannot_be_read_is_not_the_senders_offence(
 
     data = safetensors()
     model = await bench.promise(data)
-    monkeypatch.setattr(intake, "read_safetensors_header", unreadable)
+    monkeypatch.setattr(inbound, "read_safetensors_header", unreadable)
     assert await bench.refused(model, data) == "io_error"
     assert bench.rig.node.count("offences", "b") == 0 and not bench.store.has(model.hash)
 

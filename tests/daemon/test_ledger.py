@@ -11,8 +11,8 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry
-from gossipseg.daemon import ledger as module
-from gossipseg.daemon.ledger import Ledger
+from gossipseg.daemon.observe import exchange_table as module
+from gossipseg.daemon.observe.exchange_table import Ledger
 from tests.core.rig import OPEN, model
 
 ACCEPT, BUSY = ms.OfferReply("accept"), ms.OfferReply("busy", "busy")

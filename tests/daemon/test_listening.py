@@ -15,7 +15,7 @@ import pytest
 
 from gossipseg.daemon import listening
 from gossipseg.daemon.listening import MAX_RETRY_S, TAKEN_PATIENCE_S, Time, listen
-from gossipseg.daemon.training import TrainingView
+from gossipseg.daemon.observe.status_view import TrainingView
 from gossipseg.errors import EXIT_CONFIG, EXIT_FAILED, GossipsegError
 from gossipseg.wire.listening import CannotListen, cannot_listen, port_holder, require_name, why_not
 

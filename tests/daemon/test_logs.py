@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
-from gossipseg.daemon.logs import JsonFormatter, TextFormatter
+from gossipseg.daemon.observe.logs import JsonFormatter, TextFormatter
 
 
 def record(**fields: object) -> logging.LogRecord:

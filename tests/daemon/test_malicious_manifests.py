@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from gossipseg.core import events
 from gossipseg.core import messages as ms
-from gossipseg.core.electorate import Electorate, run_of
+from gossipseg.core.rounds.quorum import Electorate, run_of
 from gossipseg.core.types import (
     AliveRecord,
     Manifest,
@@ -33,10 +33,10 @@ from gossipseg.core.types import (
     manifest_payload,
     payload,
 )
+from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.main import endpoints, remembered
-from gossipseg.daemon.manifests import described, schema_hash
+from gossipseg.daemon.peers.manifest_checks import described, schema_hash
 from gossipseg.daemon.runtime import Runtime
-from gossipseg.daemon.service import Service
 from gossipseg.errors import PeerRefused
 from gossipseg.store import StateFile, read_safetensors_header
 from gossipseg.trust import Identity, create_identity

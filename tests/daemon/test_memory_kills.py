@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gossipseg.daemon import memory_kills
-from gossipseg.daemon.memory_kills import Kills, Recent, blamed, read
+from gossipseg.daemon.worker import memory_kills
+from gossipseg.daemon.worker.memory_kills import Kills, Recent, blamed, read
 
 
 def machine(root: Path, *, groups: str, counters: dict[str, str], vmstat: int | None = None) -> Kills:
@@ -112,7 +112,7 @@ def small_group() -> Iterator[Path]:
 
 EATER = """
 import os, signal, sys
-from gossipseg.daemon import memory_kills
+from gossipseg.daemon.worker import memory_kills
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 before = memory_kills.read()
 child = os.fork()

@@ -25,9 +25,9 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core import offences
 from gossipseg.core.types import AliveRecord
-from gossipseg.daemon import metrics, scrape
-from gossipseg.daemon.counters import REASONS, Counters, known
-from gossipseg.daemon.metrics import METRICS, Exporter, sample
+from gossipseg.daemon.observe import metrics, metrics_server
+from gossipseg.daemon.observe.counters import REASONS, Counters, known
+from gossipseg.daemon.observe.metrics import METRICS, Exporter, sample
 from gossipseg.errors import ConfigError, LocalError
 from tests.core.rig import TRAINING
 from tests.daemon.harness import daemon_of, files_only
@@ -135,7 +135,7 @@ async def test_the_endpoint(files: Federation, monkeypatch: pytest.MonkeyPatch) 
         assert {"gossipseg_info", "gossipseg_wire_sent_bytes", "process_open_fds"} <= families
         with pytest.raises(LocalError, match=r"metrics\.port"):
             await Exporter(r, "127.0.0.1", exporter.port, lambda: False).start()
-        monkeypatch.setattr("gossipseg.daemon.metrics.ANSWER_TIMEOUT_S", 0.05)
+        monkeypatch.setattr("gossipseg.daemon.observe.metrics.ANSWER_TIMEOUT_S", 0.05)
         asking = asyncio.create_task(asyncio.to_thread(get, exporter.port))
         await asyncio.sleep(0)
         time.sleep(0.5)  # noqa: ASYNC251 (the loop stands still: the scrape must fail, not hang)
@@ -150,7 +150,7 @@ async def test_the_endpoint(files: Federation, monkeypatch: pytest.MonkeyPatch) 
 async def test_connections_that_ask_for_nothing_use_up_neither_threads_nor_descriptors(
     files: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scrape._Handler, "timeout", 0.3)
+    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.3)
     r = daemon_of(files).runtime
     exporter = Exporter(r, "127.0.0.1", 0, lambda: False)
     await exporter.start()
@@ -158,7 +158,7 @@ async def test_connections_that_ask_for_nothing_use_up_neither_threads_nor_descr
     idle = [socket.create_connection(("127.0.0.1", exporter.port), timeout=20) for _ in range(60)]
     try:
         ended = await asyncio.to_thread(lambda: [s.recv(1) for s in idle])  # each is closed, with no answer
-        assert set(ended) == {b""} and threading.active_count() <= before + scrape.MAX_AT_ONCE
+        assert set(ended) == {b""} and threading.active_count() <= before + metrics_server.MAX_AT_ONCE
         assert "gossipseg_info" in await asyncio.to_thread(get, exporter.port)
     finally:
         for s in idle:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from gossipseg.daemon import logs
-from gossipseg.daemon.outlet import Outlet, RotatingFile, write_to
+from gossipseg.daemon.observe import logs
+from gossipseg.daemon.observe.outlet import Outlet, RotatingFile, write_to
 
 
 class Reader:
@@ -246,7 +246,7 @@ def test_a_file_that_was_cut_short_is_written_on_at_its_end(
 
 DAEMON = """
 import logging, os, sys, threading, time, warnings
-from gossipseg.daemon import logs
+from gossipseg.daemon.observe import logs
 logs.setup("text", "info"); logs.capture_stderr()
 for n in range(40_000):
     logging.getLogger("x").info("%s", "y" * 40)
@@ -277,11 +277,11 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_process() -> None:
 
 SPOKEN = """
 import logging, sys
-from gossipseg.daemon import logs
+from gossipseg.daemon.observe import logs
 logs.hold()
 logging.getLogger("gossipseg.config").warning("before the configuration")
 logging.getLogger("other").info("so was this")
-from gossipseg.daemon.outlet import RotatingFile
+from gossipseg.daemon.observe.outlet import RotatingFile
 from pathlib import Path
 logs.setup("json", "warning", RotatingFile(Path(sys.argv[1]), 10_000, 2)); logs.capture_stderr()
 print("by a library", end="", file=sys.stderr); print(" in pieces", file=sys.stderr)

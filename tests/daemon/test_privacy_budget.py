@@ -9,8 +9,8 @@ import pytest
 
 from gossipseg.core.types import Phase
 from gossipseg.ctl.status import pairs
+from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.runtime import Runtime
-from gossipseg.daemon.service import Service
 from gossipseg.learn import jobs
 from gossipseg.wire import documents as doc
 from tests.daemon.harness import files_only

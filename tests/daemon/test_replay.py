@@ -17,9 +17,9 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.node import NodeState
 from gossipseg.core.params import RoundsParams, membership_preset
-from gossipseg.daemon import frozen, replay
-from gossipseg.daemon.frozen import FrozenError, freeze, thaw
-from gossipseg.daemon.recorder import Recorder
+from gossipseg.daemon.recording import replay
+from gossipseg.daemon.recording.recorder import Recorder
+from gossipseg.daemon.recording.state_codec import FrozenError, freeze, thaw
 from gossipseg.errors import DataError
 from tests.core.rig import OPEN, TRAINING, model
 from tests.daemon.harness import daemon_of, files_only
@@ -204,7 +204,7 @@ def test_what_cannot_be_frozen_stops_the_recording_and_nothing_else() -> None:
     with pytest.raises(FrozenError):
         freeze({"x": lambda: 1})
     with pytest.raises(FrozenError):
-        freeze(frozen)
+        freeze(replay)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema":2,"kind":"recording"}', "\x00", "[" * 100_000])

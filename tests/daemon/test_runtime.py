@@ -17,7 +17,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.types import PeerInfo, Phase, Proposal, SuspectRecord
-from gossipseg.daemon.disk import DiskWatch
+from gossipseg.daemon.health.disk import DiskWatch
 from gossipseg.daemon.main import Daemon, load_config
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError, LocalError, PeerRefused

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from gossipseg.daemon import worker
-from gossipseg.daemon.memory_kills import Kills, Recent
-from gossipseg.daemon.worker import MAX_QUICK_DEATHS, WorkerSupervisor, last_line
+from gossipseg.daemon.worker import process
+from gossipseg.daemon.worker.memory_kills import Kills, Recent
+from gossipseg.daemon.worker.process import MAX_QUICK_DEATHS, WorkerSupervisor, last_line
 from gossipseg.learn import jobs
 
 PRELUDE = """
@@ -209,7 +209,7 @@ async def test_a_stop_before_it_has_connected_is_quick(tmp_path: Path) -> None:
 async def test_one_that_is_not_ready_has_nothing_to_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "UNREADY_STOP_S", 0.1)
+    monkeypatch.setattr(process, "UNREADY_STOP_S", 0.1)
     script = "say('Preparing', activity='importing', fraction=0)\nwhile hear(): pass"
     async with supervised(tmp_path, script) as (supervisor, owner):
         await owner.until(lambda: owner.heard)
@@ -236,7 +236,7 @@ async def test_an_order_without_a_worker_changes_nothing(tmp_path: Path) -> None
 
 
 async def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "MAX_LOG_BYTES", 10)
+    monkeypatch.setattr(process, "MAX_LOG_BYTES", 10)
     (tmp_path / "worker.log").write_text("much too long a text")
     async with supervised(tmp_path, "hear(); ready(); hear()") as (_, owner):
         await owner.until(lambda: owner.of(jobs.Ready))
@@ -321,7 +321,7 @@ async def test_failed_training_is_tried_again_slowly_and_when_an_operator_asks(
         supervisor.try_again()
         await owner.until(lambda: owner.of(jobs.Ready))
         assert supervisor.status.state == "ready" and supervisor.status.reason == ""
-    monkeypatch.setattr(worker, "FAILED_RETRY_S", 0.01)
+    monkeypatch.setattr(process, "FAILED_RETRY_S", 0.01)
     (tmp_path / "mended").unlink()
     async with supervised(tmp_path, script) as (_, owner):
         await owner.until(lambda: len(owner.deaths) == MAX_QUICK_DEATHS + 3)
@@ -346,7 +346,7 @@ async def test_a_death_by_sigkill_names_memory_where_the_kernel_does(
 async def test_memory_that_others_lacked_long_ago_is_not_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gossipseg.daemon.memory_kills.RECENT_S", 0.0)
+    monkeypatch.setattr("gossipseg.daemon.worker.memory_kills.RECENT_S", 0.0)
     read: list[Kills] = []
     owners: list[Owner] = []
 
@@ -411,7 +411,7 @@ async def test_a_long_or_foreign_path_needs_nothing_outside_the_state_directory(
 
 
 def test_signals_without_a_name() -> None:
-    assert worker.signal_name(11) == "SIGSEGV" and worker.signal_name(40) == "signal 40"
+    assert process.signal_name(11) == "SIGSEGV" and process.signal_name(40) == "signal 40"
 
 
 def test_last_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry
 from gossipseg.ctl.tables import exchange_cells
-from gossipseg.daemon.ledger import Ledger
+from gossipseg.daemon.observe.exchange_table import Ledger
 from gossipseg.learn import jobs
 from gossipseg.learn.reception import DETAIL_CHARACTERS
 from gossipseg.wire.documents import ExchangesDoc

@@ -15,14 +15,14 @@ import pytest
 from gossipseg import trust
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.member import Member
+from gossipseg.core.membership.member import Member
 from gossipseg.core.types import MemberState
-from gossipseg.daemon import reaching, wellness
-from gossipseg.daemon.metrics import sample
-from gossipseg.daemon.places import Places
-from gossipseg.daemon.reaching import Found, Reaching
+from gossipseg.daemon.control.service import Service
+from gossipseg.daemon.health import concerns, reachability
+from gossipseg.daemon.health.deleted_places import Places
+from gossipseg.daemon.health.reachability import Found, Reaching
+from gossipseg.daemon.observe.metrics import sample
 from gossipseg.daemon.reload import listed
-from gossipseg.daemon.service import Service
 from gossipseg.errors import LocalError
 from gossipseg.store import DirectoryLock
 from gossipseg.wire import documents as doc
@@ -77,21 +77,21 @@ async def test_a_site_that_has_come_is_looked_at_both_ways_and_then_left_alone()
     w = World()
     r = w.reaching("b")
     assert await w.step(r, 1001) == []
-    assert await w.step(r, 1000 + reaching.SETTLE_S) == ["b"]
+    assert await w.step(r, 1000 + reachability.SETTLE_S) == ["b"]
     assert w.dialled == w.asked == ["b"] and not w.notes and r.found["b"].well
     w.members["b"].called_at = 1500.0
-    assert await w.step(r, 1000 + reaching.WELL_S) == []
-    assert await w.step(r, 1010 + reaching.WELL_S) == ["b"]
+    assert await w.step(r, 1000 + reachability.WELL_S) == []
+    assert await w.step(r, 1010 + reachability.WELL_S) == ["b"]
 
 
 async def test_when_nothing_comes_for_a_while_it_is_asked_again() -> None:
     w = World()
     r = w.reaching("b")
     await w.step(r, 1002)
-    assert await w.step(r, 1002 + reaching.QUIET_S) == ["b"], "it has not called in since"
+    assert await w.step(r, 1002 + reachability.QUIET_S) == ["b"], "it has not called in since"
     w.members["b"].called_at = w.now + 1
     w.members["b"].sends.fails(w.now, "timeout")
-    assert await w.step(r, w.now + reaching.QUIET_S) == ["b"], "models to it do not get through"
+    assert await w.step(r, w.now + reachability.QUIET_S) == ["b"], "models to it do not get through"
 
 
 async def test_what_is_amiss_is_looked_at_later_and_later_and_forgotten_once_well() -> None:
@@ -100,10 +100,10 @@ async def test_what_is_amiss_is_looked_at_later_and_later_and_forgotten_once_wel
     await w.step(r, 1002)
     looks = [t for t in range(1003, 4000) if await w.step(r, float(t))]
     gaps = [b - a for a, b in zip([1002, *looks], looks, strict=False)]
-    assert gaps[:4] == [20, 40, 80, 160] and max(gaps) == reaching.AGAIN_MAX_S
+    assert gaps[:4] == [20, 40, 80, 160] and max(gaps) == reachability.AGAIN_MAX_S
     assert [n for n, _ in w.notes] == ["not_reached"], "told once"
     w.back = OK
-    await w.step(r, w.now + reaching.AGAIN_MAX_S)
+    await w.step(r, w.now + reachability.AGAIN_MAX_S)
     assert r.found["b"].well and w.notes[-1][0] == "reached" and w.notes[-1][1]["direction"] == "in"
 
 
@@ -116,10 +116,10 @@ async def test_a_call_that_comes_in_shows_that_the_way_is_free_again() -> None:
     w.back, w.members["b"].called_at = OK, w.now + 1
     assert await w.step(r, w.now + 2) == ["b"] and r.found["b"].well, (looks, "not after 320 s")
     w.back = replace(REFUSED, works_at="b:9")
-    await w.step(r, w.now + 2 * reaching.WELL_S)
-    await w.step(r, w.now + reaching.AGAIN_S)
+    await w.step(r, w.now + 2 * reachability.WELL_S)
+    await w.step(r, w.now + reachability.AGAIN_S)
     w.members["b"].called_at = w.now + 1
-    assert await w.step(r, w.now + reaching.AGAIN_S) == [], "it calls by another way, as before"
+    assert await w.step(r, w.now + reachability.AGAIN_S) == [], "it calls by another way, as before"
 
 
 async def test_a_site_that_was_never_seen_is_dialled_and_cannot_be_asked() -> None:
@@ -143,7 +143,7 @@ async def test_an_older_site_is_not_asked_all_the_time() -> None:
     w = World(back=Reached("older"))
     r = w.reaching("b")
     await w.step(r, 1002)
-    assert r.found["b"].well and await w.step(r, 1002 + reaching.AGAIN_S) == []
+    assert r.found["b"].well and await w.step(r, 1002 + reachability.AGAIN_S) == []
 
 
 async def test_an_answer_is_good_for_a_while() -> None:
@@ -164,9 +164,9 @@ async def test_in_a_large_federation_a_few_tell_enough() -> None:
     r = w.reaching(*(f"s{i:03}" for i in range(200)))
     w.members["s150"].calls.fails(w.now, "timeout")
     looked = await w.step(r, 1002)
-    assert "s150" in looked and len(looked) <= reaching.MOST_WELL + 1
+    assert "s150" in looked and len(looked) <= reachability.MOST_WELL + 1
     assert await w.step(r, 1003) == []
-    assert len(await r.look_now()) == reaching.MOST_ASKED
+    assert len(await r.look_now()) == reachability.MOST_ASKED
 
 
 # ---------------------------------------------------------------- places
@@ -259,7 +259,10 @@ async def test_a_state_directory_that_comes_back(tmp_path: Path, monkeypatch: py
     await places.look(socket)
     assert places.lost == {} and notes == ["state_dir_gone", "state_dir_back"]
     with monkeypatch.context() as m:
-        m.setattr("gossipseg.daemon.places.Path.stat", raising(OSError(errno.EIO, "Input/output error")))
+        m.setattr(
+            "gossipseg.daemon.health.deleted_places.Path.stat",
+            raising(OSError(errno.EIO, "Input/output error")),
+        )
         await places.look(socket)
     assert places.lost["state_dir_gone"].endswith("cannot be reached: Input/output error")
     await places.look(socket)
@@ -331,7 +334,7 @@ async def test_a_peer_that_never_came_is_a_reason_and_a_metric(
     shown = {tuple(s.labels.values()): s.value for m in sample(r, later, degraded=True) for s in m.samples
              if s.name == "gossipseg_concern"}  # fmt: skip
     assert shown["never_seen",] == 1 and shown["path_mtu",] == 0
-    assert {code for (code,) in shown} == set(wellness.REMEDIES)
+    assert {code for (code,) in shown} == set(concerns.REMEDIES)
     await r.transport.close()
 
 
@@ -383,7 +386,7 @@ async def test_what_the_looks_come_to(
     status = await service_of(daemon).status()
     assert [c.code for c in status.concerns] == codes
     assert words in " ".join(status.reasons) and bool(status.reasons) == bool(codes)
-    rows = wellness.reach_rows("south", r.reaching.found["south"], fault)
+    rows = concerns.reach_rows("south", r.reaching.found["south"], fault)
     assert [row.direction for row in rows] == ["out", "in"]
     await r.transport.close()
 

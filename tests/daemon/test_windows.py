@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gossipseg.daemon.windows import local_second_of_day, window_open
+from gossipseg.daemon.peers.transfer_windows import local_second_of_day, window_open
 from gossipseg.errors import PeerUnreachable
 
 H = 3600

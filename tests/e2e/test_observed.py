@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
-from gossipseg.daemon import replay
+from gossipseg.daemon.recording import replay
 from gossipseg.store.auditverify import read_audit, verify_audit
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.health import TRAINING

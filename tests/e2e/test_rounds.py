@@ -156,7 +156,7 @@ def _whole(f: Federation, name: str, after: int = 0) -> bool:
 _BAD_UPDATES = """
 import os, sys
 if "gossipseg.learn.worker" in sys.orig_argv:
-    from gossipseg.lab.adversary import spoiler
+    from gossipseg.lab.simulation.adversary import spoiler
     from gossipseg.learn import closing
 
     honest, spoil = closing.export_wire, spoiler("nan", 0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gossipseg.lab import choices, federation, plans, pooled, variants
-from gossipseg.lab.choices import Wanted
-from gossipseg.lab.plans import Replicate, RunPlan
-from gossipseg.lab.training import DataCache
+from gossipseg.lab.plan import choices, run_plans, variants
+from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.run_plans import Replicate, RunPlan
+from gossipseg.lab.simulation import federation, pooled
+from gossipseg.lab.simulation.training import DataCache
 
 TINY = ("network.width=2", "task.patch_size=[32,32]", "training.batch_size=2")
 Rows = dict[str, dict[str, Any]]
@@ -18,7 +19,7 @@ def plan(data: Path, algorithm: str, *, seed: int = 0, **wanted: Any) -> RunPlan
     """One run: two rounds of two steps unless `wanted` says otherwise."""
     settings = (*TINY, *wanted.pop("settings", ()))
     chosen = Wanted(data, **{"rounds": 2, "steps": 2, "settings": settings, **wanted})
-    (only,) = plans.plans(choices.read(chosen), variants.parse(algorithm), [Replicate(seed)], None)
+    (only,) = run_plans.plans(choices.read(chosen), variants.parse(algorithm), [Replicate(seed)], None)
     return only
 
 

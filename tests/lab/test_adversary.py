@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from gossipseg.errors import ConfigError
-from gossipseg.lab import adversary, federation
-from gossipseg.lab.choices import ADVERSARIES
-from gossipseg.lab.training import DataCache
+from gossipseg.lab.plan.choices import ADVERSARIES
+from gossipseg.lab.simulation import adversary, federation
+from gossipseg.lab.simulation.training import DataCache
 from gossipseg.learn.common import everything
 from gossipseg.learn.weights import export_wire
 from gossipseg.testbed import synthetic

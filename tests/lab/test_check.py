@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from gossipseg.lab import check, choices, main, plans, pretrained, runs, splits, variants
-from gossipseg.lab.choices import Wanted
-from gossipseg.lab.plans import Replicate
-from gossipseg.lab.training import make_spec
+from gossipseg.lab import main
+from gossipseg.lab.experiment import check, runs
+from gossipseg.lab.plan import choices, run_plans, splits, variants
+from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.run_plans import Replicate
+from gossipseg.lab.simulation import pretrained
+from gossipseg.lab.simulation.training import make_spec
 from gossipseg.learn.model import build_model
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.setup import read_setup
@@ -129,7 +132,7 @@ def test_weights_are_found_beside_every_list_that_the_lab_makes(
         settings=(*rig.TINY, *settings[1::2]),
         heterogeneity="cases:north",
     )
-    made = plans.plans(choices.read(wanted), variants.parse("local,pooled"), [Replicate(0, 1)], out)
+    made = run_plans.plans(choices.read(wanted), variants.parse("local,pooled"), [Replicate(0, 1)], out)
     splits.write(out, {site: DataParams(folder) for site, folder in sites.items()}, [1])
     pretrained.lend_all(made, sites)
     for plan in made:
@@ -142,7 +145,7 @@ def test_weights_are_found_beside_every_list_that_the_lab_makes(
 
 def test_finished_runs_are_not_checked_again(hospitals: Path, tmp_path: Path) -> None:
     study = choices.read(Wanted(hospitals, sites="2", rounds=2))
-    made = plans.plans(study, variants.parse("local,pooled"), [Replicate(0)], tmp_path)
+    made = run_plans.plans(study, variants.parse("local,pooled"), [Replicate(0)], tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "local-seed0.json").touch()
     assert [plan.label for plan in runs.missing(tmp_path, made)] == ["pooled"]

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from gossipseg.errors import ConfigError, DataError
-from gossipseg.lab import choices, plans, variants
-from gossipseg.lab.choices import Wanted
-from gossipseg.lab.plans import Replicate
+from gossipseg.lab.plan import choices, run_plans, variants
+from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.run_plans import Replicate
 from gossipseg.testbed import presets
 from tests.lab import rig
 
@@ -145,7 +145,7 @@ def test_a_pattern_makes_another_study_whose_runs_read_its_lists(hospitals: Path
     )
     assert plain.identity() != told.identity()
     for study, lists in ((plain, False), (told, True)):
-        (made,) = plans.plans(study, variants.parse("local"), [Replicate(0)], tmp_path)
+        (made,) = run_plans.plans(study, variants.parse("local"), [Replicate(0)], tmp_path)
         assert all(Path(folder).is_relative_to(tmp_path) is lists for folder in made.sites.values())
 
 

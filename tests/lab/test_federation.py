@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gossipseg.lab import pooled
-from gossipseg.lab.training import DataCache
+from gossipseg.lab.simulation import pooled
+from gossipseg.lab.simulation.training import DataCache
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.sampling import TrainBatches
 from gossipseg.learn.setup import read_setup

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gossipseg.lab.intervals import Differences, bootstrap, holm, p_value
+from gossipseg.lab.report.intervals import Differences, bootstrap, holm, p_value
 
 Values = dict[str, dict[str, float | list[float]]]
 

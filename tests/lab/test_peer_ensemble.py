@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gossipseg.lab.training import DataCache
+from gossipseg.lab.simulation.training import DataCache
 from tests.lab import rig
 
 OFTEN = "gossip.sender_rate=1,gossip.warmup_rounds=0"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gossipseg.errors import ConfigError
-from gossipseg.lab import choices, plans, variants
-from gossipseg.lab.choices import Wanted
-from gossipseg.lab.plans import Replicate
+from gossipseg.lab.plan import choices, run_plans, variants
+from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.run_plans import Replicate
 from tests.lab import rig
 
 
@@ -67,7 +67,9 @@ def test_the_fingerprint_of_pooled_has_how_cases_are_drawn(
 ) -> None:
     """Runs of versions that drew its cases in another way are not gone on with."""
     documents: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(plans, "digest", lambda said: documents.setdefault(said["variant"][0], said) and "")
+    monkeypatch.setattr(
+        run_plans, "digest", lambda said: documents.setdefault(said["variant"][0], said) and ""
+    )
     for algorithm in ("pooled", "local"):
         rig.plan(hospitals, algorithm)
     assert documents["pooled"]["drawn"] == "site, then case" and "drawn" not in documents["local"]
@@ -75,7 +77,7 @@ def test_the_fingerprint_of_pooled_has_how_cases_are_drawn(
 
 def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
     common = choices.read(Wanted(hospitals, rounds=2))
-    made = plans.plans(common, variants.parse("local,gcml[lambda=0]"), [Replicate(3), Replicate(5)], None)
+    made = run_plans.plans(common, variants.parse("local,gcml[lambda=0]"), [Replicate(3), Replicate(5)], None)
     assert [(m.label, m.seed) for m in made] == [
         ("local", 3), ("gcml[lambda=0]", 3), ("local", 5), ("gcml[lambda=0]", 5)
     ]  # fmt: skip

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gossipseg.lab import progress
-from gossipseg.lab.plans import RunPlan
-from gossipseg.lab.progress import Bars, Display, Lines, expected, make_display
+from gossipseg.lab.experiment import progress
+from gossipseg.lab.experiment.progress import Bars, Display, Lines, expected, make_display
+from gossipseg.lab.plan.run_plans import RunPlan
 from tests.lab import rig
 
 

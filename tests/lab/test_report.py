@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gossipseg.lab import glossary, panels, plots, report, statistics, table, variants, words
-from gossipseg.lab.choices import ADVERSARIES
-from gossipseg.lab.statistics import Claim, Summary
+from gossipseg.lab.plan import variants
+from gossipseg.lab.plan.choices import ADVERSARIES
+from gossipseg.lab.report import glossary, html, panels, plots, statistics, table, words
+from gossipseg.lab.report.statistics import Claim, Summary
 from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
 from tests.lab.test_statistics import TWO_SITES, document, row
 
@@ -27,7 +28,7 @@ def compared(gain: float, *, patients: int = 12) -> dict[str, Any]:
 
 def said_of(doc: dict[str, Any]) -> str:
     summaries, claims = statistics.summarise(doc), statistics.claims(doc)
-    return " ".join(words.verdict(summaries, report.first_against_next(doc, summaries, claims)))
+    return " ".join(words.verdict(summaries, html.first_against_next(doc, summaries, claims)))
 
 
 def test_a_clear_winner_is_named() -> None:
@@ -102,7 +103,7 @@ def test_an_algorithm_with_fewer_repetitions_is_told_of() -> None:
 def page(doc: dict[str, Any]) -> str:
     """The section of the report on differences."""
     summaries, claims = statistics.summarise(doc), statistics.claims(doc)
-    return "\n".join(report._compared(summaries, claims, len(statistics.replicates(doc))))
+    return "\n".join(html._compared(summaries, claims, len(statistics.replicates(doc))))
 
 
 def test_the_page_says_what_its_intervals_and_tests_know() -> None:
@@ -295,5 +296,5 @@ def test_what_each_method_found_is_counted_over_sites_and_repetitions() -> None:
     heading, rows = table.found_table(doc)
     assert heading[1:6] == ("class", "detected", "missed", "false alarms", "voxels")
     assert rows == [("local", "lesion", "7 of 10", "3", "1 of 10", "900", "30.0", "3.0")]
-    assert "What each method found" in "".join(report._found(doc))
-    assert report._found(TWO_SITES) == [], "results of an earlier version"
+    assert "What each method found" in "".join(html._found(doc))
+    assert html._found(TWO_SITES) == [], "results of an earlier version"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gossipseg.errors import ConfigError
-from gossipseg.lab import federation
-from gossipseg.lab.progress import expected
-from gossipseg.lab.training import DataCache
+from gossipseg.lab.experiment.progress import expected
+from gossipseg.lab.simulation import federation
+from gossipseg.lab.simulation.training import DataCache
 from tests.lab import rig
 
 SHADOW = "training.shadow_local=true"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossipseg.errors import DataError
-from gossipseg.lab import splits
+from gossipseg.lab.plan import splits
 from gossipseg.learn.cases import SPLITS, Case, Splits
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.division import crossing

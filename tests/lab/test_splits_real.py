@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gossipseg.lab.splits import redrawn
+from gossipseg.lab.plan.splits import redrawn
 from gossipseg.learn.cases import SPLITS
 from gossipseg.learn.datalist import load_cases
 from gossipseg.learn.params import DataParams

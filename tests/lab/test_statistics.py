@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gossipseg.lab import statistics
-from gossipseg.lab.intervals import bootstrap, holm, p_value
-from gossipseg.lab.statistics import Claim
+from gossipseg.lab.report import statistics
+from gossipseg.lab.report.intervals import bootstrap, holm, p_value
+from gossipseg.lab.report.statistics import Claim
 
 
 def row(algorithm: str, seed: int, site: str, dice: dict[str, float], **more: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gossipseg.errors import ConfigError
-from gossipseg.lab import variants
+from gossipseg.lab.plan import variants
 
 SECTIONS: dict[str, Any] = {
     "version": 1,

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gossipseg.errors import LocalError
-from gossipseg.lab import virtual_time
+from gossipseg.lab.simulation import virtual_time
 
 
 def test_hours_pass_at_once_and_in_order() -> None:

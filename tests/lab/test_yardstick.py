@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from gossipseg.lab import choices, main, statistics, yardstick
-from gossipseg.lab.choices import Wanted
+from gossipseg.lab import main
+from gossipseg.lab.plan import choices
+from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.report import fedavg_traffic, statistics
 from tests.lab import rig
 from tests.lab.test_compare import arguments
 
@@ -30,12 +32,12 @@ def test_the_size_is_that_of_what_fedavg_sends(hospitals: Path, dtype: str) -> N
     rows = rig.run(rig.plan(hospitals, "fedavg", settings=(wire,)))
     models = statistics.fedavg_models(len(rows), rounds=2)
     measured = sum(row["model_bytes_out"] for row in rows.values()) / models
-    assert yardstick.fedavg_model_bytes(settings(hospitals, wire)) == pytest.approx(measured, abs=200)
+    assert fedavg_traffic.fedavg_model_bytes(settings(hospitals, wire)) == pytest.approx(measured, abs=200)
 
 
 def test_where_fedavg_cannot_train_the_network_there_is_no_size(hospitals: Path) -> None:
-    assert yardstick.fedavg_model_bytes(settings(hospitals, "network.name=cowpro_encoder")) is None
-    assert yardstick.fedavg_model_bytes({}) is None
+    assert fedavg_traffic.fedavg_model_bytes(settings(hospitals, "network.name=cowpro_encoder")) is None
+    assert fedavg_traffic.fedavg_model_bytes({}) is None
 
 
 def test_table_report_and_results_hold_one_that_sends_a_part_against_the_whole(
@@ -45,7 +47,7 @@ def test_table_report_and_results_hold_one_that_sends_a_part_against_the_whole(
     assert main.run(arguments(hospitals, tmp_path, ADAPTERS)) == 0
     file, terminal = tmp_path / "results.json", capsys.readouterr().out
     document = json.loads(file.read_text())
-    whole = yardstick.fedavg_model_bytes(document["settings"])
+    whole = fedavg_traffic.fedavg_model_bytes(document["settings"])
     assert whole == document["fedavg_model_bytes"]
     moved = sum(row["model_bytes_out"] for row in document["runs"])
     share = moved / (4 * whole)  # two sites, two rounds: four models

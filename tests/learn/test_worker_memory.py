@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gossipseg.daemon.worker import last_line
+from gossipseg.daemon.worker.process import last_line
 from gossipseg.errors import EXIT_FAILED
 from gossipseg.learn import jobs, loop, worker
 from tests.learn.harness import make_spec

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gossipseg.core.membership.suspicion import minimum_timeout_s
 from gossipseg.core.params import GossipParams, MembershipParams
-from gossipseg.core.suspicion import minimum_timeout_s
 from gossipseg.core.types import MemberState
 from tests.sim.simulator import Net, Simulator
 

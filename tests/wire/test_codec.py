@@ -19,8 +19,8 @@ from gossipseg.core.types import (
     Tally,
 )
 from gossipseg.errors import PeerRefused
-from gossipseg.wire import codec
 from gossipseg.wire import peer_pb2 as pb
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.params import CHUNK_BYTES
 
 sites = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,20}", fullmatch=True)

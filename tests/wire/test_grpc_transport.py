@@ -14,9 +14,9 @@ from gossipseg.core.messages import Ack, Ping
 from gossipseg.core.types import ModelRef
 from gossipseg.errors import ConfigError, LocalError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from gossipseg.store import ModelStore
-from gossipseg.wire import codec
 from gossipseg.wire import peer_pb2 as pb
 from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, split_address
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.grpc_options import channel_credentials, channel_options
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.transport import PeerEndpoint

@@ -19,7 +19,7 @@ from grpc import aio
 from gossipseg.core.messages import Ack, Ping
 from gossipseg.errors import ConfigError, PeerUnreachable, PeerUntrusted
 from gossipseg.trust import Identity, create_identity
-from gossipseg.wire import codec
+from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.probe import seen_certificate
 from gossipseg.wire.transport import PeerEndpoint

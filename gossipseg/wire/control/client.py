@@ -1,7 +1,4 @@
-"""gossipctl's end of the control socket: it asks, and says in words why there is no answer.
-
-What belongs here: blocking calls, one for each document. What must not: how documents look (ctl), asyncio.
-"""
+"""gossipctl's end of the control socket: it asks, and says in words why there is no answer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """The file of a unix socket: its address whatever its path, and whether somebody answers behind it.
 
-What belongs here: what the kernel says of a socket file. What must not: gRPC calls, documents.
-
 A unix socket's path may have 107 bytes at most, and gRPC reads it as a URI. A longer or unusual path is
 reached through /proc/self/fd/<its directory>/<its name>: the socket lies where it was asked for, and
 server and client need not agree on anything but the path.

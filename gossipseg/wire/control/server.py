@@ -1,8 +1,4 @@
-"""The daemon's end of the control socket: it listens, asks a handler, and sends what that says.
-
-What belongs here: the socket file's life, requests as calls of the handler, errors as gRPC status.
-What must not: what the answers say (daemon.service).
-"""
+"""The daemon's end of the control socket: it listens, asks a handler, and sends what that says."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What all documents have in common: schema and kind, and the way to JSON and back.
-
-What belongs here: the rules of the promise (unknown fields, missing ones, numbers JSON has not).
-What must not: the fields of any document.
-"""
+"""What all documents have in common: schema and kind, and the way to JSON and back."""
 
 from __future__ import annotations
 

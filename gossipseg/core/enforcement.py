@@ -1,0 +1,103 @@
+"""What offences bring upon a peer: they are counted, it is shut out, and let in again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from gossipseg.core.context import Context
+from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.quarantine import ConductRecord, Quarantine
+from gossipseg.core.rounds.rounds import Rounds
+from gossipseg.core.types import Site
+
+
+class Warden:
+    """Keeps quarantined peers out of both exchanges."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        quarantine: Quarantine,
+        membership: Membership,
+        gossip: Gossip,
+        rounds: Rounds | None,
+        counts: Counter[tuple[str, Site]],
+        remembered: tuple[ConductRecord, ...],
+    ) -> None:
+        self._ctx, self.quarantine, self._membership = ctx, quarantine, membership
+        self._gossip, self._rounds, self._counts = gossip, rounds, counts
+        self._remembered = remembered
+        """From the disk, in seconds until and since: they wait for the clock of the start."""
+
+    def start(self) -> None:
+        """Go on where the last life ended."""
+        self.quarantine.restore(self._remembered, self._ctx.now)
+        self._remembered = ()
+        self.quarantine.forget(self._membership.members)
+        for site in self._membership.members:
+            if self.quarantine.until(site) is not None:
+                self._shut_out(site)
+
+    def settle(self) -> None:
+        """Let in whose time is over."""
+        if self._ctx.now < self.quarantine.next_deadline():
+            return
+        for site in self.quarantine.settle(self._ctx.now):
+            self._let_in(site)
+            self._ctx.note("quarantine_over", site)
+
+    def judge(self) -> bool:
+        """Count the offences of this step; True: there were some."""
+        ctx = self._ctx
+        offences, ctx.offences = ctx.offences, []
+        for site, reason in offences:
+            if site not in self._membership.members:
+                continue
+            self._counts["offences", site] += 1
+            ctx.note("offence", site, reason)
+            if self.quarantine.offend(site, reason, ctx.now):
+                self._shut_out(site)
+                until = self.quarantine.until(site)
+                ctx.note("peer_quarantined", site, reason, seconds=(until or ctx.now) - ctx.now)
+        if offences:
+            ctx.persist()
+        return bool(offences)
+
+    def lift(self, site: Site) -> None:
+        """An operator forgives it everything. (The caller persists.)"""
+        lifted = self.quarantine.lift(site)
+        self._let_in(site)
+        self._ctx.note("quarantine_lifted", site, "" if lifted else "was_in_none")
+
+    def keep(self, listed: Iterable[Site]) -> None:
+        """Only these sites are listed now."""
+        self.quarantine.forget(listed)
+
+    def next_deadline(self) -> float:
+        return self.quarantine.next_deadline()
+
+    def records(self) -> tuple[ConductRecord, ...]:
+        """What must survive a restart."""
+        return self._remembered or self.quarantine.records(self._ctx.now)
+
+    def next_s(self, site: Site) -> float:
+        """How long the site's next quarantine would last."""
+        conduct = self.quarantine.conducts().get(site)
+        return self.quarantine.sentence_s(conduct.steps if conduct is not None else 0)
+
+    def _shut_out(self, site: Site) -> None:
+        member = self._membership.members[site]
+        member.quarantined_until = self.quarantine.until(site)
+        member.offence = self.quarantine.reason(site)
+        self._gossip.shun(site)
+        if self._rounds is not None:
+            self._rounds.shun(site)
+        self._membership.changed(member)
+
+    def _let_in(self, site: Site) -> None:
+        member = self._membership.members.get(site)
+        if member is not None:
+            member.quarantined_until, member.offence = None, ""
+            self._membership.changed(member)

@@ -1,0 +1,92 @@
+"""Model files on their way: which of the two exchanges a file is for, and which files must stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gossipseg.core import events
+from gossipseg.core.context import Context
+from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.rounds import Rounds
+from gossipseg.core.types import ModelRef, Site
+from gossipseg.core.wellness import Wellness
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """A model on its way out: looking for a receiver, offered, or being transferred."""
+
+    to: Site
+    model: ModelRef
+    transferring: bool
+
+
+@dataclass(slots=True)
+class Traffic:
+    """All files that come and go. `rounds`: None without a coordinator."""
+
+    ctx: Context
+    membership: Membership
+    gossip: Gossip
+    rounds: Rounds | None
+    wellness: Wellness
+
+    # -------------------------------------------------------------- what happens
+
+    def ended(self, event: events.TransferDone | events.TransferFailed) -> bool:
+        """A transfer to another site is over; False: there is no such transfer."""
+        self.wellness.sent(self._receiver(event.id), event)
+        if self.rounds is not None and self.rounds.on_transfer(event):
+            return True
+        return self.gossip.on_transfer(event)
+
+    def began(self, event: events.TransferBegan) -> None:
+        if self.rounds is None or not self.rounds.fetcher.began(event.frm, event.hash):
+            self.gossip.inbox.began(event.frm, event.hash, self.ctx.now)
+
+    def arrived(self, event: events.ModelArrived) -> None:
+        self.wellness.took(event.frm)
+        if self.rounds is None or not self.rounds.fetcher.arrived(event.frm, event.model):
+            self.gossip.on_arrived(event)
+
+    def broken(self, event: events.ModelBroken) -> None:
+        if self.expects(event.frm, event.hash) is not None:
+            self.wellness.not_taken(event.frm, event.reason)
+        if self.rounds is None or not self.rounds.fetcher.broken(event):
+            self.gossip.on_broken(event)
+
+    def _receiver(self, id: int) -> Site:
+        """Where a transfer goes; "" where there is none of this number."""
+        if self.rounds is not None and (transfer := self.rounds.serving.transfers.get(id)) is not None:
+            return transfer.to
+        return self.gossip.receiver(id)
+
+    # -------------------------------------------------------------- what there is
+
+    def expects(self, frm: Site, hash: str) -> ModelRef | None:
+        """The accepted offer, or the fetched file, whose stream may come now, or None."""
+        if self.membership.quarantined(frm):
+            return None
+        if self.rounds is not None and (model := self.rounds.expects(frm, hash)) is not None:
+            return model
+        return self.gossip.inbox.expected(frm, hash)
+
+    def sending(self) -> tuple[Sending, ...]:
+        """Models offered or being transferred now."""
+        sending = [Sending(o.to, o.model, o.transferring) for o in self.gossip.outgoing]
+        if self.rounds is not None:
+            sending += [Sending(t.to, t.model, True) for t in self.rounds.serving.transfers.values()]
+        return tuple(sending)
+
+    def of_rounds(self) -> tuple[ModelRef, ...]:
+        """Updates and common models that the rounds need."""
+        return tuple(self.rounds.kept_models()) if self.rounds is not None else ()
+
+    def kept(self) -> frozenset[str]:
+        """Hashes the store must not collect: waiting, visiting, promised, on their way out; of the rounds."""
+        inbox = self.gossip.inbox
+        models = [e.model for e in inbox.entries] + [o.model for o in self.gossip.outgoing]
+        if inbox.reserved is not None:
+            models.append(inbox.reserved.model)
+        return frozenset(m.hash for m in (*models, *self.of_rounds()))

@@ -1,0 +1,4 @@
+"""The exchange of models between two sites: who is drawn, what is offered, what waits here.
+
+Decisions alone, as everywhere in core; files and packets are the daemon's and the wire's.
+"""

@@ -1,0 +1,96 @@
+"""Hello: two sites compare protocol, federation and contract before weights move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gossipseg.core import messages
+from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.events import RequestFailed
+from gossipseg.core.membership import contract
+from gossipseg.core.membership.member import Member
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.types import Site
+
+EAGER_SITES = 32
+"""In a federation of up to so many sites all are greeted on meeting them; in a larger one only where the
+contract differs or before an offer, so that the messages per site do not grow with the federation."""
+
+
+class Greeter:
+    """Sends a Hello on meeting a site, and again when its life or its contract changes."""
+
+    def __init__(self, ctx: Context, membership: Membership) -> None:
+        self._ctx, self._membership = ctx, membership
+
+    def compatible(self, member: Member) -> bool:
+        """Weights may move: a Hello agreed, and both signatures are known and equal."""
+        ours = self._ctx.info.contract
+        return (
+            member.agreed
+            and not member.refused
+            and ours != ""
+            and member.info is not None
+            and member.info.contract == ours
+        )
+
+    def meet(self, member: Member, timeout_s: float) -> None:
+        """Called on every direct contact: greet if a Hello is due."""
+        if not member.greeting and member.info is not None and self._due(member):
+            self.greet(member, timeout_s)
+
+    def greet(
+        self,
+        member: Member,
+        timeout_s: float,
+        then: Callable[[Call, Outcome], None] | None = None,
+        about: object = None,
+    ) -> None:
+        """Send a Hello now; `then`, if given, must call settle()."""
+        member.greeting = True
+        self._ctx.request(member.site, self._ctx.hello(), timeout_s, then or self._on_outcome, about)
+
+    def on_hello(self, frm: Site, token: int, body: messages.Hello) -> None:
+        member = self._membership.heard(frm, body.info)
+        if member is not None:
+            self._compare(member, body)
+        self._ctx.respond(token, self._ctx.hello_reply())
+
+    def settle(self, call: Call, outcome: Outcome) -> Member | None:
+        """Take the outcome of a Hello; returns the member if it answered."""
+        member = self._membership.members.get(call.to)
+        if member is None:
+            return None
+        member.greeting = False
+        if isinstance(outcome, RequestFailed):
+            if outcome.reason in ("untrusted", "refused"):
+                self._membership.block(call.to, outcome.reason, outcome.detail)
+            return None
+        if not isinstance(outcome, messages.HelloReply):
+            return None
+        self._membership.heard(call.to, outcome.info)
+        self._compare(member, outcome)
+        return member
+
+    def _on_outcome(self, call: Call, outcome: Outcome) -> None:
+        self.settle(call, outcome)
+
+    def _due(self, member: Member) -> bool:
+        assert member.info is not None
+        ours, theirs = self._ctx.info.contract, member.info.contract
+        if member.hello_for is None:
+            few = len(self._membership.members) <= EAGER_SITES
+            return few or bool(ours and theirs and ours != theirs)
+        if member.hello_for == (theirs, ours):
+            return False
+        return not member.agreed or bool(ours and theirs and ours != theirs)
+
+    def _compare(self, member: Member, body: messages.Hello | messages.HelloReply) -> None:
+        ctx = self._ctx
+        member.hello_for = (body.info.contract, ctx.info.contract)
+        before = member.refused
+        member.refused = contract.refusal(ctx.hello(), body)
+        member.agreed, member.blocked = member.refused == "", False
+        if member.refused and member.refused != before:
+            ctx.note("peer_refused", member.site, member.refused)
+        self._membership.changed(member)

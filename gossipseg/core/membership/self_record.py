@@ -1,0 +1,67 @@
+"""What this site says of its own being there: I am here, I am not dead, I am leaving."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gossipseg.core.context import Context
+from gossipseg.core.membership.dissemination import Dissemination
+from gossipseg.core.membership.suspicion import SelfHealth
+from gossipseg.core.types import AliveRecord, LeftRecord, Record, Site, SuspectRecord, payload
+
+
+class OwnWord:
+    """Speaks through the news, and feels unwell when it has to refute."""
+
+    def __init__(self, ctx: Context, news: Dissemination, health: SelfHealth) -> None:
+        self._ctx, self._news, self._health = ctx, news, health
+        self.leaving = False
+        self.refuted: Site | None = None
+        """Who accused this site of an incarnation it has just refuted; the prober tells them at once."""
+        self._foreign_lives: dict[int, int] = {}
+        """How often each nonce of another daemon under this name was heard of."""
+
+    @property
+    def incarnation(self) -> int:
+        return self._news.own.incarnation
+
+    def announce(self, incarnation: int) -> None:
+        """Say "I am here" under a (new) incarnation, which is on disk before anybody hears of it."""
+        own = self._news.own
+        if self.leaving or not isinstance(own, AliveRecord):
+            return
+        draft = replace(own, incarnation=incarnation, cases=self._ctx.info.cases, signature=b"")
+        self._news.own = replace(draft, signature=self._ctx.sign(payload(draft)))
+        self._ctx.persist()
+        self._news.add(self._news.own)
+
+    def say_goodbye(self) -> None:
+        """From here on this site counts as left."""
+        self.leaving = True
+        draft = LeftRecord(self._ctx.site, self._news.own.nonce, self._news.own.incarnation)
+        self._news.own = replace(draft, signature=self._ctx.sign(payload(draft)))
+        self._news.add(self._news.own)
+
+    def hear(self, record: Record) -> bool:
+        """Refute what is said of this site, or outbid another life of it; False: no need to."""
+        if self.leaving:
+            return False
+        own = self._news.own
+        if isinstance(record, SuspectRecord):
+            if record.incarnation != own.incarnation:
+                return False
+            self._health.change(+1)
+            self.announce(own.incarnation + 1)
+            self.refuted = record.accuser
+            return True
+        if record.nonce == own.nonce or (record.incarnation, record.nonce) < (own.incarnation, own.nonce):
+            return False
+        lives = self._foreign_lives
+        lives[record.nonce] = lives.get(record.nonce, 0) + 1
+        if lives[record.nonce] > 1:
+            # The first time may be what is left of an earlier life; one that answers back is running now.
+            self._ctx.note_seldom(
+                "duplicate_site", self._ctx.site, "another daemon runs under this site's name"
+            )
+        self.announce(record.incarnation + 1)
+        return True

@@ -1,0 +1,80 @@
+"""How long a suspicion runs, and how sure this site is of itself: SWIM §4.2 and Lifeguard.
+
+Das, Gupta, Motivala: SWIM (DSN 2002). Dadgar, Phillips, Currey: Lifeguard (arXiv 1707.00788): LHA-Probe
+(the local health multiplier) and LHA-Suspicion (the timeout that shrinks with confirmations).
+"""
+
+from __future__ import annotations
+
+import math
+
+from gossipseg.core.membership.member import Suspicion
+from gossipseg.core.params import MembershipParams
+from gossipseg.core.types import SuspectRecord
+
+MAX_TIMEOUT_FACTOR = 6.0
+"""Lifeguard's beta: an unconfirmed suspicion runs this many times the minimum."""
+
+
+def minimum_timeout_s(live: int, params: MembershipParams) -> float:
+    """multiplier · max(1, log10 N) · probe interval, N = the live sites with this one."""
+    return params.suspicion_multiplier * max(1.0, math.log10(max(1, live))) * params.probe_interval_s
+
+
+def confirmations_needed(live: int, params: MembershipParams) -> int:
+    """multiplier − 2, or none where N − 2 other sites could not give that many."""
+    needed = max(0, math.ceil(params.suspicion_multiplier) - 2)
+    return needed if live - 2 >= needed else 0
+
+
+def timeout_s(minimum_s: float, confirmations: int, needed: int) -> float:
+    """Lifeguard §IV-B: max(Min, Max − (Max − Min)·log(C+1)/log(K+1)); Min at once where K = 0."""
+    if needed == 0:
+        return minimum_s
+    maximum_s = MAX_TIMEOUT_FACTOR * minimum_s
+    share = math.log(confirmations + 1) / math.log(needed + 1)
+    return max(minimum_s, maximum_s - (maximum_s - minimum_s) * share)
+
+
+def begin(record: SuspectRecord, live: int, now: float, params: MembershipParams) -> Suspicion:
+    """A suspicion that starts with one accusation."""
+    minimum_s = minimum_timeout_s(live, params)
+    needed = confirmations_needed(live, params)
+    return Suspicion(
+        incarnation=record.incarnation,
+        started=now,
+        deadline=now + timeout_s(minimum_s, 0, needed),
+        minimum_s=minimum_s,
+        needed=needed,
+        accusers={record.accuser: record},
+    )
+
+
+def confirm(suspicion: Suspicion, record: SuspectRecord, not_before: float = 0.0) -> bool:
+    """Count an accusation; False when it is not independent, or not needed any more."""
+    if record.accuser in suspicion.accusers or len(suspicion.accusers) > suspicion.needed:
+        return False
+    suspicion.accusers[record.accuser] = record
+    shorter = suspicion.started + timeout_s(
+        suspicion.minimum_s, len(suspicion.accusers) - 1, suspicion.needed
+    )
+    suspicion.deadline = max(min(suspicion.deadline, shorter), not_before)
+    return True
+
+
+class SelfHealth:
+    """Lifeguard's local health: 0 is healthy; probe interval and timeout are multiplied by score + 1."""
+
+    __slots__ = ("_max", "score")
+
+    def __init__(self, maximum: int) -> None:
+        self.score = 0
+        self._max = maximum
+
+    def change(self, by: int) -> None:
+        """Better (negative) or worse, kept within 0..max."""
+        self.score = min(self._max, max(0, self.score + by))
+
+    @property
+    def factor(self) -> int:
+        return self.score + 1

@@ -1,0 +1,214 @@
+"""What a site has promised, stored and knows to be committed: the acceptor of one Paxos decree a round.
+
+"Paxos Made Simple" (Lamport 2001), with the attempt as the proposal's number and the common model as its
+value.
+
+Every method that changes the record persists it before it returns: then the answer may be given.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from gossipseg.core import messages
+from gossipseg.core.context import Context
+from gossipseg.core.effects import RoundsRecord
+from gossipseg.core.manifests import Notary
+from gossipseg.core.rounds.quorum import Electorate
+from gossipseg.core.rounds.reach import Reach
+from gossipseg.core.types import ModelRef, Proposal, Site
+
+
+class Acceptor:
+    """The durable side of the rounds. `electorate` is replaced when the list of sites changes."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        electorate: Electorate,
+        record: RoundsRecord,
+        notary: Notary,
+        *,
+        max_model_bytes: int,
+        patience_s: float,
+        last_round: float = math.inf,
+    ) -> None:
+        """`last_round`: that of the last common model there will be."""
+        self._reach = Reach(patience_s)
+        self._ctx, self.notary, self._max_model_bytes = ctx, notary, max_model_bytes
+        self._last_round = last_round
+        self.electorate, self.record = electorate, record
+        self.run = ""
+        """"" until the worker has reported the network signature in this life."""
+
+    # -------------------------------------------------------------- what is known
+
+    @property
+    def committed(self) -> int:
+        """The newest round whose common model is committed and here; 0: W_0 alone."""
+        return self.record.committed.round if self.record.committed else 0
+
+    @property
+    def round(self) -> int:
+        """The round this site works towards."""
+        return self.committed + 1
+
+    @property
+    def promised(self) -> int:
+        """The attempt of that round below which nobody is listened to; -1: none."""
+        return self.record.promised_attempt if self.record.promised_round == self.round else -1
+
+    @property
+    def accepted(self) -> Proposal | None:
+        """What is stored for that round."""
+        accepted = self.record.accepted
+        return accepted if accepted is not None and accepted.round == self.round else None
+
+    def holds(self, hash: str) -> Proposal | None:
+        """The common model with this hash, if its file is kept here."""
+        for proposal in (self.record.committed, self.accepted):
+            if proposal is not None and proposal.model.hash == hash:
+                return proposal
+        return None
+
+    # -------------------------------------------------------------- the rules
+
+    def stranger(self, frm: Site, run: str, sites: str) -> str:
+        """Why a message is none of this run's; "" if it is."""
+        if not self.run:
+            return "not_ready"
+        if run != self.run:
+            return "other_run"
+        if sites != self.electorate.key or frm not in self.electorate.sites:
+            return "other_sites"
+        return ""
+
+    def prepare(self, frm: Site, body: messages.Prepare) -> str:
+        """Promise the attempt, or say why not. Phase 1b: none below the promised one is listened to."""
+        reason = self._out_of_turn(frm, body.round, body.attempt)
+        if not reason and body.attempt > self.promised:
+            self.promise(body.attempt)
+        return reason
+
+    def promise(self, attempt: int, **changes: Any) -> None:
+        """No attempt below this one, nor the same number under another list, is listened to from now on."""
+        self._reach.take(attempt - self.promised, len(self.electorate.sites), self._ctx.now)
+        self.change(
+            promised_round=self.round, promised_attempt=attempt, promised_sites=self.electorate.key, **changes
+        )
+
+    def objection(self, frm: Site, proposal: Proposal) -> str:
+        """Why this site does not store it now; "" if it does, once the file is here."""
+        return self._out_of_turn(frm, proposal.round, proposal.attempt) or self.fault(proposal, frm)
+
+    def store(self, proposal: Proposal) -> bool:
+        """Its file is here. Phase 2b: stored unless a later attempt was promised meanwhile."""
+        if proposal.round != self.round or self._superseded(proposal.attempt):
+            return False
+        if proposal != self.accepted:
+            self.promise(proposal.attempt, accepted=proposal)
+        return True
+
+    def commit(self, proposal: Proposal) -> bool:
+        """A quorum has stored it, and its file is here; False: something as new is known already."""
+        if proposal.round <= self.committed:
+            return False
+        self.record = replace(
+            self.record,
+            committed=proposal,
+            promised_round=proposal.round + 1,
+            promised_attempt=-1,
+            promised_sites="",
+            accepted=None,
+            update_round=0,
+            update=None,
+        )
+        self.notary.accept(proposal.model)
+        self._ctx.say(committed=proposal.round)
+        self._ctx.persist()
+        return True
+
+    def fault(self, proposal: Proposal, frm: Site | None = None) -> str:
+        """Why nobody should store it, whoever proposes it; `frm`: the coordinator of its attempt.
+
+        Who is in it is its maker's to check: an earlier list, with other sites and quorums, may have made it.
+        """
+        if proposal.model.kind != "global":
+            return "other_model"
+        if proposal.round > self._last_round:
+            return "beyond_budget"
+        if len(set(proposal.contributors)) != len(proposal.contributors):
+            return "too_few_contributors"
+        if reason := self.notary.fault_of_common(proposal, self.run, frm):
+            return reason
+        return "too_large" if self.too_large(proposal.model) else ""
+
+    def too_large(self, model: ModelRef) -> bool:
+        """It declares more bytes than this site takes."""
+        return model.size_bytes > self._max_model_bytes
+
+    def _out_of_turn(self, frm: Site, round: int, attempt: int) -> str:
+        if self.electorate.coordinator(round, attempt) != frm:
+            return "not_coordinator"
+        if round < self.round:
+            return "already_committed"
+        if round > self.round:
+            return "behind"
+        if self._superseded(attempt):
+            return "later_attempt"
+        step = attempt - self.promised
+        return self._reach.objection(step, len(self.electorate.sites), self._ctx.now)
+
+    @property
+    def barred(self) -> int:
+        """The highest attempt of this round that no other site can lead here any more; below 0: none."""
+        return self.promised if self._under_other_list else self.promised - 1
+
+    def _superseded(self, attempt: int) -> bool:
+        return attempt <= self.barred
+
+    @property
+    def _under_other_list(self) -> bool:
+        """What was promised last has another coordinator by the list of now: one number, two proposals."""
+        return self.promised >= 0 and self.record.promised_sites not in ("", self.electorate.key)
+
+    # -------------------------------------------------------------- the record
+
+    def change(self, **changes: Any) -> None:
+        """Put it on disk before any later effect of this step."""
+        self.record = replace(self.record, **changes)
+        self._ctx.persist()
+
+    def begin(self, run: str) -> None:
+        """The contract is known. What another run has left behind says nothing in this one."""
+        self.run = run
+        if self.record.run not in ("", run):
+            forgotten = self.record.committed.round if self.record.committed else 0
+            self._ctx.note("rounds_forgotten", None, "other_run", committed=forgotten)
+            self.record = RoundsRecord()
+            self._ctx.say(committed=0)
+        self.record = replace(self.record, run=run)
+
+    def rekeyed(self) -> None:
+        """This site signs with another key now: the old one's signatures will not be believed for long.
+        (The caller persists.)"""
+        record, renew = self.record, self.notary.renew
+        committed, accepted, update = record.committed, record.accepted, record.update
+        self.record = replace(
+            record,
+            committed=replace(committed, model=renew(committed.model)) if committed else None,
+            accepted=replace(accepted, model=renew(accepted.model)) if accepted else None,
+            update=renew(update) if update else None,
+        )
+
+    def relist(self, electorate: Electorate) -> None:
+        """The list of sites has changed.
+
+        What is stored stays: it may be committed. (Quorums of lists that differ by one site at a time have
+        a site in common; larger changes want a quiet moment.) What is promised holds for the list it was
+        promised under: by another one the same number belongs to another coordinator, whose proposal could
+        not be told from the first one's by its number.
+        """
+        self.electorate = electorate

@@ -1,0 +1,144 @@
+"""Whose turn it is to coordinate a round, as seen from here.
+
+A wrong view costs time, never agreement.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gossipseg.core.context import Context
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.types import MemberState, Phase, Site
+
+JITTER = 0.25
+"""Patience differs by up to this share, so that two sites seldom lose it together."""
+
+
+HEARD_SHARE = 0.5
+"""Of a site that was heard of within this share of the patience a suspicion alone is not believed: it may
+only be late with its pings, and an attempt that is far on would be lost."""
+
+
+class Turns:
+    """The attempt that this site expects to see led now."""
+
+    def __init__(
+        self, ctx: Context, params: RoundsParams, membership: Membership, acceptor: Acceptor
+    ) -> None:
+        self._ctx, self._params, self._membership, self._acceptor = ctx, params, membership, acceptor
+        self._round = acceptor.round
+        self._floor = 0
+        self._met_by = math.inf
+        """Sites that have not been met by then count as absent."""
+        self.current: int | None = None
+        """None: nobody can lead, as far as is known."""
+        self._quiet_at = math.inf
+        self._waiting = False
+        self._heard: tuple[int, float] | None = None
+        """(attempt, when) its coordinator was last heard of as such."""
+
+    def start(self) -> None:
+        self._met_by = self._ctx.now + self._params.patience_s
+
+    @property
+    def coordinator(self) -> Site | None:
+        if self.current is None:
+            return None
+        return self._acceptor.electorate.coordinator(self._round, self.current)
+
+    def objection(self, site: Site) -> str:
+        """Why another site cannot lead now; "" if it can."""
+        member = self._membership.members.get(site)
+        if member is None:
+            return "unlisted"
+        if member.state is MemberState.UNSEEN:
+            return "" if self._ctx.now < self._met_by else "unseen"
+        if member.state is not MemberState.ALIVE:
+            return member.state.value
+        if member.refused:
+            return "contract_mismatch"
+        if member.quarantined:
+            return "quarantined"
+        if member.info is not None and member.info.phase is not Phase.TRAINING:
+            return member.info.phase.value
+        return ""
+
+    def heard(self, attempt: int) -> None:
+        """Its coordinator is at work on it."""
+        self._heard = (attempt, self._ctx.now)
+        if self.current is None or self.current <= attempt:
+            self.progress()
+
+    def progress(self) -> None:
+        """The current attempt is given the whole patience."""
+        share = 1 + JITTER * self._ctx.rng.random()
+        self._quiet_at = self._ctx.now + share * self._params.patience_s
+
+    def settle(self, *, mine: str, waiting: bool) -> None:
+        """`mine`: why this site itself cannot lead; `waiting`: it has delivered all it can, and leads not."""
+        if self._round != self._acceptor.round:
+            self._round, self._floor, self.current, self._heard = self._acceptor.round, 0, None, None
+        if waiting and not self._waiting:
+            self.progress()
+        self._waiting = waiting
+        if self.current is not None and waiting and self._ctx.now >= self._quiet_at:
+            self.pass_on(self.current, "silent")
+        current = self._first(mine)
+        if current == self.current:
+            return
+        passed = self.coordinator
+        if current is not None and self.current is not None and current > self.current and waiting:
+            assert passed is not None
+            why = mine if passed == self._ctx.site else self.objection(passed)
+            self._note(passed, self.current, why or "later_attempt")
+        self.current = current
+        self.progress()
+
+    def pass_on(self, attempt: int, reason: str) -> None:
+        """The attempt has come to nothing: a later one's turn."""
+        site = self._acceptor.electorate.coordinator(self._round, attempt)
+        self._note(site, attempt, reason)
+        self._floor, self.current = max(self._floor, attempt + 1), None
+
+    def restarted(self, site: Site) -> None:
+        """A site has begun a new life: what it led in the last one is over."""
+        if self.current is not None and self.current == self._acceptor.promised and site == self.coordinator:
+            self.pass_on(self.current, "restarted")
+
+    def next_deadline(self) -> float:
+        if self.current is None or not self._waiting:
+            return math.inf
+        believed = self._heard_until(self.current)
+        return min(self._quiet_at, believed) if believed > self._ctx.now else self._quiet_at
+
+    def _heard_until(self, attempt: int) -> float:
+        """Until when a suspicion of its coordinator is not believed."""
+        if self._heard is None or self._heard[0] != attempt:
+            return -math.inf
+        return self._heard[1] + HEARD_SHARE * self._params.patience_s
+
+    def _first(self, mine: str) -> int | None:
+        """The first attempt, from the floor on, whose coordinator can lead it.
+
+        (All sites and one more: the floor may be this site's own, promised in an earlier life.)
+        """
+        promised, electorate = self._acceptor.promised, self._acceptor.electorate
+        floor = max(self._floor, self._acceptor.barred + 1)
+        for attempt in range(floor, floor + len(electorate.sites) + 1):
+            site = electorate.coordinator(self._round, attempt)
+            if site == self._ctx.site:
+                if not mine and attempt > promised:
+                    return attempt
+            elif self.objection(site) in ("", self._doubted(attempt)):
+                return attempt
+        return None
+
+    def _doubted(self, attempt: int) -> str:
+        """The objection that does not count against its coordinator now."""
+        return MemberState.SUSPECT.value if self._ctx.now < self._heard_until(attempt) else ""
+
+    def _note(self, site: Site, attempt: int, reason: str) -> None:
+        self._ctx.note("round_passed", site, reason, round=self._round, attempt=attempt)

@@ -1,0 +1,344 @@
+"""One attempt at a round, as its coordinator leads it: ask, gather, let combine, have stored, commit.
+
+"Paxos Made Simple" (Lamport 2001): phase 1 is Prepare, phase 2 is Accept. The coordinator may choose the
+value only where its quorum of promises reports none; then it gathers the updates and has them combined.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from gossipseg.core import events, messages
+from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.effects import Aggregate
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.progress_report import told_by
+from gossipseg.core.rounds.rows import Row
+from gossipseg.core.rounds.stages import OVER, TRANSITIONS, Evidence, Stage
+from gossipseg.core.rounds.transfers import Fetcher, Serving, Want
+from gossipseg.core.rounds.update_collection import Gathering, Shelf
+from gossipseg.core.types import ModelRef, Phase, Proposal, Site, Tally
+
+HEARTBEAT_SHARE = 0.25
+"""A site that has done its part hears from the coordinator this often, in units of the patience."""
+POLLED_SITES = 32
+"""In a larger federation each site is asked less often, so that the coordinator's messages stay few."""
+
+
+class Shop(Shelf, Protocol):
+    """What an attempt needs of this site."""
+
+    def worker_free(self) -> bool:
+        """It may combine updates now."""
+        ...
+
+    def aggregate(self, effect: Aggregate) -> None:
+        """Let the worker do so."""
+        ...
+
+    def learn(self, proposal: Proposal, frm: Site) -> None:
+        """A site knows this one to be committed."""
+        ...
+
+
+@dataclass(slots=True)
+class Attempt:
+    """An attempt that this site leads. `settle` is called after every event; see the module docstring."""
+
+    ctx: Context
+    params: RoundsParams
+    membership: Membership
+    acceptor: Acceptor
+    fetcher: Fetcher
+    serving: Serving
+    shop: Shop
+    round: int
+    attempt: int
+    stage: Stage = Stage.ASKING
+    reason: str = ""
+    """Why it was given up."""
+    rows: dict[Site, Row] = field(default_factory=dict)
+    gathering: Gathering = field(init=False)
+    proposal: Proposal | None = None
+    progress_at: float = 0.0
+    began_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        now = self.ctx.now
+        self.began_at = self.progress_at = now
+        others = (s for s in self.acceptor.electorate.sites if s != self.ctx.site)
+        self.rows = {site: Row(site, ask_at=now) for site in others}
+        self.gathering = Gathering(
+            self.ctx,
+            self.params,
+            self.membership,
+            self.acceptor,
+            self.fetcher,
+            self.shop,
+            self.round,
+            self.attempt,
+            self.rows,
+            began_at=now,
+            progress=self._progress,
+        )
+
+    @property
+    def over(self) -> bool:
+        return self.stage in OVER
+
+    @property
+    def kept(self) -> list[ModelRef]:
+        """Files that must not go."""
+        models = [model for _, model in self.gathering.chosen]
+        models += [r.delivered for r in self.rows.values() if r.delivered is not None]
+        return models + ([self.proposal.model] if self.proposal is not None else [])
+
+    def settle(self) -> None:
+        """Do what is due."""
+        if self.over:
+            return
+        if reason := self._hopeless():
+            self.give_up(reason)
+            return
+        if self.stage in (Stage.ASKING, Stage.GATHERING):
+            self._weigh_promises()
+        if self.stage is Stage.GATHERING and self.gathering.settle() and self.shop.worker_free():
+            self._move(Evidence.COMPLETE)
+            self.shop.aggregate(self.gathering.close())
+        if self.stage is Stage.STORING:
+            self._count_stores()
+        if not self.over:
+            self._ask()
+
+    def give_up(self, reason: str) -> None:
+        self.reason = reason
+        self._move(Evidence.GIVE_UP)
+
+    def _move(self, evidence: Evidence) -> None:
+        self.stage = TRANSITIONS[self.stage, evidence]
+        self._progress()
+
+    def _progress(self) -> None:
+        """It gets the whole patience again."""
+        self.progress_at = self.ctx.now
+
+    # -------------------------------------------------------------- whether it can come to anything
+
+    def _hopeless(self) -> str:
+        """Why this attempt is to be given up; "" while there is hope."""
+        electorate, phase = self.acceptor.electorate, self.ctx.info.phase
+        if self.acceptor.round != self.round:
+            return "already_committed"
+        if self.acceptor.promised != self.attempt:
+            return "later_attempt"
+        refusals = [r.refused for r in self.rows.values() if r.refused]
+        if len(electorate.sites) - len(refusals) < electorate.votes:
+            return refusals[0]
+        needs_worker = self.stage in (Stage.ASKING, Stage.GATHERING, Stage.AGGREGATING)
+        if needs_worker and phase is not Phase.TRAINING:
+            return phase.value
+        if self._over_patience(self.began_at) and self._lately_agreed() + 1 < electorate.votes:
+            return "no_quorum"
+        if self._at_work():
+            self._progress()
+        return self._why_stuck() if self._over_patience(self.progress_at) else ""
+
+    def _over_patience(self, since: float) -> bool:
+        """(The same sum as in next_deadline: a difference may round to the other side of it.)"""
+        return self.ctx.now >= since + self.params.patience_s
+
+    def _lately_agreed(self) -> int:
+        return sum(1 for r in self.rows.values() if not self._over_patience(r.agreed_at))
+
+    def _at_work(self) -> bool:
+        """Something is under way that will change what is known here."""
+        if self.stage is Stage.AGGREGATING:
+            return True
+        if self.stage is Stage.STORING:
+            assert self.proposal is not None
+            return any(self.serving.to(s, self.proposal.model.hash) for s in self.rows)
+        if self.stage is Stage.RECOVERING:
+            return any(self.fetcher.streaming(w) for w in self.fetcher.wants)
+        return self.stage is Stage.GATHERING and self.gathering.hopeful
+
+    def _why_stuck(self) -> str:
+        return {
+            Stage.ASKING: "no_quorum",
+            Stage.GATHERING: "too_few_updates",
+            Stage.RECOVERING: "not_found",
+        }.get(self.stage, "not_stored")
+
+    def tally(self) -> Tally:
+        """Who has delivered, who is left out, and how long the others still have."""
+        proposal = self.proposal
+        return told_by(proposal) if proposal is not None else self.gathering.tally()
+
+    # -------------------------------------------------------------- asking
+
+    def _ask(self) -> None:
+        """Prepare until there is something to store, then Accept; again and again, as a sign of life."""
+        due = [r for r in self.rows.values() if not r.asking and self.ctx.now >= r.ask_at]
+        if not due:
+            return
+        body = self._question()
+        for row in due:
+            row.asking = True
+            self.ctx.request(row.site, body, self.params.request_timeout_s, self._on_answer, (self, row))
+
+    def _question(self) -> messages.Request:
+        run, sites = self.acceptor.run, self.acceptor.electorate.key
+        if self.stage is not Stage.STORING:
+            return messages.Prepare(run, sites, self.round, self.attempt, self.tally())
+        assert self.proposal is not None
+        return messages.Accept(run, sites, self.proposal)
+
+    def next_deadline(self) -> float:
+        if self.over:
+            return math.inf
+        due = min((r.ask_at for r in self.rows.values() if not r.asking), default=math.inf)
+        deadline = self.gathering.deadline
+        waiting = self.stage is Stage.GATHERING and deadline > self.ctx.now
+        return min(due, self.progress_at + self.params.patience_s, deadline if waiting else math.inf)
+
+    def _pause_s(self, row: Row) -> float:
+        patience_s, poll_s = self.params.patience_s, self.params.poll_interval_s
+        member = self.membership.members.get(row.site)
+        if row.refused or member is None or not member.live:
+            return patience_s
+        if row.stored or (self.stage is not Stage.STORING and row.delivered is not None):
+            return max(poll_s, HEARTBEAT_SHARE * patience_s)
+        return min(poll_s * max(1.0, len(self.rows) / POLLED_SITES), HEARTBEAT_SHARE * patience_s)
+
+    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+        attempt, row = call.about
+        assert attempt is self
+        row.asking = False
+        row.ask_at = self.ctx.now + self._pause_s(row)
+        if self.over:
+            return
+        if not isinstance(outcome, events.RequestFailed):
+            row.heard_at = self.ctx.now
+        if isinstance(outcome, messages.PrepareReply):
+            self._on_prepared(row, outcome)
+        elif isinstance(outcome, messages.AcceptReply):
+            self._on_accepted(row, outcome)
+        if isinstance(outcome, messages.PrepareReply) and self.stage is Stage.STORING:
+            row.ask_at = self.ctx.now  # it was asked in the stage before
+
+    def _on_prepared(self, row: Row, reply: messages.PrepareReply) -> None:
+        if not reply.promise:
+            self._refused(row, reply.reason, reply.committed)
+            return
+        if reply.accepted is not None and (fault := self._odd(reply.accepted)):
+            self.ctx.refused(row.site, fault, reply.accepted.model)
+            self._refused(row, fault, None)  # its promise does not count: then passing over the model is safe
+            return
+        row.agreed_at = self.ctx.now
+        if not row.promised:
+            self._progress()
+        row.promised, row.accepted, row.refused = True, reply.accepted, ""
+        row.update, row.waiting_for = reply.update, reply.waiting_for
+
+    def _odd(self, accepted: Proposal) -> str:
+        """Why a site of good faith cannot have stored it for this round, or why it may not come here."""
+        if accepted.round != self.round or accepted.attempt >= self.attempt:
+            return "other_model"
+        return self.acceptor.fault(accepted)
+
+    def _on_accepted(self, row: Row, reply: messages.AcceptReply) -> None:
+        if reply.verdict == "reject":
+            self._refused(row, reply.reason, reply.committed)
+            return
+        row.agreed_at = self.ctx.now
+        if reply.verdict == "stored" and not row.stored:
+            row.stored, row.promised = True, True
+            self._progress()
+
+    def _refused(self, row: Row, reason: str, committed: Proposal | None) -> None:
+        if committed is not None:
+            self.shop.learn(committed, row.site)
+        if reason in ("behind", "not_ready"):
+            row.waiting_for = reason  # it will catch up
+        elif reason != "already_committed":
+            row.refused = reason or "reject"
+
+    # -------------------------------------------------------------- phase 1: promises, and what they report
+
+    def _weigh_promises(self) -> None:
+        promised = [r for r in self.rows.values() if r.promised and not r.refused]
+        if len(promised) + 1 < self.acceptor.electorate.votes:
+            return
+        own = self.acceptor.accepted
+        reported = [(r.accepted, r.site) for r in promised if r.accepted is not None]
+        reported += [(own, self.ctx.site)] if own is not None else []
+        if not reported:
+            if self.stage is Stage.ASKING:
+                self._move(Evidence.PROMISED)
+            return
+        newest = max((proposal for proposal, _ in reported), key=lambda p: p.attempt)
+        self._move(Evidence.REPORTED)
+        self.proposal = replace(newest, attempt=self.attempt)
+        if self.acceptor.holds(newest.model.hash):
+            self._propose(Evidence.FOUND)
+            return
+        sources = [site for proposal, site in reported if proposal.model.hash == newest.model.hash]
+        self.fetcher.want(newest.model, self.round, newest.attempt, sources, self._on_found)
+
+    def _on_found(self, want: Want, reason: str) -> None:
+        if self.stage is not Stage.RECOVERING:
+            return
+        if reason:
+            self.give_up("not_found")
+        else:
+            self._propose(Evidence.FOUND)
+
+    # -------------------------------------------------------------- what the worker made
+
+    def on_aggregated(self, event: events.Aggregated) -> None:
+        """The worker is done. The model must still be of a quorum's updates."""
+        if self.stage is not Stage.AGGREGATING:
+            return
+        contributors = tuple(sorted(event.contributors))
+        self.gathering.refuse(event.refused)
+        absent = self.gathering.absent(contributors)
+        model = replace(event.model, kind="global", round=self.round)
+        model = self.acceptor.notary.sign(model, run=self.acceptor.run, attempt=self.attempt)
+        proposal = Proposal(self.round, self.attempt, model, contributors, absent)
+        if reason := self.acceptor.fault(proposal) or self.acceptor.electorate.fault(proposal):
+            self.give_up(reason)
+            return
+        self.proposal = proposal
+        self._propose(Evidence.MADE)
+
+    def on_failed(self, event: events.AggregationFailed) -> None:
+        """The worker could make nothing of them."""
+        if self.stage is Stage.AGGREGATING:
+            self.gathering.refuse(event.refused)
+            self.give_up(event.reason or "aggregation_failed")
+
+    # -------------------------------------------------------------- phase 2
+
+    def _propose(self, evidence: Evidence) -> None:
+        """Store it here first, then ask the others to."""
+        assert self.proposal is not None
+        if not self.acceptor.store(self.proposal):
+            self.give_up("later_attempt")
+            return
+        self._move(evidence)
+        for row in self.rows.values():
+            row.ask_at = self.ctx.now
+
+    def _count_stores(self) -> None:
+        stored = 1 + sum(1 for r in self.rows.values() if r.stored)
+        if stored >= self.acceptor.electorate.votes:
+            self._move(Evidence.STORED)
+
+    def transferred(self, to: Site) -> None:
+        """A file has gone over to a site: it may have stored it now."""
+        row = self.rows.get(to)
+        if row is not None and self.stage is Stage.STORING:
+            row.ask_at = self.ctx.now

@@ -1,0 +1,209 @@
+"""What this site trains for the rounds: from which model, with which export, and when it waits no longer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from gossipseg.core import events
+from gossipseg.core.budget import Budget
+from gossipseg.core.context import Context
+from gossipseg.core.effects import StartRound
+from gossipseg.core.membership.member import Member
+from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.catch_up import Commons
+from gossipseg.core.types import ModelRef, Phase, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The round that the worker is in."""
+
+    towards: int
+    """The federation round whose update it makes."""
+    order: StartRound
+
+
+class Plan:
+    """The last round that all train together is combined too, and a site finishes when that is here. With
+    every_rounds, those left over at the end are trained without exchange."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        params: RoundsParams,
+        acceptor: Acceptor,
+        commons: Commons,
+        *,
+        budget: Budget,
+        every_rounds: int,
+        finetune_rounds: int,
+    ) -> None:
+        self._ctx, self._params, self._acceptor, self._commons = ctx, params, acceptor, commons
+        self._budget, self._every, self._finetune = budget, every_rounds, finetune_rounds
+        self._last_common = budget.last_common(every_rounds, finetune_rounds)
+        self.running: Running | None = None
+        self._last_global: str | None = None
+        self._met: set[Site] = set()
+        self._done: set[Site] = set()
+        """Sites that will contribute no more, unless they are heard to train again."""
+        self._meet_until = math.inf
+        self._alone_at = math.inf
+        self._caught_up_by = math.inf
+        self._heard_at = -math.inf
+
+    # -------------------------------------------------------------- what there is
+
+    @property
+    def update(self) -> ModelRef | None:
+        """This site's update for the round it works towards."""
+        record = self._acceptor.record
+        return record.update if record.update_round == self._acceptor.round else None
+
+    @property
+    def hopeless(self) -> bool:
+        """No quorum can contribute any more."""
+        sites, quorum = self._acceptor.electorate.sites, self._acceptor.electorate.quorum
+        return len(set(sites) - self._done) < quorum
+
+    @property
+    def missed(self) -> str:
+        """Why the common model that this site's update goes into is not here; "" if it is."""
+        if self.update is None:
+            return ""
+        return "too_few_sites" if self.hopeless else "no_common_model"
+
+    @property
+    def waiting(self) -> bool:
+        """This site's update is to come into a common model, or one is to be had that it may be in."""
+        if self.update is None:
+            return False
+        return self._catching_up() or not (self.hopeless or self._ctx.now >= self._alone_at)
+
+    @property
+    def _last_together(self) -> float:
+        """The last own round that is not trained alone."""
+        return self._budget.last - self._finetune
+
+    def _exported(self, round: int) -> bool:
+        """Whether an update of that own round could be combined."""
+        return round <= self._last_together and self._acceptor.round <= self._last_common
+
+    @property
+    def ending(self) -> bool:
+        """It trains its last rounds, from which no update comes."""
+        next = self.running.order.round if self.running else self._ctx.info.round + 1
+        if self.update is not None and self.running is None:
+            return False
+        return not self._exported(max(next, self._acceptor.record.base_round + self._every))
+
+    # -------------------------------------------------------------- what happens
+
+    def on_change(self, member: Member) -> None:
+        info = member.info
+        if info is None:
+            return
+        self._met.add(member.site)
+        if info.phase in (Phase.FINISHED, Phase.ENDING, Phase.FAILED):
+            self._done.add(member.site)
+        elif info.phase in (Phase.TRAINING, Phase.PAUSED):
+            self._done.discard(member.site)
+
+    def ready(self, last_global: str | None) -> None:
+        """The worker is up, with weights that were last taken from that common model."""
+        now = self._ctx.now
+        self._last_global, self.running = last_global, None
+        if self.update is not None and self.update.manifest is None:  # of an older version
+            update = replace(self.update, round=self._acceptor.round)
+            self._keep(self._acceptor.notary.sign(update, run=self._acceptor.run))
+        if self._meet_until == math.inf:
+            self._meet_until = now + self._params.request_timeout_s
+        if self.update is not None and self._alone_at == math.inf:
+            self._alone_at = now + self._params.alone_after_s
+
+    def lost(self) -> None:
+        self.running = None
+
+    def heard(self) -> None:
+        """An attempt at this round is under way."""
+        self._heard_at = self._ctx.now
+
+    def round_over(self, event: events.RoundFinished) -> None:
+        """Keep the update. (The caller persists before anything is said of it.)"""
+        running, self.running = self.running, None
+        if running is None:
+            return
+        if running.order.start_from is not None:
+            self._last_global = running.order.start_from.hash
+        if running.towards != self._acceptor.round:
+            return  # that round was committed meanwhile
+        now, wait_s = self._ctx.now, self._params.alone_after_s
+        if self.update is None or now - self._heard_at < wait_s:
+            self._alone_at = now + wait_s
+        if event.export is not None:
+            update = replace(event.export, kind="update", round=running.towards)
+            self._keep(self._acceptor.notary.sign(update, run=self._acceptor.run))
+
+    def _keep(self, update: ModelRef) -> None:
+        self._acceptor.record = replace(self._acceptor.record, update_round=update.round, update=update)
+
+    def committed(self) -> None:
+        """There is a new common model to go on from."""
+        self._alone_at = self._caught_up_by = math.inf
+
+    # -------------------------------------------------------------- what is next
+
+    def next_round(self, round: int, *, hold: bool) -> StartRound | None:
+        """The worker's next order; None: wait. `hold`: the worker is about to combine updates."""
+        if not self._acceptor.run or not self._joined() or self._catching_up():
+            return None
+        committed = self._acceptor.record.committed
+        common = committed.model if committed is not None else None
+        if self.update is not None and (hold or self.waiting):
+            return None  # also fine-tuning begins with the common model that this update goes into
+        start = common if common is not None and self._takes(common, round) else None
+        settling_in = start is not None and start.round > 1 and self._last_global is None
+        if start is not None:
+            self._budget.begin_at(start.round * self._every + 1, round)
+            self._acceptor.change(base_round=round - 1)
+        if round > self._last_together:
+            order = StartRound(round, None, False, start, settling_in, True)
+        elif self.update is not None:
+            self._ctx.note("round_alone", None, self.missed, round=self._acceptor.round, own_round=round)
+            if not self.hopeless:  # the federation stands where it is, and this site with it
+                self._budget.begin_at(self._acceptor.round * self._every, round)
+            order = StartRound(round, None, self._exported(round) and not self.hopeless)
+        else:
+            enough = round - self._acceptor.record.base_round >= self._every
+            export = enough and self._exported(round) and not self.hopeless
+            order = StartRound(round, None, export, start, settling_in)
+        order = replace(order, ahead=self._budget.ahead)
+        self.running = Running(self._acceptor.round, order)
+        return order
+
+    def _takes(self, common: ModelRef, round: int) -> bool:
+        """Whether that own round begins with it: it is new here, and fine-tuning has not begun."""
+        if common.hash == self._last_global or round > self._last_together + 1:
+            return False
+        return self.update is None or round > self._last_together
+
+    def next_deadline(self) -> float:
+        now = self._ctx.now
+        return min(
+            (t for t in (self._meet_until, self._alone_at, self._caught_up_by) if t > now), default=math.inf
+        )
+
+    def _joined(self) -> bool:
+        """So many sites are met that one of them knows the newest common model; or none came."""
+        enough = len(self._met) + 1 >= self._acceptor.electorate.votes
+        return enough or self._ctx.now >= self._meet_until
+
+    def _catching_up(self) -> bool:
+        """A newer common model is to be had: better wait for it than train from an old one."""
+        if not self._commons.behind:
+            self._caught_up_by = math.inf
+            return False
+        if self._caught_up_by == math.inf:
+            self._caught_up_by = self._ctx.now + self._params.alone_after_s
+        return self._ctx.now < self._caught_up_by

@@ -1,0 +1,400 @@
+"""Rounds under a rotating coordinator (docs/design/why-consensus.md).
+
+A site trains from the last committed common model, keeps its update, and waits for the next one. Every
+handler only changes what is known; `settle`, called after each event, does what follows from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from gossipseg.core import events, messages
+from gossipseg.core.budget import Budget
+from gossipseg.core.context import Context
+from gossipseg.core.effects import Aggregate, RoundsRecord, StartRound
+from gossipseg.core.manifests import Notary
+from gossipseg.core.membership.member import Member
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.catch_up import Commons
+from gossipseg.core.rounds.leader_rotation import Turns
+from gossipseg.core.rounds.participant import Answers
+from gossipseg.core.rounds.progress_report import Told
+from gossipseg.core.rounds.proposer import Attempt
+from gossipseg.core.rounds.quorum import Electorate, run_of
+from gossipseg.core.rounds.round_schedule import Plan
+from gossipseg.core.rounds.stages import Stage
+from gossipseg.core.rounds.status import RoundsView, view_of
+from gossipseg.core.rounds.transfers import Fetcher, Serving
+from gossipseg.core.types import ModelRef, Phase, Proposal, Site, Tally
+
+REFUSED = "refused_"
+"""Begins the reason of a site whose update did not pass the worker's checks."""
+
+
+class Worker(Protocol):
+    """What the rounds need of training.py."""
+
+    @property
+    def free(self) -> bool:
+        """The worker is up and has nothing to do."""
+        ...
+
+    def aggregate(self, effect: Aggregate) -> None: ...
+
+    def resume(self) -> None:
+        """Start the next round if the worker is idle and the plan has one; say the phase."""
+        ...
+
+
+class Rounds:
+    """One site's part in the rounds under a rotating coordinator."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        params: RoundsParams,
+        membership: Membership,
+        *,
+        budget: Budget,
+        every_rounds: int,
+        finetune_rounds: int,
+        max_model_bytes: int,
+        record: RoundsRecord | None,
+        notary: Notary,
+    ) -> None:
+        self._ctx, self._params, self._membership = ctx, params, membership
+        self._every_rounds = every_rounds
+        self.worker: Worker
+        """Set by parts.py."""
+        electorate = Electorate.of((ctx.site, *membership.members), params.quorum)
+        self.acceptor = Acceptor(
+            ctx,
+            electorate,
+            record or RoundsRecord(),
+            notary,
+            max_model_bytes=max_model_bytes,
+            patience_s=params.patience_s,
+            last_round=budget.last_common(every_rounds, finetune_rounds),
+        )
+        self.fetcher = Fetcher(ctx, params, self.acceptor)
+        self.serving = Serving(ctx, params)
+        self.commons = Commons(ctx, params, membership, self.acceptor, self.fetcher, self._commit)
+        self.turns = Turns(ctx, params, membership, self.acceptor)
+        self.told = Told(ctx, params.deadline_s)
+        self.plan = Plan(
+            ctx,
+            params,
+            self.acceptor,
+            self.commons,
+            budget=budget,
+            every_rounds=every_rounds,
+            finetune_rounds=finetune_rounds,
+        )
+        self.attempt: Attempt | None = None
+        """Led by this site."""
+        self.making: Aggregate | None = None
+        """What the worker combines now, for whichever attempt."""
+        self.collected: dict[Site, ModelRef] = {}
+        self.condemned: set[str] = set()
+        self._counted_from: int | None = None
+        """This site's own rounds at the last common model, or when its worker first came up."""
+        self._rest_until = -math.inf
+        self._in_vain = 0
+        """Attempts at this round that this site has led."""
+        self._answers = Answers(
+            ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of, membership.quarantined
+        )
+        ctx.say(committed=self.acceptor.committed)
+
+    @property
+    def members(self) -> Iterable[Site]:
+        """The other listed sites."""
+        return self._membership.members
+
+    @property
+    def limit(self) -> int:
+        """Files on their way out at once, and updates on their way here."""
+        return self._params.max_parallel_transfers
+
+    # -------------------------------------------------------------- what happens to this site
+
+    def start(self) -> None:
+        self.turns.start()
+
+    def on_change(self, member: Member, ended: bool) -> None:
+        """Something about a member changed; `ended`: the life known so far is over."""
+        self.plan.on_change(member)
+        if ended:
+            self.turns.restarted(member.site)
+            self.commons.forget(member.site)
+
+    def shun(self, site: Site) -> None:
+        """It is quarantined."""
+        self.fetcher.shun(site)
+
+    def set_sites(self, sites: Iterable[Site]) -> None:
+        """The list was reloaded: `sites` are the others."""
+        electorate = Electorate.of((self._ctx.site, *sites), self._params.quorum)
+        if electorate == self.acceptor.electorate:
+            return  # addresses or keys
+        self.acceptor.relist(electorate)
+        self.commons.offered = None  # its coordinator asked by the old list
+        if self.attempt is not None:
+            self._end("sites_changed")
+
+    def ready(self, event: events.WorkerReady) -> None:
+        """The worker is up, the contract known. (The caller persists.)"""
+        self.acceptor.begin(run_of(self._ctx.federation, self._ctx.info.contract))
+        self.making = None
+        self.plan.ready(event.last_global)
+
+    def lost(self) -> None:
+        """The worker died: what it did is lost."""
+        self.plan.lost()
+        self.making = None
+        if self.attempt is not None and self.attempt.stage is Stage.AGGREGATING:
+            self._end("worker_lost")
+
+    def leave(self) -> None:
+        if self.attempt is not None:
+            self._end("leaving")
+        self.fetcher.drop(lambda want: False)
+
+    def on_aggregated(self, event: events.Aggregated | events.AggregationFailed) -> bool:
+        """False: nothing of the kind was asked for."""
+        making, self.making = self.making, None
+        if making is None or (making.round, making.attempt) != (event.round, event.attempt):
+            return False
+        attempt = self.attempt
+        if attempt is not None and (attempt.round, attempt.attempt) == (event.round, event.attempt):
+            if isinstance(event, events.Aggregated):
+                attempt.on_aggregated(event)
+            else:
+                attempt.on_failed(event)
+        return True
+
+    def on_transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
+        """False: it is none of a round's."""
+        transfer = self.serving.ended(event)
+        if transfer is not None and self.attempt is not None:
+            self.attempt.transferred(transfer.to)
+        return transfer is not None
+
+    # -------------------------------------------------------------- what follows from it
+
+    def settle(self) -> None:
+        """Do whatever is due now, until nothing is."""
+        for _ in range(8):
+            before = self._mark()
+            self._settle_once()
+            if self._mark() == before:
+                return
+
+    def _mark(self) -> tuple[object, ...]:
+        attempt = self.attempt
+        stage = (attempt.attempt, attempt.stage) if attempt is not None else None
+        return self.acceptor.record, stage, self.turns.current, self.worker.free, len(self.fetcher.wants)
+
+    def _settle_once(self) -> None:
+        self.commons.settle()
+        self._lead()
+        self.fetcher.drop(self._still_wanted)
+        self.fetcher.settle()
+        self.worker.resume()
+
+    def _still_wanted(self, want: Any) -> bool:
+        attempt = self.attempt
+        if want.model.kind == "update":
+            return attempt is not None and attempt.round == want.round
+        recovering = attempt is not None and attempt.stage is Stage.RECOVERING
+        return self.commons.wanted(want.model.hash) or (recovering and want.round == self.acceptor.round)
+
+    def _lead(self) -> None:
+        attempt = self.attempt
+        if attempt is not None:
+            attempt.settle()
+            if attempt.stage is Stage.COMMITTED:
+                assert attempt.proposal is not None
+                self.attempt = None
+                self._commit(attempt.proposal)
+                self.commons.announce(attempt.proposal)
+            elif attempt.over:
+                self._end(attempt.reason)
+        able = self.plan.update is not None and self._ctx.info.phase is Phase.TRAINING
+        waiting = able and self.attempt is None and not self.commons.behind and self.quorum_in_sight()
+        self.turns.settle(mine=self._why_not_me(), waiting=waiting)
+        mine = self.turns.coordinator == self._ctx.site
+        if mine and waiting and self._ctx.now >= self._rest_until:
+            self._begin()
+
+    def _why_not_me(self) -> str:
+        if self._ctx.info.phase is not Phase.TRAINING:
+            return self._ctx.info.phase.value
+        return "" if self.acceptor.run and self.attempt is None else "leading"
+
+    def quorum_in_sight(self) -> bool:
+        there = sum(1 for s in self._membership.members if not self.turns.objection(s) or self._votes(s))
+        return there + 1 >= self.acceptor.electorate.votes
+
+    def out_of_sight(self) -> list[tuple[Site, str]]:
+        """The other sites that cannot lead or contribute, and cannot store either, and why."""
+        found = ((s, self.turns.objection(s)) for s in self._membership.members if not self._votes(s))
+        return [(site, objection) for site, objection in found if objection]
+
+    def count_from_here(self) -> None:
+        """The worker is up: own rounds without a common model are counted, if they are not already."""
+        if self._counted_from is None:
+            self._counted_from = self._ctx.info.round
+
+    @property
+    def own_rounds_since_commit(self) -> int | None:
+        """In units of the own rounds between two common models; None: the worker has not been up."""
+        if self._counted_from is None:
+            return None
+        return (self._ctx.info.round - self._counted_from) // self._every_rounds
+
+    def _votes(self, site: Site) -> bool:
+        """It may be unable to lead, or to contribute, and yet store."""
+        return site in self._membership.alive and not self._membership.members[site].refused
+
+    def _begin(self) -> None:
+        round, number = self.acceptor.round, self.turns.current
+        assert number is not None and number > self.acceptor.promised
+        self.acceptor.promise(number)
+        self._ctx.note("round_led", None, "", round=round, attempt=number)
+        self.attempt = Attempt(
+            self._ctx,
+            self._params,
+            self._membership,
+            self.acceptor,
+            self.fetcher,
+            self.serving,
+            self,
+            round,
+            number,
+        )
+        self.plan.heard()
+        self.attempt.settle()
+
+    def _end(self, reason: str) -> None:
+        """This site's attempt has come to nothing: the next one's turn."""
+        attempt, self.attempt = self.attempt, None
+        assert attempt is not None
+        if not attempt.over:
+            attempt.give_up(reason)
+        if attempt.round != self.acceptor.round:
+            return
+        # Where this site has tried in vain before, the next tries come later and later. (The attempt's number
+        # says less: others may have driven it up.)
+        self._rest_until = self._ctx.now + min(8, self._in_vain) * self._params.patience_s
+        self._in_vain += 1
+        self.turns.pass_on(attempt.attempt, reason)
+
+    def _commit(self, proposal: Proposal) -> None:
+        """A quorum has stored it, and it is here."""
+        coordinator = self.acceptor.electorate.coordinator(proposal.round, proposal.attempt)
+        if not self.acceptor.commit(proposal):
+            return
+        self.plan.committed()
+        self.collected, self.condemned, self._in_vain = {}, set(), 0
+        self._counted_from = self._ctx.info.round
+        self._ctx.note(
+            "round_committed",
+            coordinator,
+            "",
+            round=proposal.round,
+            attempt=proposal.attempt,
+            hash=proposal.model.hash,
+            contributors=list(proposal.contributors),
+            absent=dict(proposal.absent),
+        )
+        refused = dict(proposal.absent).get(self._ctx.site, "")
+        if refused.startswith(REFUSED):
+            self._ctx.note("update_refused", coordinator, refused.removeprefix(REFUSED), round=proposal.round)
+
+    def next_deadline(self) -> float:
+        due = [
+            self.commons.next_deadline(),
+            self.fetcher.next_deadline(),
+            self.turns.next_deadline(),
+            self.plan.next_deadline(),
+        ]
+        if self.attempt is not None:
+            due.append(self.attempt.next_deadline())
+        elif self._rest_until > self._ctx.now:
+            due.append(self._rest_until)
+        return min(due)
+
+    # -------------------------------------------------------------- the worker (coordinator.Shop)
+
+    def worker_free(self) -> bool:
+        return self.worker.free and self.making is None
+
+    def aggregate(self, effect: Aggregate) -> None:
+        self.making = effect
+        self.worker.aggregate(effect)
+
+    def learn(self, proposal: Proposal, frm: Site) -> None:
+        self.commons.learn(proposal, frm)
+
+    def next_round(self, round: int) -> StartRound | None:
+        """The worker's next order, for training.py; None: wait."""
+        return self.plan.next_round(round, hold=self._holding)
+
+    @property
+    def waiting(self) -> bool:
+        """A common model is to come that this site's update may be in."""
+        return self.plan.update is not None and (self._holding or self.plan.waiting)
+
+    @property
+    def _holding(self) -> bool:
+        """The worker is about to combine updates."""
+        attempt = self.attempt
+        return attempt is not None and (
+            attempt.stage is Stage.AGGREGATING
+            or (attempt.stage is Stage.GATHERING and attempt.gathering.enough)
+        )
+
+    # -------------------------------------------------------------- what a coordinator asks
+
+    def on_request(self, frm: Site, token: int, body: messages.Request) -> None:
+        """Prepare, Fetch, Accept or Commit."""
+        self._ctx.respond(token, self._answers.to(frm, body))
+
+    def _heard_of(self, attempt: int, tally: Tally | None) -> None:
+        """Its coordinator is at work on this round's attempt, the latest there is."""
+        self.told.hear(self.acceptor.round, attempt, tally)
+        self.plan.heard()
+        own = self.attempt
+        if own is not None and own.attempt < attempt:
+            self._end("later_attempt")
+        self.turns.heard(attempt)
+
+    # -------------------------------------------------------------- files
+
+    def expects(self, frm: Site, hash: str) -> ModelRef | None:
+        """The file whose stream may come from `frm` now."""
+        return self.fetcher.expected(frm, hash)
+
+    def kept_models(self) -> list[ModelRef]:
+        """Files that the store must not collect."""
+        record, running = self.acceptor.record, self.plan.running
+        models = [p.model for p in (record.committed, record.accepted) if p is not None]
+        models += [record.update] if record.update is not None else []
+        models += list(self.collected.values()) + (self.attempt.kept if self.attempt is not None else [])
+        models += [model for _, model in self.making.updates] if self.making is not None else []
+        models += [t.model for t in self.serving.transfers.values()]
+        models += [w.model for w in self.fetcher.wants.values()]
+        if running is not None and running.order.start_from is not None:
+            models.append(running.order.start_from)
+        return models
+
+    # -------------------------------------------------------------- the view
+
+    def view(self) -> RoundsView:
+        """The round under way."""
+        return view_of(self, self._ctx, self._membership)

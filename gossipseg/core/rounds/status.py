@@ -1,0 +1,151 @@
+"""What a user may see of the round under way. Reads the parts, changes none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gossipseg.core.context import Context
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.stages import Stage
+from gossipseg.core.types import Phase, Proposal, Site, Tally
+
+if TYPE_CHECKING:
+    from gossipseg.core.rounds.rounds import Rounds
+
+
+@dataclass(frozen=True, slots=True)
+class SiteRow:
+    """A listed site's part in the round under way, this site included."""
+
+    site: Site
+    state: str
+    """delivered | fetching | has_update | training | asked | stored | left_out; where another site asks, and
+    has not said that this one has delivered or is left out: coordinator, or the state of a member."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundsView:
+    """The round under way as this site sees it."""
+
+    round: int
+    attempt: int | None
+    """None: nobody can lead."""
+    coordinator: Site | None
+    leading: bool
+    state: str
+    """starting | catching_up | training | waiting | alone | ending | finished | paused | failed, or a
+    leader's stage: asking | recovering | gathering | aggregating | storing."""
+    reason: str
+    """Why, in a word or two; "" where the state says it."""
+    quorum: int
+    deadline_s: float | None
+    """Seconds until sites that have not delivered are left out; None: that clock does not run, or is not
+    known here (`delivered` is None then)."""
+    delivered: tuple[Site, ...] | None
+    """Sites whose updates the coordinator has; None: it has not said so here."""
+    missing: tuple[SiteRow, ...]
+    """The other sites; where `delivered` is None, those that can do nothing as seen from here."""
+    told_s: float | None
+    """So long ago the coordinator has told it; None: this site leads, or was not told."""
+    committed: int
+    rows: tuple[SiteRow, ...]
+    last: Proposal | None
+    """The newest common model known to be committed."""
+
+
+def view_of(rounds: Rounds, ctx: Context, membership: Membership) -> RoundsView:
+    """The round under way as this site sees it."""
+    acceptor, attempt, turns = rounds.acceptor, rounds.attempt, rounds.turns
+    state, reason = _own_state(rounds, ctx)
+    word = rounds.told.of(acceptor.round, turns.current) if attempt is None else None
+    tally = attempt.tally() if attempt is not None else word.tally if word is not None else None
+    told_s = ctx.now - word.at if word is not None else None
+    told = _told(tally)
+    rows = tuple(_row(rounds, ctx, membership, site, told) for site in acceptor.electorate.sites)
+    return RoundsView(
+        round=acceptor.round,
+        attempt=attempt.attempt if attempt is not None else turns.current,
+        coordinator=ctx.site if attempt is not None else turns.coordinator,
+        leading=attempt is not None,
+        state=state,
+        reason=reason,
+        quorum=acceptor.electorate.quorum,
+        deadline_s=_left_s(tally, told_s or 0.0),
+        delivered=tuple(r.site for r in rows if _delivered(told, r)) if told is not None else None,
+        missing=_missing(rows, told),
+        told_s=told_s,
+        committed=acceptor.committed,
+        rows=rows,
+        last=acceptor.record.committed,
+    )
+
+
+def _own_state(rounds: Rounds, ctx: Context) -> tuple[str, str]:
+    """(state, reason) of this site."""
+    phase, running, update = ctx.info.phase, rounds.plan.running, rounds.plan.update
+    if rounds.attempt is not None:
+        delivered = len(rounds.attempt.gathering.updates())
+        return rounds.attempt.stage.value, f"{delivered} delivered"
+    if phase is not Phase.TRAINING:
+        return phase.value, ""
+    if running is not None:
+        return ("alone", "no common model came") if update is not None else ("training", "")
+    if rounds.commons.behind:
+        return "catching_up", f"round {rounds.commons.newest} is committed"
+    if update is None:
+        return "starting", "until other sites have answered"
+    coordinator = rounds.turns.coordinator
+    if coordinator is None or not rounds.quorum_in_sight():
+        return "waiting", "too few sites are there"
+    return "waiting", f"for {coordinator}"
+
+
+def _left_s(tally: Tally | None, age_s: float) -> float | None:
+    """Of the deadline, so long after it was told."""
+    if tally is None or tally.deadline_ms is None:
+        return None
+    return max(0.0, tally.deadline_ms / 1000 - age_s)
+
+
+_Told = Mapping[Site, SiteRow]
+
+
+def _told(tally: Tally | None) -> _Told | None:
+    """The sites that the coordinator speaks of."""
+    if tally is None:
+        return None
+    delivered = {site: SiteRow(site, "delivered") for site in tally.delivered}
+    return delivered | {site: SiteRow(site, "left_out", reason) for site, reason in tally.left_out}
+
+
+def _delivered(told: _Told, row: SiteRow) -> bool:
+    return row.site in told and told[row.site].state == "delivered"
+
+
+def _missing(rows: tuple[SiteRow, ...], told: _Told | None) -> tuple[SiteRow, ...]:
+    """The sites that have not delivered, as far as is known here."""
+    if told is None:
+        return tuple(row for row in rows if row.state == "left_out")
+    return tuple(told.get(row.site, row) for row in rows if not _delivered(told, row))
+
+
+def _row(rounds: Rounds, ctx: Context, membership: Membership, site: Site, told: _Told | None) -> SiteRow:
+    attempt = rounds.attempt
+    if attempt is not None and site != ctx.site:
+        row = attempt.rows[site]
+        stored = row.stored and attempt.stage is Stage.STORING
+        return SiteRow(site, "stored") if stored else SiteRow(site, *attempt.gathering.state_of(row))
+    if told is not None and site in told:
+        return told[site]
+    if site == ctx.site:
+        has_update = rounds.plan.update is not None
+        return SiteRow(site, "has_update" if has_update else _own_state(rounds, ctx)[0])
+    state, objection = membership.members[site].state.value, rounds.turns.objection(site)
+    if told is None and objection:
+        return SiteRow(site, "left_out", objection)
+    if site == rounds.turns.coordinator:
+        return SiteRow(site, "coordinator")
+    return SiteRow(site, state, objection if objection != state else "")

@@ -1,0 +1,170 @@
+"""The updates of a round, as an attempt's coordinator gathers them: who delivers, who is left out and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from gossipseg.core.context import Context
+from gossipseg.core.effects import Aggregate
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.offences import verdict_is_offence
+from gossipseg.core.params import RoundsParams
+from gossipseg.core.rounds.acceptor import Acceptor
+from gossipseg.core.rounds.leader_rotation import HEARD_SHARE
+from gossipseg.core.rounds.progress_report import round_ms
+from gossipseg.core.rounds.rows import COMING, Row, state_of
+from gossipseg.core.rounds.transfers import Fetcher, Want
+from gossipseg.core.types import ModelRef, Site, Tally
+
+MAX_BROKEN = 3
+"""A site whose update could not be fetched so often is left out of the attempt."""
+
+
+class Shelf(Protocol):
+    """What outlives an attempt at a round."""
+
+    collected: dict[Site, ModelRef]
+    """Each site's newest update of this round that is here, also from an earlier attempt."""
+    condemned: set[str]
+    """Hashes of updates of this round that the worker has refused."""
+
+
+@dataclass(slots=True)
+class Gathering:
+    """`progress` is called when an update has come, and when there are enough."""
+
+    ctx: Context
+    params: RoundsParams
+    membership: Membership
+    acceptor: Acceptor
+    fetcher: Fetcher
+    shelf: Shelf
+    round: int
+    attempt: int
+    rows: Mapping[Site, Row]
+    began_at: float
+    progress: Callable[[], None]
+    deadline: float = math.inf
+    """Sites that have not delivered by then are left out; set when a quorum has delivered."""
+    chosen: tuple[tuple[Site, ModelRef], ...] = ()
+    """What the worker combines."""
+    _left_out: dict[Site, str] = field(default_factory=dict)
+
+    # -------------------------------------------------------------- what there is
+
+    def updates(self) -> dict[Site, ModelRef]:
+        """What is here, one for each site, this one's own among them."""
+        record = self.acceptor.record
+        updates = {r.site: r.delivered for r in self.rows.values() if r.delivered is not None}
+        if record.update is not None and record.update_round == self.round:
+            updates[self.ctx.site] = record.update
+        return updates
+
+    @property
+    def enough(self) -> bool:
+        """A quorum has delivered."""
+        return len(self.updates()) >= self.acceptor.electorate.quorum
+
+    @property
+    def hopeful(self) -> bool:
+        """There are enough, or another one will come."""
+        return self.enough or any(state in COMING for state, _ in self._states().values())
+
+    def state_of(self, row: Row) -> tuple[str, str]:
+        """(state, reason) of a site; with a reason it will not deliver."""
+        patience_s, now = self.params.patience_s, self.ctx.now
+        want = self.fetcher.wants.get(row.update.hash) if row.update is not None else None
+        quiet = now >= max(row.heard_at, self.began_at) + patience_s
+        lately = now < row.heard_at + HEARD_SHARE * patience_s
+        fetching = want is not None and want.frm != ""
+        if row.delivered is None and self.membership.quarantined(row.site):
+            return "left_out", "quarantined"
+        member = self.membership.members.get(row.site)
+        return state_of(row, member, fetching=fetching, lately=lately, quiet=quiet)
+
+    def _states(self) -> dict[Site, tuple[str, str]]:
+        return {row.site: self.state_of(row) for row in self.rows.values()}
+
+    def tally(self) -> Tally:
+        """What the other sites are told of it. With the choice made, what comes later changes nothing."""
+        if self.chosen:
+            delivered = tuple(s for s, _ in self.chosen if s not in self._left_out)
+            return Tally(None, delivered, tuple(sorted(self._left_out.items())))
+        left_out = ((s, reason) for s, (_, reason) in self._states().items() if reason)
+        left_ms = round_ms(self.deadline - self.ctx.now) if self.deadline < math.inf else None
+        return Tally(left_ms, tuple(sorted(self.updates())), tuple(sorted(left_out)))
+
+    # -------------------------------------------------------------- gathering
+
+    def settle(self) -> bool:
+        """Fetch what can be had; True: a quorum has delivered, and nobody else is waited for."""
+        for row in self.rows.values():
+            self._fetch(row)
+        enough = self.enough
+        if enough and self.deadline == math.inf:
+            self.deadline = self.ctx.now + self.params.deadline_s
+            self.progress()
+        pending = any(state != "delivered" and not reason for state, reason in self._states().values())
+        return enough and (not pending or self.ctx.now >= self.deadline)
+
+    def close(self) -> Aggregate:
+        """What is here goes to the worker; the other sites are left out."""
+        self.chosen = tuple(sorted(self.updates().items()))
+        states = self._states().items()
+        self._left_out = {s: reason or "late" for s, (state, reason) in states if state != "delivered"}
+        return Aggregate(self.round, self.attempt, self.chosen)
+
+    def _fetch(self, row: Row) -> None:
+        update = row.update
+        if update is None or row.delivered is not None or row.failed or row.refused:
+            return
+        if self.membership.quarantined(row.site):
+            return
+        if reason := self._unfit(row.site, update):
+            row.failed = reason
+            self.ctx.refused(row.site, reason, update)
+        elif (here := self.shelf.collected.get(row.site)) is not None and here.hash == update.hash:
+            row.delivered = here
+        elif update.hash not in self.fetcher.wants:
+            if self.acceptor.notary.accept(update):
+                self.ctx.persist()
+            self.fetcher.want(update, self.round, self.attempt, [row.site], self._on_update, row)
+
+    def _unfit(self, site: Site, update: ModelRef) -> str:
+        """Why a site's update is not fetched; "" if it is."""
+        if update.kind != "update":
+            return "other_model"
+        acceptor = self.acceptor
+        fault = acceptor.notary.fault_of_update(site, update, acceptor.run, self.round)
+        return fault or ("too_large" if acceptor.too_large(update) else "")
+
+    def _on_update(self, want: Want, reason: str) -> None:
+        row: Row = want.about
+        if not reason:
+            self.shelf.collected[row.site] = row.delivered = want.model
+            self.progress()
+            return
+        row.broken += 1
+        row.update, row.ask_at = None, self.ctx.now  # perhaps it has another one by now
+        row.failed = reason if row.broken >= MAX_BROKEN else ""
+
+    # -------------------------------------------------------------- what the worker made of them
+
+    def refuse(self, refused: tuple[tuple[Site, str], ...]) -> None:
+        """The worker could not use these sites' updates."""
+        for site, reason in refused:
+            self._left_out[site] = f"refused_{reason}"[:64]
+            hash = dict(self.chosen)[site].hash if site in dict(self.chosen) else ""
+            if site != self.ctx.site and verdict_is_offence(reason) and hash not in self.shelf.condemned:
+                self.shelf.condemned.add(hash)  # the same update comes again in the next attempt
+                self.ctx.offence(site, reason)
+
+    def absent(self, contributors: tuple[Site, ...]) -> tuple[tuple[Site, str], ...]:
+        """The listed sites that are not in the model, with the reason."""
+        for site, _ in self.chosen:
+            if site not in contributors:
+                self._left_out.setdefault(site, "not_used")
+        return tuple(sorted(self._left_out.items()))

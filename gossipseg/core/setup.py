@@ -1,0 +1,59 @@
+"""What a node is made of: who it is, its settings, its randomness, what its disk remembers.
+
+Values only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal
+
+from gossipseg.core.effects import Snapshot
+from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams, TrustParams
+from gossipseg.core.types import PROTOCOL_MAX, PROTOCOL_MIN, Sign, Site
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All that `NodeState` is given when a daemon starts."""
+
+    site: Site
+    """This one's listed name."""
+    _: KW_ONLY
+    address: str
+    """host:port that it announces."""
+    sites: Mapping[Site, str]
+    """Name → listed address of the others."""
+    federation: str
+    contract: tuple[tuple[str, str], ...]
+    """Sorted (dotted key, JSON value) pairs; the network signature is open until the worker reports it."""
+    membership: MembershipParams
+    gossip: GossipParams
+    exchange: Literal["none", "gossip", "rounds"]
+    rounds: int | None
+    """The training budget in this site's own rounds; None: it trains on."""
+    rng: random.Random
+    sign: Sign
+    federation_rounds: int | None = None
+    """The round at whose end every site has finished; a site finishes at the earlier of the two."""
+    rounds_params: RoundsParams = field(default_factory=RoundsParams)
+    """Like every_rounds and finetune_rounds only for exchange="rounds"."""
+    every_rounds: int = 1
+    """This site's own rounds from one common model to the next."""
+    finetune_rounds: int = 0
+    """Own rounds at the end that are trained alone."""
+    max_model_bytes: int = 2 << 30
+    snapshot: Snapshot = field(default_factory=Snapshot)
+    """What the last life put on disk."""
+    protocol: tuple[int, int] = (PROTOCOL_MIN, PROTOCOL_MAX)
+    trust: TrustParams = field(default_factory=TrustParams)
+    quarantine: QuarantineParams = field(default_factory=QuarantineParams)
+    sequence_floor: int = 0
+    """No manifest gets a number below it; taken from a clock, it keeps a site that has lost its disk from
+    repeating itself."""
+    listed: str = ""
+    """Stands for the list of sites and keys (core.types.listing); "": not known."""
+    strict: bool = False
+    """An event that fits no state raises."""

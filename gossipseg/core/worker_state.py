@@ -1,0 +1,314 @@
+"""Rounds: when the worker runs the next one, with which visitor, and what came of it.
+
+In gossip there is no barrier: a round starts when the last one is done, whatever the other sites do. Under
+a coordinator plan.py says when, and from which model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Any
+
+from gossipseg.core import events
+from gossipseg.core.budget import Budget
+from gossipseg.core.context import Context
+from gossipseg.core.effects import Aggregate, Finished, Snapshot, StartRound
+from gossipseg.core.gossip.exchange import Gossip, describe
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.offences import DICE, verdict_is_offence
+from gossipseg.core.rounds.rounds import Rounds
+from gossipseg.core.types import Phase, Site
+
+REMEMBERED_VISITORS = 8
+"""A visitor's effect may be undone some rounds later: so many names are kept for that note."""
+
+
+class Worker(StrEnum):
+    """The training worker as the core sees it."""
+
+    ABSENT = "absent"
+    IDLE = "idle"
+    RUNNING = "running"
+    AGGREGATING = "aggregating"
+    FAILED = "failed"
+
+
+class Training:
+    """The worker's state, the rounds behind it, and the phase this site tells its peers."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        gossip: Gossip,
+        membership: Membership,
+        *,
+        budget: Budget,
+        snapshot: Snapshot,
+        coordinated: Rounds | None = None,
+        dice_run: int | None = None,
+    ) -> None:
+        """`dice_run`: so many models in a row that only do worse here are an offence; None: never."""
+        self._ctx, self._gossip, self._membership = ctx, gossip, membership
+        self._coordinated = coordinated
+        self._budget = budget
+        self.worker = Worker.ABSENT
+        self.paused = snapshot.paused
+        self.leaving = False
+        self._over = False
+        """It has finished in this life of the worker: nothing brings it back."""
+        self._visitors: dict[str, Site] = {}
+        self._dice_run = dice_run
+        self._worse: Counter[Site] = Counter()
+        """Models of a site in a row that did worse here; forgotten when the daemon ends."""
+        self._lost_with = ""
+        """Hash of the visitor during which the worker last died."""
+        self._say_phase()
+        ctx.say(round=snapshot.round, steps=snapshot.steps)
+        ctx.own_steps = snapshot.steps
+
+    @property
+    def finished(self) -> bool:
+        """The budget is used up, the worker has said so in this life, and the common model that its last
+        update goes into is here, or not to be had."""
+        if self.worker is not Worker.IDLE or not self._spent:
+            return False
+        return self._over or self._coordinated is None or not self._coordinated.waiting
+
+    @property
+    def _spent(self) -> bool:
+        """No round is left to train."""
+        return self._ctx.info.round >= self._budget.last
+
+    @property
+    def last_round(self) -> int | None:
+        """The own round at whose end this site finishes, as things stand; None: it trains on."""
+        last = self._budget.last
+        return None if last == math.inf else int(last)
+
+    def handle(self, event: events.Event) -> bool:
+        """Take a worker's event; False: it fits no state the worker can be in."""
+        action = TABLE.get((self.worker, type(event)))
+        return action(self, event) if action is not None else False
+
+    def pause(self, paused: bool) -> None:
+        if paused == self.paused:
+            return
+        self.paused = paused
+        self._ctx.note("paused" if paused else "resumed")
+        self._say_phase()
+        self._ctx.persist()
+        self._go_on()
+
+    def leave(self) -> None:
+        self.leaving = True
+        self._say_phase()
+
+    # -------------------------------------------------------------- for the coordinator (rounds.Worker)
+
+    @property
+    def free(self) -> bool:
+        """The worker is up and has nothing to do."""
+        return self.worker is Worker.IDLE and not self.paused and not self.leaving and not self.finished
+
+    def aggregate(self, effect: Aggregate) -> None:
+        """Let the worker combine updates."""
+        self.worker = Worker.AGGREGATING
+        self._ctx.effects.append(effect)
+
+    def resume(self) -> None:
+        """Start the next round if there is one to start now, or finish."""
+        self._go_on()
+        self._say_phase()
+
+    # -------------------------------------------------------------- the worker's events
+
+    def _ready(self, event: events.WorkerReady) -> bool:
+        ctx, gossip = self._ctx, self._gossip
+        if self.worker is not Worker.ABSENT:
+            self._lose()  # it restarted without having been seen to die
+        self.worker, self._over, self._budget.ahead = Worker.IDLE, False, event.ahead
+        first_cases = event.cases != ctx.info.cases
+        ctx.say(round=event.round, steps=event.steps, cases=event.cases)
+        ctx.own_steps = event.steps if event.own_steps is None else event.own_steps
+        ctx.contract_known(event.contract)
+        gossip.last_visit = event.last_visit
+        if self._coordinated is not None:
+            self._coordinated.ready(event)
+        if event.last_visit is not None:
+            # Exactly once: the checkpoint has this visit behind it, its report was lost.
+            visited = gossip.inbox.remove(event.last_visit)
+            if visited is not None:
+                ctx.note("model_dropped", visited.frm, "already_visited", **describe(visited.model))
+        self._say_phase()
+        if first_cases:
+            self._membership.own_word.announce(self._membership.own_word.incarnation + 1)
+        else:
+            ctx.persist()
+        self._go_on()
+        return True
+
+    def _lost(self, event: events.WorkerLost) -> bool:
+        if self.finished:
+            return True  # it has nothing left to do
+        self._lose()
+        if event.final:
+            self.worker = Worker.FAILED
+        self._say_phase()
+        return True
+
+    def _lose(self) -> None:
+        self.worker = Worker.ABSENT
+        gossip = self._gossip
+        gossip.running_round = None
+        if self._coordinated is not None:
+            self._coordinated.lost()
+        visitor = gossip.inbox.visiting
+        if visitor is None:
+            return
+        if visitor.model.hash == self._lost_with:
+            # Twice in a row: it may be the cause (no memory for two models), and must not end all training.
+            gossip.inbox.visiting = None
+            gossip.dropped(visitor, "worker_lost")
+            self._ctx.persist()
+        self._lost_with = visitor.model.hash
+        gossip.inbox.put_back()
+
+    def _round_finished(self, event: events.RoundFinished) -> bool:
+        ctx, gossip = self._ctx, self._gossip
+        if event.round != gossip.running_round:
+            return False
+        self.worker, gossip.running_round, self._budget.ahead = Worker.IDLE, None, event.ahead
+        ctx.say(round=event.round, steps=event.steps)
+        ctx.own_steps = event.steps if event.own_steps is None else event.own_steps
+        self._visit_over(event)
+        if event.reverted is not None:
+            frm = self._visitors.get(event.reverted)
+            gossip.counts["reverted", frm or ""] += 1
+            ctx.note("visit_reverted", frm, "validation", hash=event.reverted)
+            if frm is not None:
+                self._weigh(frm, "kept_out", "validation")
+        if self._coordinated is not None:
+            self._coordinated.plan.round_over(event)
+        ctx.persist()
+        if event.export is not None and self._coordinated is None:
+            gossip.send(event.export)
+        self._go_on()
+        return True
+
+    def _aggregated(self, event: events.Aggregated | events.AggregationFailed) -> bool:
+        if self._coordinated is None:
+            return False
+        self.worker = Worker.IDLE
+        return self._coordinated.on_aggregated(event)
+
+    def _visit_over(self, event: events.RoundFinished) -> None:
+        gossip, result = self._gossip, event.visit
+        visitor, gossip.inbox.visiting = gossip.inbox.visiting, None
+        if visitor is None:
+            return
+        gossip.last_visit = visitor.model.hash
+        if result is None:
+            gossip.dropped(visitor, "not_visited")
+            return
+        self._visitors[result.hash] = visitor.frm
+        while len(self._visitors) > REMEMBERED_VISITORS:
+            del self._visitors[next(iter(self._visitors))]
+        gossip.counts[result.outcome, visitor.frm] += 1
+        detail = {**describe(visitor.model), "at_round": event.round}
+        if result.detail:
+            detail["detail"] = result.detail
+        self._ctx.note(f"visit_{result.outcome}", visitor.frm, result.reason, **detail)
+        self._weigh(visitor.frm, result.outcome, result.reason)
+
+    def _weigh(self, site: Site, outcome: str, reason: str) -> None:
+        """What the worker found of a site's model may be held against the site."""
+        if reason in DICE:
+            self._worse[site] += 1
+            if self._dice_run is not None and self._worse[site] >= self._dice_run:
+                del self._worse[site]
+                self._ctx.offence(site, reason)
+        elif outcome == "merged":
+            self._worse.pop(site, None)
+        elif outcome == "refused" and verdict_is_offence(reason):
+            self._ctx.offence(site, reason)
+
+    # -------------------------------------------------------------- going on
+
+    def _go_on(self) -> None:
+        """Start the next round, or say that there is none."""
+        ctx, gossip = self._ctx, self._gossip
+        if self.worker is not Worker.IDLE or self.leaving:
+            return
+        if self.finished:
+            self._finish()
+            return
+        if self.paused or self._spent:
+            return
+        round = ctx.info.round + 1
+        if self._coordinated is not None:
+            if (order := self._coordinated.next_round(round)) is not None:
+                self.worker, gossip.running_round = Worker.RUNNING, round
+                ctx.effects.append(order)
+            return
+        visitor, dropped = gossip.inbox.take(ctx.info.round, ctx.own_steps)
+        for entry, reason in dropped:
+            gossip.dropped(entry, reason)
+        if dropped:
+            ctx.persist()
+        export = gossip.draws_to_send(round)
+        self.worker, gossip.running_round = Worker.RUNNING, round
+        ctx.effects.append(StartRound(round, visitor, export))
+
+    def _finish(self) -> None:
+        """Say once that there is no round left."""
+        ctx = self._ctx
+        if self._over:
+            return
+        self._over = True
+        self._gossip.drop_waiting("finished")
+        self._say_phase()
+        ctx.persist()
+        missed = self._coordinated.plan.missed if self._coordinated is not None else ""
+        ctx.note("finished", None, missed, round=ctx.info.round)
+        ctx.effects.append(Finished())
+
+    def _say_phase(self) -> None:
+        phase = self._phase()
+        if phase is not self._ctx.info.phase:
+            self._ctx.say(phase=phase)
+
+    def _phase(self) -> Phase:
+        if self.leaving:
+            return Phase.LEAVING
+        if self.worker is Worker.FAILED:
+            return Phase.FAILED
+        if self.finished:
+            return Phase.FINISHED
+        if self.paused:
+            return Phase.PAUSED
+        if self.worker is Worker.ABSENT:
+            return Phase.STARTING
+        ending = self._coordinated is not None and self._coordinated.plan.ending
+        return Phase.ENDING if ending else Phase.TRAINING
+
+
+_Action = Callable[[Training, Any], bool]
+TABLE: Mapping[tuple[Worker, type], _Action] = {
+    (Worker.ABSENT, events.WorkerReady): Training._ready,
+    (Worker.IDLE, events.WorkerReady): Training._ready,
+    (Worker.RUNNING, events.WorkerReady): Training._ready,
+    (Worker.AGGREGATING, events.WorkerReady): Training._ready,
+    (Worker.FAILED, events.WorkerReady): Training._ready,
+    (Worker.ABSENT, events.WorkerLost): Training._lost,
+    (Worker.IDLE, events.WorkerLost): Training._lost,
+    (Worker.RUNNING, events.WorkerLost): Training._lost,
+    (Worker.AGGREGATING, events.WorkerLost): Training._lost,
+    (Worker.FAILED, events.WorkerLost): Training._lost,
+    (Worker.AGGREGATING, events.Aggregated): Training._aggregated,
+    (Worker.AGGREGATING, events.AggregationFailed): Training._aggregated,
+    (Worker.RUNNING, events.RoundFinished): Training._round_finished,
+}
+"""What the worker may say in which state; anything else is an error in tests and a note in production."""

@@ -1,0 +1,1 @@
+"""The checks of `gossipctl check`: each yields findings, none changes anything."""

@@ -1,0 +1,81 @@
+"""What the worker last said of itself, kept for status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gossipseg.learn import jobs
+
+
+@dataclass(slots=True)
+class TrainingView:
+    """The last the worker said of itself."""
+
+    activity: str = "starting"
+    fraction: float = 0.0
+    step: int = 0
+    steps_per_round: int = 0
+    loss: float | None = None
+    dice_val: float | None = None
+    dice_test_start: float | None = None
+    dice_test: float | None = None
+    cases: int = 0
+    splits: dict[str, int] = field(default_factory=dict)
+    splits_from: str = ""
+    device: str = ""
+    warnings: dict[str, str] = field(default_factory=dict)
+    """What an administrator should know, by who says it: worker, state, events, store."""
+    spent: jobs.Spent | None = None
+    """Of differentially private training."""
+    deployed: str = ""
+    """Where there is a choice: which model is deployed, and why; in the words of jobs.RoundDone."""
+    deployed_reason: str = ""
+    similarity: tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]] | None = None
+    """Round, sites and matrix of the last combination that compared sites."""
+
+    def warn(self, who: str, text: str) -> None:
+        """Set, or with "" clear, one part's warning."""
+        self.warnings = {k: v for k, v in {**self.warnings, who: text}.items() if v}
+
+    def begin(self, activity: str, fraction: float = 0.0) -> None:
+        """Something else is being done now."""
+        self.activity, self.fraction = activity, fraction
+
+    def progress(self, message: jobs.Progress) -> None:
+        visiting = message.activity == "visit" and message.frm
+        self.begin(f"learning with {message.frm}" if visiting else message.activity, message.fraction)
+        self.step, self.steps_per_round = message.step, message.steps_per_round
+        self.loss = message.loss if message.loss is not None else self.loss
+
+    def ready(self, message: jobs.Ready, steps_per_round: int) -> None:
+        self.begin("waiting")
+        self.cases, self.splits, self.device = message.cases, message.splits, message.device
+        self.splits_from = message.splits_from
+        self.dice_val, self.dice_test = message.dice_val, message.dice_test
+        self.dice_test_start, self.steps_per_round = message.dice_test_start, steps_per_round
+        self.deployed, self.deployed_reason = message.deployed, message.deployed_reason
+        self._account(message.spent)
+        self.warn("worker", message.warning)
+
+    def combined(self, message: jobs.AggregateDone) -> None:
+        self.begin("waiting")
+        found = message.notes.get("similarity")
+        if found:
+            matrix = tuple(tuple(float(v) for v in row) for row in found["matrix"])
+            self.similarity = (message.round, tuple(found["sites"]), matrix)
+
+    def round_done(self, message: jobs.RoundDone) -> None:
+        self.begin("waiting")
+        self.loss = message.loss
+        self.deployed, self.deployed_reason = message.deployed, message.deployed_reason
+        self._account(message.spent)
+        self.dice_val = message.dice_val if message.dice_val is not None else self.dice_val
+        self.dice_test = message.dice_test if message.dice_test is not None else self.dice_test
+        self.warn("worker", message.warning)
+
+    def _account(self, spent: jobs.Spent | None) -> None:
+        self.spent = spent
+        ended = ""
+        if spent is not None and spent.over:
+            ended = f"the privacy budget (max_epsilon {spent.max_epsilon}) is spent: this site trains no more"
+        self.warn("privacy", ended)

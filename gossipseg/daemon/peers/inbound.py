@@ -1,0 +1,248 @@
+"""What the daemon does for its peers: answers their requests, takes in the models they were promised."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from gossipseg.core import events
+from gossipseg.core.messages import Body, Reply, Request
+from gossipseg.core.types import ModelKind, ModelRef, Record, Site, payload, signer_of
+from gossipseg.daemon.peers.manifest_checks import Verifier, file_differs, marked
+from gossipseg.errors import DiskFull, LocalError, PeerRefused
+from gossipseg.store import (
+    BrokenModel,
+    IncompleteModel,
+    ModelStore,
+    PartialBusy,
+    PartialModel,
+    Schema,
+    TensorInfo,
+    by_addressee,
+    read_safetensors_header,
+    schema_difference,
+)
+
+if TYPE_CHECKING:
+    from gossipseg.core.node import NodeState
+
+ANSWER_TIMEOUT_S = 30.0
+HEADER_BYTES, HEADER_ENTRY_BYTES = 64 << 10, 512
+"""Room in a model file's header: for metadata, and for each expected tensor beside its name."""
+TELL_EVERY_S = 2.0
+"""How often the core is told that a promised model is on its way."""
+_B = TypeVar("_B", bound=Body)
+
+
+class Intake:
+    """The wire's Handler. `inject` feeds the core; `schemas` are what travels, from the worker."""
+
+    def __init__(
+        self,
+        node: NodeState,
+        inject: Callable[[events.Event], None],
+        store: ModelStore,
+        verifier: Verifier,
+        *,
+        disk_reserve_bytes: int,
+        moved: Callable[[str, Site, str, float], None],
+        forged: Callable[[Site, Record, int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`forged(peer, record, more)`: a message of `peer` held records their signer did not sign, one and
+        so many more. `clock` gives monotonic seconds."""
+        self.verifier = verifier
+        self.schemas: Mapping[str, Schema] = {}
+        """What a file of each kind holds (core.types.ModelKind)."""
+        self._node, self._inject, self._store = node, inject, store
+        self._reserve_bytes, self._moved, self._forged = disk_reserve_bytes, moved, forged
+        self._clock = clock
+        self._tokens = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._old_partials = set(store.partials())
+        """(hash, peer) of files that an earlier life has begun: a power cut may have damaged them."""
+
+    # ------------------------------------------------------------ requests
+
+    async def on_request(self, peer: Site, body: Request) -> Reply:
+        """Let the core answer. Raises PeerRefused when it does not answer in time."""
+        token = next(self._tokens)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = future
+        try:
+            self._inject(events.Incoming(peer, token, self.verified(peer, body)))
+            return await asyncio.wait_for(future, ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            raise PeerRefused(peer, "no_answer", "the daemon did not answer in time") from None
+        finally:
+            self._waiting.pop(token, None)
+
+    def respond(self, token: int, body: Reply) -> None:
+        """The core's answer to a request; late answers have nobody waiting."""
+        future = self._waiting.get(token)
+        if future is not None and not future.done():
+            future.set_result(body)
+
+    def verified(self, peer: Site, body: _B) -> _B:
+        """The same message without the records that their signer did not sign, and with a mark on every
+        manifest that is not to be believed."""
+        body = marked(body, self.verifier, self.schemas)
+        records: tuple[Record, ...] = getattr(body, "records", ())
+        if not records:
+            return body
+        good: list[Record] = []
+        bad: list[Record] = []
+        for record in records:
+            signed = self.verifier.verify(signer_of(record), payload(record), record.signature)
+            (good if signed else bad).append(record)
+        # Lists are not reloaded everywhere at once: of a site that is not listed here nobody forged anything.
+        bad = [record for record in bad if signer_of(record) in self.verifier.sites]
+        if bad:  # told once a message: a thousand forgeries must not push all else out of the event log
+            self._forged(peer, bad[0], len(bad) - 1)
+        return dataclasses.replace(body, records=tuple(good))  # type: ignore[arg-type]
+
+    # ------------------------------------------------------------ models
+
+    async def push_offset(self, peer: Site, model: ModelRef) -> int:
+        """Bytes of a promised model already here."""
+        self._require_promised(peer, model)
+        with await self._open(peer, model) as partial:
+            return partial.offset
+
+    async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
+        """Stream a promised model to disk, check it, hand it to the core.
+
+        What it holds is what was promised, not what the stream says of itself.
+        """
+        model = self._require_promised(peer, model)
+        with await self._open(peer, model) as partial:
+            if offset != partial.offset:
+                raise PeerRefused(
+                    peer, "wrong_offset", f"stream starts at {offset}, {partial.offset} are here"
+                )
+            if not offset:
+                self._old_partials.discard((model.hash, peer))
+            if self._store.free_bytes() - (model.size_bytes - offset) < self._reserve_bytes:
+                self._broken(peer, model, "disk_full", "receiving it would leave too little free disk")
+            try:
+                await self._write(peer, model, partial, chunks)
+                await asyncio.to_thread(partial.finish, model.hash, model.size_bytes)
+            except IncompleteModel as e:  # what came is kept for a resume; the promise stands
+                raise PeerRefused(peer, e.reason, str(e)) from None
+            except BrokenModel as e:
+                if e.reason == "hash_mismatch" and (model.hash, peer) in self._old_partials:
+                    self._old_partials.discard((model.hash, peer))  # it is gone: all of the next one is new
+                    self._broken(peer, model, "partial_damaged", str(e))
+                signed = e.reason == "hash_mismatch" and model.manifest is not None
+                self._broken(peer, model, "manifest_mismatch" if signed else e.reason, str(e))
+            except PeerRefused as e:
+                if e.reason != "too_large":  # more than was declared
+                    raise
+                self._broken(peer, model, e.reason, e.detail)
+            except DiskFull as e:
+                self._broken(peer, model, "disk_full", str(e))
+        await self._check_header(peer, model)
+        if self._node.expects(peer, model.hash) is None:  # its time was over, or this site wants no more
+            self._forget(model)
+            raise PeerRefused(peer, "too_late", "it is not waited for any more")
+        self._inject(events.ModelArrived(peer, model))
+
+    async def _open(self, peer: Site, model: ModelRef) -> PartialModel:
+        open_ = functools.partial(self._store.partial, model.hash, peer, size_bytes=model.size_bytes)
+        opening = asyncio.ensure_future(asyncio.to_thread(open_))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:  # the call broke off: nobody else will give the file and its lock back
+            opening.add_done_callback(_close_unused)
+            raise
+        except PartialBusy as e:
+            raise PeerRefused(peer, "busy", str(e)) from None
+
+    async def _write(
+        self, peer: Site, model: ModelRef, partial: PartialModel, chunks: AsyncIterator[bytes]
+    ) -> None:
+        told_at = -TELL_EVERY_S
+        async for chunk in chunks:
+            await asyncio.to_thread(partial.write, chunk)
+            self._moved("in", peer, model.hash, partial.offset / max(1, model.size_bytes))
+            if (now := self._clock()) - told_at >= TELL_EVERY_S:
+                told_at = now
+                self._inject(events.TransferBegan(peer, model.hash))
+
+    async def _check_header(self, peer: Site, model: ModelRef) -> None:
+        path = self._store.path(model.hash)
+        try:
+            room = self._header_room_bytes(model.kind)
+            header = await asyncio.to_thread(read_safetensors_header, path, max_header_bytes=room)
+            differs = file_differs(model, header)
+            difference = self._difference(header, model.kind)
+        except ValueError as e:
+            self._bad_file(peer, model, "unreadable", str(e))
+        except (OSError, LocalError) as e:  # its bytes are those that were promised: this site's own trouble
+            self._bad_file(peer, model, "io_error", str(e))
+        if differs:
+            self._bad_file(peer, model, "manifest_mismatch", differs)
+        if difference:
+            self._bad_file(peer, model, "schema_mismatch", difference)
+
+    def _header_room_bytes(self, kind: ModelKind) -> int:
+        """As much header as the expected tensors may take: reading one costs a hundred times its size."""
+        copies = len(self.verifier.sites) + 1 if kind == "global" else 1  # for each site, and for all others
+        names = self.schemas.get(kind, {})
+        return HEADER_BYTES + copies * sum(HEADER_ENTRY_BYTES + len(name.encode()) for name in names)
+
+    def _difference(self, header: Mapping[str, TensorInfo], kind: ModelKind) -> str:
+        """What is wrong with a header; common models may hold `site:name` tensors, complete for each, beside
+        or instead of those for everybody else."""
+        schema = self.schemas.get(kind, {})
+        if kind != "global" or not any(":" in name for name in header):
+            return schema_difference(header, schema)
+        parts = by_addressee(header)
+        strangers = sorted(set(parts) - self.verifier.sites - {""})
+        if strangers:
+            return f"it holds tensors for {strangers[0]!r}, which is no listed site"
+        differences = (schema_difference(part, schema) for _, part in sorted(parts.items()))
+        return next(filter(None, differences), "")
+
+    def _forget(self, model: ModelRef) -> None:
+        """Remove a file that was not taken, unless the same model is wanted for another reason."""
+        if model.hash not in self._node.kept_models():
+            self._store.remove(model.hash)
+
+    def _bad_file(self, peer: Site, model: ModelRef, reason: str, detail: str) -> NoReturn:
+        try:
+            self._broken(peer, model, reason, detail)
+        finally:
+            self._forget(model)  # only now: the core has let go of its promise
+
+    def _require_promised(self, peer: Site, model: ModelRef) -> ModelRef:
+        if self._node.quarantined(peer):
+            raise PeerRefused(peer, "quarantined", "nothing is taken from it for now")
+        promised = self._node.expects(peer, model.hash)
+        if promised is not None and promised.manifest is not None and promised.size_bytes != model.size_bytes:
+            detail = f"the stream says {model.size_bytes} bytes, the manifest {promised.size_bytes}"
+            self._broken(peer, model, "manifest_mismatch", detail)
+        if promised is None or promised.size_bytes != model.size_bytes:
+            raise PeerRefused(peer, "not_offered", "this model was not offered, or not accepted")
+        return promised
+
+    def _broken(self, peer: Site, model: ModelRef, reason: str, detail: str) -> NoReturn:
+        self._inject(events.ModelBroken(peer, model.hash, reason, detail))
+        raise PeerRefused(peer, reason, detail)
+
+    def close(self) -> None:
+        """Nobody will be answered any more."""
+        for future in self._waiting.values():
+            with contextlib.suppress(asyncio.InvalidStateError):
+                future.cancel()
+
+
+def _close_unused(opening: asyncio.Future[PartialModel]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -1,0 +1,118 @@
+"""What this site says to its peers of its own accord: requests and models go out, outcomes come back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Protocol
+
+from gossipseg import config as configuration
+from gossipseg.core import effects, events
+from gossipseg.core.node import NodeState
+from gossipseg.core.types import Site
+from gossipseg.daemon.observe.exchange_table import Ledger
+from gossipseg.daemon.peers.inbound import Intake
+from gossipseg.daemon.peers.transfer_windows import window_open
+from gossipseg.errors import LocalError, PeerError, PeerRefused
+from gossipseg.store import ModelStore
+from gossipseg.wire.transport import Transport
+
+log = logging.getLogger(__name__)
+
+
+class Owner(Protocol):
+    """Who calls, as the runtime does; told what came of each call."""
+
+    config: configuration.Config
+
+    def inject(self, event: events.Event) -> None: ...
+
+    def hear_peer(self, event: events.Event) -> None:
+        """inject() for what a peer has a hand in."""
+        ...
+
+
+class PeerCalls:
+    """Each call ends in exactly one event: Reply or RequestFailed, TransferDone or TransferFailed."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        node: NodeState,
+        transport: Transport,
+        store: ModelStore,
+        intake: Intake,
+        ledger: Ledger,
+    ) -> None:
+        self._owner, self._node, self._transport, self._store = owner, node, transport, store
+        self._intake, self._ledger = intake, ledger
+        self._outgoing: dict[int, str] = {}
+
+    @property
+    def outgoing_models(self) -> set[str]:
+        """Hashes of the models being sent now."""
+        return set(self._outgoing.values())
+
+    def hint(self, site: Site) -> None:
+        """The address a site announces of itself is tried beside the listed one."""
+        member = self._node.members.get(site)
+        listed = {s.name: s.address for s in self._owner.config.others}
+        if member is not None and member.address and member.address != listed.get(site):
+            self._transport.hint_address(site, member.address)
+
+    async def request(self, effect: effects.Request) -> None:
+        begin = time.monotonic()
+        try:
+            body = await self._transport.request(effect.to, effect.body, effect.timeout_s)
+            body = self._intake.verified(effect.to, body)
+        except (Exception, asyncio.CancelledError) as e:
+            self._owner.hear_peer(events.RequestFailed(effect.id, *_why(e, in_core_words=True)))
+        else:
+            self._owner.hear_peer(events.Reply(effect.id, body, time.monotonic() - begin))
+
+    async def transfer(self, effect: effects.StartTransfer) -> None:
+        self._outgoing[effect.id] = effect.model.hash
+        path, size = self._store.path(effect.model.hash), max(1, effect.model.size_bytes)
+
+        def moved(handed_over_bytes: int) -> None:
+            self._ledger.moved("out", effect.to, effect.model.hash, handed_over_bytes / size)
+
+        try:
+            config = self._owner.config
+            section = config.federation.gossip if effect.model.kind == "model" else config.federation.rounds
+            timeout_s = section.transfer_timeout_s
+            await window_open(
+                config.site.transfers.windows,
+                timeout_s,
+                effect.to,
+                lambda reason: self._ledger.waits(effect.to, effect.model.hash, reason),
+            )
+            await self._transport.push(effect.to, effect.model, path, timeout_s, moved)
+        except (Exception, asyncio.CancelledError) as e:
+            self._owner.inject(events.TransferFailed(effect.id, *_why(e)))
+        else:
+            self._owner.inject(events.TransferDone(effect.id))
+        finally:
+            self._outgoing.pop(effect.id, None)
+
+
+def _why(error: BaseException, *, in_core_words: bool = False) -> tuple[str, str]:
+    """(reason, detail) of a call that came to nothing. Re-raises the cancellation of our own task.
+
+    `in_core_words`: of the reasons that events.RequestFailed knows; a peer that answers and says no, in
+    whatever words, has refused (and lives).
+    """
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise error
+        return "unreachable", "its connection was closed here"  # a channel went while the call was under way
+    if isinstance(error, PeerRefused) and in_core_words and error.reason != "refused":
+        return "refused", f"{error.reason}: {error.detail}" if error.detail else error.reason
+    if isinstance(error, PeerError):
+        return error.reason, error.detail
+    if isinstance(error, OSError | LocalError):
+        return "unreadable", str(error)
+    log.error("a call failed", exc_info=error)
+    return "internal", repr(error)

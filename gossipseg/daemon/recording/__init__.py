@@ -1,0 +1,1 @@
+"""The core's events as they happened, written down and played again."""

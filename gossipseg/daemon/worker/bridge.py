@@ -1,0 +1,286 @@
+"""The talk between the node and its worker: effects become orders, what the worker says becomes events."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from gossipseg import config as configuration
+from gossipseg.core import effects, events
+from gossipseg.core.types import ModelKind, ModelRef
+from gossipseg.daemon.health.data_folder import DataFolder
+from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.peers import manifest_checks
+from gossipseg.daemon.peers.inbound import Intake
+from gossipseg.daemon.worker.process import WorkerStatus, WorkerSupervisor
+from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError
+from gossipseg.learn import jobs
+from gossipseg.store import ModelStore
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Waiting:
+    """No worker can be started now."""
+
+    reason: str
+
+
+_News = jobs.FromWorker | events.WorkerLost | _Waiting
+
+
+class Owner(Protocol):
+    """Whose worker it is, as the runtime is."""
+
+    config: configuration.Config
+
+    def inject(self, event: events.Event) -> None: ...
+
+    def note(self, event: str, **fields: Any) -> None: ...
+
+    def tell_watchers(self) -> None: ...
+
+    def pause(self, paused: bool) -> None: ...
+
+    def collect_garbage(self) -> None:
+        """A round is over: models may have come out of use."""
+        ...
+
+    def fail(self, error: GossipsegError) -> None:
+        """The daemon must end."""
+        ...
+
+
+class WorkerTalk:
+    """Orders to the worker, and its news for the node. `contract` is whole once the worker is ready."""
+
+    def __init__(
+        self, owner: Owner, store: ModelStore, intake: Intake, training: TrainingView, *, socket_path: Path
+    ) -> None:
+        config = owner.config
+        self.contract = configuration.contract(config.federation)
+        self._owner, self._store, self._intake, self._training = owner, store, intake, training
+        self._supervisor = WorkerSupervisor(
+            configuration.worker_spec(config),
+            self,
+            socket_path=socket_path,
+            stuck_after_s=config.site.device.stuck_after_s,
+            clock=time.monotonic,
+            obstacle=DataFolder(Path(config.site.data.path)).obstacle,
+        )
+        self._news: asyncio.Queue[_News] = asyncio.Queue()
+        self._was_ready = False
+
+    @property
+    def status(self) -> WorkerStatus:
+        """What a user may see of the worker."""
+        return self._supervisor.status
+
+    async def run(self) -> None:
+        """Keep a worker running until `stop`, or until it has failed for good."""
+        await self._supervisor.run()
+
+    def try_again(self) -> None:
+        """Start a worker now, if one is waited for: something may have been mended."""
+        self._supervisor.try_again()
+
+    async def stop(self, grace_s: float) -> None:
+        """Let the worker checkpoint and exit; all it said is in the queue when this returns."""
+        await self._supervisor.stop(grace_s)
+
+    async def heard(self) -> None:
+        """Wait until all news so far have come to the node."""
+        await self._news.join()
+
+    # ------------------------------------------------------------ orders
+
+    def set_paused(self, paused: bool) -> None:
+        """Hold between two steps, or go on."""
+        self._supervisor.send(jobs.SetPaused(paused))
+
+    def start_round(self, effect: effects.StartRound) -> None:
+        entry, model, path = effect.visit, effect.start_from, self._store.path
+        visit = jobs.Visit.of(entry.model, entry.frm, path(entry.model.hash)) if entry else None
+        common = jobs.CommonModel.of(model, path(model.hash)) if model else None
+        self._training.step, self._training.fraction = 0, 0.0
+        listed = [site.name for site in self._owner.config.federation.sites]
+        self._supervisor.send(
+            jobs.StartRound(
+                effect.round,
+                visit,
+                effect.export,
+                common,
+                effect.settling_in,
+                effect.finetuning,
+                listed,
+                effect.ahead,
+            )
+        )
+
+    def aggregate(self, effect: effects.Aggregate) -> None:
+        files = [
+            jobs.UpdateFile(site, str(self._store.path(model.hash)), model.cases, model.steps)
+            for site, model in effect.updates
+        ]
+        self._training.begin(f"combining {len(files)} updates")
+        self._supervisor.send(jobs.Aggregate(effect.round, effect.attempt, files))
+
+    # ------------------------------------------------------------ news
+
+    def on_worker_message(self, message: jobs.FromWorker) -> None:
+        """What the worker says: its progress for status at once, the rest in its turn."""
+        match message:
+            case jobs.Preparing(activity=activity, fraction=fraction):
+                self._training.begin(activity, fraction)
+            case jobs.Progress():
+                self._training.progress(message)
+            case _:
+                self._news.put_nowait(message)
+        self._owner.tell_watchers()
+
+    def on_worker_lost(self, reason: str, final: bool) -> None:
+        self._training.begin("failed" if final else "restarting")
+        self._news.put_nowait(events.WorkerLost(reason, final))
+
+    def on_worker_waiting(self, reason: str) -> None:
+        self._training.begin("waiting for the data")
+        self._news.put_nowait(_Waiting(reason))
+
+    async def hear(self) -> None:
+        """The worker's news in turn: its death must not overtake a round whose model is being taken in."""
+        while True:
+            news = await self._news.get()
+            match news:
+                case jobs.Ready():
+                    self._ready(news)
+                case jobs.RoundDone():
+                    await self._round_done(news)
+                case jobs.AggregateDone():
+                    await self._aggregate_done(news)
+                case jobs.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
+                    self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
+                case events.WorkerLost(reason=reason, final=final):
+                    self._owner.note("worker_lost", reason=reason, final=final)
+                    self._owner.inject(news)
+                case _Waiting(reason=reason):
+                    self._owner.note("worker_waiting", reason=reason)
+                    self._owner.inject(events.WorkerLost(reason, False))
+            self._news.task_done()
+
+    def _ready(self, message: jobs.Ready) -> None:
+        federation = self._owner.config.federation
+        self._training.ready(message, federation.training.steps_per_round)
+        self._was_ready = True
+        self._intake.schemas = {
+            "model": message.tensors,
+            "global": message.tensors,
+            "update": message.update_tensors,
+        }
+        self.contract = configuration.contract(federation, message.network_signature)
+        self._owner.note(
+            "worker_ready",
+            round=message.round,
+            cases=message.cases,
+            device=message.device,
+            parameters=message.parameters,
+            splits=message.splits,
+        )
+        self._owner.inject(
+            events.WorkerReady(
+                message.round,
+                message.steps,
+                message.cases,
+                self.contract,
+                message.last_visit,
+                message.dice_val,
+                message.last_global,
+                message.own_steps,
+                message.ahead,
+            )
+        )
+
+    async def _round_done(self, message: jobs.RoundDone) -> None:
+        self._training.round_done(message)
+        exchange = self._owner.config.federation.algorithm.exchange
+        kind: ModelKind = "update" if exchange == "rounds" else "model"
+        position = message.round + message.ahead  # what a site that takes the model over counts from
+        visit, export = message.visit, await self._adopt(message.export, position, kind)
+        export = export and dataclasses.replace(export, dice_val=message.dice_val)
+        frm = visit.frm if visit else None
+        self._owner.note(
+            "round_finished", site=frm, visit=visit.outcome if visit else None, **_fields(message)
+        )
+        outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None
+        if message.spent is not None and message.spent.over:
+            self._end_private_training(message.spent)  # first: no further round may begin
+        self._owner.inject(
+            events.RoundFinished(
+                message.round,
+                message.steps,
+                message.dice_val,
+                export,
+                outcome,
+                message.reverted,
+                message.own_steps,
+                message.ahead,
+            )
+        )
+        self._owner.collect_garbage()
+
+    def _end_private_training(self, spent: jobs.Spent) -> None:
+        """Pause a site that may train no more; if an operator goes on, its rounds take no steps."""
+        self._owner.note(
+            "privacy_budget_spent",
+            epsilon=spent.epsilon,
+            delta=spent.delta,
+            max_epsilon=spent.max_epsilon,
+            steps=spent.steps,
+        )
+        self._owner.pause(True)
+
+    async def _aggregate_done(self, message: jobs.AggregateDone) -> None:
+        self._training.combined(message)
+        refused = tuple(sorted(message.refused.items()))
+        model = await self._adopt(message.export, message.round, "global")
+        self._owner.note(
+            "aggregated" if model else "aggregation_failed",
+            round=message.round,
+            attempt=message.attempt,
+            contributors=message.contributors,
+            refused=message.refused,
+            reason=message.reason,
+            detail=message.detail,
+            notes=message.notes,
+            seconds=message.seconds,
+        )
+        if model is None:
+            reason = message.reason or "not_stored"
+            self._owner.inject(events.AggregationFailed(message.round, message.attempt, reason, refused))
+        else:
+            contributors = tuple(sorted(message.contributors))
+            done = events.Aggregated(message.round, message.attempt, model, contributors, refused)
+            self._owner.inject(done)
+
+    async def _adopt(self, export: jobs.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
+        """The worker's file, moved into the store; None when there is none, or it cannot be stored."""
+        if export is None:
+            return None
+        try:
+            hash_, size = await asyncio.to_thread(self._store.adopt, Path(export.path))
+        except (OSError, LocalError) as e:
+            self._owner.note("export_failed", reason=str(e))
+            return None
+        draft = await asyncio.to_thread(manifest_checks.draft, self._store.path(hash_))
+        return ModelRef(hash_, size, round, export.steps, export.cases, kind=kind, manifest=draft)
+
+
+def _fields(message: jobs.RoundDone) -> dict[str, Any]:
+    """What the event log keeps of a round."""
+    fields = dataclasses.asdict(message)
+    for nested in ("export", "visit", "dice_val_local", "spent"):
+        del fields[nested]
+    if message.spent is not None:
+        fields |= {"epsilon": message.spent.epsilon, "delta": message.spent.delta}
+    return fields

@@ -1,0 +1,1 @@
+"""What is compared: choices, variants, splits, and the plan of each run."""

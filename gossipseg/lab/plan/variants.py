@@ -1,0 +1,153 @@
+"""Which algorithms are compared, and with which settings: `gcml`, `fedavg@3`, `gcml[lambda=0,region=whole]`.
+
+A key in brackets is the algorithm's own, or a dotted key of peers.yaml: `gcml[gossip.sender_rate=1]`.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gossipseg import config
+from gossipseg.algos import params as algorithms
+from gossipseg.config.files import FederationFile
+from gossipseg.config.problems import nearest
+from gossipseg.config.reading import set_dotted
+from gossipseg.errors import ConfigError
+from gossipseg.testbed import presets
+
+POOLED = "pooled"
+"""One trainer over the training cases of all sites: what could be had if the images could travel."""
+POOLED_STEPS = ("all", "site")
+"""`pooled[steps=…]`: as many steps a round as all sites together take, or as many as one of them."""
+_ENTRY = re.compile(r"(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<every>\d+))?(?:\[(?P<options>[^\[\]]*)\])?")
+Sections = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the comparison."""
+
+    label: str
+    """As the user wrote it, without blanks."""
+    name: str
+    options: tuple[tuple[str, str], ...] = ()
+    """Key and value as written; keys without a dot belong to the algorithm."""
+
+    @property
+    def slug(self) -> str:
+        """A file name."""
+        return re.sub(r"[^A-Za-z0-9_.=-]+", "+", self.label).strip("+")
+
+
+def known() -> list[str]:
+    """Names that may be compared."""
+    return [*algorithms.names(), POOLED]
+
+
+def parse(text: str) -> list[Variant]:
+    """The entries of a list with commas between. Raises ConfigError."""
+    found = [_known(read(part)) for part in _split(re.sub(r"\s+", "", text))]
+    if not found:
+        raise _wrong(text, "names no algorithm", f"Choose from {', '.join(known())}.")
+    labels = [variant.label for variant in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise _wrong(label, "stands there twice", "Name each once; compare settings as gcml[lambda=0].")
+    return found
+
+
+def read_claims(texts: Sequence[str], chosen: Sequence[Variant]) -> list[tuple[str, str]]:
+    """Pairs of `A:B`, two of the chosen labels. Raises ConfigError."""
+    labels = [variant.label for variant in chosen]
+    pairs = {f"{a}:{b}": (a, b) for a in labels for b in labels if a != b}
+    for text in texts:
+        if re.sub(r"\s+", "", text) not in pairs:
+            raise ConfigError(
+                "names no two of the algorithms",
+                key="--claim",
+                value=text,
+                remedy=f"Write A:B, each as --algorithms has it: {', '.join(labels)}.",
+            )
+    return [pairs[re.sub(r"\s+", "", text)] for text in texts]
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside brackets."""
+    return [part for part in re.split(r",(?![^\[\]]*\])", text) if part]
+
+
+def _known(variant: Variant) -> Variant:
+    if variant.name not in known():
+        remedy = nearest(variant.name, known()) or f"Choose from {', '.join(known())}."
+        raise _wrong(variant.label, "no such algorithm", remedy)
+    return variant
+
+
+def read(text: str) -> Variant:
+    """One entry, of an algorithm that may not be installed here. Raises ConfigError."""
+    match = _ENTRY.fullmatch(text)
+    if match is None:
+        raise _wrong(text, "cannot be read", "Write name, name@3 or name[key=value,key=value].")
+    options = [("every_rounds", match["every"])] if match["every"] else []
+    for pair in filter(None, (match["options"] or "").split(",")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value:
+            raise _wrong(text, f"{pair} is no setting", "Write name[key=value,key=value].")
+        options.append((key, value))
+    return Variant(text, match["name"], tuple(options))
+
+
+def _wrong(value: str, problem: str, remedy: str) -> ConfigError:
+    return ConfigError(problem, key="--algorithms", value=value, remedy=remedy)
+
+
+# ---------------------------------------------------------------- as settings
+
+
+def federation(
+    sections: Sections, variant: Variant, own: Sections = presets.NOTHING_WRITTEN
+) -> FederationFile:
+    """The settings of peers.yaml (without sites) under this variant; `own`: those that the user wrote.
+
+    Raises ConfigError.
+    """
+    raw = copy.deepcopy(dict(sections))
+    presets.set_algorithm(raw, "local" if variant.name == POOLED else variant.name, own)
+    if variant.name == POOLED:
+        pooled_steps(variant)
+    elif sections.get("algorithm", {}).get("name") == variant.name:
+        raw["algorithm"] = dict(sections["algorithm"])
+    for key, value in variant.options:
+        if "." in key:
+            set_dotted(raw, key, value, f"--algorithms {variant.label}", is_text=False)
+        elif variant.name != POOLED:
+            # The file's spelling stands for the field (`lambda`), so that a later value replaces it.
+            raw["algorithm"].pop(f"{key}_", None)
+            set_dotted(raw, f"algorithm.{key}", value, f"--algorithms {variant.label}", is_text=False)
+    return validated(raw, f"--algorithms {variant.label}")
+
+
+def pooled_steps(variant: Variant) -> str:
+    """all or site. Raises ConfigError for any other setting of `pooled`."""
+    steps = "all"
+    for key, value in variant.options:
+        if key == "steps" and value in POOLED_STEPS:
+            steps = value
+        elif "." not in key:
+            raise _wrong(
+                variant.label, f"{key}={value} is no setting of pooled", "It takes steps=all or site."
+            )
+    return steps
+
+
+def validated(sections: Sections, origin: str) -> FederationFile:
+    """Sections as the product reads them. Raises ConfigError naming `origin`, key and value."""
+    text = yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True)
+    return config.load_federation(Path(origin), text=text)

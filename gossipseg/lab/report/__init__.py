@@ -1,0 +1,4 @@
+"""What a comparison says to people: statistics, tables, pictures, pages.
+
+It reads results.json and trains nothing.
+"""

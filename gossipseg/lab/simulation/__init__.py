@@ -1,0 +1,1 @@
+"""One run: a federation in one process and in virtual time."""

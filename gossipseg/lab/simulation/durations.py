@@ -1,0 +1,52 @@
+"""How long things take in virtual time, and who is away: all drawn from the run's seed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+STEP_S = 1.0
+"""One gradient evaluation of a site of ordinary speed."""
+COMBINING_STEPS = 0.5
+"""The coordinator's work takes as long as so many steps."""
+JITTER = 0.1
+"""No two rounds of life take the same time: each is so much shorter or longer, at most."""
+AWAY_ROUNDS = (0.5, 2.5)
+"""A site that vanishes is away for a time between these, in rounds of its own."""
+
+
+class Pace:
+    """One site's times. `away(seconds)` cuts it off from the others for so long."""
+
+    def __init__(
+        self,
+        site: str,
+        seed: int,
+        *,
+        slowness: float,
+        steps_per_round: int,
+        dropout: float,
+        away: Callable[[float], None],
+    ) -> None:
+        self._site, self._seed = site, seed
+        self._step_s, self._steps, self._dropout = STEP_S * slowness, steps_per_round, dropout
+        self._away = away
+        self.absences = 0
+        self.combining_s = COMBINING_STEPS * STEP_S * slowness
+
+    def before(self, round: int) -> float:
+        """Seconds until the round may begin: 0, unless the site vanishes now."""
+        rng = self._rng("away", round)
+        if rng.random() >= self._dropout:
+            return 0.0
+        away_s = rng.uniform(*AWAY_ROUNDS) * self._steps * self._step_s
+        self.absences += 1
+        self._away(away_s)
+        return away_s
+
+    def of_round(self, round: int, evaluations: int) -> float:
+        """Seconds that a round of so many gradient evaluations takes."""
+        return evaluations * self._step_s * self._rng("pace", round).uniform(1 - JITTER, 1 + JITTER)
+
+    def _rng(self, what: str, round: int) -> random.Random:
+        return random.Random(f"{self._seed}/{self._site}/{what}/{round}")

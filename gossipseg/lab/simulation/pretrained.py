@@ -1,0 +1,29 @@
+"""Files of pretrained weights where a run looks for them: beside its data list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gossipseg.lab.plan.run_plans import RunPlan
+from gossipseg.nets.params import NetworkParams
+
+WEIGHTS = "encoder_weights"
+"""The option of a network that names such a file."""
+
+
+def lend_all(planned: Sequence[RunPlan], folders: Mapping[str, str]) -> None:
+    """Before the runs: into the folders of the lab's data lists. `folders`: site → its own data folder."""
+    for plan in planned:
+        network = plan.parsed().network
+        for site, folder in plan.sites.items():
+            lend(network, Path(folders[site]), Path(folder))
+
+
+def lend(network: NetworkParams, source: Path, folder: Path) -> None:
+    """Let `folder` have the file that the network's options name, if it lies in `source`."""
+    name = network.options.get(WEIGHTS)
+    if name and (source / name).is_file() and not (folder / name).exists():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).unlink(missing_ok=True)  # a link to what is no longer there
+        (folder / name).symlink_to((source / name).resolve())

@@ -1,0 +1,237 @@
+"""One site's trainer in the lab: rounds in one go, what they cost, and the scores at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gossipseg.config.files import FederationFile
+from gossipseg.learn import jobs
+from gossipseg.learn.amp import choose_compute
+from gossipseg.learn.data import SiteData
+from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.division import patients_in
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, DeviceParams, WorkerSpec
+from gossipseg.learn.report import SaveOverlay, evaluate_case
+from gossipseg.learn.scoring import Scores, mean_of, summarise
+from gossipseg.learn.session import Deployment
+from gossipseg.learn.setup import read_setup
+from gossipseg.learn.site import SiteContext
+from gossipseg.learn.sites import EpisodeSite, open_site
+from gossipseg.learn.trainer import Trainer
+
+ITEM_BYTES = {
+    "F16": 2,
+    "BF16": 2,
+    "F32": 4,
+    "F64": 8,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""Of the dtypes of safetensors."""
+
+Progress = Callable[[int, str], None]
+"""Told of so many local steps done, however many models took each, and of what goes on."""
+
+
+class DataCache:
+    """Preprocessed images by data list and task: the runs of one process share them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, SiteData] = {}
+
+    def open(self, spec: WorkerSpec) -> SiteData:
+        """As SiteData.open; a list that was made for one run is not kept. Raises DataError."""
+        if spec.data["path"] == spec.state_dir:
+            return SiteData.open(spec)
+        key = repr((spec.data, spec.task, spec.algorithm["name"] == ONE_SHOT_ALGORITHM))
+        if key not in self._held:
+            self._held[key] = SiteData.open(spec)
+        return self._held[key]
+
+
+def make_spec(
+    federation: FederationFile, site: str, data: DataParams, folder: Path, rounds: int, device: str
+) -> WorkerSpec:
+    """What a daemon would tell its worker; the lab scores the test split itself."""
+    threads = 1 if device == "cpu" else None
+    return WorkerSpec(
+        site=site,
+        federation=federation.federation,
+        seed=federation.seed,
+        task=dataclasses.asdict(federation.task),
+        network=dataclasses.asdict(federation.network),
+        algorithm=dataclasses.asdict(federation.algorithm),
+        training=dataclasses.asdict(federation.training),
+        data=dataclasses.asdict(data),
+        device=dataclasses.asdict(
+            DeviceParams(device, amp="off" if device == "cpu" else "auto", threads=threads)
+        ),
+        wire_dtype=federation.wire.dtype,
+        state_dir=str(folder),
+        rounds=rounds,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A finished round and its cost."""
+
+    report: jobs.RoundDone
+    evaluations: int
+    """Gradients computed: two a step where two models trained."""
+
+
+class Training:
+    """A trainer with its costs so far."""
+
+    def __init__(
+        self, spec: WorkerSpec, cache: DataCache, progress: Progress, *, equal_evaluations: bool = False
+    ) -> None:
+        setup = read_setup(spec)
+        compute = choose_compute(setup.device)
+        self.trainer = Trainer(open_site(setup, cache.open(spec), compute), self._on_report, lambda: None)
+        self.evaluations = 0
+        self.patients: dict[str, str] = {}
+        """Case → patient, as far as the data list or all of the site's names tell."""
+        self.spent_s: defaultdict[str, float] = defaultdict(float)
+        """Real seconds by activity: training, visit, validation, test."""
+        self.cpu_s: defaultdict[str, float] = defaultdict(float)
+        """The same of this process' own time, which other work on the machine does not stretch."""
+        self._progress, self._equal = progress, equal_evaluations
+        self._stayed = 0
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+
+    def run(self, order: jobs.StartRound) -> Round:
+        """Run the round. Raises LocalError as the trainer does."""
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+        before = self.evaluations
+        with self._steps_shared(self._models(order)):
+            report = self.trainer.run_round(order)
+        self._note_partner(report)
+        self._spend("other")
+        return Round(report, self.evaluations - before)
+
+    def _models(self, order: jobs.StartRound) -> int:
+        """How many models will take gradients in this round."""
+        algorithm = self.trainer.algorithm
+        resident = 0 < self._stayed < algorithm.resident_rounds
+        beside = algorithm.trains_visitor and (order.visit is not None or resident)
+        return 1 + algorithm.has_personal + self._shadows + beside
+
+    @property
+    def _shadows(self) -> int:
+        return int(self.trainer.shadow is not None)
+
+    def _note_partner(self, report: jobs.RoundDone) -> None:
+        """For how many rounds a visitor has been training here."""
+        gone = report.beside is None or report.reverted is not None
+        self._stayed = 0 if gone else 1 if report.visit is not None else self._stayed + 1
+
+    @contextmanager
+    def _steps_shared(self, models: int) -> Iterator[None]:
+        """Where evaluations shall be equal, two models share the steps of one."""
+        before = self.trainer.setup
+        if self._equal and models > 1:
+            steps = max(1, before.training.steps_per_round // models)
+            training = dataclasses.replace(before.training, steps_per_round=steps)
+            self.trainer.setup = dataclasses.replace(before, training=training)
+        try:
+            yield
+        finally:
+            self.trainer.setup = before
+
+    def _on_report(self, make: Callable[[], jobs.Progress], activity: jobs.Activity) -> None:
+        self._spend(activity)
+        if activity in ("training", "visit"):
+            algorithm = self.trainer.algorithm
+            beside = activity == "visit" and algorithm.trains_visitor
+            models = 1 + algorithm.has_personal + self._shadows + beside
+            self.evaluations += models
+            self._progress(1, activity)
+
+    def _spend(self, activity: str) -> None:
+        now, cpu = time.perf_counter(), time.process_time()
+        self.spent_s[activity] += now - self._last_s
+        self.cpu_s[activity] += cpu - self._last_cpu_s
+        self._last_s, self._last_cpu_s = now, cpu
+
+    # ------------------------------------------------------------ scores
+
+    def score(self, context: SiteContext, model: nn.Module) -> Scores:
+        """Validation of a model at another site than the trainer's own."""
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+        scores = context.score(model, "validation", lambda fraction: None)
+        self._spend("validation")
+        return scores
+
+    def test(self, spec: WorkerSpec, save: SaveOverlay | None = None) -> Scores:
+        """All scores of the deployment model over the test cases of `spec`'s data, on the labels' own grids.
+
+        One-shot algorithms are scored by their own site: Dice alone, every labelled scan as support in turn.
+        """
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+        setup, trainer = read_setup(spec), self.trainer
+        if isinstance(trainer.site, EpisodeSite):
+            found = trainer.site.score(trainer.student.ema, "test", lambda fraction: None)
+            self._spend("test")
+            return found
+        weights = "ema" if trainer.verdict is None else trainer.verdict.deployed
+        history = trainer.history
+        deployment = Deployment(
+            trainer.deployed, setup, trainer.compute, weights, history.round, history.steps, None
+        )
+        splits = load_cases(setup.data, spec.site)
+        self.patients = patients_in(case for _, case in splits)
+        labelled = [case for case in splits.test if case.label is not None]
+        scored = [evaluate_case(deployment, case, save) for case in labelled]
+        self._spend("test")
+        return summarise(scored, setup.task)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Size of what this site sends, without the file's header."""
+        return sum(math.prod(shape) * ITEM_BYTES[code] for code, shape in self.trainer.schema.values())
+
+    @property
+    def deployed(self) -> dict[str, Any]:
+        """The last verdict on what is deployed, for a row of results; empty where there is no choice."""
+        verdict = self.trainer.verdict
+        return {} if verdict is None else {"deployed": dataclasses.asdict(verdict)}
+
+    @property
+    def curve(self) -> list[tuple[int, float | None]]:
+        """(round, validation Dice of the deployment model)."""
+        return list(self.trainer.history.dice_history)
+
+
+def case_rows(scores: Scores) -> list[dict[str, Any]]:
+    """Per-case results, as JSON."""
+    return [
+        {
+            "id": case.id,
+            "dice": case.mean,
+            "hd95": mean_hd95(case.hd95),
+            "missed": list(case.missed),
+            "false_alarms": list(case.false_alarms),
+        }
+        for case in scores.per_case
+    ]
+
+
+def mean_hd95(by_class: Mapping[str, float | None]) -> float | None:
+    """Mean over the classes for which there is a distance."""
+    return mean_of(by_class.values())

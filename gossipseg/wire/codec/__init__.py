@@ -1,0 +1,1 @@
+"""Core messages as protobuf bytes, and back, each with its limits."""
