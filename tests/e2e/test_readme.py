@@ -161,12 +161,10 @@ class Newcomer:
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
     for i, hospital in enumerate(synthetic.hospitals(2)):
-        for folder in ("hospitals/north", "hospitals/south"), ("north/data", "south/data"):
-            write_data(tmp_path / folder[i], hospital, i)
-    for folder in OF_THE_SYSTEM:
-        (tmp_path / folder[1:]).parent.mkdir(parents=True, exist_ok=True)
-    for folder in ("etc/systemd/system", "var/lib/private/gossipseg"):
-        (tmp_path / folder).mkdir()
+        for folders in ("hospitals/north", "hospitals/south"), ("north/data", "south/data"):
+            write_data(tmp_path / folders[i], hospital, i)
+    for folder in ("opt", "etc/systemd/system", "var/lib/private/gossipseg"):
+        (tmp_path / folder).mkdir(parents=True)
     federation = {
         "federation": "readme",
         "task": TASK,
