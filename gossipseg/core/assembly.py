@@ -7,21 +7,54 @@ from dataclasses import dataclass
 
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
-from gossipseg.core.enforcement import Warden
-from gossipseg.core.file_router import Traffic
-from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.effects import Persist, Snapshot
+from gossipseg.core.enforcement import QuarantineEnforcer
+from gossipseg.core.file_router import FileRouter
+from gossipseg.core.gossip.exchange import GossipExchange
 from gossipseg.core.gossip.inbox import Inbox
-from gossipseg.core.manifests import Notary
-from gossipseg.core.membership.failure_detector import Prober
-from gossipseg.core.membership.handshake import Greeter
+from gossipseg.core.manifests import ManifestLedger
+from gossipseg.core.membership.failure_detector import FailureDetector
+from gossipseg.core.membership.handshake import Handshake
 from gossipseg.core.membership.members import Membership
-from gossipseg.core.memory import Memory
 from gossipseg.core.quarantine import Quarantine
 from gossipseg.core.rounds.rounds import Rounds
-from gossipseg.core.setup import Setup
+from gossipseg.core.setup import NodeSetup
 from gossipseg.core.types import Site
 from gossipseg.core.wellness import Wellness
-from gossipseg.core.worker_state import Training
+from gossipseg.core.worker_state import WorkerState
+
+
+@dataclass(slots=True)
+class DurableState:
+    """`persist` is what Context.persist does."""
+
+    ctx: Context
+    membership: Membership
+    gossip: GossipExchange
+    rounds: Rounds | None
+    worker_state: WorkerState
+    ledger: ManifestLedger
+    enforcer: QuarantineEnforcer
+    counts: Counter[tuple[str, Site]]
+
+    def persist(self) -> None:
+        """Have the present state put on disk before any later effect of this step."""
+        self.ctx.effects.append(Persist(self.snapshot()))
+
+    def snapshot(self) -> Snapshot:
+        info = self.ctx.info
+        return Snapshot(
+            incarnation=self.membership.self_record.incarnation,
+            round=info.round,
+            steps=info.steps,
+            inbox=self.gossip.inbox.entries,
+            paused=self.worker_state.paused,
+            counters=tuple((what, site, n) for (what, site), n in sorted(self.counts.items())),
+            rounds=self.rounds.acceptor.record if self.rounds is not None else None,
+            sequence=self.ledger.sequence,
+            seen=tuple(self.ledger.seen[key] for key in sorted(self.ledger.seen)),
+            conduct=self.enforcer.records(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +63,19 @@ class Parts:
 
     ctx: Context
     counts: Counter[tuple[str, Site]]
-    notary: Notary
+    ledger: ManifestLedger
     membership: Membership
-    greeter: Greeter
-    prober: Prober
-    gossip: Gossip
+    handshake: Handshake
+    failure_detector: FailureDetector
+    gossip: GossipExchange
     rounds: Rounds | None
-    training: Training
-    warden: Warden
-    traffic: Traffic
+    worker_state: WorkerState
+    enforcer: QuarantineEnforcer
+    file_router: FileRouter
     wellness: Wellness
 
 
-def assemble(setup: Setup) -> Parts:
+def assemble(setup: NodeSetup) -> Parts:
     """All parts, ready for the start."""
     then = setup.snapshot
     counts = Counter({(what, site): n for what, site, n in then.counters})
@@ -54,7 +87,7 @@ def assemble(setup: Setup) -> Parts:
         rng=setup.rng,
         sign=setup.sign,
     )
-    notary = Notary(
+    ledger = ManifestLedger(
         ctx,
         require=setup.trust.require_manifests,
         sequence=then.sequence,
@@ -68,52 +101,67 @@ def assemble(setup: Setup) -> Parts:
         address=setup.address,
         incarnation=then.incarnation + 1,
     )
-    greeter = Greeter(ctx, membership)
-    prober = Prober(ctx, setup.membership, membership, greeter)
+    handshake = Handshake(ctx, membership)
+    failure_detector = FailureDetector(ctx, setup.membership, membership, handshake)
     budget = Budget(setup.rounds, setup.federation_rounds)
-    gossip = _gossip(setup, ctx, budget, membership, greeter, notary, counts)
-    rounds = _rounds(setup, ctx, budget, membership, notary) if setup.exchange == "rounds" else None
-    training = _training(setup, ctx, budget, membership, gossip, rounds)
-    warden = Warden(ctx, Quarantine(setup.quarantine), membership, gossip, rounds, counts, then.conduct)
-    memory = Memory(ctx, membership, gossip, rounds, training, notary, warden, counts)
+    gossip = _gossip(setup, ctx, budget, membership, handshake, ledger, counts)
+    rounds = _rounds(setup, ctx, budget, membership, ledger) if setup.exchange == "rounds" else None
+    worker_state = _worker_state(setup, ctx, budget, membership, gossip, rounds)
+    enforcer = QuarantineEnforcer(
+        ctx, Quarantine(setup.quarantine), membership, gossip, rounds, counts, then.conduct
+    )
+    memory = DurableState(ctx, membership, gossip, rounds, worker_state, ledger, enforcer, counts)
     ctx.persist = memory.persist
     wellness = Wellness(ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange)
     membership.watchers.append(wellness.on_change)
-    traffic = Traffic(ctx, membership, gossip, rounds, wellness)
+    file_router = FileRouter(ctx, membership, gossip, rounds, wellness)
     ctx.say(listed=setup.listed)
     return Parts(
-        ctx, counts, notary, membership, greeter, prober, gossip, rounds, training, warden, traffic, wellness
+        ctx,
+        counts,
+        ledger,
+        membership,
+        handshake,
+        failure_detector,
+        gossip,
+        rounds,
+        worker_state,
+        enforcer,
+        file_router,
+        wellness,
     )
 
 
 def _gossip(
-    setup: Setup,
+    setup: NodeSetup,
     ctx: Context,
     budget: Budget,
     membership: Membership,
-    greeter: Greeter,
-    notary: Notary,
+    handshake: Handshake,
+    ledger: ManifestLedger,
     counts: Counter[tuple[str, Site]],
-) -> Gossip:
+) -> GossipExchange:
     # peers.yaml may have changed while this site was down: no removed site's model visits.
     waiting = tuple(e for e in setup.snapshot.inbox if e.frm in setup.sites)
-    gossip = Gossip(
+    gossip = GossipExchange(
         ctx,
         setup.gossip,
         membership,
-        greeter,
+        handshake,
         exchanges=setup.exchange == "gossip",
         budget=budget,
         max_model_bytes=setup.max_model_bytes,
         inbox=Inbox(setup.gossip, waiting),
         counts=counts,
-        notary=notary,
+        ledger=ledger,
     )
     membership.watchers.append(gossip.on_change)
     return gossip
 
 
-def _rounds(setup: Setup, ctx: Context, budget: Budget, membership: Membership, notary: Notary) -> Rounds:
+def _rounds(
+    setup: NodeSetup, ctx: Context, budget: Budget, membership: Membership, ledger: ManifestLedger
+) -> Rounds:
     rounds = Rounds(
         ctx,
         setup.rounds_params,
@@ -123,21 +171,21 @@ def _rounds(setup: Setup, ctx: Context, budget: Budget, membership: Membership, 
         finetune_rounds=setup.finetune_rounds,
         max_model_bytes=setup.max_model_bytes,
         record=setup.snapshot.rounds,
-        notary=notary,
+        ledger=ledger,
     )
     membership.watchers.append(rounds.on_change)
     return rounds
 
 
-def _training(
-    setup: Setup,
+def _worker_state(
+    setup: NodeSetup,
     ctx: Context,
     budget: Budget,
     membership: Membership,
-    gossip: Gossip,
+    gossip: GossipExchange,
     rounds: Rounds | None,
-) -> Training:
-    training = Training(
+) -> WorkerState:
+    state = WorkerState(
         ctx,
         gossip,
         membership,
@@ -147,5 +195,5 @@ def _training(
         dice_run=setup.quarantine.dice_run if setup.quarantine.dice_offence else None,
     )
     if rounds is not None:
-        rounds.worker = training
-    return training
+        rounds.worker = state
+    return state

@@ -54,7 +54,7 @@ class Context:
         self.own_steps = 0
         """Steps that this site took itself. What it merged may have brought `info.steps` to any number."""
         self.persist: Callable[[], None] = lambda: None
-        """Set by parts.py: append a Persist of the whole snapshot."""
+        """Set by assembly.py: append a Persist of the whole snapshot."""
         self.offences: list[tuple[Site, str]] = []
         """Of this step so far: they count at its end."""
         self._last_id = 0

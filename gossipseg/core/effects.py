@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gossipseg.core import messages
-from gossipseg.core.quarantine import ConductRecord
+from gossipseg.core.quarantine import PeerRecordSnapshot
 from gossipseg.core.types import ModelKind, ModelRef, Proposal, Site
 
 
@@ -49,7 +49,7 @@ class InboxEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class SeenManifest:
     """The newest manifest accepted from a maker, of one kind."""
 
     maker: Site
@@ -97,8 +97,8 @@ class Snapshot:
     rounds: RoundsRecord | None = None
     sequence: int = 0
     """The last number that this site has signed a manifest with."""
-    seen: tuple[Seen, ...] = ()
-    conduct: tuple[ConductRecord, ...] = ()
+    seen: tuple[SeenManifest, ...] = ()
+    conduct: tuple[PeerRecordSnapshot, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

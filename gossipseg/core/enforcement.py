@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterable
 
 from gossipseg.core.context import Context
-from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.gossip.exchange import GossipExchange
 from gossipseg.core.membership.members import Membership
-from gossipseg.core.quarantine import ConductRecord, Quarantine
+from gossipseg.core.quarantine import PeerRecordSnapshot, Quarantine
 from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import Site
 
 
-class Warden:
+class QuarantineEnforcer:
     """Keeps quarantined peers out of both exchanges."""
 
     def __init__(
@@ -21,10 +21,10 @@ class Warden:
         ctx: Context,
         quarantine: Quarantine,
         membership: Membership,
-        gossip: Gossip,
+        gossip: GossipExchange,
         rounds: Rounds | None,
         counts: Counter[tuple[str, Site]],
-        remembered: tuple[ConductRecord, ...],
+        remembered: tuple[PeerRecordSnapshot, ...],
     ) -> None:
         self._ctx, self.quarantine, self._membership = ctx, quarantine, membership
         self._gossip, self._rounds, self._counts = gossip, rounds, counts
@@ -78,14 +78,14 @@ class Warden:
     def next_deadline(self) -> float:
         return self.quarantine.next_deadline()
 
-    def records(self) -> tuple[ConductRecord, ...]:
+    def records(self) -> tuple[PeerRecordSnapshot, ...]:
         """What must survive a restart."""
         return self._remembered or self.quarantine.records(self._ctx.now)
 
     def next_s(self, site: Site) -> float:
         """How long the site's next quarantine would last."""
         conduct = self.quarantine.conducts().get(site)
-        return self.quarantine.sentence_s(conduct.steps if conduct is not None else 0)
+        return self.quarantine.duration_s(conduct.steps if conduct is not None else 0)
 
     def _shut_out(self, site: Site) -> None:
         member = self._membership.members[site]

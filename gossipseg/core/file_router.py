@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gossipseg.core import events
 from gossipseg.core.context import Context
-from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.gossip.exchange import GossipExchange
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import ModelRef, Site
@@ -23,12 +23,12 @@ class Sending:
 
 
 @dataclass(slots=True)
-class Traffic:
+class FileRouter:
     """All files that come and go. `rounds`: None without a coordinator."""
 
     ctx: Context
     membership: Membership
-    gossip: Gossip
+    gossip: GossipExchange
     rounds: Rounds | None
     wellness: Wellness
 
@@ -42,23 +42,23 @@ class Traffic:
         return self.gossip.on_transfer(event)
 
     def began(self, event: events.TransferBegan) -> None:
-        if self.rounds is None or not self.rounds.fetcher.began(event.frm, event.hash):
+        if self.rounds is None or not self.rounds.downloads.began(event.frm, event.hash):
             self.gossip.inbox.began(event.frm, event.hash, self.ctx.now)
 
     def arrived(self, event: events.ModelArrived) -> None:
         self.wellness.took(event.frm)
-        if self.rounds is None or not self.rounds.fetcher.arrived(event.frm, event.model):
+        if self.rounds is None or not self.rounds.downloads.arrived(event.frm, event.model):
             self.gossip.on_arrived(event)
 
     def broken(self, event: events.ModelBroken) -> None:
         if self.expects(event.frm, event.hash) is not None:
             self.wellness.not_taken(event.frm, event.reason)
-        if self.rounds is None or not self.rounds.fetcher.broken(event):
+        if self.rounds is None or not self.rounds.downloads.broken(event):
             self.gossip.on_broken(event)
 
     def _receiver(self, id: int) -> Site:
         """Where a transfer goes; "" where there is none of this number."""
-        if self.rounds is not None and (transfer := self.rounds.serving.transfers.get(id)) is not None:
+        if self.rounds is not None and (transfer := self.rounds.uploads.transfers.get(id)) is not None:
             return transfer.to
         return self.gossip.receiver(id)
 
@@ -76,7 +76,7 @@ class Traffic:
         """Models offered or being transferred now."""
         sending = [Sending(o.to, o.model, o.transferring) for o in self.gossip.outgoing]
         if self.rounds is not None:
-            sending += [Sending(t.to, t.model, True) for t in self.rounds.serving.transfers.values()]
+            sending += [Sending(t.to, t.model, True) for t in self.rounds.uploads.transfers.values()]
         return tuple(sending)
 
     def of_rounds(self) -> tuple[ModelRef, ...]:

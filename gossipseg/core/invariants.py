@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from gossipseg.core.context import Context
-from gossipseg.core.gossip.exchange import Gossip
+from gossipseg.core.gossip.exchange import GossipExchange
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import MemberState
-from gossipseg.core.worker_state import Training, Worker
+from gossipseg.core.worker_state import WorkerPhase, WorkerState
 
 
-def check(ctx: Context, membership: Membership, gossip: Gossip, training: Training) -> None:
+def check(ctx: Context, membership: Membership, gossip: GossipExchange, state: WorkerState) -> None:
     """Raise AssertionError naming what contradicts what."""
     assert ctx.site not in membership.members, "this site is not its own member"
     for member in membership.members.values():
@@ -22,14 +22,14 @@ def check(ctx: Context, membership: Membership, gossip: Gossip, training: Traini
     assert membership.health.score >= 0, "self-health below 0"
     _check_exchange(ctx, membership, gossip)
     assert not ctx.offences, "an offence is not counted"
-    running = training.worker is Worker.RUNNING
+    running = state.worker is WorkerPhase.RUNNING
     assert running == (gossip.running_round is not None), "a round runs without a worker, or the reverse"
     assert gossip.inbox.visiting is None or running, "a visit outside a round"
     if running:
         assert gossip.running_round == ctx.info.round + 1, "the running round is not the next one"
 
 
-def _check_member(member: Member, membership: Membership, gossip: Gossip) -> None:
+def _check_member(member: Member, membership: Membership, gossip: GossipExchange) -> None:
     site, state = member.site, member.state
     assert (site in membership.live) == member.live, f"{site}: live pool"
     assert (site in membership.alive) == (state is MemberState.ALIVE), f"{site}: alive pool"
@@ -50,7 +50,7 @@ def _check_member(member: Member, membership: Membership, gossip: Gossip) -> Non
     assert not (member.agreed and member.refused and not member.blocked), f"{site}: agreed and refused"
 
 
-def _check_exchange(ctx: Context, membership: Membership, gossip: Gossip) -> None:
+def _check_exchange(ctx: Context, membership: Membership, gossip: GossipExchange) -> None:
     inbox = gossip.inbox
     hashes = [e.model.hash for e in inbox.entries]
     assert len(set(hashes)) == len(hashes), "one model twice in the inbox"
@@ -63,13 +63,13 @@ def _check_exchange(ctx: Context, membership: Membership, gossip: Gossip) -> Non
     assert all(call.to != ctx.site for call in ctx.calls.values()), "a call to itself"
 
 
-def check_rounds(ctx: Context, rounds: Rounds, training: Training) -> None:
+def check_rounds(ctx: Context, rounds: Rounds, state: WorkerState) -> None:
     """Of the rounds under a coordinator."""
     acceptor, attempt = rounds.acceptor, rounds.attempt
-    record, electorate = acceptor.record, acceptor.electorate
+    record, quorum = acceptor.record, acceptor.quorum
     assert ctx.info.committed == acceptor.committed, "it tells of another committed round than its record"
-    assert electorate.sites == tuple(sorted((ctx.site, *rounds.members))), "another list of sites"
-    assert 2 * electorate.votes > len(electorate.sites), "two quorums without a site in common"
+    assert quorum.sites == tuple(sorted((ctx.site, *rounds.members))), "another list of sites"
+    assert 2 * quorum.size > len(quorum.sites), "two quorums without a site in common"
     for proposal in (record.committed, record.accepted):
         if proposal is not None:
             names = proposal.contributors
@@ -80,13 +80,15 @@ def check_rounds(ctx: Context, rounds: Rounds, training: Training) -> None:
         assert record.accepted.attempt <= acceptor.promised, "stored without a promise"
     if record.update is not None:
         assert record.update.kind == "update" and record.update_round <= acceptor.round, "an odd update"
-    assert (rounds.making is not None) == (training.worker is Worker.AGGREGATING), "combining unasked"
-    assert (rounds.plan.running is not None) == (training.worker is Worker.RUNNING), "a round out of plan"
-    assert len(rounds.serving.transfers) <= rounds.limit, "too many files on their way out"
-    asked = [w for w in rounds.fetcher.wants.values() if w.frm and w.model.kind == "update"]
+    assert (rounds.making is not None) == (state.worker is WorkerPhase.AGGREGATING), "combining unasked"
+    assert (rounds.schedule.running is not None) == (state.worker is WorkerPhase.RUNNING), (
+        "a round out of plan"
+    )
+    assert len(rounds.uploads.transfers) <= rounds.limit, "too many files on their way out"
+    asked = [w for w in rounds.downloads.wants.values() if w.frm and w.model.kind == "update"]
     assert len(asked) <= rounds.limit, "too many updates on their way here"
     if attempt is not None:
         assert not attempt.over, "an attempt that is over is still led"
         assert (attempt.round, attempt.attempt) == (acceptor.round, acceptor.promised), "led unpromised"
-        assert electorate.coordinator(attempt.round, attempt.attempt) == ctx.site, "led out of turn"
+        assert quorum.coordinator(attempt.round, attempt.attempt) == ctx.site, "led out of turn"
         assert ctx.site not in attempt.rows, "it asks itself"

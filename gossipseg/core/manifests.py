@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from gossipseg.core.context import Context
-from gossipseg.core.effects import Seen
+from gossipseg.core.effects import SeenManifest
 from gossipseg.core.types import Manifest, ModelKind, ModelRef, Proposal, Site, manifest_payload
 
 
-class Notary:
+class ManifestLedger:
     """Signs for this site, and remembers how far each other site's numbers have come."""
 
     def __init__(
-        self, ctx: Context, *, require: bool, sequence: int, floor: int = 0, seen: Iterable[Seen] = ()
+        self, ctx: Context, *, require: bool, sequence: int, floor: int = 0, seen: Iterable[SeenManifest] = ()
     ) -> None:
         """`sequence`: the last number used, from the disk. `floor`: none below this one is used; from the
         clock, it keeps a site whose state was lost from repeating itself."""
@@ -102,7 +102,7 @@ class Notary:
         key = (manifest.maker, manifest.kind)
         if (newest := self.seen.get(key)) is not None and newest.sequence >= manifest.sequence:
             return False
-        self.seen[key] = Seen(*key, manifest.sequence, manifest.round, manifest.hash)
+        self.seen[key] = SeenManifest(*key, manifest.sequence, manifest.round, manifest.hash)
         return True
 
     def arrived(self, model: ModelRef) -> None:
@@ -153,7 +153,7 @@ class Notary:
         return "" if again else "manifest_replayed"
 
 
-def _sequence(seen: Seen | None) -> int:
+def _sequence(seen: SeenManifest | None) -> int:
     return seen.sequence if seen is not None else -1
 
 

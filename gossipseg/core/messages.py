@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gossipseg.core.types import ModelKind, ModelRef, PeerInfo, Proposal, Record, Site, Tally
+from gossipseg.core.types import ModelKind, ModelRef, PeerInfo, Proposal, Record, Site, UpdateTally
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Prepare:
     sites: str
     round: int
     attempt: int
-    tally: Tally | None = None
+    tally: UpdateTally | None = None
     """None: an older version leads."""
 
 

@@ -22,21 +22,21 @@ from gossipseg.core.gossip.inbox import Reservation
 from gossipseg.core.invariants import check, check_rounds
 from gossipseg.core.membership.member import Member
 from gossipseg.core.params import QuarantineParams
-from gossipseg.core.quarantine import Conduct
+from gossipseg.core.quarantine import PeerRecord
 from gossipseg.core.rounds.participant import refusal
 from gossipseg.core.rounds.status import RoundsView
-from gossipseg.core.setup import Setup
+from gossipseg.core.setup import NodeSetup
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Site
 from gossipseg.core.wellness import Concern
 
 __all__ = [
     "Concern",
     "Member",
+    "NodeSetup",
     "NodeState",
     "Reservation",
     "RoundsView",
     "Sending",
-    "Setup",
     "UnexpectedEvent",
 ]
 
@@ -48,7 +48,7 @@ class UnexpectedEvent(Exception):
     """An event that fits no state (raised only with strict=True: a bug of the shell or of the core)."""
 
 
-class Stage(StrEnum):
+class Lifecycle(StrEnum):
     """Where a node is in its life."""
 
     NEW = "new"
@@ -60,17 +60,21 @@ class Stage(StrEnum):
 class NodeState:
     """One site's membership, exchange and rounds. See the module docstring."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: NodeSetup) -> None:
         self.strict = setup.strict
-        self._stage = Stage.NEW
+        self._stage = Lifecycle.NEW
         self._due: float | None = None
         self._missed: float | None = None
         self._stall_s = STALL_SHARE * setup.membership.probe_timeout_s
         parts = assemble(setup)
         self._ctx, self._counts = parts.ctx, parts.counts
-        self._membership, self._prober, self._greeter = parts.membership, parts.prober, parts.greeter
-        self._gossip, self._rounds, self._training = parts.gossip, parts.rounds, parts.training
-        self._notary, self._warden, self._traffic = parts.notary, parts.warden, parts.traffic
+        self._membership, self._failure_detector, self._handshake = (
+            parts.membership,
+            parts.failure_detector,
+            parts.handshake,
+        )
+        self._gossip, self._rounds, self._worker_state = parts.gossip, parts.rounds, parts.worker_state
+        self._ledger, self._enforcer, self._file_router = parts.ledger, parts.enforcer, parts.file_router
         self._wellness = parts.wellness
 
     # -------------------------------------------------------------- events in, effects out
@@ -84,15 +88,15 @@ class NodeState:
         due = self._due
         if due is not None and now - due > self._stall_s and due != self._missed:
             self._missed = due  # one stall counts once, whatever comes before its tick
-            self._prober.stalled()
-        self._warden.settle()
+            self._failure_detector.stalled()
+        self._enforcer.settle()
         handler = HANDLERS.get((self._stage, type(event)))
         if handler is None or not handler(self, event):
             self._unexpected(event)
-        self._warden.judge()
-        if self._rounds is not None and self._stage is Stage.UP:
+        self._enforcer.judge()
+        if self._rounds is not None and self._stage is Lifecycle.UP:
             self._rounds.settle()
-            if self._warden.judge():
+            if self._enforcer.judge():
                 self._rounds.settle()
         self._due = self._next_deadline()
         return effects
@@ -103,14 +107,18 @@ class NodeState:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself. For tests."""
-        check(self._ctx, self._membership, self._gossip, self._training)
+        check(self._ctx, self._membership, self._gossip, self._worker_state)
         if self._rounds is not None:
-            check_rounds(self._ctx, self._rounds, self._training)
+            check_rounds(self._ctx, self._rounds, self._worker_state)
 
     def _next_deadline(self) -> float | None:
-        if self._stage is not Stage.UP:
+        if self._stage is not Lifecycle.UP:
             return None
-        due = min(self._prober.next_deadline(), self._warden.next_deadline(), self._gossip.next_deadline())
+        due = min(
+            self._failure_detector.next_deadline(),
+            self._enforcer.next_deadline(),
+            self._gossip.next_deadline(),
+        )
         suspicions = self._membership.next_deadline()
         if suspicions is not None and suspicions < due:
             due = suspicions
@@ -119,7 +127,7 @@ class NodeState:
         return None if due == math.inf else due
 
     def _unexpected(self, event: Event) -> None:
-        where = f"{self._stage.value}/{self._training.worker.value}"
+        where = f"{self._stage.value}/{self._worker_state.worker.value}"
         if self.strict:
             raise UnexpectedEvent(f"{self._ctx.site} in {where}: {event}")
         self._ctx.note("dropped_event", None, type(event).__name__, state=where)
@@ -127,18 +135,18 @@ class NodeState:
     # -------------------------------------------------------------- one handler for each kind of event
 
     def _start(self, event: events.Start) -> bool:
-        self._stage = Stage.UP
+        self._stage = Lifecycle.UP
         self._wellness.start()
-        self._warden.start()
-        self._membership.own_word.announce(self.incarnation)
-        self._prober.start()
+        self._enforcer.start()
+        self._membership.self_record.announce(self.incarnation)
+        self._failure_detector.start()
         if self._rounds is not None:
             self._rounds.start()
         return True
 
     def _tick(self, event: events.Tick) -> bool:
         self._gossip.expire()
-        self._prober.on_tick()
+        self._failure_detector.on_tick()
         return True
 
     def _incoming(self, event: events.Incoming) -> bool:
@@ -147,19 +155,19 @@ class NodeState:
         if frm == self._ctx.site:
             self._ctx.note_seldom("duplicate_site", frm, "another daemon calls under this site's name")
         if isinstance(body, messages.Ping):
-            self._prober.on_ping(frm, token, body)
+            self._failure_detector.on_ping(frm, token, body)
         elif isinstance(body, messages.Offer):
-            self._prober.contact(frm, (), None)
+            self._failure_detector.contact(frm, (), None)
             self._gossip.on_offer(frm, token, body)
         elif isinstance(body, messages.IndirectPing):
-            self._prober.on_indirect_ping(frm, token, body)
+            self._failure_detector.on_indirect_ping(frm, token, body)
         elif isinstance(body, messages.Sync):
-            self._prober.on_sync(frm, token, body)
+            self._failure_detector.on_sync(frm, token, body)
         elif isinstance(body, messages.Hello):
-            self._greeter.on_hello(frm, token, body)
-            self._prober.contact(frm, (), body.info)
+            self._handshake.on_hello(frm, token, body)
+            self._failure_detector.contact(frm, (), body.info)
         elif isinstance(body, messages.Prepare | messages.Fetch | messages.Accept | messages.Commit):
-            self._prober.contact(frm, (), None)
+            self._failure_detector.contact(frm, (), None)
             if self._rounds is not None:
                 self._rounds.on_request(frm, token, body)
             else:
@@ -186,22 +194,22 @@ class NodeState:
         return True
 
     def _transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
-        return self._traffic.ended(event)
+        return self._file_router.ended(event)
 
     def _began(self, event: events.TransferBegan) -> bool:
-        self._traffic.began(event)
+        self._file_router.began(event)
         return True
 
     def _arrived(self, event: events.ModelArrived) -> bool:
-        self._traffic.arrived(event)
+        self._file_router.arrived(event)
         return True
 
     def _broken(self, event: events.ModelBroken) -> bool:
-        self._traffic.broken(event)
+        self._file_router.broken(event)
         return True
 
     def _worker(self, event: Event) -> bool:
-        handled = self._training.handle(event)
+        handled = self._worker_state.handle(event)
         if isinstance(event, events.WorkerReady):
             self._wellness.ready()
             if self._rounds is not None:
@@ -209,15 +217,15 @@ class NodeState:
         return handled
 
     def _pause(self, event: events.Pause) -> bool:
-        self._training.pause(event.paused)
+        self._worker_state.pause(event.paused)
         return True
 
     def _leave(self, event: events.Leave) -> bool:
-        self._stage = Stage.GONE
-        self._training.leave()
+        self._stage = Lifecycle.GONE
+        self._worker_state.leave()
         if self._rounds is not None:
             self._rounds.leave()
-        self._prober.say_goodbye(_ignore)
+        self._failure_detector.say_goodbye(_ignore)
         self._ctx.note("left")
         return True
 
@@ -225,8 +233,8 @@ class NodeState:
         return True
 
     def _lift(self, event: events.LiftQuarantine) -> bool:
-        self._notary.forget(event.site)
-        self._warden.lift(event.site)
+        self._ledger.forget(event.site)
+        self._enforcer.lift(event.site)
         self._ctx.persist()
         return True
 
@@ -234,14 +242,14 @@ class NodeState:
         self._ctx.say(listed=event.listed or self._ctx.info.listed)
         for site in self._membership.set_sites(event.sites):
             self._gossip.drop_waiting("no_longer_listed", site)
-        self._notary.keep(event.sites)
-        self._warden.keep(event.sites)
+        self._ledger.keep(event.sites)
+        self._enforcer.keep(event.sites)
         if self._rounds is not None:
             self._rounds.set_sites(event.sites)
         if event.rekeyed:
             if self._rounds is not None:
                 self._rounds.acceptor.rekeyed()
-            self._membership.own_word.announce(self.incarnation + 1)
+            self._membership.self_record.announce(self.incarnation + 1)
         self._ctx.persist()
         return True
 
@@ -253,17 +261,17 @@ class NodeState:
         return MappingProxyType(self._membership.members)
 
     @property
-    def quarantine(self) -> Mapping[Site, Conduct]:
+    def quarantine(self) -> Mapping[Site, PeerRecord]:
         """Every peer with something against it; times are the core's clock."""
-        return MappingProxyType(dict(self._warden.quarantine.conducts()))
+        return MappingProxyType(dict(self._enforcer.quarantine.conducts()))
 
     @property
     def quarantine_params(self) -> QuarantineParams:
-        return self._warden.quarantine.params
+        return self._enforcer.quarantine.params
 
     def next_quarantine_s(self, site: Site) -> float:
         """How long its next one would last."""
-        return self._warden.next_s(site)
+        return self._enforcer.next_s(site)
 
     def quarantined(self, site: Site) -> bool:
         """Nothing is taken from it now."""
@@ -286,11 +294,11 @@ class NodeState:
     @property
     def last_round(self) -> int | None:
         """The round of its own count at whose end it finishes, as things stand; None: it trains on."""
-        return self._training.last_round
+        return self._worker_state.last_round
 
     @property
     def incarnation(self) -> int:
-        return self._membership.own_word.incarnation
+        return self._membership.self_record.incarnation
 
     @property
     def inbox(self) -> tuple[InboxEntry, ...]:
@@ -310,7 +318,7 @@ class NodeState:
     @property
     def sending(self) -> tuple[Sending, ...]:
         """Models offered or being transferred now."""
-        return self._traffic.sending()
+        return self._file_router.sending()
 
     @property
     def self_health(self) -> int:
@@ -328,12 +336,12 @@ class NodeState:
 
     def kept_models(self) -> frozenset[str]:
         """Hashes the store must not collect: waiting, visiting, promised, on their way out; of the rounds."""
-        return self._traffic.kept()
+        return self._file_router.kept()
 
     @property
     def round_models(self) -> tuple[ModelRef, ...]:
         """Updates and common models that the rounds need."""
-        return self._traffic.of_rounds()
+        return self._file_router.of_rounds()
 
     def count(self, what: str, site: Site | None = None) -> int:
         """Models `sent`, `received`, `merged`, `refused`, `held`, `kept_out`, `reverted` or `dropped`, or
@@ -342,7 +350,7 @@ class NodeState:
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:
         """The accepted offer, or the fetched file, whose stream may come now, or None."""
-        return self._traffic.expects(frm, hash)
+        return self._file_router.expects(frm, hash)
 
     @property
     def rounds_view(self) -> RoundsView | None:
@@ -373,13 +381,13 @@ _ALWAYS: Mapping[type, _Handler] = {
     events.SitesChanged: NodeState._sites_changed,
     events.LiftQuarantine: NodeState._lift,
 }
-HANDLERS: Mapping[tuple[Stage, type], _Handler] = {
-    (Stage.NEW, events.Start): NodeState._start,
-    **{(Stage.UP, event): handler for event, handler in _ALWAYS.items()},
-    (Stage.UP, events.Tick): NodeState._tick,
-    (Stage.UP, events.Leave): NodeState._leave,
-    **{(Stage.GONE, event): handler for event, handler in _ALWAYS.items()},
-    (Stage.GONE, events.Tick): NodeState._nothing_to_do,
-    (Stage.GONE, events.Leave): NodeState._nothing_to_do,
+HANDLERS: Mapping[tuple[Lifecycle, type], _Handler] = {
+    (Lifecycle.NEW, events.Start): NodeState._start,
+    **{(Lifecycle.UP, event): handler for event, handler in _ALWAYS.items()},
+    (Lifecycle.UP, events.Tick): NodeState._tick,
+    (Lifecycle.UP, events.Leave): NodeState._leave,
+    **{(Lifecycle.GONE, event): handler for event, handler in _ALWAYS.items()},
+    (Lifecycle.GONE, events.Tick): NodeState._nothing_to_do,
+    (Lifecycle.GONE, events.Leave): NodeState._nothing_to_do,
 }
 """What may happen when. An event without an entry is an error in tests and a note in production."""

@@ -18,7 +18,7 @@ MAX_STEPS = 64
 """Of the growth: more would change nothing under any max_s."""
 
 
-class Standing(StrEnum):
+class PeerStatus(StrEnum):
     """What a peer's conduct has earned it."""
 
     CLEAR = "clear"
@@ -27,7 +27,7 @@ class Standing(StrEnum):
     QUARANTINED = "quarantined"
 
 
-class Deed(StrEnum):
+class Transition(StrEnum):
     """What changes a peer's standing."""
 
     OFFENCE = "offence"
@@ -40,23 +40,23 @@ class Deed(StrEnum):
     """An operator has ended it."""
 
 
-TRANSITIONS: Mapping[tuple[Standing, Deed], Standing] = {
-    (Standing.CLEAR, Deed.OFFENCE): Standing.WATCHED,
-    (Standing.CLEAR, Deed.LAST_STRAW): Standing.QUARANTINED,
-    (Standing.CLEAR, Deed.LIFTED): Standing.CLEAR,
-    (Standing.WATCHED, Deed.OFFENCE): Standing.WATCHED,
-    (Standing.WATCHED, Deed.LAST_STRAW): Standing.QUARANTINED,
-    (Standing.WATCHED, Deed.FORGOTTEN): Standing.CLEAR,
-    (Standing.WATCHED, Deed.LIFTED): Standing.CLEAR,
-    (Standing.QUARANTINED, Deed.OFFENCE): Standing.QUARANTINED,
-    (Standing.QUARANTINED, Deed.SERVED): Standing.CLEAR,
-    (Standing.QUARANTINED, Deed.LIFTED): Standing.CLEAR,
+TRANSITIONS: Mapping[tuple[PeerStatus, Transition], PeerStatus] = {
+    (PeerStatus.CLEAR, Transition.OFFENCE): PeerStatus.WATCHED,
+    (PeerStatus.CLEAR, Transition.LAST_STRAW): PeerStatus.QUARANTINED,
+    (PeerStatus.CLEAR, Transition.LIFTED): PeerStatus.CLEAR,
+    (PeerStatus.WATCHED, Transition.OFFENCE): PeerStatus.WATCHED,
+    (PeerStatus.WATCHED, Transition.LAST_STRAW): PeerStatus.QUARANTINED,
+    (PeerStatus.WATCHED, Transition.FORGOTTEN): PeerStatus.CLEAR,
+    (PeerStatus.WATCHED, Transition.LIFTED): PeerStatus.CLEAR,
+    (PeerStatus.QUARANTINED, Transition.OFFENCE): PeerStatus.QUARANTINED,
+    (PeerStatus.QUARANTINED, Transition.SERVED): PeerStatus.CLEAR,
+    (PeerStatus.QUARANTINED, Transition.LIFTED): PeerStatus.CLEAR,
 }
 """All changes of standing there are."""
 
 
 @dataclass(frozen=True, slots=True)
-class ConductRecord:
+class PeerRecordSnapshot:
     """A peer's conduct as it is kept on disk."""
 
     site: Site
@@ -71,10 +71,10 @@ class ConductRecord:
 
 
 @dataclass(slots=True)
-class Conduct:
+class PeerRecord:
     """A peer that has offended."""
 
-    standing: Standing = Standing.CLEAR
+    standing: PeerStatus = PeerStatus.CLEAR
     offences: tuple[float, ...] = ()
     """When, oldest first; those of the window."""
     reason: str = ""
@@ -90,25 +90,25 @@ class Quarantine:
     """Every peer's conduct. A peer that has done nothing takes no room."""
 
     params: QuarantineParams
-    _peers: dict[Site, Conduct] = field(default_factory=dict)
+    _peers: dict[Site, PeerRecord] = field(default_factory=dict)
 
     # -------------------------------------------------------------- what happens
 
     def offend(self, site: Site, reason: str, now: float) -> bool:
         """Count an offence; True: the peer is quarantined from now on."""
         self.settle(now)
-        conduct = self._peers.setdefault(site, Conduct(quiet_since=now))
+        conduct = self._peers.setdefault(site, PeerRecord(quiet_since=now))
         conduct.reason = reason
-        if conduct.standing is Standing.QUARANTINED:  # what was under way when it began
-            self._move(conduct, Deed.OFFENCE)
+        if conduct.standing is PeerStatus.QUARANTINED:  # what was under way when it began
+            self._move(conduct, Transition.OFFENCE)
             return False
         conduct.offences = (*conduct.offences, now)
         conduct.quiet_since = now
         if len(conduct.offences) < self.params.offences:
-            self._move(conduct, Deed.OFFENCE)
+            self._move(conduct, Transition.OFFENCE)
             return False
-        self._move(conduct, Deed.LAST_STRAW)
-        conduct.until = now + self.sentence_s(conduct.steps)
+        self._move(conduct, Transition.LAST_STRAW)
+        conduct.until = now + self.duration_s(conduct.steps)
         conduct.steps, conduct.offences = min(MAX_STEPS, conduct.steps + 1), ()
         return True
 
@@ -116,19 +116,19 @@ class Quarantine:
         """Let time pass; returns the peers whose quarantine is over since the last call."""
         freed = []
         for site, conduct in list(self._peers.items()):
-            if conduct.standing is Standing.QUARANTINED:
+            if conduct.standing is PeerStatus.QUARANTINED:
                 if now < conduct.until:
                     continue
-                self._move(conduct, Deed.SERVED)
+                self._move(conduct, Transition.SERVED)
                 conduct.quiet_since, conduct.until = conduct.until, -math.inf
                 freed.append(site)
             conduct.offences = tuple(t for t in conduct.offences if now - t < self.params.window_s)
-            if conduct.standing is Standing.WATCHED and not conduct.offences:
-                self._move(conduct, Deed.FORGOTTEN)
+            if conduct.standing is PeerStatus.WATCHED and not conduct.offences:
+                self._move(conduct, Transition.FORGOTTEN)
             while conduct.steps and now - conduct.quiet_since >= self.params.decay_s:
                 conduct.steps -= 1
                 conduct.quiet_since += self.params.decay_s
-            if conduct.standing is Standing.CLEAR and not conduct.steps:
+            if conduct.standing is PeerStatus.CLEAR and not conduct.steps:
                 del self._peers[site]
         return freed
 
@@ -137,8 +137,8 @@ class Quarantine:
         conduct = self._peers.pop(site, None)
         if conduct is None:
             return False
-        was = conduct.standing is Standing.QUARANTINED
-        self._move(conduct, Deed.LIFTED)
+        was = conduct.standing is PeerStatus.QUARANTINED
+        self._move(conduct, Transition.LIFTED)
         return was
 
     def forget(self, keep: Iterable[Site]) -> None:
@@ -146,7 +146,7 @@ class Quarantine:
         listed = set(keep)
         self._peers = {site: c for site, c in self._peers.items() if site in listed}
 
-    def sentence_s(self, steps: int) -> float:
+    def duration_s(self, steps: int) -> float:
         """How long a quarantine lasts after so many before it."""
         p = self.params
         if p.factor == 1.0 or steps == 0:
@@ -156,50 +156,52 @@ class Quarantine:
         return min(p.max_s, p.first_s * p.factor**steps)
 
     @staticmethod
-    def _move(conduct: Conduct, deed: Deed) -> None:
-        conduct.standing = TRANSITIONS[conduct.standing, deed]
+    def _move(conduct: PeerRecord, transition: Transition) -> None:
+        conduct.standing = TRANSITIONS[conduct.standing, transition]
 
     # -------------------------------------------------------------- what is known
 
     def until(self, site: Site) -> float | None:
         """When its quarantine ends; None: it is in none. (Call settle first.)"""
         conduct = self._peers.get(site)
-        return conduct.until if conduct is not None and conduct.standing is Standing.QUARANTINED else None
+        return conduct.until if conduct is not None and conduct.standing is PeerStatus.QUARANTINED else None
 
     def reason(self, site: Site) -> str:
         """Of its last offence; "" if none is remembered."""
         return self._peers[site].reason if site in self._peers else ""
 
-    def conducts(self) -> Mapping[Site, Conduct]:
+    def conducts(self) -> Mapping[Site, PeerRecord]:
         """All peers with something against them."""
         return self._peers
 
     def next_deadline(self) -> float:
         """When the next quarantine ends. (What is forgotten meanwhile changes nothing until then.)"""
-        held = (c.until for c in self._peers.values() if c.standing is Standing.QUARANTINED)
+        held = (c.until for c in self._peers.values() if c.standing is PeerStatus.QUARANTINED)
         return min(held, default=math.inf)
 
     # -------------------------------------------------------------- the disk
 
-    def records(self, now: float) -> tuple[ConductRecord, ...]:
+    def records(self, now: float) -> tuple[PeerRecordSnapshot, ...]:
         """What must survive a restart."""
         return tuple(
-            ConductRecord(
+            PeerRecordSnapshot(
                 site,
                 c.reason,
                 c.steps,
-                max(0.0, c.until - now) if c.standing is Standing.QUARANTINED else 0.0,
+                max(0.0, c.until - now) if c.standing is PeerStatus.QUARANTINED else 0.0,
                 tuple(now - t for t in c.offences),
                 max(0.0, now - c.quiet_since),
             )
             for site, c in sorted(self._peers.items())
         )
 
-    def restore(self, records: Iterable[ConductRecord], now: float) -> None:
+    def restore(self, records: Iterable[PeerRecordSnapshot], now: float) -> None:
         """Go on from the disk."""
         for r in records:
             held = r.left_s > 0
-            standing = Standing.QUARANTINED if held else Standing.WATCHED if r.ages_s else Standing.CLEAR
+            standing = (
+                PeerStatus.QUARANTINED if held else PeerStatus.WATCHED if r.ages_s else PeerStatus.CLEAR
+            )
             until = now + min(r.left_s, self.params.max_s) if held else -math.inf
             offences = tuple(now - age_s for age_s in r.ages_s)
-            self._peers[r.site] = Conduct(standing, offences, r.reason, until, r.steps, now - r.quiet_s)
+            self._peers[r.site] = PeerRecord(standing, offences, r.reason, until, r.steps, now - r.quiet_s)

@@ -16,7 +16,7 @@ from gossipseg.core.types import PROTOCOL_MAX, PROTOCOL_MIN, Sign, Site
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class NodeSetup:
     """All that `NodeState` is given when a daemon starts."""
 
     site: Site

@@ -200,7 +200,7 @@ class Proposal:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class UpdateTally:
     """What the coordinator of an attempt tells of its updates. It is shown; nothing is decided by it."""
 
     deadline_ms: int | None = None

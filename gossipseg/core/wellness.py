@@ -10,8 +10,8 @@ from typing import Literal
 
 from gossipseg.core.context import Context
 from gossipseg.core.events import RequestFailed, TransferDone, TransferFailed
-from gossipseg.core.gossip.exchange import Gossip
-from gossipseg.core.membership.member import Member, Run
+from gossipseg.core.gossip.exchange import GossipExchange
+from gossipseg.core.membership.member import FailureRun, Member
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams, MembershipParams
 from gossipseg.core.rounds.rounds import Rounds
@@ -77,7 +77,7 @@ class Wellness:
         params: MembershipParams,
         membership: Membership,
         gossip_params: GossipParams,
-        gossip: Gossip,
+        gossip: GossipExchange,
         rounds: Rounds | None,
         exchange: str,
     ) -> None:
@@ -172,7 +172,7 @@ class Wellness:
 
     def concerns(self, now: float) -> tuple[Concern, ...]:
         """Everything that is not as it should be at this time."""
-        if self._started is None or self._membership.own_word.leaving:
+        if self._started is None or self._membership.self_record.leaving:
             return ()
         found = [c for _, m in sorted(self._membership.members.items()) for c in self._of_member(m, now)]
         found += self._quiet()
@@ -248,29 +248,29 @@ class Wellness:
 
     def _uncommon(self, rounds: Rounds, expected: list[Member]) -> Iterator[Concern]:
         quiet = rounds.own_rounds_since_commit
-        if quiet is not None and quiet >= QUIET_ROUNDS and not rounds.plan.hopeless:
+        if quiet is not None and quiet >= QUIET_ROUNDS and not rounds.schedule.hopeless:
             text = f"no common model in the last {quiet} rounds of this site; {_standing(expected)}"
             yield Concern("no_common_model", "", text)
 
     def _round(self) -> Iterator[Concern]:
         """A round under a coordinator that too few sites are there for."""
         rounds = self._rounds
-        if rounds is None or self._ctx.info.phase is not Phase.TRAINING or rounds.plan.hopeless:
+        if rounds is None or self._ctx.info.phase is not Phase.TRAINING or rounds.schedule.hopeless:
             return
         if rounds.quorum_in_sight():
             return
-        votes, missing = rounds.acceptor.electorate.votes, rounds.out_of_sight()
-        listed = len(rounds.acceptor.electorate.sites)
+        quorum_size, missing = rounds.acceptor.quorum.size, rounds.out_of_sight()
+        listed = len(rounds.acceptor.quorum.sites)
         who = ", ".join(f"{site} ({why})" for site, why in missing)
         yield Concern(
             "round_cannot_close",
             "",
-            f"round {rounds.acceptor.round} cannot close: it needs {votes} of {listed} sites, and "
+            f"round {rounds.acceptor.round} cannot close: it needs {quorum_size} of {listed} sites, and "
             f"{listed - len(missing)} are there; missing: {who}",
         )
 
 
-def _called_since(member: Member, run: Run) -> bool:
+def _called_since(member: Member, run: FailureRun) -> bool:
     """A call of its own came in after the run had begun."""
     return member.called_at is not None and member.called_at >= run.since
 

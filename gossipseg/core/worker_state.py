@@ -1,7 +1,7 @@
 """Rounds: when the worker runs the next one, with which visitor, and what came of it.
 
 In gossip there is no barrier: a round starts when the last one is done, whatever the other sites do. Under
-a coordinator plan.py says when, and from which model.
+a coordinator round_schedule.py says when, and from which model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gossipseg.core import events
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate, Finished, Snapshot, StartRound
-from gossipseg.core.gossip.exchange import Gossip, describe
+from gossipseg.core.gossip.exchange import GossipExchange, describe
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.offences import DICE, verdict_is_offence
 from gossipseg.core.rounds.rounds import Rounds
@@ -26,7 +26,7 @@ REMEMBERED_VISITORS = 8
 """A visitor's effect may be undone some rounds later: so many names are kept for that note."""
 
 
-class Worker(StrEnum):
+class WorkerPhase(StrEnum):
     """The training worker as the core sees it."""
 
     ABSENT = "absent"
@@ -36,13 +36,13 @@ class Worker(StrEnum):
     FAILED = "failed"
 
 
-class Training:
+class WorkerState:
     """The worker's state, the rounds behind it, and the phase this site tells its peers."""
 
     def __init__(
         self,
         ctx: Context,
-        gossip: Gossip,
+        gossip: GossipExchange,
         membership: Membership,
         *,
         budget: Budget,
@@ -54,7 +54,7 @@ class Training:
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
         self._coordinated = coordinated
         self._budget = budget
-        self.worker = Worker.ABSENT
+        self.worker = WorkerPhase.ABSENT
         self.paused = snapshot.paused
         self.leaving = False
         self._over = False
@@ -73,7 +73,7 @@ class Training:
     def finished(self) -> bool:
         """The budget is used up, the worker has said so in this life, and the common model that its last
         update goes into is here, or not to be had."""
-        if self.worker is not Worker.IDLE or not self._spent:
+        if self.worker is not WorkerPhase.IDLE or not self._spent:
             return False
         return self._over or self._coordinated is None or not self._coordinated.waiting
 
@@ -111,11 +111,11 @@ class Training:
     @property
     def free(self) -> bool:
         """The worker is up and has nothing to do."""
-        return self.worker is Worker.IDLE and not self.paused and not self.leaving and not self.finished
+        return self.worker is WorkerPhase.IDLE and not self.paused and not self.leaving and not self.finished
 
     def aggregate(self, effect: Aggregate) -> None:
         """Let the worker combine updates."""
-        self.worker = Worker.AGGREGATING
+        self.worker = WorkerPhase.AGGREGATING
         self._ctx.effects.append(effect)
 
     def resume(self) -> None:
@@ -127,9 +127,9 @@ class Training:
 
     def _ready(self, event: events.WorkerReady) -> bool:
         ctx, gossip = self._ctx, self._gossip
-        if self.worker is not Worker.ABSENT:
+        if self.worker is not WorkerPhase.ABSENT:
             self._lose()  # it restarted without having been seen to die
-        self.worker, self._over, self._budget.ahead = Worker.IDLE, False, event.ahead
+        self.worker, self._over, self._budget.ahead = WorkerPhase.IDLE, False, event.ahead
         first_cases = event.cases != ctx.info.cases
         ctx.say(round=event.round, steps=event.steps, cases=event.cases)
         ctx.own_steps = event.steps if event.own_steps is None else event.own_steps
@@ -144,7 +144,7 @@ class Training:
                 ctx.note("model_dropped", visited.frm, "already_visited", **describe(visited.model))
         self._say_phase()
         if first_cases:
-            self._membership.own_word.announce(self._membership.own_word.incarnation + 1)
+            self._membership.self_record.announce(self._membership.self_record.incarnation + 1)
         else:
             ctx.persist()
         self._go_on()
@@ -155,12 +155,12 @@ class Training:
             return True  # it has nothing left to do
         self._lose()
         if event.final:
-            self.worker = Worker.FAILED
+            self.worker = WorkerPhase.FAILED
         self._say_phase()
         return True
 
     def _lose(self) -> None:
-        self.worker = Worker.ABSENT
+        self.worker = WorkerPhase.ABSENT
         gossip = self._gossip
         gossip.running_round = None
         if self._coordinated is not None:
@@ -180,7 +180,7 @@ class Training:
         ctx, gossip = self._ctx, self._gossip
         if event.round != gossip.running_round:
             return False
-        self.worker, gossip.running_round, self._budget.ahead = Worker.IDLE, None, event.ahead
+        self.worker, gossip.running_round, self._budget.ahead = WorkerPhase.IDLE, None, event.ahead
         ctx.say(round=event.round, steps=event.steps)
         ctx.own_steps = event.steps if event.own_steps is None else event.own_steps
         self._visit_over(event)
@@ -191,7 +191,7 @@ class Training:
             if frm is not None:
                 self._weigh(frm, "kept_out", "validation")
         if self._coordinated is not None:
-            self._coordinated.plan.round_over(event)
+            self._coordinated.schedule.round_over(event)
         ctx.persist()
         if event.export is not None and self._coordinated is None:
             gossip.send(event.export)
@@ -201,7 +201,7 @@ class Training:
     def _aggregated(self, event: events.Aggregated | events.AggregationFailed) -> bool:
         if self._coordinated is None:
             return False
-        self.worker = Worker.IDLE
+        self.worker = WorkerPhase.IDLE
         return self._coordinated.on_aggregated(event)
 
     def _visit_over(self, event: events.RoundFinished) -> None:
@@ -240,7 +240,7 @@ class Training:
     def _go_on(self) -> None:
         """Start the next round, or say that there is none."""
         ctx, gossip = self._ctx, self._gossip
-        if self.worker is not Worker.IDLE or self.leaving:
+        if self.worker is not WorkerPhase.IDLE or self.leaving:
             return
         if self.finished:
             self._finish()
@@ -250,7 +250,7 @@ class Training:
         round = ctx.info.round + 1
         if self._coordinated is not None:
             if (order := self._coordinated.next_round(round)) is not None:
-                self.worker, gossip.running_round = Worker.RUNNING, round
+                self.worker, gossip.running_round = WorkerPhase.RUNNING, round
                 ctx.effects.append(order)
             return
         visitor, dropped = gossip.inbox.take(ctx.info.round, ctx.own_steps)
@@ -259,7 +259,7 @@ class Training:
         if dropped:
             ctx.persist()
         export = gossip.draws_to_send(round)
-        self.worker, gossip.running_round = Worker.RUNNING, round
+        self.worker, gossip.running_round = WorkerPhase.RUNNING, round
         ctx.effects.append(StartRound(round, visitor, export))
 
     def _finish(self) -> None:
@@ -271,7 +271,7 @@ class Training:
         self._gossip.drop_waiting("finished")
         self._say_phase()
         ctx.persist()
-        missed = self._coordinated.plan.missed if self._coordinated is not None else ""
+        missed = self._coordinated.schedule.missed if self._coordinated is not None else ""
         ctx.note("finished", None, missed, round=ctx.info.round)
         ctx.effects.append(Finished())
 
@@ -283,32 +283,32 @@ class Training:
     def _phase(self) -> Phase:
         if self.leaving:
             return Phase.LEAVING
-        if self.worker is Worker.FAILED:
+        if self.worker is WorkerPhase.FAILED:
             return Phase.FAILED
         if self.finished:
             return Phase.FINISHED
         if self.paused:
             return Phase.PAUSED
-        if self.worker is Worker.ABSENT:
+        if self.worker is WorkerPhase.ABSENT:
             return Phase.STARTING
-        ending = self._coordinated is not None and self._coordinated.plan.ending
+        ending = self._coordinated is not None and self._coordinated.schedule.ending
         return Phase.ENDING if ending else Phase.TRAINING
 
 
-_Action = Callable[[Training, Any], bool]
-TABLE: Mapping[tuple[Worker, type], _Action] = {
-    (Worker.ABSENT, events.WorkerReady): Training._ready,
-    (Worker.IDLE, events.WorkerReady): Training._ready,
-    (Worker.RUNNING, events.WorkerReady): Training._ready,
-    (Worker.AGGREGATING, events.WorkerReady): Training._ready,
-    (Worker.FAILED, events.WorkerReady): Training._ready,
-    (Worker.ABSENT, events.WorkerLost): Training._lost,
-    (Worker.IDLE, events.WorkerLost): Training._lost,
-    (Worker.RUNNING, events.WorkerLost): Training._lost,
-    (Worker.AGGREGATING, events.WorkerLost): Training._lost,
-    (Worker.FAILED, events.WorkerLost): Training._lost,
-    (Worker.AGGREGATING, events.Aggregated): Training._aggregated,
-    (Worker.AGGREGATING, events.AggregationFailed): Training._aggregated,
-    (Worker.RUNNING, events.RoundFinished): Training._round_finished,
+_Action = Callable[[WorkerState, Any], bool]
+TABLE: Mapping[tuple[WorkerPhase, type], _Action] = {
+    (WorkerPhase.ABSENT, events.WorkerReady): WorkerState._ready,
+    (WorkerPhase.IDLE, events.WorkerReady): WorkerState._ready,
+    (WorkerPhase.RUNNING, events.WorkerReady): WorkerState._ready,
+    (WorkerPhase.AGGREGATING, events.WorkerReady): WorkerState._ready,
+    (WorkerPhase.FAILED, events.WorkerReady): WorkerState._ready,
+    (WorkerPhase.ABSENT, events.WorkerLost): WorkerState._lost,
+    (WorkerPhase.IDLE, events.WorkerLost): WorkerState._lost,
+    (WorkerPhase.RUNNING, events.WorkerLost): WorkerState._lost,
+    (WorkerPhase.AGGREGATING, events.WorkerLost): WorkerState._lost,
+    (WorkerPhase.FAILED, events.WorkerLost): WorkerState._lost,
+    (WorkerPhase.AGGREGATING, events.Aggregated): WorkerState._aggregated,
+    (WorkerPhase.AGGREGATING, events.AggregationFailed): WorkerState._aggregated,
+    (WorkerPhase.RUNNING, events.RoundFinished): WorkerState._round_finished,
 }
 """What the worker may say in which state; anything else is an error in tests and a note in production."""

@@ -21,7 +21,7 @@ from gossipseg import __version__
 from gossipseg import config as configuration
 from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
-from gossipseg.core.node import NodeState, Setup
+from gossipseg.core.node import NodeSetup, NodeState
 from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.listening import listen
 from gossipseg.daemon.notify import Notifier
@@ -198,7 +198,7 @@ class Daemon:
         event_log = EventLog(state_dir / "events.jsonl")
         snapshot = remembered(state, event_log)
         recorder = Recorder(self._sign)
-        setup = Setup(
+        setup = NodeSetup(
             s.site,
             address=s.advertise or self.config.me.address,
             sites={o.name: o.address for o in self.config.others},

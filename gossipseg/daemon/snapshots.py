@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from gossipseg.core import effects
-from gossipseg.core.quarantine import ConductRecord
+from gossipseg.core.quarantine import PeerRecordSnapshot
 from gossipseg.core.types import Manifest, ModelRef, Proposal
 
 T = TypeVar("T")
@@ -21,9 +21,9 @@ def restore(doc: dict[str, Any]) -> effects.Snapshot:
     )
     known["rounds"] = _rounds_record(doc.get("rounds"))
     known["counters"] = tuple((what, site, n) for what, site, n in doc.get("counters", ()))
-    known["seen"] = tuple(_record(effects.Seen, s) for s in doc.get("seen", ()))
+    known["seen"] = tuple(_record(effects.SeenManifest, s) for s in doc.get("seen", ()))
     known["conduct"] = tuple(
-        _record(ConductRecord, {**c, "ages_s": tuple(c["ages_s"])}) for c in doc.get("conduct", ())
+        _record(PeerRecordSnapshot, {**c, "ages_s": tuple(c["ages_s"])}) for c in doc.get("conduct", ())
     )
     return effects.Snapshot(**known)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.node import NodeState, Setup
+from gossipseg.core.node import NodeSetup, NodeState
 from gossipseg.core.params import GossipParams, MembershipParams, TrustParams
 from gossipseg.core.types import (
     AliveRecord,
@@ -84,7 +84,7 @@ class Rig:
             "strict": True,
             "trust": TrustParams(require_manifests=False),
         }
-        self.node = NodeState(Setup("me", **{**given, **changes}))
+        self.node = NodeState(NodeSetup("me", **{**given, **changes}))
         self.out: list[fx.Effect] = []
 
     # ------------------------------------------------------------ events

@@ -12,14 +12,14 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.params import RoundsParams
-from gossipseg.core.rounds.quorum import Electorate, run_of
+from gossipseg.core.rounds.quorum import QuorumConfig, run_of
 from gossipseg.core.rounds.status import RoundsView
 from gossipseg.core.types import ModelRef, Proposal
 from tests.core.rig import PRINT, TRAINING, Rig, bare, model
 
 SITES = ("b", "me", "z")
 RUN = run_of("f", PRINT)
-LIST = Electorate.of(SITES, None).key
+LIST = QuorumConfig.of(SITES, None).key
 PARAMS = RoundsParams(patience_s=20.0, deadline_s=100.0, alone_after_s=200.0)
 AT_1 = replace(TRAINING, round=0, committed=0)
 

@@ -17,8 +17,8 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core import types
-from gossipseg.core.node import HANDLERS, NodeState, Stage, UnexpectedEvent
-from gossipseg.core.worker_state import TABLE, Worker
+from gossipseg.core.node import HANDLERS, Lifecycle, NodeState, UnexpectedEvent
+from gossipseg.core.worker_state import TABLE, WorkerPhase
 from gossipseg.wire import params as wire_params
 from tests.core.rig import OPEN, SIGNED, TRAINING, Rig, alive, left, model, phase, suspect
 
@@ -30,13 +30,13 @@ CORE = Path(core.__file__).parent
 
 def test_every_event_has_a_place_in_every_stage_but_the_first() -> None:
     kinds = set(ev.Event.__args__)
-    assert {kind for stage, kind in HANDLERS if stage is Stage.NEW} == {ev.Start}
-    for stage in (Stage.UP, Stage.GONE):
+    assert {kind for stage, kind in HANDLERS if stage is Lifecycle.NEW} == {ev.Start}
+    for stage in (Lifecycle.UP, Lifecycle.GONE):
         assert kinds - {kind for s, kind in HANDLERS if s is stage} == {ev.Start}
 
 
-@pytest.mark.parametrize("worker", [Worker.ABSENT, Worker.IDLE, Worker.FAILED])
-def test_a_round_can_only_end_where_one_runs(worker: Worker) -> None:
+@pytest.mark.parametrize("worker", [WorkerPhase.ABSENT, WorkerPhase.IDLE, WorkerPhase.FAILED])
+def test_a_round_can_only_end_where_one_runs(worker: WorkerPhase) -> None:
     assert (worker, ev.RoundFinished) not in TABLE
 
 

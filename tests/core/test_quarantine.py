@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gossipseg.core.params import QuarantineParams
-from gossipseg.core.quarantine import TRANSITIONS, Deed, Quarantine, Standing
+from gossipseg.core.quarantine import TRANSITIONS, PeerStatus, Quarantine, Transition
 
 PARAMS = QuarantineParams(offences=3, window_s=100.0, first_s=10.0, factor=3.0, max_s=200.0, decay_s=1000.0)
 
@@ -22,14 +22,14 @@ def held(**changes: float) -> Quarantine:
 
 
 def test_every_standing_can_be_reached_and_left() -> None:
-    assert {to for to in TRANSITIONS.values()} == set(Standing)
-    assert all((standing, Deed.LIFTED) in TRANSITIONS for standing in Standing)
+    assert {to for to in TRANSITIONS.values()} == set(PeerStatus)
+    assert all((standing, Transition.LIFTED) in TRANSITIONS for standing in PeerStatus)
 
 
 def test_so_many_offences_within_the_window_and_no_fewer() -> None:
     q = Quarantine(PARAMS)
     assert not q.offend("b", "too_large", 0.0) and not q.offend("b", "too_large", 50.0)
-    assert q.conducts()["b"].standing is Standing.WATCHED and q.until("b") is None
+    assert q.conducts()["b"].standing is PeerStatus.WATCHED and q.until("b") is None
     assert not q.offend("b", "too_large", 101.0), "the first has left the window"
     assert q.offend("b", "not_finite", 102.0)
     assert (q.until("b"), q.reason("b"), q.until("c")) == (112.0, "not_finite", None)
@@ -61,9 +61,9 @@ def test_quiet_takes_the_growth_back_a_step_at_a_time() -> None:
     assert q.until("b") == 52.0
     q.settle(52.0)
     q.settle(1051.0)
-    assert q.sentence_s(q.conducts()["b"].steps) == 90.0
+    assert q.duration_s(q.conducts()["b"].steps) == 90.0
     q.settle(1052.0)
-    assert q.sentence_s(q.conducts()["b"].steps) == 30.0
+    assert q.duration_s(q.conducts()["b"].steps) == 30.0
     q.settle(2052.0)
     assert "b" not in q.conducts(), "nothing is held against it"
 
@@ -88,7 +88,7 @@ def test_the_disk_keeps_what_is_left_whatever_the_next_lifes_clock_says() -> Non
     then = Quarantine(PARAMS)
     then.restore(q.records(5.0), 1_000_000.0)
     assert then.until("b") == 1_000_007.0 and then.reason("b") == "manifest_forged"
-    assert then.conducts()["c"].standing is Standing.WATCHED
+    assert then.conducts()["c"].standing is PeerStatus.WATCHED
     assert not then.offend("c", "too_large", 1_000_001.0) and then.offend("c", "too_large", 1_000_002.0)
     then.settle(1_000_020.0)
     for t in (20.0, 21.0, 22.0):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.rounds.status import RoundsView
-from gossipseg.core.types import Tally
+from gossipseg.core.types import UpdateTally
 from gossipseg.daemon.control.round_documents import rounds_doc, under_way
 from gossipseg.wire import documents as doc
 from tests.core.rig import model
@@ -76,7 +76,7 @@ def led() -> RoundsView:
     return view(rig)
 
 
-def followed(tally: Tally | None) -> RoundsView:
+def followed(tally: UpdateTally | None) -> RoundsView:
     """Round 2, led by z, which told this 4 seconds ago; None: it has not asked yet."""
     rig = bench(ready=False, snapshot=with_round_1())
     rig.ready(round=2, steps=20, last_global=common().hash)
@@ -88,7 +88,7 @@ def followed(tally: Tally | None) -> RoundsView:
 
 
 LED = led()
-FOLLOWED = followed(Tally(95_000, ("me", "z"), (("b", "no_answer"),)))
+FOLLOWED = followed(UpdateTally(95_000, ("me", "z"), (("b", "no_answer"),)))
 UNTOLD = followed(None)
 
 

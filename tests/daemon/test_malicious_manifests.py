@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from gossipseg.core import events
 from gossipseg.core import messages as ms
-from gossipseg.core.rounds.quorum import Electorate, run_of
+from gossipseg.core.rounds.quorum import QuorumConfig, run_of
 from gossipseg.core.types import (
     AliveRecord,
     Manifest,
@@ -73,7 +73,7 @@ class Rogue:
         self.contract = self.runtime.worker.contract
         self.print = fingerprint(self.contract)
         self.run = run_of("test", self.print)
-        self.sites = Electorate.of(("north", "south"), None).key
+        self.sites = QuorumConfig.of(("north", "south"), None).key
         self.info = PeerInfo(1, 100, 9, Phase.TRAINING, self.print)
         self.numbers = 0
 

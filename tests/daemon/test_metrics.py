@@ -70,7 +70,7 @@ async def test_what_a_site_shows(files: Federation) -> None:
 
 
 def test_every_part_that_warns_has_its_label() -> None:
-    sources = (Path(metrics.__file__).parent).glob("*.py")
+    sources = Path(daemon.__file__).parent.rglob("*.py")
     calls = re.compile(r'(?:warn\(|listen\([\w.]+, )"(\w+)"')
     warned = {part for file in sources for part in calls.findall(file.read_text())}
     assert warned == set(metrics.WARNINGS)

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from gossipseg.core import effects
-from gossipseg.core.quarantine import ConductRecord
+from gossipseg.core.quarantine import PeerRecordSnapshot
 from gossipseg.core.types import Manifest, ModelRef, Proposal
 from gossipseg.daemon.snapshots import restore
 
@@ -25,7 +25,7 @@ def snapshot() -> effects.Snapshot:
         "inbox": (effects.InboxEntry("b", MODEL, 2),),
         "rounds": ROUNDS,
         "counters": (("sent", "b", 3),),
-        "conduct": (ConductRecord("b", "not_finite", 1, 5.0, (1.0, 2.0), 0.5),),
+        "conduct": (PeerRecordSnapshot("b", "not_finite", 1, 5.0, (1.0, 2.0), 0.5),),
     }
     for field in dataclasses.fields(effects.Snapshot):
         if field.name not in given and field.default is dataclasses.MISSING:

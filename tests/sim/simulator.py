@@ -19,7 +19,7 @@ from typing import Any, Literal
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages
-from gossipseg.core.node import NodeState, Setup
+from gossipseg.core.node import NodeSetup, NodeState
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams
 from gossipseg.core.types import MemberState, ModelRef, Proposal, Site
 
@@ -210,7 +210,7 @@ class Simulator:
         node = self.nodes[site]
         assert not node.up
         node.life += 1
-        setup = Setup(
+        setup = NodeSetup(
             site,
             address=self.addresses[site],
             sites={s: a for s, a in self.addresses.items() if s != site},

@@ -53,12 +53,12 @@ def verify(sim: Simulator) -> None:
     """What must hold of a whole run, whatever happened in it."""
     n = len(sim.nodes)
     quorum = sim.rounds_params.quorum or n // 2 + 1
-    votes = max(quorum, n // 2 + 1)
+    quorum_size = max(quorum, n // 2 + 1)
     of_round: dict[int, str] = {}
     for c in sim.commits:
         hash, round = c.proposal.model.hash, c.proposal.round
         assert of_round.setdefault(round, hash) == hash, f"two common models of round {round}"
-        assert len(c.stored_by) >= votes, f"round {round} committed on {sorted(c.stored_by)} alone"
+        assert len(c.stored_by) >= quorum_size, f"round {round} committed on {sorted(c.stored_by)} alone"
         sites = [site for site, _ in sim.contents[hash]]
         assert len(set(sites)) == len(sites) >= quorum, f"round {round} is made of {sites}"
         assert c.proposal.contributors == tuple(sorted(sites))
@@ -612,9 +612,9 @@ def test_a_site_that_prepares_absurd_attempts_is_shut_out_and_the_rounds_go_on()
 def prepares(sim: Simulator, frm: str, to: str, least: int) -> None:
     """`frm`'s next turn from this attempt on, told to one site."""
     acceptor = state(sim.nodes[to])._rounds.acceptor  # type: ignore[union-attr]
-    electorate, round = acceptor.electorate, acceptor.round
-    attempt = next(a for a in range(least, least + 9) if electorate.coordinator(round, a) == frm)
-    body = messages.Prepare(acceptor.run, electorate.key, round, attempt)
+    quorum, round = acceptor.quorum, acceptor.round
+    attempt = next(a for a in range(least, least + 9) if quorum.coordinator(round, a) == frm)
+    body = messages.Prepare(acceptor.run, quorum.key, round, attempt)
     sim.inject(to, frm, body)
 
 

@@ -16,7 +16,7 @@ from gossipseg.core.types import (
     Phase,
     Proposal,
     SuspectRecord,
-    Tally,
+    UpdateTally,
 )
 from gossipseg.errors import PeerRefused
 from gossipseg.wire import peer_pb2 as pb
@@ -82,7 +82,7 @@ def proposals(draw):
 @st.composite
 def tallies(draw):
     proposal = draw(proposals())
-    return Tally(draw(st.none() | counts), proposal.contributors, proposal.absent)
+    return UpdateTally(draw(st.none() | counts), proposal.contributors, proposal.absent)
 
 
 maybe = st.none() | proposals()

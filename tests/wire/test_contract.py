@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from gossipseg.core import messages as m
-from gossipseg.core.types import AliveRecord, LeftRecord, ModelRef, Proposal, SuspectRecord, Tally
+from gossipseg.core.types import AliveRecord, LeftRecord, ModelRef, Proposal, SuspectRecord, UpdateTally
 from gossipseg.errors import DiskFull, LocalError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from tests.wire.harness import INFO, answer_of_each_kind, until
 
@@ -31,7 +31,7 @@ EXCHANGES = [
     (m.Sync(RECORDS * 300, INFO), m.SyncReply(RECORDS * 300, INFO)),
     (m.Prepare(RUN, LIST, 4, 1), m.PrepareReply(True, 1, "", COMMON, None, UPDATE)),
     (
-        m.Prepare(RUN, LIST, 4, 1, Tally(95_000, ("chase_db1",), (("south-2", "dead"),))),
+        m.Prepare(RUN, LIST, 4, 1, UpdateTally(95_000, ("chase_db1",), (("south-2", "dead"),))),
         m.PrepareReply(True, 1),
     ),
     (m.Prepare(RUN, LIST, 4, 1), m.PrepareReply(False, -1, "already_committed", None, COMMON)),

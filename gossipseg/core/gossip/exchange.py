@@ -20,8 +20,8 @@ from gossipseg.core.effects import InboxEntry, StartTransfer
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.gossip.inbox import Inbox, is_stale
 from gossipseg.core.gossip.sender_sampling import SenderPool
-from gossipseg.core.manifests import Notary
-from gossipseg.core.membership.handshake import Greeter
+from gossipseg.core.manifests import ManifestLedger
+from gossipseg.core.membership.handshake import Handshake
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams
@@ -44,7 +44,7 @@ AGAIN_TRIES = 5
 
 
 @dataclass(slots=True)
-class Outgoing:
+class OutgoingOffer:
     """A model that looks for its receiver, or is on its way to it."""
 
     model: ModelRef
@@ -63,7 +63,7 @@ def describe(model: ModelRef) -> dict[str, Any]:
     return {"hash": model.hash, "bytes": model.size_bytes, "round": model.round}
 
 
-class Gossip:
+class GossipExchange:
     """Both sides of the exchange, its inbox and its counters."""
 
     def __init__(
@@ -71,25 +71,25 @@ class Gossip:
         ctx: Context,
         params: GossipParams,
         membership: Membership,
-        greeter: Greeter,
+        handshake: Handshake,
         *,
         exchanges: bool,
         budget: Budget,
         max_model_bytes: int,
         inbox: Inbox,
         counts: Counter[tuple[str, Site]],
-        notary: Notary,
+        ledger: ManifestLedger,
     ) -> None:
-        self._ctx, self._params, self._membership, self._greeter = ctx, params, membership, greeter
+        self._ctx, self._params, self._membership, self._handshake = ctx, params, membership, handshake
         self._exchanges, self._budget, self._max_model_bytes = exchanges, budget, max_model_bytes
-        self.inbox, self.counts, self._notary = inbox, counts, notary
+        self.inbox, self.counts, self._ledger = inbox, counts, ledger
         self.pool = SenderPool()
-        self.outgoing: list[Outgoing] = []
-        self._transfers: dict[int, Outgoing] = {}
+        self.outgoing: list[OutgoingOffer] = []
+        self._transfers: dict[int, OutgoingOffer] = {}
         self._offered: dict[Site, int] = {}
         """Sequence number of the newest model offered to a site: an older one would be a replay there."""
         self.running_round: int | None = None
-        """The round the worker is in; set by training.py."""
+        """The round the worker is in; set by worker_state.py."""
         self.last_visit: str | None = None
 
     def on_change(self, member: Member, ended: bool) -> None:
@@ -116,12 +116,12 @@ class Gossip:
         elif len(self.outgoing) >= self._params.max_parallel_transfers:
             self._note_drop(None, model, "transfers_busy")
         else:
-            outgoing = Outgoing(self._notary.sign(model), tries_left=1 + self._params.retries)
+            outgoing = OutgoingOffer(self._ledger.sign(model), tries_left=1 + self._params.retries)
             self._ctx.persist()  # its number is never used again
             self.outgoing.append(outgoing)
             self._offer_next(outgoing)
 
-    def _offer_next(self, out: Outgoing) -> None:
+    def _offer_next(self, out: OutgoingOffer) -> None:
         """Offer to a site not tried yet; give up for this round when there is none, or no try left."""
         busy_with = {o.to for o in self.outgoing if o is not out}
         busy_with |= {site for site, newest in self._offered.items() if newest > _number(out.model)}
@@ -132,25 +132,25 @@ class Gossip:
             out.to = site
             out.tried.add(site)
             member = self._membership.members[site]
-            if self._greeter.compatible(member):
+            if self._handshake.compatible(member):
                 self._offer(out)
                 return
             if not member.agreed:
-                self._greeter.greet(member, self._params.offer_timeout_s, self._on_greeted, out)
+                self._handshake.greet(member, self._params.offer_timeout_s, self._on_greeted, out)
                 return
         if not out.tried:
             self._note_drop(None, out.model, "nobody_to_send_to")
         self.outgoing.remove(out)
 
     def _on_greeted(self, call: Call, outcome: Outcome) -> None:
-        out: Outgoing = call.about
-        member = self._greeter.settle(call, outcome)
-        if member is not None and member.exchanges_now and self._greeter.compatible(member):
+        out: OutgoingOffer = call.about
+        member = self._handshake.settle(call, outcome)
+        if member is not None and member.exchanges_now and self._handshake.compatible(member):
             self._offer(out)
         else:
             self._offer_next(out)
 
-    def _offer(self, out: Outgoing) -> None:
+    def _offer(self, out: OutgoingOffer) -> None:
         out.tries_left -= 1
         self._ctx.note("offer_sent", out.to, **describe(out.model))
         self._offered[out.to] = _number(out.model)
@@ -158,7 +158,7 @@ class Gossip:
         self._ctx.request(out.to, body, self._params.offer_timeout_s, self._on_answer, out)
 
     def _on_answer(self, call: Call, outcome: Outcome) -> None:
-        out: Outgoing = call.about
+        out: OutgoingOffer = call.about
         if out.again and not (isinstance(outcome, messages.OfferReply) and outcome.verdict == "accept"):
             self._refused_again(out, outcome)
         elif isinstance(outcome, messages.OfferReply):
@@ -174,7 +174,7 @@ class Gossip:
             self._ctx.note("offer_rejected", call.to, outcome.reason, **describe(out.model))
             self._offer_next(out)
 
-    def _refused_again(self, out: Outgoing, outcome: Outcome) -> None:
+    def _refused_again(self, out: OutgoingOffer, outcome: Outcome) -> None:
         """The receiver of a transfer that broke off does not accept its model now, or not at all."""
         reason = getattr(outcome, "reason", "")
         soon = isinstance(outcome, RequestFailed) or reason == "not_ready"
@@ -184,7 +184,7 @@ class Gossip:
         self._ctx.note("offer_rejected", out.to, reason, **describe(out.model))
         self.outgoing.remove(out)
 
-    def _offer_again(self, out: Outgoing) -> None:
+    def _offer_again(self, out: OutgoingOffer) -> None:
         """To the same site: what it has of the file already is not sent twice."""
         member = self._membership.members.get(out.to)
         barred = member is None or member.refused or member.quarantined
@@ -201,7 +201,7 @@ class Gossip:
         if member is not None and member.info is not None and phase is not None:
             self._membership.learn_phase(member, phase)
 
-    def _transfer(self, out: Outgoing) -> None:
+    def _transfer(self, out: OutgoingOffer) -> None:
         ctx = self._ctx
         ctx.note("offer_accepted", out.to, **describe(out.model))
         if ctx.info.phase is Phase.LEAVING:
@@ -245,7 +245,7 @@ class Gossip:
         if not reason and not self.inbox.reserve(frm, body.model, self._ctx.now):
             reason = "busy"
         if not reason:
-            if self._notary.accept(body.model):
+            if self._ledger.accept(body.model):
                 self._ctx.persist()
             reply = messages.OfferReply("accept")
             self._ctx.note("offer_in_accepted", frm, **describe(body.model))
@@ -272,13 +272,13 @@ class Gossip:
             return "contract_mismatch"
         if member.quarantined:
             return "quarantined"
-        if not self._greeter.compatible(member):
+        if not self._handshake.compatible(member):
             if not member.agreed and not member.greeting:
-                self._greeter.greet(member, self._params.offer_timeout_s)
+                self._handshake.greet(member, self._params.offer_timeout_s)
             return "not_ready"
         if self.inbox.holds(model.hash) or model.hash == self.last_visit:
             return "duplicate"
-        if fault := self._notary.fault_of_model(frm, model):
+        if fault := self._ledger.fault_of_model(frm, model):
             return fault
         if model.size_bytes > self._max_model_bytes:
             return "too_large"
@@ -296,7 +296,7 @@ class Gossip:
             self.dropped(entry, "not_expected")
             return
         self.counts["received", event.frm] += 1
-        self._notary.arrived(entry.model)
+        self._ledger.arrived(entry.model)
         self._ctx.note("model_arrived", event.frm, **describe(event.model))
         for old in replaced:
             self.dropped(old, "replaced")

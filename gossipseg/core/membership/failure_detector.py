@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gossipseg.core import messages
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.events import RequestFailed
-from gossipseg.core.membership.handshake import Greeter
+from gossipseg.core.membership.handshake import Handshake
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import LAST_CALL_SHARE, Membership
 from gossipseg.core.params import MembershipParams
@@ -43,13 +43,13 @@ class _Indirect:
     """This site's loop stood still meanwhile: silence proves nothing."""
 
 
-class Prober:
+class FailureDetector:
     """The probe cycle, push/pull, and the answers to other sites' probes."""
 
     def __init__(
-        self, ctx: Context, params: MembershipParams, membership: Membership, greeter: Greeter
+        self, ctx: Context, params: MembershipParams, membership: Membership, handshake: Handshake
     ) -> None:
-        self._ctx, self._params, self._membership, self._greeter = ctx, params, membership, greeter
+        self._ctx, self._params, self._membership, self._handshake = ctx, params, membership, handshake
         self._order: list[Site] = []
         self._place = 0
         self._probe_at = math.inf
@@ -121,7 +121,7 @@ class Prober:
 
     def _ping(self, site: Site) -> None:
         self._probing.add(site)
-        body = messages.Ping(self._membership.news.ride_to(site), self._ctx.info)
+        body = messages.Ping(self._membership.news.piggyback_for(site), self._ctx.info)
         self._ctx.request(site, body, self._timeout_s(), self._on_ack)
 
     def _on_ack(self, call: Call, outcome: Outcome) -> None:
@@ -154,7 +154,7 @@ class Prober:
             return
         question = _Indirect(target, waiting=len(helpers))
         for helper in helpers:
-            body = messages.IndirectPing(target, self._membership.news.ride_to(helper))
+            body = messages.IndirectPing(target, self._membership.news.piggyback_for(helper))
             self._ctx.request(helper, body, HELPER_SHARE * self._timeout_s(), self._on_helper, question)
 
     def _on_helper(self, call: Call, outcome: Outcome) -> None:
@@ -183,7 +183,7 @@ class Prober:
 
     def _tell(self, site: Site, timeout_s: float) -> None:
         """A ping for the sake of what rides on it; silence is the probe cycle's to judge."""
-        body = messages.Ping(self._membership.news.ride_to(site), self._ctx.info)
+        body = messages.Ping(self._membership.news.piggyback_for(site), self._ctx.info)
         self._ctx.request(site, body, timeout_s, self._on_told)
 
     def _on_told(self, call: Call, outcome: Outcome) -> None:
@@ -192,7 +192,7 @@ class Prober:
 
     def _refute_at_once(self, accuser: Site) -> None:
         """Tell the accuser and a few others now: a starved site's answers come too late to carry it."""
-        self._membership.own_word.refuted = None
+        self._membership.self_record.refuted = None
         k = self._params.indirect_checks
         for site in (accuser, *self._membership.alive.sample(self._ctx.rng, k, accuser)):
             if site in self._membership.members:
@@ -246,20 +246,20 @@ class Prober:
         member = self._membership.heard(site, info)
         if records:
             self._membership.receive(records, site if synced else None)
-        if self._membership.own_word.refuted is not None:
-            self._refute_at_once(self._membership.own_word.refuted)
-        if member is None or self._membership.own_word.leaving:
+        if self._membership.self_record.refuted is not None:
+            self._refute_at_once(self._membership.self_record.refuted)
+        if member is None or self._membership.self_record.leaving:
             return member
         goodbye = info is not None and info.phase is Phase.LEAVING
         if not member.live and not goodbye:
             self.sync(site)
         elif member.live:
-            self._greeter.meet(member, self._timeout_s())
+            self._handshake.meet(member, self._timeout_s())
         return member
 
     def on_ping(self, frm: Site, token: int, body: messages.Ping) -> None:
         self.contact(frm, body.records, body.info)
-        self._ctx.respond(token, messages.Ack(self._membership.news.ride_to(frm), self._ctx.info))
+        self._ctx.respond(token, messages.Ack(self._membership.news.piggyback_for(frm), self._ctx.info))
 
     def on_sync(self, frm: Site, token: int, body: messages.Sync) -> None:
         self.contact(frm, body.records, body.info, synced=True)
@@ -278,7 +278,7 @@ class Prober:
         if target == self._ctx.site or target not in self._membership.members:
             self._answer_helper(token, frm, target, reached=target == self._ctx.site)
             return
-        ping = messages.Ping(self._membership.news.ride_to(target), self._ctx.info)
+        ping = messages.Ping(self._membership.news.piggyback_for(target), self._ctx.info)
         self._ctx.request(target, ping, self._params.probe_timeout_s, self._on_helped, (token, frm))
 
     def _on_helped(self, call: Call, outcome: Outcome) -> None:
@@ -291,13 +291,15 @@ class Prober:
         self._answer_helper(token, frm, call.to, reached=reached)
 
     def _answer_helper(self, token: int, frm: Site, target: Site, *, reached: bool) -> None:
-        self._ctx.respond(token, messages.IndirectAck(target, reached, self._membership.news.ride_to(frm)))
+        self._ctx.respond(
+            token, messages.IndirectAck(target, reached, self._membership.news.piggyback_for(frm))
+        )
 
     # -------------------------------------------------------------- leaving
 
     def say_goodbye(self, then: Callable[[Call, Outcome], None]) -> None:
         """Tell a few peers at once that this site leaves."""
-        self._membership.own_word.say_goodbye()
+        self._membership.self_record.say_goodbye()
         for site in self._membership.alive.sample(self._ctx.rng, FAREWELL_SITES):
-            body = messages.Ping(self._membership.news.ride_to(site), self._ctx.info)
+            body = messages.Ping(self._membership.news.piggyback_for(site), self._ctx.info)
             self._ctx.request(site, body, self._params.probe_timeout_s, then)

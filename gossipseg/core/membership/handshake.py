@@ -7,9 +7,9 @@ from collections.abc import Callable
 from gossipseg.core import messages
 from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.events import RequestFailed
-from gossipseg.core.membership import contract
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
+from gossipseg.core.messages import Hello, HelloReply
 from gossipseg.core.types import Site
 
 EAGER_SITES = 32
@@ -17,7 +17,7 @@ EAGER_SITES = 32
 contract differs or before an offer, so that the messages per site do not grow with the federation."""
 
 
-class Greeter:
+class Handshake:
     """Sends a Hello on meeting a site, and again when its life or its contract changes."""
 
     def __init__(self, ctx: Context, membership: Membership) -> None:
@@ -89,8 +89,49 @@ class Greeter:
         ctx = self._ctx
         member.hello_for = (body.info.contract, ctx.info.contract)
         before = member.refused
-        member.refused = contract.refusal(ctx.hello(), body)
+        member.refused = refusal(ctx.hello(), body)
         member.agreed, member.blocked = member.refused == "", False
         if member.refused and member.refused != before:
             ctx.note("peer_refused", member.site, member.refused)
         self._membership.changed(member)
+
+
+SIGNATURE_KEY = "network.signature"
+_UNKNOWN = ("", '""')
+_NAMED = 3
+_MAX_SHOWN = 200
+"""Characters of a value that are shown: the other side may send any text, and it goes into logs."""
+
+
+def refusal(ours: Hello | HelloReply, theirs: Hello | HelloReply) -> str:
+    """ "" when weights may move (as far as is known), or what differs first, with both values.
+
+    The network signature is left open while either side's worker has not reported it.
+    """
+    if ours.protocol_max < theirs.protocol_min or theirs.protocol_max < ours.protocol_min:
+        return (
+            f"protocol: {ours.protocol_min}-{ours.protocol_max} here, "
+            f"{theirs.protocol_min}-{theirs.protocol_max} there"
+        )
+    if ours.federation != theirs.federation:
+        return f"federation: {_short(ours.federation)!r} here, {_short(theirs.federation)!r} there"
+    return _difference(dict(ours.contract), dict(theirs.contract))
+
+
+def _difference(ours: dict[str, str], theirs: dict[str, str]) -> str:
+    differing = [k for k in sorted({**ours, **theirs}) if ours.get(k) != theirs.get(k)]
+    if SIGNATURE_KEY in differing and (
+        ours.get(SIGNATURE_KEY, "") in _UNKNOWN or theirs.get(SIGNATURE_KEY, "") in _UNKNOWN
+    ):
+        differing.remove(SIGNATURE_KEY)
+    named = [
+        f"{_short(k)}: {_short(ours.get(k))} here, {_short(theirs.get(k))} there" for k in differing[:_NAMED]
+    ]
+    more = len(differing) - len(named)
+    return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "not set"
+    return value if len(value) <= _MAX_SHOWN else f"{value[:_MAX_SHOWN]}…"

@@ -1,4 +1,4 @@
-"""What one site knows of another one. Values only; the rules that change them are in membership.py.
+"""What one site knows of another one. Values only; the rules that change them are in members.py.
 
 Members are keyed by the site's listed name. The shell reads these and changes nothing.
 """
@@ -27,7 +27,7 @@ class Suspicion:
 
 
 @dataclass(slots=True)
-class Run:
+class FailureRun:
     """Failures of one kind in a row, with the same site."""
 
     failed: int = 0
@@ -89,13 +89,13 @@ class Member:
     """The last one, while it is in quarantine."""
     called_at: float | None = None
     """When a call of its own last came in; None: none has."""
-    calls: Run = field(default_factory=Run)
+    calls: FailureRun = field(default_factory=FailureRun)
     """This site's calls to it that had no answer, in a row. A refusal is an answer."""
-    deaf: Run = field(default_factory=Run)
+    deaf: FailureRun = field(default_factory=FailureRun)
     """Those of them that failed after a call of its own had come in: it is up, and cannot be called."""
-    sends: Run = field(default_factory=Run)
+    sends: FailureRun = field(default_factory=FailureRun)
     """Models to it that did not get through."""
-    takes: Run = field(default_factory=Run)
+    takes: FailureRun = field(default_factory=FailureRun)
     """Models from it that did not get through."""
 
     @property

@@ -15,7 +15,7 @@ from gossipseg.core.context import Context
 from gossipseg.core.membership import suspicion
 from gossipseg.core.membership.dissemination import Dissemination
 from gossipseg.core.membership.member import Member
-from gossipseg.core.membership.self_record import OwnWord
+from gossipseg.core.membership.self_record import SelfRecord
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.site_pool import SitePool
 from gossipseg.core.types import (
@@ -36,7 +36,7 @@ MAX_INCARNATION = 1 << 62
 """Records beyond it are dropped: nobody restarts or refutes that often, and it must fit the wire."""
 
 
-class Evidence(StrEnum):
+class MemberEvent(StrEnum):
     """What can move a member from one state to another."""
 
     ALIVE = "alive"
@@ -49,17 +49,17 @@ class Evidence(StrEnum):
     """Its own goodbye, not older than what is known."""
 
 
-TRANSITIONS: Mapping[tuple[MemberState, Evidence], MemberState] = {
-    (MemberState.UNSEEN, Evidence.ALIVE): MemberState.ALIVE,
-    (MemberState.SUSPECT, Evidence.ALIVE): MemberState.ALIVE,
-    (MemberState.DEAD, Evidence.ALIVE): MemberState.ALIVE,
-    (MemberState.LEFT, Evidence.ALIVE): MemberState.ALIVE,
-    (MemberState.ALIVE, Evidence.SUSPECT): MemberState.SUSPECT,
-    (MemberState.SUSPECT, Evidence.TIMEOUT): MemberState.DEAD,
-    (MemberState.UNSEEN, Evidence.LEFT): MemberState.LEFT,
-    (MemberState.ALIVE, Evidence.LEFT): MemberState.LEFT,
-    (MemberState.SUSPECT, Evidence.LEFT): MemberState.LEFT,
-    (MemberState.DEAD, Evidence.LEFT): MemberState.LEFT,
+TRANSITIONS: Mapping[tuple[MemberState, MemberEvent], MemberState] = {
+    (MemberState.UNSEEN, MemberEvent.ALIVE): MemberState.ALIVE,
+    (MemberState.SUSPECT, MemberEvent.ALIVE): MemberState.ALIVE,
+    (MemberState.DEAD, MemberEvent.ALIVE): MemberState.ALIVE,
+    (MemberState.LEFT, MemberEvent.ALIVE): MemberState.ALIVE,
+    (MemberState.ALIVE, MemberEvent.SUSPECT): MemberState.SUSPECT,
+    (MemberState.SUSPECT, MemberEvent.TIMEOUT): MemberState.DEAD,
+    (MemberState.UNSEEN, MemberEvent.LEFT): MemberState.LEFT,
+    (MemberState.ALIVE, MemberEvent.LEFT): MemberState.LEFT,
+    (MemberState.SUSPECT, MemberEvent.LEFT): MemberState.LEFT,
+    (MemberState.DEAD, MemberEvent.LEFT): MemberState.LEFT,
 }
 """All changes of state there are; evidence without an entry changes none."""
 
@@ -95,12 +95,12 @@ class Membership:
         """Listed and not live, the longest undialled first."""
         self.joined: list[Site] = []
         """Newly alive since the prober last looked."""
-        self.health = suspicion.SelfHealth(params.max_self_health)
+        self.health = suspicion.LocalHealth(params.max_self_health)
         self.watchers: list[Callable[[Member, bool], None]] = []
         """Called in this order with what `changed` is called with."""
         own = AliveRecord(ctx.site, ctx.rng.getrandbits(62) + 1, incarnation, address, 0)
         self.news = Dissemination(ctx, params, members=self.members, live=self.live, own=own)
-        self.own_word = OwnWord(ctx, self.news, self.health)
+        self.self_record = SelfRecord(ctx, self.news, self.health)
         self._timers: list[tuple[float, Site]] = []
         self._grace_until = 0.0
         self._last_call_s = LAST_CALL_SHARE * params.probe_timeout_s
@@ -119,7 +119,7 @@ class Membership:
             if not 0 < record.incarnation < MAX_INCARNATION:
                 continue
             if record.site == self._ctx.site:
-                changed += self.own_word.hear(record)
+                changed += self.self_record.hear(record)
                 continue
             member = members.get(record.site)
             if member is None or member.alive is record:
@@ -156,7 +156,7 @@ class Membership:
         member.incarnation, member.nonce, member.alive = record.incarnation, record.nonce, record
         member.address, member.cases = record.address, record.cases
         if newer:
-            self._move(member, Evidence.ALIVE, ALIVE_REASONS.get(member.state, ""))
+            self._move(member, MemberEvent.ALIVE, ALIVE_REASONS.get(member.state, ""))
         if spread:
             self.news.add(record)
         self.changed(member, ended=ended)
@@ -179,7 +179,7 @@ class Membership:
         if member.state is MemberState.LEFT and record.incarnation == member.incarnation:
             return False
         member.incarnation, member.nonce, member.left = record.incarnation, record.nonce, record
-        self._move(member, Evidence.LEFT, "left")
+        self._move(member, MemberEvent.LEFT, "left")
         self.news.add(record)
         self.changed(member, ended=True)
         return True
@@ -192,7 +192,7 @@ class Membership:
         if member.state is MemberState.ALIVE:
             member.suspicion = suspicion.begin(record, len(self.live) + 1, now, self._params)
             by = "this site" if record.accuser == self._ctx.site else record.accuser
-            self._move(member, Evidence.SUSPECT, f"no answer to {by}")
+            self._move(member, MemberEvent.SUSPECT, f"no answer to {by}")
             self.changed(member)
         elif member.state is not MemberState.SUSPECT or member.suspicion is None:
             return False
@@ -292,7 +292,7 @@ class Membership:
                 heapq.heappush(timers, (due if held.called else due - self._last_call_s, site))
                 continue
             waited_s = now - held.started
-            self._move(member, Evidence.TIMEOUT, f"suspected for {waited_s:.1f} s and did not refute")
+            self._move(member, MemberEvent.TIMEOUT, f"suspected for {waited_s:.1f} s and did not refute")
             self.changed(member, ended=True)
         return calls
 
@@ -317,7 +317,7 @@ class Membership:
                 self.down[site] = None
         return removed
 
-    def _move(self, member: Member, evidence: Evidence, reason: str) -> None:
+    def _move(self, member: Member, evidence: MemberEvent, reason: str) -> None:
         state = TRANSITIONS.get((member.state, evidence))
         if state is None:
             return

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from gossipseg.core.context import Context
 from gossipseg.core.membership.dissemination import Dissemination
-from gossipseg.core.membership.suspicion import SelfHealth
+from gossipseg.core.membership.suspicion import LocalHealth
 from gossipseg.core.types import AliveRecord, LeftRecord, Record, Site, SuspectRecord, payload
 
 
-class OwnWord:
+class SelfRecord:
     """Speaks through the news, and feels unwell when it has to refute."""
 
-    def __init__(self, ctx: Context, news: Dissemination, health: SelfHealth) -> None:
+    def __init__(self, ctx: Context, news: Dissemination, health: LocalHealth) -> None:
         self._ctx, self._news, self._health = ctx, news, health
         self.leaving = False
         self.refuted: Site | None = None

@@ -62,7 +62,7 @@ def confirm(suspicion: Suspicion, record: SuspectRecord, not_before: float = 0.0
     return True
 
 
-class SelfHealth:
+class LocalHealth:
     """Lifeguard's local health: 0 is healthy; probe interval and timeout are multiplied by score + 1."""
 
     __slots__ = ("_max", "score")

@@ -9,37 +9,78 @@ Every method that changes the record persists it before it returns: then the ans
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gossipseg.core import messages
 from gossipseg.core.context import Context
 from gossipseg.core.effects import RoundsRecord
-from gossipseg.core.manifests import Notary
-from gossipseg.core.rounds.quorum import Electorate
-from gossipseg.core.rounds.reach import Reach
+from gossipseg.core.manifests import ManifestLedger
+from gossipseg.core.rounds.quorum import QuorumConfig
 from gossipseg.core.types import ModelRef, Proposal, Site
+
+FREE_LAPS = 4
+"""So many times round the list are always within reach, or one far step would shut out all that follow."""
+RATE_MARGIN = 2.0
+"""Each site begins one attempt within its patience and passes over the others at most: twice that is allowed,
+for restarts."""
+REMEMBERED_S = 30 * 86400.0
+"""Sites that were apart, or down, may have missed the attempts of so long a time."""
+ABSURD = 16.0
+"""So many times further than that no honest site ever comes."""
+FARTHEST = 1 << 30
+
+
+@dataclass(slots=True)
+class BallotLimit:
+    """What is left of it: it grows with time, and far steps take from it."""
+
+    patience_s: float
+    _left: float = float("inf")
+    _at: float = 0.0
+
+    def objection(self, step: int, sites: int, now: float) -> str:
+        """Why an attempt so far above the promised one is not listened to; "" if it is."""
+        self._grow(sites, now)
+        if step <= max(FREE_LAPS * sites, self._left):
+            return ""
+        absurd = step > min(ABSURD * self._rate(sites) * REMEMBERED_S, FARTHEST)
+        return "absurd_attempt" if absurd else "attempt_too_far"
+
+    def take(self, step: int, sites: int, now: float) -> None:
+        """It was promised."""
+        self._grow(sites, now)
+        if step > FREE_LAPS * sites:
+            self._left -= min(step, self._left)
+
+    def _grow(self, sites: int, now: float) -> None:
+        rate = self._rate(sites)
+        self._left = min(rate * REMEMBERED_S, self._left + rate * max(0.0, now - self._at))
+        self._at = now
+
+    def _rate(self, sites: int) -> float:
+        return RATE_MARGIN * (sites + 1) ** 2 / self.patience_s
 
 
 class Acceptor:
-    """The durable side of the rounds. `electorate` is replaced when the list of sites changes."""
+    """The durable side of the rounds. `quorum` is replaced when the list of sites changes."""
 
     def __init__(
         self,
         ctx: Context,
-        electorate: Electorate,
+        quorum: QuorumConfig,
         record: RoundsRecord,
-        notary: Notary,
+        ledger: ManifestLedger,
         *,
         max_model_bytes: int,
         patience_s: float,
         last_round: float = math.inf,
     ) -> None:
         """`last_round`: that of the last common model there will be."""
-        self._reach = Reach(patience_s)
-        self._ctx, self.notary, self._max_model_bytes = ctx, notary, max_model_bytes
+        self._reach = BallotLimit(patience_s)
+        self._ctx, self.ledger, self._max_model_bytes = ctx, ledger, max_model_bytes
         self._last_round = last_round
-        self.electorate, self.record = electorate, record
+        self.quorum, self.record = quorum, record
         self.run = ""
         """"" until the worker has reported the network signature in this life."""
 
@@ -75,13 +116,13 @@ class Acceptor:
 
     # -------------------------------------------------------------- the rules
 
-    def stranger(self, frm: Site, run: str, sites: str) -> str:
+    def foreign_run(self, frm: Site, run: str, sites: str) -> str:
         """Why a message is none of this run's; "" if it is."""
         if not self.run:
             return "not_ready"
         if run != self.run:
             return "other_run"
-        if sites != self.electorate.key or frm not in self.electorate.sites:
+        if sites != self.quorum.key or frm not in self.quorum.sites:
             return "other_sites"
         return ""
 
@@ -94,9 +135,9 @@ class Acceptor:
 
     def promise(self, attempt: int, **changes: Any) -> None:
         """No attempt below this one, nor the same number under another list, is listened to from now on."""
-        self._reach.take(attempt - self.promised, len(self.electorate.sites), self._ctx.now)
+        self._reach.take(attempt - self.promised, len(self.quorum.sites), self._ctx.now)
         self.change(
-            promised_round=self.round, promised_attempt=attempt, promised_sites=self.electorate.key, **changes
+            promised_round=self.round, promised_attempt=attempt, promised_sites=self.quorum.key, **changes
         )
 
     def objection(self, frm: Site, proposal: Proposal) -> str:
@@ -125,7 +166,7 @@ class Acceptor:
             update_round=0,
             update=None,
         )
-        self.notary.accept(proposal.model)
+        self.ledger.accept(proposal.model)
         self._ctx.say(committed=proposal.round)
         self._ctx.persist()
         return True
@@ -141,7 +182,7 @@ class Acceptor:
             return "beyond_budget"
         if len(set(proposal.contributors)) != len(proposal.contributors):
             return "too_few_contributors"
-        if reason := self.notary.fault_of_common(proposal, self.run, frm):
+        if reason := self.ledger.fault_of_common(proposal, self.run, frm):
             return reason
         return "too_large" if self.too_large(proposal.model) else ""
 
@@ -150,7 +191,7 @@ class Acceptor:
         return model.size_bytes > self._max_model_bytes
 
     def _out_of_turn(self, frm: Site, round: int, attempt: int) -> str:
-        if self.electorate.coordinator(round, attempt) != frm:
+        if self.quorum.coordinator(round, attempt) != frm:
             return "not_coordinator"
         if round < self.round:
             return "already_committed"
@@ -159,7 +200,7 @@ class Acceptor:
         if self._superseded(attempt):
             return "later_attempt"
         step = attempt - self.promised
-        return self._reach.objection(step, len(self.electorate.sites), self._ctx.now)
+        return self._reach.objection(step, len(self.quorum.sites), self._ctx.now)
 
     @property
     def barred(self) -> int:
@@ -172,7 +213,7 @@ class Acceptor:
     @property
     def _under_other_list(self) -> bool:
         """What was promised last has another coordinator by the list of now: one number, two proposals."""
-        return self.promised >= 0 and self.record.promised_sites not in ("", self.electorate.key)
+        return self.promised >= 0 and self.record.promised_sites not in ("", self.quorum.key)
 
     # -------------------------------------------------------------- the record
 
@@ -194,7 +235,7 @@ class Acceptor:
     def rekeyed(self) -> None:
         """This site signs with another key now: the old one's signatures will not be believed for long.
         (The caller persists.)"""
-        record, renew = self.record, self.notary.renew
+        record, renew = self.record, self.ledger.renew
         committed, accepted, update = record.committed, record.accepted, record.update
         self.record = replace(
             record,
@@ -203,7 +244,7 @@ class Acceptor:
             update=renew(update) if update else None,
         )
 
-    def relist(self, electorate: Electorate) -> None:
+    def relist(self, quorum: QuorumConfig) -> None:
         """The list of sites has changed.
 
         What is stored stays: it may be committed. (Quorums of lists that differ by one site at a time have
@@ -211,4 +252,4 @@ class Acceptor:
         promised under: by another one the same number belongs to another coordinator, whose proposal could
         not be told from the first one's by its number.
         """
-        self.electorate = electorate
+        self.quorum = quorum

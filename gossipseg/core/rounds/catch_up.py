@@ -11,7 +11,7 @@ from gossipseg.core.context import Call, Context, Outcome
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
-from gossipseg.core.rounds.transfers import Fetcher, Want
+from gossipseg.core.rounds.transfers import Download, Downloads
 from gossipseg.core.types import Proposal, Site
 
 STRIKES = 3
@@ -23,7 +23,7 @@ TELLINGS = 3
 
 
 @dataclass(slots=True)
-class Telling:
+class CommitNotice:
     """A site that is being told of the newest commit."""
 
     left: int = TELLINGS
@@ -31,7 +31,7 @@ class Telling:
     asking: bool = False
 
 
-class Commons:
+class CatchUp:
     """`on_here(proposal)` is called when the file of a model known to be committed has come."""
 
     def __init__(
@@ -40,11 +40,11 @@ class Commons:
         params: RoundsParams,
         membership: Membership,
         acceptor: Acceptor,
-        fetcher: Fetcher,
+        downloads: Downloads,
         on_here: Callable[[Proposal], None],
     ) -> None:
         self._ctx, self._params, self._membership = ctx, params, membership
-        self._acceptor, self._fetcher, self._on_here = acceptor, fetcher, on_here
+        self._acceptor, self._downloads, self._on_here = acceptor, downloads, on_here
         self.known: Proposal | None = None
         """Committed; its file is not here yet."""
         self.offered: Proposal | None = None
@@ -55,7 +55,7 @@ class Commons:
         self._doubted_until: dict[Site, float] = {}
         self._asking = False
         self._ask_at = -math.inf
-        self._telling: dict[Site, Telling] = {}
+        self._telling: dict[Site, CommitNotice] = {}
         self._told: Proposal | None = None
 
     # -------------------------------------------------------------- what is known
@@ -144,12 +144,12 @@ class Commons:
             return
         self._ctx.rng.shuffle(sources)
         if self.known is not None:
-            if self.known.model.hash not in self._fetcher.wants:
+            if self.known.model.hash not in self._downloads.wants:
                 self._want(self.known, sources)
         elif not self._asking:
             self._asking = True
             newest = max(sources, key=self.committed_at)
-            body = messages.Fetch(self._acceptor.run, self._acceptor.electorate.key, "global", wanted, 0, "")
+            body = messages.Fetch(self._acceptor.run, self._acceptor.quorum.key, "global", wanted, 0, "")
             self._ctx.request(newest, body, self._params.request_timeout_s, self._on_named)
 
     def _on_named(self, call: Call, outcome: Outcome) -> None:
@@ -166,9 +166,9 @@ class Commons:
         self._ask_at = self._ctx.now + self._params.poll_interval_s * (0.5 + self._ctx.rng.random())
 
     def _want(self, proposal: Proposal, sources: list[Site]) -> None:
-        self._fetcher.want(proposal.model, proposal.round, proposal.attempt, sources, self.on_global)
+        self._downloads.want(proposal.model, proposal.round, proposal.attempt, sources, self.on_global)
 
-    def on_global(self, want: Want, reason: str) -> None:
+    def on_global(self, want: Download, reason: str) -> None:
         """A common model's file is here, or not to be had."""
         hash = want.model.hash
         if reason:
@@ -192,8 +192,8 @@ class Commons:
     def announce(self, proposal: Proposal) -> None:
         """Tell every site that it is committed."""
         self._told = proposal
-        others = [s for s in self._acceptor.electorate.sites if s != self._ctx.site]
-        self._telling = {site: Telling(at=self._ctx.now) for site in others}
+        others = [s for s in self._acceptor.quorum.sites if s != self._ctx.site]
+        self._telling = {site: CommitNotice(at=self._ctx.now) for site in others}
 
     def _tell(self) -> None:
         if self._told is None or self._told != self._acceptor.record.committed:
@@ -203,11 +203,11 @@ class Commons:
                 assert self._told is not None
                 telling.asking = True
                 telling.left -= 1
-                body = messages.Commit(self._acceptor.run, self._acceptor.electorate.key, self._told)
+                body = messages.Commit(self._acceptor.run, self._acceptor.quorum.key, self._told)
                 self._ctx.request(site, body, self._params.request_timeout_s, self._on_told, telling)
 
     def _on_told(self, call: Call, outcome: Outcome) -> None:
-        telling: Telling = call.about
+        telling: CommitNotice = call.about
         telling.asking = False
         telling.at = self._ctx.now + self._params.request_timeout_s
         over = isinstance(outcome, messages.CommitReply) or not telling.left

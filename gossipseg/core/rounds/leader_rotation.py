@@ -22,7 +22,7 @@ HEARD_SHARE = 0.5
 only be late with its pings, and an attempt that is far on would be lost."""
 
 
-class Turns:
+class LeaderRotation:
     """The attempt that this site expects to see led now."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Turns:
     def coordinator(self) -> Site | None:
         if self.current is None:
             return None
-        return self._acceptor.electorate.coordinator(self._round, self.current)
+        return self._acceptor.quorum.coordinator(self._round, self.current)
 
     def objection(self, site: Site) -> str:
         """Why another site cannot lead now; "" if it can."""
@@ -99,7 +99,7 @@ class Turns:
 
     def pass_on(self, attempt: int, reason: str) -> None:
         """The attempt has come to nothing: a later one's turn."""
-        site = self._acceptor.electorate.coordinator(self._round, attempt)
+        site = self._acceptor.quorum.coordinator(self._round, attempt)
         self._note(site, attempt, reason)
         self._floor, self.current = max(self._floor, attempt + 1), None
 
@@ -125,10 +125,10 @@ class Turns:
 
         (All sites and one more: the floor may be this site's own, promised in an earlier life.)
         """
-        promised, electorate = self._acceptor.promised, self._acceptor.electorate
+        promised, quorum = self._acceptor.promised, self._acceptor.quorum
         floor = max(self._floor, self._acceptor.barred + 1)
-        for attempt in range(floor, floor + len(electorate.sites) + 1):
-            site = electorate.coordinator(self._round, attempt)
+        for attempt in range(floor, floor + len(quorum.sites) + 1):
+            site = quorum.coordinator(self._round, attempt)
             if site == self._ctx.site:
                 if not mine and attempt > promised:
                     return attempt

@@ -8,38 +8,38 @@ from typing import Any
 from gossipseg.core import messages
 from gossipseg.core.context import Context
 from gossipseg.core.rounds.acceptor import Acceptor
-from gossipseg.core.rounds.catch_up import Commons
+from gossipseg.core.rounds.catch_up import CatchUp
 from gossipseg.core.rounds.progress_report import told_by
-from gossipseg.core.rounds.round_schedule import Plan
-from gossipseg.core.rounds.transfers import Serving
-from gossipseg.core.types import ModelRef, Phase, Site, Tally
+from gossipseg.core.rounds.round_schedule import RoundSchedule
+from gossipseg.core.rounds.transfers import Uploads
+from gossipseg.core.types import ModelRef, Phase, Site, UpdateTally
 
 
-class Answers:
+class Participant:
     """`heard_of(attempt, tally)` is called when its coordinator is at work on it and was followed."""
 
     def __init__(
         self,
         ctx: Context,
         acceptor: Acceptor,
-        plan: Plan,
-        commons: Commons,
-        serving: Serving,
-        heard_of: Callable[[int, Tally | None], None],
+        schedule: RoundSchedule,
+        catch_up: CatchUp,
+        uploads: Uploads,
+        heard_of: Callable[[int, UpdateTally | None], None],
         quarantined: Callable[[Site], bool],
     ) -> None:
-        self._ctx, self._acceptor, self._plan = ctx, acceptor, plan
-        self._commons, self._serving, self._heard_of = commons, serving, heard_of
+        self._ctx, self._acceptor, self._schedule = ctx, acceptor, schedule
+        self._catch_up, self._uploads, self._heard_of = catch_up, uploads, heard_of
         self._quarantined = quarantined
         self._told: set[tuple[Site, str]] = set()
 
     def to(self, frm: Site, body: messages.Request) -> messages.Reply:
         """The reply; what it says is persisted before it goes out."""
-        reason = self._stranger(frm, body)
+        reason = self._foreign_run(frm, body)
         return refusal(body, reason) if reason else ANSWERS[type(body)](self, frm, body)
 
-    def _stranger(self, frm: Site, body: Any) -> str:
-        reason = self._acceptor.stranger(frm, body.run, body.sites)
+    def _foreign_run(self, frm: Site, body: Any) -> str:
+        reason = self._acceptor.foreign_run(frm, body.run, body.sites)
         if reason in ("other_run", "other_sites") and (frm, reason) not in self._told:
             self._told.add((frm, reason))
             self._ctx.note("round_refused", frm, reason)
@@ -52,14 +52,14 @@ class Answers:
         acceptor = self._acceptor
         reason = acceptor.prepare(frm, body)
         if reason == "behind":
-            self._commons.hint(frm, body.round - 1)
+            self._catch_up.hint(frm, body.round - 1)
         if reason:
             self._ctx.refused(frm, reason, None)
             committed = acceptor.record.committed if reason == "already_committed" else None
             return messages.PrepareReply(False, acceptor.promised, reason, committed=committed)
         self._heard_of(body.attempt, body.tally)
         phase = self._ctx.info.phase
-        update = self._plan.update if phase is not Phase.FINISHED else None
+        update = self._schedule.update if phase is not Phase.FINISHED else None
         waiting_for = "" if update is not None else ("not_ready" if phase is Phase.STARTING else phase.value)
         return messages.PrepareReply(
             True, acceptor.promised, "", acceptor.accepted, None, update, waiting_for
@@ -75,14 +75,14 @@ class Answers:
         model, reason = self._update_for(frm, body) if body.kind == "update" else self._common(body)
         if model is None:
             return messages.FetchReply("reject", reason, None, committed)
-        if not self._serving.start(frm, model):
+        if not self._uploads.start(frm, model):
             return messages.FetchReply("busy", "busy")
         return messages.FetchReply("accept", "", model)
 
     def _update_for(self, frm: Site, body: messages.Fetch) -> tuple[ModelRef | None, str]:
         """This site's own update: for the coordinator of the attempt promised last, nobody else."""
-        acceptor, update = self._acceptor, self._plan.update
-        if acceptor.electorate.coordinator(body.round, body.attempt) != frm:
+        acceptor, update = self._acceptor, self._schedule.update
+        if acceptor.quorum.coordinator(body.round, body.attempt) != frm:
             return None, "not_coordinator"
         if body.round != acceptor.round or update is None or update.hash != body.hash:
             return None, "not_here"
@@ -97,7 +97,7 @@ class Answers:
         acceptor, proposal = self._acceptor, body.proposal
         reason = acceptor.objection(frm, proposal)
         if reason == "behind":
-            self._commons.hint(frm, proposal.round - 1)
+            self._catch_up.hint(frm, proposal.round - 1)
         if reason:
             self._ctx.refused(frm, reason, proposal.model)
             committed = acceptor.record.committed if reason == "already_committed" else None
@@ -107,7 +107,7 @@ class Answers:
             self._heard_of(proposal.attempt, told_by(proposal))
             return messages.AcceptReply("stored", "", acceptor.promised)
         self._heard_of(proposal.attempt, told_by(proposal))
-        self._commons.offer(proposal, frm)
+        self._catch_up.offer(proposal, frm)
         return messages.AcceptReply("missing", "", acceptor.promised)
 
     def _on_commit(self, frm: Site, body: messages.Commit) -> messages.CommitReply:
@@ -115,16 +115,16 @@ class Answers:
         if reason:
             self._ctx.refused(frm, reason, body.proposal.model)
             return messages.CommitReply("reject", reason)
-        self._commons.learn(body.proposal, frm)
+        self._catch_up.learn(body.proposal, frm)
         return messages.CommitReply("known")
 
 
-_Answer = Callable[[Answers, Site, Any], messages.Reply]
+_Answer = Callable[[Participant, Site, Any], messages.Reply]
 ANSWERS: Mapping[type, _Answer] = {
-    messages.Prepare: Answers._on_prepare,
-    messages.Fetch: Answers._on_fetch,
-    messages.Accept: Answers._on_accept,
-    messages.Commit: Answers._on_commit,
+    messages.Prepare: Participant._on_prepare,
+    messages.Fetch: Participant._on_fetch,
+    messages.Accept: Participant._on_accept,
+    messages.Commit: Participant._on_commit,
 }
 """Who answers which request."""
 

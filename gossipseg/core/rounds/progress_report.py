@@ -8,39 +8,39 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gossipseg.core.context import Context
-from gossipseg.core.types import Proposal, Tally
+from gossipseg.core.types import Proposal, UpdateTally
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class Report:
     """What was told, and when (the core's clock)."""
 
-    tally: Tally
+    tally: UpdateTally
     at: float
 
 
-class Told:
+class ProgressReports:
     """The last word. It is not kept on disk: the next one comes soon."""
 
     def __init__(self, ctx: Context, max_deadline_s: float) -> None:
         self._ctx, self._max_deadline_s = ctx, max_deadline_s
         self._of: tuple[int, int] | None = None
-        self._word: Word | None = None
+        self._word: Report | None = None
 
-    def hear(self, round: int, attempt: int, tally: Tally | None) -> None:
+    def hear(self, round: int, attempt: int, tally: UpdateTally | None) -> None:
         """The coordinator of this attempt, which was followed, has told this; None: an older version."""
         if tally is not None and tally.deadline_ms is not None:
             tally = replace(tally, deadline_ms=min(tally.deadline_ms, round_ms(self._max_deadline_s)))
-        self._of, self._word = (round, attempt), Word(tally, self._ctx.now) if tally is not None else None
+        self._of, self._word = (round, attempt), Report(tally, self._ctx.now) if tally is not None else None
 
-    def of(self, round: int, attempt: int | None) -> Word | None:
+    def of(self, round: int, attempt: int | None) -> Report | None:
         """What is known of this attempt; an earlier one's word says nothing of it."""
         return self._word if self._of == (round, attempt) else None
 
 
-def told_by(proposal: Proposal) -> Tally:
+def told_by(proposal: Proposal) -> UpdateTally:
     """A common model says itself who is in it."""
-    return Tally(None, proposal.contributors, proposal.absent)
+    return UpdateTally(None, proposal.contributors, proposal.absent)
 
 
 def round_ms(seconds: float) -> int:

@@ -17,11 +17,10 @@ from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
 from gossipseg.core.rounds.progress_report import told_by
-from gossipseg.core.rounds.rows import Row
-from gossipseg.core.rounds.stages import OVER, TRANSITIONS, Evidence, Stage
-from gossipseg.core.rounds.transfers import Fetcher, Serving, Want
-from gossipseg.core.rounds.update_collection import Gathering, Shelf
-from gossipseg.core.types import ModelRef, Phase, Proposal, Site, Tally
+from gossipseg.core.rounds.stages import OVER, TRANSITIONS, Stage, StageEvent
+from gossipseg.core.rounds.transfers import Download, Downloads, Uploads
+from gossipseg.core.rounds.update_collection import PeerProgress, RoundCache, UpdateCollection
+from gossipseg.core.types import ModelRef, Phase, Proposal, Site, UpdateTally
 
 HEARTBEAT_SHARE = 0.25
 """A site that has done its part hears from the coordinator this often, in units of the patience."""
@@ -29,7 +28,7 @@ POLLED_SITES = 32
 """In a larger federation each site is asked less often, so that the coordinator's messages stay few."""
 
 
-class Shop(Shelf, Protocol):
+class ProposerHost(RoundCache, Protocol):
     """What an attempt needs of this site."""
 
     def worker_free(self) -> bool:
@@ -46,23 +45,23 @@ class Shop(Shelf, Protocol):
 
 
 @dataclass(slots=True)
-class Attempt:
+class Proposer:
     """An attempt that this site leads. `settle` is called after every event; see the module docstring."""
 
     ctx: Context
     params: RoundsParams
     membership: Membership
     acceptor: Acceptor
-    fetcher: Fetcher
-    serving: Serving
-    shop: Shop
+    downloads: Downloads
+    uploads: Uploads
+    host: ProposerHost
     round: int
     attempt: int
     stage: Stage = Stage.ASKING
     reason: str = ""
     """Why it was given up."""
-    rows: dict[Site, Row] = field(default_factory=dict)
-    gathering: Gathering = field(init=False)
+    rows: dict[Site, PeerProgress] = field(default_factory=dict)
+    collection: UpdateCollection = field(init=False)
     proposal: Proposal | None = None
     progress_at: float = 0.0
     began_at: float = 0.0
@@ -70,15 +69,15 @@ class Attempt:
     def __post_init__(self) -> None:
         now = self.ctx.now
         self.began_at = self.progress_at = now
-        others = (s for s in self.acceptor.electorate.sites if s != self.ctx.site)
-        self.rows = {site: Row(site, ask_at=now) for site in others}
-        self.gathering = Gathering(
+        others = (s for s in self.acceptor.quorum.sites if s != self.ctx.site)
+        self.rows = {site: PeerProgress(site, ask_at=now) for site in others}
+        self.collection = UpdateCollection(
             self.ctx,
             self.params,
             self.membership,
             self.acceptor,
-            self.fetcher,
-            self.shop,
+            self.downloads,
+            self.host,
             self.round,
             self.attempt,
             self.rows,
@@ -93,7 +92,7 @@ class Attempt:
     @property
     def kept(self) -> list[ModelRef]:
         """Files that must not go."""
-        models = [model for _, model in self.gathering.chosen]
+        models = [model for _, model in self.collection.chosen]
         models += [r.delivered for r in self.rows.values() if r.delivered is not None]
         return models + ([self.proposal.model] if self.proposal is not None else [])
 
@@ -105,10 +104,10 @@ class Attempt:
             self.give_up(reason)
             return
         if self.stage in (Stage.ASKING, Stage.GATHERING):
-            self._weigh_promises()
-        if self.stage is Stage.GATHERING and self.gathering.settle() and self.shop.worker_free():
-            self._move(Evidence.COMPLETE)
-            self.shop.aggregate(self.gathering.close())
+            self._count_promises()
+        if self.stage is Stage.GATHERING and self.collection.settle() and self.host.worker_free():
+            self._move(StageEvent.COMPLETE)
+            self.host.aggregate(self.collection.close())
         if self.stage is Stage.STORING:
             self._count_stores()
         if not self.over:
@@ -116,9 +115,9 @@ class Attempt:
 
     def give_up(self, reason: str) -> None:
         self.reason = reason
-        self._move(Evidence.GIVE_UP)
+        self._move(StageEvent.GIVE_UP)
 
-    def _move(self, evidence: Evidence) -> None:
+    def _move(self, evidence: StageEvent) -> None:
         self.stage = TRANSITIONS[self.stage, evidence]
         self._progress()
 
@@ -130,18 +129,18 @@ class Attempt:
 
     def _hopeless(self) -> str:
         """Why this attempt is to be given up; "" while there is hope."""
-        electorate, phase = self.acceptor.electorate, self.ctx.info.phase
+        quorum, phase = self.acceptor.quorum, self.ctx.info.phase
         if self.acceptor.round != self.round:
             return "already_committed"
         if self.acceptor.promised != self.attempt:
             return "later_attempt"
         refusals = [r.refused for r in self.rows.values() if r.refused]
-        if len(electorate.sites) - len(refusals) < electorate.votes:
+        if len(quorum.sites) - len(refusals) < quorum.size:
             return refusals[0]
         needs_worker = self.stage in (Stage.ASKING, Stage.GATHERING, Stage.AGGREGATING)
         if needs_worker and phase is not Phase.TRAINING:
             return phase.value
-        if self._over_patience(self.began_at) and self._lately_agreed() + 1 < electorate.votes:
+        if self._over_patience(self.began_at) and self._lately_agreed() + 1 < quorum.size:
             return "no_quorum"
         if self._at_work():
             self._progress()
@@ -160,10 +159,10 @@ class Attempt:
             return True
         if self.stage is Stage.STORING:
             assert self.proposal is not None
-            return any(self.serving.to(s, self.proposal.model.hash) for s in self.rows)
+            return any(self.uploads.to(s, self.proposal.model.hash) for s in self.rows)
         if self.stage is Stage.RECOVERING:
-            return any(self.fetcher.streaming(w) for w in self.fetcher.wants)
-        return self.stage is Stage.GATHERING and self.gathering.hopeful
+            return any(self.downloads.streaming(w) for w in self.downloads.wants)
+        return self.stage is Stage.GATHERING and self.collection.hopeful
 
     def _why_stuck(self) -> str:
         return {
@@ -172,10 +171,10 @@ class Attempt:
             Stage.RECOVERING: "not_found",
         }.get(self.stage, "not_stored")
 
-    def tally(self) -> Tally:
+    def tally(self) -> UpdateTally:
         """Who has delivered, who is left out, and how long the others still have."""
         proposal = self.proposal
-        return told_by(proposal) if proposal is not None else self.gathering.tally()
+        return told_by(proposal) if proposal is not None else self.collection.tally()
 
     # -------------------------------------------------------------- asking
 
@@ -190,7 +189,7 @@ class Attempt:
             self.ctx.request(row.site, body, self.params.request_timeout_s, self._on_answer, (self, row))
 
     def _question(self) -> messages.Request:
-        run, sites = self.acceptor.run, self.acceptor.electorate.key
+        run, sites = self.acceptor.run, self.acceptor.quorum.key
         if self.stage is not Stage.STORING:
             return messages.Prepare(run, sites, self.round, self.attempt, self.tally())
         assert self.proposal is not None
@@ -200,11 +199,11 @@ class Attempt:
         if self.over:
             return math.inf
         due = min((r.ask_at for r in self.rows.values() if not r.asking), default=math.inf)
-        deadline = self.gathering.deadline
+        deadline = self.collection.deadline
         waiting = self.stage is Stage.GATHERING and deadline > self.ctx.now
         return min(due, self.progress_at + self.params.patience_s, deadline if waiting else math.inf)
 
-    def _pause_s(self, row: Row) -> float:
+    def _pause_s(self, row: PeerProgress) -> float:
         patience_s, poll_s = self.params.patience_s, self.params.poll_interval_s
         member = self.membership.members.get(row.site)
         if row.refused or member is None or not member.live:
@@ -229,7 +228,7 @@ class Attempt:
         if isinstance(outcome, messages.PrepareReply) and self.stage is Stage.STORING:
             row.ask_at = self.ctx.now  # it was asked in the stage before
 
-    def _on_prepared(self, row: Row, reply: messages.PrepareReply) -> None:
+    def _on_prepared(self, row: PeerProgress, reply: messages.PrepareReply) -> None:
         if not reply.promise:
             self._refused(row, reply.reason, reply.committed)
             return
@@ -249,7 +248,7 @@ class Attempt:
             return "other_model"
         return self.acceptor.fault(accepted)
 
-    def _on_accepted(self, row: Row, reply: messages.AcceptReply) -> None:
+    def _on_accepted(self, row: PeerProgress, reply: messages.AcceptReply) -> None:
         if reply.verdict == "reject":
             self._refused(row, reply.reason, reply.committed)
             return
@@ -258,9 +257,9 @@ class Attempt:
             row.stored, row.promised = True, True
             self._progress()
 
-    def _refused(self, row: Row, reason: str, committed: Proposal | None) -> None:
+    def _refused(self, row: PeerProgress, reason: str, committed: Proposal | None) -> None:
         if committed is not None:
-            self.shop.learn(committed, row.site)
+            self.host.learn(committed, row.site)
         if reason in ("behind", "not_ready"):
             row.waiting_for = reason  # it will catch up
         elif reason != "already_committed":
@@ -268,33 +267,33 @@ class Attempt:
 
     # -------------------------------------------------------------- phase 1: promises, and what they report
 
-    def _weigh_promises(self) -> None:
+    def _count_promises(self) -> None:
         promised = [r for r in self.rows.values() if r.promised and not r.refused]
-        if len(promised) + 1 < self.acceptor.electorate.votes:
+        if len(promised) + 1 < self.acceptor.quorum.size:
             return
         own = self.acceptor.accepted
         reported = [(r.accepted, r.site) for r in promised if r.accepted is not None]
         reported += [(own, self.ctx.site)] if own is not None else []
         if not reported:
             if self.stage is Stage.ASKING:
-                self._move(Evidence.PROMISED)
+                self._move(StageEvent.PROMISED)
             return
         newest = max((proposal for proposal, _ in reported), key=lambda p: p.attempt)
-        self._move(Evidence.REPORTED)
+        self._move(StageEvent.REPORTED)
         self.proposal = replace(newest, attempt=self.attempt)
         if self.acceptor.holds(newest.model.hash):
-            self._propose(Evidence.FOUND)
+            self._propose(StageEvent.FOUND)
             return
         sources = [site for proposal, site in reported if proposal.model.hash == newest.model.hash]
-        self.fetcher.want(newest.model, self.round, newest.attempt, sources, self._on_found)
+        self.downloads.want(newest.model, self.round, newest.attempt, sources, self._on_found)
 
-    def _on_found(self, want: Want, reason: str) -> None:
+    def _on_found(self, want: Download, reason: str) -> None:
         if self.stage is not Stage.RECOVERING:
             return
         if reason:
             self.give_up("not_found")
         else:
-            self._propose(Evidence.FOUND)
+            self._propose(StageEvent.FOUND)
 
     # -------------------------------------------------------------- what the worker made
 
@@ -303,26 +302,26 @@ class Attempt:
         if self.stage is not Stage.AGGREGATING:
             return
         contributors = tuple(sorted(event.contributors))
-        self.gathering.refuse(event.refused)
-        absent = self.gathering.absent(contributors)
+        self.collection.refuse(event.refused)
+        absent = self.collection.absent(contributors)
         model = replace(event.model, kind="global", round=self.round)
-        model = self.acceptor.notary.sign(model, run=self.acceptor.run, attempt=self.attempt)
+        model = self.acceptor.ledger.sign(model, run=self.acceptor.run, attempt=self.attempt)
         proposal = Proposal(self.round, self.attempt, model, contributors, absent)
-        if reason := self.acceptor.fault(proposal) or self.acceptor.electorate.fault(proposal):
+        if reason := self.acceptor.fault(proposal) or self.acceptor.quorum.fault(proposal):
             self.give_up(reason)
             return
         self.proposal = proposal
-        self._propose(Evidence.MADE)
+        self._propose(StageEvent.MADE)
 
     def on_failed(self, event: events.AggregationFailed) -> None:
         """The worker could make nothing of them."""
         if self.stage is Stage.AGGREGATING:
-            self.gathering.refuse(event.refused)
+            self.collection.refuse(event.refused)
             self.give_up(event.reason or "aggregation_failed")
 
     # -------------------------------------------------------------- phase 2
 
-    def _propose(self, evidence: Evidence) -> None:
+    def _propose(self, evidence: StageEvent) -> None:
         """Store it here first, then ask the others to."""
         assert self.proposal is not None
         if not self.acceptor.store(self.proposal):
@@ -334,8 +333,8 @@ class Attempt:
 
     def _count_stores(self) -> None:
         stored = 1 + sum(1 for r in self.rows.values() if r.stored)
-        if stored >= self.acceptor.electorate.votes:
-            self._move(Evidence.STORED)
+        if stored >= self.acceptor.quorum.size:
+            self._move(StageEvent.STORED)
 
     def transferred(self, to: Site) -> None:
         """A file has gone over to a site: it may have stored it now."""

@@ -19,7 +19,7 @@ def run_of(federation: str, contract: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Electorate:
+class QuorumConfig:
     """The listed sites, this one included, sorted."""
 
     sites: tuple[Site, ...]
@@ -29,14 +29,14 @@ class Electorate:
     """Stands for the list in messages."""
 
     @classmethod
-    def of(cls, sites: Iterable[Site], quorum: int | None) -> Electorate:
+    def of(cls, sites: Iterable[Site], quorum: int | None) -> QuorumConfig:
         """`quorum`: as set, or None for a majority."""
         listed = tuple(sorted(sites))
         majority = len(listed) // 2 + 1
         return cls(listed, quorum or majority, fingerprint(tuple((s, "") for s in listed)))
 
     @property
-    def votes(self) -> int:
+    def size(self) -> int:
         """So many must promise, and so many must store: any two such sets have a site in common."""
         return max(self.quorum, len(self.sites) // 2 + 1)
 

@@ -12,7 +12,7 @@ from gossipseg.core.effects import StartRound
 from gossipseg.core.membership.member import Member
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
-from gossipseg.core.rounds.catch_up import Commons
+from gossipseg.core.rounds.catch_up import CatchUp
 from gossipseg.core.types import ModelRef, Phase, Site
 
 
@@ -25,7 +25,7 @@ class Running:
     order: StartRound
 
 
-class Plan:
+class RoundSchedule:
     """The last round that all train together is combined too, and a site finishes when that is here. With
     every_rounds, those left over at the end are trained without exchange."""
 
@@ -34,13 +34,13 @@ class Plan:
         ctx: Context,
         params: RoundsParams,
         acceptor: Acceptor,
-        commons: Commons,
+        catch_up: CatchUp,
         *,
         budget: Budget,
         every_rounds: int,
         finetune_rounds: int,
     ) -> None:
-        self._ctx, self._params, self._acceptor, self._commons = ctx, params, acceptor, commons
+        self._ctx, self._params, self._acceptor, self._catch_up = ctx, params, acceptor, catch_up
         self._budget, self._every, self._finetune = budget, every_rounds, finetune_rounds
         self._last_common = budget.last_common(every_rounds, finetune_rounds)
         self.running: Running | None = None
@@ -64,7 +64,7 @@ class Plan:
     @property
     def hopeless(self) -> bool:
         """No quorum can contribute any more."""
-        sites, quorum = self._acceptor.electorate.sites, self._acceptor.electorate.quorum
+        sites, quorum = self._acceptor.quorum.sites, self._acceptor.quorum.quorum
         return len(set(sites) - self._done) < quorum
 
     @property
@@ -116,7 +116,7 @@ class Plan:
         self._last_global, self.running = last_global, None
         if self.update is not None and self.update.manifest is None:  # of an older version
             update = replace(self.update, round=self._acceptor.round)
-            self._keep(self._acceptor.notary.sign(update, run=self._acceptor.run))
+            self._keep(self._acceptor.ledger.sign(update, run=self._acceptor.run))
         if self._meet_until == math.inf:
             self._meet_until = now + self._params.request_timeout_s
         if self.update is not None and self._alone_at == math.inf:
@@ -143,7 +143,7 @@ class Plan:
             self._alone_at = now + wait_s
         if event.export is not None:
             update = replace(event.export, kind="update", round=running.towards)
-            self._keep(self._acceptor.notary.sign(update, run=self._acceptor.run))
+            self._keep(self._acceptor.ledger.sign(update, run=self._acceptor.run))
 
     def _keep(self, update: ModelRef) -> None:
         self._acceptor.record = replace(self._acceptor.record, update_round=update.round, update=update)
@@ -196,12 +196,12 @@ class Plan:
 
     def _joined(self) -> bool:
         """So many sites are met that one of them knows the newest common model; or none came."""
-        enough = len(self._met) + 1 >= self._acceptor.electorate.votes
+        enough = len(self._met) + 1 >= self._acceptor.quorum.size
         return enough or self._ctx.now >= self._meet_until
 
     def _catching_up(self) -> bool:
         """A newer common model is to be had: better wait for it than train from an old one."""
-        if not self._commons.behind:
+        if not self._catch_up.behind:
             self._caught_up_by = math.inf
             return False
         if self._caught_up_by == math.inf:

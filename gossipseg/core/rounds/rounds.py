@@ -14,29 +14,29 @@ from gossipseg.core import events, messages
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate, RoundsRecord, StartRound
-from gossipseg.core.manifests import Notary
+from gossipseg.core.manifests import ManifestLedger
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
-from gossipseg.core.rounds.catch_up import Commons
-from gossipseg.core.rounds.leader_rotation import Turns
-from gossipseg.core.rounds.participant import Answers
-from gossipseg.core.rounds.progress_report import Told
-from gossipseg.core.rounds.proposer import Attempt
-from gossipseg.core.rounds.quorum import Electorate, run_of
-from gossipseg.core.rounds.round_schedule import Plan
+from gossipseg.core.rounds.catch_up import CatchUp
+from gossipseg.core.rounds.leader_rotation import LeaderRotation
+from gossipseg.core.rounds.participant import Participant
+from gossipseg.core.rounds.progress_report import ProgressReports
+from gossipseg.core.rounds.proposer import Proposer
+from gossipseg.core.rounds.quorum import QuorumConfig, run_of
+from gossipseg.core.rounds.round_schedule import RoundSchedule
 from gossipseg.core.rounds.stages import Stage
 from gossipseg.core.rounds.status import RoundsView, view_of
-from gossipseg.core.rounds.transfers import Fetcher, Serving
-from gossipseg.core.types import ModelRef, Phase, Proposal, Site, Tally
+from gossipseg.core.rounds.transfers import Downloads, Uploads
+from gossipseg.core.types import ModelRef, Phase, Proposal, Site, UpdateTally
 
 REFUSED = "refused_"
 """Begins the reason of a site whose update did not pass the worker's checks."""
 
 
-class Worker(Protocol):
-    """What the rounds need of training.py."""
+class WorkerPort(Protocol):
+    """What the rounds need of worker_state.py."""
 
     @property
     def free(self) -> bool:
@@ -64,37 +64,37 @@ class Rounds:
         finetune_rounds: int,
         max_model_bytes: int,
         record: RoundsRecord | None,
-        notary: Notary,
+        ledger: ManifestLedger,
     ) -> None:
         self._ctx, self._params, self._membership = ctx, params, membership
         self._every_rounds = every_rounds
-        self.worker: Worker
-        """Set by parts.py."""
-        electorate = Electorate.of((ctx.site, *membership.members), params.quorum)
+        self.worker: WorkerPort
+        """Set by assembly.py."""
+        quorum = QuorumConfig.of((ctx.site, *membership.members), params.quorum)
         self.acceptor = Acceptor(
             ctx,
-            electorate,
+            quorum,
             record or RoundsRecord(),
-            notary,
+            ledger,
             max_model_bytes=max_model_bytes,
             patience_s=params.patience_s,
             last_round=budget.last_common(every_rounds, finetune_rounds),
         )
-        self.fetcher = Fetcher(ctx, params, self.acceptor)
-        self.serving = Serving(ctx, params)
-        self.commons = Commons(ctx, params, membership, self.acceptor, self.fetcher, self._commit)
-        self.turns = Turns(ctx, params, membership, self.acceptor)
-        self.told = Told(ctx, params.deadline_s)
-        self.plan = Plan(
+        self.downloads = Downloads(ctx, params, self.acceptor)
+        self.uploads = Uploads(ctx, params)
+        self.catch_up = CatchUp(ctx, params, membership, self.acceptor, self.downloads, self._commit)
+        self.rotation = LeaderRotation(ctx, params, membership, self.acceptor)
+        self.progress_reports = ProgressReports(ctx, params.deadline_s)
+        self.schedule = RoundSchedule(
             ctx,
             params,
             self.acceptor,
-            self.commons,
+            self.catch_up,
             budget=budget,
             every_rounds=every_rounds,
             finetune_rounds=finetune_rounds,
         )
-        self.attempt: Attempt | None = None
+        self.attempt: Proposer | None = None
         """Led by this site."""
         self.making: Aggregate | None = None
         """What the worker combines now, for whichever attempt."""
@@ -105,8 +105,14 @@ class Rounds:
         self._rest_until = -math.inf
         self._in_vain = 0
         """Attempts at this round that this site has led."""
-        self._answers = Answers(
-            ctx, self.acceptor, self.plan, self.commons, self.serving, self._heard_of, membership.quarantined
+        self._participant = Participant(
+            ctx,
+            self.acceptor,
+            self.schedule,
+            self.catch_up,
+            self.uploads,
+            self._heard_of,
+            membership.quarantined,
         )
         ctx.say(committed=self.acceptor.committed)
 
@@ -123,26 +129,26 @@ class Rounds:
     # -------------------------------------------------------------- what happens to this site
 
     def start(self) -> None:
-        self.turns.start()
+        self.rotation.start()
 
     def on_change(self, member: Member, ended: bool) -> None:
         """Something about a member changed; `ended`: the life known so far is over."""
-        self.plan.on_change(member)
+        self.schedule.on_change(member)
         if ended:
-            self.turns.restarted(member.site)
-            self.commons.forget(member.site)
+            self.rotation.restarted(member.site)
+            self.catch_up.forget(member.site)
 
     def shun(self, site: Site) -> None:
         """It is quarantined."""
-        self.fetcher.shun(site)
+        self.downloads.shun(site)
 
     def set_sites(self, sites: Iterable[Site]) -> None:
         """The list was reloaded: `sites` are the others."""
-        electorate = Electorate.of((self._ctx.site, *sites), self._params.quorum)
-        if electorate == self.acceptor.electorate:
+        quorum = QuorumConfig.of((self._ctx.site, *sites), self._params.quorum)
+        if quorum == self.acceptor.quorum:
             return  # addresses or keys
-        self.acceptor.relist(electorate)
-        self.commons.offered = None  # its coordinator asked by the old list
+        self.acceptor.relist(quorum)
+        self.catch_up.offered = None  # its coordinator asked by the old list
         if self.attempt is not None:
             self._end("sites_changed")
 
@@ -150,11 +156,11 @@ class Rounds:
         """The worker is up, the contract known. (The caller persists.)"""
         self.acceptor.begin(run_of(self._ctx.federation, self._ctx.info.contract))
         self.making = None
-        self.plan.ready(event.last_global)
+        self.schedule.ready(event.last_global)
 
     def lost(self) -> None:
         """The worker died: what it did is lost."""
-        self.plan.lost()
+        self.schedule.lost()
         self.making = None
         if self.attempt is not None and self.attempt.stage is Stage.AGGREGATING:
             self._end("worker_lost")
@@ -162,7 +168,7 @@ class Rounds:
     def leave(self) -> None:
         if self.attempt is not None:
             self._end("leaving")
-        self.fetcher.drop(lambda want: False)
+        self.downloads.drop(lambda want: False)
 
     def on_aggregated(self, event: events.Aggregated | events.AggregationFailed) -> bool:
         """False: nothing of the kind was asked for."""
@@ -179,7 +185,7 @@ class Rounds:
 
     def on_transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
         """False: it is none of a round's."""
-        transfer = self.serving.ended(event)
+        transfer = self.uploads.ended(event)
         if transfer is not None and self.attempt is not None:
             self.attempt.transferred(transfer.to)
         return transfer is not None
@@ -197,13 +203,13 @@ class Rounds:
     def _mark(self) -> tuple[object, ...]:
         attempt = self.attempt
         stage = (attempt.attempt, attempt.stage) if attempt is not None else None
-        return self.acceptor.record, stage, self.turns.current, self.worker.free, len(self.fetcher.wants)
+        return self.acceptor.record, stage, self.rotation.current, self.worker.free, len(self.downloads.wants)
 
     def _settle_once(self) -> None:
-        self.commons.settle()
+        self.catch_up.settle()
         self._lead()
-        self.fetcher.drop(self._still_wanted)
-        self.fetcher.settle()
+        self.downloads.drop(self._still_wanted)
+        self.downloads.settle()
         self.worker.resume()
 
     def _still_wanted(self, want: Any) -> bool:
@@ -211,7 +217,7 @@ class Rounds:
         if want.model.kind == "update":
             return attempt is not None and attempt.round == want.round
         recovering = attempt is not None and attempt.stage is Stage.RECOVERING
-        return self.commons.wanted(want.model.hash) or (recovering and want.round == self.acceptor.round)
+        return self.catch_up.wanted(want.model.hash) or (recovering and want.round == self.acceptor.round)
 
     def _lead(self) -> None:
         attempt = self.attempt
@@ -221,13 +227,13 @@ class Rounds:
                 assert attempt.proposal is not None
                 self.attempt = None
                 self._commit(attempt.proposal)
-                self.commons.announce(attempt.proposal)
+                self.catch_up.announce(attempt.proposal)
             elif attempt.over:
                 self._end(attempt.reason)
-        able = self.plan.update is not None and self._ctx.info.phase is Phase.TRAINING
-        waiting = able and self.attempt is None and not self.commons.behind and self.quorum_in_sight()
-        self.turns.settle(mine=self._why_not_me(), waiting=waiting)
-        mine = self.turns.coordinator == self._ctx.site
+        able = self.schedule.update is not None and self._ctx.info.phase is Phase.TRAINING
+        waiting = able and self.attempt is None and not self.catch_up.behind and self.quorum_in_sight()
+        self.rotation.settle(mine=self._why_not_me(), waiting=waiting)
+        mine = self.rotation.coordinator == self._ctx.site
         if mine and waiting and self._ctx.now >= self._rest_until:
             self._begin()
 
@@ -237,12 +243,14 @@ class Rounds:
         return "" if self.acceptor.run and self.attempt is None else "leading"
 
     def quorum_in_sight(self) -> bool:
-        there = sum(1 for s in self._membership.members if not self.turns.objection(s) or self._votes(s))
-        return there + 1 >= self.acceptor.electorate.votes
+        there = sum(
+            1 for s in self._membership.members if not self.rotation.objection(s) or self._can_store(s)
+        )
+        return there + 1 >= self.acceptor.quorum.size
 
     def out_of_sight(self) -> list[tuple[Site, str]]:
         """The other sites that cannot lead or contribute, and cannot store either, and why."""
-        found = ((s, self.turns.objection(s)) for s in self._membership.members if not self._votes(s))
+        found = ((s, self.rotation.objection(s)) for s in self._membership.members if not self._can_store(s))
         return [(site, objection) for site, objection in found if objection]
 
     def count_from_here(self) -> None:
@@ -257,27 +265,27 @@ class Rounds:
             return None
         return (self._ctx.info.round - self._counted_from) // self._every_rounds
 
-    def _votes(self, site: Site) -> bool:
+    def _can_store(self, site: Site) -> bool:
         """It may be unable to lead, or to contribute, and yet store."""
         return site in self._membership.alive and not self._membership.members[site].refused
 
     def _begin(self) -> None:
-        round, number = self.acceptor.round, self.turns.current
+        round, number = self.acceptor.round, self.rotation.current
         assert number is not None and number > self.acceptor.promised
         self.acceptor.promise(number)
         self._ctx.note("round_led", None, "", round=round, attempt=number)
-        self.attempt = Attempt(
+        self.attempt = Proposer(
             self._ctx,
             self._params,
             self._membership,
             self.acceptor,
-            self.fetcher,
-            self.serving,
+            self.downloads,
+            self.uploads,
             self,
             round,
             number,
         )
-        self.plan.heard()
+        self.schedule.heard()
         self.attempt.settle()
 
     def _end(self, reason: str) -> None:
@@ -292,14 +300,14 @@ class Rounds:
         # says less: others may have driven it up.)
         self._rest_until = self._ctx.now + min(8, self._in_vain) * self._params.patience_s
         self._in_vain += 1
-        self.turns.pass_on(attempt.attempt, reason)
+        self.rotation.pass_on(attempt.attempt, reason)
 
     def _commit(self, proposal: Proposal) -> None:
         """A quorum has stored it, and it is here."""
-        coordinator = self.acceptor.electorate.coordinator(proposal.round, proposal.attempt)
+        coordinator = self.acceptor.quorum.coordinator(proposal.round, proposal.attempt)
         if not self.acceptor.commit(proposal):
             return
-        self.plan.committed()
+        self.schedule.committed()
         self.collected, self.condemned, self._in_vain = {}, set(), 0
         self._counted_from = self._ctx.info.round
         self._ctx.note(
@@ -318,10 +326,10 @@ class Rounds:
 
     def next_deadline(self) -> float:
         due = [
-            self.commons.next_deadline(),
-            self.fetcher.next_deadline(),
-            self.turns.next_deadline(),
-            self.plan.next_deadline(),
+            self.catch_up.next_deadline(),
+            self.downloads.next_deadline(),
+            self.rotation.next_deadline(),
+            self.schedule.next_deadline(),
         ]
         if self.attempt is not None:
             due.append(self.attempt.next_deadline())
@@ -339,16 +347,16 @@ class Rounds:
         self.worker.aggregate(effect)
 
     def learn(self, proposal: Proposal, frm: Site) -> None:
-        self.commons.learn(proposal, frm)
+        self.catch_up.learn(proposal, frm)
 
     def next_round(self, round: int) -> StartRound | None:
-        """The worker's next order, for training.py; None: wait."""
-        return self.plan.next_round(round, hold=self._holding)
+        """The worker's next order, for worker_state.py; None: wait."""
+        return self.schedule.next_round(round, hold=self._holding)
 
     @property
     def waiting(self) -> bool:
         """A common model is to come that this site's update may be in."""
-        return self.plan.update is not None and (self._holding or self.plan.waiting)
+        return self.schedule.update is not None and (self._holding or self.schedule.waiting)
 
     @property
     def _holding(self) -> bool:
@@ -356,39 +364,39 @@ class Rounds:
         attempt = self.attempt
         return attempt is not None and (
             attempt.stage is Stage.AGGREGATING
-            or (attempt.stage is Stage.GATHERING and attempt.gathering.enough)
+            or (attempt.stage is Stage.GATHERING and attempt.collection.enough)
         )
 
     # -------------------------------------------------------------- what a coordinator asks
 
     def on_request(self, frm: Site, token: int, body: messages.Request) -> None:
         """Prepare, Fetch, Accept or Commit."""
-        self._ctx.respond(token, self._answers.to(frm, body))
+        self._ctx.respond(token, self._participant.to(frm, body))
 
-    def _heard_of(self, attempt: int, tally: Tally | None) -> None:
+    def _heard_of(self, attempt: int, tally: UpdateTally | None) -> None:
         """Its coordinator is at work on this round's attempt, the latest there is."""
-        self.told.hear(self.acceptor.round, attempt, tally)
-        self.plan.heard()
+        self.progress_reports.hear(self.acceptor.round, attempt, tally)
+        self.schedule.heard()
         own = self.attempt
         if own is not None and own.attempt < attempt:
             self._end("later_attempt")
-        self.turns.heard(attempt)
+        self.rotation.heard(attempt)
 
     # -------------------------------------------------------------- files
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:
         """The file whose stream may come from `frm` now."""
-        return self.fetcher.expected(frm, hash)
+        return self.downloads.expected(frm, hash)
 
     def kept_models(self) -> list[ModelRef]:
         """Files that the store must not collect."""
-        record, running = self.acceptor.record, self.plan.running
+        record, running = self.acceptor.record, self.schedule.running
         models = [p.model for p in (record.committed, record.accepted) if p is not None]
         models += [record.update] if record.update is not None else []
         models += list(self.collected.values()) + (self.attempt.kept if self.attempt is not None else [])
         models += [model for _, model in self.making.updates] if self.making is not None else []
-        models += [t.model for t in self.serving.transfers.values()]
-        models += [w.model for w in self.fetcher.wants.values()]
+        models += [t.model for t in self.uploads.transfers.values()]
+        models += [w.model for w in self.downloads.wants.values()]
         if running is not None and running.order.start_from is not None:
             models.append(running.order.start_from)
         return models

@@ -21,7 +21,7 @@ class Stage(StrEnum):
     GIVEN_UP = "given_up"
 
 
-class Evidence(StrEnum):
+class StageEvent(StrEnum):
     """What moves an attempt from one stage to another."""
 
     PROMISED = "promised"
@@ -39,16 +39,16 @@ class Evidence(StrEnum):
     GIVE_UP = "give_up"
 
 
-TRANSITIONS: Mapping[tuple[Stage, Evidence], Stage] = {
-    (Stage.ASKING, Evidence.PROMISED): Stage.GATHERING,
-    (Stage.ASKING, Evidence.REPORTED): Stage.RECOVERING,
-    (Stage.GATHERING, Evidence.REPORTED): Stage.RECOVERING,
-    (Stage.GATHERING, Evidence.COMPLETE): Stage.AGGREGATING,
-    (Stage.RECOVERING, Evidence.FOUND): Stage.STORING,
-    (Stage.AGGREGATING, Evidence.MADE): Stage.STORING,
-    (Stage.STORING, Evidence.STORED): Stage.COMMITTED,
+TRANSITIONS: Mapping[tuple[Stage, StageEvent], Stage] = {
+    (Stage.ASKING, StageEvent.PROMISED): Stage.GATHERING,
+    (Stage.ASKING, StageEvent.REPORTED): Stage.RECOVERING,
+    (Stage.GATHERING, StageEvent.REPORTED): Stage.RECOVERING,
+    (Stage.GATHERING, StageEvent.COMPLETE): Stage.AGGREGATING,
+    (Stage.RECOVERING, StageEvent.FOUND): Stage.STORING,
+    (Stage.AGGREGATING, StageEvent.MADE): Stage.STORING,
+    (Stage.STORING, StageEvent.STORED): Stage.COMMITTED,
     **{
-        (stage, Evidence.GIVE_UP): Stage.GIVEN_UP
+        (stage, StageEvent.GIVE_UP): Stage.GIVEN_UP
         for stage in Stage
         if stage not in (Stage.COMMITTED, Stage.GIVEN_UP)
     },

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gossipseg.core.context import Context
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.rounds.stages import Stage
-from gossipseg.core.types import Phase, Proposal, Site, Tally
+from gossipseg.core.types import Phase, Proposal, Site, UpdateTally
 
 if TYPE_CHECKING:
     from gossipseg.core.rounds.rounds import Rounds
@@ -58,21 +58,21 @@ class RoundsView:
 
 def view_of(rounds: Rounds, ctx: Context, membership: Membership) -> RoundsView:
     """The round under way as this site sees it."""
-    acceptor, attempt, turns = rounds.acceptor, rounds.attempt, rounds.turns
+    acceptor, attempt, rotation = rounds.acceptor, rounds.attempt, rounds.rotation
     state, reason = _own_state(rounds, ctx)
-    word = rounds.told.of(acceptor.round, turns.current) if attempt is None else None
+    word = rounds.progress_reports.of(acceptor.round, rotation.current) if attempt is None else None
     tally = attempt.tally() if attempt is not None else word.tally if word is not None else None
     told_s = ctx.now - word.at if word is not None else None
     told = _told(tally)
-    rows = tuple(_row(rounds, ctx, membership, site, told) for site in acceptor.electorate.sites)
+    rows = tuple(_row(rounds, ctx, membership, site, told) for site in acceptor.quorum.sites)
     return RoundsView(
         round=acceptor.round,
-        attempt=attempt.attempt if attempt is not None else turns.current,
-        coordinator=ctx.site if attempt is not None else turns.coordinator,
+        attempt=attempt.attempt if attempt is not None else rotation.current,
+        coordinator=ctx.site if attempt is not None else rotation.coordinator,
         leading=attempt is not None,
         state=state,
         reason=reason,
-        quorum=acceptor.electorate.quorum,
+        quorum=acceptor.quorum.quorum,
         deadline_s=_left_s(tally, told_s or 0.0),
         delivered=tuple(r.site for r in rows if _delivered(told, r)) if told is not None else None,
         missing=_missing(rows, told),
@@ -85,25 +85,25 @@ def view_of(rounds: Rounds, ctx: Context, membership: Membership) -> RoundsView:
 
 def _own_state(rounds: Rounds, ctx: Context) -> tuple[str, str]:
     """(state, reason) of this site."""
-    phase, running, update = ctx.info.phase, rounds.plan.running, rounds.plan.update
+    phase, running, update = ctx.info.phase, rounds.schedule.running, rounds.schedule.update
     if rounds.attempt is not None:
-        delivered = len(rounds.attempt.gathering.updates())
+        delivered = len(rounds.attempt.collection.updates())
         return rounds.attempt.stage.value, f"{delivered} delivered"
     if phase is not Phase.TRAINING:
         return phase.value, ""
     if running is not None:
         return ("alone", "no common model came") if update is not None else ("training", "")
-    if rounds.commons.behind:
-        return "catching_up", f"round {rounds.commons.newest} is committed"
+    if rounds.catch_up.behind:
+        return "catching_up", f"round {rounds.catch_up.newest} is committed"
     if update is None:
         return "starting", "until other sites have answered"
-    coordinator = rounds.turns.coordinator
+    coordinator = rounds.rotation.coordinator
     if coordinator is None or not rounds.quorum_in_sight():
         return "waiting", "too few sites are there"
     return "waiting", f"for {coordinator}"
 
 
-def _left_s(tally: Tally | None, age_s: float) -> float | None:
+def _left_s(tally: UpdateTally | None, age_s: float) -> float | None:
     """Of the deadline, so long after it was told."""
     if tally is None or tally.deadline_ms is None:
         return None
@@ -113,7 +113,7 @@ def _left_s(tally: Tally | None, age_s: float) -> float | None:
 _Told = Mapping[Site, SiteRow]
 
 
-def _told(tally: Tally | None) -> _Told | None:
+def _told(tally: UpdateTally | None) -> _Told | None:
     """The sites that the coordinator speaks of."""
     if tally is None:
         return None
@@ -137,15 +137,15 @@ def _row(rounds: Rounds, ctx: Context, membership: Membership, site: Site, told:
     if attempt is not None and site != ctx.site:
         row = attempt.rows[site]
         stored = row.stored and attempt.stage is Stage.STORING
-        return SiteRow(site, "stored") if stored else SiteRow(site, *attempt.gathering.state_of(row))
+        return SiteRow(site, "stored") if stored else SiteRow(site, *attempt.collection.state_of(row))
     if told is not None and site in told:
         return told[site]
     if site == ctx.site:
-        has_update = rounds.plan.update is not None
+        has_update = rounds.schedule.update is not None
         return SiteRow(site, "has_update" if has_update else _own_state(rounds, ctx)[0])
-    state, objection = membership.members[site].state.value, rounds.turns.objection(site)
+    state, objection = membership.members[site].state.value, rounds.rotation.objection(site)
     if told is None and objection:
         return SiteRow(site, "left_out", objection)
-    if site == rounds.turns.coordinator:
+    if site == rounds.rotation.coordinator:
         return SiteRow(site, "coordinator")
     return SiteRow(site, state, objection if objection != state else "")

@@ -21,7 +21,7 @@ SILENT_SHARE = 4.0
 """A stream of which nothing is heard for so many request timeouts is asked for again."""
 MAX_FAILURES = 3
 """So often each source may fail."""
-Then = Callable[["Want", str], None]
+Then = Callable[["Download", str], None]
 
 
 def describe(model: ModelRef) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def describe(model: ModelRef) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class Want:
+class Download:
     """A file that this site wants."""
 
     model: ModelRef
@@ -50,12 +50,12 @@ class Want:
     failures: int = 0
 
 
-class Fetcher:
+class Downloads:
     """Files asked for. Updates come a few at a time."""
 
     def __init__(self, ctx: Context, params: RoundsParams, acceptor: Acceptor) -> None:
         self._ctx, self._params, self._acceptor = ctx, params, acceptor
-        self.wants: dict[str, Want] = {}
+        self.wants: dict[str, Download] = {}
 
     def want(
         self,
@@ -72,7 +72,9 @@ class Fetcher:
             known.sources += [s for s in sources if s not in known.sources]
             known.thens += [then] if then not in known.thens else []
             return
-        self.wants[model.hash] = Want(model, round, attempt, list(sources), [then], about, due=self._ctx.now)
+        self.wants[model.hash] = Download(
+            model, round, attempt, list(sources), [then], about, due=self._ctx.now
+        )
 
     def shun(self, site: Site) -> None:
         """It is quarantined: it is asked for nothing, and what it streams is not expected any more."""
@@ -88,7 +90,7 @@ class Fetcher:
                 want.frm, want.streaming = "", False
                 want.due, want.until = self._ctx.now, math.inf
 
-    def drop(self, keep: Callable[[Want], bool]) -> None:
+    def drop(self, keep: Callable[[Download], bool]) -> None:
         """Forget the wants that are not to be kept."""
         self.wants = {hash: want for hash, want in self.wants.items() if keep(want)}
 
@@ -129,13 +131,13 @@ class Fetcher:
     def _updates_asked(self) -> int:
         return sum(1 for w in self.wants.values() if w.frm and w.model.kind == "update")
 
-    def _ask(self, want: Want) -> None:
+    def _ask(self, want: Download) -> None:
         now, timeout_s = self._ctx.now, self._params.request_timeout_s
         want.frm, want.streaming = want.sources[0], False
         want.due, want.until = now + SILENT_SHARE * timeout_s, now + self._params.transfer_timeout_s
         body = messages.Fetch(
             self._acceptor.run,
-            self._acceptor.electorate.key,
+            self._acceptor.quorum.key,
             want.model.kind,
             want.round,
             want.attempt,
@@ -144,7 +146,7 @@ class Fetcher:
         self._ctx.request(want.frm, body, timeout_s, self._on_answer, want)
 
     def _on_answer(self, call: Call, outcome: Outcome) -> None:
-        want: Want = call.about
+        want: Download = call.about
         if self.wants.get(want.model.hash) is not want or want.frm != call.to:
             return
         if not isinstance(outcome, messages.FetchReply):
@@ -157,7 +159,7 @@ class Fetcher:
             want.failures += MAX_FAILURES - 1
             self._failed(want, outcome.reason or "reject")
 
-    def _failed(self, want: Want, reason: str) -> None:
+    def _failed(self, want: Download, reason: str) -> None:
         want.failures += 1
         if want.failures < MAX_FAILURES * len(want.sources):
             self._put_off(want)
@@ -166,7 +168,7 @@ class Fetcher:
         for then in want.thens:
             then(want, reason)
 
-    def _put_off(self, want: Want) -> None:
+    def _put_off(self, want: Download) -> None:
         """Try the next source, in a while."""
         want.sources.append(want.sources.pop(0))
         want.frm, want.streaming = "", False
@@ -206,7 +208,7 @@ class Fetcher:
 
 
 @dataclass(slots=True)
-class Serving:
+class Uploads:
     """Files that others fetch here."""
 
     ctx: Context

@@ -9,21 +9,80 @@ from typing import Protocol
 
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate
+from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.offences import verdict_is_offence
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
 from gossipseg.core.rounds.leader_rotation import HEARD_SHARE
 from gossipseg.core.rounds.progress_report import round_ms
-from gossipseg.core.rounds.rows import COMING, Row, state_of
-from gossipseg.core.rounds.transfers import Fetcher, Want
-from gossipseg.core.types import ModelRef, Site, Tally
+from gossipseg.core.rounds.transfers import Download, Downloads
+from gossipseg.core.types import MemberState, ModelRef, Proposal, Site, UpdateTally
+
+COMING = ("training", "has_update", "fetching")
+"""States of sites that will deliver."""
+CANNOT = ("paused", "failed", "finished", "ending", "leaving")
+"""Reasons for having no update that will not pass soon."""
+
+
+@dataclass(slots=True)
+class PeerProgress:
+    """Another site in an attempt."""
+
+    site: Site
+    promised: bool = False
+    stored: bool = False
+    refused: str = ""
+    """Why it makes no promise, for as long as the attempt lasts."""
+    waiting_for: str = ""
+    """Why it has no update yet, in its own word."""
+    update: ModelRef | None = None
+    delivered: ModelRef | None = None
+    failed: str = ""
+    """Why its update will not be in the model."""
+    broken: int = 0
+    accepted: Proposal | None = None
+    heard_at: float = -math.inf
+    """When it last answered anything."""
+    agreed_at: float = -math.inf
+    """When it last answered with yes: promised, or stored, or was about to."""
+    asking: bool = False
+    ask_at: float = 0.0
+
+
+def state_of(
+    row: PeerProgress, member: Member | None, *, fetching: bool, lately: bool, quiet: bool
+) -> tuple[str, str]:
+    """(state, reason) of a site while updates are gathered; with a reason it will not deliver.
+
+    `fetching`: its update is asked for; `lately`: it has answered just now, whatever others suspect; `quiet`:
+    it has answered nothing for longer than the patience.
+    """
+    if row.delivered is not None:
+        return "delivered", ""
+    if row.failed or row.refused:
+        return "left_out", row.failed or row.refused
+    if member is None:
+        return "left_out", "unlisted"
+    if member.state is not MemberState.ALIVE and not (lately and member.state is MemberState.SUSPECT):
+        return "left_out", member.state.value
+    if row.update is not None:
+        return ("fetching" if fetching else "has_update"), ""
+    if member.refused:
+        return "left_out", "contract_mismatch"
+    phase = member.info.phase.value if member.info is not None else ""
+    if phase in CANNOT or row.waiting_for in CANNOT:
+        return "left_out", phase if phase in CANNOT else row.waiting_for
+    if quiet:
+        return "left_out", "no_answer"
+    return ("training" if row.promised or row.waiting_for else "asked"), ""
+
 
 MAX_BROKEN = 3
 """A site whose update could not be fetched so often is left out of the attempt."""
 
 
-class Shelf(Protocol):
+class RoundCache(Protocol):
     """What outlives an attempt at a round."""
 
     collected: dict[Site, ModelRef]
@@ -33,18 +92,18 @@ class Shelf(Protocol):
 
 
 @dataclass(slots=True)
-class Gathering:
+class UpdateCollection:
     """`progress` is called when an update has come, and when there are enough."""
 
     ctx: Context
     params: RoundsParams
     membership: Membership
     acceptor: Acceptor
-    fetcher: Fetcher
-    shelf: Shelf
+    downloads: Downloads
+    cache: RoundCache
     round: int
     attempt: int
-    rows: Mapping[Site, Row]
+    rows: Mapping[Site, PeerProgress]
     began_at: float
     progress: Callable[[], None]
     deadline: float = math.inf
@@ -66,17 +125,17 @@ class Gathering:
     @property
     def enough(self) -> bool:
         """A quorum has delivered."""
-        return len(self.updates()) >= self.acceptor.electorate.quorum
+        return len(self.updates()) >= self.acceptor.quorum.quorum
 
     @property
     def hopeful(self) -> bool:
         """There are enough, or another one will come."""
         return self.enough or any(state in COMING for state, _ in self._states().values())
 
-    def state_of(self, row: Row) -> tuple[str, str]:
+    def state_of(self, row: PeerProgress) -> tuple[str, str]:
         """(state, reason) of a site; with a reason it will not deliver."""
         patience_s, now = self.params.patience_s, self.ctx.now
-        want = self.fetcher.wants.get(row.update.hash) if row.update is not None else None
+        want = self.downloads.wants.get(row.update.hash) if row.update is not None else None
         quiet = now >= max(row.heard_at, self.began_at) + patience_s
         lately = now < row.heard_at + HEARD_SHARE * patience_s
         fetching = want is not None and want.frm != ""
@@ -88,14 +147,14 @@ class Gathering:
     def _states(self) -> dict[Site, tuple[str, str]]:
         return {row.site: self.state_of(row) for row in self.rows.values()}
 
-    def tally(self) -> Tally:
+    def tally(self) -> UpdateTally:
         """What the other sites are told of it. With the choice made, what comes later changes nothing."""
         if self.chosen:
             delivered = tuple(s for s, _ in self.chosen if s not in self._left_out)
-            return Tally(None, delivered, tuple(sorted(self._left_out.items())))
+            return UpdateTally(None, delivered, tuple(sorted(self._left_out.items())))
         left_out = ((s, reason) for s, (_, reason) in self._states().items() if reason)
         left_ms = round_ms(self.deadline - self.ctx.now) if self.deadline < math.inf else None
-        return Tally(left_ms, tuple(sorted(self.updates())), tuple(sorted(left_out)))
+        return UpdateTally(left_ms, tuple(sorted(self.updates())), tuple(sorted(left_out)))
 
     # -------------------------------------------------------------- gathering
 
@@ -117,7 +176,7 @@ class Gathering:
         self._left_out = {s: reason or "late" for s, (state, reason) in states if state != "delivered"}
         return Aggregate(self.round, self.attempt, self.chosen)
 
-    def _fetch(self, row: Row) -> None:
+    def _fetch(self, row: PeerProgress) -> None:
         update = row.update
         if update is None or row.delivered is not None or row.failed or row.refused:
             return
@@ -126,25 +185,25 @@ class Gathering:
         if reason := self._unfit(row.site, update):
             row.failed = reason
             self.ctx.refused(row.site, reason, update)
-        elif (here := self.shelf.collected.get(row.site)) is not None and here.hash == update.hash:
+        elif (here := self.cache.collected.get(row.site)) is not None and here.hash == update.hash:
             row.delivered = here
-        elif update.hash not in self.fetcher.wants:
-            if self.acceptor.notary.accept(update):
+        elif update.hash not in self.downloads.wants:
+            if self.acceptor.ledger.accept(update):
                 self.ctx.persist()
-            self.fetcher.want(update, self.round, self.attempt, [row.site], self._on_update, row)
+            self.downloads.want(update, self.round, self.attempt, [row.site], self._on_update, row)
 
     def _unfit(self, site: Site, update: ModelRef) -> str:
         """Why a site's update is not fetched; "" if it is."""
         if update.kind != "update":
             return "other_model"
         acceptor = self.acceptor
-        fault = acceptor.notary.fault_of_update(site, update, acceptor.run, self.round)
+        fault = acceptor.ledger.fault_of_update(site, update, acceptor.run, self.round)
         return fault or ("too_large" if acceptor.too_large(update) else "")
 
-    def _on_update(self, want: Want, reason: str) -> None:
-        row: Row = want.about
+    def _on_update(self, want: Download, reason: str) -> None:
+        row: PeerProgress = want.about
         if not reason:
-            self.shelf.collected[row.site] = row.delivered = want.model
+            self.cache.collected[row.site] = row.delivered = want.model
             self.progress()
             return
         row.broken += 1
@@ -158,8 +217,8 @@ class Gathering:
         for site, reason in refused:
             self._left_out[site] = f"refused_{reason}"[:64]
             hash = dict(self.chosen)[site].hash if site in dict(self.chosen) else ""
-            if site != self.ctx.site and verdict_is_offence(reason) and hash not in self.shelf.condemned:
-                self.shelf.condemned.add(hash)  # the same update comes again in the next attempt
+            if site != self.ctx.site and verdict_is_offence(reason) and hash not in self.cache.condemned:
+                self.cache.condemned.add(hash)  # the same update comes again in the next attempt
                 self.ctx.offence(site, reason)
 
     def absent(self, contributors: tuple[Site, ...]) -> tuple[tuple[Site, str], ...]:

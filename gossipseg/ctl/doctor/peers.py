@@ -14,7 +14,7 @@ from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.certificates import described
 from gossipseg.config import Config, ListedSite
-from gossipseg.core.membership import contract
+from gossipseg.core.membership.handshake import refusal
 from gossipseg.core.messages import Hello, HelloReply
 from gossipseg.core.types import PeerInfo, Phase
 from gossipseg.ctl.doctor.findings import Finding
@@ -189,7 +189,7 @@ async def _greet(config: Config, transport: GrpcTransport, site: ListedSite, tim
     except GossipsegError as e:
         return Finding(name, "failed", str(e), f"Is {site.name}'s daemon well? `gossipctl status` there.")
     assert isinstance(reply, HelloReply)
-    if difference := contract.refusal(ours, reply):
+    if difference := refusal(ours, reply):
         return Finding(name, "failed", f"contract: {difference}", "Make peers.yaml the same at both sites.")
     ahead_s = transport.clock_ahead_s(site.name, time.time())
     if ahead_s is not None and abs(ahead_s) > CLOCK_TOLERANCE_S:

@@ -1,4 +1,4 @@
-"""Why this site is not well, and what to do: the core's concerns, the looks of reaching.py, lost places."""
+"""Why this site is not well, and what to do: the core's concerns, looks at peers, deleted places."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg import config
-from gossipseg.core.node import NodeState, Setup
+from gossipseg.core.node import NodeSetup, NodeState
 from gossipseg.core.params import MembershipParams, RoundsParams
 from gossipseg.errors import LocalError
 from gossipseg.lab.plan.run_plans import RunPlan
@@ -148,7 +148,7 @@ class _Federation:
 
     def _node(self, name: str, contract: tuple[tuple[str, str], ...]) -> NodeState:
         plan, settings = self._plan, self._settings
-        setup = Setup(
+        setup = NodeSetup(
             name,
             address=_address(name),
             sites={s: _address(s) for s in plan.sites if s != name},

@@ -23,7 +23,7 @@ from gossipseg.core.types import (
     Record,
     Site,
     SuspectRecord,
-    Tally,
+    UpdateTally,
 )
 from gossipseg.wire import peer_pb2 as pb
 
@@ -255,15 +255,15 @@ def read_proposal(message: Any) -> Proposal:
     )
 
 
-def write_tally(tally: Tally) -> Any:
+def write_tally(tally: UpdateTally) -> Any:
     return pb.Tally(
         deadline_ms=tally.deadline_ms, delivered=tally.delivered, left_out=_absences(tally.left_out)
     )
 
 
-def read_tally(message: Any) -> Tally:
+def read_tally(message: Any) -> UpdateTally:
     deadline_ms = count(message.deadline_ms, "deadline_ms") if message.HasField("deadline_ms") else None
-    return Tally(deadline_ms, *_read_parts(message.delivered, message.left_out))
+    return UpdateTally(deadline_ms, *_read_parts(message.delivered, message.left_out))
 
 
 def _absences(absent: Iterable[tuple[Site, str]]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The updates of a round as its coordinator gathers them (gathering.py): delivered, waited for, left out."""
+"""Updates as their coordinator collects them (update_collection.py): delivered, waited for, left out."""
 
 from __future__ import annotations
 

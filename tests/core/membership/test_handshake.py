@@ -8,7 +8,7 @@ import pytest
 
 from gossipseg.core import effects as fx
 from gossipseg.core import messages as ms
-from gossipseg.core.membership.contract import refusal
+from gossipseg.core.membership.handshake import refusal
 from gossipseg.core.types import PROTOCOL_MAX, PROTOCOL_MIN, Phase, fingerprint
 from tests.core.rig import OPEN, SIGNED, TRAINING, Rig, alive, model
 

@@ -11,7 +11,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import Snapshot
-from gossipseg.core.membership.members import TRANSITIONS, Evidence
+from gossipseg.core.membership.members import TRANSITIONS, MemberEvent
 from gossipseg.core.membership.suspicion import confirmations_needed, minimum_timeout_s, timeout_s
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.types import AliveRecord, MemberState, PeerInfo, Phase
@@ -111,7 +111,7 @@ def test_an_absurd_incarnation_is_dropped(rig: Rig) -> None:
 @pytest.mark.parametrize("state", list(MemberState))
 def test_no_record_makes_a_member_dead(state: MemberState) -> None:
     dead = [key for key, to in TRANSITIONS.items() if to is MemberState.DEAD]
-    assert dead == [(MemberState.SUSPECT, Evidence.TIMEOUT)]
+    assert dead == [(MemberState.SUSPECT, MemberEvent.TIMEOUT)]
 
 
 # ---------------------------------------------------------------- from suspicion to death

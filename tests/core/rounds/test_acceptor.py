@@ -1,4 +1,4 @@
-"""What a site promises and stores (acceptor.py), and what it answers to coordinators (answers.py)."""
+"""What a site promises and stores (acceptor.py), and what it answers to coordinators (participant.py)."""
 
 from __future__ import annotations
 

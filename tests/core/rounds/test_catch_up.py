@@ -1,4 +1,4 @@
-"""Common models as they come (commons.py): learnt of, fetched, believed in, committed."""
+"""Common models as they come (catch_up.py): learnt of, fetched, believed in, committed."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_a_site_that_names_a_newer_model_is_believed_again() -> None:
             rig.do(ev.Tick(), at=rig.node.next_deadline())
     rig.answer(rig.request(ms.Fetch), ms.FetchReply("accept", "", newest.model, newest))
     arrives(rig, "b", newest)
-    assert rig.node.info.committed == 4 and not rig.node._rounds.commons._strikes  # type: ignore[union-attr]
+    assert rig.node.info.committed == 4 and not rig.node._rounds.catch_up._strikes  # type: ignore[union-attr]
 
 
 def test_a_refused_update_is_told_to_its_site() -> None:

@@ -1,4 +1,4 @@
-"""Leading an attempt (coordinator.py, stages.py): asked, combined, stored, committed, or given up."""
+"""Leading an attempt (proposer.py, stages.py): asked, combined, stored, committed, or given up."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.rounds.quorum import Electorate
-from gossipseg.core.rounds.stages import OVER, TRANSITIONS, Evidence, Stage
+from gossipseg.core.rounds.quorum import QuorumConfig
+from gossipseg.core.rounds.stages import OVER, TRANSITIONS, Stage, StageEvent
 from gossipseg.core.types import Phase, Proposal
 from tests.core.rig import Rig, bare, model, phase
 from tests.core.rounds_bench import (
@@ -36,7 +36,7 @@ def test_every_stage_can_be_reached_and_none_is_left_once_it_is_over() -> None:
     assert {Stage.ASKING, *TRANSITIONS.values()} == set(Stage)
     assert not [stage for stage, _ in TRANSITIONS if stage in OVER]
     for stage in set(Stage) - set(OVER):
-        assert TRANSITIONS[stage, Evidence.GIVE_UP] is Stage.GIVEN_UP
+        assert TRANSITIONS[stage, StageEvent.GIVE_UP] is Stage.GIVEN_UP
 
 
 def test_it_leads_with_its_update_and_a_promise_to_itself_on_disk() -> None:
@@ -70,10 +70,10 @@ def test_one_site_that_says_twice_that_it_has_stored_counts_once() -> None:
     rig.meet(*sites, info=AT_1)
     rig.ready(round=0, steps=0)
     rig.round_done(model("mine", round=1))
-    electorate = Electorate.of((*sites, "me"), None)
-    attempt = next(a for a in range(5) if electorate.coordinator(1, a) == "me")
+    quorum = QuorumConfig.of((*sites, "me"), None)
+    attempt = next(a for a in range(5) if quorum.coordinator(1, a) == "me")
     for earlier in range(attempt):
-        rig.hears(electorate.coordinator(1, earlier), info=phase(Phase.PAUSED))
+        rig.hears(quorum.coordinator(1, earlier), info=phase(Phase.PAUSED))
     stored = proposal(0, contributors=("b", "c", "z"))
     for request in leads(rig)[:2]:
         rig.answer(request, ms.PrepareReply(True, attempt, accepted=stored))
@@ -99,9 +99,9 @@ def test_what_an_earlier_attempt_has_stored_is_proposed_again() -> None:
     """The highest attempt among the reported ones, its model fetched where it is."""
     rig = bench(sites={"b": "b:1", "c": "c:1", "z": "z:1"})
     rig.meet("c", info=AT_1)
-    electorate = Electorate.of(("b", "c", "me", "z"), None)
+    quorum = QuorumConfig.of(("b", "c", "me", "z"), None)
     rig.round_done(model("mine", round=1))
-    turn = next(a for a in range(4) if electorate.coordinator(1, a) == "me")
+    turn = next(a for a in range(4) if quorum.coordinator(1, a) == "me")
     assert turn == 1 and not rig.notes("round_led")
     rig.hears("c", info=phase(Phase.PAUSED))
     assert rig.notes("round_led") and rig.notes("round_passed")[0].reason == "paused"

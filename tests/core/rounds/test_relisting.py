@@ -7,7 +7,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.rounds.quorum import Electorate
+from gossipseg.core.rounds.quorum import QuorumConfig
 from tests.core.rig import Rig
 from tests.core.rounds_bench import (
     AT_1,
@@ -41,9 +41,9 @@ def test_what_was_stored_is_still_reported_when_the_list_has_changed(others: tup
     asked(rig, "z", accept(proposal(1)))
     arrives(rig, "z", proposal(1))
     rig.do(ev.SitesChanged({site: f"{site}:1" for site in others}))
-    electorate = Electorate.of(("me", *others), None)
-    attempt = next(a for a in range(2, 9) if electorate.coordinator(1, a) == "b")
-    reply = asked(rig, "b", prepare(attempt, sites=electorate.key))
+    quorum = QuorumConfig.of(("me", *others), None)
+    attempt = next(a for a in range(2, 9) if quorum.coordinator(1, a) == "b")
+    reply = asked(rig, "b", prepare(attempt, sites=quorum.key))
     assert reply.promise and reply.accepted == proposal(1)
 
 
@@ -60,18 +60,18 @@ def test_one_number_has_one_coordinator_whatever_becomes_of_the_list() -> None:
     rig = bench()
     assert asked(rig, "b", prepare(2)).promise
     rig.do(ev.SitesChanged({"b": "b:1", "y": "y:1", "z": "z:1"}))
-    electorate = Electorate.of(("b", "me", "y", "z"), None)
-    other = electorate.coordinator(1, 2)
+    quorum = QuorumConfig.of(("b", "me", "y", "z"), None)
+    other = quorum.coordinator(1, 2)
     assert other != "b"
     rig.meet(other, info=AT_1)
-    assert asked(rig, other, prepare(2, sites=electorate.key)).reason == "later_attempt"
-    theirs = ms.Accept(RUN, electorate.key, proposal(2))
+    assert asked(rig, other, prepare(2, sites=quorum.key)).reason == "later_attempt"
+    theirs = ms.Accept(RUN, quorum.key, proposal(2))
     assert asked(rig, other, theirs).reason == "later_attempt"
     kept = rig.node._rounds.acceptor.record  # type: ignore[union-attr]
     assert kept.promised_sites == LIST and kept.accepted is None
-    later = electorate.coordinator(1, 3)
-    assert asked(rig, later, prepare(3, sites=electorate.key)).promise
-    assert asked(rig, later, prepare(3, sites=electorate.key)).promise, "and again"
+    later = quorum.coordinator(1, 3)
+    assert asked(rig, later, prepare(3, sites=quorum.key)).promise
+    assert asked(rig, later, prepare(3, sites=quorum.key)).promise, "and again"
 
 
 def test_what_a_coordinator_by_the_old_list_offered_is_not_stored_by_the_new_one() -> None:
@@ -90,8 +90,8 @@ def test_a_promise_under_another_list_outlives_a_restart() -> None:
     again = Rig(("b", "y", "z"), exchange="rounds", rounds_params=PARAMS, snapshot=snapshot).start()
     again.meet("b", "y", "z", info=AT_1)
     again.ready(round=0, steps=0)
-    electorate = Electorate.of(("b", "me", "y", "z"), None)
-    assert asked(again, electorate.coordinator(1, 2), prepare(2, sites=electorate.key)).reason
+    quorum = QuorumConfig.of(("b", "me", "y", "z"), None)
+    assert asked(again, quorum.coordinator(1, 2), prepare(2, sites=quorum.key)).reason
 
 
 def test_new_addresses_alone_do_not() -> None:

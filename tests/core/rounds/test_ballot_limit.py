@@ -1,10 +1,10 @@
-"""How far ahead an attempt may be (reach.py): no further than time can have brought it."""
+"""How far ahead an attempt may be (acceptor.py): no further than time can have brought it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from gossipseg.core.rounds.quorum import Electorate
+from gossipseg.core.rounds.quorum import QuorumConfig
 from tests.core.rounds_bench import (
     PARAMS,
     SITES,
@@ -19,7 +19,7 @@ from tests.core.rounds_bench import (
 def test_no_attempt_is_followed_that_time_cannot_have_brought() -> None:
     rig = bench()
     absurd = 3 * 10**8 + 2
-    assert Electorate.of(SITES, None).coordinator(1, absurd) == "b"
+    assert QuorumConfig.of(SITES, None).coordinator(1, absurd) == "b"
     assert asked(rig, "b", prepare(absurd)).reason == "absurd_attempt"
     made = replace(proposal(1), attempt=absurd)
     assert asked(rig, "b", accept(made)).reason == "absurd_attempt"

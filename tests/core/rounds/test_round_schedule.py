@@ -1,4 +1,4 @@
-"""What a site trains for the rounds (plan.py): from which model, with which export, how long it waits."""
+"""What a site trains for the rounds (round_schedule.py): from which model, which export, how long."""
 
 from __future__ import annotations
 

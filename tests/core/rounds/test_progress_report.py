@@ -1,4 +1,4 @@
-"""What every site can show of the round that one of them leads (told.py, rounds_view.py)."""
+"""What every site can show of the round that one of them leads (progress_report.py, status.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.rounds.status import RoundsView, SiteRow
-from gossipseg.core.types import Tally
+from gossipseg.core.types import UpdateTally
 from tests.core.rig import left
 from tests.core.rounds_bench import (
     LIST,
@@ -30,7 +30,7 @@ from tests.sim.test_rounds import federation, on_disk, state, until_led
 
 def told(attempt: int = 1, *, deadline_ms: int | None = 60_000, delivered: tuple[str, ...] = ("me", "z"),
          left_out: tuple[tuple[str, str], ...] = (("b", "no_answer"),)) -> ms.Prepare:  # fmt: skip
-    return replace(prepare(attempt), tally=Tally(deadline_ms, delivered, left_out))
+    return replace(prepare(attempt), tally=UpdateTally(deadline_ms, delivered, left_out))
 
 
 # ---------------------------------------------------------------- what a coordinator tells
@@ -39,14 +39,16 @@ def told(attempt: int = 1, *, deadline_ms: int | None = 60_000, delivered: tuple
 def test_a_coordinator_tells_who_has_delivered_and_how_long_the_others_have() -> None:
     rig = trained()
     first, second = leads(rig)
-    assert first.body.tally == Tally(None, ("me",), ())
+    assert first.body.tally == UpdateTally(None, ("me",), ())
     delivers(rig, first)
     rig.answer(second, ms.PrepareReply(True, 0, waiting_for="training"))
     assert view(rig).deadline_s == PARAMS.deadline_s
     assert (view(rig).delivered, view(rig).missing) == (("b", "me"), (SiteRow("z", "training"),))
     effects = rig.until(rig.now + PARAMS.poll_interval_s)
     again = [e.body for e in effects if isinstance(e, fx.Request) and isinstance(e.body, ms.Prepare)]
-    assert again[-1].tally == Tally(round(1000 * (PARAMS.deadline_s - PARAMS.poll_interval_s)), ("b", "me"))
+    assert again[-1].tally == UpdateTally(
+        round(1000 * (PARAMS.deadline_s - PARAMS.poll_interval_s)), ("b", "me")
+    )
 
 
 def test_with_the_updates_chosen_no_deadline_runs() -> None:
@@ -136,17 +138,17 @@ def test_every_site_shows_the_deadline_while_updates_are_gathered_and_none_after
     sim = federation(3, round_s=lambda i: 25.0 if i == 2 else 6.0)
     leader = until_led(sim, round=3)
     number = state(sim.nodes[leader]).rounds_view.round  # type: ignore[union-attr]
-    gathering: dict[str, list[RoundsView]] = {site: [] for site in sim.nodes}
+    collection: dict[str, list[RoundsView]] = {site: [] for site in sim.nodes}
     while on_disk(sim) < number:
         sim.step()
         own = views(sim)[leader]
         if (own.leading, own.deadline_s is not None) == (True, True):
             for site, seen in views(sim).items():
-                gathering[site].append(seen)
+                collection[site].append(seen)
     for site in set(sim.nodes) - {leader}:
-        told = [v for v in gathering[site] if v.deadline_s is not None]
+        told = [v for v in collection[site] if v.deadline_s is not None]
         assert told, f"{site} never shows the deadline"
-        last, truth = told[-1], gathering[leader][-1]
+        last, truth = told[-1], collection[leader][-1]
         assert last.round == number and last.told_s is not None and truth.deadline_s is not None
         assert abs((last.deadline_s or 0.0) - truth.deadline_s) < 1.0
         assert last.delivered == truth.delivered and "s0002" not in truth.delivered

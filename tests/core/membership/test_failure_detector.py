@@ -11,7 +11,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.membership.broadcasts import Broadcasts, retransmit_limit
+from gossipseg.core.membership.dissemination import Broadcasts, retransmit_limit
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.types import Record
 from tests.core.rig import TRAINING, Rig, alive, suspect
@@ -303,7 +303,7 @@ def test_a_push_pull_with_much_news_is_soon_followed_by_another() -> None:
     rig = Rig([f"s{i}" for i in range(20)]).start()
     sync = rig.requests(ms.Sync)[0]
     rig.answer(sync, ms.SyncReply(tuple(alive(f"s{i}") for i in range(10)), TRAINING))
-    assert rig.node._prober._sync_at <= rig.now + 5.0
+    assert rig.node._failure_detector._sync_at <= rig.now + 5.0
 
 
 def test_a_site_held_for_dead_that_calls_is_told_and_synced_with(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""Whose turn it is to lead (turns.py): passing over, patience, suspicion."""
+"""Whose turn it is to lead (leader_rotation.py): passing over, patience, suspicion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a round on their way (fetching.py): those served to others, and those fetched."""
+"""Files of a round on their way (transfers.py): those served to others, and those fetched."""
 
 from __future__ import annotations
 
