@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
         *("core", "errors", "trust", "certificates", "learn.flips", "wire.addresses", "wire.pacing"),
         *("homes", "yamlbounds"),
     },
+    "bridge": {"config", "core", "errors", "learn.jobs", "store"},
     "testbed": {
         "children",
         "config",
@@ -52,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         "wire.documents",
     },
     "daemon": {
+        "bridge",
         "certificates",
         "children",
         "config",
@@ -67,6 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         "wire",
     },
     "lab": {
+        "bridge",
         "homes",
         "algos",
         "children",
@@ -208,6 +211,7 @@ def test_no_folder_is_a_drawer() -> None:
 @pytest.mark.parametrize(
     "module",
     [
+        "gossipseg.bridge.orders",
         "gossipseg.daemon.main",
         "gossipseg.ctl.main",
         "gossipseg.config",

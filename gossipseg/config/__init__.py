@@ -44,7 +44,7 @@ from gossipseg.core.types import fingerprint
 from gossipseg.errors import ConfigError
 from gossipseg.homes import absolute, expanded
 from gossipseg.learn.flips import resolve
-from gossipseg.learn.params import WorkerSpec
+from gossipseg.learn.params import DataParams, DeviceParams, WorkerSpec
 from gossipseg.yamlbounds import TooLarge, read_bounded
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "load_site",
     "read_text",
     "worker_spec",
+    "worker_spec_for",
 ]
 
 
@@ -172,24 +173,47 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
 def worker_spec(config: Config) -> WorkerSpec:
     """What the training process is told: its part of both files, of peers their names alone."""
     f, s = config.federation, config.site
-    return WorkerSpec(
-        site=s.site,
-        federation=f.federation,
-        seed=f.seed,
-        task=dataclasses.asdict(f.task),
-        network=dataclasses.asdict(f.network),
-        algorithm=dataclasses.asdict(f.algorithm),
-        training=dataclasses.asdict(f.training),
-        data=dataclasses.asdict(s.data),
-        device=dataclasses.asdict(s.device),
+    return worker_spec_for(
+        f,
+        s.site,
+        data=s.data,
+        device=s.device,
+        state_dir=s.state_dir,
+        rounds=s.rounds,
         admission=dataclasses.asdict(s.admission),
         privacy=dataclasses.asdict(s.privacy),
-        wire_dtype=f.wire.dtype,
-        state_dir=s.state_dir,
         report_test=s.report_test,
-        rounds=s.rounds,
         tensorboard=s.tensorboard,
         listed=[site.name for site in f.sites],
+    )
+
+
+def worker_spec_for(
+    federation: FederationFile,
+    site: str,
+    *,
+    data: DataParams,
+    device: DeviceParams,
+    state_dir: str,
+    rounds: int | None,
+    **own: Any,
+) -> WorkerSpec:
+    """The worker's part of peers.yaml. `own`: what site.yaml says beside it."""
+    plain = dataclasses.asdict
+    return WorkerSpec(
+        site=site,
+        federation=federation.federation,
+        seed=federation.seed,
+        task=plain(federation.task),
+        network=plain(federation.network),
+        algorithm=plain(federation.algorithm),
+        training=plain(federation.training),
+        data=plain(data),
+        device=plain(device),
+        wire_dtype=federation.wire.dtype,
+        state_dir=state_dir,
+        rounds=rounds,
+        **own,
     )
 
 

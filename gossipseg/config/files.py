@@ -33,6 +33,7 @@ class ListedSite:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     name: Annotated[str, Field(pattern=SITE_NAME_PATTERN)]
+    """The site's name: a to z, 0 to 9, `-` and `_`, at most 63 characters."""
     address: str
     """host:port, or [IPv6]:port."""
     certificate: str | list[str] = ""
@@ -48,11 +49,15 @@ class FederationFile:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     federation: Annotated[str, Field(pattern=FEDERATION_NAME_PATTERN)]
+    """The federation's name, 1 to 63 visible characters. Sites of other federations are ignored."""
     task: TaskParams
     version: Literal[1] = 1
+    """Version of this file format."""
     seed: int = 0
+    """The first weights are drawn from it, so that all sites begin with the same model."""
     network: NetworkParams = field(default_factory=NetworkParams)
     algorithm: AlgorithmParams = field(default_factory=GcmlParams)
+    """The algorithm by its name, and its own settings."""
     training: TrainingParams = field(default_factory=TrainingParams)
     gossip: GossipParams = field(default_factory=GossipParams)
     rounds: RoundsParams = field(default_factory=RoundsParams)
@@ -60,6 +65,7 @@ class FederationFile:
     trust: TrustParams = field(default_factory=TrustParams)
     wire: WireParams = field(default_factory=WireParams)
     sites: list[ListedSite] = field(default_factory=list)
+    """The sites that take part; nobody else does."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,9 @@ class IdentityPaths:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     key: str = "identity/key.pem"
+    """The private key (PEM), readable by its owner alone."""
     certificate: str = "identity/cert.pem"
+    """The certificate of that key (PEM)."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,9 @@ class LogParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     format: Literal["text", "json"] = "text"
+    """Lines for people, or a JSON object a line."""
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level that is written."""
     file: str | None = None
     """The same lines once more, here; FILE.1 is the one before, and so on."""
     file_max_bytes: int = 10 << 20
@@ -111,6 +121,7 @@ class MetricsParams:
     port: int | None = None
     """None: off; 0: any free port, named in the log."""
     host: str = "127.0.0.1"
+    """A loopback address."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +131,14 @@ class SiteFile:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     site: Annotated[str, Field(pattern=SITE_NAME_PATTERN)]
+    """Which site of peers.yaml this one is."""
     data: DataParams
     version: Literal[1] = 1
+    """Version of this file format."""
     peers: str = "peers.yaml"
+    """The federation file."""
     state_dir: str = "state"
+    """Folder for checkpoints, models, logs and state."""
     identity: IdentityPaths = field(default_factory=IdentityPaths)
     listen: str = "0.0.0.0:7443"
     """host:port; [::]:7443 listens on IPv6 and IPv4."""
@@ -141,6 +156,7 @@ class SiteFile:
     report_test: bool = False
     """Evaluate the test split before the first and after the last round (used by the testbed)."""
     max_parallel_transfers: int = 2
+    """Models on their way out, and models on their way in, at once."""
     transfers: TransferParams = field(default_factory=TransferParams)
     disk_reserve_bytes: int = 256 << 20
     """Incoming models are refused when less than this would stay free."""

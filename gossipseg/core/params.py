@@ -19,14 +19,21 @@ class MembershipParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     probe_interval_s: float = 5.0
+    """One member is pinged in each interval."""
     probe_timeout_s: float = 3.0
+    """A ping without an answer for this long has failed."""
     indirect_checks: int = 3
+    """Other members that are asked to ping a member that did not answer."""
     suspicion_multiplier: float = 6.0
+    """A suspicion runs for multiplier · max(1, log10 N) · probe_interval_s at least."""
     push_pull_interval_s: float = 60.0
+    """Time between two full syncs with another site."""
     dead_kept_s: float = 60.0
-    """So long (one push/pull interval at least) the dead are told of to sites that sync."""
+    """Dead members are told of in syncs for this long, one push/pull interval at least."""
     gossip_records_per_message: int = 16
+    """Membership records that ride on a ping or its answer."""
     max_self_health: int = 7
+    """Largest score of Lifeguard's local health; interval and timeout grow by score + 1."""
 
 
 MEMBERSHIP_PRESETS: dict[str, dict[str, Any]] = {
@@ -59,17 +66,19 @@ class GossipParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     sender_rate: float = 0.5
-    """rho: the expected share of alive sites that send at the end of a round, 0..1."""
+    """ρ: the expected share of alive sites that send at the end of a round."""
     warmup_rounds: int = 2
     """Rounds a site trains alone before it sends or receives."""
     retries: int = 2
-    """Other peers tried after a busy or refusing receiver; then none until the next round."""
+    """Other peers that are tried after a busy or refusing receiver; then none until the next round."""
     max_age_rounds: int = 3
     """A model that has waited longer than this many of the receiver's rounds is dropped."""
     offer_timeout_s: float = 10.0
+    """An offer without an answer for this long has failed."""
     transfer_timeout_s: float = 3600.0
     """A reserved inbox place is freed when the promised model has not come by then."""
     max_parallel_transfers: int = 2
+    """Models of this site that look for a receiver, or are on their way, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +90,22 @@ class RoundsParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     quorum: int | None = None
-    """Sites that must contribute, and store, for a round to close; None: a majority of the listed sites."""
+    """Sites that must contribute, and store, for a round to close; None: a majority of the listed sites.
+    Part of the contract."""
     deadline_s: float = 1800.0
-    """A site that is alive and has not delivered so long after a quorum had is left out of the round."""
+    """A live site that has not delivered this long after a quorum did is left out of the round."""
     patience_s: float = 60.0
-    """An attempt of which nothing is heard for so long gives way to the next coordinator's."""
+    """An attempt that is silent for this long gives way to the next coordinator's."""
     alone_after_s: float = 3600.0
-    """A site that waits so long for a common model trains another round alone."""
+    """A site that waits this long for a common model trains another round alone."""
     poll_interval_s: float = 2.0
-    """So often the coordinator asks sites that are still training whether they have done."""
+    """Time between two questions of the coordinator to a site that still trains."""
     request_timeout_s: float = 10.0
+    """A request of a round without an answer for this long has failed."""
     transfer_timeout_s: float = 3600.0
+    """A file of a round must have come within this time."""
     max_parallel_transfers: int = 2
-    """Updates that the coordinator fetches at once."""
+    """Updates that the coordinator fetches, and files that a site serves, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,24 +115,28 @@ class TrustParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     require_manifests: bool = True
-    """False: a model without a signed manifest is taken, too, while sites of an older version are there."""
+    """False: models without a signed manifest are taken, too, while sites of an older version are there."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantineParams:
-    """When a peer that sends what must be refused is kept out, and for how long (core/quarantine.py)."""
+    """When a peer that sends what must be refused is kept out, and for how long."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     offences: int = 3
-    """So many within the window, and the peer is quarantined."""
+    """Offences within the window after which a peer is quarantined."""
     window_s: float = 3600.0
+    """Offences older than this are forgotten."""
     first_s: float = 600.0
+    """Length of the first quarantine."""
     factor: float = 3.0
-    """Each further quarantine lasts so many times as long as the one before, up to max_s."""
+    """Growth of each further quarantine over the one before, up to max_s."""
     max_s: float = 7 * 86400.0
+    """Longest quarantine."""
     decay_s: float = 86400.0
-    """So long without an offence takes one step of that growth back."""
+    """Time without an offence that takes one step of that growth back."""
     dice_offence: bool = False
-    """True: dice_run models in a row that only do worse on this site's validation count as one, too."""
+    """True: a run of models that only do worse on this site's validation counts as an offence, too."""
     dice_run: int = 5
+    """Length of that run of models."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import faulthandler
 import logging
 import os
@@ -19,9 +20,10 @@ from pathlib import Path
 
 from gossipseg import __version__
 from gossipseg import config as configuration
+from gossipseg.bridge.node_setup import node_setup
 from gossipseg.core import events
 from gossipseg.core.effects import Snapshot
-from gossipseg.core.node import NodeSetup, NodeState
+from gossipseg.core.node import NodeState
 from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.listening import listen
 from gossipseg.daemon.notify import Notifier
@@ -162,9 +164,8 @@ class Daemon:
     async def _reload_for_signal(self) -> None:
         self.notifier.reloading(time.monotonic_ns() // 1000)
         try:
-            await self.reload()
-        except GossipsegError as e:
-            log.warning("the old list stays in force: %s", e, extra={"event": "config_refused"})
+            with contextlib.suppress(GossipsegError):  # it is noted already; the old list stays in force
+                await self.reload()
         finally:
             self.notifier.ready(self._status)
 
@@ -198,25 +199,16 @@ class Daemon:
         event_log = EventLog(state_dir / "events.jsonl")
         snapshot = remembered(state, event_log)
         recorder = Recorder(self._sign)
-        setup = NodeSetup(
+        setup = node_setup(
+            f,
             s.site,
             address=s.advertise or self.config.me.address,
             sites={o.name: o.address for o in self.config.others},
-            federation=f.federation,
             contract=configuration.contract(f),
-            membership=f.membership,
-            gossip=f.gossip,
-            exchange=f.algorithm.exchange,
-            rounds_params=f.rounds,
-            every_rounds=getattr(f.algorithm, "every_rounds", 1),
-            finetune_rounds=getattr(f.algorithm, "finetune_rounds", 0),
             rounds=s.rounds,
-            federation_rounds=f.training.rounds,
             rng=random.Random(f"{f.seed}/{s.site}/{os.urandom(16).hex()}"),
             sign=recorder.sign,
-            max_model_bytes=f.wire.max_model_bytes,
             snapshot=snapshot,
-            trust=f.trust,
             quarantine=s.quarantine,
             sequence_floor=time.time_ns() // 1_000_000,
             listed=listed(self.config),

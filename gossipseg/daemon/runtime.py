@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gossipseg import config as configuration
+from gossipseg.bridge.intake import Intake
+from gossipseg.bridge.manifest_checks import Verifier
 from gossipseg.core import effects, events
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import Record, Site
@@ -24,8 +26,6 @@ from gossipseg.daemon.observe.counters import Counters
 from gossipseg.daemon.observe.exchange_table import Ledger
 from gossipseg.daemon.observe.journal import Journal
 from gossipseg.daemon.observe.status_view import TrainingView
-from gossipseg.daemon.peers.inbound import Intake
-from gossipseg.daemon.peers.manifest_checks import Verifier
 from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.peers.unsaved_state import binding, unbound
 from gossipseg.daemon.recording.recorder import Recorder

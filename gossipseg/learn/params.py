@@ -19,11 +19,15 @@ class TaskParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     name: str
+    """The task, in words for people."""
     channels: int
+    """Channels of an image."""
     labels: dict[int, str]
     """Value in the label image → name; 0 is the background."""
     spatial_dims: Literal[2, 3] = 2
+    """Spatial dimensions of the network."""
     modality: str = ""
+    """The modality, in words for people; nothing is derived from it."""
     patch_size: tuple[int, ...] = (96, 96)
     """Voxels per axis of a training patch and of the sliding window."""
     spacing_mm: tuple[float, ...] | None = None
@@ -31,7 +35,10 @@ class TaskParams:
     orientation: str | None = None
     """Such as `RAS`, for 3-D images with an affine; None leaves it."""
     intensity: Literal["zscore", "ct_window", "rgb"] = "zscore"
+    """Normalisation: `zscore` by mean and deviation of each channel and image; `ct_window` from ct_window_hu
+    to 0 … 1; `rgb` from 0 … 255 to 0 … 1, then as `zscore`."""
     ct_window_hu: tuple[float, float] = (-160.0, 240.0)
+    """Bounds of `ct_window`, in Hounsfield units."""
     convert_grey_to_rgb: bool = False
     """Accept grey images in a three-channel task by repeating the channel (declared, never silent)."""
     label_map: dict[int, int] = field(default_factory=dict)
@@ -57,41 +64,51 @@ class TrainingParams:
     steps_per_round: int = 100
     """E: optimizer steps in a round, equal at all sites."""
     batch_size: int = 4
+    """Patches in a step."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """`sgd` has Nesterov momentum of 0.9."""
     learning_rate: float = 1e-3
+    """Learning rate at the beginning of the schedule."""
     weight_decay: float = 0.0
+    """Weight decay of the optimizer."""
     clip_grad_norm: float = 1.0
+    """Longest gradient of a step (L2, over all parameters)."""
     schedule: Literal["auto", "constant", "cosine", "step_decay"] = "auto"
     """`auto`: cosine where its length is known (schedule_rounds or rounds), else constant."""
     schedule_rounds: int | None = None
     """Length of the cosine, which stays at its end afterwards; None: `rounds`. Where neither is set a cosine
     has no length, and the rate is constant."""
     decay_every_steps: int = 1000
-    """Of `step_decay`: the learning rate is multiplied by `decay_factor` after each so many steps."""
+    """Steps after which `step_decay` multiplies the learning rate by decay_factor, again and again."""
     decay_factor: float = 0.95
+    """What `step_decay` multiplies the learning rate by."""
     loss: Literal["dice_ce", "dice_focal", "generalized_dice"] = "dice_ce"
+    """Region overlap and voxel term of the segmentation loss."""
     output: Literal["softmax", "sigmoid"] = "softmax"
     """sigmoid: one channel per foreground label; softmax: one per label with the background."""
     augment: Literal["none", "flip", "standard"] = "standard"
+    """Random changes of training patches: none, flips, or flips with rotation, zoom and intensity."""
     flip_axes: tuple[str, ...] | str = "auto"
-    """Axes that `augment` mirrors: auto, all, none, one axis or a list (learn.flips: names and rule). The
-    contract has the axes that it comes to."""
+    """Axes that `augment` mirrors: auto, all, none, one axis or a list. The contract has the axes that it
+    comes to."""
     foreground_patches: float = 1 / 3
+    """Share of the patches that are centred on foreground."""
     ema_decay: float = 0.9
     """Largest decay a round of the average that is deployed; its first rounds decay faster
-    (learn.student)."""
+    (docs/design/equations.md §0)."""
     guard_drop: float = 0.05
     """A merge is undone when mean validation Dice by patient falls by more than this, and by more than
-    chance would have it (learn.guard)."""
+    chance would have it (docs/design/equations.md §0)."""
     window_overlap: float = 0.5
+    """Overlap of neighbouring sliding windows."""
     validate_every_rounds: int = 1
+    """Rounds between two validations."""
     shadow_local: bool = False
     """Train a second model beside it that is never exchanged, and deploy that one where it is clearly
-    better, else the mean of both predictions (learn.shadow). No part of the contract: none of it travels."""
+    better, else the mean of both predictions. No part of the contract: none of it travels."""
     ensemble_peers: bool = False
-    """Let the newest models of other sites predict beside this site's own, those that validation gains by
-    (learn.peer_ensemble). No part of the contract: they have come anyway."""
+    """Let the newest models of other sites predict beside this site's own, those that validation gains by.
+    No part of the contract: they have come anyway."""
 
     @property
     def cosine_rounds(self) -> int | None:
@@ -123,21 +140,22 @@ class DataParams:
     cache: bool = True
     """Keep preprocessed images in memory."""
     test_fraction: float = 0.2
+    """Share of patients for test, where no list divides them; 0 leaves test out."""
     validation_fraction: float = 0.15
-    """Shares of patients, where no list divides them; test_fraction 0 leaves test out."""
+    """Share of patients for validation, where no list divides them."""
     patient_pattern: str | None = None
     """A regular expression with one group, the patient: case names must match it from their beginning. None:
     `patient` of the data list, else what the names tell."""
     label_map: dict[int, int] = field(default_factory=dict)
     """File value → label value of the task, for this site's labels alone; goes before task.label_map."""
     label_map_out: dict[int, int] = field(default_factory=dict)
-    """Label value of the task → value that predictions are written with. Of the classes that are not named
-    here it is the value that most voxels of this site's own labels have."""
+    """Label value of the task → value that predictions are written with. Classes that are not named
+    here get the value that most voxels of this site's own labels have."""
     ignore_label: int | None = None
-    """File value of voxels of which nobody says what they are: no loss, no score."""
+    """File value of voxels whose class is unknown: they count in no loss and no score."""
     annotated_labels: tuple[int, ...] | None = None
-    """Label values (without 0) that this site's labels tell of. What is of another class is background in
-    its files, and is taken as unknown: no part of the contract. None: all."""
+    """Label values (without 0) that this site's labels tell of. Background in its files may be any other
+    class, and is taken as unknown. No part of the contract. None: all."""
     segments: dict[str, int] = field(default_factory=dict)
     """Name of a segment (DICOM-SEG, RTSTRUCT, .seg.nrrd) → label value, where the names are not those of
     the task's labels."""
@@ -152,7 +170,9 @@ class DeviceParams:
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:1`."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Mixed precision. `auto`: bf16 on a GPU that can, else fp16 there; off on a CPU."""
     channels_last: bool = True
+    """Use the channels-last memory layout on a GPU."""
     threads: int | None = None
     """torch threads of the worker; None leaves torch's default."""
     stuck_after_s: float = 900.0
@@ -163,7 +183,7 @@ class DeviceParams:
 class AdmissionParams:
     """How far another site's model may be from this site's own before it is refused (site.yaml).
 
-    Distances are relative to the layer's own norm; learn.admission says how they are measured.
+    Distances are relative to the layer's own norm (docs/admin/security.md).
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
@@ -171,7 +191,7 @@ class AdmissionParams:
     enabled: bool = True
     """False leaves the checks of schema and of finite values, and the guard on validation Dice."""
     factor: float = 5.0
-    """A layer may be so many times as far off as the median of what has been accepted before."""
+    """How many times as far off a layer may be as the median of what has been accepted before."""
     least_change: float = 2.0
     """What a layer may always be off: two honest models may be as far apart as −1 and 1."""
     least_norm_ratio: float = 3.0
@@ -183,13 +203,14 @@ class AdmissionParams:
     """Stands for both of them while fewer than `history_min` models have been accepted; whatever has been
     accepted after, it allows no more."""
     history_min: int = 5
+    """Accepted models from which the history counts."""
     history_kept: int = 32
     """Newest figures that are kept for each layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class DpParams:
-    """Differentially private training (site.yaml); learn.dp has the equations."""
+    """Differentially private training (site.yaml, docs/ml/privacy.md)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
@@ -214,7 +235,7 @@ class PrivacyParams:
     noise_multiplier: float = 0.0
     """Standard deviation of the noise on each value, in units of clip_norm."""
     seed: int | None = None
-    """Of the noise, for experiments only; None takes the system's randomness."""
+    """Seed of the noise, for experiments only; None takes the system's randomness."""
     dp: DpParams | None = None
     """Train with differential privacy; None: do not."""
 

@@ -35,6 +35,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # its font cache is nobody's last word
     if int(os.environ.get("RANK", "0")) != 0:
         print("a site trains in one process: only rank 0 works", file=sys.stderr)
         return EXIT_OK

@@ -49,8 +49,10 @@ class NetworkParams:
     width: Annotated[int, Field(ge=1)] = 12
     """Channels of the first scale; deeper scales double it."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    """Dropout probability."""
     norm: Literal["instance", "group", "batch"] = "instance"
+    """Normalisation layers."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Passed to the MONAI network's constructor as they are. Of `cowpro_encoder`: depth (18, 50 or 101).
-    Of adapted networks: adapter_width, adapter_scale. Of both: encoder_weights, encoder_weights_sha256, the
-    name and the checksum of a file of pretrained weights, which each site has in its data folder."""
+    """Passed to the MONAI network's constructor as they are. `cowpro_encoder` takes depth (18, 50 or 101),
+    adapted networks take adapter_width and adapter_scale. Both take encoder_weights and
+    encoder_weights_sha256: name and checksum of a file of pretrained weights in each site's data folder."""

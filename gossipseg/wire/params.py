@@ -30,5 +30,6 @@ class WireParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """How weights travel; part of the contract."""
     max_model_bytes: int = 2 << 30
     """A declared size above this is refused before a byte is stored."""

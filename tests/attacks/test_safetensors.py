@@ -178,7 +178,7 @@ def test_a_header_of_the_largest_size_costs_bounded_time_and_memory(tmp_path: Pa
 
 
 def test_a_header_may_be_as_large_as_the_expected_tensors_need() -> None:
-    from gossipseg.daemon.peers.inbound import Intake
+    from gossipseg.bridge.intake import Intake
 
     intake = Intake.__new__(Intake)
     intake.verifier = TrustList.unsigned(["b", "c"])

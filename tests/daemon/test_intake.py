@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from gossipseg.bridge import intake as inbound
+from gossipseg.bridge.intake import Intake
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.types import ModelRef, Record
-from gossipseg.daemon.peers import inbound
-from gossipseg.daemon.peers.inbound import Intake
 from gossipseg.errors import PeerRefused, PeerUnreachable
 from gossipseg.store import ModelStore, read_safetensors_header
 from tests.core.rig import TRAINING, Rig, alive, suspect

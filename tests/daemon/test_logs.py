@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 
+import pytest
+
+from gossipseg.daemon.observe import logs
 from gossipseg.daemon.observe.logs import JsonFormatter, TextFormatter
 
 
@@ -27,3 +30,18 @@ def test_a_peers_text_cannot_make_up_a_line() -> None:
 def test_json() -> None:
     doc = json.loads(JsonFormatter().format(record(site="b")))
     assert (doc["event"], doc["level"], doc["site"]) == ("peer_refused", "warning", "b")
+
+
+def test_a_caller_that_is_gone_is_no_news(capfd: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    grpc = logging.getLogger("grpc._cython.cygrpc")
+    try:
+        logs.setup("text", "info")
+        grpc.error("ExecuteBatchError raised in core by servicer method [%s]", "/gossipseg.wire.Peer/Ping")
+        grpc.error("anything else")
+        logs.close()
+    finally:
+        root.handlers[:], root.level = before
+    said = capfd.readouterr().err
+    assert "anything else" in said and "ExecuteBatchError" not in said

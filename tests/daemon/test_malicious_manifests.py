@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from gossipseg.bridge.manifest_checks import described, schema_hash
 from gossipseg.core import events
 from gossipseg.core import messages as ms
 from gossipseg.core.rounds.quorum import QuorumConfig, run_of
@@ -35,7 +36,6 @@ from gossipseg.core.types import (
 )
 from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.main import endpoints, remembered
-from gossipseg.daemon.peers.manifest_checks import described, schema_hash
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import PeerRefused
 from gossipseg.store import StateFile, read_safetensors_header

@@ -343,6 +343,14 @@ async def test_a_death_by_sigkill_names_memory_where_the_kernel_does(
         assert says in owner.deaths[0][0] and "last words: last" in owner.deaths[0][0]
 
 
+async def test_a_worker_without_a_word_is_not_given_those_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "worker.log").write_text("INFO: of an earlier worker\n")
+    script = "hear(); os.kill(os.getpid(), signal.SIGKILL)"
+    async with supervised(tmp_path, script, first_backoff_s=3600.0) as (_, owner):
+        await owner.until(lambda: owner.deaths)
+        assert owner.deaths[0][0].endswith("last words: none")
+
+
 async def test_memory_that_others_lacked_long_ago_is_not_blamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -418,3 +426,4 @@ def test_last_line(tmp_path: Path) -> None:
     assert last_line(tmp_path / "none") == "none"
     (tmp_path / "log").write_text("first\nlast words\n\n")
     assert last_line(tmp_path / "log") == "last words"
+    assert last_line(tmp_path / "log", begins=len("first\nlast words\n")) == "none"

@@ -150,7 +150,9 @@ def test_slow_and_fast_sites_all_finish(algorithm: str, hospitals: Path, cache: 
     else:
         took_s = [row["virtual_seconds"][1] for row in rows.values()]
         assert took_s == sorted(took_s), "by name, from the fastest to the slowest"
-        assert 3 < took_s[-1] / took_s[0] < 6
+        assert 3 < took_s[-1] / took_s[0] < 8, (
+            "four times as slow, and rounds with a visitor take twice as long"
+        )
 
 
 @pytest.mark.parametrize("algorithm", ["local", "pooled"])

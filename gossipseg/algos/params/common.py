@@ -85,16 +85,16 @@ class Coordinated:
     every_rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds that a site trains between two exchanges; 3 moves a third of the bytes."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 0
-    """The last so many rounds of the budget are trained alone, from the last common model."""
+    """How many of the last rounds of the budget are trained alone, from the last common model."""
     finetune_learning_rate: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
-    """Of these rounds, at their beginning; None: training.learning_rate."""
+    """Learning rate at the beginning of these rounds; None: training.learning_rate."""
     finetune_schedule: Literal["cosine", "constant"] = "cosine"
-    """Of these rounds: down to a hundredth over all of them, or none."""
+    """Schedule of these rounds: down to a hundredth over all of them, or none."""
     weighting: Literal["cases", "uniform"] = "cases"
     """What a site weighs in the average: its training cases n_k, or one."""
     robust: Rule = "none"
-    """How updates are combined where some may be bad (algos.robust); sites then weigh the same."""
+    """How updates are combined where some may be bad; sites then weigh the same."""
     trim: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
-    """Of `trimmed_mean`: the share that is cut off at each end, rounded up to whole updates."""
+    """Share that `trimmed_mean` cuts off at each end, rounded up to whole updates."""
     byzantine: Annotated[int, Field(ge=0)] = 1
-    """Of `krum`: how many updates of a round may be bad; that many are left out of each."""
+    """How many updates of a round may be bad under `krum`; that many are left out of each."""

@@ -15,6 +15,7 @@ class FedAvgParams(Coordinated):
     """Federated averaging (McMahan 2016): the baseline of everything else."""
 
     name: Literal["fedavg"] = "fedavg"
+    """The algorithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class FedProxParams(Coordinated):
     """FedAvg with a proximal term (Li 2018, arXiv 1812.06127)."""
 
     name: Literal["fedprox"] = "fedprox"
+    """The algorithm."""
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     """Weight of μ/2·‖W − W_global‖²."""
 
@@ -31,6 +33,7 @@ class FedAvgFinetuneParams(Coordinated):
     """FedAvg, then local training from the last common model."""
 
     name: Literal["fedavg_finetune"] = "fedavg_finetune"
+    """The algorithm."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 5
 
 
@@ -39,6 +42,7 @@ class FedBnParams(Coordinated):
     """FedAvg without the normalisation layers, which stay at the site (Li 2021, arXiv 2102.07623)."""
 
     name: Literal["fedbn"] = "fedbn"
+    """The algorithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,5 +50,6 @@ class DittoParams(Coordinated):
     """FedAvg beside a personal model that is held near the common one (Li 2021, arXiv 2012.04221)."""
 
     name: Literal["ditto"] = "ditto"
+    """The algorithm."""
     lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Weight of λ/2·‖V − W_global‖²: 0 is local training, large values follow the common model."""

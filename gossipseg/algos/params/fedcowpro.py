@@ -16,6 +16,7 @@ class FedCoWProParams(Coordinated):
 
     networks: ClassVar[tuple[str, ...] | None] = ("cowpro_encoder",)
     name: Literal["fedcowpro"] = "fedcowpro"
+    """The algorithm."""
     pseudo_labels: PseudoLabelMethod = "alp"
     """Superpixels of the plain slice, or merged regions of the smoothed one."""
     weighting: Literal["cases", "uniform"] = "uniform"

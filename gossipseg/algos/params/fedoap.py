@@ -17,6 +17,7 @@ class FedOapParams(Coordinated):
 
     networks: ClassVar[tuple[str, ...] | None] = WITH_PRIVATE_PARTS
     name: Literal["fedoap"] = "fedoap"
+    """The algorithm."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 5
     """F: rounds of local fine-tuning with the perturbed boundary loss, at the end of the budget."""
     tau: Annotated[float, Field(gt=0, lt=1)] = 0.75

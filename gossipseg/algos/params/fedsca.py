@@ -19,10 +19,12 @@ class FedScaParams(Coordinated):
     combines_itself: ClassVar[bool] = True
     networks: ClassVar[tuple[str, ...] | None] = WITH_ADAPTERS
     name: Literal["fedsca"] = "fedsca"
+    """The algorithm."""
     aggregation: Literal["similarity", "simplex", "fedavg"] = "similarity"
+    """How the coordinator combines adapters."""
     tau: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     """Temperature of the similarities."""
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Of the `simplex` option: data share + s_i / (2·alpha), projected on the simplex."""
+    """Under `simplex`, weights are data share + s_i / (2·alpha), projected on the simplex."""
     warmup_rounds: Annotated[int, Field(ge=0)] = 1
     """Rounds of plain averaging at the beginning."""

@@ -17,6 +17,7 @@ class LocalParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "none"
     name: Literal["local"] = "local"
+    """The algorithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class GossipAverageParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "gossip"
     name: Literal["gossip_average"] = "gossip_average"
+    """The algorithm."""
     private_norm: bool = False
     """Keep the affine weights of normalisation layers at the site."""
 
@@ -39,6 +41,7 @@ class GossipEnsembleParams:
     ensembles: ClassVar[bool] = True
     """Visitors' models help to predict, whatever training.ensemble_peers says."""
     name: Literal["gossip_ensemble"] = "gossip_ensemble"
+    """The algorithm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +51,19 @@ class GcmlParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "gossip"
     name: Literal["gcml"] = "gcml"
+    """The algorithm."""
     lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
     """Weight of the mutual term, reached after `lambda_ramp_visits` visits."""
     lambda_ramp_visits: Annotated[int, Field(ge=0)] = 5
+    """Visits over which the weight of the mutual term grows from 0."""
     gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     """Weight of the push beside the pull."""
     delta_nats: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Margin of the push, in nats of KL divergence."""
     region: Literal["union", "label", "whole"] = "union"
+    """Voxels of the mutual term: foreground of label or predictions, of the label alone, or all."""
     merge: Literal["average", "none", "val_weighted", "best_of"] = "average"
+    """How a visitor's weights are merged after its visit."""
     resident_rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds that a visitor stays to train beside the local model, until another one comes. Above 1 the
     models are averaged on arrival and `merge` must be `average` or `none`."""

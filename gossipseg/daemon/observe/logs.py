@@ -116,9 +116,15 @@ def setup(form: str, level: str, file: RotatingFile | None = None) -> None:
     _outlets[:] = [h.outlet for h in handlers]
     logging.basicConfig(level=level.upper(), handlers=handlers, force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_of_use)
     for record in held:
         if (logger := logging.getLogger(record.name)).isEnabledFor(record.levelno):
             logger.handle(record)
+
+
+def _of_use(record: logging.LogRecord) -> bool:
+    """Not that a caller had gone before its answer: gRPC makes an error with a traceback of it."""
+    return not record.getMessage().startswith("ExecuteBatchError raised in core")
 
 
 def release() -> None:

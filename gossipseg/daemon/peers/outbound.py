@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import Protocol
 
 from gossipseg import config as configuration
+from gossipseg.bridge.intake import Intake
+from gossipseg.bridge.outcomes import why
 from gossipseg.core import effects, events
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import Site
 from gossipseg.daemon.observe.exchange_table import Ledger
-from gossipseg.daemon.peers.inbound import Intake
 from gossipseg.daemon.peers.transfer_windows import window_open
-from gossipseg.errors import LocalError, PeerError, PeerRefused
 from gossipseg.store import ModelStore
 from gossipseg.wire.transport import Transport
-
-log = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
@@ -67,7 +64,7 @@ class PeerCalls:
             body = await self._transport.request(effect.to, effect.body, effect.timeout_s)
             body = self._intake.verified(effect.to, body)
         except (Exception, asyncio.CancelledError) as e:
-            self._owner.hear_peer(events.RequestFailed(effect.id, *_why(e, in_core_words=True)))
+            self._owner.hear_peer(events.RequestFailed(effect.id, *why(e, in_core_words=True)))
         else:
             self._owner.hear_peer(events.Reply(effect.id, body, time.monotonic() - begin))
 
@@ -90,29 +87,8 @@ class PeerCalls:
             )
             await self._transport.push(effect.to, effect.model, path, timeout_s, moved)
         except (Exception, asyncio.CancelledError) as e:
-            self._owner.inject(events.TransferFailed(effect.id, *_why(e)))
+            self._owner.inject(events.TransferFailed(effect.id, *why(e)))
         else:
             self._owner.inject(events.TransferDone(effect.id))
         finally:
             self._outgoing.pop(effect.id, None)
-
-
-def _why(error: BaseException, *, in_core_words: bool = False) -> tuple[str, str]:
-    """(reason, detail) of a call that came to nothing. Re-raises the cancellation of our own task.
-
-    `in_core_words`: of the reasons that events.RequestFailed knows; a peer that answers and says no, in
-    whatever words, has refused (and lives).
-    """
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise error
-        return "unreachable", "its connection was closed here"  # a channel went while the call was under way
-    if isinstance(error, PeerRefused) and in_core_words and error.reason != "refused":
-        return "refused", f"{error.reason}: {error.detail}" if error.detail else error.reason
-    if isinstance(error, PeerError):
-        return error.reason, error.detail
-    if isinstance(error, OSError | LocalError):
-        return "unreadable", str(error)
-    log.error("a call failed", exc_info=error)
-    return "internal", repr(error)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gossipseg import config as configuration
+from gossipseg.bridge import orders
+from gossipseg.bridge.intake import Intake
 from gossipseg.core import effects, events
 from gossipseg.core.types import ModelKind, ModelRef
 from gossipseg.daemon.health.data_folder import DataFolder
 from gossipseg.daemon.observe.status_view import TrainingView
-from gossipseg.daemon.peers import manifest_checks
-from gossipseg.daemon.peers.inbound import Intake
 from gossipseg.daemon.worker.process import WorkerStatus, WorkerSupervisor
 from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError
 from gossipseg.learn import jobs
@@ -101,31 +101,14 @@ class WorkerTalk:
         self._supervisor.send(jobs.SetPaused(paused))
 
     def start_round(self, effect: effects.StartRound) -> None:
-        entry, model, path = effect.visit, effect.start_from, self._store.path
-        visit = jobs.Visit.of(entry.model, entry.frm, path(entry.model.hash)) if entry else None
-        common = jobs.CommonModel.of(model, path(model.hash)) if model else None
         self._training.step, self._training.fraction = 0, 0.0
         listed = [site.name for site in self._owner.config.federation.sites]
-        self._supervisor.send(
-            jobs.StartRound(
-                effect.round,
-                visit,
-                effect.export,
-                common,
-                effect.settling_in,
-                effect.finetuning,
-                listed,
-                effect.ahead,
-            )
-        )
+        self._supervisor.send(orders.start_round(effect, self._store.path, listed))
 
     def aggregate(self, effect: effects.Aggregate) -> None:
-        files = [
-            jobs.UpdateFile(site, str(self._store.path(model.hash)), model.cases, model.steps)
-            for site, model in effect.updates
-        ]
-        self._training.begin(f"combining {len(files)} updates")
-        self._supervisor.send(jobs.Aggregate(effect.round, effect.attempt, files))
+        order = orders.aggregate(effect, self._store.path)
+        self._training.begin(f"combining {len(order.updates)} updates")
+        self._supervisor.send(order)
 
     # ------------------------------------------------------------ news
 
@@ -187,46 +170,20 @@ class WorkerTalk:
             parameters=message.parameters,
             splits=message.splits,
         )
-        self._owner.inject(
-            events.WorkerReady(
-                message.round,
-                message.steps,
-                message.cases,
-                self.contract,
-                message.last_visit,
-                message.dice_val,
-                message.last_global,
-                message.own_steps,
-                message.ahead,
-            )
-        )
+        self._owner.inject(orders.worker_ready(message, self.contract))
 
     async def _round_done(self, message: jobs.RoundDone) -> None:
         self._training.round_done(message)
-        exchange = self._owner.config.federation.algorithm.exchange
-        kind: ModelKind = "update" if exchange == "rounds" else "model"
-        position = message.round + message.ahead  # what a site that takes the model over counts from
-        visit, export = message.visit, await self._adopt(message.export, position, kind)
-        export = export and dataclasses.replace(export, dice_val=message.dice_val)
+        kind = orders.export_kind(self._owner.config.federation.algorithm.exchange)
+        visit = message.visit
+        export = await self._adopt(message.export, orders.export_position(message), kind)
         frm = visit.frm if visit else None
         self._owner.note(
             "round_finished", site=frm, visit=visit.outcome if visit else None, **_fields(message)
         )
-        outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None
         if message.spent is not None and message.spent.over:
             self._end_private_training(message.spent)  # first: no further round may begin
-        self._owner.inject(
-            events.RoundFinished(
-                message.round,
-                message.steps,
-                message.dice_val,
-                export,
-                outcome,
-                message.reverted,
-                message.own_steps,
-                message.ahead,
-            )
-        )
+        self._owner.inject(orders.round_finished(message, export))
         self._owner.collect_garbage()
 
     def _end_private_training(self, spent: jobs.Spent) -> None:
@@ -242,7 +199,6 @@ class WorkerTalk:
 
     async def _aggregate_done(self, message: jobs.AggregateDone) -> None:
         self._training.combined(message)
-        refused = tuple(sorted(message.refused.items()))
         model = await self._adopt(message.export, message.round, "global")
         self._owner.note(
             "aggregated" if model else "aggregation_failed",
@@ -255,13 +211,7 @@ class WorkerTalk:
             notes=message.notes,
             seconds=message.seconds,
         )
-        if model is None:
-            reason = message.reason or "not_stored"
-            self._owner.inject(events.AggregationFailed(message.round, message.attempt, reason, refused))
-        else:
-            contributors = tuple(sorted(message.contributors))
-            done = events.Aggregated(message.round, message.attempt, model, contributors, refused)
-            self._owner.inject(done)
+        self._owner.inject(orders.aggregated(message, model))
 
     async def _adopt(self, export: jobs.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
         """The worker's file, moved into the store; None when there is none, or it cannot be stored."""
@@ -272,8 +222,8 @@ class WorkerTalk:
         except (OSError, LocalError) as e:
             self._owner.note("export_failed", reason=str(e))
             return None
-        draft = await asyncio.to_thread(manifest_checks.draft, self._store.path(hash_))
-        return ModelRef(hash_, size, round, export.steps, export.cases, kind=kind, manifest=draft)
+        path = self._store.path(hash_)
+        return await asyncio.to_thread(orders.exported, export, hash_, size, round, kind, path)
 
 
 def _fields(message: jobs.RoundDone) -> dict[str, Any]:

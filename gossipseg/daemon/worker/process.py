@@ -102,6 +102,7 @@ class WorkerSupervisor:
         self._paused = self._stopping = self._busy = self._running = self._was_ready = False
         self._fatal: jobs.Fatal | None = None
         self._cause = ""
+        self._log_begins = 0
         """Why this site killed the worker; "" if it did not."""
         self._last_sign_of_life = clock()
         self._quick_deaths = self._waits = 0
@@ -222,6 +223,7 @@ class WorkerSupervisor:
         if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
             log.replace(log.with_name("worker.1.log"))
         with log.open("ab") as stderr:
+            self._log_begins = stderr.tell()
             return await asyncio.create_subprocess_exec(
                 *self._command, env=env, cwd=directory(), stdin=asyncio.subprocess.DEVNULL,
                 stdout=stderr, stderr=stderr, start_new_session=True, pass_fds=(folder,),
@@ -236,7 +238,7 @@ class WorkerSupervisor:
             how = memory_kills.blamed(before, self._kills())
         else:
             how = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
-        return f"worker ended: {how}; last words: {last_line(log)}"
+        return f"worker ended: {how}; last words: {last_line(log, self._log_begins)}"
 
     def _died(self, reason: str) -> None:
         """Count the death, and say whether it was the last for now.
@@ -340,11 +342,11 @@ class WorkerSupervisor:
             self._owner.on_worker_message(message)
 
 
-def last_line(log: Path, limit: int = 300) -> str:
-    """The last non-empty line of a log file, shortened."""
+def last_line(log: Path, begins: int = 0, limit: int = 300) -> str:
+    """The last non-empty line of a log file behind its first `begins` bytes, shortened."""
     try:
         with log.open("rb") as f:
-            f.seek(max(0, log.stat().st_size - 4096))
+            f.seek(max(begins, log.stat().st_size - 4096))
             lines = [line for line in f.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return "none"

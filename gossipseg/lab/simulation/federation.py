@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg import config
-from gossipseg.core.node import NodeSetup, NodeState
+from gossipseg.bridge.node_setup import node_setup
+from gossipseg.core.node import NodeState
 from gossipseg.core.params import MembershipParams, RoundsParams
 from gossipseg.errors import LocalError
 from gossipseg.lab.plan.run_plans import RunPlan
@@ -21,6 +22,7 @@ from gossipseg.lab.report.pictures import Pictures
 from gossipseg.lab.simulation import virtual_time
 from gossipseg.lab.simulation.adversary import FlippedLabels, spoiler
 from gossipseg.lab.simulation.durations import STEP_S, Pace
+from gossipseg.lab.simulation.keys import RunKeys
 from gossipseg.lab.simulation.pretrained import lend
 from gossipseg.lab.simulation.site import LabSite
 from gossipseg.lab.simulation.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
@@ -54,6 +56,7 @@ class _Federation:
         self._plan, self._folder, self._progress = plan, folder, progress
         self._settings = plan.parsed()
         self._network = MemoryNetwork(plan.seed, delay_s=DELAY_S)
+        self._keys = RunKeys(plan.sites, plan.seed)
         self._away: dict[str, int] = {}
         self._paces: dict[str, Pace] = {}
         self._sites: dict[str, LabSite] = {}
@@ -140,31 +143,26 @@ class _Federation:
             ModelStore(self._folder / name / "models"),
             pace,
             contract,
+            self._keys,
             transfer_timeout_s=self._settings.gossip.transfer_timeout_s,
-            coordinated=self._settings.algorithm.exchange == "rounds",
+            exchange=self._settings.algorithm.exchange,
             broke=self._break,
             spoil=spoiler(plan.adversaries[name], plan.seed) if name in plan.adversaries else None,
         )
 
     def _node(self, name: str, contract: tuple[tuple[str, str], ...]) -> NodeState:
         plan, settings = self._plan, self._settings
-        setup = NodeSetup(
+        setup = node_setup(
+            settings,
             name,
             address=_address(name),
             sites={s: _address(s) for s in plan.sites if s != name},
-            federation=settings.federation,
             contract=contract,
-            membership=membership_in(self._round_s),
-            gossip=settings.gossip,
-            exchange=settings.algorithm.exchange,
-            rounds_params=self._rounds_params(),
-            every_rounds=getattr(settings.algorithm, "every_rounds", 1),
-            finetune_rounds=getattr(settings.algorithm, "finetune_rounds", 0),
             rounds=plan.budget(name),
-            federation_rounds=settings.training.rounds,
             rng=random.Random(f"{plan.seed}/{name}/node"),
-            sign=_sign,
-            max_model_bytes=settings.wire.max_model_bytes,
+            sign=self._keys.signer(name),
+            membership=membership_in(self._round_s),
+            rounds_params=self._rounds_params(),
             strict=True,
         )
         return NodeState(setup)
@@ -317,7 +315,3 @@ def membership_in(round_s: float) -> MembershipParams:
 
 def _address(site: str) -> str:
     return f"{site}:1"
-
-
-def _sign(payload: bytes) -> bytes:
-    return b"lab"  # there is nobody here who would forge

@@ -6,22 +6,25 @@ A round is computed in one go when it starts; its outcome is told after the virt
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gossipseg.bridge import orders
+from gossipseg.bridge.intake import Intake
+from gossipseg.bridge.manifest_checks import Verifier
+from gossipseg.bridge.outcomes import why
 from gossipseg.core import effects, events
 from gossipseg.core.messages import Reply, Request
 from gossipseg.core.node import NodeState
-from gossipseg.core.types import ModelKind, ModelRef, Site
-from gossipseg.errors import PeerError, PeerRefused
+from gossipseg.core.types import ModelKind, ModelRef, Record, Site
+from gossipseg.errors import PeerError
 from gossipseg.lab.simulation.durations import Pace
 from gossipseg.lab.simulation.training import Training
 from gossipseg.learn import jobs
-from gossipseg.store import BrokenModel, IncompleteModel, ModelStore
+from gossipseg.store import ModelStore
 from gossipseg.wire.memory import MemoryTransport
 
 Contract = tuple[tuple[str, str], ...]
@@ -53,9 +56,10 @@ class LabSite:
         store: ModelStore,
         pace: Pace,
         contract: Contract,
+        verifier: Verifier,
         *,
         transfer_timeout_s: float,
-        coordinated: bool,
+        exchange: str,
         broke: Callable[[BaseException], None],
         spoil: Callable[[Path], None] | None = None,
     ) -> None:
@@ -68,13 +72,22 @@ class LabSite:
         self.began_s = self.ended_s = 0.0
         """Virtual seconds at which it began, and had finished."""
         self._pace, self._contract, self._broke = pace, contract, broke
-        self._spoil = spoil
-        self._transfer_timeout_s, self._coordinated = transfer_timeout_s, coordinated
-        self._tokens = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._spoil, self._verifier = spoil, verifier
+        self._transfer_timeout_s, self._kind = transfer_timeout_s, orders.export_kind(exchange)
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._intake = Intake(
+            node,
+            self.inject,
+            store,
+            verifier,
+            disk_reserve_bytes=0,
+            moved=lambda *_: None,
+            forged=self._forged,
+            clock=self._loop.time,
+            in_thread=_at_once,
+        )
 
     async def start(self) -> None:
         """Listen, and begin: the worker is ready at once."""
@@ -82,6 +95,8 @@ class LabSite:
         await self.transport.start(self)
         self.inject(events.Start())
         trainer = self.training.trainer
+        model, update = trainer.schema, trainer.update_schema
+        self._intake.schemas = {"model": model, "global": model, "update": update}
         self.inject(events.WorkerReady(0, 0, trainer.site.cases, self._contract))
 
     async def close(self) -> None:
@@ -121,9 +136,7 @@ class LabSite:
             case effects.Request():
                 self._spawn(self._request(effect))
             case effects.Respond(token=token, body=body):
-                future = self._waiting.get(token)
-                if future is not None and not future.done():
-                    future.set_result(body)
+                self._intake.respond(token, body)
             case effects.StartTransfer():
                 self._spawn(self._transfer(effect))
             case effects.StartRound():
@@ -156,8 +169,9 @@ class LabSite:
         began = self._loop.time()
         try:
             body = await self.transport.request(effect.to, effect.body, effect.timeout_s)
+            body = self._intake.verified(effect.to, body)
         except PeerError as e:
-            self.inject(events.RequestFailed(effect.id, _in_core_words(e), e.detail))
+            self.inject(events.RequestFailed(effect.id, *why(e, in_core_words=True)))
         else:
             self.inject(events.Reply(effect.id, body, self._loop.time() - began))
 
@@ -166,7 +180,7 @@ class LabSite:
         try:
             await self.transport.push(effect.to, effect.model, path, self._transfer_timeout_s)
         except PeerError as e:
-            self.inject(events.TransferFailed(effect.id, e.reason, e.detail))
+            self.inject(events.TransferFailed(effect.id, *why(e)))
         else:
             self.moved.bytes_out += effect.model.size_bytes
             self.moved.sent_to[effect.to] += 1
@@ -174,41 +188,23 @@ class LabSite:
 
     async def on_request(self, peer: Site, body: Request) -> Reply:
         """wire.transport.Handler."""
-        token = next(self._tokens)
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        self._waiting[token] = future
-        try:
-            self.inject(events.Incoming(peer, token, body))
-            return await future
-        finally:
-            del self._waiting[token]
+        return await self._intake.on_request(peer, body)
 
     async def push_offset(self, peer: Site, model: ModelRef) -> int:
         """wire.transport.Handler."""
-        self._require_promised(peer, model)
-        with self.store.partial(model.hash, peer, size_bytes=model.size_bytes) as partial:
-            return partial.offset
+        return await self._intake.push_offset(peer, model)
 
     async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
         """wire.transport.Handler."""
-        self._require_promised(peer, model)
-        self.inject(events.TransferBegan(peer, model.hash))
-        with self.store.partial(model.hash, peer, size_bytes=model.size_bytes) as partial:
-            async for chunk in chunks:
-                partial.write(chunk)
-                self.moved.bytes_in += len(chunk)
-            try:
-                partial.finish(model.hash, model.size_bytes)
-            except IncompleteModel as e:
-                raise PeerRefused(peer, e.reason, str(e)) from None
-            except BrokenModel as e:
-                self.inject(events.ModelBroken(peer, model.hash, e.reason, str(e)))
-                raise PeerRefused(peer, e.reason, str(e)) from None
-        self.inject(events.ModelArrived(peer, model))
+        await self._intake.on_push(peer, model, offset, self._counted(chunks))
 
-    def _require_promised(self, peer: Site, model: ModelRef) -> None:
-        if self.node.expects(peer, model.hash) is None:
-            raise PeerRefused(peer, "not_offered", "this model was not offered, or not accepted")
+    async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for chunk in chunks:
+            self.moved.bytes_in += len(chunk)
+            yield chunk
+
+    def _forged(self, peer: Site, record: Record, more: int) -> None:
+        raise AssertionError(f"{peer} sent {record} and {more} more that nobody signed")
 
     # ------------------------------------------------------------ training
 
@@ -224,72 +220,38 @@ class LabSite:
         )
 
     def _order(self, effect: effects.StartRound) -> jobs.StartRound:
-        entry, model, path = effect.visit, effect.start_from, self.store.path
-        visit = jobs.Visit.of(entry.model, entry.frm, path(entry.model.hash)) if entry else None
-        common = jobs.CommonModel.of(model, path(model.hash)) if model else None
-        self.moved.commons += common is not None
-        return jobs.StartRound(
-            effect.round,
-            visit,
-            effect.export,
-            common,
-            effect.settling_in,
-            effect.finetuning,
-            ahead=effect.ahead,
-        )
+        self.moved.commons += effect.start_from is not None
+        return orders.start_round(effect, self.store.path, sorted(self._verifier.sites))
 
     def _round_done(self, report: jobs.RoundDone) -> None:
-        visit = report.visit
         if report.warning:
             self.warnings.append(f"round {report.round}: {report.warning}")
         if report.export is not None and self._spoil is not None:
             self._spoil(Path(report.export.path))
-        outcome = events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None
-        position = report.round + report.ahead
-        export = self._adopted(report.export, position, "update" if self._coordinated else "model")
-        export = export and replace(export, dice_val=report.dice_val)
-        self.inject(
-            events.RoundFinished(
-                report.round,
-                report.steps,
-                report.dice_val,
-                export,
-                outcome,
-                report.reverted,
-                report.own_steps,
-                report.ahead,
-            )
-        )
+        export = self._adopted(report.export, orders.export_position(report), self._kind)
+        self.inject(orders.round_finished(report, export))
         self._collect()
 
     def _aggregate(self, effect: effects.Aggregate) -> None:
         """The coordinator's work."""
-        files = [
-            jobs.UpdateFile(site, str(self.store.path(model.hash)), model.cases, model.steps)
-            for site, model in effect.updates
-        ]
         try:
-            done = self.training.trainer.aggregate(jobs.Aggregate(effect.round, effect.attempt, files))
+            done = self.training.trainer.aggregate(orders.aggregate(effect, self.store.path))
             model = self._adopted(done.export, done.round, "global")
         except Exception as e:
             self._broke(e)
             raise
-        refused = tuple(sorted(done.refused.items()))
         if model is None:
             reason = done.reason or "not_stored"
             self.warnings.append(f"federation round {done.round}: not combined: {reason} {done.detail}")
-            self.inject(events.AggregationFailed(done.round, done.attempt, reason, refused))
-        else:
-            if (found := done.notes.get("similarity")) is not None:
-                self.similarity = {"round": done.round, **found}
-            sites = tuple(sorted(done.contributors))
-            self.inject(events.Aggregated(done.round, done.attempt, model, sites, refused))
+        elif (found := done.notes.get("similarity")) is not None:
+            self.similarity = {"round": done.round, **found}
+        self.inject(orders.aggregated(done, model))
 
     def _adopted(self, export: jobs.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
         if export is None:
             return None
         hash_, size = self.store.adopt(Path(export.path))
-        return ModelRef(hash_, size, round, export.steps, export.cases, kind=kind)
+        return orders.exported(export, hash_, size, round, kind, self.store.path(hash_))
 
     def _collect(self) -> None:
         """Remove the files nobody will ask for again."""
@@ -299,6 +261,6 @@ class LabSite:
                 self.store.remove(model.hash)
 
 
-def _in_core_words(error: PeerError) -> str:
-    """The core knows four reasons for which a request came to nothing."""
-    return error.reason if error.reason in ("timeout", "unreachable", "untrusted") else "refused"
+async def _at_once(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """In virtual time nothing waits for the disk: a thread would let hours pass."""
+    return work(*args, **named)

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from gossipseg.config import worker_spec_for
 from gossipseg.config.files import FederationFile
 from gossipseg.learn import jobs
 from gossipseg.learn.amp import choose_compute
@@ -28,20 +29,7 @@ from gossipseg.learn.setup import read_setup
 from gossipseg.learn.site import SiteContext
 from gossipseg.learn.sites import EpisodeSite, open_site
 from gossipseg.learn.trainer import Trainer
-
-ITEM_BYTES = {
-    "F16": 2,
-    "BF16": 2,
-    "F32": 4,
-    "F64": 8,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
-    "BOOL": 1,
-}
-"""Of the dtypes of safetensors."""
+from gossipseg.store.tensors import ITEM_BYTES
 
 Progress = Callable[[int, str], None]
 """Told of so many local steps done, however many models took each, and of what goes on."""
@@ -68,19 +56,11 @@ def make_spec(
 ) -> WorkerSpec:
     """What a daemon would tell its worker; the lab scores the test split itself."""
     threads = 1 if device == "cpu" else None
-    return WorkerSpec(
-        site=site,
-        federation=federation.federation,
-        seed=federation.seed,
-        task=dataclasses.asdict(federation.task),
-        network=dataclasses.asdict(federation.network),
-        algorithm=dataclasses.asdict(federation.algorithm),
-        training=dataclasses.asdict(federation.training),
-        data=dataclasses.asdict(data),
-        device=dataclasses.asdict(
-            DeviceParams(device, amp="off" if device == "cpu" else "auto", threads=threads)
-        ),
-        wire_dtype=federation.wire.dtype,
+    return worker_spec_for(
+        federation,
+        site,
+        data=data,
+        device=DeviceParams(device, amp="off" if device == "cpu" else "auto", threads=threads),
         state_dir=str(folder),
         rounds=rounds,
     )

@@ -1,4 +1,4 @@
-"""What the daemon does for its peers: answers their requests, takes in the models they were promised."""
+"""What a site does for its peers: answers their requests, takes in the models it was promised."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import dataclasses
 import functools
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from gossipseg.bridge.manifest_checks import Verifier, file_differs, marked
 from gossipseg.core import events
 from gossipseg.core.messages import Body, Reply, Request
 from gossipseg.core.types import ModelKind, ModelRef, Record, Site, payload, signer_of
-from gossipseg.daemon.peers.manifest_checks import Verifier, file_differs, marked
 from gossipseg.errors import DiskFull, LocalError, PeerRefused
 from gossipseg.store import (
     BrokenModel,
@@ -38,6 +38,8 @@ HEADER_BYTES, HEADER_ENTRY_BYTES = 64 << 10, 512
 TELL_EVERY_S = 2.0
 """How often the core is told that a promised model is on its way."""
 _B = TypeVar("_B", bound=Body)
+InThread = Callable[..., Awaitable[Any]]
+"""asyncio.to_thread, or what stands for it."""
 
 
 class Intake:
@@ -54,15 +56,17 @@ class Intake:
         moved: Callable[[str, Site, str, float], None],
         forged: Callable[[Site, Record, int], None],
         clock: Callable[[], float] = time.monotonic,
+        in_thread: InThread = asyncio.to_thread,
     ) -> None:
         """`forged(peer, record, more)`: a message of `peer` held records their signer did not sign, one and
-        so many more. `clock` gives monotonic seconds."""
+        so many more. `clock` gives monotonic seconds.
+        `in_thread` calls what waits for the disk."""
         self.verifier = verifier
         self.schemas: Mapping[str, Schema] = {}
         """What a file of each kind holds (core.types.ModelKind)."""
         self._node, self._inject, self._store = node, inject, store
         self._reserve_bytes, self._moved, self._forged = disk_reserve_bytes, moved, forged
-        self._clock = clock
+        self._clock, self._in_thread = clock, in_thread
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._old_partials = set(store.partials())
@@ -132,7 +136,7 @@ class Intake:
                 self._broken(peer, model, "disk_full", "receiving it would leave too little free disk")
             try:
                 await self._write(peer, model, partial, chunks)
-                await asyncio.to_thread(partial.finish, model.hash, model.size_bytes)
+                await self._in_thread(partial.finish, model.hash, model.size_bytes)
             except IncompleteModel as e:  # what came is kept for a resume; the promise stands
                 raise PeerRefused(peer, e.reason, str(e)) from None
             except BrokenModel as e:
@@ -155,7 +159,7 @@ class Intake:
 
     async def _open(self, peer: Site, model: ModelRef) -> PartialModel:
         open_ = functools.partial(self._store.partial, model.hash, peer, size_bytes=model.size_bytes)
-        opening = asyncio.ensure_future(asyncio.to_thread(open_))
+        opening = asyncio.ensure_future(self._in_thread(open_))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:  # the call broke off: nobody else will give the file and its lock back
@@ -169,7 +173,7 @@ class Intake:
     ) -> None:
         told_at = -TELL_EVERY_S
         async for chunk in chunks:
-            await asyncio.to_thread(partial.write, chunk)
+            await self._in_thread(partial.write, chunk)
             self._moved("in", peer, model.hash, partial.offset / max(1, model.size_bytes))
             if (now := self._clock()) - told_at >= TELL_EVERY_S:
                 told_at = now
@@ -179,7 +183,7 @@ class Intake:
         path = self._store.path(model.hash)
         try:
             room = self._header_room_bytes(model.kind)
-            header = await asyncio.to_thread(read_safetensors_header, path, max_header_bytes=room)
+            header = await self._in_thread(read_safetensors_header, path, max_header_bytes=room)
             differs = file_differs(model, header)
             difference = self._difference(header, model.kind)
         except ValueError as e:

@@ -1,0 +1,52 @@
+"""From the configuration to what the core is given."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from gossipseg.config.files import FederationFile
+from gossipseg.core.setup import NodeSetup
+from gossipseg.core.types import Sign, Site
+
+Contract = tuple[tuple[str, str], ...]
+
+
+def node_setup(
+    federation: FederationFile,
+    site: Site,
+    *,
+    address: str,
+    sites: Mapping[Site, str],
+    contract: Contract,
+    rounds: int | None,
+    rng: random.Random,
+    sign: Sign,
+    **own: Any,
+) -> NodeSetup:
+    """All that peers.yaml says to a node. `own`: fields of NodeSetup that a site sets itself."""
+    algorithm = federation.algorithm
+    said: dict[str, Any] = {
+        "membership": federation.membership,
+        "rounds_params": federation.rounds,
+        "trust": federation.trust,
+        **own,
+    }
+    return NodeSetup(
+        site,
+        address=address,
+        sites=sites,
+        federation=federation.federation,
+        contract=contract,
+        gossip=federation.gossip,
+        exchange=algorithm.exchange,
+        every_rounds=getattr(algorithm, "every_rounds", 1),
+        finetune_rounds=getattr(algorithm, "finetune_rounds", 0),
+        rounds=rounds,
+        federation_rounds=federation.training.rounds,
+        rng=rng,
+        sign=sign,
+        max_model_bytes=federation.wire.max_model_bytes,
+        **said,
+    )

@@ -1,0 +1,97 @@
+"""The core's effects as orders to the worker, and the worker's reports as events of the core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gossipseg.bridge.manifest_checks import draft
+from gossipseg.core import effects, events
+from gossipseg.core.types import ModelKind, ModelRef, Site
+from gossipseg.learn import jobs
+
+PathOf = Callable[[str], Path]
+"""Where the store keeps the model of a hash."""
+
+
+def start_round(effect: effects.StartRound, path_of: PathOf, listed: Sequence[Site]) -> jobs.StartRound:
+    """`listed`: all sites of peers.yaml, for what a worker tells apart by name."""
+    entry, model = effect.visit, effect.start_from
+    return jobs.StartRound(
+        effect.round,
+        jobs.Visit.of(entry.model, entry.frm, path_of(entry.model.hash)) if entry else None,
+        effect.export,
+        jobs.CommonModel.of(model, path_of(model.hash)) if model else None,
+        effect.settling_in,
+        effect.finetuning,
+        list(listed),
+        effect.ahead,
+    )
+
+
+def aggregate(effect: effects.Aggregate, path_of: PathOf) -> jobs.Aggregate:
+    """The updates of a round, to be combined by the worker of its coordinator."""
+    files = [
+        jobs.UpdateFile(site, str(path_of(model.hash)), model.cases, model.steps)
+        for site, model in effect.updates
+    ]
+    return jobs.Aggregate(effect.round, effect.attempt, files)
+
+
+def export_kind(exchange: str) -> ModelKind:
+    """What a site's own export is, under an algorithm that exchanges by `exchange`."""
+    return "update" if exchange == "rounds" else "model"
+
+
+def export_position(report: jobs.RoundDone) -> int:
+    """What a site that takes the model over counts from."""
+    return report.round + report.ahead
+
+
+def exported(
+    export: jobs.Export, hash_: str, size_bytes: int, round: int, kind: ModelKind, path: Path
+) -> ModelRef:
+    """A file of the worker that is in the store now. Reads its header for the manifest."""
+    return ModelRef(hash_, size_bytes, round, export.steps, export.cases, kind=kind, manifest=draft(path))
+
+
+def round_finished(report: jobs.RoundDone, export: ModelRef | None) -> events.RoundFinished:
+    visit = report.visit
+    return events.RoundFinished(
+        report.round,
+        report.steps,
+        report.dice_val,
+        replace(export, dice_val=report.dice_val) if export is not None else None,
+        events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None,
+        report.reverted,
+        report.own_steps,
+        report.ahead,
+    )
+
+
+def aggregated(
+    report: jobs.AggregateDone, model: ModelRef | None
+) -> events.Aggregated | events.AggregationFailed:
+    """`model`: the combined model in the store; None: there is none, or it could not be stored."""
+    refused = tuple(sorted(report.refused.items()))
+    if model is None:
+        reason = report.reason or "not_stored"
+        return events.AggregationFailed(report.round, report.attempt, reason, refused)
+    contributors = tuple(sorted(report.contributors))
+    return events.Aggregated(report.round, report.attempt, model, contributors, refused)
+
+
+def worker_ready(report: jobs.Ready, contract: tuple[tuple[str, str], ...]) -> events.WorkerReady:
+    """`contract`: with the network signature that the worker has reported."""
+    return events.WorkerReady(
+        report.round,
+        report.steps,
+        report.cases,
+        contract,
+        report.last_visit,
+        report.dice_val,
+        report.last_global,
+        report.own_steps,
+        report.ahead,
+    )
