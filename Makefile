@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 JOBS   ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
-.PHONY: demo test test-all test-faults lint types check protos templates bench clean
+.PHONY: demo test test-all test-faults lint types check docs protos templates bench clean
 
 demo: $(STAMP)
 	$(BIN)/gossipctl demo --out build/demo
@@ -32,6 +32,11 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	for b in tests/bench/bench_*.py; do $(BIN)/python $$b || exit 1; done
+
+# The pages of docs/ as a site, in build/site.
+docs: $(STAMP)
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build
 
 protos: $(STAMP)
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. --grpc_python_out=. protos/gossipseg/wire/*.proto

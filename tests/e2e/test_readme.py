@@ -1,7 +1,7 @@
-"""Every command in the README, run in its order, as a newcomer would type it.
+"""Every command in README and docs, run page after page, as a newcomer would type it.
 
-Changed for the test: `DIR` and ports get real values, budgets shrink, what a test cannot run (make's whole
-targets, docker, systemctl) is checked to exist.
+Changed for the test: `DIR`, ports and folders of the system get real values, budgets shrink, what a test
+cannot run (make's whole targets, docker, systemctl, pip) is checked to exist.
 """
 
 from __future__ import annotations
@@ -27,14 +27,35 @@ from gossipseg.wire.control import ControlClient
 from tests.e2e.federation import TASK, TRAINING, write_data
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
+PAGES = (
+    "README.md",
+    "docs/admin/install.md",
+    "docs/admin/join.md",
+    "docs/ml/data.md",
+    "docs/admin/operate.md",
+    "docs/admin/troubleshooting.md",
+    "docs/admin/monitoring.md",
+    "docs/admin/security.md",
+    "docs/ml/deployment.md",
+    "docs/ml/algorithms.md",
+    "docs/research/reproduce.md",
+    "CONTRIBUTING.md",
+    "docs/admin/upgrade-backup.md",
+)
+"""In the order in which a newcomer reads them; in the last one the site leaves."""
+OF_THE_SYSTEM = ("/etc/gossipseg", "/etc/systemd/system", "/opt/gossipseg", "/var/lib/private/gossipseg")
+"""Folders that the test has below its own."""
 
 
-def commands() -> list[str]:
-    """Lines of the README's sh blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines() if line.strip()]
+def blocks(page: Path, language: str) -> list[str]:
+    """What stands in a page's blocks of code of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """Lines of a page's sh blocks."""
+    return [line for block in blocks(ROOT / page, "sh") for line in block.splitlines() if line.strip()]
 
 
 @dataclass
@@ -42,7 +63,9 @@ class Newcomer:
     """Types commands in a folder."""
 
     home: Path
-    ports: tuple[int, int]
+    ports: list[int]
+    federation: str
+    """A peers.yaml without sites, with a task that fits the images."""
     daemons: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -56,10 +79,16 @@ class Newcomer:
         match words:
             case ["make", target]:
                 words, cwd = ["make", "-n", target], ROOT
+            case ["python3", "-m", "venv", *_]:
+                words, cwd = [*words, "--without-pip"], self.home
+            case [pip, "install", *wanted] if pip.endswith("/pip"):
+                return self.install(wanted)
             case ["docker", "compose", "-f", file, *_]:
                 assert (ROOT / file).is_file()
                 return ""
-            case ["sudo", "systemctl", *_, unit]:
+            case ["systemctl", "daemon-reload"]:
+                return ""
+            case ["systemctl", *_, unit]:
                 assert (ROOT / "systemd" / f"{unit}.service").is_file()
                 return ""
             case ["gossipsegd", *_]:
@@ -72,12 +101,26 @@ class Newcomer:
         # A status may honestly be "degraded" (1): a peer that is just starting may be suspect at first.
         allowed = (0, 1) if "status" in words else (0,)
         assert done.returncode in allowed, f"{line}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        if "--federation" in words:  # "set name and task in the file so that they fit your images"
+            (self.home / words[-1] / "peers.yaml").write_text(self.federation)
         return done.stdout
+
+    def install(self, wanted: list[str]) -> str:
+        """`-c constraints.txt .`, from the folder of the source."""
+        match wanted:
+            case ["-c", constraints, "."]:
+                assert (ROOT / constraints).is_file() and (ROOT / "pyproject.toml").is_file()
+                return ""
+        raise AssertionError(f"pip install {wanted}")
 
     def adapt(self, line: str) -> str:
         line = line.replace("--data DIR", "--data hospitals").replace("--rounds 20", "--rounds 1 --steps 2")
         line = line.replace("--rounds 1 --steps 2 --seeds 0,1,2", "--rounds 2 --steps 2 --seeds 0")
-        return line.replace(":7501", f":{self.ports[0]}").replace(":7502", f":{self.ports[1]}")
+        for i, port in enumerate(self.ports):
+            line = line.replace(f":{7501 + i}", f":{port}")
+        for folder in OF_THE_SYSTEM:
+            line = line.replace(folder, f"{self.home}{folder}")
+        return line.replace(" -C / ", f" -C {self.home} ")
 
     def start(self, words: list[str]) -> str:
         with (self.home / f"daemon{len(self.daemons)}.log").open("wb") as log:
@@ -117,10 +160,11 @@ class Newcomer:
 
 @pytest.fixture
 def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
-    first, second = free_ports(2)
     for i, hospital in enumerate(synthetic.hospitals(2)):
-        for folder in ("hospitals/north", "hospitals/south"), ("north/data", "south/data"):
-            write_data(tmp_path / folder[i], hospital, i)
+        for folders in ("hospitals/north", "hospitals/south"), ("north/data", "south/data"):
+            write_data(tmp_path / folders[i], hospital, i)
+    for folder in ("opt", "etc/systemd/system", "var/lib/private/gossipseg"):
+        (tmp_path / folder).mkdir(parents=True)
     federation = {
         "federation": "readme",
         "task": TASK,
@@ -129,18 +173,16 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
         "membership": {"preset": "local"},
         "sites": [],
     }
-    (tmp_path / "federation.yaml").write_text(yaml.safe_dump(federation, sort_keys=False))
-    one = Newcomer(tmp_path, (first, second))
+    one = Newcomer(tmp_path, list(free_ports(3)), yaml.safe_dump(federation, sort_keys=False))
     yield one
     one.close()
 
 
 @pytest.mark.e2e
 @pytest.mark.slow
-def test_every_command_in_the_readme_works(newcomer: Newcomer) -> None:
-    lines = commands()
-    assert len(lines) > 30
-    said = {line: newcomer.type(line) for line in lines}
+def test_every_command_in_readme_and_docs_works(newcomer: Newcomer) -> None:
+    said = {line: newcomer.type(line) for page in PAGES for line in commands(page)}
+    assert len(said) > 60
     assert "north" in said["gossipctl status --config north/site.yaml"]
     assert "south" in said["gossipctl peers --config north/site.yaml"]
     assert (newcomer.home / "predictions").is_dir()
@@ -151,11 +193,25 @@ def test_every_command_in_the_readme_works(newcomer: Newcomer) -> None:
     newcomer.daemons[0].wait(timeout=20)  # it left
 
 
-def test_every_command_of_gossipctl_is_in_the_readme() -> None:
+def test_no_page_with_commands_is_left_out() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    missing = {str(p.relative_to(ROOT)) for p in pages if blocks(p, "sh")} - set(PAGES)
+    assert not missing, f"run the commands of {sorted(missing)}, too"
+
+
+def test_every_command_of_gossipctl_is_in_the_pages() -> None:
     from typer.main import get_command
 
     from gossipseg.ctl.main import build
 
-    names = set(get_command(build([])).commands) - {"demo"}  # type: ignore[attr-defined]
-    missing = {name for name in names if f"gossipctl {name}" not in README}
+    names = set(get_command(build([])).commands)  # type: ignore[attr-defined]
+    text = "\n".join((ROOT / page).read_text() for page in PAGES)
+    missing = {name for name in names if f"gossipctl {name}" not in text}
     assert not missing, f"tell the reader of {sorted(missing)}"
+
+
+def test_the_compose_file_of_a_real_site_fits_the_specification() -> None:
+    compose_spec = pytest.importorskip("compose_spec", reason="no wheel for this Python")
+    page = ROOT / "docs/admin/install.md"
+    (text,) = [b for b in blocks(page, "yaml") if b.startswith("# compose.yaml")]
+    compose_spec.PyCompose.from_yaml(text).to_spec()
