@@ -36,6 +36,7 @@ bench: $(STAMP)
 # The pages of docs/ as a site, in build/site.
 docs: $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build
 
 protos: $(STAMP)
