@@ -62,7 +62,7 @@ class StepContext:
     parameters: Mapping[Role, Weights] = field(default_factory=dict)
     """The live parameters of the models that train, for terms on weights."""
     anchor: Weights = field(default_factory=dict)
-    """The shared tensors of the last common model (W_0 before the first), detached; empty for algorithms
+    """The shared tensors of the last global model (W_0 before the first), detached; empty for algorithms
     that do not ask for it (`needs_anchor`)."""
     moment: Moment | None = None
     """Where the site stands; None where nobody asked (a plain batch outside a round)."""
@@ -80,7 +80,7 @@ class Moment:
     """Within the round, from 0."""
     steps_per_round: int = 1
     finetuning: bool = False
-    """One of the last rounds, trained alone from the last common model."""
+    """One of the last rounds, trained alone from the last global model."""
     settling_in: bool = False
     """The first round of a site that joined after the others had begun."""
 
@@ -110,7 +110,7 @@ class Update(Protocol):
 
 @dataclass(slots=True)
 class Combined:
-    """What an aggregation gives: the tensors of the next common model, made one at a time.
+    """What an aggregation gives: the tensors of the next global model, made one at a time.
 
     A name may be `site:name`: that tensor is for this site alone, which then gets all of its tensors so.
     Plain names are for every site that has none of its own.
@@ -138,7 +138,7 @@ class Algorithm:
     exchanges: bool = False
     """Whether models of other sites visit."""
     needs_anchor: bool = False
-    """Whether `losses` or `update_of` want the last common model beside the present weights."""
+    """Whether `losses` or `update_of` want the last global model beside the present weights."""
     has_personal: bool = False
     """Whether a second model trains beside the one that travels; it is the one that is deployed."""
     keeps_best_finetuned: bool = False
@@ -199,7 +199,7 @@ class Algorithm:
         return False
 
     def on_global(self, local: Weights, incoming: Weights) -> Weights:
-        """New local weights from the tensors of a common model that are for this site: by default those."""
+        """New local weights from the tensors of a global model that are for this site: by default those."""
         return {name: incoming.get(name, tensor) for name, tensor in local.items()}
 
     def update_of(self, local: Weights, anchor: Weights) -> Weights:
@@ -207,7 +207,7 @@ class Algorithm:
         return {name: tensor for name, tensor in local.items() if self.is_shared(name)}
 
     def aggregate(self, updates: Sequence[Update], round: int) -> Combined:
-        """The next common model from the updates of federation round `round` (from 1); at least one.
+        """The next global model from the updates of federation round `round` (from 1); at least one.
 
         Memory must not grow with the number of updates: read them a tensor at a time.
         """

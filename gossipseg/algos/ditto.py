@@ -5,7 +5,7 @@ leaves it and is deployed:
 
     L(V_k) = L_seg + λ/2·‖V_k − W‖²                                                                       (1)
 
-W is the last common model, before the first one arrives the shared initial model W_0; the sum runs over the
+W is the last global model, before the first one arrives the shared initial model W_0; the sum runs over the
 parameters that travel.
 """
 

@@ -1,6 +1,6 @@
 """`fedavg`: federated averaging (McMahan 2016, arXiv 1602.05629).
 
-Standing: textbook. Each site k trains E steps from the common model and sends W_k; then
+Standing: textbook. Each site k trains E steps from the global model and sends W_k; then
 
     W ← Σ n_k W_k / Σ n_k      over the updates received                                                  (1)
 """

@@ -1,6 +1,6 @@
 """`fedavg_finetune`: FedAvg, and then the last rounds alone.
 
-Standing: a usual control. Equation (1) of fedavg.py, and training alone from the last common model W: the
+Standing: a usual control. Equation (1) of fedavg.py, and training alone from the last global model W: the
 schedule has it (`finetune_rounds`), and nothing else differs.
 """
 

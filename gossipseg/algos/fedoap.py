@@ -71,7 +71,7 @@ class FedOap(FedAvg):
         return moment.settling_in and self.is_shared(name)
 
     def on_global(self, local: Weights, incoming: Weights) -> Weights:
-        """γ from the common model; ρ stays, whatever came."""
+        """γ from the global model; ρ stays, whatever came."""
         return {
             name: incoming.get(name, tensor) if self.is_shared(name) else tensor
             for name, tensor in local.items()

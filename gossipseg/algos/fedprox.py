@@ -1,10 +1,10 @@
-"""`fedprox`: FedAvg whose sites stay near the common model (Li 2018, arXiv 1812.06127).
+"""`fedprox`: FedAvg whose sites stay near the global model (Li 2018, arXiv 1812.06127).
 
 Standing: textbook. Updates are combined by equation (1) of fedavg.py; each site k trains with
 
     L_k = L_seg + μ/2·‖W_k − W‖²                                                                          (1)
 
-W is the last common model, before the first one arrives the shared initial model W_0; the sum runs over the
+W is the last global model, before the first one arrives the shared initial model W_0; the sum runs over the
 parameters that travel.
 """
 

@@ -4,7 +4,7 @@ Standing: [P, abstract] parameter-efficient tuning at the site; only *low-level*
 similarity-guided collaborative aggregation (SGCA). [O] All the rest, from equation (1) on, is our reading.
 
 θ_k are the low adapters of site k (those of the first half of the blocks); high adapters, encoder, decoder
-and norms stay. A site sends θ_k and, as `delta/…`, how far θ_k has moved since the last common model:
+and norms stay. A site sends θ_k and, as `delta/…`, how far θ_k has moved since the last global model:
 
     Δ_k  = θ_k − θ_received                                                                                (1)
     s_ij = max(0, cos(Δ_i, Δ_j)),  0 where a Δ is 0                                                        (2)
@@ -63,7 +63,7 @@ class FedSca(FedAvg):
         self.params = params
 
     def on_global(self, local: Weights, incoming: Weights) -> Weights:
-        """θ from the common model; the rest stays, whatever came."""
+        """θ from the global model; the rest stays, whatever came."""
         return {
             name: incoming.get(name, tensor) if self.is_shared(name) else tensor
             for name, tensor in local.items()

@@ -65,7 +65,7 @@ def least_for_krum(byzantine: int) -> int:
 
 
 def combine(updates: Sequence[Update], robust: Robust) -> Combined:
-    """The next common model by the rule; `notes["robust"]` says which was used, and whom it left out."""
+    """The next global model by the rule; `notes["robust"]` says which was used, and whom it left out."""
     combined = Combined(iter(()))
     combined.tensors = _combine(updates, robust, combined.notes)
     return combined

@@ -202,7 +202,7 @@ class Intake:
         return HEADER_BYTES + copies * sum(HEADER_ENTRY_BYTES + len(name.encode()) for name in names)
 
     def _difference(self, header: Mapping[str, TensorInfo], kind: ModelKind) -> str:
-        """What is wrong with a header; common models may hold `site:name` tensors, complete for each, beside
+        """What is wrong with a header; global models may hold `site:name` tensors, complete for each, beside
         or instead of those for everybody else."""
         schema = self.schemas.get(kind, {})
         if kind != "global" or not any(":" in name for name in header):

@@ -87,7 +87,7 @@ def _fault(manifest: Manifest, verifier: Verifier, schemas: Mapping[str, Schema]
     if not verifier.verify(manifest.maker, manifest_payload(manifest), signature):
         return "manifest_forged"
     expected = schemas.get(manifest.kind)
-    if expected is None or manifest.kind == "global":  # a common model may hold tensors for single sites
+    if expected is None or manifest.kind == "global":  # a global model may hold tensors for single sites
         return ""
     shapes = {name: tuple(shape) for name, (_, shape) in expected.items()}
     return "" if manifest.schema == schema_hash(shapes) else "schema_mismatch"

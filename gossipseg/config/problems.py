@@ -141,7 +141,7 @@ def _options(error: Any) -> list[str]:
 def _missing_remedy(error: Any) -> str:
     if error["type"] == "union_tag_not_found":
         return f"Name the algorithm: {', '.join(names())}."
-    return "Add it; README, section Configuration, says what it means."
+    return "Add it; docs/reference says what it means."
 
 
 def _unknown_remedy(shown: list[str], loc: tuple[Any, ...], kind: Any) -> str:

@@ -239,7 +239,7 @@ def _check_algorithm(federation: FederationFile, source: Source) -> None:
 
 
 def _check_quorum(federation: FederationFile, source: Source) -> None:
-    """Two quorums must have a site in common, or two common models could be committed for one round."""
+    """Two quorums must have a site in common, or two global models could be committed for one round."""
     quorum, listed = federation.rounds.quorum, len(federation.sites)
     if quorum is None or not listed or listed // 2 < quorum <= listed:
         return

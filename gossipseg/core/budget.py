@@ -28,7 +28,7 @@ class Budget:
         return own if self.federation is None else min(own, self.federation - self.ahead)
 
     def last_common(self, every_rounds: int, finetune_rounds: int) -> float:
-        """The coordinator's round of the last common model there will be; infinite: there is no end."""
+        """The coordinator's round of the last global model there will be; infinite: there is no end."""
         if self.federation is None:
             return math.inf
         return (self.federation - finetune_rounds) // every_rounds

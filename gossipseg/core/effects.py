@@ -66,7 +66,7 @@ class RoundsRecord:
     """What a site must remember of the rounds under a coordinator: fsynced before any word of it is given."""
 
     committed: Proposal | None = None
-    """The newest common model known to be committed; its file is kept."""
+    """The newest global model known to be committed; its file is kept."""
     promised_round: int = 1
     promised_attempt: int = -1
     """No attempt below this one of that round is listened to."""
@@ -78,7 +78,7 @@ class RoundsRecord:
     update: ModelRef | None = None
     """This site's update for that round."""
     base_round: int = 0
-    """This site's own rounds behind it when it began to work towards the next common model."""
+    """This site's own rounds behind it when it began to work towards the next global model."""
     run: str = ""
     """Federation, contract and run number that all of this belongs to."""
 
@@ -117,7 +117,7 @@ class StartRound:
     export: bool
     """Write the wire model at the end: this site is a sender this round."""
     start_from: ModelRef | None = None
-    """The common model to begin with; None: from the weights as they are."""
+    """The global model to begin with; None: from the weights as they are."""
     settling_in: bool = False
     """The first round of a site that joined after the others had begun."""
     finetuning: bool = False
@@ -128,7 +128,7 @@ class StartRound:
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Let the worker make the common model of a round; the outcome is events.Aggregated or
+    """Let the worker make the global model of a round; the outcome is events.Aggregated or
     AggregationFailed. A later one replaces it."""
 
     round: int

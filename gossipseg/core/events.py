@@ -102,7 +102,7 @@ class WorkerReady:
     """Hash of the last visiting model its checkpoint has behind it (visited, refused or reverted)."""
     dice_val: float | None = None
     last_global: str | None = None
-    """Hash of the last common model that its weights were taken from."""
+    """Hash of the last global model that its weights were taken from."""
     own_steps: int | None = None
     """Steps that it took itself; None: as many as `steps`."""
     ahead: int = 0
@@ -150,7 +150,7 @@ class RoundFinished:
 
 @dataclass(frozen=True, slots=True)
 class Aggregated:
-    """The worker made the common model of effects.Aggregate(round, attempt); it is in the store."""
+    """The worker made the global model of effects.Aggregate(round, attempt); it is in the store."""
 
     round: int
     attempt: int

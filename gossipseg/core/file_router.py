@@ -80,7 +80,7 @@ class FileRouter:
         return tuple(sending)
 
     def of_rounds(self) -> tuple[ModelRef, ...]:
-        """Updates and common models that the rounds need."""
+        """Updates and global models that the rounds need."""
         return tuple(self.rounds.kept_models()) if self.rounds is not None else ()
 
     def kept(self) -> frozenset[str]:

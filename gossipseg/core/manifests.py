@@ -77,7 +77,7 @@ class ManifestLedger:
         )
 
     def fault_of_common(self, proposal: Proposal, run: str, frm: Site | None = None) -> str:
-        """The same of a common model, whoever forwards it; `frm`: the coordinator that proposes it.
+        """The same of a global model, whoever forwards it; `frm`: the coordinator that proposes it.
 
         A later attempt may propose what an earlier one made, and a site that stored another in between must
         take it: within one round its place, not its number, says whether it is a replay.
@@ -131,7 +131,7 @@ class ManifestLedger:
         if manifest.fault:
             return manifest.fault
         if maker is not None and manifest.maker != maker:
-            return "manifest_forged"  # only common models are passed on
+            return "manifest_forged"  # only global models are passed on
         if manifest.federation != self._ctx.federation:
             return "manifest_federation"
         if manifest.contract != self._ctx.info.contract:

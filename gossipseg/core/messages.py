@@ -118,7 +118,7 @@ class PrepareReply:
     accepted: Proposal | None = None
     """What it has stored for this round."""
     committed: Proposal | None = None
-    """With already_committed: the newest common model that it knows to be committed."""
+    """With already_committed: the newest global model that it knows to be committed."""
     update: ModelRef | None = None
     """Its update for this round, if it is there."""
     waiting_for: str = ""
@@ -127,7 +127,7 @@ class PrepareReply:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Please stream me this file: your update for the round, or a common model that you have stored.
+    """Please stream me this file: your update for the round, or a global model that you have stored.
 
     With an empty hash and kind `global` it asks which one is the newest committed; no stream follows.
     """
@@ -150,12 +150,12 @@ class FetchReply:
     not_coordinator, not_ready, leaving."""
     model: ModelRef | None = None
     proposal: Proposal | None = None
-    """The newest common model that it knows to be committed: with an empty hash, and with not_here."""
+    """The newest global model that it knows to be committed: with an empty hash, and with not_here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Please store this durably as the common model of its round, unless you promised a later attempt."""
+    """Please store this durably as the global model of its round, unless you promised a later attempt."""
 
     run: str
     sites: str
@@ -172,12 +172,12 @@ class AcceptReply:
     beyond_budget."""
     promised: int = -1
     committed: Proposal | None = None
-    """With already_committed: the newest common model that it knows to be committed."""
+    """With already_committed: the newest global model that it knows to be committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A quorum has stored it: this is the common model of its round."""
+    """A quorum has stored it: this is the global model of its round."""
 
     run: str
     sites: str

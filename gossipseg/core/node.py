@@ -340,7 +340,7 @@ class NodeState:
 
     @property
     def round_models(self) -> tuple[ModelRef, ...]:
-        """Updates and common models that the rounds need."""
+        """Updates and global models that the rounds need."""
         return self._file_router.of_rounds()
 
     def count(self, what: str, site: Site | None = None) -> int:

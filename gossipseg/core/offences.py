@@ -40,7 +40,7 @@ MAKERS = frozenset(
         "too_large",
     }
 )
-"""Of a common model these are its maker's doing, or this site's view, not of the one that passes it on."""
+"""Of a global model these are its maker's doing, or this site's view, not of the one that passes it on."""
 EXCUSED = frozenset(
     {
         "worker_lost",
@@ -63,7 +63,7 @@ DICE = frozenset({"diverged", "guard", "dice", "dice_gate", "unrelated", "valida
 def is_offence(reason: str, frm: Site, model: ModelRef | None = None) -> bool:
     """Whether a refused message or stream of `frm` counts against it.
 
-    A common model that `frm` passes on in good faith may be refused here: lists and keys are not reloaded
+    A global model that `frm` passes on in good faith may be refused here: lists and keys are not reloaded
     everywhere at once, limits are each site's own, and its maker may have told each of us something else.
     """
     manifest = model.manifest if model is not None else None

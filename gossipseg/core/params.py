@@ -97,7 +97,7 @@ class RoundsParams:
     patience_s: float = 60.0
     """An attempt that is silent for this long gives way to the next coordinator's."""
     alone_after_s: float = 3600.0
-    """A site that waits this long for a common model trains another round alone."""
+    """A site that waits this long for a global model trains another round alone."""
     poll_interval_s: float = 2.0
     """Time between two questions of the coordinator to a site that still trains."""
     request_timeout_s: float = 10.0

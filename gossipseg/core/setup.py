@@ -41,7 +41,7 @@ class NodeSetup:
     rounds_params: RoundsParams = field(default_factory=RoundsParams)
     """Like every_rounds and finetune_rounds only for exchange="rounds"."""
     every_rounds: int = 1
-    """This site's own rounds from one common model to the next."""
+    """This site's own rounds from one global model to the next."""
     finetune_rounds: int = 0
     """Own rounds at the end that are trained alone."""
     max_model_bytes: int = 2 << 30

@@ -38,7 +38,7 @@ class Phase(StrEnum):
     """The worker has not reported yet: pings are answered, weights refused with `not_ready`."""
     TRAINING = "training"
     ENDING = "ending"
-    """It trains its last rounds alone: it still votes on common models, and contributes to none."""
+    """It trains its last rounds alone: it still votes on global models, and contributes to none."""
     PAUSED = "paused"
     FAILED = "failed"
     """Training has failed for good; the site stays a member."""
@@ -113,7 +113,7 @@ class PeerInfo:
     contract: str
     """Fingerprint of its contract with the network signature; "" until its worker has reported."""
     committed: int = 0
-    """The newest federation round whose common model it knows to be committed."""
+    """The newest federation round whose global model it knows to be committed."""
     listed: str = ""
     """Stands for its list of sites and keys (`listing`); "" of an older version."""
 
@@ -125,7 +125,7 @@ def listing(keys: Mapping[Site, Iterable[str]]) -> str:
 
 
 ModelKind = Literal["model", "update", "global"]
-"""What a file holds: a model for gossip, a site's update for a coordinator, a common model."""
+"""What a file holds: a model for gossip, a site's update for a coordinator, a global model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +142,12 @@ class Manifest:
     maker: Site = ""
     kind: ModelKind = "model"
     run: str = ""
-    """The run of rounds that an update or a common model is for; "" of a model for gossip."""
+    """The run of rounds that an update or a global model is for; "" of a model for gossip."""
     round: int = 0
-    """Of an update or a common model: the federation's; of a model for gossip: that of the federation's
+    """Of an update or a global model: the federation's; of a model for gossip: that of the federation's
     budget at whose end it stands, as its maker counts."""
     attempt: int = 0
-    """Of a common model: the attempt in which it was made; else 0."""
+    """Of a global model: the attempt in which it was made; else 0."""
     sequence: int = 0
     """Its maker's count of manifests: it never says a number twice, not even after a restart."""
     hash: str = ""
@@ -187,7 +187,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A common model that the coordinator of (round, attempt) made from the contributors' updates."""
+    """A global model that the coordinator of (round, attempt) made from the contributors' updates."""
 
     round: int
     """Federation round, from 1; round 0 is W_0, which all sites make from the seed."""

@@ -249,7 +249,7 @@ class Wellness:
     def _uncommon(self, rounds: Rounds, expected: list[Member]) -> Iterator[Concern]:
         quiet = rounds.own_rounds_since_commit
         if quiet is not None and quiet >= QUIET_ROUNDS and not rounds.schedule.hopeless:
-            text = f"no common model in the last {quiet} rounds of this site; {_standing(expected)}"
+            text = f"no global model in the last {quiet} rounds of this site; {_standing(expected)}"
             yield Concern("no_common_model", "", text)
 
     def _round(self) -> Iterator[Concern]:

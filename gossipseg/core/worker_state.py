@@ -71,7 +71,7 @@ class WorkerState:
 
     @property
     def finished(self) -> bool:
-        """The budget is used up, the worker has said so in this life, and the common model that its last
+        """The budget is used up, the worker has said so in this life, and the global model that its last
         update goes into is here, or not to be had."""
         if self.worker is not WorkerPhase.IDLE or not self._spent:
             return False

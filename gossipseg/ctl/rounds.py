@@ -70,9 +70,9 @@ def pairs(d: RoundsDoc) -> Iterator[tuple[str, str]]:
     for row in d.missing:
         yield "", missing_text(d, row)
     if not d.committed:
-        yield "common model", "the initial one"
+        yield "global model", "the initial one"
         return
-    yield "common model", f"of round {d.committed}, {d.committed_hash[:8]}, from {', '.join(d.contributors)}"
+    yield "global model", f"of round {d.committed}, {d.committed_hash[:8]}, from {', '.join(d.contributors)}"
     for row in d.absent:
         yield "", f"- closed without {row.site}: {row.reason}"
 

@@ -55,7 +55,7 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
         yield "privacy", privacy(s)
     yield "models", models(s)
     if s.exchange == "rounds":
-        yield "rounds", f"common model of round {s.committed or 0}; {under_way(s)}"
+        yield "rounds", f"global model of round {s.committed or 0}; {under_way(s)}"
         for row in s.under_way.missing:
             yield "", rounds.missing_text(s.under_way, row)
     yield "bytes", f"{out.bytes_text(s.bytes_out)} out, {out.bytes_text(s.bytes_in)} in"
@@ -114,9 +114,9 @@ def privacy(s: StatusDoc) -> str:
 
 
 def models(s: StatusDoc) -> str:
-    """Models sent and taken in."""
+    """Models sent and accepted."""
     return (
-        f"{s.sent} sent, {s.received} received: {s.accepted} taken in, {s.refused} refused, {s.inbox} waiting"
+        f"{s.sent} sent, {s.received} received: {s.accepted} accepted, {s.refused} refused, {s.inbox} waiting"
     )
 
 

@@ -194,7 +194,7 @@ def print_outcome(outcome: Outcome) -> None:
     """Validation and test Dice of each site, and where the report is."""
     from gossipseg.testbed.report import table_rows
 
-    columns = [out.Column("site"), *(out.Column(h, right=True) for h in ("cases", "rounds", "taken in"))]
+    columns = [out.Column("site"), *(out.Column(h, right=True) for h in ("cases", "rounds", "accepted"))]
     columns += [
         out.Column(h, right=True) for h in ("validation Dice", "test Dice at start", "at end", "gain")
     ]
@@ -250,7 +250,7 @@ def _status_rows(answers: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _print_status(answers: dict[str, Any]) -> None:
     columns = [out.Column("site"), out.Column("state"), out.Column("peers")]
-    columns += [out.Column(h, right=True) for h in ("round", "val Dice", "sent", "received", "taken in")]
+    columns += [out.Column(h, right=True) for h in ("round", "val Dice", "sent", "received", "accepted")]
     columns += [out.Column("activity")]
     rows = []
     for name, a in answers.items():

@@ -1,4 +1,4 @@
-"""The coordinator's work: the updates of a round, checked, and combined to the next common model.
+"""The coordinator's work: the updates of a round, checked, and combined to the next global model.
 
 At no time is a whole model in memory, however many sites there are.
 """
@@ -185,7 +185,7 @@ def _write(
     except OSError as e:
         full = DiskFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else LocalError
         raise full(
-            f"{path}: the common model cannot be written: {e.strerror}. It needs about twice its size for a "
+            f"{path}: the global model cannot be written: {e.strerror}. It needs about twice its size for a "
             f"while. Check the disk of {path.parent}, and free some space on it."
         ) from e
 

@@ -1,4 +1,4 @@
-"""A site's side of a coordinated round: the common model taken in, what is frozen, the update sent."""
+"""A site's side of a coordinated round: the global model taken in, what is frozen, the update sent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def everything(name: str) -> bool:
 
 
 class CommonModels:
-    """The last common model's part in a site's training."""
+    """The last global model's part in a site's training."""
 
     def __init__(
         self,
@@ -40,12 +40,12 @@ class CommonModels:
         self._algorithm, self._student, self._spec = algorithm, student, spec
         self._admission, self._private = admission, Release(privacy, spec.site, self._travelling())
         self.anchor: dict[str, Tensor] = {}
-        """The shared tensors of the last common model (W_0 before the first), on the device; empty unless
+        """The shared tensors of the last global model (W_0 before the first), on the device; empty unless
         the algorithm asks for them."""
         self._remember()
 
     def begin(self, common: jobs.CommonModel, *, settling_in: bool) -> str:
-        """Let the round start from a common model. What went wrong, in words, or "".
+        """Let the round start from a global model. What went wrong, in words, or "".
 
         A site that joined after the others had begun takes it over outright, its EMA too.
         """
@@ -61,7 +61,7 @@ class CommonModels:
                 self._admission,
             )
         except PeerRefused as e:
-            return f"the common model of round {common.round} was not taken: {e.reason}: {e.detail}"
+            return f"the global model of round {common.round} was not taken: {e.reason}: {e.detail}"
         if incoming is None:
             return ""
         # An algorithm may calculate with both, and moves nothing between devices.

@@ -39,9 +39,9 @@ class History:
     reverted: tuple[str, str] | None = None
     """Hash and site of a visit that was undone in the present round and has not been told of yet."""
     last_global: str | None = None
-    """Hash of the last common model that the weights were taken from."""
+    """Hash of the last global model that the weights were taken from."""
     settling_round: int = 0
-    """The round in which it joined the others, with a common model taken over outright; 0: none such."""
+    """The round in which it joined the others, with a global model taken over outright; 0: none such."""
     best_finetuned: float | None = None
     """Validation Dice of the best model of the fine-tuning rounds, where the algorithm keeps it."""
     dice_history: list[tuple[int, float | None]] = field(default_factory=list)

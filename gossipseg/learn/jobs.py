@@ -67,7 +67,7 @@ class Visit(_Part, frozen=True):
 
 
 class CommonModel(_Part, frozen=True):
-    """A common model in the store: its wire file, blake3 `hash` and federation round."""
+    """A global model in the store: its wire file, blake3 `hash` and federation round."""
 
     path: str
     hash: str
@@ -75,7 +75,7 @@ class CommonModel(_Part, frozen=True):
 
     @classmethod
     def of(cls, model: ModelRef, path: Path) -> CommonModel:
-        """A common model that the core knows; `path`: its file in the store."""
+        """A global model that the core knows; `path`: its file in the store."""
         return cls(str(path), model.hash, model.round)
 
 
@@ -87,7 +87,7 @@ class StartRound(_Line, frozen=True):
     export: bool = False
     """Write the wire model to outbox/ at the end and name it in RoundDone."""
     start_from: CommonModel | None = None
-    """The common model to begin with; None: from the weights as they are."""
+    """The global model to begin with; None: from the weights as they are."""
     settling_in: bool = False
     """The first round of a site that joined after the others had begun."""
     finetuning: bool = False
@@ -108,7 +108,7 @@ class UpdateFile(_Part, frozen=True):
 
 
 class Aggregate(_Line, frozen=True):
-    """Make the common model of a federation round; only between two rounds of this site's own."""
+    """Make the global model of a federation round; only between two rounds of this site's own."""
 
     round: int
     attempt: int
@@ -161,7 +161,7 @@ class Ready(_Line, frozen=True):
     warning: str = ""
     """Something an administrator should know, such as a damaged checkpoint that was passed over."""
     last_global: str | None = None
-    """Hash of the last common model that its weights were taken from."""
+    """Hash of the last global model that its weights were taken from."""
     update_tensors: WireSchema = {}
     """What an update holds, where the algorithm has a coordinator."""
     spent: Spent | None = None

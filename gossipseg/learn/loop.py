@@ -139,7 +139,7 @@ class Life:
             # Told of all the while: a worker that says nothing for long is taken for stuck.
             done = self._trainer.aggregate(order, lambda: self._preparing(activity, 0.0))
         except LocalError as e:  # no room for it: another site may have
-            log.warning("the common model of round %d was not made: %s", order.round, e)
+            log.warning("the global model of round %d was not made: %s", order.round, e)
             sites = [update.site for update in order.updates]
             done = jobs.AggregateDone(order.round, order.attempt, None, sites, {}, "local", str(e))
         self._link.send(done)

@@ -1,6 +1,6 @@
 """Clip and noise: what leaves a site is its change, cut to a length and blurred; its own model is untouched.
 
-With W the site's tensors that travel and R the reference that everybody may know (the last common model that
+With W the site's tensors that travel and R the reference that everybody may know (the last global model that
 the site took in; in gossip the model it released last; W_0 at the beginning), over all floating-point tensors
 together,
 
@@ -45,7 +45,7 @@ class Release:
         return self._params.clip_norm is not None
 
     def set_reference(self, tensors: Weights) -> None:
-        """A common model was taken in, or a model released."""
+        """A global model was taken in, or a model released."""
         if self.active:
             self.reference = {
                 name: tensor.detach().to("cpu", copy=True)

@@ -1,6 +1,6 @@
 """The trainer: rounds of one site, with or without a visitor, and all that must survive between them.
 
-    start     under a coordinator, the common model replaces the tensors that travel (common.py)
+    start     under a coordinator, the global model replaces the tensors that travel (common.py)
     arrival   an incoming model is checked; a site with no round behind it takes it over outright
               (reception.py)
     steps     E steps, both models on identical batches where the algorithm trains the visitor (steps.py,
@@ -201,7 +201,7 @@ class Trainer:
         return jobs.RoundDone(**done)
 
     def _start(self, order: jobs.StartRound) -> str:
-        """Take the common model in, unless that was done before an interruption; what went wrong, or ""."""
+        """Take the global model in, unless that was done before an interruption; what went wrong, or ""."""
         if self.ensemble is not None and order.listed is not None:
             self.ensemble.keep_only(order.listed)
         trouble, common, history = "", order.start_from, self.history

@@ -118,7 +118,7 @@ def load_common(
     wire_dtype: str,
     admission: Admission | None = None,
 ) -> dict[str, Tensor] | None:
-    """The tensors of a common model that are for this site: checked and typed as load_incoming() does.
+    """The tensors of a global model that are for this site: checked and typed as load_incoming() does.
 
     A site without tensors `site:name` of its own takes the plain ones; None when there are none either.
     Raises PeerRefused.

@@ -96,7 +96,7 @@ def schema_difference(tensors: Mapping[str, TensorInfo], schema: Schema) -> str:
 
 
 def by_addressee(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """The parts of a common model, under plain names: of tensors `site:name` by site, of others under "".
+    """The parts of a global model, under plain names: of tensors `site:name` by site, of others under "".
 
     `:name` names nobody and stays as it is: it must not be checked in the place of `name`.
     """

@@ -194,7 +194,7 @@ def members(status: StatusDoc) -> Text:
     return Text(", ".join(shown), style="yellow" if worried else "")
 
 
-_HELD = {"update": "its update", "global": "the common model"}
+_HELD = {"update": "its update", "global": "the global model"}
 
 
 def sentence(record: Record) -> str | None:
@@ -232,7 +232,7 @@ def sentence(record: Record) -> str | None:
             return f"lost its training process{because}"
         case "finished":
             why = record.get("reason")
-            return f"finished without the last common model ({why})" if why else "finished"
+            return f"finished without the last global model ({why})" if why else "finished"
     return None
 
 

@@ -36,7 +36,7 @@ _COLUMNS = (
     ("dice_val", "validation Dice"),
     ("sent", "sent"),
     ("received", "received"),
-    ("accepted", "taken in"),
+    ("accepted", "accepted"),
     ("refused", "refused"),
     ("bytes_out", "out"),
     ("bytes_in", "in"),

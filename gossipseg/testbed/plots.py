@@ -59,7 +59,7 @@ def learning(curves: Mapping[str, Curve]) -> bytes:
     handles, labels = left.get_legend_handles_labels()
     if any_taken:
         handles.append(Line2D([], [], marker="o", linestyle="", color="#7c8490", markersize=4.5))
-        labels.append("took a peer's model in")
+        labels.append("merged a peer's model")
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
     return png(figure)
@@ -113,6 +113,9 @@ def _arrow(axes: Any, e: Exchange, lane: Mapping[str, int], colour: str) -> None
     axes.scatter([e.done_s or e.arrived_s], [bottom], s=26, color=ink, marker=marker, zorder=3, linewidth=0)
 
 
+_SHOWN = {"held": "kept for the ensemble", "kept out": "rejected"}
+
+
 def _outcome_legend(figure: Figure, outcomes: set[str]) -> None:
     shown = [o for o in _OUTCOME_STYLE if o in outcomes]
     if not shown:
@@ -120,7 +123,13 @@ def _outcome_legend(figure: Figure, outcomes: set[str]) -> None:
     handles = [
         Line2D([], [], linestyle="", marker=_OUTCOME_STYLE[o][1], color=_OUTCOME_STYLE[o][0]) for o in shown
     ]
-    figure.legend(handles, shown, loc="outside lower center", ncols=len(shown), frameon=False)
+    figure.legend(
+        handles,
+        [_SHOWN.get(o, o) for o in shown],
+        loc="outside lower center",
+        ncols=len(shown),
+        frameon=False,
+    )
 
 
 def samples(pictures: Mapping[str, Sequence[Path]], per_site: int = 2) -> bytes | None:

@@ -92,7 +92,7 @@ def _site(site: SiteResult) -> dict[str, Any]:
 
 def taken_in(site: SiteResult) -> int:
     """Models that this site took in (from its event log, so that a restart loses none): visitors that were
-    merged or are held to predict with, or common models."""
+    merged or are held to predict with, or global models."""
     visits = sum(1 for e in site.events if e.get("event") == "round_finished" and _was_taken(e))
     return visits + len({e.get("round") for e in site.events if e.get("event") == "round_committed"})
 
@@ -102,7 +102,7 @@ def _was_taken(round_finished: Mapping[str, Any]) -> bool:
 
 
 def closed_without(result: RunResult) -> dict[int, dict[str, str]]:
-    """Federation round → the listed sites whose updates are not in its common model, and why."""
+    """Federation round → the listed sites whose updates are not in its global model, and why."""
     found: dict[int, dict[str, str]] = {}
     for site in result.sites:
         for e in site.events:

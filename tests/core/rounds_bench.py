@@ -104,7 +104,7 @@ def arrives(rig: Rig, frm: str, of: Proposal) -> None:
 
 
 def with_round_1() -> fx.Snapshot:
-    """What is on a site's disk that has the first common model."""
+    """What is on a site's disk that has the first global model."""
     rig = bench()
     rig.asks("z", ms.Commit(RUN, LIST, proposal(1)))
     arrives(rig, "z", proposal(1))

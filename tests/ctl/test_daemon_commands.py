@@ -53,7 +53,7 @@ def test_status_shows_everything_in_plain_aligned_lines(daemon: Any, ctl: Any) -
     assert shown["splits"] == "drawn from the seed, kept in /s/splits.json"
     assert shown["loss"] == "0.5123"
     assert shown["Dice"] == "validation 0.710, test 0.100 at the start"
-    assert shown["models"] == "4 sent, 3 received: 2 taken in, 1 refused, 0 waiting"
+    assert shown["models"] == "4 sent, 3 received: 2 accepted, 1 refused, 0 waiting"
     assert shown["bytes"] == "12.3 MB out, 2.0 kB in"
     assert shown["members"] == "2 alive, 1 dead"
     assert shown["worker"] == "training, process 4711, restarted 2 times"
@@ -146,7 +146,7 @@ LED_LINES = (
     r"deadline +in 1 min 40 s$",
     r"delivered +2 of 3 sites: b, me$",
     r" +- z has not delivered: training$",
-    r"common model +the initial one",
+    r"global model +the initial one",
     r"b +delivered +-$",
     r"me +delivered +-$",
     r"z +training +-$",
@@ -157,7 +157,7 @@ FOLLOWED_LINES = (
     r"deadline +in 1 min 31 s \(as z said 4 s ago\)",
     r"delivered +2 of 3 sites: me, z \(as z said 4 s ago\)",
     r" +- b is left out: no_answer",
-    r"common model +of round 1, [0-9a-f]{8}, from b, z",
+    r"global model +of round 1, [0-9a-f]{8}, from b, z",
     r" +- closed without me: late",
     r"b +left_out +no_answer$",
     r"me +delivered +-$",
@@ -243,7 +243,7 @@ def test_status_says_how_far_the_round_is(
 def test_status_of_an_older_daemon_names_the_coordinator_alone(daemon: Any, ctl: Any) -> None:
     daemon.answers.status_doc = dataclasses.replace(status_of(FOLLOWED), under_way=doc.RoundUnderWay())
     assert re.search(
-        r"^rounds +common model of round 1; led by z now", ctl("status", "--socket", daemon.socket).out, re.M
+        r"^rounds +global model of round 1; led by z now", ctl("status", "--socket", daemon.socket).out, re.M
     )
 
 

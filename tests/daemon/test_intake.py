@@ -317,7 +317,7 @@ async def test_a_call_broken_off_while_the_file_is_opened_leaves_no_lock(
     assert bench.store.has(model.hash)
 
 
-# ---------------------------------------------------------------- common models
+# ---------------------------------------------------------------- global models
 
 
 def part(prefix: str, shape: list[int], begin: int) -> dict[str, Any]:
@@ -349,7 +349,7 @@ def test_tensors_of_a_common_model_may_be_for_single_listed_sites(
 
 
 def test_a_late_copy_of_a_file_in_use_does_not_take_it_away(tmp_path: Path) -> None:
-    """The same common model may come twice; the second comes for nothing, and must not remove the first."""
+    """The same global model may come twice; the second comes for nothing, and must not remove the first."""
     bench = Bench(tmp_path, exchange="rounds")
     data, stray = safetensors(), safetensors(fill=b"\1")
     for i, content in enumerate((data, stray)):

@@ -191,7 +191,7 @@ BINDING: list[ms.Request] = [
 async def test_a_site_whose_state_cannot_be_saved_binds_itself_to_nothing(
     files: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A promise that a crash would make it forget is not given: two common models could come of it."""
+    """A promise that a crash would make it forget is not given: two global models could come of it."""
     async with running(files) as (r, _):
         heard: list[ev.Event] = []
         answered: list[ms.Reply] = []

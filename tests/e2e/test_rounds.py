@@ -111,7 +111,7 @@ def test_a_round_closes_under_the_next_coordinator_when_the_first_is_killed_in_i
         for name in NAMES:
             f[name].start()
         for name in NAMES:
-            f.until(f"{name} has a common model", lambda name=name: committed(f, name) >= 2)
+            f.until(f"{name} has a global model", lambda name=name: committed(f, name) >= 2)
 
         f.until("its file is listed as what it is", lambda: "common" in kinds(f, "north"))
 
@@ -143,7 +143,7 @@ def test_a_round_closes_under_the_next_coordinator_when_the_first_is_killed_in_i
         assert everybodys
         for number in everybodys:
             hashes = {log[number]["hash"] for log in logs}
-            assert len(hashes) == 1, f"two common models for round {number}: {hashes}"
+            assert len(hashes) == 1, f"two global models for round {number}: {hashes}"
         assert {f[name].end() for name in NAMES} == {0}
 
 
@@ -190,7 +190,7 @@ def audited(f: Federation, name: str, event: str) -> list[dict[str, Any]]:
 
 def test_a_site_whose_update_is_refused_stays_in_the_federation_and_sees_why(tmp_path: Path) -> None:
     """south's updates hold NaN until it is repaired: the rounds are closed without it, it goes on from the
-    common models, says so to its own administrator, and contributes again."""
+    global models, says so to its own administrator, and contributes again."""
     patient = {"quarantine": {"offences": 1000}}  # another story
     with federation(tmp_path, NAMES, algorithm={"name": "fedavg"}, rounds=ROUNDS, site=patient) as f:
         f["south"].env, flag = sends_bad_updates(tmp_path / "south-is-bad")
@@ -220,7 +220,7 @@ def test_a_site_whose_update_is_refused_stays_in_the_federation_and_sees_why(tmp
             f.until(f"{name} holds it for a member", lambda name=name: f.sees(name, "south", "alive"))
         f.until("its audit log has it", lambda: audited(f, "south", "update_left_out"))
         assert {line["reason"] for line in audited(f, "south", "update_left_out")} == {"not_finite"}
-        f.until("it trains on from a common model", lambda: audited(f, "south", "model_merged"))
+        f.until("it trains on from a global model", lambda: audited(f, "south", "model_merged"))
 
         flag.unlink()
         f.until("the repaired one contributes", lambda: _whole(f, "south"))
@@ -235,7 +235,7 @@ def test_sites_finish_their_budget_and_private_parts_stay(tmp_path: Path) -> Non
         for name in NAMES:
             f.until_round(name, 3)
             f.until(f"{name} has finished", lambda name=name: bool(f[name].events("finished")))
-        assert {committed(f, name) for name in NAMES} == {3}, "the common model of the last round is kept"
+        assert {committed(f, name) for name in NAMES} == {3}, "the global model of the last round is kept"
         models = [p for name in NAMES for p in (f[name].folder / "state" / "models").glob("*.safetensors")]
         assert models
         for path in models:

@@ -137,7 +137,7 @@ def test_a_slow_transfer_is_resumed_across_a_restart_of_its_receiver(
         f.until("a round is led", lambda: any(f[n].events("round_led") for n in f.sites))
         sender = next(n for n in f.sites if f[n].events("round_led"))
         receiver = next(n for n in f.sites if n != sender)
-        net.slow(sender, 800)  # the updates come in fast, the common model goes out slowly
+        net.slow(sender, 800)  # the updates come in fast, the global model goes out slowly
         part = half_of_a_model(f, receiver)
         f[receiver].end(signal.SIGKILL)
         kept, name = part.stat().st_size, part.name.split(".")[0]

@@ -54,7 +54,7 @@ def test_every_algorithm_trains_exchanges_and_is_scored(results: dict[str, Any],
     exchange = params_class(name).exchange
     assert (sum(row["model_bytes_out"] for row in rows) > 0) == (exchange != "none")
     if exchange == "rounds":
-        assert all(row["merged"] > 0 for row in rows), "each began a round from a common model"
+        assert all(row["merged"] > 0 for row in rows), "each began a round from a global model"
     (summary,) = [s for s in results["summary"] if s["algorithm"] == entry(name)]
     assert (summary["relative_bytes"] > 0) == (exchange != "none")
 

@@ -91,7 +91,7 @@ def test_pooled_ends_with_its_last_round_and_not_before(
 def test_fedavg_moves_two_models_a_round_for_each_site_but_the_coordinator(
     hospitals: Path, cache: DataCache
 ) -> None:
-    """The common model of the last round's updates is made, too, and kept; no worker begins with it."""
+    """The global model of the last round's updates is made, too, and kept; no worker begins with it."""
     rows = rig.run(rig.plan(hospitals, "fedavg", rounds=4), cache)
     assert sum(r["sent"] for r in rows.values()) == 2 * 2 * 4
     assert all(r["merged"] == 3 and r["warnings"] == [] for r in rows.values())

@@ -125,7 +125,7 @@ def test_a_disk_that_fills_up_is_told_of_though_small_tensors_wait_in_a_buffer(t
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, limits[1]))
     try:
-        with pytest.raises(LocalError, match="the common model cannot be written"):
+        with pytest.raises(LocalError, match="the global model cannot be written"):
             aggregate(order, FedAvg(), schema, "float16", tmp_path / "outbox")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -144,7 +144,7 @@ def test_what_is_merged_comes_in_by_training_alone_and_leaves_when_it_is_undone(
 
 
 def test_under_a_coordinator(data: Path, tmp_path: Path, foreign: Path) -> None:
-    """The site's own weights at the end of its steps count, not the common model that a round begins with."""
+    """The site's own weights at the end of its steps count, not the global model that a round begins with."""
     trainer = trainer_of(data, tmp_path / "n", FedAvgParams())
     trainer.run_round(jobs.StartRound(1))
     for number in (2, 3):

@@ -80,7 +80,7 @@ def test_in_gossip_the_reference_is_what_was_released_and_it_survives_a_restart(
     start = {n: t.clone() for n, t in coordinated.student.weights().items()}
     for round in (1, 2):
         file = load_file(coordinated.run_round(jobs.StartRound(round, export=True)).export.path)
-    assert distance(file, start) < 0.025  # no common model came: the reference is still W_0
+    assert distance(file, start) < 0.025  # no global model came: the reference is still W_0
 
 
 def test_unknown_settings_are_refused(data: Path, tmp_path: Path) -> None:

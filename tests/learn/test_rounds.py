@@ -1,4 +1,4 @@
-"""A site's side of a coordinated round: taking a common model in, sending an update, personal parts."""
+"""A site's side of a coordinated round: taking a global model in, sending an update, personal parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def spec_of(data: Path, state: Path, algorithm: Any = None, **more: Any) -> Work
 
 
 def common_of(trainer: Any, order: jobs.StartRound, folder: Path) -> jobs.CommonModel:
-    """Run a round, and make a common model of this site's update alone."""
+    """Run a round, and make a global model of this site's update alone."""
     done = trainer.run_round(order)
     assert done.export is not None, done.warning
     update = jobs.UpdateFile("north", done.export.path, done.export.cases, done.export.steps)
@@ -54,7 +54,7 @@ def test_a_bad_common_model_is_told_of_and_training_goes_on(data: Path, tmp_path
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(b"no model")
     done = trainer.run_round(jobs.StartRound(1, start_from=jobs.CommonModel(str(torn), "f" * 64, 7)))
-    assert "the common model of round 7 was not taken: unreadable" in done.warning
+    assert "the global model of round 7 was not taken: unreadable" in done.warning
     assert done.steps == 4
 
 
@@ -67,7 +67,7 @@ def test_normalisation_layers_of_fedbn_never_travel(data: Path, tmp_path: Path) 
 
 
 def test_proximal_training_stays_nearer_to_the_common_model(data: Path, tmp_path: Path) -> None:
-    """From the same common model and the same batches: the larger μ, the shorter the way."""
+    """From the same global model and the same batches: the larger μ, the shorter the way."""
 
     def distance(mu: float) -> float:
         trainer = make_trainer(spec_of(data, tmp_path / f"mu{mu}", FedProxParams(mu=mu)))
@@ -111,7 +111,7 @@ def test_the_personal_model_of_ditto_is_deployed_and_survives_a_restart(data: Pa
 def test_an_interrupted_round_goes_on_from_where_it_was_and_not_from_its_beginning(
     data: Path, tmp_path: Path
 ) -> None:
-    """Killed after two steps of a round that began with a common model: the same end, bit by bit."""
+    """Killed after two steps of a round that began with a global model: the same end, bit by bit."""
     spec = spec_of(data, tmp_path / "a", FedProxParams(mu=1.0))
     straight = make_trainer(spec)
     common = common_of(straight, jobs.StartRound(1, export=True), tmp_path)
@@ -167,7 +167,7 @@ def test_a_late_joiner_trains_its_personal_model_with_fresh_moments(data: Path, 
 
 
 def test_a_settling_round_goes_on_settling_after_an_interruption(data: Path, tmp_path: Path) -> None:
-    """The daemon orders the rest of it as any other round: the common model is taken in already."""
+    """The daemon orders the rest of it as any other round: the global model is taken in already."""
     spec = spec_of(data, tmp_path / "a")
     one = make_trainer(spec)
     common = common_of(one, jobs.StartRound(1, export=True), tmp_path)

@@ -71,12 +71,12 @@ class Update:
 
     site: Site
     base: str | None
-    """Hash of the common model; None: W_0."""
+    """Hash of the global model; None: W_0."""
 
 
 @dataclass(frozen=True)
 class Committed:
-    """A site has put on disk that this is the common model of its round."""
+    """A site has put on disk that this is the global model of its round."""
 
     t: float
     site: Site
@@ -153,7 +153,7 @@ class Simulator:
         self.updates: dict[str, Update] = {}
         """Of each exported update, what it was made from."""
         self.contents: dict[str, tuple[tuple[Site, str], ...]] = {}
-        """Of each common model, the updates in it."""
+        """Of each global model, the updates in it."""
         self.commits: list[Committed] = []
         self.on_round: Callable[[SimNode, fx.StartRound], None] | None = None
         self.refused_updates: set[Site] = set()

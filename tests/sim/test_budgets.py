@@ -50,7 +50,7 @@ def test_fine_tuning_begins_with_the_last_common_model(finetune: int, last_commo
     common = {c.proposal.model.hash for c in sim.commits if c.proposal.round == last_common}
     assert len(common) == 1
     if finetune:
-        assert {n.worker.last_global for n in sim.up()} == common, "the last common model was not taken"
+        assert {n.worker.last_global for n in sim.up()} == common, "the last global model was not taken"
     else:
         assert common.isdisjoint({n.worker.last_global for n in sim.up()}), "no worker is given it"
         assert all(common <= n.files for n in sim.up())
@@ -87,7 +87,7 @@ def test_a_site_that_was_away_ends_with_the_others(finetune: int) -> None:
     alone = [order for site, order in orders if site == "s0000" and order.finetuning]
     assert [order.round for order in alone] == [late.worker.round - finetune + 1 + i for i in range(finetune)]
     if finetune:
-        assert alone[0].start_from.round == 13, "it begins with the last common model"
+        assert alone[0].start_from.round == 13, "it begins with the last global model"
 
 
 def test_a_site_that_trained_alone_ends_with_the_others() -> None:

@@ -23,7 +23,7 @@ def with_quorum(quorum: int, n: int, seed: int = 0, **changes: object) -> Simula
 
 
 def contributors(sim: Simulator) -> set[int]:
-    """Of how many sites' updates the common models were made so far."""
+    """Of how many sites' updates the global models were made so far."""
     return {len(c.proposal.contributors) for c in sim.commits}
 
 
@@ -48,7 +48,7 @@ def test_the_part_that_has_the_quorum_goes_on(quorum: int, away: int, seed: int)
     before = committed(sim)
     sim.run(250)
     after = committed(sim)
-    assert all(after[s] == before[s] for s in names[:away]), "a common model without a quorum"
+    assert all(after[s] == before[s] for s in names[:away]), "a global model without a quorum"
     assert all(after[s] >= before[s] + 5 for s in names[away:]), (before, after)
     assert min(contributors(sim)) == quorum
     verify(sim)

@@ -1,6 +1,6 @@
 """Rounds under a rotating coordinator in virtual time: what holds whatever breaks, and that it goes on.
 
-Every run is checked as a whole: one common model for each round, of a quorum's updates, on a quorum's disks
+Every run is checked as a whole: one global model for each round, of a quorum's updates, on a quorum's disks
 when it was committed, made of this round's updates alone, each site's once.
 """
 
@@ -57,7 +57,7 @@ def verify(sim: Simulator) -> None:
     of_round: dict[int, str] = {}
     for c in sim.commits:
         hash, round = c.proposal.model.hash, c.proposal.round
-        assert of_round.setdefault(round, hash) == hash, f"two common models of round {round}"
+        assert of_round.setdefault(round, hash) == hash, f"two global models of round {round}"
         assert len(c.stored_by) >= quorum_size, f"round {round} committed on {sorted(c.stored_by)} alone"
         sites = [site for site, _ in sim.contents[hash]]
         assert len(set(sites)) == len(sites) >= quorum, f"round {round} is made of {sites}"
@@ -292,7 +292,7 @@ def test_a_site_that_is_too_slow_is_left_out_at_the_deadline() -> None:
     assert first.contributors == ("s0000", "s0001") and first.absent == (("s0002", "late"),)
     sim.run(700)
     slow = sim.nodes["s0002"]
-    assert slow.worker.last_global is not None, "it goes on from the newest common model"
+    assert slow.worker.last_global is not None, "it goes on from the newest global model"
     verify(sim)
 
 

@@ -23,7 +23,7 @@ ROUNDS = 3
 
 
 class Over(Run):
-    """A run of which every site has finished. `absent`: round → who is not in its common model, and why."""
+    """A run of which every site has finished. `absent`: round → who is not in its global model, and why."""
 
     absent: dict[int, dict[str, str]]
 

@@ -77,7 +77,7 @@ def test_the_table_says_why_a_site_is_gone() -> None:
         ),
         ({"event": "transfer_done", "site": "north"}, "sent its model to north"),
         ({"event": "transfer_done", "site": "north", "holds": "update"}, "sent its update to north"),
-        ({"event": "transfer_done", "site": "north", "holds": "global"}, "sent the common model to north"),
+        ({"event": "transfer_done", "site": "north", "holds": "global"}, "sent the global model to north"),
         ({"event": "round_led", "round": 3, "attempt": 1}, "leads round 3, attempt 1"),
         (
             {"event": "round_committed", "round": 3, "contributors": ["a", "b"], "absent": {"c": "dead"}},

@@ -295,12 +295,12 @@ BAD = {
     "a file that is a path": ("Fetch", fetch(hash="../" * 21 + "x"), "64 hex"),
     "an unknown kind of file": ("Fetch", fetch(kind=77), "unknown kind of model 77"),
     "nothing proposed": ("Accept", pb.AcceptRequest(run=KEY, sites=KEY), "proposal is missing"),
-    "a common model of round 0": (
+    "a global model of round 0": (
         "Commit",
         pb.CommitRequest(run=KEY, sites=KEY, proposal=proposal(round=0)),
         "no round",
     ),
-    "no common model": (
+    "no global model": (
         "Accept",
         pb.AcceptRequest(run=KEY, sites=KEY, proposal=pb.Proposal(round=1)),
         "model is missing",

@@ -85,7 +85,7 @@ class Coordinated:
     every_rounds: Annotated[int, Field(ge=1)] = 1
     """Rounds that a site trains between two exchanges; 3 moves a third of the bytes."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 0
-    """How many of the last rounds of the budget are trained alone, from the last common model."""
+    """How many of the last rounds of the budget are trained alone, from the last global model."""
     finetune_learning_rate: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     """Learning rate at the beginning of these rounds; None: training.learning_rate."""
     finetune_schedule: Literal["cosine", "constant"] = "cosine"

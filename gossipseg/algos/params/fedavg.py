@@ -30,7 +30,7 @@ class FedProxParams(Coordinated):
 
 @dataclass(frozen=True, slots=True)
 class FedAvgFinetuneParams(Coordinated):
-    """FedAvg, then local training from the last common model."""
+    """FedAvg, then local training from the last global model."""
 
     name: Literal["fedavg_finetune"] = "fedavg_finetune"
     """The algorithm."""
@@ -52,4 +52,4 @@ class DittoParams(Coordinated):
     name: Literal["ditto"] = "ditto"
     """The algorithm."""
     lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    """Weight of λ/2·‖V − W_global‖²: 0 is local training, large values follow the common model."""
+    """Weight of λ/2·‖V − W_global‖²: 0 is local training, large values follow the global model."""

@@ -1,6 +1,6 @@
 """What a site has promised, stored and knows to be committed: the acceptor of one Paxos decree a round.
 
-"Paxos Made Simple" (Lamport 2001), with the attempt as the proposal's number and the common model as its
+"Paxos Made Simple" (Lamport 2001), with the attempt as the proposal's number and the global model as its
 value.
 
 Every method that changes the record persists it before it returns: then the answer may be given.
@@ -76,7 +76,7 @@ class Acceptor:
         patience_s: float,
         last_round: float = math.inf,
     ) -> None:
-        """`last_round`: that of the last common model there will be."""
+        """`last_round`: that of the last global model there will be."""
         self._reach = BallotLimit(patience_s)
         self._ctx, self.ledger, self._max_model_bytes = ctx, ledger, max_model_bytes
         self._last_round = last_round
@@ -88,7 +88,7 @@ class Acceptor:
 
     @property
     def committed(self) -> int:
-        """The newest round whose common model is committed and here; 0: W_0 alone."""
+        """The newest round whose global model is committed and here; 0: W_0 alone."""
         return self.record.committed.round if self.record.committed else 0
 
     @property
@@ -108,7 +108,7 @@ class Acceptor:
         return accepted if accepted is not None and accepted.round == self.round else None
 
     def holds(self, hash: str) -> Proposal | None:
-        """The common model with this hash, if its file is kept here."""
+        """The global model with this hash, if its file is kept here."""
         for proposal in (self.record.committed, self.accepted):
             if proposal is not None and proposal.model.hash == hash:
                 return proposal

@@ -1,4 +1,4 @@
-"""Common models as they come and go: which is the newest, fetching it, telling that one is committed."""
+"""Global models as they come and go: which is the newest, fetching it, telling that one is committed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gossipseg.core.rounds.transfers import Download, Downloads
 from gossipseg.core.types import Proposal, Site
 
 STRIKES = 3
-"""So often a site may name no newer common model, or not send it, before its word that there is one counts
+"""So often a site may name no newer global model, or not send it, before its word that there is one counts
 for nothing for a while: on one liar's word nobody would lead any more."""
 DOUBT_S, LONGEST_DOUBT_S = 60.0, 3600.0
 TELLINGS = 3
@@ -78,7 +78,7 @@ class CatchUp:
 
     @property
     def behind(self) -> bool:
-        """A newer common model than this site's own is to be had."""
+        """A newer global model than this site's own is to be had."""
         return self.newest > self._acceptor.committed
 
     def hint(self, site: Site, round: int) -> None:
@@ -169,7 +169,7 @@ class CatchUp:
         self._downloads.want(proposal.model, proposal.round, proposal.attempt, sources, self.on_global)
 
     def on_global(self, want: Download, reason: str) -> None:
-        """A common model's file is here, or not to be had."""
+        """A global model's file is here, or not to be had."""
         hash = want.model.hash
         if reason:
             if self.known is not None and self.known.model.hash == hash:

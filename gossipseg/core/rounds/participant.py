@@ -89,7 +89,7 @@ class Participant:
         return (update, "") if body.attempt >= acceptor.promised else (None, "later_attempt")
 
     def _common(self, body: messages.Fetch) -> tuple[ModelRef | None, str]:
-        """A common model that is stored here, for any listed site."""
+        """A global model that is stored here, for any listed site."""
         proposal = self._acceptor.holds(body.hash) if body.kind == "global" else None
         return (proposal.model, "") if proposal is not None else (None, "not_here")
 

@@ -39,7 +39,7 @@ class ProgressReports:
 
 
 def told_by(proposal: Proposal) -> UpdateTally:
-    """A common model says itself who is in it."""
+    """A global model says itself who is in it."""
     return UpdateTally(None, proposal.contributors, proposal.absent)
 
 

@@ -69,14 +69,14 @@ class RoundSchedule:
 
     @property
     def missed(self) -> str:
-        """Why the common model that this site's update goes into is not here; "" if it is."""
+        """Why the global model that this site's update goes into is not here; "" if it is."""
         if self.update is None:
             return ""
         return "too_few_sites" if self.hopeless else "no_common_model"
 
     @property
     def waiting(self) -> bool:
-        """This site's update is to come into a common model, or one is to be had that it may be in."""
+        """This site's update is to come into a global model, or one is to be had that it may be in."""
         if self.update is None:
             return False
         return self._catching_up() or not (self.hopeless or self._ctx.now >= self._alone_at)
@@ -111,7 +111,7 @@ class RoundSchedule:
             self._done.discard(member.site)
 
     def ready(self, last_global: str | None) -> None:
-        """The worker is up, with weights that were last taken from that common model."""
+        """The worker is up, with weights that were last taken from that global model."""
         now = self._ctx.now
         self._last_global, self.running = last_global, None
         if self.update is not None and self.update.manifest is None:  # of an older version
@@ -149,7 +149,7 @@ class RoundSchedule:
         self._acceptor.record = replace(self._acceptor.record, update_round=update.round, update=update)
 
     def committed(self) -> None:
-        """There is a new common model to go on from."""
+        """There is a new global model to go on from."""
         self._alone_at = self._caught_up_by = math.inf
 
     # -------------------------------------------------------------- what is next
@@ -161,7 +161,7 @@ class RoundSchedule:
         committed = self._acceptor.record.committed
         common = committed.model if committed is not None else None
         if self.update is not None and (hold or self.waiting):
-            return None  # also fine-tuning begins with the common model that this update goes into
+            return None  # also fine-tuning begins with the global model that this update goes into
         start = common if common is not None and self._takes(common, round) else None
         settling_in = start is not None and start.round > 1 and self._last_global is None
         if start is not None:
@@ -195,12 +195,12 @@ class RoundSchedule:
         )
 
     def _joined(self) -> bool:
-        """So many sites are met that one of them knows the newest common model; or none came."""
+        """So many sites are met that one of them knows the newest global model; or none came."""
         enough = len(self._met) + 1 >= self._acceptor.quorum.size
         return enough or self._ctx.now >= self._meet_until
 
     def _catching_up(self) -> bool:
-        """A newer common model is to be had: better wait for it than train from an old one."""
+        """A newer global model is to be had: better wait for it than train from an old one."""
         if not self._catch_up.behind:
             self._caught_up_by = math.inf
             return False

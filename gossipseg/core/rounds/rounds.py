@@ -1,6 +1,6 @@
 """Rounds under a rotating coordinator (docs/design/why-consensus.md).
 
-A site trains from the last committed common model, keeps its update, and waits for the next one. Every
+A site trains from the last committed global model, keeps its update, and waits for the next one. Every
 handler only changes what is known; `settle`, called after each event, does what follows from it.
 """
 
@@ -101,7 +101,7 @@ class Rounds:
         self.collected: dict[Site, ModelRef] = {}
         self.condemned: set[str] = set()
         self._counted_from: int | None = None
-        """This site's own rounds at the last common model, or when its worker first came up."""
+        """This site's own rounds at the last global model, or when its worker first came up."""
         self._rest_until = -math.inf
         self._in_vain = 0
         """Attempts at this round that this site has led."""
@@ -254,13 +254,13 @@ class Rounds:
         return [(site, objection) for site, objection in found if objection]
 
     def count_from_here(self) -> None:
-        """The worker is up: own rounds without a common model are counted, if they are not already."""
+        """The worker is up: own rounds without a global model are counted, if they are not already."""
         if self._counted_from is None:
             self._counted_from = self._ctx.info.round
 
     @property
     def own_rounds_since_commit(self) -> int | None:
-        """In units of the own rounds between two common models; None: the worker has not been up."""
+        """In units of the own rounds between two global models; None: the worker has not been up."""
         if self._counted_from is None:
             return None
         return (self._ctx.info.round - self._counted_from) // self._every_rounds
@@ -355,7 +355,7 @@ class Rounds:
 
     @property
     def waiting(self) -> bool:
-        """A common model is to come that this site's update may be in."""
+        """A global model is to come that this site's update may be in."""
         return self.schedule.update is not None and (self._holding or self.schedule.waiting)
 
     @property

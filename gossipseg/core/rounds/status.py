@@ -53,7 +53,7 @@ class RoundsView:
     committed: int
     rows: tuple[SiteRow, ...]
     last: Proposal | None
-    """The newest common model known to be committed."""
+    """The newest global model known to be committed."""
 
 
 def view_of(rounds: Rounds, ctx: Context, membership: Membership) -> RoundsView:
@@ -92,7 +92,7 @@ def _own_state(rounds: Rounds, ctx: Context) -> tuple[str, str]:
     if phase is not Phase.TRAINING:
         return phase.value, ""
     if running is not None:
-        return ("alone", "no common model came") if update is not None else ("training", "")
+        return ("alone", "no global model came") if update is not None else ("training", "")
     if rounds.catch_up.behind:
         return "catching_up", f"round {rounds.catch_up.newest} is committed"
     if update is None:

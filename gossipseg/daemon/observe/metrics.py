@@ -67,7 +67,7 @@ METRICS: dict[str, Described] = {
     ),
     "gossipseg_phase": Described("gauge", "1 for the phase the site is in.", ("phase",)),
     "gossipseg_round": Described("gauge", "Rounds behind this site's model."),
-    "gossipseg_committed_round": Described("gauge", "Newest common model (under a coordinator)."),
+    "gossipseg_committed_round": Described("gauge", "Newest global model (under a coordinator)."),
     "gossipseg_rounds_total": Described("counter", "Rounds finished since the daemon started."),
     "gossipseg_training_loss": Described("gauge", "Loss last reported by the worker."),
     "gossipseg_validation_dice": Described("gauge", "Mean validation Dice of the deployment model."),

@@ -13,10 +13,10 @@ METHODS = {
     "another, which real sites may not do: what could be had if images could travel",
     "fedavg": "every site trains; one of them, each in turn, averages the models of all, and all go on from "
     "the average",
-    "fedprox": "fedavg, with each site held near the common model while it trains",
+    "fedprox": "fedavg, with each site held near the global model while it trains",
     "fedavg_finetune": "fedavg, and in the last rounds each site trains alone",
     "fedbn": "fedavg, but the layers that adjust to a site's brightness and contrast stay at the site",
-    "ditto": "fedavg, and beside the common model each site trains one of its own near to it, which it uses",
+    "ditto": "fedavg, and beside the global model each site trains one of its own near to it, which it uses",
     "gossip_average": "sites send models straight to one another; who receives one averages it with its own",
     "gossip_ensemble": "every site trains alone; models of others help it predict where validation gains",
     "gcml": "sites send models straight to one another; the one that arrives and the site's own learn from "

@@ -216,7 +216,7 @@ def fedavg_bytes(document: Document) -> float | None:
 
 def fedavg_models(sites: int, rounds: int) -> int:
     """Models that FedAvg moves under a rotating coordinator: N−1 to it and N−1 from it after each round, the
-    last one too, whose common model is kept."""
+    last one too, whose global model is kept."""
     return 2 * (sites - 1) * rounds
 
 

@@ -38,9 +38,9 @@ class Moved:
     bytes_in: int = 0
     sent_to: Counter[str] = field(default_factory=Counter)
     commons: int = 0
-    """Rounds that began from a common model."""
+    """Rounds that began from a global model."""
     left_out: int = 0
-    """Common models that were made without this site's update."""
+    """Global models that were made without this site's update."""
     notes: Counter[str] = field(default_factory=Counter)
     """How often the core noted what."""
 

@@ -30,7 +30,7 @@ from gossipseg.wire import peer_pb2 as pb
 MAX_RECORDS = 8192
 MAX_CONTRACT_ENTRIES = 1024
 MAX_SITES = 4096
-"""Contributors, or absent sites, of a common model."""
+"""Contributors, or absent sites, of a global model."""
 MAX_ATTEMPT = 1 << 31
 _MAX_COUNT = 1 << 53
 _MAX_TEXT, _MAX_VALUE, _MAX_SIGNATURE = 256, 64 << 10, 1024
@@ -245,7 +245,7 @@ def write_proposal(proposal: Proposal) -> Any:
 
 def read_proposal(message: Any) -> Proposal:
     contributors, absent = _read_parts(message.contributors, message.absent)
-    require(message.round > 0, "a common model of no round")
+    require(message.round > 0, "a global model of no round")
     return Proposal(
         round=count(message.round, "round"),
         attempt=attempt(message.attempt),

@@ -20,7 +20,7 @@ class ExchangeRow:
     hash: str = ""
     bytes: int = 0
     round: int = 0
-    """The sender's round; the federation's for a common model."""
+    """The sender's round; the federation's for a global model."""
     state: str = ""
     """offered | accepted | busy | rejected | waiting | sending | sent | failed | receiving | stored |
     visiting | merged | refused | held | kept_out | reverted | dropped"""
@@ -31,7 +31,7 @@ class ExchangeRow:
     """Validation Dice of the round before the visit, and of the round after it."""
     dice_after: float | None = None
     holds: str = "model"
-    """model (gossip) | update (to a coordinator) | global (a common model)"""
+    """model (gossip) | update (to a coordinator) | global (a global model)"""
     detail: str = ""
     """More about the reason: of a refused model, the layer, its figure and the bound."""
 

@@ -65,7 +65,7 @@ class RoundsDoc(Document):
     """So many seconds ago the coordinator has told this site of deadline, delivered and left out; null: this
     site is the coordinator, or was not told."""
     committed: int = 0
-    """The newest round whose common model is committed; 0: only the initial model."""
+    """The newest round whose global model is committed; 0: only the initial model."""
     committed_hash: str = ""
     contributors: tuple[str, ...] = ()
     """Sites whose updates are in it."""

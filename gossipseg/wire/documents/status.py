@@ -102,7 +102,7 @@ class StatusDoc(Document):
     exchange: str = ""
     """How models travel: none | gossip | rounds"""
     committed: int | None = None
-    """The newest federation round whose common model is committed; null without a coordinator."""
+    """The newest federation round whose global model is committed; null without a coordinator."""
     coordinator: str = ""
     """Of the round under way."""
     under_way: RoundUnderWay = field(default_factory=RoundUnderWay, metadata={"part": RoundUnderWay})

@@ -1,4 +1,4 @@
-"""Common models as they come (catch_up.py): learnt of, fetched, believed in, committed."""
+"""Global models as they come (catch_up.py): learnt of, fetched, believed in, committed."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_a_failed_site_that_trains_again_is_waited_for_again() -> None:
 
 
 def goes_on_from(rig: Rig, round: int) -> None:
-    """The common model of that round is committed, and here."""
+    """The global model of that round is committed, and here."""
     there = proposal(name=f"g{round}", round=round)
     rig.asks("z", ms.Commit(RUN, LIST, there))
     arrives(rig, "z", there)
@@ -125,7 +125,7 @@ def test_the_last_rounds_are_said_to_be_the_last() -> None:
     assert len(rig.of(fx.Finished)) == 0
 
 
-# ---------------------------------------------------------------- the last common model
+# ---------------------------------------------------------------- the last global model
 
 
 def test_it_finishes_when_the_common_model_of_its_last_round_is_here() -> None:
@@ -197,7 +197,7 @@ def test_it_says_why_it_finished_without_the_last_common_model() -> None:
 
 
 def test_a_common_model_moves_the_end() -> None:
-    """Own round 3 begins with the common model of round 7 of 10: it is round 8 of the federation."""
+    """Own round 3 begins with the global model of round 7 of 10: it is round 8 of the federation."""
     rig = bench(ready=False, federation_rounds=10, finetune_rounds=2)
     rig.ready(round=1, steps=10, last_global="of round 1")
     goes_on_from(rig, 7)
