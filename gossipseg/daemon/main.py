@@ -322,7 +322,7 @@ def remembered(state: StateFile, event_log: EventLog) -> Snapshot:
     doc = state.load()
     try:
         snapshot = msgspec.convert(doc or {}, Snapshot)  # without fields that a later version wrote
-    except ValueError:  # of the wrong form, or a name in it is no text
+    except (msgspec.ValidationError, ValueError):  # of the wrong form, or a name in it is no text
         snapshot, state.corrupt_copy = Snapshot(), state.path.with_name(state.path.name + ".corrupt")
         state.path.replace(state.corrupt_copy)
     if state.corrupt_copy is not None:

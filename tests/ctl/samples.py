@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
+
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.rounds.status import RoundsView
@@ -99,4 +101,4 @@ def rounds(seen: RoundsView) -> doc.RoundsDoc:
 def status_of(seen: RoundsView) -> doc.StatusDoc:
     """STATUS, under a coordinator."""
     coordinated = {"committed": seen.committed, "coordinator": seen.coordinator or ""}
-    return replace(STATUS, exchange="rounds", under_way=under_way(seen), **coordinated)
+    return msgspec.structs.replace(STATUS, exchange="rounds", under_way=under_way(seen), **coordinated)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
+import msgspec
 import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
@@ -402,7 +403,7 @@ def test_occupied_port(ctl: Any, federation: Federation, monkeypatch: pytest.Mon
 
 
 def test_a_running_daemon_gives_its_own_view(ctl: Any, federation: Federation, daemon: Any) -> None:
-    daemon.answers.status_doc = dataclasses.replace(
+    daemon.answers.status_doc = msgspec.structs.replace(
         daemon.answers.status_doc, site="north", state="degraded", reasons=("south: suspect: no answer",)
     )
     row = doc.PeerRow("south", state="alive")
@@ -412,11 +413,11 @@ def test_a_running_daemon_gives_its_own_view(ctl: Any, federation: Federation, d
     assert states(found["daemon"]) == {"warning"} and "no answer" in found["daemon"][0]["detail"]
     assert "listen" not in found, "the port is the daemon's own"
     assert "the daemon sees it alive" in found["peer south"][0]["detail"]
-    row = dataclasses.replace(row, state="refused", refused="task.channels: 1 here, 3 there")
+    row = msgspec.structs.replace(row, state="refused", refused="task.channels: 1 here, 3 there")
     daemon.answers.peers_doc = doc.PeersDoc((row,))
     code, found = examine(ctl, federation)
     assert code == 1 and found["peer south"][0]["detail"] == "task.channels: 1 here, 3 there"
-    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="west")
+    daemon.answers.status_doc = msgspec.structs.replace(daemon.answers.status_doc, site="west")
     _, found = examine(ctl, federation, "--no-peers")
     assert "west's daemon" in found["daemon"][1]["detail"]
 
@@ -625,7 +626,7 @@ def test_the_metrics_port(ctl: Any, federation: Federation, monkeypatch: pytest.
 def test_the_metrics_port_of_the_daemon_itself(
     ctl: Any, federation: Federation, daemon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
+    daemon.answers.status_doc = msgspec.structs.replace(daemon.answers.status_doc, site="north")
     registry = CollectorRegistry()
     Info("gossipseg", "x", registry=registry).info({"site": "north"})
     server, thread = start_http_server(0, "127.0.0.1", registry)
@@ -709,7 +710,7 @@ def test_a_port_that_is_not_the_listed_one(
 def test_a_peer_that_the_daemon_does_not_see_alive_is_not_well(
     ctl: Any, federation: Federation, daemon: Any, state: str
 ) -> None:
-    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
+    daemon.answers.status_doc = msgspec.structs.replace(daemon.answers.status_doc, site="north")
     daemon.answers.peers_doc = doc.PeersDoc((doc.PeerRow("south", state=state, reason="timeout"),))
     _, found = examine(ctl, federation)
     row = found["peer south"][0]
@@ -733,12 +734,12 @@ def test_the_daemons_view_where_static_discovery_is_off(
     monkeypatch.setenv("GOSSIPSEG_DISCOVERY__STATIC", "false")
     monkeypatch.setenv("GOSSIPSEG_DISCOVERY__MDNS", "true")
     monkeypatch.setattr("gossipseg.ctl.doctor.peers.seen_certificate", lambda *_: pytest.fail("dialled"))
-    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
+    daemon.answers.status_doc = msgspec.structs.replace(daemon.answers.status_doc, site="north")
     row = doc.PeerRow("south", address="10.0.0.5:7443", state="alive")
     daemon.answers.peers_doc = doc.PeersDoc((row,))
     (found,) = examine(ctl, federation)[1]["peer south"]
     assert found["state"] == "ok" and "10.0.0.5:7443; the daemon sees it alive" in found["detail"]
-    daemon.answers.peers_doc = doc.PeersDoc((dataclasses.replace(row, state="unseen", address=""),))
+    daemon.answers.peers_doc = doc.PeersDoc((msgspec.structs.replace(row, state="unseen", address=""),))
     (found,) = examine(ctl, federation)[1]["peer south"]
     assert found["state"] == "warning" and "no address known" in found["detail"]
 
@@ -759,7 +760,7 @@ def test_without_a_daemon_only_the_way_out_is_tried(ctl: Any, federation: Federa
 
 
 def test_the_daemon_lets_itself_be_called_back(ctl: Any, federation: Federation, daemon: Any) -> None:
-    daemon.answers.status_doc = dataclasses.replace(daemon.answers.status_doc, site="north")
+    daemon.answers.status_doc = msgspec.structs.replace(daemon.answers.status_doc, site="north")
     daemon.answers.reach_doc = doc.ReachDoc(
         (
             doc.ReachRow("south", "out", "ok", True, True, "a:1", "a:1: reached"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pty
@@ -12,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from gossipseg.core.rounds.status import RoundsView
@@ -64,7 +64,7 @@ def test_status_shows_everything_in_plain_aligned_lines(daemon: Any, ctl: Any) -
 @pytest.mark.parametrize("state", ["degraded", "failed"])
 def test_status_exits_1_with_its_reasons(daemon: Any, ctl: Any, state: str) -> None:
     reasons = ("west: dead: no answer for 21 s", "disk: full")
-    daemon.answers.status_doc = dataclasses.replace(STATUS, state=state, reasons=reasons)
+    daemon.answers.status_doc = msgspec.structs.replace(STATUS, state=state, reasons=reasons)
     for flags in ([], ["--json"]):
         result = ctl("status", "--socket", daemon.socket, *flags)
         assert result.code == 1
@@ -189,7 +189,7 @@ def test_rounds_say_who_leads_who_is_missing_and_why(
 
 def test_rounds_show_how_alike_the_changes_were(daemon: Any, ctl: Any) -> None:
     compared = {"similarity_round": 7, "similarity_sites": ("north", "south")}
-    whole = dataclasses.replace(rounds(LED), similarity=((1.0, 0.25), (0.25, 1.0)), **compared)
+    whole = msgspec.structs.replace(rounds(LED), similarity=((1.0, 0.25), (0.25, 1.0)), **compared)
     daemon.answers.rounds_doc = whole
     result = ctl("rounds", "--socket", daemon.socket)
     assert result.code == 0 and "found here in round 7" in result.out
@@ -198,7 +198,7 @@ def test_rounds_show_how_alike_the_changes_were(daemon: Any, ctl: Any) -> None:
 
 
 def test_rounds_that_nobody_leads(daemon: Any, ctl: Any) -> None:
-    daemon.answers.rounds_doc = dataclasses.replace(rounds(UNTOLD), coordinator="", attempt=None)
+    daemon.answers.rounds_doc = msgspec.structs.replace(rounds(UNTOLD), coordinator="", attempt=None)
     out = ctl("rounds", "--socket", daemon.socket).out
     assert "no attempt, led by nobody" in out and "unknown: nobody leads" in out
 
@@ -236,12 +236,12 @@ def test_status_says_how_far_the_round_is(
     assert result.lines[at].rstrip().endswith(text), result.out
     assert (missing in result.lines[at + 1]) if missing else "- " not in result.lines[at + 1]
     document = ctl("status", "--socket", daemon.socket, "--json").json
-    assert document["under_way"]["missing"] == [dataclasses.asdict(r) for r in rounds(seen).missing]
+    assert document["under_way"]["missing"] == [msgspec.structs.asdict(r) for r in rounds(seen).missing]
     assert doc.StatusDoc.from_dict(document) == status_of(seen)
 
 
 def test_status_of_an_older_daemon_names_the_coordinator_alone(daemon: Any, ctl: Any) -> None:
-    daemon.answers.status_doc = dataclasses.replace(status_of(FOLLOWED), under_way=doc.RoundUnderWay())
+    daemon.answers.status_doc = msgspec.structs.replace(status_of(FOLLOWED), under_way=doc.RoundUnderWay())
     assert re.search(
         r"^rounds +global model of round 1; led by z now", ctl("status", "--socket", daemon.socket).out, re.M
     )
@@ -327,7 +327,7 @@ def test_the_daemons_errors_are_one_paragraph(daemon: Any, ctl: Any) -> None:
 
 
 def test_watch_to_a_pipe_prints_a_line_for_each_change(daemon: Any, ctl: Any) -> None:
-    later = dataclasses.replace(STATUS, round=4, reasons=("west: dead",), state="degraded")
+    later = msgspec.structs.replace(STATUS, round=4, reasons=("west: dead",), state="degraded")
     daemon.answers.frames = tuple(doc.WatchDoc(s, PEERS) for s in (STATUS, STATUS, later))
     result = ctl("watch", "--socket", daemon.socket)
     assert result.code == 0 and plain(result.out)
@@ -337,7 +337,7 @@ def test_watch_to_a_pipe_prints_a_line_for_each_change(daemon: Any, ctl: Any) ->
 
 
 def test_watch_ends_after_the_frames_asked_for(daemon: Any, ctl: Any) -> None:
-    frames = [dataclasses.replace(STATUS, round=r) for r in range(5)]
+    frames = [msgspec.structs.replace(STATUS, round=r) for r in range(5)]
     daemon.answers.frames = tuple(doc.WatchDoc(s) for s in frames)
     result = ctl("watch", "--frames", 2, "--json", "--socket", daemon.socket)
     assert [json.loads(line)["status"]["round"] for line in result.lines] == [0, 1]

@@ -5,10 +5,11 @@ It watches the core's events and effects go by; it decides and counts nothing. R
 
 from __future__ import annotations
 
-import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import msgspec
 
 from gossipseg.core import effects, events
 from gossipseg.core.messages import Fetch, FetchReply, Offer, OfferReply
@@ -143,4 +144,4 @@ class Ledger:
         key = (direction, peer, hash_)
         if (row := self.rows.get(key)) is not None:
             more = {"detail": "", **more}  # that of an earlier state says nothing of this one
-            self.rows[key] = dataclasses.replace(row, state=state, reason=reason, **more)  # type: ignore[arg-type]
+            self.rows[key] = msgspec.structs.replace(row, state=state, reason=reason, **more)

@@ -1,11 +1,12 @@
 """The documents that gossipctl prints and the control socket carries. Their fields are a public promise.
 
-What belongs here: frozen values, a file for each thing they tell of, and their JSON form (base.py); standard
-library only. What must not: grpc, torch, how a document is filled (daemon) or shown (ctl).
+What belongs here: frozen values, a file for each thing they tell of, and their JSON form (base.py);
+the standard library and msgspec only. What must not: grpc, torch, how a document is filled (daemon) or shown
+(ctl).
 
-A reader ignores fields it does not know and gives missing ones their default, so that daemon and gossipctl
-may be of different versions. Fields are only ever added; tests/wire pins the list. Numbers that JSON has
-not (NaN, infinities) become null.
+A reader ignores fields that it does not know. A missing field, or a null, has its default, so that daemon and
+gossipctl may be of different versions. A value of another type is an error that names the field. Fields are
+only ever added; tests/wire pins the list. Numbers that JSON has not (NaN, infinities) become null.
 """
 
 from __future__ import annotations

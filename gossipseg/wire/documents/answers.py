@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from gossipseg.wire.documents.base import Document
@@ -10,8 +9,7 @@ from gossipseg.wire.documents.peers import PeersDoc
 from gossipseg.wire.documents.status import StatusDoc
 
 
-@dataclass(frozen=True, slots=True)
-class OkDoc(Document):
+class OkDoc(Document, frozen=True):
     """What became of pause, resume, leave, reload or the lifting of a quarantine."""
 
     kind: ClassVar[str] = "ok"
@@ -19,10 +17,9 @@ class OkDoc(Document):
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class WatchDoc(Document):
+class WatchDoc(Document, frozen=True):
     """One frame of a watch."""
 
     kind: ClassVar[str] = "watch"
-    status: StatusDoc = field(default_factory=StatusDoc, metadata={"part": StatusDoc})
-    peers: PeersDoc = field(default_factory=PeersDoc, metadata={"part": PeersDoc})
+    status: StatusDoc = StatusDoc()
+    peers: PeersDoc = PeersDoc()

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, get_args
+
+import msgspec
 
 SCHEMA = 1
-_T = TypeVar("_T")
 
 
 class BadDocument(ValueError):
     """The text is no document of a schema and kind that this version reads."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Part(msgspec.Struct, frozen=True):
+    """Base of what documents are made of: an object in one, or a row."""
+
+
+class Document(Part, frozen=True):
     """Base of all documents."""
 
     kind: ClassVar[str] = ""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"schema": SCHEMA, "kind": self.kind, **_to_plain(self)}
+        return {"schema": SCHEMA, "kind": self.kind, **_finite(msgspec.to_builtins(self))}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
-        """Raises BadDocument for another schema or kind."""
+        """Raises BadDocument for another schema or kind, and for a field of another type."""
         if raw.get("schema") != SCHEMA:
             raise BadDocument(
                 f"document schema {raw.get('schema')!r}: this gossipseg reads schema {SCHEMA} only; "
@@ -36,7 +38,10 @@ class Document:
             )
         if raw.get("kind") != cls.kind:
             raise BadDocument(f"document kind {raw.get('kind')!r}, expected {cls.kind!r}")
-        return _from_plain(cls, raw)
+        try:
+            return msgspec.convert(_said(raw), cls)
+        except (msgspec.ValidationError, ValueError) as e:
+            raise BadDocument(f"document kind {cls.kind!r}: {e}") from None
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), separators=(",", ":"), allow_nan=False)
@@ -61,53 +66,30 @@ def load(text: str | bytes) -> dict[str, Any]:
     return raw
 
 
-def _name(f: dataclasses.Field[Any]) -> str:
-    return str(f.metadata.get("json", f.name))
-
-
-def _to_plain(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if dataclasses.is_dataclass(value):
-        return {_name(f): _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _to_plain(v) for k, v in value.items()}
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_to_plain(v) for v in value]
+        return [_finite(v) for v in value]
     return value
 
 
-def _from_plain(cls: type[_T], raw: Mapping[str, Any]) -> _T:
-    values: dict[str, Any] = {}
-    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
-        if _name(f) not in raw:
-            continue
-        value = raw[_name(f)]
-        if part := f.metadata.get("part"):
-            if not isinstance(value, Mapping):
-                continue
-            value = _from_plain(part, value)
-        elif row := f.metadata.get("rows"):
-            value = tuple(_from_plain(row, r) for r in value or () if isinstance(r, Mapping))
-        elif isinstance(value, list):
-            value = _frozen(value)
-        values[f.name] = value
-    return cls(**values)
-
-
-def _frozen(value: Any) -> Any:
-    """Lists, and those in them, as tuples."""
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+def _said(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Without nulls, in objects in it too: what is null is as good as missing."""
+    return {k: _said(v) if isinstance(v, dict) else v for k, v in raw.items() if v is not None}
 
 
 def listing(cls: type[Any], prefix: str) -> list[tuple[str, str]]:
     """Dotted JSON field and type, of a document or a part of one."""
     found: list[tuple[str, str]] = []
-    for f in dataclasses.fields(cls):
-        if part := f.metadata.get("part"):
-            found += listing(part, f"{prefix}{_name(f)}.")
-        elif row := f.metadata.get("rows"):
-            found += listing(row, f"{prefix}{_name(f)}[].")
+    for f in msgspec.structs.fields(cls):
+        rows = get_args(f.type)
+        part = rows[0] if rows else f.type
+        name = prefix + f.encode_name
+        if isinstance(part, type) and issubclass(part, Part):
+            found += listing(part, f"{name}[]." if rows else f"{name}.")
         else:
-            found.append((prefix + _name(f), str(f.type)))
+            found.append((name, cls.__annotations__[f.name]))
     return found

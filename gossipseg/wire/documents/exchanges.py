@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gossipseg.wire.documents.base import Document
+from gossipseg.wire.documents.base import Document, Part
 
 
-@dataclass(frozen=True, slots=True)
-class ExchangeRow:
+class ExchangeRow(Part, frozen=True):
     """One model offered, one way or the other."""
 
     t: float = 0.0
@@ -36,29 +34,26 @@ class ExchangeRow:
     """More about the reason: of a refused model, the layer, its figure and the bound."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExchangesDoc(Document):
+class ExchangesDoc(Document, frozen=True):
     """Newest first."""
 
     kind: ClassVar[str] = "exchanges"
-    exchanges: tuple[ExchangeRow, ...] = field(default=(), metadata={"rows": ExchangeRow})
+    exchanges: tuple[ExchangeRow, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ModelRow:
+class ModelRow(Part, frozen=True, rename={"frm": "from"}):
     """A file in the model store."""
 
     hash: str = ""
     bytes: int = 0
     kind: str = "other"
     """outgoing | inbox | visiting | update | common | other"""
-    frm: str = field(default="", metadata={"json": "from"})
+    frm: str = ""
     """The site it came from; this site's own name for its own. In JSON: `from`."""
     round: int | None = None
     age_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class ModelsDoc(Document):
+class ModelsDoc(Document, frozen=True):
     kind: ClassVar[str] = "models"
-    models: tuple[ModelRow, ...] = field(default=(), metadata={"rows": ModelRow})
+    models: tuple[ModelRow, ...] = ()

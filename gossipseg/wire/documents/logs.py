@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gossipseg.wire.documents.base import Document
 
 
-@dataclass(frozen=True, slots=True)
-class EventsDoc(Document):
+class EventsDoc(Document, frozen=True):
     """Lines of the event log, oldest first: seq, t, event, and what belongs to that event."""
 
     kind: ClassVar[str] = "events"
     events: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DumpDoc(Document):
+class DumpDoc(Document, frozen=True):
     """The daemon's recording of its core, for replay."""
 
     kind: ClassVar[str] = "dump"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gossipseg.wire.documents.base import Document
+from gossipseg.wire.documents.base import Document, Part
 
 
-@dataclass(frozen=True, slots=True)
-class PeerRow:
+class PeerRow(Part, frozen=True):
     """A listed site as this one sees it."""
 
     site: str = ""
@@ -36,14 +34,12 @@ class PeerRow:
     """Reason code of its last offence, while it is in quarantine."""
 
 
-@dataclass(frozen=True, slots=True)
-class PeersDoc(Document):
+class PeersDoc(Document, frozen=True):
     kind: ClassVar[str] = "peers"
-    peers: tuple[PeerRow, ...] = field(default=(), metadata={"rows": PeerRow})
+    peers: tuple[PeerRow, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantineRow:
+class QuarantineRow(Part, frozen=True):
     """A peer with something against it."""
 
     site: str = ""
@@ -60,10 +56,9 @@ class QuarantineRow:
     """How long its next quarantine would last."""
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantineDoc(Document):
+class QuarantineDoc(Document, frozen=True):
     kind: ClassVar[str] = "quarantine"
     limit: int = 0
     """Offences within the window that lead to a quarantine."""
     window_s: float = 0.0
-    sites: tuple[QuarantineRow, ...] = field(default=(), metadata={"rows": QuarantineRow})
+    sites: tuple[QuarantineRow, ...] = ()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gossipseg.wire.documents.base import Document
+from gossipseg.wire.documents.base import Document, Part
 
 
-@dataclass(frozen=True, slots=True)
-class ReachRow:
+class ReachRow(Part, frozen=True):
     """One direction between this site and another."""
 
     site: str = ""
@@ -28,7 +26,6 @@ class ReachRow:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ReachDoc(Document):
+class ReachDoc(Document, frozen=True):
     kind: ClassVar[str] = "reach"
-    rows: tuple[ReachRow, ...] = field(default=(), metadata={"rows": ReachRow})
+    rows: tuple[ReachRow, ...] = ()

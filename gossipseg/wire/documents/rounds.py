@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gossipseg.wire.documents.base import Document
+from gossipseg.wire.documents.base import Document, Part
 
 
-@dataclass(frozen=True, slots=True)
-class RoundRow:
+class RoundRow(Part, frozen=True):
     """A listed site's part in a round, this site included."""
 
     site: str = ""
@@ -18,8 +16,7 @@ class RoundRow:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class RoundUnderWay:
+class RoundUnderWay(Part, frozen=True):
     """The same in short, for `status`."""
 
     round: int = 0
@@ -31,12 +28,11 @@ class RoundUnderWay:
     """Listed ones."""
     deadline_s: float | None = None
     delivered: tuple[str, ...] | None = None
-    missing: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    missing: tuple[RoundRow, ...] = ()
     told_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RoundsDoc(Document):
+class RoundsDoc(Document, frozen=True):
     """The round under the rotating coordinator as this site sees it."""
 
     kind: ClassVar[str] = "rounds"
@@ -59,7 +55,7 @@ class RoundsDoc(Document):
     known here (`delivered` is null then)."""
     delivered: tuple[str, ...] | None = None
     """Sites whose updates the coordinator has, itself among them; null: not known here."""
-    missing: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    missing: tuple[RoundRow, ...] = ()
     """The other listed sites; where `delivered` is null, those that can do nothing as seen from here."""
     told_s: float | None = None
     """So many seconds ago the coordinator has told this site of deadline, delivered and left out; null: this
@@ -69,9 +65,9 @@ class RoundsDoc(Document):
     committed_hash: str = ""
     contributors: tuple[str, ...] = ()
     """Sites whose updates are in it."""
-    absent: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    absent: tuple[RoundRow, ...] = ()
     """Listed sites that are not in it, and why."""
-    sites: tuple[RoundRow, ...] = field(default=(), metadata={"rows": RoundRow})
+    sites: tuple[RoundRow, ...] = ()
     """The listed sites in the round under way."""
     similarity_round: int | None = None
     """The round that this site combined last with an algorithm that compares sites (FedSCA)."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
-from gossipseg.wire.documents.base import Document
+from gossipseg.wire.documents.base import Document, Part
 from gossipseg.wire.documents.rounds import RoundUnderWay
 
 
-@dataclass(frozen=True, slots=True)
-class MemberCounts:
+class MemberCounts(Part, frozen=True):
     """How many listed sites (this one left out) are in each state."""
 
     alive: int = 0
@@ -22,8 +20,7 @@ class MemberCounts:
     """Of those alive: no weights move, because contract, protocol or identity differ."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerStatus:
+class WorkerStatus(Part, frozen=True):
     state: str = "starting"
     """starting | ready | training | aggregating | waiting | restarting | failed | stopped"""
     pid: int | None = None
@@ -31,8 +28,7 @@ class WorkerStatus:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class DiscoveryStatus:
+class DiscoveryStatus(Part, frozen=True):
     static: bool = True
     mdns: bool = False
     """Announcing and looking on the local link now."""
@@ -42,8 +38,7 @@ class DiscoveryStatus:
     """Why mdns is off although it was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Splits:
+class Splits(Part, frozen=True):
     """Cases of this site in each split."""
 
     training: int = 0
@@ -51,8 +46,7 @@ class Splits:
     test: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ConcernRow:
+class ConcernRow(Part, frozen=True):
     """A reason why this site is not well among the others; docs/admin/troubleshooting.md has each code."""
 
     code: str = ""
@@ -62,8 +56,7 @@ class ConcernRow:
     remedy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StatusDoc(Document):
+class StatusDoc(Document, frozen=True):
     """What this site is and does."""
 
     kind: ClassVar[str] = "status"
@@ -94,7 +87,7 @@ class StatusDoc(Document):
     dice_test_start: float | None = None
     dice_test: float | None = None
     cases: int = 0
-    splits: Splits = field(default_factory=Splits, metadata={"part": Splits})
+    splits: Splits = Splits()
     splits_from: str = ""
     """Who said which case is in which split: the data list, a file written by hand, the draw, with its file;
     empty until the worker has reported."""
@@ -105,10 +98,10 @@ class StatusDoc(Document):
     """The newest federation round whose global model is committed; null without a coordinator."""
     coordinator: str = ""
     """Of the round under way."""
-    under_way: RoundUnderWay = field(default_factory=RoundUnderWay, metadata={"part": RoundUnderWay})
+    under_way: RoundUnderWay = RoundUnderWay()
     """Under a coordinator: the round, its deadline, who has delivered, who is missing and why."""
     device: str = ""
-    members: MemberCounts = field(default_factory=MemberCounts, metadata={"part": MemberCounts})
+    members: MemberCounts = MemberCounts()
     sent: int = 0
     received: int = 0
     accepted: int = 0
@@ -128,10 +121,10 @@ class StatusDoc(Document):
     """Path of the control socket."""
     listen: str = ""
     """host:port; with the port that it got where site.yaml leaves that open."""
-    worker: WorkerStatus = field(default_factory=WorkerStatus, metadata={"part": WorkerStatus})
+    worker: WorkerStatus = WorkerStatus()
     disk_free_bytes: int = 0
     certificate_days_left: float | None = None
-    discovery: DiscoveryStatus = field(default_factory=DiscoveryStatus, metadata={"part": DiscoveryStatus})
+    discovery: DiscoveryStatus = DiscoveryStatus()
     epsilon: float | None = None
     """Spent so far by differentially private training, at `delta`; null without it."""
     delta: float | None = None
@@ -143,5 +136,5 @@ class StatusDoc(Document):
     deployed_reason: str = ""
     """Why: both validation Dice, and the number of cases and patients and the standard error, or the peers
     that take part."""
-    concerns: tuple[ConcernRow, ...] = field(default=(), metadata={"rows": ConcernRow})
+    concerns: tuple[ConcernRow, ...] = ()
     """Those of the reasons that are about the exchange with others, in parts."""
