@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import typer
 
 from gossipseg.ends import EXIT_INTERRUPTED, code_of, in_words, silence_stdout, stdout_failure
-from gossipseg.errors import EXIT_FAILED, EXIT_IO, EXIT_OK, EXIT_USAGE, GossipsegError
+from gossipseg.errors import EXIT_FAILED, EXIT_IO, EXIT_OK, EXIT_USAGE, GossipsegError, LocalError
 
 
 def run(program: str, command: Callable[[], Any], *, as_json: bool, interrupted: str = "") -> int:
@@ -55,6 +56,15 @@ def report(program: str, message: str, code: int, error: str, as_json: bool) -> 
     with contextlib.suppress(OSError):  # nobody is left to be told
         print(f"{program}: {message}", file=sys.stderr)
     return code
+
+
+def need(package: str, extra: str, purpose: str) -> None:
+    """Raise LocalError, which names the extra that brings it, where a package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise LocalError(
+            f"{purpose} needs the package {package}, which is not installed. "
+            f"Install it: pip install 'gossipseg[{extra}]'."
+        )
 
 
 @contextmanager

@@ -36,6 +36,7 @@ def demo(
     from gossipseg.testbed.layout import Wanted
     from gossipseg.testbed.live import make_display
 
+    console.need("matplotlib", "lab", "the report of a demo")
     with console.ended_by_signals():
         layout = experiment.make_testbed(out, None, None, Wanted("gcml", rounds, steps, seed))
         outcome = experiment.run_experiment(layout, make_display("Three synthetic hospitals, gcml"))

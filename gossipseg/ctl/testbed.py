@@ -66,6 +66,7 @@ def run(
     from gossipseg.testbed.live import make_display
 
     wanted = _wanted(algorithm, rounds, steps, seed, peers)
+    console.need("matplotlib", "lab", "the report of a run")
     with console.ended_by_signals():
         layout = experiment.make_testbed(workdir, data, sites, wanted)
         title = f"{layout.task.name}, {layout.algorithm}"

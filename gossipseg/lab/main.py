@@ -55,6 +55,7 @@ def compare(
     json: options.Json = False,
 ) -> int:
     """Run every algorithm with every seed on every split, then write results.json and report.html."""
+    console.need("matplotlib", "lab", "a comparison's report")
     from gossipseg.lab.experiment.compare import compare as run_comparison
     from gossipseg.lab.plan.choices import Wanted, read_replicates
 
@@ -93,6 +94,7 @@ def report(
     json: options.Json = False,
 ) -> int:
     """Draw tables and report.html again from results.json."""
+    console.need("matplotlib", "lab", "a comparison's report")
     from gossipseg.lab.experiment.compare import redraw
 
     return redraw(out, as_json=json)

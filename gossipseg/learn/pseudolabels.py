@@ -17,6 +17,7 @@ its error for a slice of a single segment.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,9 @@ from pathlib import Path
 import blake3
 import numpy as np
 from scipy import ndimage, sparse
-from skimage.restoration import denoise_bilateral
-from skimage.segmentation import felzenszwalb, relabel_sequential
 
 from gossipseg.algos.params.fedcowpro import PseudoLabelMethod
+from gossipseg.errors import ConfigError
 from gossipseg.learn.data import Item
 from gossipseg.learn.slices import resized, slices_of
 from gossipseg.store.atomic import atomic_write, make_directory
@@ -48,8 +48,21 @@ OnSlice = Callable[[int, int], None]
 """Called with (slices done, slices in all) of a case."""
 
 
+def need_skimage() -> None:
+    """Raise ConfigError where scikit-image is not installed."""
+    if importlib.util.find_spec("skimage") is None:
+        raise ConfigError(
+            "its pseudo-labels need the package scikit-image, which is not installed",
+            key="algorithm.name",
+            value="fedcowpro",
+            remedy="Install it: pip install 'gossipseg[fedcowpro]'. Or choose another algorithm.",
+        )
+
+
 def regions(grey: np.ndarray, method: PseudoLabelMethod) -> np.ndarray:
     """Candidates of a slice (H, W): uint16 (H, W), numbered from 1, 0 elsewhere; all 0 if there are none."""
+    from skimage.segmentation import relabel_sequential
+
     grey = np.asarray(grey, dtype=np.float64)
     found = alp_regions(grey) if method == "alp" else cow_regions(grey)
     numbered: np.ndarray = relabel_sequential(found)[0]
@@ -58,6 +71,8 @@ def regions(grey: np.ndarray, method: PseudoLabelMethod) -> np.ndarray:
 
 def alp_regions(grey: np.ndarray) -> np.ndarray:
     """Superpixels inside the body; float64 (H, W) → integers (H, W)."""
+    from skimage.segmentation import felzenszwalb
+
     least = _pixels(ALP_MIN_SIZE, grey)
     segments = felzenszwalb(grey, min_size=round(least), sigma=ALP_SIGMA, channel_axis=None) + 1
     segments[~body(grey)] = 0
@@ -66,6 +81,9 @@ def alp_regions(grey: np.ndarray) -> np.ndarray:
 
 def cow_regions(grey: np.ndarray) -> np.ndarray:
     """Merged regions of the smoothed slice, before their dilation; float64 (H, W) → integers (H, W)."""
+    from skimage.restoration import denoise_bilateral
+    from skimage.segmentation import felzenszwalb
+
     smooth = denoise_bilateral(
         _unit(grey), BILATERAL_WINDOW, BILATERAL_COLOUR, BILATERAL_SPACE, mode="reflect"
     )

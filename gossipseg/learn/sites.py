@@ -16,7 +16,7 @@ from gossipseg.learn.episodes import EpisodeBatches, find_candidates
 from gossipseg.learn.evaluate import Scores, foreground_names
 from gossipseg.learn.oneshot import labelled, one_shot
 from gossipseg.learn.params import SplitName
-from gossipseg.learn.pseudolabels import PseudoLabels
+from gossipseg.learn.pseudolabels import PseudoLabels, need_skimage
 from gossipseg.learn.setup import Setup
 from gossipseg.learn.site import SiteContext
 
@@ -48,11 +48,13 @@ def open_site(
 ) -> SiteContext:
     """The site that the algorithm trains on. Pseudo-masks are made here, where they are needed and missing.
 
-    Raises DataError where no slice has any, LocalError where they cannot be kept in the state directory.
+    Raises ConfigError without scikit-image, DataError where no slice has any, LocalError where they cannot be
+    kept in the state directory.
     """
     algorithm, size = setup.algorithm, setup.task.patch_size
     if not isinstance(algorithm, FedCoWProParams):
         return SiteContext(setup, data, compute)
+    need_skimage()
     method = algorithm.pseudo_labels
     folder = Path(setup.spec.state_dir) / "pseudolabels"
     candidates = find_candidates(data, PseudoLabels(folder, method, size, setup.task.slice_axis), on_progress)

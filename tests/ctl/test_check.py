@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry, Info, start_http_server
 
 from gossipseg import config as configuration
 from gossipseg import trust
+from gossipseg.algos.params import FedCoWProParams
 from gossipseg.core.messages import Hello, HelloReply, Reply, Request
 from gossipseg.core.types import ModelRef, PeerInfo, Phase
 from gossipseg.ctl import learn
@@ -647,6 +648,7 @@ def test_the_metrics_port_of_the_daemon_itself(
     [
         ({"tensorboard": True}, "tensorboard", "gossipseg[tensorboard]"),
         ({"privacy": {"dp": {"noise_multiplier": 1.0, "clip_norm": 1.0}}}, "opacus", "gossipseg[dp]"),
+        ({"algorithm": "fedcowpro"}, "skimage", "gossipseg[fedcowpro]"),
     ],
 )
 def test_packages_that_only_some_settings_need(
@@ -662,12 +664,16 @@ def test_packages_that_only_some_settings_need(
     config = configuration.load(federation.site)
     assert not list(doctor_start.check_extras(config)), "it is not asked for"
     privacy = dataclasses.replace(config.site.privacy, dp=object())  # type: ignore[arg-type]
-    asked = {"tensorboard": True} if "tensorboard" in changes else {"privacy": privacy}
-    site = dataclasses.replace(config.site, **asked)  # type: ignore[arg-type]
-    (found,) = doctor_start.check_extras(dataclasses.replace(config, site=site))
+    if "algorithm" in changes:
+        algorithm = dataclasses.replace(config.federation, algorithm=FedCoWProParams())
+        asking = dataclasses.replace(config, federation=algorithm)
+    else:
+        asked = {"tensorboard": True} if "tensorboard" in changes else {"privacy": privacy}
+        asking = dataclasses.replace(config, site=dataclasses.replace(config.site, **asked))  # type: ignore[arg-type]
+    (found,) = doctor_start.check_extras(asking)
     assert found.state == "failed" and package in found.detail and remedy in found.remedy
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: object())
-    assert not list(doctor_start.check_extras(dataclasses.replace(config, site=site)))
+    assert not list(doctor_start.check_extras(asking))
 
 
 # ---------------------------------------------------------------- listen, and what the daemon sees

@@ -17,8 +17,12 @@ from gossipseg.store.lock import holder_of
 from gossipseg.wire.addresses import join_address, split_address
 from gossipseg.wire.listen_address import listen_fault
 
-EXTRAS = (("tensorboard", "tensorboard", "tensorboard"), ("privacy.dp", "opacus", "dp"))
-"""Key of site.yaml, the package that it needs, the extra that brings it."""
+EXTRAS = (
+    ("tensorboard of site.yaml", "tensorboard", "tensorboard", "take tensorboard out of site.yaml"),
+    ("privacy.dp of site.yaml", "opacus", "dp", "take privacy.dp out of site.yaml"),
+    ("algorithm.name = 'fedcowpro' of peers.yaml", "skimage", "fedcowpro", "let all sites choose another"),
+)
+"""A setting, the package that it needs, the extra that brings it, the other way."""
 SCRAPE_TIMEOUT_S = 3.0
 
 
@@ -96,14 +100,18 @@ def _scraped(config: Config, where: str) -> Finding:
 
 def check_extras(config: Config) -> Iterator[Finding]:
     """Packages that only some settings need."""
-    asked = {"tensorboard": config.site.tensorboard, "privacy.dp": config.site.privacy.dp is not None}
-    for key, package, extra in EXTRAS:
-        if asked[key] and importlib.util.find_spec(package) is None:
+    asked = {
+        "tensorboard": config.site.tensorboard,
+        "dp": config.site.privacy.dp is not None,
+        "fedcowpro": config.federation.algorithm.name == "fedcowpro",
+    }
+    for setting, package, extra, otherwise in EXTRAS:
+        if asked[extra] and importlib.util.find_spec(package) is None:
             yield Finding(
                 "extras",
                 "failed",
-                f"{key} of site.yaml needs the package {package}, which is not installed",
-                f"pip install 'gossipseg[{extra}]', or take {key} out of site.yaml.",
+                f"{setting} needs the package {package}, which is not installed",
+                f"pip install 'gossipseg[{extra}]', or {otherwise}.",
             )
 
 
