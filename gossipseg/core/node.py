@@ -24,7 +24,7 @@ from gossipseg.core.membership.member import Member
 from gossipseg.core.params import QuarantineParams
 from gossipseg.core.quarantine import PeerRecord
 from gossipseg.core.rounds.participant import refusal
-from gossipseg.core.rounds.status import RoundsView
+from gossipseg.core.rounds.status import RoundsView, view_of
 from gossipseg.core.setup import NodeSetup
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Site
 from gossipseg.core.wellness import Concern
@@ -355,7 +355,9 @@ class NodeState:
     @property
     def rounds_view(self) -> RoundsView | None:
         """The round under way, as far as this site knows; None without a coordinator."""
-        return self._rounds.view() if self._rounds is not None else None
+        if self._rounds is None:
+            return None
+        return view_of(self._rounds, self._ctx, self._membership)
 
 
 def _ignore(call: Call, outcome: Outcome) -> None:

@@ -46,7 +46,7 @@ class RoundsDoc(Document, frozen=True):
     leading: bool = False
     """This site is the coordinator."""
     state: str = ""
-    """What this site does for the round: core.rounds_view.RoundsView"""
+    """What this site does for the round: core.rounds.status.RoundsView"""
     reason: str = ""
     quorum: int = 0
     """Sites that must contribute, and store."""
