@@ -14,7 +14,7 @@ from typing import Any
 
 from gossipseg.core import events, messages
 from gossipseg.core.assembly import assemble
-from gossipseg.core.context import Call, Outcome
+from gossipseg.core.context import Call, CallOutcome
 from gossipseg.core.effects import Effect, InboxEntry
 from gossipseg.core.events import Event
 from gossipseg.core.file_router import Sending
@@ -360,7 +360,7 @@ class NodeState:
         return view_of(self._rounds, self._ctx, self._membership)
 
 
-def _ignore(call: Call, outcome: Outcome) -> None:
+def _ignore(call: Call, outcome: CallOutcome) -> None:
     """A farewell needs no answer."""
 
 

@@ -8,7 +8,7 @@ from gossipseg.learn import jobs
 
 
 @dataclass(slots=True)
-class TrainingView:
+class WorkerView:
     """The last the worker said of itself."""
 
     activity: str = "starting"

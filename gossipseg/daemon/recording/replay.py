@@ -20,7 +20,7 @@ from gossipseg.errors import EXIT_FAILED, EXIT_OK, DataError, GossipsegError
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RecordedStep:
     """One step as it went this time."""
 
     number: int
@@ -44,7 +44,7 @@ class Replay:
     _lines: list[str]
     _signatures: _Signatures
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[RecordedStep]:
         """Step by step; `node` can be looked at in between. Raises DataError for an unreadable line."""
         for i, text in enumerate(self._lines):
             number = self.head["first_step"] + i
@@ -61,7 +61,7 @@ class Replay:
             except Exception as e:  # what the core raises is part of what is replayed
                 error = e
             same = recorded is None if error is not None else digest(done) == recorded
-            yield Step(number, now, event, tuple(done), error, same and not self._signatures.next)
+            yield RecordedStep(number, now, event, tuple(done), error, same and not self._signatures.next)
 
 
 class _Signatures:

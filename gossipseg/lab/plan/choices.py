@@ -37,7 +37,7 @@ EACH = "each"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedRuns:
     """The user's choices, as the command line gives them."""
 
     data: Path
@@ -59,7 +59,7 @@ class Wanted:
     """data.patient_pattern of all sites."""
 
 
-def read(wanted: Wanted) -> Study:
+def read(wanted: WantedRuns) -> Study:
     """Read the data folders and check every choice. Raises ConfigError, DataError."""
     _check_words(wanted)
     folders = dataset.choose_sites(wanted.data, wanted.sites)
@@ -83,7 +83,7 @@ def read(wanted: Wanted) -> Study:
     )
 
 
-def _check_words(wanted: Wanted) -> None:
+def _check_words(wanted: WantedRuns) -> None:
     """What can be judged before anything is read."""
     if wanted.rounds is not None and wanted.rounds < 1:
         raise ConfigError(
@@ -102,7 +102,7 @@ def _check_words(wanted: Wanted) -> None:
         raise ConfigError("no such file", key="--peers", value=str(wanted.peers), remedy=remedy)
 
 
-def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]:
+def _sections(wanted: WantedRuns, folders: list[Path]) -> tuple[dict[str, Any], int]:
     """(sections of peers.yaml, rounds): as --peers or the data suggest, then as --steps and --set say."""
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else presets.from_data(folders)
     if not wanted.peers:
@@ -129,18 +129,18 @@ def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]
     return sections, rounds
 
 
-def _writes_budget(wanted: Wanted) -> bool:
+def _writes_budget(wanted: WantedRuns) -> bool:
     """Whether --peers or --set has training.rounds, the length that a cosine takes by default."""
     written = presets.written(wanted.peers) if wanted.peers else presets.NOTHING_WRITTEN
     return (written.get("training") or {}).get("rounds") is not None or "training.rounds" in _said(wanted)
 
 
-def _said(wanted: Wanted) -> set[str]:
+def _said(wanted: WantedRuns) -> set[str]:
     """The keys that --set gives."""
     return {text.partition("=")[0] for text in wanted.settings}
 
 
-def _own(wanted: Wanted, *, volumes: bool) -> dict[str, dict[str, Any]]:
+def _own(wanted: WantedRuns, *, volumes: bool) -> dict[str, dict[str, Any]]:
     """What --peers and --set say of the task and of training.
 
     Of a task of volumes nothing: where an algorithm reads them as slices, it needs a patch of its own.

@@ -15,7 +15,7 @@ AWAY_ROUNDS = (0.5, 2.5)
 """A site that vanishes is away for a time between these, in rounds of its own."""
 
 
-class Pace:
+class Durations:
     """One site's times. `away(seconds)` cuts it off from the others for so long."""
 
     def __init__(

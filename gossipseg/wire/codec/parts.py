@@ -64,7 +64,7 @@ class Malformed(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class MessageKind:
     """One request/reply pair: the RPC's name and how either side becomes bytes and is read again."""
 
     rpc: str

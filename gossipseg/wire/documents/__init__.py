@@ -24,7 +24,7 @@ from gossipseg.wire.documents.status import (
     ConcernRow,
     DiscoveryStatus,
     MemberCounts,
-    Splits,
+    SplitCounts,
     StatusDoc,
     WorkerStatus,
 )
@@ -53,7 +53,7 @@ __all__ = [
     "RoundRow",
     "RoundUnderWay",
     "RoundsDoc",
-    "Splits",
+    "SplitCounts",
     "StatusDoc",
     "WatchDoc",
     "WorkerStatus",
