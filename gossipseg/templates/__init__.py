@@ -1,7 +1,8 @@
-"""The files that an installed gossipseg brings along: peers.yaml, the systemd unit, the alert rules.
+"""The files that an installed gossipseg brings along: examples, the systemd unit, alert rules, HTML pages.
 
 What belongs here: copies of the files at the root of the source, in systemd/ and docs/admin/, which
-`make templates` renews and a test compares. What must not: anything that stands here alone.
+`make templates` renews and a test compares; and the templates of the reports (`pages`). What must not:
+figures and judgements, which the reports' own modules make.
 """
 
 from __future__ import annotations
