@@ -2,7 +2,8 @@
 
 The probability: docs/design/equations.md §1.
 
-At the end of a round, p_k ∝ n_k over the sites now alive. It is water-filled so that Σ p_k = ρN and ρ/2 ≤ p_k ≤ 1.
+At the end of a round, p_k ∝ n_k over the sites now alive. Water-filling gives Σ p_k = ρN and
+ρ/2 ≤ p_k ≤ 1.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class FailureDetector:
             self.contact(call.to, outcome.records, outcome.info)
 
     def _refute_at_once(self, accuser: Site) -> None:
-        """Send the refutation to the accuser and a few others now. A starved site's answers carry it too late."""
+        """Send the refutation to the accuser and a few others now: a starved site's answers come too late."""
         self._membership.self_record.refuted = None
         k = self._params.indirect_checks
         for site in (accuser, *self._membership.alive.sample(self._ctx.rng, k, accuser)):
