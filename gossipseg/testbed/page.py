@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: pictures are inside, there is no script."""
+"""The report as one self-contained HTML file: pictures are inside, there is no script."""
 
 from __future__ import annotations
 
