@@ -14,7 +14,7 @@ from typing import Any
 
 from gossipseg.core import events, messages
 from gossipseg.core.assembly import assemble
-from gossipseg.core.context import Call, Outcome
+from gossipseg.core.context import Call, CallOutcome
 from gossipseg.core.effects import Effect, InboxEntry
 from gossipseg.core.events import Event
 from gossipseg.core.file_router import Sending
@@ -363,7 +363,7 @@ class NodeState:
         return self._rounds.view() if self._rounds is not None else None
 
 
-def _ignore(call: Call, outcome: Outcome) -> None:
+def _ignore(call: Call, outcome: CallOutcome) -> None:
     """Do nothing: a goodbye needs no answer."""
 
 

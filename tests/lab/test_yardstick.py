@@ -10,7 +10,7 @@ import pytest
 
 from gossipseg.lab import main
 from gossipseg.lab.plan import choices
-from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.report import fedavg_traffic, statistics
 from tests.lab import rig
 from tests.lab.test_compare import arguments
@@ -20,7 +20,7 @@ ADAPTERS = "fedsca[network.width=2,network.options.adapter_width=2]"
 
 def settings(data: Path, *more: str) -> dict[str, Any]:
     """Of a results.json, as it is read again."""
-    study = choices.read(Wanted(data, rounds=2, steps=2, settings=(*rig.TINY, *more)))
+    study = choices.read(WantedRuns(data, rounds=2, steps=2, settings=(*rig.TINY, *more)))
     found: dict[str, Any] = json.loads(json.dumps(study.document()))
     return found
 
