@@ -1,10 +1,10 @@
-"""Editing the list of sites in peers.yaml as text, so that comments and layout stay.
+"""Edits the list of sites in peers.yaml as text, so that comments and layout stay.
 
 A round trip through ruamel.yaml rewrites lines that nobody asked to change: aligned values, `null`, escapes,
 other indents, a dash on its own line, blanks in brackets (6 lines of the example peers.yaml).
 
-Every edit is checked twice before the file is replaced: the new text must be a valid peers.yaml, and its
-values must be the old ones with exactly that entry more or less.
+Every edit is checked twice before the file is replaced. The new text must be a valid peers.yaml, and only the
+intended entry may differ from the old values.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def without_entry(text: str, index: int, path: Path) -> str:
         while _is_comment(lines[start - 1]) and _indent(lines[start - 1]) == value.start_mark.column:
             start -= 1
     if not lines[start - 1].strip() and (end == len(lines) or not lines[end].strip()):
-        start -= 1  # the blank line that set it apart
+        start -= 1  # the blank line before it
     return _join(lines[:start] + lines[end:], text)
 
 
@@ -199,7 +199,7 @@ def _require_block(value: Any, path: Path) -> None:
 
 
 def _content_end(lines: list[str], items: Any, index: int) -> int:
-    """Number of the line behind the last one that holds something of an entry."""
+    """Number of the line after the last one of an entry."""
     if index + 1 < len(items.value):
         end = _dash_line(lines, items.value[index + 1])
     else:

@@ -92,7 +92,7 @@ def up(
     peers: PeersOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
 ) -> int:
-    """Start a testbed in the background: the one in --workdir goes on, or a new one is made.
+    """Start a testbed in the background: the one in --workdir continues, or a new one is made.
 
     Without --rounds a new one trains until `gossipctl testbed down`.
     """
@@ -129,7 +129,7 @@ def status(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -
 
 @app.command()
 def down(workdir: WorkdirOption = DEFAULT_WORKDIR) -> int:
-    """End the daemons of a testbed. Their state stays: `up` lets them go on."""
+    """End the daemons of a testbed. Their state stays: `up` continues them."""
     from gossipseg.testbed import processes
 
     ended = processes.stop_started(workdir)
@@ -179,7 +179,7 @@ def init(
 
 
 def _what_to_put_where(data: Path, example: Path | None) -> str:
-    """`example`: a peers.yaml whose task is not the user's."""
+    """Where to put the data. `example`: a peers.yaml whose task is not the user's."""
     text = (
         f"Put each site's images into {data}/SITE/images, and masks of the same names into {data}/SITE/masks."
     )

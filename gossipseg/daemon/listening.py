@@ -1,7 +1,7 @@
 """Listening on an address that may come late: at boot, with a VPN, with a name that does not resolve yet.
 
-The daemon runs meanwhile: it answers gossipctl, trains, and calls its peers. A port that somebody else has
-may be left in a moment, by a daemon that is going down; after TAKEN_PATIENCE_S it ends this one.
+The daemon runs meanwhile: it answers gossipctl, trains, and calls its peers. Another process may free a taken
+port soon, if it is a daemon shutting down. After TAKEN_PATIENCE_S a taken port ends this daemon.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 10.0
 TAKEN_PATIENCE_S = 15.0
 FIRST_ANSWER_S = 3.0
-"""A name server that does not answer holds up the start for so long."""
+"""Seconds that the start waits for a name server that does not answer."""
 
 Start = Callable[[], Coroutine[Any, Any, None]]
 
 
 class ListenHost(Protocol):
-    """Whose addresses they are, as the runtime is."""
+    """The owner of the addresses, as the runtime is."""
 
     training: WorkerView
 
@@ -48,7 +48,7 @@ class Time:
 
 
 async def listen(owner: ListenHost, part: str, start: Start, time: Time | None = None) -> None:
-    """Start listening, or go on trying beside all else: `part` then has a warning in status.
+    """Start listening, or keep trying in the background: `part` then has a warning in status.
 
     Raises CannotListen where trying again is of no use.
     """
@@ -90,7 +90,7 @@ async def _keep_trying(
 
 
 def _say(owner: ListenHost, part: str, text: str) -> None:
-    """Once, and when it changes."""
+    """Report the reason once, and again when it changes."""
     if owner.training.warnings.get(part) != text:
         owner.training.warn(part, text)
         owner.note("cannot_listen", part=part, reason=text)

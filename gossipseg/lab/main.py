@@ -1,4 +1,4 @@
-"""gossiplab: its two commands, and what becomes of their errors."""
+"""gossiplab: its two commands, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def run(argv: Sequence[str]) -> int:
     """One command; returns its exit code. Errors are printed, never raised."""
 
     def command() -> object:
-        absolute(Path())  # where it was removed, torch would end this process without a word of ours
+        absolute(Path())  # in a removed folder, torch would end this process without an error text of ours
         return app(args=list(argv), prog_name="gossiplab", standalone_mode=False)
 
     again = "interrupted; the same command goes on with the runs that are left"

@@ -159,8 +159,8 @@ class SamImageEncoder(nn.Module):
 def fitted(found: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
     """The file's tensors with its position tables resampled to the encoder's image size.
 
-    Published files are of images of 1024²: absolute positions are resampled on their grid, relative ones
-    along their distances. Tensors that need it not, or cannot be told, stay as they are.
+    Published files are of images of 1024². Absolute positions are resampled on their grid, relative ones
+    along their distances. Other tensors, and unrecognised ones, stay as they are.
     """
     wanted = encoder.state_dict()
     return {name: _resampled(name, tensor, wanted.get(name)) for name, tensor in found.items()}

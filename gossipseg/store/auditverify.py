@@ -1,4 +1,4 @@
-"""Reading the audit log and walking its chain, also while the daemon writes to it."""
+"""Reads the audit log and walks its chain, also while the daemon writes to it."""
 
 from __future__ import annotations
 
@@ -67,14 +67,17 @@ class Flaw:
     seq: int | None
     """The line's own number, where it can be read."""
     reason: str
-    """unreadable | changed | missing | head_missing. `changed`: the line before it does not have the hash
-    that this one names: one of the two was altered, or lines were put in or taken out between them."""
+    """unreadable | changed | missing | head_missing.
+
+    `changed`: the hash that this line names is not that of the line before it. One of the two was altered, or
+    lines were inserted or removed between them.
+    """
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
 class ChainVerdict:
-    """What verify_audit found."""
+    """The result of verify_audit."""
 
     files: int = 0
     lines: int = 0

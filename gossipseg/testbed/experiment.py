@@ -25,7 +25,7 @@ class ExperimentOutcome:
     """report.json"""
     folder: Path
     complaints: list[str] = field(default_factory=list)
-    """What the report lacks, and why."""
+    """The missing parts of the report, and why."""
 
 
 def make_testbed(root: Path, data: Path | None, sites: str | None, wanted: WantedTestbed) -> Layout:

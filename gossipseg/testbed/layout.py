@@ -1,4 +1,4 @@
-"""Where a testbed's files are: identities, peers.yaml, one folder per site.
+"""The paths of a testbed's files: identities, peers.yaml, one folder per site.
 
 WORKDIR/
   peers.yaml            the list of sites, with their certificates, and the task
@@ -24,7 +24,7 @@ from gossipseg.testbed import dataset, presets, synthetic
 
 DATA_FOLDER = "data"
 EMPTY_FOLDERS = ("images", "masks")
-"""Of a site without data."""
+"""Folders of a site without data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class WantedTestbed:
-    """What the user asked for; None leaves a choice to the preset, or to the --peers file."""
+    """The user's wishes; None leaves a choice to the preset, or to the --peers file."""
 
     algorithm: str | None = None
     rounds: int | None = None
@@ -82,9 +82,9 @@ class WantedTestbed:
     endless: bool = False
     """Train until stopped, unless `rounds`, or training.rounds in the --peers file, says otherwise."""
     address: str = "127.0.0.1"
-    """A loopback address, on free ports; or a pattern such as `{site}:7443` for machines of these names."""
+    """A loopback address, on free ports; or a pattern such as `{site}:7443` for machines with these names."""
     listen: str | None = None
-    """host:port that every daemon listens on, where that is not its address."""
+    """host:port on which every daemon listens, where that is not its address."""
     mdns: bool = False
     """Find each other by mDNS alone, not by the listed addresses."""
 
@@ -116,7 +116,7 @@ def init_testbed(
 
 
 def init_empty(root: Path, count: int, wanted: WantedTestbed | None = None) -> Layout:
-    """The same without data: site files that point to folders, made here, where the user puts some."""
+    """Write the same without data: site files that point to folders, made here, for the user's data."""
     wanted = wanted or WantedTestbed()
     names = [hospital.name for hospital in synthetic.hospitals(count)]
     folders = [root / DATA_FOLDER / name for name in names]
@@ -161,7 +161,7 @@ def _addresses(names: list[str], address: str) -> list[str]:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports nobody listens on now: all are held open until the last one is found."""
+    """Ports on which nothing listens now; all are held open until the last one is found."""
     held = []
     try:
         for _ in range(count):
@@ -193,7 +193,8 @@ def _sections(data: list[Path], wanted: WantedTestbed, empty: bool) -> dict[str,
 
 
 def _set_algorithm(sections: dict[str, Any], name: str, peers: Path | None) -> None:
-    """A --peers file's own settings stay as they were written, and are named where they do not go with it."""
+    """Set the algorithm. A --peers file's own settings stay as written, and are named where they contradict
+    it."""
     if peers is None:
         presets.set_algorithm(sections, name)
         return
@@ -244,7 +245,7 @@ def _write_site(root: Path, site: SiteFolder, wanted: WantedTestbed) -> None:
 
 
 def _data_path(root: Path, site: SiteFolder) -> str:
-    """Relative to site.yaml where the data are in the testbed's own folder, which may then be moved."""
+    """A path relative to site.yaml for data in the testbed's own folder, which may then be moved."""
     if site.data.is_relative_to(root.absolute()):
         return str(Path("../..") / site.data.relative_to(root.absolute()))
     return str(site.data)

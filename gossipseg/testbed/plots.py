@@ -36,7 +36,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def learning(curves: Mapping[str, Curve]) -> bytes:
-    """Validation Dice and training loss by round; dots where another site's model was accepted."""
+    """Validation Dice and training loss by round; dots where another site's model was merged or held."""
     figure = Figure(figsize=(WIDTH_IN, 3.7), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     colour = colours(list(curves))
@@ -171,7 +171,7 @@ def _read(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def dress(axes: Any, title: str, x_label: str) -> None:
-    """The look of every diagram: a bold title on the left, a faint grid, no box."""
+    """Apply the style of every diagram: a bold title on the left, a faint grid, no box."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_xlabel(x_label, color=INK)
     axes.grid(True, color=FAINT, linewidth=0.8)

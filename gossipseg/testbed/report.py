@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs: report.json, report.png, report.html."""
+"""The results of a run for people and programs: report.json, report.png, report.html."""
 
 from __future__ import annotations
 
@@ -67,8 +67,10 @@ def _site(site: SiteResult) -> dict[str, Any]:
 
 
 def taken_in(site: SiteResult) -> int:
-    """Models that this site took in (from its event log, so that a restart loses none): visitors that were
-    merged or are held to predict with, or global models."""
+    """Models that this site merged or holds for the ensemble, or global models that it began from.
+
+    They are counted from its event log, so that a restart loses none.
+    """
     visits = sum(1 for e in site.events if e.get("event") == "round_finished" and _was_taken(e))
     return visits + len({e.get("round") for e in site.events if e.get("event") == "round_committed"})
 
@@ -103,7 +105,7 @@ def curve(site: SiteResult, began_at: float) -> Curve:
 
 
 def exchanges(result: RunResult) -> list[Exchange]:
-    """Who sent to whom, when it arrived and what became of it, in the order of arrival."""
+    """The exchanges: sender, arrival and outcome, in the order of arrival."""
     found: list[Exchange] = []
     for site in result.sites:
         arrived: dict[tuple[str, str], Exchange] = {}
@@ -112,7 +114,7 @@ def exchanges(result: RunResult) -> list[Exchange]:
             key, at = (sender, str(e.get("hash", ""))), float(e["t"]) - result.began_at
             if name == "model_arrived":
                 arrived[key] = Exchange(sender, site.name, at)
-                if e.get("holds") in ("update", "global"):  # it waits for nobody's visit
+                if e.get("holds") in ("update", "global"):  # no visit is waited for
                     arrived[key].outcome, arrived[key].done_s = "merged", at
                 found.append(arrived[key])
             elif name in _OUTCOMES and key in arrived:
@@ -152,7 +154,7 @@ def write_pages(layout: Layout, result: RunResult, folder: Path) -> list[str]:
 
 
 def all_overlays(layout: Layout, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Pictures by site, and in words which could not be made. Sites are asked side by side."""
+    """Pictures by site, and the reasons for missing ones. Sites are asked in parallel."""
     shutil.rmtree(folder, ignore_errors=True)
     pictures: dict[str, list[Path]] = {}
     complaints = []

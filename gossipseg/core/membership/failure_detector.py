@@ -1,7 +1,7 @@
-"""Who is pinged and synced with, and when: SWIM's failure detector with Lifeguard's local health.
+"""Which member is probed and synced with, and when: SWIM's failure detector with Lifeguard's local health.
 
-SWIM §3.1: each period a member is pinged; if it does not answer, k others are asked to ping it. SWIM §4.3:
-targets are taken round-robin from a shuffled list, new members enter at a random place.
+SWIM §3.1: each period one member is pinged; if it does not answer, k others are asked to ping it. SWIM §4.3:
+targets are taken round-robin from a shuffled list; new members enter at a random position.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ JOIN_SITES = 3
 """Listed sites dialled at once at the start."""
 FAREWELL_SITES = 4
 HELPER_SHARE = 1.5
-"""A helper's answer is waited for this many ping timeouts: it needs one itself."""
+"""Ping timeouts allowed for a helper's answer: the helper needs one itself."""
 SUSPECT_SHARE = LAST_CALL_SHARE
-"""A suspect is given this many ping timeouts to read that it is one."""
+"""Ping timeouts allowed for a suspect to read the accusation."""
 SYNC_SHARE = 3.0
-"""A push/pull carries everything: it gets this many ping timeouts."""
+"""Ping timeouts allowed for a push/pull, which carries everything."""
 
 
 @dataclass(slots=True)
@@ -37,10 +37,10 @@ class _Indirect:
     target: Site
     waiting: int
     missed: int = 0
-    """Helpers that gave no answer at all: a sign that this site's own link is bad."""
+    """Helpers that did not answer at all: a sign that this site's own link is bad."""
     reached: bool = False
     void: bool = False
-    """This site's loop stood still meanwhile: silence proves nothing."""
+    """Whether this site's event loop stalled meanwhile: silence then proves nothing."""
 
 
 class FailureDetector:
@@ -87,7 +87,7 @@ class FailureDetector:
             self._push_pull()
 
     def stalled(self) -> None:
-        """This site's loop stood still: calls that were under way prove nothing when they fail."""
+        """Void the calls under way: this site's event loop stalled, so their failures prove nothing."""
         self._stalled_at = self._ctx.now
         self._membership.stalled()
 
@@ -138,7 +138,7 @@ class FailureDetector:
             self._ask_helpers(call.to)
 
     def _is_proof_of_life(self, call: Call, outcome: CallOutcome) -> bool:
-        """A site that refuses us is there. (One that shows a wrong key may be anybody.)"""
+        """Whether a failure proves that the site is up. A refusal does; a wrong key may be anybody's."""
         if not isinstance(outcome, RequestFailed) or outcome.reason not in ("untrusted", "refused"):
             return False
         self._membership.block(call.to, outcome.reason, outcome.detail)
@@ -171,18 +171,18 @@ class FailureDetector:
         self._probing.discard(question.target)
         if question.reached:
             return
-        # Lifeguard §IV-A: a failed probe is held against this site only where helpers were silent too.
+        # Lifeguard §IV-A: a failed probe counts against local health only where helpers were silent too.
         self._membership.health.change(question.missed)
         if not question.void:
             self._accuse(question.target)
 
     def _accuse(self, target: Site) -> None:
-        """Suspect it, and tell it so: the ping waits at its door until a starved loop comes to read it."""
+        """Suspect a site, and tell it so: the ping waits until a starved event loop reads it."""
         if self._membership.accuse(target):
             self._tell(target, SUSPECT_SHARE * self._timeout_s())
 
     def _tell(self, site: Site, timeout_s: float) -> None:
-        """A ping for the sake of what rides on it; silence is the probe cycle's to judge."""
+        """Send a ping only for the records it carries; the probe cycle judges silence."""
         body = messages.Ping(self._membership.news.piggyback_for(site), self._ctx.info)
         self._ctx.request(site, body, timeout_s, self._on_told)
 
@@ -191,7 +191,7 @@ class FailureDetector:
             self.contact(call.to, outcome.records, outcome.info)
 
     def _refute_at_once(self, accuser: Site) -> None:
-        """Tell the accuser and a few others now: a starved site's answers come too late to carry it."""
+        """Send the refutation to the accuser and a few others now: a starved site's answers come too late."""
         self._membership.self_record.refuted = None
         k = self._params.indirect_checks
         for site in (accuser, *self._membership.alive.sample(self._ctx.rng, k, accuser)):
@@ -242,7 +242,7 @@ class FailureDetector:
     def contact(
         self, site: Site, records: tuple[Record, ...], info: PeerInfo | None, *, synced: bool = False
     ) -> Member | None:
-        """A site spoke to this one: take in what it says, and see to it that both know each other."""
+        """Handle a message from a site: take in what it says, and make both sites know each other."""
         member = self._membership.heard(site, info)
         if records:
             self._membership.receive(records, site if synced else None)

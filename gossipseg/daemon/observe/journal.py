@@ -1,4 +1,4 @@
-"""One word about something that happened, put wherever people look: event log, audit log, log."""
+"""Writes one note to every place where people look: event log, audit log, log."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
 
 
 class Journal:
-    """Writes notes. `clock` gives wall seconds; a log that cannot be written is a warning in status."""
+    """Writes notes. `clock` gives wall seconds; a log that cannot be written becomes a warning in status."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Journal:
         self._events, self._audit, self._training, self._clock = event_log, audit, training, clock
 
     def note(self, event: str, **fields: Any) -> None:
-        """Write something to the event log and the log; fields that are None or empty are left out."""
+        """Write an event to the event log and the log; fields that are None or empty are left out."""
         fields = {k: v for k, v in fields.items() if v not in (None, "")}
         self._audit.note(event, fields)
         try:

@@ -1,6 +1,7 @@
 """Replays a recording of `gossipctl dump`: the same core, the same events, the same effects.
 
-`python -m gossipseg.daemon.recording.replay FILE` says where a recording and this version of the core part.
+`python -m gossipseg.daemon.recording.replay FILE` says where this version of the core departs from the
+recording.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gossipseg.errors import EXIT_FAILED, EXIT_OK, DataError, GossipsegError
 
 @dataclass(frozen=True, slots=True)
 class RecordedStep:
-    """One step as it went this time."""
+    """One step of the replay."""
 
     number: int
     """Counted from the start of the daemon."""
@@ -32,12 +33,12 @@ class RecordedStep:
     error: Exception | None
     """What the core raised."""
     same: bool
-    """Whether the effects (or that it raised) are those that were recorded."""
+    """Whether the effects (or the error) are those that were recorded."""
 
 
 @dataclass(slots=True)
 class Replay:
-    """A node in the state at the recording's beginning. Iterate over `steps()` to go on from there."""
+    """A node in the state at the recording's beginning. Iterate over `steps()` to continue from there."""
 
     head: dict[str, Any]
     node: NodeState
@@ -45,7 +46,8 @@ class Replay:
     _signatures: _Signatures
 
     def steps(self) -> Iterator[RecordedStep]:
-        """Step by step; `node` can be looked at in between. Raises DataError for an unreadable line."""
+        """Replay step by step; `node` can be inspected in between. Raises DataError for an unreadable
+        line."""
         for i, text in enumerate(self._lines):
             number = self.head["first_step"] + i
             try:

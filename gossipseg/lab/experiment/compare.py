@@ -29,7 +29,7 @@ def compare(
     command: Sequence[str],
     claims: Sequence[str] = (),
 ) -> int:
-    """Run what is not there yet, collect, draw. Raises ConfigError, DataError, LocalError."""
+    """Run what is missing, collect the results, draw. Raises ConfigError, DataError, LocalError."""
     chosen, common = variants.parse(algorithms), choices.read(wanted)
     for note in filter(None, (site.note for site in common.sites)):
         print(f"gossiplab: {note}", file=sys.stderr)
@@ -57,13 +57,13 @@ def compare(
 
 
 def redraw(out: Path, *, as_json: bool) -> int:
-    """Tables and report again, from results.json. Raises ConfigError."""
+    """Make tables and report again, from results.json. Raises ConfigError."""
     _finish(out, results.read(out), as_json)
     return EXIT_OK
 
 
 def _finish(out: Path, document: dict[str, Any], as_json: bool) -> None:
-    """Reckon, write, print. The figures are written before the report is drawn."""
+    """Compute, write, print. The figures are written before the report is drawn."""
     if statistics.fedavg_bytes(document) is None and "fedavg_model_bytes" not in document:
         document["fedavg_model_bytes"] = fedavg_traffic.fedavg_model_bytes(document["settings"])
     claims = statistics.claims(document)

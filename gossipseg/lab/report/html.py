@@ -90,7 +90,7 @@ def _repetitions(document: Mapping[str, Any]) -> str:
 def first_against_next(
     document: Mapping[str, Any], summaries: Sequence[Summary], claims: Sequence[Claim]
 ) -> Interval | None:
-    """The claim about the two best, or where these two are none their interval."""
+    """The claim about the two best algorithms; without one, their interval."""
     ranked = words.ranking(summaries)
     if len(ranked) < 2:
         return None

@@ -56,8 +56,8 @@ def dice_table(document: Mapping[str, Any], summaries: Sequence[Summary]) -> tup
 
 
 def found_table(document: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
-    """Heading and rows: how often each algorithm found each class, all sites and repetitions together. No
-    rows for results of earlier versions."""
+    """Heading and rows: how often each algorithm found each class, all sites and repetitions together. There
+    are no rows for results of earlier versions."""
     rows = []
     for name in document["algorithms"]:
         for label, counts in found_counts(document, name).items():
@@ -80,8 +80,10 @@ def found_table(document: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
 
 
 def gain_table(summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
-    """Heading and rows: differences with intervals, a star by those that hold against chance, the worst site,
-    bytes, gradients."""
+    """Heading and rows: differences with intervals, the worst site, bytes, gradients.
+
+    A star marks the differences that are significant after correction.
+    """
     rows = [
         (
             s.algorithm,
@@ -124,7 +126,7 @@ def claim_table(claims: Sequence[Claim]) -> tuple[Row, Sequence[Row]]:
 
 
 def similarity_table(similarity: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
-    """Heading and rows: how alike the changes of every two sites are, 0 to 1."""
+    """Heading and rows: similarity of the changes of every two sites, 0 to 1."""
     sites = similarity["sites"]
     rows = [
         (site, *(f"{value:.2f}" for value in values))

@@ -1,4 +1,4 @@
-"""The words of a coordinated round as protobuf, and back."""
+"""The messages of a coordinated round as protobuf, and back."""
 
 from __future__ import annotations
 
