@@ -40,6 +40,7 @@ def test_where_fedavg_cannot_train_the_network_there_is_no_size(hospitals: Path)
     assert fedavg_traffic.fedavg_model_bytes({}) is None
 
 
+@pytest.mark.slow
 def test_table_report_and_results_hold_one_that_sends_a_part_against_the_whole(
     hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
