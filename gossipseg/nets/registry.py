@@ -41,7 +41,7 @@ Arguments = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkEntry:
+class Entry:
     """One network: its constructor, and how settings become arguments."""
 
     constructor: Callable[..., nn.Module]
@@ -199,7 +199,7 @@ def _refused(params: NetworkParams, error: Exception) -> ConfigError:
     )
 
 
-def _entry(params: NetworkParams) -> NetworkEntry:
+def _entry(params: NetworkParams) -> Entry:
     if params.name in _NETWORKS:
         return _NETWORKS[params.name]
     if params.name not in names():
@@ -209,12 +209,12 @@ def _entry(params: NetworkParams) -> NetworkEntry:
     return _brought(params.name)
 
 
-def _brought(name: str) -> NetworkEntry:
+def _brought(name: str) -> Entry:
     """The network of an installed package: its entry point is an Entry."""
     point = next(iter(entry_points(group=NETWORK_GROUP, name=name)))
     try:
         entry = point.load()
-        if not isinstance(entry, NetworkEntry):
+        if not isinstance(entry, Entry):
             raise TypeError(f"{point.value} is a {type(entry).__name__}, not a gossipseg.nets.registry.Entry")
     except Exception as e:  # whatever a package does at import
         raise ConfigError(
@@ -251,7 +251,7 @@ def _arguments(params: NetworkParams, dims: int) -> Arguments:
 _NO_OPTIONS = FROM_THE_TASK + OF_PRETRAINABLE
 
 
-def _check_options(params: NetworkParams, entry: NetworkEntry) -> None:
+def _check_options(params: NetworkParams, entry: Entry) -> None:
     known = [n for n in inspect.signature(entry.constructor).parameters if n not in _NO_OPTIONS]
     if not entry.takes_options:
         known = []
@@ -331,27 +331,21 @@ def _adapted_sam(params: NetworkParams, dims: int) -> Arguments:
     return shape | {"norm_name": _norm(params), "dropout_rate": params.dropout}
 
 
-_NETWORKS: dict[str, NetworkEntry] = {
-    "sanet": NetworkEntry(SANet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
+_NETWORKS: dict[str, Entry] = {
+    "sanet": Entry(SANet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
     # norms: UNet normalises its class channels as well, and few classes cannot be divided into groups
-    "unet": NetworkEntry(
-        UNet, _unet, lambda a: a["strides"][: len(a["channels"]) - 1], norms=("instance", "batch")
-    ),
-    "dynunet": NetworkEntry(DynUNet, _dynunet, lambda a: a["strides"], DynUNetSegmenter),
-    "segresnet": NetworkEntry(
-        SegResNet, _segresnet, lambda a: [2] * (len(a.get("blocks_down", [1] * 4)) - 1)
-    ),
-    "swinunetr": NetworkEntry(
-        SwinUNETR, _swinunetr, lambda a: [a.get("patch_size", 2)] + [2] * 4, width_step=12
-    ),
-    "dca_unet": NetworkEntry(DcaUNet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
-    "adapted_unetr": NetworkEntry(adapted_unetr, _adapted_unetr, lambda a: [16], pretrainable=True),
-    "adapted_swinunetr": NetworkEntry(
+    "unet": Entry(UNet, _unet, lambda a: a["strides"][: len(a["channels"]) - 1], norms=("instance", "batch")),
+    "dynunet": Entry(DynUNet, _dynunet, lambda a: a["strides"], DynUNetSegmenter),
+    "segresnet": Entry(SegResNet, _segresnet, lambda a: [2] * (len(a.get("blocks_down", [1] * 4)) - 1)),
+    "swinunetr": Entry(SwinUNETR, _swinunetr, lambda a: [a.get("patch_size", 2)] + [2] * 4, width_step=12),
+    "dca_unet": Entry(DcaUNet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
+    "adapted_unetr": Entry(adapted_unetr, _adapted_unetr, lambda a: [16], pretrainable=True),
+    "adapted_swinunetr": Entry(
         adapted_swinunetr, _swinunetr, lambda a: [2] * 5, width_step=12, pretrainable=True
     ),
-    "adapted_sam": NetworkEntry(adapted_sam, _adapted_sam, lambda a: [sam_encoder.STRIDE], pretrainable=True),
+    "adapted_sam": Entry(adapted_sam, _adapted_sam, lambda a: [sam_encoder.STRIDE], pretrainable=True),
     # 4 cells: the windows of its prototypes in training
-    "cowpro_encoder": NetworkEntry(
+    "cowpro_encoder": Entry(
         cowpro_encoder,
         _cowpro_encoder,
         _cowpro_strides,
