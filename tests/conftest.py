@@ -15,6 +15,12 @@ _ROWS = pytest.StashKey[list[tuple[str, str]]]()
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """What runs a coroutine test: asyncio, in a loop of the test's own."""
+    return "asyncio"
+
+
+@pytest.fixture
 def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Call it with what was seen, in figures: shown at the end of the run, a row for a table in the docs."""
     rows = request.config.stash.setdefault(_ROWS, [])
