@@ -23,6 +23,12 @@ _SEEN, _COST = "seen", "processor seconds"
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    """What runs a coroutine test: asyncio, in a loop of the test's own."""
+    return "asyncio"
+
+
+@pytest.fixture
 def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """Call it with what was seen, in figures: shown at the end of the run, a row for a table in the docs."""
     return lambda text: request.node.user_properties.append((_SEEN, text))
