@@ -31,6 +31,7 @@ from gossipseg.config.files import (
 )
 from gossipseg.config.problems import keys_of, nearest, takes_text, validate
 from gossipseg.config.reading import FILE_VERSION, Source, read_mapping, read_text, set_dotted
+from gossipseg.config.retired import drop_retired
 from gossipseg.config.rules import (
     check_budget,
     check_federation,
@@ -234,6 +235,7 @@ def _federation(path: Path, text: str | None = None) -> tuple[FederationFile, So
     _drop_empty(FederationFile, source.raw)
     _apply_membership_preset(source)
     _name_lambda(source)
+    drop_retired(source)
     federation: FederationFile = validate(FederationFile, source)
     check_federation(federation, source)
     sites = [_inline_certificates(s, i, source) for i, s in enumerate(federation.sites)]
