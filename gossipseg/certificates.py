@@ -19,7 +19,7 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 WARN_DAYS = 30.0
-"""A certificate that ends sooner is told of."""
+"""Days before the end of a certificate from which it is reported."""
 
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _BLOCK, _GROUP, _BLOCKS = 13, 7, 4
@@ -28,8 +28,9 @@ _BLOCK, _GROUP, _BLOCKS = 13, 7, 4
 def site_id(certificate_pem: bytes) -> str:
     """The ID of the key in a certificate: SHA-256 of its SubjectPublicKeyInfo, with check characters.
 
-    Eight groups of seven base32 characters; each block of 13 is followed by a Luhn-mod-32 check character
-    (the form Syncthing's device IDs have), so that an ID read out over the telephone is checked as typed.
+    An ID has eight groups of seven base32 characters. Each block of 13 is followed by a Luhn-mod-32 check
+    character, as in Syncthing's device IDs. So a mistake in an ID read out over the telephone is found on
+    typing.
     """
     return id_of_public_key(public_key_of(certificate_pem))
 
@@ -106,8 +107,8 @@ def public_key_of(certificate_pem: bytes) -> bytes:
 def name_in_certificates(site: Site, certificates: Sequence[bytes]) -> str:
     """The name to expect in a TLS handshake with a site: one that all its listed certificates carry.
 
-    The site's own name where they carry it; certificates issued by a hospital's PKI have a host name. The
-    name proves nothing (the pinned certificate does), but TLS asks for one. Raises ConfigError.
+    It is the site's own name where they carry it; certificates of a hospital's PKI have a host name. The name
+    proves nothing (the pinned certificate does), but TLS asks for one. Raises ConfigError.
     """
     names = [_names(parse_certificate(pem)) for pem in certificates]
     common = [n for n in names[0] if all(n in other for other in names)] if names else []
@@ -165,7 +166,7 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
 
 
 def described(pem: bytes) -> str:
-    """Subject and issuer of a certificate that somebody shows, whoever it is: for people."""
+    """Subject and issuer of any certificate that is shown, for people."""
     try:
         shown = x509.load_pem_x509_certificate(pem)
         names = (shown.subject.rfc4514_string(), shown.issuer.rfc4514_string())

@@ -1,7 +1,7 @@
-"""How a program of ours starts another one: never with the working directory on Python's path.
+"""How our programs start child processes: never with the working directory on Python's path.
 
-A folder named `gossipseg`, or a file `random.py`, where a command is typed would be imported in place of
-the real one, into every child; hence -P, and PYTHONSAFEPATH for what a child starts itself.
+A folder named `gossipseg`, or a file `random.py`, in the working directory would replace the real module in
+every child. Hence -P, and PYTHONSAFEPATH for a child's own children.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def python_module(module: str) -> tuple[str, ...]:
 
 
 def directory() -> str | None:
-    """Where a child starts: here, but for a working directory that was removed, in which torch's MKL ends the
+    """The working directory of a child: this one, unless it was removed, where torch's MKL ends the
     process."""
     try:
         os.getcwd()  # noqa: PTH109
@@ -29,7 +29,7 @@ def directory() -> str | None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment for a child, with `more` on top, and a user's name in any case."""
+    """This process's environment for a child, with `more` added, and always a user's name."""
     return safe(named(os.environ)) | more
 
 

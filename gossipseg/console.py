@@ -1,4 +1,4 @@
-"""How a command of ours ends: exit codes, errors in words or JSON, Ctrl-C and signals."""
+"""How our commands end: exit codes, errors in words or JSON, Ctrl-C and signals."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from gossipseg.errors import EXIT_FAILED, EXIT_IO, EXIT_OK, EXIT_USAGE, Gossipse
 def run(program: str, command: Callable[[], Any], *, as_json: bool, interrupted: str = "") -> int:
     """Call a typer application; returns its exit code. Errors are printed, never raised.
 
-    `interrupted`: what Ctrl-C leaves to say. With PROGRAM_TRACEBACK=1 in the environment (GOSSIPCTL_…) an
-    error that should not be is raised as it is.
+    `interrupted`: the text after Ctrl-C. With PROGRAM_TRACEBACK=1 in the environment (GOSSIPCTL_…) an
+    unexpected error is raised as it is.
     """
     try:
         code = command()
@@ -46,20 +46,20 @@ def run(program: str, command: Callable[[], Any], *, as_json: bool, interrupted:
 
 
 def report(program: str, message: str, code: int, error: str, as_json: bool) -> int:
-    """An error for a person, and beside it one for a program that asked for JSON; returns the code."""
+    """Print an error for a person, and as JSON where that was asked for; returns the exit code."""
     if as_json:
         document = {"schema": 1, "kind": "error", "error": error, "message": message, "exit_code": code}
         try:
             print(json.dumps(document, ensure_ascii=False), flush=True)
         except OSError:  # the error itself is told below, and its code stands
             silence_stdout()
-    with contextlib.suppress(OSError):  # nobody is left to be told
+    with contextlib.suppress(OSError):  # no reader is left
         print(f"{program}: {message}", file=sys.stderr)
     return code
 
 
 def need(package: str, extra: str, purpose: str) -> None:
-    """Raise LocalError, which names the extra that brings it, where a package is not installed."""
+    """Raise LocalError where a package is not installed; the error names the extra that brings it."""
     if importlib.util.find_spec(package) is None:
         raise LocalError(
             f"{purpose} needs the package {package}, which is not installed. "
@@ -69,7 +69,7 @@ def need(package: str, extra: str, purpose: str) -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end what runs within as Ctrl-C does, so that no process is left behind."""
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that no process is left behind."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -1,10 +1,10 @@
-"""Finding listed sites on the local link by mDNS (`_gossipseg._tcp.local.`).
+"""Finds listed sites on the local link by mDNS (`_gossipseg._tcp.local.`).
 
 An announcement is only a hint where to try a handshake; anybody on the link can send one. The addresses in
 peers.yaml need no discovery: the transport has them.
 
-TXT record: version, id (site ID), federation, site. Nothing about data or training.
-A killed site is not reported gone (its record lives for 75 minutes): liveness comes from pings.
+TXT record: version, id (site ID), federation, site. It holds nothing about data or training. A killed site is
+not reported gone (its record lives for 75 minutes): liveness comes from pings.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _Address = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """What somebody on the link says of itself. Nothing in it is proved."""
+    """An announcement's contents. Nothing in it is proved."""
 
     site_id: str
     federation: str
@@ -56,8 +56,8 @@ class MdnsDiscovery:
     """Announces one site and reports the listed ones it sees. For one event loop.
 
     `on_hint(site, address)` is called when a listed site is seen, and again every REFRESH_S while its record
-    lives (a hint may have been dropped because the site was down). `on_foreign(text)` is called once for
-    each announcement that is not used: of another federation, or of a site that is not listed.
+    lives (a hint may have been dropped because the site was down). `on_foreign(text)` is called once for each
+    unused announcement: of another federation, or of a site that is not listed.
     """
 
     def __init__(
@@ -74,10 +74,9 @@ class MdnsDiscovery:
         interfaces: Sequence[str] = (),
         refresh_s: float = REFRESH_S,
     ) -> None:
-        """`host`: what to announce: IP addresses or names; "", 0.0.0.0 and :: stand for the addresses of
-        `interfaces` (IP addresses; empty: all). `listed` maps site IDs to names, this site's own among them
-        or not.
-        """
+        """`host`: the addresses to announce, as IP addresses or names. "", 0.0.0.0 and :: stand for the
+        addresses of `interfaces` (IP addresses; empty: all). `listed` maps site IDs to names, with or without
+        this site."""
         self.site, self.site_id, self.federation = site, site_id, federation
         self._hosts, self._port = [host] if isinstance(host, str) else list(host), port
         self._listed = dict(listed)
@@ -95,11 +94,11 @@ class MdnsDiscovery:
 
     @property
     def active(self) -> bool:
-        """Listening on the link now."""
+        """Whether it listens on the link now."""
         return self._zeroconf is not None
 
     async def start(self) -> None:
-        """Begin to listen and to announce; returns at once. What goes wrong is a warning and a `reason`."""
+        """Begin to listen and to announce; returns at once. A failure becomes a warning and a `reason`."""
         self._open()
         self._spawn(self._run())
 
@@ -122,7 +121,7 @@ class MdnsDiscovery:
             _log.warning("mDNS did not end cleanly: %s", e or type(e).__name__)
 
     def set_listed(self, listed: Mapping[str, Site]) -> None:
-        """peers.yaml was reloaded: judge again what has been seen."""
+        """Take the reloaded list, and judge the announcements seen so far again."""
         self._listed = dict(listed)
         self._reported.clear()
         for announcement in list(self._seen.values()):
@@ -143,7 +142,7 @@ class MdnsDiscovery:
         self.reason = ""
 
     async def _run(self) -> None:
-        """Announce, then keep up with interfaces that come and go, and repeat the hints."""
+        """Announce, then follow interfaces that come and go, and repeat the hints."""
         while True:
             if self._zeroconf is None:
                 self._open()
@@ -301,7 +300,7 @@ def _read(info: AsyncServiceInfo, *, local: bool) -> Announcement:
 
 
 def _dialable(address: _Address, local: bool) -> bool:
-    # Loopback from the link would have us knock at our own machine's ports.
+    # Loopback addresses from the link would make us dial our own machine's ports.
     if address.is_loopback:
         return local
     return not (address.is_multicast or address.is_unspecified or address.is_reserved)
@@ -332,7 +331,7 @@ async def _resolve(host: str) -> list[_Address]:
 
 
 def _label(text: str) -> str:
-    """Of letters, digits, dashes and underscores: what may stand in a DNS label."""
+    """The text with only letters, digits, dashes and underscores, as a DNS label allows."""
     return "".join(c for c in text if c.isascii() and (c.isalnum() or c in "-_")).strip("-")
 
 
@@ -342,5 +341,5 @@ def _clip(text: str) -> str:
 
 
 def _clean(text: str | None) -> str:
-    """What a stranger wrote, fit for a log: printable, and not long."""
+    """A stranger's text, fit for a log: printable, and not long."""
     return "".join(c if c.isprintable() else "?" for c in text or "")[: 2 * _MAX_TEXT]

@@ -1,7 +1,7 @@
-"""How a program of ours begins and ends when something is wrong around it: streams that are closed, an
-interrupted start, packages that do not fit together.
+"""How our programs begin and end when their surroundings are broken.
 
-Each program's main module is imported within, so that no import ends in a traceback.
+Examples are closed streams, an interrupted start, packages that do not fit together. Each program's main
+module is imported inside its function, so that no import ends in a traceback.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def lab() -> None:
 
 
 def learn() -> None:
-    """`python -m gossipseg.ends gossipseg.learn.COMMAND …`: Ctrl-C while torch is imported is no news."""
+    """`python -m gossipseg.ends gossipseg.learn.COMMAND …`: Ctrl-C during the import of torch ends
+    quietly."""
     del sys.argv[0]
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
@@ -74,7 +75,7 @@ def _run(program: str, module: str, interrupted: int) -> int:
 
 
 def in_words(error: BaseException) -> str:
-    """One line about an error that nobody expected: what it is, and what to do."""
+    """One line about an unexpected error: what it is, and what to do."""
     kind, text = type(error).__name__, " ".join(str(error).split())
     if _of_the_installation(error):
         return (
@@ -94,12 +95,12 @@ def in_words(error: BaseException) -> str:
 
 
 def code_of(error: BaseException) -> int:
-    """Its exit code: packages that do not fit do not mend themselves."""
+    """The error's exit code: incompatible packages do not mend themselves."""
     return EXIT_CONFIG if _of_the_installation(error) else EXIT_FAILED
 
 
 def _of_the_installation(error: BaseException) -> bool:
-    """An import that failed, or generated code that an older protobuf or grpc refuses."""
+    """Whether an import failed, or generated code refuses an older protobuf or grpc."""
     if isinstance(error, ImportError) or type(error).__name__ == "VersionError":
         return True
     return isinstance(error, RuntimeError) and "generated code" in str(error)
@@ -109,10 +110,10 @@ def _of_the_installation(error: BaseException) -> bool:
 
 
 def open_streams() -> None:
-    """Give every standard stream that the caller closed (`>&-`) a place to go.
+    """Reopen every standard stream that the caller closed (`>&-`).
 
-    Else the first file that is opened gets its number, and what is printed goes into that file. A closed
-    output stays one that cannot be written to: what asked for it is told.
+    Otherwise the first file that is opened gets the stream's number, and printed text goes into that file. A
+    closed output stays unwritable: the program is told.
     """
     for fd, flags in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
         try:
@@ -131,9 +132,9 @@ _OF_STREAMS = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO, errno.EFBIG, 
 
 
 def stdout_failure(error: BaseException | None = None) -> str:
-    """Why standard output takes nothing, or nothing; `error` is what was raised while something was printed.
+    """Why standard output cannot be written, or ""; `error` is what was raised while something was printed.
 
-    Then it is replaced: Python flushes it once more at its end, and would complain.
+    A failed output is replaced: Python flushes it once more at its end, and would complain.
     """
     try:
         sys.stdout.flush()
@@ -147,13 +148,13 @@ def stdout_failure(error: BaseException | None = None) -> str:
 
 
 def silence_stdout() -> None:
-    """What is printed from now on goes nowhere."""
+    """Discard what is printed from now on."""
     with contextlib.suppress(OSError, ValueError):  # one without a file, as a test's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_of_output(program: str, code: int) -> int:
-    """The exit code of a program whose output has to be out at its end."""
+    """The exit code of a program that must have written its output by its end."""
     if why := stdout_failure():
         print(f"{program}: {why}", file=sys.stderr)
         return code or EXIT_IO

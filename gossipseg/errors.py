@@ -72,7 +72,7 @@ class DataError(_Located):
 
 
 class DataMissing(DataError):
-    """Nothing is where the data should be: the place is wrong, or the data are away for now."""
+    """No data where they should be: the path is wrong, or the data are away for now."""
 
 
 class LocalError(GossipsegError):

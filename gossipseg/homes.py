@@ -1,6 +1,6 @@
-"""Paths as an operator writes them: `~`, and what is relative to the working directory.
+"""Paths as an operator writes them: `~`, and paths relative to the working directory.
 
-There may be no HOME, no such user, and the directory that a command was typed in may be gone.
+HOME or the user may be missing, and the directory that a command was typed in may be gone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from gossipseg.errors import ConfigError, LocalError
 
 
 def expanded(text: str | Path, key: str | None = None, file: object = None) -> Path:
-    """The path with `~` and `~user` replaced. Raises ConfigError naming the key where that is nobody's."""
+    """The path with `~` and `~user` replaced. Raises ConfigError naming the key where the user is unknown."""
     try:
         return Path(text).expanduser()
     except (RuntimeError, KeyError):
@@ -25,7 +25,7 @@ def expanded(text: str | Path, key: str | None = None, file: object = None) -> P
 
 
 def absolute(path: Path) -> Path:
-    """The path from the root on. Raises LocalError where it is relative to a directory that is gone."""
+    """The absolute path. Raises LocalError where it is relative to a directory that is gone."""
     try:
         return path.absolute()
     except OSError as e:

@@ -1,7 +1,7 @@
-"""What a child process that imports torch and MONAI finds around it: a user's name, a home, caches, a TMPDIR.
+"""The environment of a child process that imports torch and MONAI: a user's name, a home, caches, a TMPDIR.
 
-Without a passwd entry, `getpass.getuser()` fails where neither USER nor LOGNAME is set: torch asks it when it
-is imported.
+Without a passwd entry, `getpass.getuser()` fails where neither USER nor LOGNAME is set. torch calls it when
+it is imported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CACHES = {
     "XDG_CONFIG_HOME": "config",
 }
 _WANTED = ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
-"""Set where there is no home to put them in."""
+"""Variables set where there is no home to hold these folders."""
 
 
 def named(environ: Mapping[str, str]) -> dict[str, str]:
@@ -38,7 +38,7 @@ def named(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def of_worker(environ: Mapping[str, str], state_dir: Path) -> dict[str, str]:
-    """The environment for a worker: TMPDIR is its own, the rest is made below `state_dir` where it lacks.
+    """The environment for a worker: TMPDIR is its own; missing folders are made below `state_dir`.
 
     Raises OSError when the state directory cannot be written.
     """
@@ -55,9 +55,9 @@ def of_worker(environ: Mapping[str, str], state_dir: Path) -> dict[str, str]:
 
 
 def empty_tmp(state_dir: Path) -> None:
-    """Remove what a worker that was killed has left in its TMPDIR. Only while no worker runs.
+    """Remove what a killed worker has left in its TMPDIR. Only while no worker runs.
 
-    What cannot be removed stays. A link is not followed: what lies behind it may be others'.
+    What cannot be removed stays. A link is not followed: its target may be others'.
     """
     folder = state_dir / TMP
     if folder.is_symlink() or not folder.is_dir():
@@ -79,7 +79,7 @@ def _known() -> bool:
 
 
 def _usable(folder: str) -> bool:
-    """Whether files can be made there."""
+    """Whether files can be made in the folder."""
     path = Path(folder)
     if not path.is_absolute():
         return False

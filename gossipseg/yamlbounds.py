@@ -1,7 +1,8 @@
-"""How large a YAML file may be, looked at before anything is made of it.
+"""Limits on the size of a YAML file, checked before any value is made of it.
 
-A few hundred bytes of aliases stand for gigabytes of values, a list may hold itself, and 100,000 brackets
-overflow the C stack of the composer; so the parser's events, which nest in nothing, are counted first.
+A few hundred bytes of aliases can stand for gigabytes of values, and a list may contain itself. 100,000
+brackets overflow the C stack of the composer. So the parser's events, which are not nested, are counted
+first.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from typing import Any
 import yaml
 
 MAX_BYTES = 4 << 20
-"""Of a file. A list of a thousand sites with two certificates each is half of that."""
+"""Size of a file. A list of a thousand sites with two certificates each needs half of that."""
 MAX_DEPTH = 50
-"""Sections within sections, aliases followed."""
+"""Sections within sections, with aliases followed."""
 MAX_VALUES = 100_000
-"""Keys and values, those behind an alias counted at each place it is used."""
+"""Keys and values; those behind an alias count at each use."""
 MAX_TAGGED = 200
-"""Characters of a value with a tag of its own: some tags take time that grows with the square of it."""
+"""Characters of a value with a tag of its own: some tags take time that grows with its square."""
 
 MAX_KEY, MAX_NUMBER_KEY = 1024, 18
-"""Characters of a key: of text (YAML's own limit for one without `?`), and of what may be a number. Longer
-integers can be chosen so that all fall on one place of a dict, and 50,000 of them take half a minute."""
+"""Characters of a text key (YAML's own limit for one without `?`), and of a key that may be a number. Longer
+integers can be chosen to share one place in a dict, where 50,000 of them take half a minute."""
 MAX_DIRECTIVES = 100
-"""Lines that begin with %: the parser compares each with all before it, and nothing else runs meanwhile."""
+"""Lines that begin with %. The parser compares each with all before it, and nothing else runs meanwhile."""
 
 _DIRECTIVE = re.compile(r"(?:^|[\r\n\x85\u2028\u2029])\ufeff?%")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -44,7 +45,7 @@ class TooLarge(ValueError):
 
 @dataclass(slots=True)
 class _Size:
-    """Of a node with all that is in it, aliases followed."""
+    """Size of a node with all that is in it, aliases followed."""
 
     values: int = 1
     characters: int = 0
@@ -57,7 +58,7 @@ class _Size:
 
 
 def read_bounded(path: Path) -> bytes:
-    """The bytes of a file. A pipe is not opened: that would wait until somebody writes to it.
+    """The bytes of a file. A pipe is not opened: that would wait for a writer.
 
     Raises TooLarge and OSError.
     """
@@ -74,7 +75,7 @@ def read_bounded(path: Path) -> bytes:
 
 
 def check_bounds(text: str) -> None:
-    """Raises TooLarge, or yaml.YAMLError where the text is no YAML. Takes time in line with the text."""
+    """Raise TooLarge, or yaml.YAMLError where the text is no YAML. The time is linear in the text."""
     if len(text) > MAX_BYTES:
         raise TooLarge(f"holds more than {MAX_BYTES} characters", "Check that it is the right file.")
     if sum(1 for _ in _DIRECTIVE.finditer(text)) > MAX_DIRECTIVES:
@@ -96,7 +97,7 @@ def _walk(loader: Any) -> None:
         line = event.start_mark.line + 1
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
-            if documents > 1:  # the composer says so, and there may be a million more
+            if documents > 1:  # the composer reports it, and there may be a million more
                 return
         if isinstance(event, yaml.AliasEvent):
             _add(open_, _alias(event.anchor, known, line), line)
@@ -123,7 +124,7 @@ def _walk(loader: Any) -> None:
 
 
 def check_key(tag: str, value: str, line: int) -> None:
-    """Raises TooLarge for a key that no file of ours has, and that costs more than it looks."""
+    """Raise TooLarge for a key that is in none of our files, and that costs more than it looks."""
     most = MAX_KEY if tag == _TEXT else MAX_NUMBER_KEY
     if len(value) > most:
         raise TooLarge(
@@ -132,7 +133,7 @@ def check_key(tag: str, value: str, line: int) -> None:
 
 
 def _alias(anchor: str | None, known: dict[str, _Size | None], line: int) -> _Size:
-    size = known.get(anchor or "", _Size())  # an unknown one is the composer's to name
+    size = known.get(anchor or "", _Size())  # the composer reports an unknown one
     if size is None:
         raise TooLarge(
             f"line {line}: *{anchor} stands within &{anchor}, so it would hold itself", "Remove it."

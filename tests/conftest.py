@@ -9,6 +9,11 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast hypothesis draws and runs its examples is the machine's affair, and no test's.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # A suite that a script has put into the background inherits an ignored SIGINT, and its children from it: what
 # is tested with Ctrl-C would never end.

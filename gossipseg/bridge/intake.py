@@ -1,4 +1,4 @@
-"""What a site does for its peers: answers their requests, takes in the models it was promised."""
+"""Handles peers' requests and incoming models: answers, checks, stores."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ if TYPE_CHECKING:
 
 ANSWER_TIMEOUT_S = 30.0
 HEADER_BYTES, HEADER_ENTRY_BYTES = 64 << 10, 512
-"""Room in a model file's header: for metadata, and for each expected tensor beside its name."""
+"""Bytes allowed in a model file's header: for metadata, and for each expected tensor beside its name."""
 TELL_EVERY_S = 2.0
-"""How often the core is told that a promised model is on its way."""
+"""Seconds between two reports to the core that a promised model is arriving."""
 _B = TypeVar("_B", bound=Body)
 InThread = Callable[..., Awaitable[Any]]
-"""asyncio.to_thread, or what stands for it."""
+"""asyncio.to_thread, or its replacement."""
 
 
 class Intake:
-    """The wire's Handler. `inject` feeds the core; `schemas` are what travels, from the worker."""
+    """The wire's Handler. `inject` feeds the core; `schemas`, from the worker, are those of the exchanged
+    files."""
 
     def __init__(
         self,
@@ -58,24 +59,26 @@ class Intake:
         clock: Callable[[], float] = time.monotonic,
         in_thread: InThread = asyncio.to_thread,
     ) -> None:
-        """`forged(peer, record, more)`: a message of `peer` held records their signer did not sign, one and
-        so many more. `clock` gives monotonic seconds.
-        `in_thread` calls what waits for the disk."""
+        """`forged(peer, record, more)`: a message of `peer` held `more` + 1 records that their signer did not
+        sign.
+
+        `clock` gives monotonic seconds. `in_thread` runs work that waits for the disk.
+        """
         self.verifier = verifier
         self.schemas: Mapping[str, Schema] = {}
-        """What a file of each kind holds (core.types.ModelKind)."""
+        """The content of a file of each kind (core.types.ModelKind)."""
         self._node, self._inject, self._store = node, inject, store
         self._reserve_bytes, self._moved, self._forged = disk_reserve_bytes, moved, forged
         self._clock, self._in_thread = clock, in_thread
         self._tokens = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._old_partials = set(store.partials())
-        """(hash, peer) of files that an earlier life has begun: a power cut may have damaged them."""
+        """(hash, peer) of files begun before this start: a power cut may have damaged them."""
 
     # ------------------------------------------------------------ requests
 
     async def on_request(self, peer: Site, body: Request) -> Reply:
-        """Let the core answer. Raises PeerRefused when it does not answer in time."""
+        """Let the core answer. Raises PeerRefused without an answer in time."""
         token = next(self._tokens)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[token] = future
@@ -88,14 +91,14 @@ class Intake:
             self._waiting.pop(token, None)
 
     def respond(self, token: int, body: Reply) -> None:
-        """The core's answer to a request; late answers have nobody waiting."""
+        """Deliver the core's answer to a request; nobody waits for a late one."""
         future = self._waiting.get(token)
         if future is not None and not future.done():
             future.set_result(body)
 
     def verified(self, peer: Site, body: _B) -> _B:
-        """The same message without the records that their signer did not sign, and with a mark on every
-        manifest that is not to be believed."""
+        """The message without records that their signer did not sign. Every invalid manifest in it is
+        marked."""
         body = marked(body, self.verifier, self.schemas)
         records: tuple[Record, ...] = getattr(body, "records", ())
         if not records:
@@ -105,16 +108,16 @@ class Intake:
         for record in records:
             signed = self.verifier.verify(signer_of(record), payload(record), record.signature)
             (good if signed else bad).append(record)
-        # Lists are not reloaded everywhere at once: of a site that is not listed here nobody forged anything.
+        # Lists are not reloaded everywhere at once: a record of an unlisted site is no forgery.
         bad = [record for record in bad if signer_of(record) in self.verifier.sites]
-        if bad:  # told once a message: a thousand forgeries must not push all else out of the event log
+        if bad:  # reported once a message: a thousand forgeries must not push all else out of the event log
             self._forged(peer, bad[0], len(bad) - 1)
         return dataclasses.replace(body, records=tuple(good))  # type: ignore[arg-type]
 
     # ------------------------------------------------------------ models
 
     async def push_offset(self, peer: Site, model: ModelRef) -> int:
-        """Bytes of a promised model already here."""
+        """Bytes of a promised model that are here already."""
         self._require_promised(peer, model)
         with await self._open(peer, model) as partial:
             return partial.offset
@@ -122,7 +125,7 @@ class Intake:
     async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
         """Stream a promised model to disk, check it, hand it to the core.
 
-        What it holds is what was promised, not what the stream says of itself.
+        Its content must be what was promised, whatever the stream says of itself.
         """
         model = self._require_promised(peer, model)
         with await self._open(peer, model) as partial:
@@ -137,11 +140,11 @@ class Intake:
             try:
                 await self._write(peer, model, partial, chunks)
                 await self._in_thread(partial.finish, model.hash, model.size_bytes)
-            except IncompleteModel as e:  # what came is kept for a resume; the promise stands
+            except IncompleteModel as e:  # the received part is kept for a resume; the promise stands
                 raise PeerRefused(peer, e.reason, str(e)) from None
             except BrokenModel as e:
                 if e.reason == "hash_mismatch" and (model.hash, peer) in self._old_partials:
-                    self._old_partials.discard((model.hash, peer))  # it is gone: all of the next one is new
+                    self._old_partials.discard((model.hash, peer))  # the file is gone: the next is all new
                     self._broken(peer, model, "partial_damaged", str(e))
                 signed = e.reason == "hash_mismatch" and model.manifest is not None
                 self._broken(peer, model, "manifest_mismatch" if signed else e.reason, str(e))
@@ -162,7 +165,7 @@ class Intake:
         opening = asyncio.ensure_future(self._in_thread(open_))
         try:
             return await asyncio.shield(opening)
-        except asyncio.CancelledError:  # the call broke off: nobody else will give the file and its lock back
+        except asyncio.CancelledError:  # interrupted: no other code gives the file and its lock back
             opening.add_done_callback(_close_unused)
             raise
         except PartialBusy as e:
@@ -196,14 +199,18 @@ class Intake:
             self._bad_file(peer, model, "schema_mismatch", difference)
 
     def _header_room_bytes(self, kind: ModelKind) -> int:
-        """As much header as the expected tensors may take: reading one costs a hundred times its size."""
+        """Header bytes that the expected tensors may take: reading a header costs a hundred times its
+        size."""
         copies = len(self.verifier.sites) + 1 if kind == "global" else 1  # for each site, and for all others
         names = self.schemas.get(kind, {})
         return HEADER_BYTES + copies * sum(HEADER_ENTRY_BYTES + len(name.encode()) for name in names)
 
     def _difference(self, header: Mapping[str, TensorInfo], kind: ModelKind) -> str:
-        """What is wrong with a header; global models may hold `site:name` tensors, complete for each, beside
-        or instead of those for everybody else."""
+        """The fault of a header; "" if there is none.
+
+        A global model may hold `site:name` tensors, complete for each site, beside or instead of those for
+        all others.
+        """
         schema = self.schemas.get(kind, {})
         if kind != "global" or not any(":" in name for name in header):
             return schema_difference(header, schema)
@@ -215,7 +222,7 @@ class Intake:
         return next(filter(None, differences), "")
 
     def _forget(self, model: ModelRef) -> None:
-        """Remove a file that was not taken, unless the same model is wanted for another reason."""
+        """Remove a file that was not accepted, unless the same model is wanted for another reason."""
         if model.hash not in self._node.kept_models():
             self._store.remove(model.hash)
 
@@ -223,7 +230,7 @@ class Intake:
         try:
             self._broken(peer, model, reason, detail)
         finally:
-            self._forget(model)  # only now: the core has let go of its promise
+            self._forget(model)  # only now: the core has dropped its promise
 
     def _require_promised(self, peer: Site, model: ModelRef) -> ModelRef:
         if self._node.quarantined(peer):
@@ -241,7 +248,7 @@ class Intake:
         raise PeerRefused(peer, reason, detail)
 
     def close(self) -> None:
-        """Nobody will be answered any more."""
+        """Refuse all pending requests."""
         for future in self._waiting.values():
             with contextlib.suppress(asyncio.InvalidStateError):
                 future.cancel()

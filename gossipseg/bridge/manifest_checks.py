@@ -1,4 +1,4 @@
-"""Signed manifests where they meet keys and files: marking what is not to be believed, describing a file."""
+"""Checks signed manifests against keys and files: marks invalid ones, describes a file."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Verifier(Protocol):
 
 
 def schema_hash(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """64 hex digits that stand for the tensors' names and shapes.
+    """Hash of the tensors' names and shapes, 64 hex digits.
 
-    Not for their types: a tensor of half precision travels as float32 where its values do not fit.
+    Types are left out: a tensor of half precision travels as float32 where its values do not fit.
     """
     listed = sorted((name, list(shape)) for name, shape in shapes.items())
     return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
@@ -42,7 +42,8 @@ def described(tensors: Mapping[str, TensorInfo]) -> tuple[str, str]:
 
 
 def draft(path: Path) -> Manifest | None:
-    """What only the file can tell of itself; the core fills in the rest. None: it cannot be read."""
+    """The manifest's fields that only the file can give; the core fills in the rest. None: the file cannot be
+    read."""
     try:
         schema, dtype = described(read_safetensors_header(path))
     except (ValueError, OSError, LocalError):
@@ -51,7 +52,7 @@ def draft(path: Path) -> Manifest | None:
 
 
 def file_differs(model: ModelRef, tensors: Mapping[str, TensorInfo]) -> str:
-    """What of a file that has come is not as its maker signed it, in words; "" if nothing is."""
+    """How a received file differs from its signed description, in words; "" if it does not."""
     manifest = model.manifest
     if manifest is None:
         return ""
@@ -62,7 +63,7 @@ def file_differs(model: ModelRef, tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def marked(body: _B, verifier: Verifier, schemas: Mapping[str, Schema]) -> _B:
-    """The message, each manifest in it that is not to be believed marked with the reason."""
+    """The message, with the reason on each manifest in it that is invalid."""
     changes: dict[str, Any] = {}
     for f in fields(body):
         value = getattr(body, f.name)

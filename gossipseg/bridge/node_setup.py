@@ -1,4 +1,4 @@
-"""From the configuration to what the core is given."""
+"""From the configuration to the core's setup."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def node_setup(
     sign: Sign,
     **own: Any,
 ) -> NodeSetup:
-    """All that peers.yaml says to a node. `own`: fields of NodeSetup that a site sets itself."""
+    """All settings of peers.yaml for a node. `own`: fields of NodeSetup that a site sets itself."""
     algorithm = federation.algorithm
     said: dict[str, Any] = {
         "membership": federation.membership,

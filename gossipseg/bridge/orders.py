@@ -12,11 +12,12 @@ from gossipseg.core.types import ModelKind, ModelRef, Site
 from gossipseg.learn import jobs
 
 PathOf = Callable[[str], Path]
-"""Where the store keeps the model of a hash."""
+"""Hash → the store's path of that model."""
 
 
 def start_round(effect: effects.StartRound, path_of: PathOf, listed: Sequence[Site]) -> jobs.StartRound:
-    """`listed`: all sites of peers.yaml, for what a worker tells apart by name."""
+    """Make the order for a round. `listed`: all sites of peers.yaml, for workers that distinguish sites by
+    name."""
     entry, model = effect.visit, effect.start_from
     return jobs.StartRound(
         effect.round,
@@ -31,7 +32,7 @@ def start_round(effect: effects.StartRound, path_of: PathOf, listed: Sequence[Si
 
 
 def aggregate(effect: effects.Aggregate, path_of: PathOf) -> jobs.Aggregate:
-    """The updates of a round, to be combined by the worker of its coordinator."""
+    """The order to aggregate a round's updates, for the worker of the coordinator."""
     files = [
         jobs.UpdateFile(site, str(path_of(model.hash)), model.cases, model.steps)
         for site, model in effect.updates
@@ -40,19 +41,19 @@ def aggregate(effect: effects.Aggregate, path_of: PathOf) -> jobs.Aggregate:
 
 
 def export_kind(exchange: str) -> ModelKind:
-    """What a site's own export is, under an algorithm that exchanges by `exchange`."""
+    """The kind of a site's own export, under an algorithm that exchanges by `exchange`."""
     return "update" if exchange == "rounds" else "model"
 
 
 def export_position(report: jobs.RoundDone) -> int:
-    """What a site that takes the model over counts from."""
+    """The position from which a site that adopts the model counts."""
     return report.round + report.ahead
 
 
 def exported(
     export: jobs.Export, hash_: str, size_bytes: int, round: int, kind: ModelKind, path: Path
 ) -> ModelRef:
-    """A file of the worker that is in the store now. Reads its header for the manifest."""
+    """The model of a worker's file that is in the store now. Reads its header for the manifest."""
     return ModelRef(hash_, size_bytes, round, export.steps, export.cases, kind=kind, manifest=draft(path))
 
 
@@ -73,7 +74,7 @@ def round_finished(report: jobs.RoundDone, export: ModelRef | None) -> events.Ro
 def aggregated(
     report: jobs.AggregateDone, model: ModelRef | None
 ) -> events.Aggregated | events.AggregationFailed:
-    """`model`: the combined model in the store; None: there is none, or it could not be stored."""
+    """`model`: the aggregated model in the store; None: there is none, or it could not be stored."""
     refused = tuple(sorted(report.refused.items()))
     if model is None:
         reason = report.reason or "not_stored"

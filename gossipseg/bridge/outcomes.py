@@ -1,4 +1,4 @@
-"""What came of a call to a peer, in the words of events."""
+"""The outcome of a call to a peer, as an event's reason."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ log = logging.getLogger(__name__)
 
 
 def why(error: BaseException, *, in_core_words: bool = False) -> tuple[str, str]:
-    """(reason, detail) of a call that came to nothing. Re-raises the cancellation of our own task.
+    """(reason, detail) of a failed call. Re-raises the cancellation of our own task.
 
-    `in_core_words`: of the reasons that events.RequestFailed knows; a peer that answers and says no, in
-    whatever words, has refused (and lives).
+    `in_core_words`: use only the reasons that events.RequestFailed knows. A peer that answers and says no, in
+    whatever words, has refused (and is alive).
     """
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()

@@ -1,7 +1,7 @@
-"""peers.yaml (the federation, the same everywhere) and site.yaml (one site's own): read, checked, composed.
+"""peers.yaml (the federation, the same everywhere) and site.yaml (one site's own): read, checked, combined.
 
-What belongs here: loading, the contract, the worker's part. What must not: torch, grpc, sockets.
-Precedence: flag > GOSSIPSEG_… environment > site.yaml > default. Relative paths are relative to their file.
+What belongs here: loading, the contract, the worker's part. What must not: torch, grpc, sockets. Precedence:
+flag > GOSSIPSEG_… environment > site.yaml > default. Relative paths are relative to their file.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ _told: set[str] = set()
 def load_federation(path: Path, *, text: str | None = None) -> FederationFile:
     """Read and check peers.yaml. Certificates are inlined as PEM texts.
 
-    `text` stands in for the file's contents (to check an edit before it is written).
-    Raises ConfigError naming file, key, value and remedy.
+    `text` replaces the file's contents (to check an edit before it is written). Raises ConfigError naming
+    file, key, value and remedy.
     """
     return _federation(path, text)[0]
 
@@ -145,11 +145,13 @@ def dump(config: Config) -> str:
 
 
 def contract(federation: FederationFile, network_signature: str = "") -> tuple[tuple[str, str], ...]:
-    """What two sites must agree on before weights move, as sorted (dotted key, JSON value) pairs.
+    """The settings two sites must agree on before they exchange weights, as sorted (dotted key, JSON value)
+    pairs.
 
-    Task, network, algorithm, training, wire dtype, seed and the network signature; not sites or addresses,
-    nor what a site deploys (training.shadow_local, ensemble_peers), of which nothing travels. Two files that
-    mean the same agree: the schedule is the one in force, and training.flip_axes the axes that are mirrored.
+    They are task, network, algorithm, training, wire dtype, seed and the network signature. Sites and
+    addresses are not among them. Neither is a site's choice of what to deploy (training.shadow_local,
+    ensemble_peers), since nothing of it is sent. Files with one meaning agree: the schedule is the one in
+    force, and training.flip_axes the axes that are mirrored.
     """
     training = dataclasses.asdict(federation.training)
     del training["shadow_local"], training["ensemble_peers"]
@@ -172,7 +174,7 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
 
 
 def worker_spec(config: Config) -> WorkerSpec:
-    """What the training process is told: its part of both files, of peers their names alone."""
+    """The training process's settings: its part of both files; of peers only their names."""
     f, s = config.federation, config.site
     return worker_spec_for(
         f,
@@ -199,7 +201,7 @@ def worker_spec_for(
     rounds: int | None,
     **own: Any,
 ) -> WorkerSpec:
-    """The worker's part of peers.yaml. `own`: what site.yaml says beside it."""
+    """The worker's part of peers.yaml. `own`: the settings of site.yaml beside it."""
     plain = dataclasses.asdict
     return WorkerSpec(
         site=site,
@@ -259,7 +261,8 @@ def _site(
 
 
 def _environment(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Dotted key → text and origin. What sets nothing, and may have been meant to, is told once a process."""
+    """Dotted key → text and origin. Variables that set nothing, and may have been meant to, are reported once
+    a process."""
     if not any(name.startswith(ENV_PREFIX) and name not in RESERVED_ENV for name in env):
         return {}  # the keys of site.yaml take a moment to list
     settings = read_environment(env, keys_of(SiteFile))
@@ -271,7 +274,7 @@ def _environment(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
 
 
 def _drop_empty(kind: type, raw: dict[str, Any]) -> None:
-    """A top-level key with nothing behind it (all its lines are comments) takes its default."""
+    """Drop top-level keys without a value (all their lines are comments), so that defaults apply."""
     for f in dataclasses.fields(kind):
         if f.name in raw and raw[f.name] is None:
             del raw[f.name]
@@ -337,7 +340,7 @@ def _certificate_file(file: Path, site: ListedSite, key: str, source: Source) ->
 
 
 def _check_certificates(sites: list[ListedSite], source: Source) -> None:
-    """Every certificate is one, every key is one site's, every listed ID fits."""
+    """Check that every certificate is valid, every key belongs to one site, every listed ID fits."""
     if not any(s.certificate or s.id for s in sites):
         return
     from gossipseg import trust  # cryptography: only where there is a certificate to look at

@@ -1,4 +1,4 @@
-"""What an address in a file must look like, and what to say of one that does not."""
+"""The form of an address in a file, and the texts about an invalid one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gossipseg.wire.addresses import split_address
 
 
 def check_address(address: str, key: str, source: Source, *, dialled: bool = False) -> None:
-    """host:port; `dialled`: by other sites. Raises ConfigError."""
+    """Check host:port; `dialled`: by other sites. Raises ConfigError."""
     try:
         host, port = split_address(address)
     except ConfigError as e:
@@ -26,7 +26,7 @@ def check_address(address: str, key: str, source: Source, *, dialled: bool = Fal
 
 
 def _address_problem(address: str) -> tuple[str, str]:
-    """What is wrong with an address that cannot be read, and the remedy; empty where it is not plain."""
+    """The problem of an unreadable address, and the remedy; empty where it is not plain."""
     remedy = "Write host:port, 192.0.2.7:7443 or [2001:db8::7]:7443."
     if "/" in address:
         return "is a URL, not host:port", remedy
@@ -41,7 +41,7 @@ def _address_problem(address: str) -> tuple[str, str]:
 
 
 def check_ip(text: str, key: str, source: Source) -> None:
-    """An IP address without a port. Raises ConfigError."""
+    """Check an IP address without a port. Raises ConfigError."""
     try:
         ipaddress.ip_address(text)
     except ValueError:

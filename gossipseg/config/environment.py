@@ -1,7 +1,7 @@
-"""GOSSIPSEG_ variables: which set a key, which are somebody else's, and which are mistakes.
+"""GOSSIPSEG_ variables: which set a key, which belong to other software, and which are mistakes.
 
-Kubernetes gives every pod variables named after each service of its namespace, and images bear a version or
-a home: a service or an image that happens to be called gossipseg must not stop a daemon.
+Kubernetes gives every pod variables named after each service of its namespace. Images define a version or a
+home. A service or an image that happens to be called gossipseg must not stop a daemon.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ RESERVED_ENV = frozenset({"GOSSIPSEG_DATA", "GOSSIPSEG_WORKER_SOCKET", "GOSSIPSE
 _SERVICE = re.compile(
     r"(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )
-"""What Kubernetes, and Docker's links, derive from a service's name: GOSSIPSEG_… or GOSSIPSEG_NORTH_…."""
+"""Variables that Kubernetes and Docker's links derive from a service's name: GOSSIPSEG_… or
+GOSSIPSEG_NORTH_…."""
 _SERVICE_URL = re.compile(r"(?:[A-Z0-9_]+_)?PORT")
 _URL = re.compile(r"(?:tcp|udp|sctp)://")
 _NEAR, _NEAR_INNER = 0.6, 0.85
-"""How like a key a name must be to be taken for it: a key at the top, and one in a section."""
+"""Similarity above which a name counts as a misspelt key: a key at the top, and one in a section."""
 
 
 @dataclass(slots=True)
 class Settings:
-    """What the environment sets, and what in it was left aside."""
+    """The settings of the environment, and the variables that were ignored."""
 
     overrides: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Dotted key → its text and where it comes from."""
@@ -40,8 +41,8 @@ class Settings:
 def read_environment(env: Mapping[str, str], keys: Collection[str]) -> Settings:
     """GOSSIPSEG_DEVICE__THREADS=2 → {"device.threads": ("2", "environment variable …")}.
 
-    `keys`: the dotted keys of site.yaml. A name that is nearly one at the top is handed on as it is, to be
-    refused as an unknown key is. Raises ConfigError for one that is nearly the name of a key in a section.
+    `keys`: the dotted keys of site.yaml. A name similar to a top-level key is returned as it is, so that it
+    is refused as an unknown key. Raises ConfigError for a name similar to a key in a section.
     """
     found = Settings()
     top = {k for k in keys if "." not in k} - {"version"}
@@ -76,7 +77,7 @@ def _of_a_service(short: str, text: str) -> bool:
 
 
 def _inner_variable(key: str, keys: Collection[str]) -> str:
-    """The variable of the key in a section that was meant: `device_threads` has one underscore too few."""
+    """The intended variable of a key in a section: `device_threads` has one underscore too few."""
     for known in keys:
         if "." in known and _like(key, known.replace(".", "_")) >= _NEAR_INNER:
             return ENV_PREFIX + known.upper().replace(".", "__")

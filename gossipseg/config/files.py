@@ -1,4 +1,4 @@
-"""What stands in peers.yaml (the federation, the same everywhere) and in site.yaml (one site's own)."""
+"""The contents of peers.yaml (the federation, the same everywhere) and of site.yaml (one site's own)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class FederationFile:
     version: Literal[1] = 1
     """Version of this file format."""
     seed: int = 0
-    """The first weights are drawn from it, so that all sites begin with the same model."""
+    """The first weights are drawn from this seed, so that all sites begin with the same model."""
     network: NetworkParams = field(default_factory=NetworkParams)
     algorithm: AlgorithmParams = field(default_factory=GcmlParams)
     """The algorithm by its name, and its own settings."""
@@ -103,13 +103,13 @@ class LogParams:
     format: Literal["text", "json"] = "text"
     """Lines for people, or a JSON object a line."""
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least level that is written."""
+    """Lowest level that is written."""
     file: str | None = None
-    """The same lines once more, here; FILE.1 is the one before, and so on."""
+    """A file that receives the same lines; FILE.1 is the one before, and so on."""
     file_max_bytes: int = 10 << 20
-    """The file is begun anew at this size."""
+    """At this size the file is started anew."""
     file_count: int = 5
-    """Files kept, the one that is written to among them."""
+    """Files kept, with the current one."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,14 @@ class SiteFile:
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
     quarantine: QuarantineParams = field(default_factory=QuarantineParams)
     rounds: int | None = None
-    """This site's own budget, which may end before the federation's (training.rounds); None: that one counts,
-    and where there is none, train for as long as the daemon runs."""
+    """This site's own budget of rounds, which may end before the federation's (training.rounds).
+
+    None: the federation's budget counts; if there is none, the site trains for as long as the daemon runs.
+    """
     report_test: bool = False
     """Evaluate the test split before the first and after the last round (used by the testbed)."""
     max_parallel_transfers: int = 2
-    """Models on their way out, and models on their way in, at once."""
+    """Outgoing models, and incoming models, at one time."""
     transfers: TransferParams = field(default_factory=TransferParams)
     disk_reserve_bytes: int = 256 << 20
     """Incoming models are refused when less than this would stay free."""
@@ -185,13 +187,12 @@ class Config:
 
     @property
     def others(self) -> list[ListedSite]:
-        """Everybody else in the list."""
+        """Every other site in the list."""
         return [s for s in self.federation.sites if s.name != self.site.site]
 
     @property
     def rounds(self) -> int | None:
-        """The budget in force here, in this site's own rounds where it was there from the first; None: no
-        end."""
+        """The budget in force here; None: no end. It is in own rounds, for a site there from the first."""
         set_here = [n for n in (self.site.rounds, self.federation.training.rounds) if n is not None]
         return min(set_here, default=None)
 

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, in the operator's words: key, value, nearest valid name, remedy."""
+"""pydantic's validation errors in the operator's words: key, value, nearest valid name, remedy."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def validate(kind: Any, source: Source) -> Any:
-    """The file's values as `kind`. Raises ConfigError about the one error that matters most."""
+    """The file's values as `kind`. Raises ConfigError about the most important error."""
     try:
         return adapter(kind).validate_python(source.raw)
     except ValidationError as e:
@@ -119,14 +119,14 @@ def _translate(e: ValidationError, kind: Any, source: Source) -> ConfigError:
 
 
 def _bound(error: Any) -> str:
-    """The bound that a number is outside of, in the words of ranges.Range; empty for other errors."""
+    """The violated bound of a number, in the words of ranges.Range; empty for other errors."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     found = [f"{words[name]} {limit:g}" for name, limit in error.get("ctx", {}).items() if name in words]
     return "finite" if error["type"] == "finite_number" else " and ".join(found)
 
 
 def _documented(name: str) -> str:
-    """`lambda` is a Python keyword: the field is lambda_, the key in the file lambda."""
+    """The key in the file: `lambda` is a Python keyword, so the field is lambda_."""
     return name.removesuffix("_")
 
 

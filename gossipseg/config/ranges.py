@@ -1,4 +1,4 @@
-"""How large every number may be: one range for each field, and the check of all of them."""
+"""The range of every number: one for each field, and the check of all of them."""
 
 from __future__ import annotations
 
@@ -154,7 +154,8 @@ RANGES: dict[type, dict[str, Range]] = {
 
 
 def check_ranges(value: Any, source: Source, prefix: str = "") -> None:
-    """Every number of a dataclass and of those inside it. Raises ConfigError about the first outside."""
+    """Check every number of a dataclass and of those inside it. Raises ConfigError about the first
+    outside."""
     rules = RANGES.get(type(value), {})
     for f in dataclasses.fields(value):
         item, key = getattr(value, f.name), prefix + f.name.removesuffix("_")

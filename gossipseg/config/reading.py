@@ -1,4 +1,4 @@
-"""YAML text to plain values, and the overrides of environment and flags on top of them."""
+"""YAML text to plain values, with the overrides of environment and flags."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ for _tag, _pattern, _first in (
 
 @dataclass(frozen=True)
 class Source:
-    """Where values come from: a file, and what was set over it. Makes the errors that name the place."""
+    """The origin of values: a file, and what overrides it. Makes the errors that name the origin."""
 
     path: Path
     raw: dict[str, Any]
@@ -50,21 +50,21 @@ class Source:
     def error(
         self, problem: str, key: str | None = None, value: object = None, remedy: str = ""
     ) -> ConfigError:
-        """A ConfigError that names the variable or flag where the value came from one, else the file."""
+        """A ConfigError that names the variable or flag that set the value, else the file."""
         return ConfigError(problem, file=self.place(key), key=key, value=value, remedy=remedy)
 
     def place(self, key: str | None) -> str:
-        """Where the value of a key comes from."""
+        """The origin of a key's value."""
         return self.overridden.get(key or "", str(self.path))
 
     def unknown(self, key: str, remedy: str) -> ConfigError:
-        """The error about a key that is none; FOO__BAR=1 sets foo.bar, and foo is what is unknown."""
+        """The error about an unknown key; FOO__BAR=1 sets foo.bar, and foo is unknown."""
         within = (origin for name, origin in self.overridden.items() if name.startswith(f"{key}."))
         place = self.overridden.get(key) or next(within, str(self.path))
         return ConfigError("unknown key", file=place, key=key, remedy=remedy)
 
     def given(self, key: str) -> Any:
-        """The value as it was written, or None where the key is not there."""
+        """The value as it was written, or None where the key is missing."""
         node: Any = self.raw
         for part in key.split("."):
             if isinstance(node, list) and part.isdigit() and int(part) < len(node):
@@ -83,7 +83,7 @@ class _DuplicateKey(Exception):
 
 
 def _refuse_duplicates(node: Any, prefix: str = "") -> None:
-    """PyYAML silently keeps the last of two equal keys; an operator means one of them."""
+    """Refuse equal keys: PyYAML silently keeps the last one, but an operator means one of them."""
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             _refuse_duplicates(item, f"{prefix}{i}.")
@@ -150,7 +150,7 @@ def read_text(path: Path) -> str:
 
 
 def read_mapping(path: Path, text: str | None = None) -> dict[str, Any]:
-    """The file's top-level mapping; `text` stands in for its contents. Raises ConfigError."""
+    """The file's top-level mapping; `text` replaces its contents. Raises ConfigError."""
     text = read_text(path) if text is None else text
     try:
         raw = parse_yaml(text)
@@ -197,7 +197,7 @@ def _yaml_error(e: Exception, path: Path, text: str) -> ConfigError:
 
 
 def set_dotted(raw: dict[str, Any], key: str, text: str, origin: str, *, is_text: bool) -> None:
-    """Set a dotted key. The text is read as YAML, unless the key takes text: then `7` is no number."""
+    """Set a dotted key. The text is read as YAML, unless the key holds text: then `7` is no number."""
     *parents, last = key.split(".")
     if len(parents) >= MAX_DEPTH:
         raise ConfigError(

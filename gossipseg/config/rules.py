@@ -1,4 +1,4 @@
-"""What must fit together in peers.yaml, in site.yaml, and in the two of them."""
+"""Consistency rules of peers.yaml, of site.yaml, and of the two together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from gossipseg.wire.pacing import Windows
 
 
 def check_federation(federation: FederationFile, source: Source) -> None:
-    """What must fit together in peers.yaml. Raises ConfigError."""
+    """Check the consistency of peers.yaml. Raises ConfigError."""
     check_ranges(federation, source)
     check_task(federation.task, source)
     _check_network(federation.network, source)
@@ -53,7 +53,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
 
 
 def check_site(site: SiteFile, source: Source) -> None:
-    """What must fit together in site.yaml. Raises ConfigError."""
+    """Check the consistency of site.yaml. Raises ConfigError."""
     check_ranges(site, source)
     check_address(site.listen, "listen", source)
     if site.privacy.noise_multiplier and site.privacy.clip_norm is None:
@@ -83,7 +83,7 @@ def check_site(site: SiteFile, source: Source) -> None:
 
 
 def check_private(site: SiteFile, site_source: Source, federation: FederationFile, peers: Source) -> None:
-    """What does not go with differentially private training. Raises ConfigError."""
+    """Refuse settings that contradict differentially private training. Raises ConfigError."""
     names = federation.algorithm.name, federation.network.norm, site.device.amp
     found = dp_problem(site.privacy, *names)
     if found is not None:
@@ -93,7 +93,7 @@ def check_private(site: SiteFile, site_source: Source, federation: FederationFil
 
 
 def check_labels(site: SiteFile, source: Source, federation: FederationFile) -> None:
-    """What a site says of its labels is about the task's. Raises ConfigError."""
+    """Check that a site's label settings are about the task's labels. Raises ConfigError."""
     found = labels_problem(federation.task, site.data)
     if found is not None:
         problem, key, value, remedy = found
@@ -101,7 +101,7 @@ def check_labels(site: SiteFile, source: Source, federation: FederationFile) -> 
 
 
 def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> None:
-    """A site's own budget ends no later than the federation's, and leaves some rounds to learn together.
+    """Check that a site's budget ends no later than the federation's, and leaves rounds to learn together.
 
     Raises ConfigError.
     """
@@ -121,7 +121,7 @@ def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> 
 
 
 def _check_rounds(federation: FederationFile, source: Source) -> None:
-    """The federation's budget leaves some rounds to learn together."""
+    """Check that the federation's budget leaves some rounds to learn together."""
     rounds = federation.training.rounds
     found = together_problem(federation.algorithm, rounds) if rounds is not None else None
     if found is not None:
@@ -138,7 +138,7 @@ def _check_deployed(federation: FederationFile, source: Source, *, private: bool
 
 
 def check_loopback(site: SiteFile, site_source: Source, federation: FederationFile, peers: Source) -> None:
-    """Plaintext is for loopback addresses only. Raises ConfigError."""
+    """Refuse plaintext on other than loopback addresses. Raises ConfigError."""
     listed = [(peers, f"sites.{i}.address", s.address) for i, s in enumerate(federation.sites)]
     for source, key, address in [
         (site_source, "listen", site.listen),
@@ -214,7 +214,7 @@ def _check_unique(sites: list[ListedSite], source: Source) -> None:
 
 
 def _check_algorithm(federation: FederationFile, source: Source) -> None:
-    """The network has the parts that the algorithm needs, and there are enough sites for it."""
+    """Check that the network has the parts that the algorithm needs, and that there are enough sites."""
     algorithm, network, listed = federation.algorithm, federation.network.name, len(federation.sites)
     suited = getattr(algorithm, "networks", None)
     if suited is not None and network not in suited and network != ONE_SHOT_NETWORK:
@@ -239,7 +239,8 @@ def _check_algorithm(federation: FederationFile, source: Source) -> None:
 
 
 def _check_quorum(federation: FederationFile, source: Source) -> None:
-    """Two quorums must have a site in common, or two global models could be committed for one round."""
+    """Check that two quorums have a site in common: otherwise two global models could be committed for one
+    round."""
     quorum, listed = federation.rounds.quorum, len(federation.sites)
     if quorum is None or not listed or listed // 2 < quorum <= listed:
         return

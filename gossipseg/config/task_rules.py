@@ -1,4 +1,4 @@
-"""What must fit together in the section `task`: dimensions, labels, intensities."""
+"""Consistency rules of the section `task`: dimensions, labels, intensities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gossipseg.learn.params import TaskParams
 
 
 def check_task(task: TaskParams, source: Source) -> None:
-    """What must fit together in the section `task`. Raises ConfigError about the first that does not."""
+    """Check the consistency of the section `task`. Raises ConfigError about the first fault."""
     for problem, key, value, remedy in _task_problems(task):
         raise source.error(problem, f"task.{key}", value, remedy)
 

@@ -1,4 +1,4 @@
-"""The parts of a node, made from its setup and made known to each other."""
+"""The parts of a node, built from its setup and connected to each other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gossipseg.core.worker_state import WorkerState
 
 @dataclass(slots=True)
 class DurableState:
-    """`persist` is what Context.persist does."""
+    """The durable state of a node. `persist` is Context.persist."""
 
     ctx: Context
     membership: Membership
@@ -38,7 +38,7 @@ class DurableState:
     counts: Counter[tuple[str, Site]]
 
     def persist(self) -> None:
-        """Have the present state put on disk before any later effect of this step."""
+        """Write the present state to disk before any later effect of this step."""
         self.ctx.effects.append(Persist(self.snapshot()))
 
     def snapshot(self) -> Snapshot:
@@ -59,7 +59,8 @@ class DurableState:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """`rounds`: None without a coordinator. `counts`: (what, site) → how often, across restarts."""
+    """The parts of a node. `rounds`: None without a coordinator. `counts`: (what, site) → count, across
+    restarts."""
 
     ctx: Context
     counts: Counter[tuple[str, Site]]
@@ -76,7 +77,7 @@ class Parts:
 
 
 def assemble(setup: NodeSetup) -> Parts:
-    """All parts, ready for the start."""
+    """Build all parts, ready for the start."""
     then = setup.snapshot
     counts = Counter({(what, site): n for what, site, n in then.counters})
     ctx = Context(
@@ -141,7 +142,7 @@ def _gossip(
     ledger: ManifestLedger,
     counts: Counter[tuple[str, Site]],
 ) -> GossipExchange:
-    # peers.yaml may have changed while this site was down: no removed site's model visits.
+    # peers.yaml may have changed while this site was down: drop models of removed sites
     waiting = tuple(e for e in setup.snapshot.inbox if e.frm in setup.sites)
     gossip = GossipExchange(
         ctx,

@@ -1,4 +1,4 @@
-"""How many rounds a site trains: its own budget, the federation's, and how far ahead that one counts.
+"""How many rounds a site trains: its own budget, the federation's, and how far ahead the federation is.
 
 Values and sums only.
 """
@@ -11,30 +11,33 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Budget:
-    """One for all parts of a node: `ahead` is set as the worker reports, and as the plan orders."""
+    """The budget, shared by all parts of a node. `ahead` changes when the worker reports and when the
+    schedule orders."""
 
     own: int | None = None
-    """The site's rounds in all, in its own count; None: it sets no end."""
+    """Rounds of this site in all, in its own count; None: no limit of its own."""
     federation: int | None = None
-    """The round at whose end every site has finished; None: there is none."""
+    """The round at whose end every site has finished; None: no such round."""
     ahead: int = 0
-    """Rounds by which the federation is ahead of this site's own count. Negative where the site has trained
-    rounds alone: they are not the federation's."""
+    """Rounds by which the federation is ahead of this site's own count. The number is negative where the site
+    has trained rounds alone, which are not the federation's."""
 
     @property
     def last(self) -> float:
-        """The own round at whose end the site has finished, by the earlier of the two; infinite: never."""
+        """The own round at whose end the site has finished, by the earlier of the two budgets; infinite:
+        never."""
         own = math.inf if self.own is None else self.own
         return own if self.federation is None else min(own, self.federation - self.ahead)
 
     def last_common(self, every_rounds: int, finetune_rounds: int) -> float:
-        """The coordinator's round of the last global model there will be; infinite: there is no end."""
+        """The coordinator's round of the last global model; infinite: there is no end."""
         if self.federation is None:
             return math.inf
         return (self.federation - finetune_rounds) // every_rounds
 
     def begin_at(self, position: int, round: int) -> None:
-        """Own round `round` is round `position` of the federation, or its last one if that is over."""
+        """Declare that own round `round` is round `position` of the federation, or its last one if that is
+        over."""
         if self.federation is not None:
             position = min(position, self.federation)
         self.ahead = position - round

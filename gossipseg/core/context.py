@@ -1,4 +1,4 @@
-"""What the parts of a node share within one step: the time, the effects so far, and who we are."""
+"""What the parts of a node share within one step: the time, the effects so far, and this site's PeerInfo."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gossipseg.core.events import RequestFailed
 from gossipseg.core.offences import is_offence
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Sign, Site, fingerprint
 
-Outcome = messages.Reply | RequestFailed
+CallOutcome = messages.Reply | RequestFailed
 Contract = tuple[tuple[str, str], ...]
 SELDOM_S = 60.0
-"""So long a lasting trouble is not noted again."""
+"""Minimum seconds between two notes of the same lasting problem."""
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class Call:
     """A request under way, and who waits for its outcome."""
 
     to: Site
-    then: Callable[[Call, Outcome], None]
+    then: Callable[[Call, CallOutcome], None]
     about: Any
     """What the caller wants back with the outcome."""
     sent_at: float
@@ -33,7 +33,7 @@ class Call:
 
 
 class Context:
-    """Time, effects, pending calls and this site's own words."""
+    """Time, effects, pending calls and what this site says of itself."""
 
     def __init__(
         self,
@@ -52,11 +52,11 @@ class Context:
         self.calls: dict[int, Call] = {}
         self.info = PeerInfo(0, 0, 0, Phase.STARTING, "")
         self.own_steps = 0
-        """Steps that this site took itself. What it merged may have brought `info.steps` to any number."""
+        """Steps that this site took itself. A merged model may have brought `info.steps` to any number."""
         self.persist: Callable[[], None] = lambda: None
-        """Set by assembly.py: append a Persist of the whole snapshot."""
+        """Append a Persist of the whole snapshot; set by assembly.py."""
         self.offences: list[tuple[Site, str]] = []
-        """Of this step so far: they count at its end."""
+        """Offences of this step so far; they are counted at its end."""
         self._last_id = 0
         self._noted_at: dict[tuple[str, Site], float] = {}
 
@@ -71,10 +71,10 @@ class Context:
         to: Site,
         body: messages.Request,
         timeout_s: float,
-        then: Callable[[Call, Outcome], None],
+        then: Callable[[Call, CallOutcome], None],
         about: Any = None,
     ) -> None:
-        """Ask `to`; `then` is called with the reply or the failure, in a later step."""
+        """Ask `to`; a later step calls `then` with the reply or the failure."""
         self._last_id += 1
         self.calls[self._last_id] = Call(to, then, about, self.now)
         self.effects.append(Request(self._last_id, to, body, timeout_s))
@@ -86,28 +86,28 @@ class Context:
         self.effects.append(Note(event, site, reason, detail))
 
     def note_seldom(self, event: str, site: Site, reason: str) -> None:
-        """The same, at most once in SELDOM_S of an event and a listed site: for what goes on and on."""
+        """Note a lasting problem, at most once in SELDOM_S per event and listed site."""
         if self.now - self._noted_at.get((event, site), -math.inf) >= SELDOM_S:
             self._noted_at[event, site] = self.now
             self.note(event, site, reason)
 
     def offence(self, site: Site, reason: str) -> None:
-        """What `site` sent was refused for cause."""
+        """Record that what `site` sent was refused for cause."""
         self.offences.append((site, reason))
 
     def refused(self, site: Site, reason: str, model: ModelRef | None) -> None:
-        """What `site` sent was refused: an offence if the reason is one."""
+        """Record that what `site` sent was refused; it is an offence if the reason is one."""
         if is_offence(reason, site, model):
             self.offence(site, reason)
 
-    # -------------------------------------------------------------- this site's words
+    # -------------------------------------------------------------- this site's PeerInfo
 
     def say(self, **changes: Any) -> None:
-        """Change what this site tells of itself."""
+        """Change what this site says of itself."""
         self.info = replace(self.info, **changes)
 
     def contract_known(self, contract: Contract) -> None:
-        """The worker has filled in the network signature."""
+        """Take the contract with the network signature that the worker has filled in."""
         self.contract = contract
         self.say(contract=fingerprint(contract))
 

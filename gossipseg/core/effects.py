@@ -1,4 +1,4 @@
-"""What a node wants done. The shell does it, in order; what came of it returns as an event."""
+"""What a node wants done. The shell carries the effects out in order; outcomes return as events."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class InboxEntry:
     frm: Site
     model: ModelRef
     arrived_round: int
-    """The receiver's round when it came; it is dropped when it has waited max_age_rounds."""
+    """The receiver's round when the model came; it is dropped after waiting max_age_rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,34 +58,35 @@ class SeenManifest:
     round: int
     hash: str
     arrived: bool = False
-    """Its model has come: of a model for gossip the same manifest is a replay from then on."""
+    """Whether its model has come. From then on the same manifest of a model for gossip is a replay."""
 
 
 @dataclass(frozen=True, slots=True)
 class RoundsRecord:
-    """What a site must remember of the rounds under a coordinator: fsynced before any word of it is given."""
+    """What a site must remember of the rounds under a coordinator. It is fsynced before any answer depends on
+    it."""
 
     committed: Proposal | None = None
     """The newest global model known to be committed; its file is kept."""
     promised_round: int = 1
     promised_attempt: int = -1
-    """No attempt below this one of that round is listened to."""
+    """Lowest attempt of that round that this site still accepts."""
     promised_sites: str = ""
-    """The list of sites that it was promised under; "" of an older version."""
+    """Key of the list of sites that the promise was made under; "" from an older version."""
     accepted: Proposal | None = None
-    """What is stored for the round after the committed one; its file is kept."""
+    """The model stored for the round after the committed one; its file is kept."""
     update_round: int = 0
     update: ModelRef | None = None
     """This site's update for that round."""
     base_round: int = 0
-    """This site's own rounds behind it when it began to work towards the next global model."""
+    """This site's own rounds when it began to work towards the next global model."""
     run: str = ""
-    """Federation, contract and run number that all of this belongs to."""
+    """Federation, contract and run number of all the above."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All a node must remember across a crash. Small: it is written whole each time."""
+    """All a node must remember across a crash. It is small: each save writes it whole."""
 
     incarnation: int = 0
     round: int = 0
@@ -93,10 +94,10 @@ class Snapshot:
     inbox: tuple[InboxEntry, ...] = ()
     paused: bool = False
     counters: tuple[tuple[str, Site, int], ...] = ()
-    """(what, site, how often): models sent, received, merged, … so that counts outlive a restart."""
+    """(what, site, count) of models sent, received, merged, … so that counts survive a restart."""
     rounds: RoundsRecord | None = None
     sequence: int = 0
-    """The last number that this site has signed a manifest with."""
+    """The last number with which this site has signed a manifest."""
     seen: tuple[SeenManifest, ...] = ()
     conduct: tuple[PeerRecordSnapshot, ...] = ()
 
@@ -110,26 +111,27 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class StartRound:
-    """Let the worker run a round: with the visiting model if one is given, else alone."""
+    """Let the worker run a round, with the visiting model if one is given, else alone."""
 
     round: int
     visit: InboxEntry | None
     export: bool
-    """Write the wire model at the end: this site is a sender this round."""
+    """Whether to write the wire model at the end, because this site is a sender this round."""
     start_from: ModelRef | None = None
-    """The global model to begin with; None: from the weights as they are."""
+    """The global model to begin with; None: keep the present weights."""
     settling_in: bool = False
-    """The first round of a site that joined after the others had begun."""
+    """Whether this is the first round of a site that joined after the others had begun."""
     finetuning: bool = False
-    """One of the last rounds, trained alone."""
+    """Whether this is one of the last rounds, trained alone."""
     ahead: int = 0
-    """Under a coordinator: rounds by which the federation is ahead of `round`. In gossip the worker tells."""
+    """Under a coordinator: rounds by which the federation is ahead of `round`. In gossip the worker reports
+    it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregate:
-    """Let the worker make the global model of a round; the outcome is events.Aggregated or
-    AggregationFailed. A later one replaces it."""
+    """Let the worker make the global model of a round; the outcome is events.Aggregated or AggregationFailed.
+    A later order replaces an earlier one."""
 
     round: int
     attempt: int

@@ -1,4 +1,4 @@
-"""What offences bring upon a peer: they are counted, it is shut out, and let in again."""
+"""What follows from offences: they are counted, the peer is quarantined, and admitted again later."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class QuarantineEnforcer:
         self._ctx, self.quarantine, self._membership = ctx, quarantine, membership
         self._gossip, self._rounds, self._counts = gossip, rounds, counts
         self._remembered = remembered
-        """From the disk, in seconds until and since: they wait for the clock of the start."""
+        """Read from disk, as seconds until and since; applied once the clock of the start is known."""
 
     def start(self) -> None:
-        """Go on where the last life ended."""
+        """Continue from the state that the last run saved."""
         self.quarantine.restore(self._remembered, self._ctx.now)
         self._remembered = ()
         self.quarantine.forget(self._membership.members)
@@ -41,7 +41,7 @@ class QuarantineEnforcer:
                 self._shut_out(site)
 
     def settle(self) -> None:
-        """Let in whose time is over."""
+        """Admit the peers whose quarantine is over."""
         if self._ctx.now < self.quarantine.next_deadline():
             return
         for site in self.quarantine.settle(self._ctx.now):
@@ -66,7 +66,7 @@ class QuarantineEnforcer:
         return bool(offences)
 
     def lift(self, site: Site) -> None:
-        """An operator forgives it everything. (The caller persists.)"""
+        """Clear a peer's record, on an operator's order. (The caller persists.)"""
         lifted = self.quarantine.lift(site)
         self._let_in(site)
         self._ctx.note("quarantine_lifted", site, "" if lifted else "was_in_none")

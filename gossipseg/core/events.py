@@ -1,4 +1,5 @@
-"""What can happen to a node. The shell turns the outside world into these; the core sees nothing else."""
+"""What can happen to a node. The shell turns the outside world into these events; the core sees nothing
+else."""
 
 from __future__ import annotations
 
@@ -12,18 +13,18 @@ from gossipseg.core.types import ModelRef, Site
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The first event of a life."""
+    """The daemon has started: the first event of its run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """The deadline named by next_deadline() has come."""
+    """The deadline returned by next_deadline() has come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Incoming:
-    """A listed, authenticated site asks; answer with effects.Respond(token). Records in it are verified;
-    manifests whose signature does not hold bear a `fault`."""
+    """A listed, authenticated site asks; answer with effects.Respond(token). Its records are verified.
+    Manifests whose signature is invalid carry a `fault`."""
 
     frm: Site
     token: int
@@ -41,7 +42,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """No answer to effects.Request(id). `reason`: timeout, unreachable, untrusted or refused."""
+    """effects.Request(id) had no answer. `reason`: timeout, unreachable, untrusted or refused."""
 
     id: int
     reason: str
@@ -64,8 +65,8 @@ class TransferFailed:
 
 @dataclass(frozen=True, slots=True)
 class TransferBegan:
-    """The stream of a promised model from `frm` has begun, or goes on: to be told every few seconds. The core
-    lets another site's offer displace a promise of which nothing is heard (the accept may have been lost)."""
+    """The stream of a promised model from `frm` has begun or continues; sent every few seconds. Without this
+    event another site's offer may displace the promise, because the accept may have been lost."""
 
     frm: Site
     hash: str
@@ -81,7 +82,7 @@ class ModelArrived:
 
 @dataclass(frozen=True, slots=True)
 class ModelBroken:
-    """A promised model from `frm` did not pass the checks at arrival, or its stream ended for good."""
+    """A promised model from `frm` failed the checks at arrival, or its stream ended for good."""
 
     frm: Site
     hash: str
@@ -99,12 +100,12 @@ class WorkerReady:
     contract: tuple[tuple[str, str], ...]
     """The contract with the network signature filled in."""
     last_visit: str | None = None
-    """Hash of the last visiting model its checkpoint has behind it (visited, refused or reverted)."""
+    """Hash of the last visiting model that its checkpoint includes (visited, refused or reverted)."""
     dice_val: float | None = None
     last_global: str | None = None
-    """Hash of the last global model that its weights were taken from."""
+    """Hash of the last global model from which its weights were taken."""
     own_steps: int | None = None
-    """Steps that it took itself; None: as many as `steps`."""
+    """Steps that this site took itself; None: as many as `steps`."""
     ahead: int = 0
     """Rounds by which the federation is ahead of this site's own count (Budget.ahead)."""
 
@@ -123,8 +124,8 @@ class VisitResult:
 
     hash: str
     outcome: Literal["merged", "refused", "held", "kept_out"]
-    """merged: taken in; refused: it failed the worker's checks; held: kept beside, to predict with;
-    kept_out: trained with, not merged."""
+    """`merged`: taken in. `refused`: failed the worker's checks. `held`: kept as a member of the ensemble.
+    `kept_out`: trained with, not merged."""
     reason: str = ""
     detail: str = ""
 
@@ -163,7 +164,7 @@ class Aggregated:
 
 @dataclass(frozen=True, slots=True)
 class AggregationFailed:
-    """Nothing came of effects.Aggregate(round, attempt)."""
+    """The worker could make nothing of effects.Aggregate(round, attempt)."""
 
     round: int
     attempt: int
@@ -180,12 +181,12 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """Say goodbye: after this step's effects the site counts as left."""
+    """Tell the others that this site leaves. After this step's effects it counts as left."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiftQuarantine:
-    """An operator lets a site begin anew: its offences and its manifests' numbers are forgotten."""
+    """An operator clears a site's record: its offences and its manifests' numbers are forgotten."""
 
     site: Site
 
@@ -196,9 +197,10 @@ class SitesChanged:
 
     sites: Mapping[Site, str]
     rekeyed: bool = False
-    """This site signs with another key from now on: its record goes round anew, signed with that."""
+    """Whether this site signs with another key from now on; its record is then sent again, signed with that
+    key."""
     listed: str = ""
-    """As in Setup; "": as before."""
+    """As in NodeSetup; "": unchanged."""
 
 
 Event = (

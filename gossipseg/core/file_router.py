@@ -1,4 +1,4 @@
-"""Model files on their way: which of the two exchanges a file is for, and which files must stay."""
+"""Model files in transfer: which of the two exchanges a file is for, and which files the store must keep."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Sending:
 
 @dataclass(slots=True)
 class FileRouter:
-    """All files that come and go. `rounds`: None without a coordinator."""
+    """All incoming and outgoing files. `rounds`: None without a coordinator."""
 
     ctx: Context
     membership: Membership
@@ -35,7 +35,7 @@ class FileRouter:
     # -------------------------------------------------------------- what happens
 
     def ended(self, event: events.TransferDone | events.TransferFailed) -> bool:
-        """A transfer to another site is over; False: there is no such transfer."""
+        """Handle the end of a transfer to another site; False: no such transfer."""
         self.wellness.sent(self._receiver(event.id), event)
         if self.rounds is not None and self.rounds.on_transfer(event):
             return True
@@ -57,15 +57,15 @@ class FileRouter:
             self.gossip.on_broken(event)
 
     def _receiver(self, id: int) -> Site:
-        """Where a transfer goes; "" where there is none of this number."""
+        """The site that a transfer goes to; "" where no transfer has this number."""
         if self.rounds is not None and (transfer := self.rounds.uploads.transfers.get(id)) is not None:
             return transfer.to
         return self.gossip.receiver(id)
 
-    # -------------------------------------------------------------- what there is
+    # -------------------------------------------------------------- what is known
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:
-        """The accepted offer, or the fetched file, whose stream may come now, or None."""
+        """The accepted offer, or the requested file, whose stream may come now; else None."""
         if self.membership.quarantined(frm):
             return None
         if self.rounds is not None and (model := self.rounds.expects(frm, hash)) is not None:
@@ -84,7 +84,8 @@ class FileRouter:
         return tuple(self.rounds.kept_models()) if self.rounds is not None else ()
 
     def kept(self) -> frozenset[str]:
-        """Hashes the store must not collect: waiting, visiting, promised, on their way out; of the rounds."""
+        """Hashes the store must not collect: waiting, visiting, promised or outgoing models, and those of
+        rounds."""
         inbox = self.gossip.inbox
         models = [e.model for e in inbox.entries] + [o.model for o in self.gossip.outgoing]
         if inbox.reserved is not None:

@@ -1,4 +1,4 @@
-"""What must hold of a node after every step. Called by tests and the simulator, never in production."""
+"""What must hold of a node after every step. Tests and the simulator call it; production never does."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gossipseg.core.worker_state import WorkerPhase, WorkerState
 
 
 def check(ctx: Context, membership: Membership, gossip: GossipExchange, state: WorkerState) -> None:
-    """Raise AssertionError naming what contradicts what."""
+    """Raise AssertionError naming the contradiction."""
     assert ctx.site not in membership.members, "this site is not its own member"
     for member in membership.members.values():
         _check_member(member, membership, gossip)
@@ -64,7 +64,7 @@ def _check_exchange(ctx: Context, membership: Membership, gossip: GossipExchange
 
 
 def check_rounds(ctx: Context, rounds: Rounds, state: WorkerState) -> None:
-    """Of the rounds under a coordinator."""
+    """Check the rounds under a coordinator."""
     acceptor, attempt = rounds.acceptor, rounds.attempt
     record, quorum = acceptor.record, acceptor.quorum
     assert ctx.info.committed == acceptor.committed, "it tells of another committed round than its record"

@@ -1,4 +1,4 @@
-"""Signed manifests: this site's own, and what must hold of the others' (docs/admin/security.md)."""
+"""Signed manifests: this site's own, and the checks on those of other sites (docs/admin/security.md)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gossipseg.core.types import Manifest, ModelKind, ModelRef, Proposal, Site, 
 
 
 class ManifestLedger:
-    """Signs for this site, and remembers how far each other site's numbers have come."""
+    """Signs for this site, and remembers the highest number of each other site."""
 
     def __init__(
         self, ctx: Context, *, require: bool, sequence: int, floor: int = 0, seen: Iterable[SeenManifest] = ()
     ) -> None:
-        """`sequence`: the last number used, from the disk. `floor`: none below this one is used; from the
-        clock, it keeps a site whose state was lost from repeating itself."""
+        """`sequence`: the last number used, from the disk. `floor`: the lowest number to use. The floor comes
+        from the clock, so that a site whose state was lost does not repeat numbers."""
         self._ctx, self.require = ctx, require
         self.sequence = max(sequence, floor)
         self.seen = {(s.maker, s.kind): s for s in seen}
@@ -26,9 +26,9 @@ class ManifestLedger:
     # -------------------------------------------------------------- this site's own
 
     def sign(self, model: ModelRef, *, run: str = "", attempt: int = 0) -> ModelRef:
-        """The model with its manifest, under a fresh number. The caller persists before anything leaves.
+        """The model with its manifest, under a fresh number. The caller persists before sending it.
 
-        A manifest that the model has already gives the shell's part: schema and dtype.
+        A manifest that the model has already supplies the shell's part: schema and dtype.
         """
         self.sequence += 1
         dice = model.dice_val if model.dice_val is not None and math.isfinite(model.dice_val) else None
@@ -55,7 +55,7 @@ class ManifestLedger:
         return replace(model, manifest=replace(unsigned, signature=signature))
 
     def renew(self, model: ModelRef) -> ModelRef:
-        """Of a model that this site made: the same manifest, signed with the key that it has now."""
+        """The same manifest of a model that this site made, signed with its present key."""
         manifest = model.manifest
         if manifest is None or manifest.maker != self._ctx.site:
             return model
@@ -65,11 +65,11 @@ class ManifestLedger:
     # -------------------------------------------------------------- the others'
 
     def fault_of_model(self, frm: Site, model: ModelRef) -> str:
-        """Why a model for gossip that `frm` offers is refused; "" if its manifest holds."""
+        """Why a model for gossip that `frm` offers is refused; "" if its manifest is valid."""
         return self._fault(model, "model", frm) or self._replayed(model)
 
     def fault_of_update(self, frm: Site, model: ModelRef, run: str, round: int) -> str:
-        """The same of `frm`'s update for a coordinator."""
+        """Why an update of `frm` for a coordinator is refused; "" if its manifest is valid."""
         return (
             self._fault(model, "update", frm)
             or self._misplaced(model.manifest, run, round)
@@ -77,10 +77,10 @@ class ManifestLedger:
         )
 
     def fault_of_common(self, proposal: Proposal, run: str, frm: Site | None = None) -> str:
-        """The same of a global model, whoever forwards it; `frm`: the coordinator that proposes it.
+        """Why a global model is refused, whoever forwards it. `frm`: the coordinator that proposes it.
 
-        A later attempt may propose what an earlier one made, and a site that stored another in between must
-        take it: within one round its place, not its number, says whether it is a replay.
+        A later attempt may propose the model of an earlier one. A site that stored another model in between
+        must accept it. So within one round its attempt, not its number, says whether it is a replay.
         """
         model, manifest = proposal.model, proposal.model.manifest
         if reason := self._fault(model, "global", None) or self._misplaced(manifest, run, proposal.round):
@@ -95,7 +95,7 @@ class ManifestLedger:
         return "manifest_replayed" if later and manifest.sequence <= _sequence(newest) else ""
 
     def accept(self, model: ModelRef) -> bool:
-        """Its number is the newest from now on; True: this changes what must be on disk."""
+        """Record its number as the newest; True: the state on disk must change."""
         manifest = model.manifest
         if manifest is None or manifest.maker == self._ctx.site:
             return False
@@ -106,7 +106,7 @@ class ManifestLedger:
         return True
 
     def arrived(self, model: ModelRef) -> None:
-        """An accepted model is here. (The caller persists.)"""
+        """Record that an accepted model has arrived. (The caller persists.)"""
         manifest = model.manifest
         if manifest is None:
             return
@@ -115,23 +115,23 @@ class ManifestLedger:
             self.seen[manifest.maker, manifest.kind] = replace(newest, arrived=True)
 
     def forget(self, maker: Site) -> None:
-        """An operator lets a site begin anew: its numbers may have been lost with its disk."""
+        """Forget a site's numbers, on an operator's order: the site may have lost them with its disk."""
         self.seen = {key: seen for key, seen in self.seen.items() if key[0] != maker}
 
     def keep(self, listed: Iterable[Site]) -> None:
-        """Only these sites are listed now. A site that is listed again begins anew."""
+        """Keep only the sites listed now. A site that is listed again starts from zero."""
         sites = set(listed)
         self.seen = {key: seen for key, seen in self.seen.items() if key[0] in sites}
 
     def _fault(self, model: ModelRef, kind: ModelKind, maker: Site | None) -> str:
-        """What is wrong wherever it comes to; `maker`: the only site that may have signed it."""
+        """What is wrong with a manifest of any kind. `maker`: the only site that may have signed it."""
         manifest = model.manifest
         if manifest is None:
             return "manifest_missing" if self.require else ""
         if manifest.fault:
             return manifest.fault
         if maker is not None and manifest.maker != maker:
-            return "manifest_forged"  # only global models are passed on
+            return "manifest_forged"  # only global models are forwarded
         if manifest.federation != self._ctx.federation:
             return "manifest_federation"
         if manifest.contract != self._ctx.info.contract:
@@ -158,7 +158,7 @@ def _sequence(seen: SeenManifest | None) -> int:
 
 
 def _describes(manifest: Manifest, model: ModelRef) -> bool:
-    """What the message says of the model is what was signed."""
+    """Whether the message's fields match what was signed."""
     said = (model.hash, model.size_bytes, model.round, model.steps, model.cases, model.dice_val, model.kind)
     return said == (
         manifest.hash,

@@ -1,8 +1,8 @@
-"""Requests and replies between sites, as values. The wire gives them bytes; the core gives them meaning.
+"""Requests and replies between sites, as values. The wire encodes them; the core interprets them.
 
-Every request is answered by one reply: Hello → HelloReply, Ping → Ack, IndirectPing → IndirectAck,
-Sync → SyncReply, Offer → OfferReply, Prepare → PrepareReply, Fetch → FetchReply, Accept → AcceptReply,
-Commit → CommitReply.
+Every request is answered by one reply: Hello → HelloReply, Ping → Ack, IndirectPing → IndirectAck, Sync →
+SyncReply, Offer → OfferReply, Prepare → PrepareReply, Fetch → FetchReply, Accept → AcceptReply, Commit →
+CommitReply.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gossipseg.core.types import ModelKind, ModelRef, PeerInfo, Proposal, Record
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """First words on meeting a site, and again after either side restarted or changed its contract."""
+    """The first message on meeting a site; sent again after either side restarted or changed its contract."""
 
     protocol_min: int
     protocol_max: int
@@ -48,7 +48,7 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class IndirectPing:
-    """Please ping `target` for me."""
+    """Ask the receiver to ping `target` for this site."""
 
     target: Site
     records: tuple[Record, ...]
@@ -63,7 +63,7 @@ class IndirectAck:
 
 @dataclass(frozen=True, slots=True)
 class Sync:
-    """Push/pull: everything I believe; send me everything you believe."""
+    """Push/pull: everything that this site believes; the reply carries everything that the other believes."""
 
     records: tuple[Record, ...]
     info: PeerInfo
@@ -90,25 +90,25 @@ class OfferReply:
 
 # ---------------------------------------------------------------- rounds under a rotating coordinator
 #
-# `run` stands for federation, contract and run number; `sites` for the list of sites. A site whose own
-# differ refuses with `other_run` or `other_sites`.
+# `run` stands for federation, contract and run number; `sites` for the list of sites. A site with other
+# values refuses with `other_run` or `other_sites`.
 
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """The coordinator of (round, attempt) asks for a promise, and who has an update."""
+    """The coordinator of (round, attempt) asks for a promise, and which sites have an update."""
 
     run: str
     sites: str
     round: int
     attempt: int
     tally: UpdateTally | None = None
-    """None: an older version leads."""
+    """None: the coordinator runs an older version."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareReply:
-    """`promised`: the attempt of that round this site has promised now, perhaps a later one."""
+    """`promised`: the attempt of that round that this site has promised now, perhaps a later one."""
 
     promise: bool
     promised: int
@@ -116,20 +116,21 @@ class PrepareReply:
     """A stable lower_case code when there is no promise: other_run, other_sites, later_attempt, behind,
     not_coordinator, already_committed, not_ready, leaving, quarantined, attempt_too_far, absurd_attempt."""
     accepted: Proposal | None = None
-    """What it has stored for this round."""
+    """The model that this site has stored for the round."""
     committed: Proposal | None = None
-    """With already_committed: the newest global model that it knows to be committed."""
+    """With already_committed: the newest global model that this site knows to be committed."""
     update: ModelRef | None = None
-    """Its update for this round, if it is there."""
+    """This site's update for the round, if it has one."""
     waiting_for: str = ""
-    """Why there is no update yet: training, paused, failed, finished, not_ready …"""
+    """Why this site has no update yet: training, paused, failed, finished, not_ready …"""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Please stream me this file: your update for the round, or a global model that you have stored.
+    """Ask the receiver to stream a file: its update for the round, or a global model that it has stored.
 
-    With an empty hash and kind `global` it asks which one is the newest committed; no stream follows.
+    With an empty hash and kind `global` the request asks which one is the newest committed; no stream
+    follows.
     """
 
     run: str
@@ -150,12 +151,13 @@ class FetchReply:
     not_coordinator, not_ready, leaving."""
     model: ModelRef | None = None
     proposal: Proposal | None = None
-    """The newest global model that it knows to be committed: with an empty hash, and with not_here."""
+    """The newest global model that the site knows to be committed; sent with an empty hash and with
+    not_here."""
 
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Please store this durably as the global model of its round, unless you promised a later attempt."""
+    """Ask to store this durably as the global model of its round, unless a later attempt was promised."""
 
     run: str
     sites: str
@@ -164,7 +166,7 @@ class Accept:
 
 @dataclass(frozen=True, slots=True)
 class AcceptReply:
-    """`missing`: the file is not here yet; the site fetches it and is to be asked again."""
+    """`missing`: the file is not here yet; the site fetches it, and the coordinator asks again."""
 
     verdict: Literal["stored", "missing", "reject"]
     reason: str = ""
@@ -172,12 +174,12 @@ class AcceptReply:
     beyond_budget."""
     promised: int = -1
     committed: Proposal | None = None
-    """With already_committed: the newest global model that it knows to be committed."""
+    """With already_committed: the newest global model that the site knows to be committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A quorum has stored it: this is the global model of its round."""
+    """Tell that a quorum has stored this model: it is the global model of its round."""
 
     run: str
     sites: str

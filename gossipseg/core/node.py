@@ -1,7 +1,7 @@
 """A node: everything a site's daemon decides, as one state machine.
 
-`step(event, now)` returns effects to be carried out in order; what comes of them returns as events.
-The shell calls `step(Tick(), now)` when `next_deadline()` has come.
+`step(event, now)` returns effects to be carried out in order; their outcomes return as events. The shell
+calls `step(Tick(), now)` when `next_deadline()` has come.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from gossipseg.core import events, messages
 from gossipseg.core.assembly import assemble
-from gossipseg.core.context import Call, Outcome
+from gossipseg.core.context import Call, CallOutcome
 from gossipseg.core.effects import Effect, InboxEntry
 from gossipseg.core.events import Event
 from gossipseg.core.file_router import Sending
@@ -24,7 +24,7 @@ from gossipseg.core.membership.member import Member
 from gossipseg.core.params import QuarantineParams
 from gossipseg.core.quarantine import PeerRecord
 from gossipseg.core.rounds.participant import refusal
-from gossipseg.core.rounds.status import RoundsView
+from gossipseg.core.rounds.status import RoundsView, view_of
 from gossipseg.core.setup import NodeSetup
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Site
 from gossipseg.core.wellness import Concern
@@ -41,20 +41,21 @@ __all__ = [
 ]
 
 STALL_SHARE = 0.5
-"""A step this share of the ping timeout behind its deadline means that this site's own loop stood still."""
+"""Share of the ping timeout by which a step may miss its deadline. A longer delay means that this site's own
+event loop stalled."""
 
 
 class UnexpectedEvent(Exception):
-    """An event that fits no state (raised only with strict=True: a bug of the shell or of the core)."""
+    """An event that fits no state. Raised only with strict=True: the shell or the core has a bug."""
 
 
 class Lifecycle(StrEnum):
-    """Where a node is in its life."""
+    """The phases of a node's run."""
 
     NEW = "new"
     UP = "up"
     GONE = "gone"
-    """It has said goodbye: it still answers, and starts nothing."""
+    """The node has said goodbye: it still answers, and starts nothing."""
 
 
 class NodeState:
@@ -102,7 +103,7 @@ class NodeState:
         return effects
 
     def next_deadline(self) -> float | None:
-        """When to call step(Tick(), now) at the latest; None: nothing is due."""
+        """The latest time to call step(Tick(), now); None: nothing is due."""
         return self._due
 
     def check_invariants(self) -> None:
@@ -262,7 +263,7 @@ class NodeState:
 
     @property
     def quarantine(self) -> Mapping[Site, PeerRecord]:
-        """Every peer with something against it; times are the core's clock."""
+        """Every peer with a record of offences; times are the core's clock."""
         return MappingProxyType(dict(self._enforcer.quarantine.conducts()))
 
     @property
@@ -270,11 +271,11 @@ class NodeState:
         return self._enforcer.quarantine.params
 
     def next_quarantine_s(self, site: Site) -> float:
-        """How long its next one would last."""
+        """Length of the site's next quarantine."""
         return self._enforcer.next_s(site)
 
     def quarantined(self, site: Site) -> bool:
-        """Nothing is taken from it now."""
+        """Whether nothing is accepted from the site now."""
         return self._membership.quarantined(site)
 
     @property
@@ -288,12 +289,12 @@ class NodeState:
 
     @property
     def round(self) -> int:
-        """Rounds behind this site's model."""
+        """Rounds that this site's model has trained."""
         return self._ctx.info.round
 
     @property
     def last_round(self) -> int | None:
-        """The round of its own count at whose end it finishes, as things stand; None: it trains on."""
+        """The own round at whose end this site finishes, by its present state; None: no end."""
         return self._worker_state.last_round
 
     @property
@@ -326,16 +327,17 @@ class NodeState:
         return self._membership.health.score
 
     def concerns(self, now: float) -> tuple[Concern, ...]:
-        """Why this site may not be well, as far as the exchange with others shows it."""
+        """Reasons to doubt this site's connection to the others, as far as the exchange shows them."""
         return self._wellness.concerns(now)
 
     @property
     def grace_s(self) -> float:
-        """So long after the start, or after a change, silence means nothing yet."""
+        """Seconds of grace after the start, or after a change, before silence counts."""
         return self._wellness.grace_s
 
     def kept_models(self) -> frozenset[str]:
-        """Hashes the store must not collect: waiting, visiting, promised, on their way out; of the rounds."""
+        """Hashes the store must not collect: waiting, visiting, promised or outgoing models, and those of
+        rounds."""
         return self._file_router.kept()
 
     @property
@@ -344,22 +346,27 @@ class NodeState:
         return self._file_router.of_rounds()
 
     def count(self, what: str, site: Site | None = None) -> int:
-        """Models `sent`, `received`, `merged`, `refused`, `held`, `kept_out`, `reverted` or `dropped`, or
-        `offences` so far, with one site or with all; counted across restarts."""
+        """Number of models or offences so far, with one site or with all, counted across restarts.
+
+        `what`: `sent`, `received`, `merged`, `refused`, `held`, `kept_out`, `reverted`, `dropped` or
+        `offences`.
+        """
         return sum(n for (w, s), n in self._counts.items() if w == what and site in (None, s))
 
     def expects(self, frm: Site, hash: str) -> ModelRef | None:
-        """The accepted offer, or the fetched file, whose stream may come now, or None."""
+        """The accepted offer, or the requested file, whose stream may come now; else None."""
         return self._file_router.expects(frm, hash)
 
     @property
     def rounds_view(self) -> RoundsView | None:
         """The round under way, as far as this site knows; None without a coordinator."""
-        return self._rounds.view() if self._rounds is not None else None
+        if self._rounds is None:
+            return None
+        return view_of(self._rounds, self._ctx, self._membership)
 
 
-def _ignore(call: Call, outcome: Outcome) -> None:
-    """A farewell needs no answer."""
+def _ignore(call: Call, outcome: CallOutcome) -> None:
+    """Do nothing: a goodbye needs no answer."""
 
 
 _Handler = Callable[[NodeState, Any], bool]
@@ -390,4 +397,5 @@ HANDLERS: Mapping[tuple[Lifecycle, type], _Handler] = {
     (Lifecycle.GONE, events.Tick): NodeState._nothing_to_do,
     (Lifecycle.GONE, events.Leave): NodeState._nothing_to_do,
 }
-"""What may happen when. An event without an entry is an error in tests and a note in production."""
+"""The handler of each event in each phase. An event without an entry is an error in tests and a note in
+production."""

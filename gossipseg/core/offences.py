@@ -1,6 +1,6 @@
 """Which refusals are offences of the peer that sent the model.
 
-An honest site may be busy, late, cut off, or know an older list: none of that is held against it.
+An honest site may be busy, late, cut off, or know an older list: none of these is an offence.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ OFFENCES = frozenset(
         "oversize",
     }
 )
-"""Of messages and streams. Anything else is none: busy, disk_full, incomplete, manifest_missing …"""
+"""Reasons of refused messages and streams that are offences. Others are not: busy, disk_full, incomplete,
+manifest_missing …"""
 MAKERS = frozenset(
     {
         "manifest_stranger",
@@ -40,7 +41,8 @@ MAKERS = frozenset(
         "too_large",
     }
 )
-"""Of a global model these are its maker's doing, or this site's view, not of the one that passes it on."""
+"""Reasons that blame a global model's maker, or this site's view. The site that forwards the model is not to
+blame."""
 EXCUSED = frozenset(
     {
         "worker_lost",
@@ -55,16 +57,18 @@ EXCUSED = frozenset(
         "cancelled",
     }
 )
-"""Of the worker's verdicts: this site's own trouble. Any other is an offence, or one of DICE."""
+"""Worker verdicts that are this site's own trouble. Any other verdict is an offence, or one of DICE."""
 DICE = frozenset({"diverged", "guard", "dice", "dice_gate", "unrelated", "validation", "worse"})
-"""A model that merely does worse on this site's images, or has grown away: other sites' images differ."""
+"""Verdicts on a model that only does worse on this site's images, or has diverged: other sites' images
+differ."""
 
 
 def is_offence(reason: str, frm: Site, model: ModelRef | None = None) -> bool:
-    """Whether a refused message or stream of `frm` counts against it.
+    """Whether a refused message or stream of `frm` counts as its offence.
 
-    A global model that `frm` passes on in good faith may be refused here: lists and keys are not reloaded
-    everywhere at once, limits are each site's own, and its maker may have told each of us something else.
+    A site may forward a global model in good faith that is refused here. Lists and keys are not reloaded
+    everywhere at once. Limits are each site's own. The maker may have sent different statements to different
+    sites.
     """
     manifest = model.manifest if model is not None else None
     passed_on = manifest is not None and manifest.kind == "global" and manifest.maker != frm
@@ -74,5 +78,5 @@ def is_offence(reason: str, frm: Site, model: ModelRef | None = None) -> bool:
 
 
 def verdict_is_offence(reason: str) -> bool:
-    """Whether a model that failed the worker's checks counts against the site that sent it."""
+    """Whether a model that failed the worker's checks counts as an offence of its sender."""
     return reason not in EXCUSED and reason not in DICE

@@ -29,7 +29,7 @@ class MembershipParams:
     push_pull_interval_s: float = 60.0
     """Time between two full syncs with another site."""
     dead_kept_s: float = 60.0
-    """Dead members are told of in syncs for this long, one push/pull interval at least."""
+    """Dead members stay in syncs for this long, at least one push/pull interval."""
     gossip_records_per_message: int = 16
     """Membership records that ride on a ping or its answer."""
     max_self_health: int = 7
@@ -70,7 +70,7 @@ class GossipParams:
     warmup_rounds: int = 2
     """Rounds a site trains alone before it sends or receives."""
     retries: int = 2
-    """Other peers that are tried after a busy or refusing receiver; then none until the next round."""
+    """Other peers tried after a busy or refusing receiver; then none until the next round."""
     max_age_rounds: int = 3
     """A model that has waited longer than this many of the receiver's rounds is dropped."""
     offer_timeout_s: float = 10.0
@@ -78,7 +78,7 @@ class GossipParams:
     transfer_timeout_s: float = 3600.0
     """A reserved inbox place is freed when the promised model has not come by then."""
     max_parallel_transfers: int = 2
-    """Models of this site that look for a receiver, or are on their way, at once."""
+    """This site's outgoing models, offered or being sent, at one time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class RoundsParams:
     deadline_s: float = 1800.0
     """A live site that has not delivered this long after a quorum did is left out of the round."""
     patience_s: float = 60.0
-    """An attempt that is silent for this long gives way to the next coordinator's."""
+    """An attempt that is silent for this long is replaced by the next coordinator's."""
     alone_after_s: float = 3600.0
     """A site that waits this long for a global model trains another round alone."""
     poll_interval_s: float = 2.0
@@ -110,17 +110,18 @@ class RoundsParams:
 
 @dataclass(frozen=True, slots=True)
 class TrustParams:
-    """What a model must bring with it."""
+    """What a received model must carry."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     require_manifests: bool = True
-    """False: models without a signed manifest are taken, too, while sites of an older version are there."""
+    """False: models without a signed manifest are accepted, too, while sites of an older version are
+    present."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantineParams:
-    """When a peer that sends what must be refused is kept out, and for how long."""
+    """When and for how long a peer is quarantined that sends invalid data."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
@@ -131,12 +132,12 @@ class QuarantineParams:
     first_s: float = 600.0
     """Length of the first quarantine."""
     factor: float = 3.0
-    """Growth of each further quarantine over the one before, up to max_s."""
+    """Growth factor of each quarantine over the one before, up to max_s."""
     max_s: float = 7 * 86400.0
     """Longest quarantine."""
     decay_s: float = 86400.0
-    """Time without an offence that takes one step of that growth back."""
+    """Time without an offence after which the next quarantine is one step shorter."""
     dice_offence: bool = False
-    """True: a run of models that only do worse on this site's validation counts as an offence, too."""
+    """True: a run of models that only do worse on this site's validation also counts as an offence."""
     dice_run: int = 5
     """Length of that run of models."""

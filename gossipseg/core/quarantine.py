@@ -1,7 +1,7 @@
-"""Quarantine: a peer that repeatedly sends what must be refused is kept out for a growing time.
+"""Quarantine: a peer that repeatedly sends invalid data is kept out for a growing time.
 
-All times are the core's clock, handed in. A record on disk holds seconds until and since: the time that a
-daemon is down neither shortens a quarantine nor forgives an offence.
+All times are the core's clock, handed in. A record on disk holds seconds until and since. So downtime of the
+daemon neither shortens a quarantine nor forgives an offence.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from gossipseg.core.params import QuarantineParams
 from gossipseg.core.types import Site
 
 MAX_STEPS = 64
-"""Of the growth: more would change nothing under any max_s."""
+"""Largest number of growth steps: more would change nothing under any max_s."""
 
 
 class PeerStatus(StrEnum):
-    """What a peer's conduct has earned it."""
+    """The status of a peer that its offences have led to."""
 
     CLEAR = "clear"
     WATCHED = "watched"
-    """It has offended within the window, not often enough."""
+    """The peer has offended within the window, fewer times than the limit."""
     QUARANTINED = "quarantined"
 
 
 class Transition(StrEnum):
-    """What changes a peer's standing."""
+    """What changes a peer's status."""
 
     OFFENCE = "offence"
     LAST_STRAW = "last_straw"
-    """The offence that fills the measure."""
+    """The offence that reaches the limit."""
     FORGOTTEN = "forgotten"
-    """Its last offence has left the window."""
+    """The last offence has left the window."""
     SERVED = "served"
     LIFTED = "lifted"
-    """An operator has ended it."""
+    """An operator has ended the quarantine."""
 
 
 TRANSITIONS: Mapping[tuple[PeerStatus, Transition], PeerStatus] = {
@@ -52,42 +52,42 @@ TRANSITIONS: Mapping[tuple[PeerStatus, Transition], PeerStatus] = {
     (PeerStatus.QUARANTINED, Transition.SERVED): PeerStatus.CLEAR,
     (PeerStatus.QUARANTINED, Transition.LIFTED): PeerStatus.CLEAR,
 }
-"""All changes of standing there are."""
+"""All changes of status."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerRecordSnapshot:
-    """A peer's conduct as it is kept on disk."""
+    """A peer's record as it is kept on disk."""
 
     site: Site
     reason: str
     steps: int
     left_s: float
-    """Of its quarantine; 0: it is in none."""
+    """Seconds left of the peer's quarantine; 0: not in quarantine."""
     ages_s: tuple[float, ...]
-    """How long ago each offence within the window was."""
+    """Age of each offence within the window."""
     quiet_s: float
-    """How long since the last step of growth was made or taken back."""
+    """Seconds since the last step of growth was added or taken back."""
 
 
 @dataclass(slots=True)
 class PeerRecord:
-    """A peer that has offended."""
+    """The record of a peer that has offended."""
 
     standing: PeerStatus = PeerStatus.CLEAR
     offences: tuple[float, ...] = ()
-    """When, oldest first; those of the window."""
+    """Times of the offences within the window, oldest first."""
     reason: str = ""
-    """Of the last offence."""
+    """Reason of the last offence."""
     until: float = -math.inf
     steps: int = 0
-    """Quarantines it has had, less those forgiven: the next one lasts first_s * factor**steps."""
+    """Quarantines that the peer has had, less those forgiven. The next one lasts first_s * factor**steps."""
     quiet_since: float = -math.inf
 
 
 @dataclass(slots=True)
 class Quarantine:
-    """Every peer's conduct. A peer that has done nothing takes no room."""
+    """Every peer's record. A peer without offences takes no memory."""
 
     params: QuarantineParams
     _peers: dict[Site, PeerRecord] = field(default_factory=dict)
@@ -113,7 +113,7 @@ class Quarantine:
         return True
 
     def settle(self, now: float) -> list[Site]:
-        """Let time pass; returns the peers whose quarantine is over since the last call."""
+        """Advance to the present time; returns the peers whose quarantine has ended since the last call."""
         freed = []
         for site, conduct in list(self._peers.items()):
             if conduct.standing is PeerStatus.QUARANTINED:
@@ -133,7 +133,7 @@ class Quarantine:
         return freed
 
     def lift(self, site: Site) -> bool:
-        """An operator forgives everything; True: it was quarantined."""
+        """Clear a peer's record, on an operator's order; True: the peer was quarantined."""
         conduct = self._peers.pop(site, None)
         if conduct is None:
             return False
@@ -142,12 +142,12 @@ class Quarantine:
         return was
 
     def forget(self, keep: Iterable[Site]) -> None:
-        """Only these sites are listed now."""
+        """Drop the records of sites that are not listed now."""
         listed = set(keep)
         self._peers = {site: c for site, c in self._peers.items() if site in listed}
 
     def duration_s(self, steps: int) -> float:
-        """How long a quarantine lasts after so many before it."""
+        """Length of a quarantine that follows `steps` earlier ones."""
         p = self.params
         if p.factor == 1.0 or steps == 0:
             return min(p.max_s, p.first_s)
@@ -162,27 +162,27 @@ class Quarantine:
     # -------------------------------------------------------------- what is known
 
     def until(self, site: Site) -> float | None:
-        """When its quarantine ends; None: it is in none. (Call settle first.)"""
+        """When the site's quarantine ends; None: not in quarantine. (Call settle first.)"""
         conduct = self._peers.get(site)
         return conduct.until if conduct is not None and conduct.standing is PeerStatus.QUARANTINED else None
 
     def reason(self, site: Site) -> str:
-        """Of its last offence; "" if none is remembered."""
+        """Reason of the site's last offence; "" if none is remembered."""
         return self._peers[site].reason if site in self._peers else ""
 
     def conducts(self) -> Mapping[Site, PeerRecord]:
-        """All peers with something against them."""
+        """All peers with a record of offences."""
         return self._peers
 
     def next_deadline(self) -> float:
-        """When the next quarantine ends. (What is forgotten meanwhile changes nothing until then.)"""
+        """When the next quarantine ends. (Offences that expire meanwhile change nothing until then.)"""
         held = (c.until for c in self._peers.values() if c.standing is PeerStatus.QUARANTINED)
         return min(held, default=math.inf)
 
     # -------------------------------------------------------------- the disk
 
     def records(self, now: float) -> tuple[PeerRecordSnapshot, ...]:
-        """What must survive a restart."""
+        """The records that must survive a restart."""
         return tuple(
             PeerRecordSnapshot(
                 site,
@@ -196,7 +196,7 @@ class Quarantine:
         )
 
     def restore(self, records: Iterable[PeerRecordSnapshot], now: float) -> None:
-        """Go on from the disk."""
+        """Continue from the records on disk."""
         for r in records:
             held = r.left_s > 0
             standing = (

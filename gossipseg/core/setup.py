@@ -1,4 +1,4 @@
-"""What a node is made of: who it is, its settings, its randomness, what its disk remembers.
+"""What a node is built from: identity, settings, randomness, and the state on its disk.
 
 Values only.
 """
@@ -20,12 +20,12 @@ class NodeSetup:
     """All that `NodeState` is given when a daemon starts."""
 
     site: Site
-    """This one's listed name."""
+    """This site's listed name."""
     _: KW_ONLY
     address: str
-    """host:port that it announces."""
+    """host:port that this site announces."""
     sites: Mapping[Site, str]
-    """Name → listed address of the others."""
+    """Name → listed address of the other sites."""
     federation: str
     contract: tuple[tuple[str, str], ...]
     """Sorted (dotted key, JSON value) pairs; the network signature is open until the worker reports it."""
@@ -33,27 +33,27 @@ class NodeSetup:
     gossip: GossipParams
     exchange: Literal["none", "gossip", "rounds"]
     rounds: int | None
-    """The training budget in this site's own rounds; None: it trains on."""
+    """The training budget in this site's own rounds; None: no limit."""
     rng: random.Random
     sign: Sign
     federation_rounds: int | None = None
     """The round at whose end every site has finished; a site finishes at the earlier of the two."""
     rounds_params: RoundsParams = field(default_factory=RoundsParams)
-    """Like every_rounds and finetune_rounds only for exchange="rounds"."""
+    """Set only for exchange="rounds", like every_rounds and finetune_rounds."""
     every_rounds: int = 1
     """This site's own rounds from one global model to the next."""
     finetune_rounds: int = 0
     """Own rounds at the end that are trained alone."""
     max_model_bytes: int = 2 << 30
     snapshot: Snapshot = field(default_factory=Snapshot)
-    """What the last life put on disk."""
+    """The state that the last run saved."""
     protocol: tuple[int, int] = (PROTOCOL_MIN, PROTOCOL_MAX)
     trust: TrustParams = field(default_factory=TrustParams)
     quarantine: QuarantineParams = field(default_factory=QuarantineParams)
     sequence_floor: int = 0
-    """No manifest gets a number below it; taken from a clock, it keeps a site that has lost its disk from
-    repeating itself."""
+    """The lowest number of a manifest. A floor taken from a clock keeps a site that has lost its disk from
+    repeating numbers."""
     listed: str = ""
-    """Stands for the list of sites and keys (core.types.listing); "": not known."""
+    """Hash of the list of sites and keys (core.types.listing); "": not known."""
     strict: bool = False
     """An event that fits no state raises."""

@@ -1,4 +1,4 @@
-"""A set of sites to draw from in constant time, in an order that depends on nothing but its history."""
+"""A set of sites to draw from in constant time, in an order that depends only on its history."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gossipseg.core.types import Site
 
 
 class SitePool:
-    """Sites in a list with their places: add, discard, test and draw without a walk over all."""
+    """Sites in a list with their positions: add, discard, test and draw in constant time."""
 
     __slots__ = ("_place", "_sites")
 

@@ -1,4 +1,4 @@
-"""Values the core speaks of: sites, membership records, models. Frozen, standard library only."""
+"""The core's values: sites, membership records, models. Frozen, standard library only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 PROTOCOL_MIN = 1
 PROTOCOL_MAX = 2
-"""Range of the peer protocol spoken here; only disjoint ranges are refused. 2: models carry manifests."""
+"""Range of the supported peer protocol; only disjoint ranges are refused. 2: models carry manifests."""
 
 Site = str
 """A site's name, as listed in peers.yaml. Members, rounds and state are keyed by it."""
@@ -21,10 +21,10 @@ Sign = Callable[[bytes], bytes]
 
 
 class MemberState(StrEnum):
-    """What this site believes of another one."""
+    """A member's state, as this site believes it."""
 
     UNSEEN = "unseen"
-    """Listed, and not heard of since this daemon started."""
+    """A listed site that has not been heard of since this daemon started."""
     ALIVE = "alive"
     SUSPECT = "suspect"
     DEAD = "dead"
@@ -32,39 +32,39 @@ class MemberState(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a site is doing, as it tells its peers."""
+    """What a site is doing, as it reports to its peers."""
 
     STARTING = "starting"
     """The worker has not reported yet: pings are answered, weights refused with `not_ready`."""
     TRAINING = "training"
     ENDING = "ending"
-    """It trains its last rounds alone: it still votes on global models, and contributes to none."""
+    """The site trains its last rounds alone. It still votes on global models, and contributes to none."""
     PAUSED = "paused"
     FAILED = "failed"
     """Training has failed for good; the site stays a member."""
     FINISHED = "finished"
-    """The training budget is used up; the site stays a member and takes no more models."""
+    """The training budget is used up; the site stays a member and accepts no more models."""
     LEAVING = "leaving"
 
 
 @dataclass(frozen=True, slots=True)
 class AliveRecord:
-    """Signed by its subject: I am here."""
+    """An "alive" record, signed by its subject."""
 
     site: Site
     nonce: int
-    """Drawn at each start; two lives of one site, or two daemons with one key, differ in it."""
+    """A random value of each start; it differs between two daemons, or two runs, with one key."""
     incarnation: int
     address: str
     """host:port where the site says it can be reached; a hint beside the listed address."""
     cases: int
-    """Training cases; 0 while the site does not know yet."""
+    """Training cases; 0 while the site does not know them yet."""
     signature: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class LeftRecord:
-    """Signed by its subject: I am leaving on purpose."""
+    """A "left" record, signed by its subject, which leaves on purpose."""
 
     site: Site
     nonce: int
@@ -74,7 +74,7 @@ class LeftRecord:
 
 @dataclass(frozen=True, slots=True)
 class SuspectRecord:
-    """Signed by the accuser: the site did not answer me in this incarnation."""
+    """A "suspect" record, signed by the accuser: the site did not answer it in this incarnation."""
 
     site: Site
     incarnation: int
@@ -86,7 +86,7 @@ Record = AliveRecord | LeftRecord | SuspectRecord
 
 
 def fingerprint(pairs: tuple[tuple[str, str], ...]) -> str:
-    """32 hex digits that stand for a contract: its sorted (dotted key, JSON value) pairs."""
+    """Hash of a contract (sorted pairs of dotted key and JSON value), 32 hex digits."""
     return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:32]
 
 
@@ -96,18 +96,18 @@ def signer_of(record: Record) -> Site:
 
 
 def payload(record: Record) -> bytes:
-    """The bytes that are signed: kind and every field but the signature, in a fixed order."""
+    """The signed bytes: kind and every field but the signature, in a fixed order."""
     fields = [getattr(record, name) for name in record.__dataclass_fields__ if name != "signature"]
     return json.dumps([type(record).__name__, *fields], separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """What a site says of itself with every ping, answer and sync (authentic by the connection)."""
+    """What a site says of itself with every ping, answer and sync (authenticated by the connection)."""
 
     round: int
     steps: int
-    """Optimizer steps its model has behind it: the larger of its own and of what it merged."""
+    """Optimizer steps behind its model: the larger of its own count and of the merged one."""
     cases: int
     phase: Phase
     contract: str
@@ -115,41 +115,43 @@ class PeerInfo:
     committed: int = 0
     """The newest federation round whose global model it knows to be committed."""
     listed: str = ""
-    """Stands for its list of sites and keys (`listing`); "" of an older version."""
+    """Hash of its list of sites and keys (`listing`); "" from an older version."""
 
 
 def listing(keys: Mapping[Site, Iterable[str]]) -> str:
-    """What stands for a list of sites and the IDs of their keys: how many they are, and a hash."""
+    """The hash of a list of sites and the IDs of their keys, with the number of sites."""
     pairs = tuple((site, ",".join(sorted(ids))) for site, ids in sorted(keys.items()))
     return f"{len(pairs)}-{fingerprint(pairs)[:12]}"
 
 
 ModelKind = Literal["model", "update", "global"]
-"""What a file holds: a model for gossip, a site's update for a coordinator, a global model."""
+"""The kind of a file: a model for gossip, a site's update for a coordinator, or a global model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the maker of a model says of it, signed with its key; it travels with the model unchanged."""
+    """The maker's signed description of a model; it travels with the model unchanged."""
 
     schema: str = ""
-    """Names and shapes of the file's tensors, as a hash (the shell's)."""
+    """Hash of the names and shapes of the file's tensors (computed by the shell)."""
     dtype: str = ""
     """The tensors' types, sorted and joined by "+": F16, F16+F32."""
     federation: str = ""
     contract: str = ""
-    """Fingerprint."""
+    """Fingerprint of the contract."""
     maker: Site = ""
     kind: ModelKind = "model"
     run: str = ""
-    """The run of rounds that an update or a global model is for; "" of a model for gossip."""
+    """The run of rounds that an update or a global model is for; "" for a model for gossip."""
     round: int = 0
-    """Of an update or a global model: the federation's; of a model for gossip: that of the federation's
-    budget at whose end it stands, as its maker counts."""
+    """The federation's round of an update or a global model.
+
+    For a model for gossip: the round of the federation's budget at its end, as its maker counts.
+    """
     attempt: int = 0
-    """Of a global model: the attempt in which it was made; else 0."""
+    """The attempt that made a global model; else 0."""
     sequence: int = 0
-    """Its maker's count of manifests: it never says a number twice, not even after a restart."""
+    """The maker's count of manifests. A number is never used twice, not even after a restart."""
     hash: str = ""
     size_bytes: int = 0
     steps: int = 0
@@ -158,11 +160,11 @@ class Manifest:
     signature: str = ""
     """Hex digits, so that a snapshot is plain JSON."""
     fault: str = ""
-    """Not signed and not sent: why the receiving shell does not believe it; "" where it does."""
+    """Why the receiving shell rejects the manifest; "" where it does not. Neither signed nor sent."""
 
 
 def manifest_payload(manifest: Manifest) -> bytes:
-    """The bytes that are signed. They begin unlike a record's: neither can be passed off as the other."""
+    """The signed bytes. Their prefix differs from a record's, so that neither can pass for the other."""
     unsigned = ("signature", "fault")
     fields = {n: getattr(manifest, n) for n in manifest.__dataclass_fields__ if n not in unsigned}
     return b"gossipseg manifest 1\n" + json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
@@ -179,10 +181,11 @@ class ModelRef:
     steps: int
     cases: int
     dice_val: float | None = None
-    """Validation Dice of what its maker deploys, which need not be this model. Nothing is decided by it."""
+    """Validation Dice of the model that its maker deploys, which may be another one. No decision depends on
+    it."""
     kind: ModelKind = "model"
     manifest: Manifest | None = None
-    """What its maker signed of it; None: an older version made it."""
+    """The maker's signed manifest; None: an older version made the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +204,11 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class UpdateTally:
-    """What the coordinator of an attempt tells of its updates. It is shown; nothing is decided by it."""
+    """The coordinator's report on its updates. It is shown; no decision depends on it."""
 
     deadline_ms: int | None = None
-    """Left until sites that have not delivered are left out; None: that clock does not run."""
+    """Milliseconds until sites that have not delivered are left out; None: the deadline is not set."""
     delivered: tuple[Site, ...] = ()
     """Sorted; the coordinator itself among them."""
     left_out: tuple[tuple[Site, str], ...] = ()
-    """Sorted; sites that it does not wait for, with the reason."""
+    """Sorted; sites that the coordinator does not wait for, with the reason."""

@@ -1,4 +1,4 @@
-"""Whether this site is well among the others: what failed repeatedly, what never came, and since when."""
+"""Whether this site exchanges well with the others: repeated failures, missing models, and since when."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from gossipseg.core.types import MemberState, Phase, Site
 
 MIN_GRACE_S = 15.0
 GRACE_INTERVALS = 2.0
-"""A listed site is missed so many push/pull intervals after the start: each dials one that is not there."""
+"""Push/pull intervals after the start before a listed site counts as missing: each interval dials one missing
+site."""
 FAILED_CALLS = 3
 FAILING_S = 10.0
-"""Calls that fail so often in a row, and for so long, fail for a reason."""
+"""Seconds, beside FAILED_CALLS, after which consecutive failed calls are a concern."""
 FAILED_TRANSFERS = 3
 QUIET_ROUNDS = 20
-"""So many own rounds without a model sent, received or made in common are too many …"""
+"""Own rounds without a model sent, received or made in common that are a concern …"""
 QUIET_DRAWS = 10.0
-"""… where chance decides who sends: so many times what it takes on average, if that is more."""
+"""… where chance draws the sender: the multiple of the average wait, if that is more."""
 WATCHED_SITES = 8
-"""Others whose rounds are compared with this site's: a slow site sends seldom, and is no cause for alarm."""
+"""Other sites whose rounds are compared with this site's. A slow site sends seldom, which is no cause for
+alarm."""
 _NO_FAILURE = frozenset({"window_closed", "cancelled"})
 _OUT = (Phase.FINISHED, Phase.ENDING, Phase.LEAVING)
 
@@ -52,7 +54,7 @@ class Concern:
 
     code: Code
     site: Site
-    """The other site that it is about; "" for all of them."""
+    """The other site concerned; "" for all of them."""
     text: str
     why: str = ""
     """What the last failure said."""
@@ -60,16 +62,16 @@ class Concern:
 
 @dataclass(slots=True)
 class _Mark:
-    """When a model last went one way, in this site's own rounds."""
+    """The last model in one direction, in this site's own rounds."""
 
     round: int | None = None
-    """None: before the worker was up."""
+    """This site's round at that time; None: before the worker was up."""
     others: dict[Site, int] = field(default_factory=dict)
     """The rounds of a few others at that time."""
 
 
 class Wellness:
-    """What is counted in a life of the daemon, and the concerns that follow from it."""
+    """Counts since the daemon started, and the concerns that follow from them."""
 
     def __init__(
         self,
@@ -94,26 +96,26 @@ class Wellness:
         self._started = self._ctx.now
 
     def ready(self) -> None:
-        """The worker is up: its rounds are counted from here, if it is the first time."""
+        """Count rounds from here, if the worker is up for the first time."""
         for mark in (self._sent, self._received):
             if mark.round is None:
                 self._set(mark)
 
     def called(self, frm: Site) -> None:
-        """A call of `frm` came in."""
+        """Note a call from `frm`."""
         if (member := self._membership.members.get(frm)) is not None:
             member.called_at = self._ctx.now
             self._watch(member)
 
     def answered(self, by: Site) -> None:
-        """A call of this site was answered."""
+        """Note an answer to a call of this site."""
         if (member := self._membership.members.get(by)) is not None:
             member.calls.ends()
             member.deaf.ends()
             self._watch(member)
 
     def unanswered(self, by: Site, failure: RequestFailed) -> None:
-        """A call of this site came to nothing; one that was refused reached its site."""
+        """Note a failed call of this site. A refused call has reached its site."""
         member = self._membership.members.get(by)
         if member is None:
             return
@@ -127,13 +129,13 @@ class Wellness:
         member.calls.fails(self._ctx.now, reason)
 
     def on_change(self, member: Member, ended: bool) -> None:
-        """Something about a member changed. What failed with a life that is over says nothing of the next."""
+        """Handle a member's change. Failures with an ended incarnation say nothing of the next."""
         if ended:
             for run in (member.calls, member.deaf, member.sends, member.takes):
                 run.ends()
 
     def sent(self, to: Site, event: TransferDone | TransferFailed) -> None:
-        """A model's transfer to `to` is over."""
+        """Note the end of a model's transfer to `to`."""
         if isinstance(event, TransferDone):
             self._set(self._sent)
         member = self._membership.members.get(to)
@@ -146,13 +148,13 @@ class Wellness:
             member.sends.fails(self._ctx.now, reason)
 
     def took(self, frm: Site) -> None:
-        """A model of `frm` is here."""
+        """Note the arrival of a model from `frm`."""
         self._set(self._received)
         if (member := self._membership.members.get(frm)) is not None:
             member.takes.ends()
 
     def not_taken(self, frm: Site, reason: str) -> None:
-        """A promised model of `frm` did not get through."""
+        """Note a promised model from `frm` that could not be received."""
         if (member := self._membership.members.get(frm)) is not None:
             member.takes.fails(self._ctx.now, reason)
 
@@ -163,12 +165,12 @@ class Wellness:
         mark.others = {site: info.round for site, info in infos.items() if info is not None}
 
     def _watch(self, member: Member) -> None:
-        """One that came since the marks were set is compared from here on."""
+        """Compare a site's rounds from now on, if it came after the marks were set."""
         for mark in (self._sent, self._received):
             if member.info is not None and len(mark.others) < WATCHED_SITES:
                 mark.others.setdefault(member.site, member.info.round)
 
-    # -------------------------------------------------------------- what it amounts to
+    # -------------------------------------------------------------- concerns
 
     def concerns(self, now: float) -> tuple[Concern, ...]:
         """Everything that is not as it should be at this time."""
@@ -200,18 +202,20 @@ class Wellness:
             yield Concern("lists_differ", site, lists_text(self._ctx.info.listed, member.info.listed))
 
     def _exchanges_with(self, member: Member) -> bool:
-        """Models go between the two; between any others nothing would ever end a run of failures."""
+        """Whether models move between the two sites; between others nothing would ever end a run of
+        failures."""
         return member.live and _takes_part(member) and self._ctx.info.phase not in _OUT
 
     @staticmethod
     def _calls_in_only(member: Member, now: float) -> bool:
-        """A site that was away and is back calls in before it is called: it is given time for that."""
+        """Whether a site calls in and cannot be called. A site that has returned gets time: it calls in
+        before it is called."""
         run = member.deaf
         failing = run.failed >= FAILED_CALLS and now - run.since >= FAILING_S
         return member.live and failing and _called_since(member, run)
 
     def _quiet(self) -> Iterator[Concern]:
-        """Rounds in which no model went out, or none came in."""
+        """Rounds in which no model was sent, or none came in."""
         expected = [m for m in self._membership.members.values() if _takes_part(m)]
         if not expected or self._ctx.info.phase is not Phase.TRAINING:
             return
@@ -236,7 +240,8 @@ class Wellness:
             yield Concern(code, "", f"no model was {word} in the last {quiet} rounds; {_standing(expected)}")
 
     def _others_are_slower(self, mark: _Mark, limit: int) -> bool:
-        """The live sites have not trained so many rounds either, on average: they have sent less."""
+        """Whether the live sites have trained fewer rounds than the limit, on average: they have sent less,
+        too."""
         members = (self._membership.members.get(site) for site in mark.others)
         warmup = self._gossip_params.warmup_rounds
         gone = [
@@ -253,7 +258,7 @@ class Wellness:
             yield Concern("no_common_model", "", text)
 
     def _round(self) -> Iterator[Concern]:
-        """A round under a coordinator that too few sites are there for."""
+        """A round under a coordinator that too few sites can close."""
         rounds = self._rounds
         if rounds is None or self._ctx.info.phase is not Phase.TRAINING or rounds.schedule.hopeless:
             return
@@ -271,7 +276,7 @@ class Wellness:
 
 
 def _called_since(member: Member, run: FailureRun) -> bool:
-    """A call of its own came in after the run had begun."""
+    """Whether a call from the site came in after the run of failures had begun."""
     return member.called_at is not None and member.called_at >= run.since
 
 
@@ -286,14 +291,14 @@ def _of_models(member: Member) -> Iterator[Concern]:
 
 
 def _takes_part(member: Member) -> bool:
-    """It has not ended of its own will."""
+    """Whether the site takes part: it has not ended of its own will."""
     if member.state is MemberState.LEFT:
         return False
     return member.info is None or member.info.phase not in _OUT
 
 
 def _standing(members: list[Member]) -> str:
-    """How the other sites stand, the first few."""
+    """The states of the other sites, the first few."""
     told = [f"{m.site} is {_state(m)}" for m in members[:WATCHED_SITES]]
     more = len(members) - len(told)
     return ", ".join(told) + (f" and {more} more" if more > 0 else "")
@@ -318,7 +323,7 @@ def _differ(ours: str, theirs: str) -> bool:
 
 
 def lists_text(ours: str, theirs: str) -> str:
-    """How two lists differ, as far as what stands for them tells."""
+    """The difference of two lists, as far as their hashes tell."""
     here, there = (text.partition("-")[0] for text in (ours, theirs))
     if here != there and there.isdigit() and len(there) <= 6:
         return f"its peers.yaml lists {there} sites, this site's lists {here}"

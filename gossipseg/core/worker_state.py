@@ -1,7 +1,7 @@
-"""Rounds: when the worker runs the next one, with which visitor, and what came of it.
+"""When the worker runs the next round, with which visitor, and what became of it.
 
-In gossip there is no barrier: a round starts when the last one is done, whatever the other sites do. Under
-a coordinator round_schedule.py says when, and from which model.
+In gossip there is no barrier: a round starts when the last one is done, whatever the other sites do. Under a
+coordinator round_schedule.py says when, and from which model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import Phase, Site
 
 REMEMBERED_VISITORS = 8
-"""A visitor's effect may be undone some rounds later: so many names are kept for that note."""
+"""Visitors' names that are remembered: a visitor's effect may be undone some rounds later."""
 
 
 class WorkerPhase(StrEnum):
@@ -50,7 +50,7 @@ class WorkerState:
         coordinated: Rounds | None = None,
         dice_run: int | None = None,
     ) -> None:
-        """`dice_run`: so many models in a row that only do worse here are an offence; None: never."""
+        """`dice_run`: consecutive models that only do worse here which make an offence; None: never."""
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
         self._coordinated = coordinated
         self._budget = budget
@@ -58,11 +58,11 @@ class WorkerState:
         self.paused = snapshot.paused
         self.leaving = False
         self._over = False
-        """It has finished in this life of the worker: nothing brings it back."""
+        """Whether the site has finished since the worker started: nothing brings it back."""
         self._visitors: dict[str, Site] = {}
         self._dice_run = dice_run
         self._worse: Counter[Site] = Counter()
-        """Models of a site in a row that did worse here; forgotten when the daemon ends."""
+        """Consecutive models of a site that did worse here; forgotten when the daemon ends."""
         self._lost_with = ""
         """Hash of the visitor during which the worker last died."""
         self._say_phase()
@@ -71,8 +71,11 @@ class WorkerState:
 
     @property
     def finished(self) -> bool:
-        """The budget is used up, the worker has said so in this life, and the global model that its last
-        update goes into is here, or not to be had."""
+        """Whether the site has finished.
+
+        That is: the budget is used up, and the worker has said so since it started. The global model with its
+        last update is here, or cannot be had.
+        """
         if self.worker is not WorkerPhase.IDLE or not self._spent:
             return False
         return self._over or self._coordinated is None or not self._coordinated.waiting
@@ -84,12 +87,12 @@ class WorkerState:
 
     @property
     def last_round(self) -> int | None:
-        """The own round at whose end this site finishes, as things stand; None: it trains on."""
+        """The own round at whose end this site finishes, by its present state; None: no end."""
         last = self._budget.last
         return None if last == math.inf else int(last)
 
     def handle(self, event: events.Event) -> bool:
-        """Take a worker's event; False: it fits no state the worker can be in."""
+        """Handle a worker's event; False: the event fits no state of the worker."""
         action = TABLE.get((self.worker, type(event)))
         return action(self, event) if action is not None else False
 
@@ -106,15 +109,15 @@ class WorkerState:
         self.leaving = True
         self._say_phase()
 
-    # -------------------------------------------------------------- for the coordinator (rounds.Worker)
+    # -------------------------------------------------------------- for the coordinator (rounds.WorkerPort)
 
     @property
     def free(self) -> bool:
-        """The worker is up and has nothing to do."""
+        """Whether the worker is up and idle."""
         return self.worker is WorkerPhase.IDLE and not self.paused and not self.leaving and not self.finished
 
     def aggregate(self, effect: Aggregate) -> None:
-        """Let the worker combine updates."""
+        """Let the worker aggregate updates."""
         self.worker = WorkerPhase.AGGREGATING
         self._ctx.effects.append(effect)
 
@@ -138,7 +141,7 @@ class WorkerState:
         if self._coordinated is not None:
             self._coordinated.ready(event)
         if event.last_visit is not None:
-            # Exactly once: the checkpoint has this visit behind it, its report was lost.
+            # Exactly once: the checkpoint includes this visit, its report was lost.
             visited = gossip.inbox.remove(event.last_visit)
             if visited is not None:
                 ctx.note("model_dropped", visited.frm, "already_visited", **describe(visited.model))
@@ -224,7 +227,7 @@ class WorkerState:
         self._weigh(visitor.frm, result.outcome, result.reason)
 
     def _weigh(self, site: Site, outcome: str, reason: str) -> None:
-        """What the worker found of a site's model may be held against the site."""
+        """Count an offence of the site if the worker's verdict on its model is one."""
         if reason in DICE:
             self._worse[site] += 1
             if self._dice_run is not None and self._worse[site] >= self._dice_run:
@@ -235,10 +238,10 @@ class WorkerState:
         elif outcome == "refused" and verdict_is_offence(reason):
             self._ctx.offence(site, reason)
 
-    # -------------------------------------------------------------- going on
+    # -------------------------------------------------------------- continuing
 
     def _go_on(self) -> None:
-        """Start the next round, or say that there is none."""
+        """Start the next round, or report that there is none."""
         ctx, gossip = self._ctx, self._gossip
         if self.worker is not WorkerPhase.IDLE or self.leaving:
             return
@@ -263,7 +266,7 @@ class WorkerState:
         ctx.effects.append(StartRound(round, visitor, export))
 
     def _finish(self) -> None:
-        """Say once that there is no round left."""
+        """Report once that no round is left."""
         ctx = self._ctx
         if self._over:
             return
@@ -311,4 +314,4 @@ TABLE: Mapping[tuple[WorkerPhase, type], _Action] = {
     (WorkerPhase.AGGREGATING, events.AggregationFailed): WorkerState._aggregated,
     (WorkerPhase.RUNNING, events.RoundFinished): WorkerState._round_finished,
 }
-"""What the worker may say in which state; anything else is an error in tests and a note in production."""
+"""The worker's events in each state. Any other event is an error in tests and a note in production."""

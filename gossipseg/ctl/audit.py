@@ -16,7 +16,7 @@ from gossipseg.ctl.output import Column
 from gossipseg.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
-    from gossipseg.store.auditverify import Verdict
+    from gossipseg.store.auditverify import ChainVerdict
 
 COLUMNS = (
     Column("SEQ", right=True),
@@ -79,7 +79,7 @@ def show(
     directory: DirectoryOption = None,
     json: context.JsonOption = False,
 ) -> int:
-    """What came, went, was refused and merged, oldest first, with validation Dice before and after."""
+    """What was sent, received, refused and merged, oldest first, with validation Dice before and after."""
     from collections import deque
 
     from gossipseg.store.auditverify import read_audit
@@ -117,7 +117,7 @@ def cells(line: dict[str, Any]) -> list[str]:
 
 
 def _figure(line: dict[str, Any], key: str) -> float | None:
-    """A number of a line. Where somebody tampered with it, `audit verify` says so, and `show` goes on."""
+    """A number of a line. After tampering, `audit verify` reports it, and `show` continues."""
     value = line.get(key)
     if isinstance(value, int | float) and abs(value) < 1e15:
         return float(value)
@@ -131,7 +131,7 @@ def _clock_text(line: dict[str, Any]) -> str:
         return out.NOTHING
 
 
-def _print_verdict(folder: Path, verdict: Verdict) -> None:
+def _print_verdict(folder: Path, verdict: ChainVerdict) -> None:
     if not verdict.lines and not verdict.flaws:
         print(f"{folder}: the audit log is empty.")
         return
@@ -182,7 +182,7 @@ def _noted(head: str | None) -> tuple[int, str] | None:
 
 
 def _since(text: str | None, now: float) -> float:
-    """Wall seconds from an age or a local date."""
+    """Parse an age or a local date to wall seconds."""
     if text is None:
         return 0.0
     if found := re.fullmatch(r"(\d+)([smhd])", text):

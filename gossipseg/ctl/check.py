@@ -1,4 +1,4 @@
-"""`gossipctl check`: the doctor. Everything that can be known before, or while, the daemon runs."""
+"""`gossipctl check`: the doctor. It checks everything that can be known before, or while, the daemon runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every command shares: its options, which site is meant, the connection to its daemon."""
+"""The parts that every command shares: options, the choice of the site, the connection to its daemon."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LimitOption = Annotated[int, typer.Option("-n", "--limit", min=1, help="At most 
 
 
 def find_site_file(given: Path | None) -> Path:
-    """The site.yaml that is meant. Raises ConfigError when there is none."""
+    """Find the intended site.yaml. Raises ConfigError when there is none."""
     if given is not None:
         return given
     if variable := os.environ.get(CONFIG_VARIABLE):
@@ -70,7 +70,7 @@ def _shown(path: Path) -> str:
 
 
 def find_socket(config: Path | None, socket: Path | None) -> Path:
-    """The control socket of the site that is meant. Raises ConfigError."""
+    """Find the control socket of the intended site. Raises ConfigError."""
     if socket is not None:
         return socket
     site_file = find_site_file(config)
@@ -82,7 +82,7 @@ def find_socket(config: Path | None, socket: Path | None) -> Path:
 
 
 def find_state_dir(config: Path | None) -> Path:
-    """The state directory of the site that is meant. Raises ConfigError."""
+    """Find the state directory of the intended site. Raises ConfigError."""
     site_file = find_site_file(config)
     return _state_dir(_glance(site_file), absolute(site_file).parent)
 
@@ -93,7 +93,7 @@ def _state_dir(raw: dict[str, Any], base: Path) -> Path:
 
 
 def _glance(site_file: Path) -> dict[str, Any]:
-    """The text keys of site.yaml, unchecked: a daemon that runs is shown whatever the file says now."""
+    """The text keys of site.yaml, unchecked: a running daemon is shown whatever the file says now."""
     import yaml
 
     from gossipseg.yamlbounds import check_bounds, read_bounded
@@ -111,7 +111,7 @@ def _glance(site_file: Path) -> dict[str, Any]:
 
 
 def _complain(site_file: Path) -> dict[str, Any]:
-    """Let the configuration reader say what is wrong with a file that cannot be glanced at."""
+    """Let the configuration reader report what is wrong with an unreadable file."""
     from gossipseg.config.reading import read_mapping
 
     return read_mapping(site_file)
@@ -119,7 +119,7 @@ def _complain(site_file: Path) -> dict[str, Any]:
 
 @contextmanager
 def daemon(config: Path | None, socket: Path | None) -> Iterator[ControlClient]:
-    """The daemon of the site that is meant. Raises ConfigError, DaemonUnreachable."""
+    """The daemon of the intended site. Raises ConfigError, DaemonUnreachable."""
     path = find_socket(config, socket)
     from gossipseg.wire.control import ControlClient  # grpc: only for commands that ask the daemon
 
@@ -138,7 +138,7 @@ def daemon(config: Path | None, socket: Path | None) -> Iterator[ControlClient]:
 
 
 def load_config(config: Path | None) -> Config:
-    """Both files of the site that is meant, read and checked in full. Raises ConfigError."""
+    """Both files of the intended site, read and checked in full. Raises ConfigError."""
     path = find_site_file(config)
     from gossipseg import config as configuration
 

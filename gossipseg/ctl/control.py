@@ -30,7 +30,7 @@ def pause(
 def resume(
     config: context.ConfigOption = None, socket: context.SocketOption = None, json: context.JsonOption = False
 ) -> int:
-    """Go on training."""
+    """Resume training."""
     with context.daemon(config, socket) as daemon:
         return _show(daemon.resume(), json)
 

@@ -30,15 +30,15 @@ def demo(
 ) -> int:
     """Three synthetic hospitals on this machine learn from each other for about three minutes.
 
-    Exit code 0 only if every site's test Dice rose and every site took in a model of another one.
+    Exit code 0 only if every site's test Dice rose and every site merged a model of another one.
     """
     from gossipseg.testbed import experiment
-    from gossipseg.testbed.layout import Wanted
+    from gossipseg.testbed.layout import WantedTestbed
     from gossipseg.testbed.live import make_display
 
     console.need("matplotlib", "lab", "the report of a demo")
     with console.ended_by_signals():
-        layout = experiment.make_testbed(out, None, None, Wanted("gcml", rounds, steps, seed))
+        layout = experiment.make_testbed(out, None, None, WantedTestbed("gcml", rounds, steps, seed))
         outcome = experiment.run_experiment(layout, make_display("Three synthetic hospitals, gcml"))
     print_outcome(outcome)
     name_missing(outcome)
@@ -49,7 +49,7 @@ def demo(
 
 
 def shortcomings(document: Mapping[str, Any]) -> list[str]:
-    """In words, which site did not get better or took in nothing; empty when all is well."""
+    """The sites that did not get better or merged nothing, in words; empty when all is well."""
     found = []
     for site in document["sites"]:
         start, end = site["dice_test_start"], site["dice_test"]

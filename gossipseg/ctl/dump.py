@@ -23,9 +23,9 @@ def dump(
     socket: context.SocketOption = None,
     json: context.JsonOption = False,
 ) -> int:
-    """Write what happened to this site's core lately; it can be replayed step by step.
+    """Write the latest events of this site's core to a file; they can be replayed step by step.
 
-    In it are names and addresses of sites, rounds, hashes and Dice; no key, no image, no file name of one.
+    It contains names and addresses of sites, rounds, hashes and Dice; no key, no image, no file name of one.
     """
     with context.daemon(config, socket) as daemon:
         document = daemon.dump()

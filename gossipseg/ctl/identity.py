@@ -183,7 +183,7 @@ def _what_next(name: str, site_id: str, site_file: Path, certificate: Path, addr
 
 
 def site_yaml(name: str, port: int, address: str | None) -> str:
-    """A site.yaml in which every key stands, with what it means and its default."""
+    """A site.yaml with every key, its meaning and its default."""
     return SITE_YAML.format(name=name, port=port, address=address or f"host.example.org:{port}")
 
 

@@ -90,7 +90,7 @@ def _prediction_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _values_text(document: Mapping[str, Any]) -> str:
-    """Where label values are written as others: which."""
+    """Which label values are written as others."""
     other = {k: v for k, v in document.get("values", {}).items() if str(v) != k}
     text = "; label values as in this site's own labels: " if other else ""
     text += ", ".join(f"{label} as {written}" for label, written in other.items())
@@ -103,7 +103,7 @@ def _export_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def command_line(module: str, arguments: Sequence[str]) -> list[str]:
-    """How a learn module is started; it reads its WorkerSpec as JSON from standard input."""
+    """The command that starts a learn module; the module reads its WorkerSpec as JSON from standard input."""
     return [*python_module("gossipseg.ends"), f"gossipseg.learn.{module}", "--spec", "-", *arguments]
 
 
@@ -122,10 +122,10 @@ def run(
     *,
     json: bool,
 ) -> int:
-    """Run a learn module to its end and return its exit code; its progress passes through as it comes.
+    """Run a learn module to its end and return its exit code; its progress is shown as it comes.
 
-    Without `json`, a JSON document that it prints is shown as `to_lines` says. With `json`, an error
-    becomes a document.
+    Without `json`, a JSON document that it prints is shown by `to_lines`. With `json`, an error becomes a
+    document.
     """
     errors: list[str] = []
     code, printed = _run(command_line(module, arguments), spec_json(config), errors)
@@ -154,7 +154,7 @@ def _run(command: Sequence[str], spec: str, errors: list[str]) -> tuple[int, str
                 process.stdin.close()
             printed = process.stdout.read()
             process.wait()
-        finally:  # after Ctrl-C too: it got the same signal, and may have a file to finish
+        finally:  # after Ctrl-C, too: it got the same signal, and may have a file to finish
             reader.join()
     # A death by signal N is reported as shells do it.
     return process.returncode if process.returncode >= 0 else 128 - process.returncode, printed

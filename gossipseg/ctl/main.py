@@ -1,7 +1,7 @@
 """gossipctl: its commands.
 
-Quick commands must stay quick: only the module of the command that is named is imported, and no such module
-imports grpc, pydantic, rich, cryptography, zeroconf or torch at its top.
+Quick commands must stay quick. Only the module of the named command is imported. No such module imports grpc,
+pydantic, rich, cryptography, zeroconf or torch at its top.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ APPS = {
     "testbed": "Several real daemons on this machine, on real data.",
     "demo": "Three synthetic hospitals on this machine: watch them learn.",
 }
-"""Modules that hold a typer application of that name; imported only when they are named → help."""
+"""Modules with a typer application of that name; imported only when they are named → help."""
 
 
 def build(argv: Sequence[str]) -> typer.Typer:
-    """The application: with the one command that `argv` names, or with all when it names none."""
+    """Build the application: with the one command that `argv` names, or with all when it names none."""
     app = typer.Typer(
         name="gossipctl",
         no_args_is_help=True,
@@ -73,7 +73,7 @@ def _gossipctl() -> None:
 
 
 def _not_loaded() -> int:
-    """Stands in the list of commands for one that is imported only when it is named."""
+    """A placeholder in the list of commands for one that is imported only when it is named."""
     return EXIT_USAGE
 
 

@@ -1,4 +1,4 @@
-"""How things look: human units, aligned columns, JSON.
+"""The form of output: human units, aligned columns, JSON.
 
 Rich is for a terminal only.
 """
@@ -131,7 +131,8 @@ def _print_rich(renderable: Any) -> None:
 
 
 def one_line(text: str) -> str:
-    """Text of other sites and of logs: no line breaks, tabs or control characters reach a terminal."""
+    """Text of other sites and of logs in one line: no line breaks, tabs or control characters reach a
+    terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

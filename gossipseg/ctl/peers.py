@@ -62,7 +62,7 @@ def peers(
 
 
 def cells(row: PeerRow, wide: bool = False) -> list[str]:
-    """A peer as the cells of COLUMNS. Columns that other tools may cut off come last."""
+    """A peer as the cells of COLUMNS. Columns that a narrow terminal may cut off come last."""
     return [
         row.site,
         (row.id if wide else row.id.split("-", 1)[0]) or out.NOTHING,

@@ -1,11 +1,15 @@
-"""Editing the list of sites in peers.yaml as text, so that comments and layout stay.
+"""Edits the list of sites in peers.yaml as text, so that comments and layout stay.
 
-Every edit is checked twice before the file is replaced: the new text must be a valid peers.yaml, and its
-values must be the old ones with exactly that entry more or less.
+A round trip through ruamel.yaml rewrites lines that nobody asked to change: aligned values, `null`, escapes,
+other indents, a dash on its own line, blanks in brackets (6 lines of the example peers.yaml).
+
+Every edit is checked twice before the file is replaced. The new text must be a valid peers.yaml, and only the
+intended entry may differ from the old values.
 """
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +135,7 @@ def without_entry(text: str, index: int, path: Path) -> str:
         while _is_comment(lines[start - 1]) and _indent(lines[start - 1]) == value.start_mark.column:
             start -= 1
     if not lines[start - 1].strip() and (end == len(lines) or not lines[end].strip()):
-        start -= 1  # the blank line that set it apart
+        start -= 1  # the blank line before it
     return _join(lines[:start] + lines[end:], text)
 
 
@@ -195,7 +199,7 @@ def _require_block(value: Any, path: Path) -> None:
 
 
 def _content_end(lines: list[str], items: Any, index: int) -> int:
-    """Number of the line behind the last one that holds something of an entry."""
+    """Number of the line after the last one of an entry."""
     if index + 1 < len(items.value):
         end = _dash_line(lines, items.value[index + 1])
     else:
@@ -254,4 +258,6 @@ def _replace(path: Path, old: str, new: str, sites: list[Any]) -> None:
             remedy="Edit the list by hand. Nothing was changed.",
         )
     target = path.resolve()  # a link to a file that is under version control stays a link
-    atomic_write(target, new.encode())
+    with target.open("rb") as file:
+        mark = codecs.BOM_UTF8 if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else b""
+    atomic_write(target, mark + new.encode())

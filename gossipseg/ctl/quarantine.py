@@ -1,4 +1,4 @@
-"""`gossipctl quarantine list|lift`: peers that are kept out for what they sent, and letting one in again."""
+"""`gossipctl quarantine list|lift`: peers that are kept out for invalid data, and how to admit one again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 def show(
     config: context.ConfigOption = None, socket: context.SocketOption = None, json: context.JsonOption = False
 ) -> int:
-    """Peers with something against them: in quarantine for how long, and why. Exit code 1 if any is in it."""
+    """Peers with a record of offences: how long they stay in quarantine, and why. Exit code 1 if any is in
+    it."""
     with context.daemon(config, socket) as daemon:
         document = daemon.quarantine()
     if json:
@@ -48,7 +49,7 @@ def lift(
     socket: context.SocketOption = None,
     json: context.JsonOption = False,
 ) -> int:
-    """Let a peer in again. Its offences and its manifests' sequence numbers are forgotten."""
+    """End a peer's quarantine. Its offences and its manifests' sequence numbers are forgotten."""
     with context.daemon(config, socket) as daemon:
         document = daemon.lift_quarantine(site)
     if not document.ok:

@@ -38,8 +38,8 @@ def rotate(
     """Another key for this site, while the daemon runs.
 
     Without --finish: makes the next key and certificate beside the present ones, and says what the other
-    sites must list. With --finish: asks every site whether it accepts the next key, replaces the present
-    one by it (which is then gone), and lets the daemon use it.
+    sites must list. With --finish: asks every site whether it accepts the next key, replaces the present one
+    by it (which is then gone), and lets the daemon use it.
     """
     loaded = context.load_config(config)
     if loaded.site.insecure:
@@ -71,7 +71,7 @@ def _begin(config: Config, days: int) -> dict[str, Any]:
     if next_key.exists() and next_certificate.exists():
         made = _next_pair(next_key, next_certificate)
     else:
-        for left_over in (next_key, next_certificate):  # half of a pair, of a command that was broken off
+        for left_over in (next_key, next_certificate):  # half of a pair, left by an interrupted command
             left_over.unlink(missing_ok=True)
         made = trust.create_next(config.site.site, present, days=days)
     return {
@@ -135,7 +135,8 @@ def _finish(config: Config, force: bool, timeout_s: float) -> dict[str, Any]:
 
 
 def _nothing_to_finish(config: Config, next_key: Path) -> dict[str, Any]:
-    """No next pair: the rest of a --finish that was broken off with both files in place; else an error."""
+    """Finish an interrupted --finish that had put both files in place; otherwise raise an error: there is no
+    next pair."""
     from gossipseg import trust
 
     present = trust.Identity.load(*_paths(config))
@@ -182,7 +183,7 @@ def _finished(config: Config, made: Identity, unready: dict[str, str]) -> dict[s
 
 
 def _unready(config: Config, made: Identity, timeout_s: float) -> dict[str, str]:
-    """Site → why it may not accept the next key: each is shown it, in a handshake."""
+    """Site → why it may not accept the next key; each site is shown it in a handshake."""
     from concurrent.futures import ThreadPoolExecutor
 
     from gossipseg.wire.probe import seen_certificate
@@ -199,9 +200,9 @@ def _unready(config: Config, made: Identity, timeout_s: float) -> dict[str, str]
 
 
 def _put_in_use(source: Path, target: Path, mode: int) -> None:
-    """Copy, with the owner that the target has, through a link to where the file really lies.
+    """Copy a file to its place, with the target's owner, through links.
 
-    Owner and mode are right before the file has its name: a daemon that starts in between can read it, and
+    Owner and mode are right before the file has its name. So a daemon that starts in between can read it, and
     an administrator's umask does not hide a certificate from the daemon's user.
     """
     from gossipseg.store.atomic import atomic_write
@@ -256,7 +257,7 @@ def _present(key: Path, certificate: Path) -> Identity:
         try:
             parsed = parse_certificate(certificate.read_bytes())
         except (OSError, ConfigError):
-            raise e from None  # it says what is wrong
+            raise e from None  # it reports what is wrong
     inside_s = (parsed.not_valid_before_utc.timestamp() + parsed.not_valid_after_utc.timestamp()) / 2
     return Identity.load(key, certificate, now=inside_s)
 

@@ -27,8 +27,8 @@ def rounds(
 ) -> int:
     """Who leads the round under way, who has delivered, who is missing and why, and the deadline.
 
-    At sites that do not lead it is what the coordinator told them last, and how long ago.
-    Exit code 1 when the last round was closed without a listed site.
+    At a site that does not lead, the answer is the coordinator's last report, with its age. Exit code 1 when
+    the last round was closed without a listed site.
     """
     with context.daemon(config, socket) as daemon:
         document = daemon.rounds()
@@ -81,28 +81,28 @@ def pairs(d: RoundsDoc) -> Iterator[tuple[str, str]]:
 
 
 def leader_text(d: RoundsDoc | RoundUnderWay) -> str:
-    """Which round, which attempt, led by whom."""
+    """Round, attempt and leader."""
     leader = "this site" if d.leading else d.coordinator or "nobody"
     attempt = "no attempt" if d.attempt is None else f"attempt {d.attempt}"
     return f"{d.round}, {attempt}, led by {leader}"
 
 
 def deadline_text(d: RoundsDoc | RoundUnderWay) -> str:
-    """When those that have not delivered are left out."""
+    """When sites that have not delivered are left out."""
     if d.deadline_s is not None:
         return f"in {out.duration_text(d.deadline_s)}"
     return "none is running" if d.delivered is not None else _unknown(d)
 
 
 def delivered_text(d: RoundsDoc | RoundUnderWay, sites: int) -> str:
-    """Who has delivered, of so many listed sites."""
+    """Who has delivered, out of all listed sites."""
     if d.delivered is None:
         return _unknown(d)
     return f"{len(d.delivered)} of {sites} sites" + (f": {', '.join(d.delivered)}" if d.delivered else "")
 
 
 def said_text(d: RoundsDoc | RoundUnderWay) -> str:
-    """Whose word it is; "" where this site knows it itself, or does not know it."""
+    """The source of the statement; "" where this site knows it itself, or does not know it."""
     return "" if d.told_s is None else f" (as {d.coordinator} said {out.ago_text(d.told_s)})"
 
 

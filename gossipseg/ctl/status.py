@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 def status(
     config: context.ConfigOption = None, socket: context.SocketOption = None, json: context.JsonOption = False
 ) -> int:
-    """What this site is and does, and why it is not well. Exit code 1 when degraded or failed."""
+    """This site's state and activity, and why it is not well. Exit code 1 when degraded or failed."""
     with context.daemon(config, socket) as daemon:
         document = daemon.status()
     if json:
@@ -74,7 +74,7 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
 
 
 def doing(s: StatusDoc) -> str:
-    """Phase, round, step and what is going on just now."""
+    """Phase, round, step and the present activity."""
     done = f"round {s.round}" + (f" of {s.rounds}" if s.rounds is not None else "") + " done"
     text = f"{s.phase}, {done}"
     if s.phase in ("training", "starting") and s.activity:
@@ -107,7 +107,7 @@ def deployed(s: StatusDoc) -> str:
 
 
 def privacy(s: StatusDoc) -> str:
-    """What differentially private training has spent; an ε of None is beyond all numbers."""
+    """The privacy budget that training has spent; an ε of None is beyond all numbers."""
     spent = "no bound" if s.epsilon is None else f"{s.epsilon:.3g}"
     text = f"epsilon {spent} spent at delta {s.delta:g}"
     return text + (f", of {s.max_epsilon:g} at most" if s.max_epsilon is not None else ", no limit set")
@@ -131,7 +131,7 @@ def under_way(s: StatusDoc) -> str:
 
 
 def members(s: StatusDoc) -> str:
-    """How many other sites are in which state."""
+    """Number of other sites in each state."""
     counts = {n: getattr(s.members, n) for n in ("alive", "suspect", "dead", "left", "unseen", "refused")}
     return ", ".join(f"{n} {name}" for name, n in counts.items() if n) or "no other site is listed"
 
@@ -146,7 +146,7 @@ def worker(s: StatusDoc) -> str:
 
 
 def discovery(s: StatusDoc) -> str:
-    """Where addresses come from, and what was seen and left alone."""
+    """The sources of addresses, and unused announcements."""
     d = s.discovery
     sources = [name for name, on in (("listed addresses", d.static), ("mDNS", d.mdns)) if on]
     text = " and ".join(sources) or "off"
@@ -155,7 +155,7 @@ def discovery(s: StatusDoc) -> str:
 
 
 def certificate(days_left: float | None) -> str:
-    """How long the certificate is valid."""
+    """The validity of the certificate."""
     if days_left is None:
         return "none (insecure)"
     return f"{days_left:.0f} days left" if days_left > 0 else "expired"

@@ -1,4 +1,4 @@
-"""`gossipctl exchanges`, `models` and `events`: what was exchanged, is in the store, has happened."""
+"""`gossipctl exchanges`, `models` and `events`: the exchanges, the store, the event log."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from gossipseg.ctl import output as out
 from gossipseg.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
-    from gossipseg.testbed.experiment import Outcome
-    from gossipseg.testbed.layout import Wanted
+    from gossipseg.testbed.experiment import ExperimentOutcome
+    from gossipseg.testbed.layout import WantedTestbed
 
 app = typer.Typer(
     help="Several real daemons on this machine, one per data folder.",
@@ -92,7 +92,7 @@ def up(
     peers: PeersOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
 ) -> int:
-    """Start a testbed in the background: the one in --workdir goes on, or a new one is made.
+    """Start a testbed in the background: the one in --workdir continues, or a new one is made.
 
     Without --rounds a new one trains until `gossipctl testbed down`.
     """
@@ -129,7 +129,7 @@ def status(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -
 
 @app.command()
 def down(workdir: WorkdirOption = DEFAULT_WORKDIR) -> int:
-    """End the daemons of a testbed. Their state stays: `up` lets them go on."""
+    """End the daemons of a testbed. Their state stays: `up` continues them."""
     from gossipseg.testbed import processes
 
     ended = processes.stop_started(workdir)
@@ -179,7 +179,7 @@ def init(
 
 
 def _what_to_put_where(data: Path, example: Path | None) -> str:
-    """`example`: a peers.yaml whose task is not the user's."""
+    """Where to put the data. `example`: a peers.yaml whose task is not the user's."""
     text = (
         f"Put each site's images into {data}/SITE/images, and masks of the same names into {data}/SITE/masks."
     )
@@ -191,7 +191,7 @@ def _what_to_put_where(data: Path, example: Path | None) -> str:
 # ---------------------------------------------------------------- shared with demo
 
 
-def print_outcome(outcome: Outcome) -> None:
+def print_outcome(outcome: ExperimentOutcome) -> None:
     """Validation and test Dice of each site, and where the report is."""
     from gossipseg.testbed.report import table_rows
 
@@ -215,7 +215,7 @@ def print_outcome(outcome: Outcome) -> None:
     print(f"\n{outcome.document['wall_s']:.0f} s. Report: {outcome.folder / 'report.html'}")
 
 
-def name_missing(outcome: Outcome) -> None:
+def name_missing(outcome: ExperimentOutcome) -> None:
     """To stderr: sites that did not finish, and what the report lacks."""
     for complaint in outcome.complaints:
         print(f"gossipctl: {complaint}", file=sys.stderr)
@@ -234,10 +234,10 @@ def _wanted(
     peers: Path | None,
     *,
     endless: bool = False,
-) -> Wanted:
-    from gossipseg.testbed.layout import Wanted
+) -> WantedTestbed:
+    from gossipseg.testbed.layout import WantedTestbed
 
-    return Wanted(algorithm, rounds, steps, seed, peers, endless)
+    return WantedTestbed(algorithm, rounds, steps, seed, peers, endless)
 
 
 def _status_rows(answers: dict[str, Any]) -> list[dict[str, Any]]:

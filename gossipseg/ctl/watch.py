@@ -48,7 +48,7 @@ def watch(
 
 
 def _lines(frames: Iterator[WatchDoc]) -> None:
-    """Plain lines, one for each frame that says something new."""
+    """Plain lines, one for each frame with something new."""
     last = ""
     for frame in frames:
         line = line_of(frame.status)

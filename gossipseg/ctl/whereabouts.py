@@ -1,4 +1,4 @@
-"""Is there a daemon, and what is the matter with it? Asked when nobody answers on the control socket."""
+"""Whether a daemon runs, and what is wrong with it. Asked when the control socket does not answer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Literal
 from gossipseg.store.lock import holder_of
 
 STARTING_S = 60.0
-"""A daemon that has had its lock for less may still be starting."""
+"""Seconds for which a daemon that holds its lock may still be starting."""
 
 
 @dataclass(frozen=True, slots=True)
 class Whereabouts:
-    """What there is in place of an answer."""
+    """The findings in place of an answer."""
 
     state: Literal["none", "starting", "hanging", "no_socket"]
     text: str
@@ -24,7 +24,8 @@ class Whereabouts:
 
 
 def whereabouts(state_dir: Path, socket: Path, site_file: Path | str = "site.yaml") -> Whereabouts:
-    """What the daemon's lock in `state_dir`, which it holds for as long as it lives, and its socket tell."""
+    """The state shown by the socket and by the daemon's lock in `state_dir`, held for the daemon's whole
+    life."""
     lock = state_dir / "daemon.lock"
     holder = holder_of(lock)
     if holder is None:
@@ -50,7 +51,7 @@ def whereabouts(state_dir: Path, socket: Path, site_file: Path | str = "site.yam
 
 
 def _age_s(lock: Path) -> float:
-    """Where the clock was put back since, it was taken long ago for all that is known."""
+    """Age of the lock in seconds; infinite where the clock was set back since."""
     try:
         age_s = time.time() - lock.stat().st_mtime
     except OSError:

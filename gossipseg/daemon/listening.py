@@ -1,7 +1,7 @@
 """Listening on an address that may come late: at boot, with a VPN, with a name that does not resolve yet.
 
-The daemon runs meanwhile: it answers gossipctl, trains, and calls its peers. A port that somebody else has
-may be left in a moment, by a daemon that is going down; after TAKEN_PATIENCE_S it ends this one.
+The daemon runs meanwhile: it answers gossipctl, trains, and calls its peers. Another process may free a taken
+port soon, if it is a daemon shutting down. After TAKEN_PATIENCE_S a taken port ends this daemon.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
-from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.errors import GossipsegError
 from gossipseg.wire.listening import CannotListen
 
@@ -20,15 +20,15 @@ FIRST_RETRY_S = 1.0
 MAX_RETRY_S = 10.0
 TAKEN_PATIENCE_S = 15.0
 FIRST_ANSWER_S = 3.0
-"""A name server that does not answer holds up the start for so long."""
+"""Seconds that the start waits for a name server that does not answer."""
 
 Start = Callable[[], Coroutine[Any, Any, None]]
 
 
-class Owner(Protocol):
-    """Whose addresses they are, as the runtime is."""
+class ListenHost(Protocol):
+    """The owner of the addresses, as the runtime is."""
 
-    training: TrainingView
+    training: WorkerView
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "task") -> None: ...
 
@@ -47,8 +47,8 @@ class Time:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
-async def listen(owner: Owner, part: str, start: Start, time: Time | None = None) -> None:
-    """Start listening, or go on trying beside all else: `part` then has a warning in status.
+async def listen(owner: ListenHost, part: str, start: Start, time: Time | None = None) -> None:
+    """Start listening, or keep trying in the background: `part` then has a warning in status.
 
     Raises CannotListen where trying again is of no use.
     """
@@ -64,7 +64,7 @@ async def listen(owner: Owner, part: str, start: Start, time: Time | None = None
 
 
 async def _keep_trying(
-    owner: Owner, part: str, start: Start, attempt: asyncio.Future[None], time: Time
+    owner: ListenHost, part: str, start: Start, attempt: asyncio.Future[None], time: Time
 ) -> None:
     began, delay, why = time.now(), FIRST_RETRY_S, ""
     if not attempt.done():
@@ -89,8 +89,8 @@ async def _keep_trying(
     owner.tell_watchers()
 
 
-def _say(owner: Owner, part: str, text: str) -> None:
-    """Once, and when it changes."""
+def _say(owner: ListenHost, part: str, text: str) -> None:
+    """Report the reason once, and again when it changes."""
     if owner.training.warnings.get(part) != text:
         owner.training.warn(part, text)
         owner.note("cannot_listen", part=part, reason=text)

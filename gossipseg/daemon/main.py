@@ -1,7 +1,7 @@
-"""gossipsegd: reads the configuration, wires the parts together, obeys signals.
+"""gossipsegd: reads the configuration, connects the parts, obeys signals.
 
-Start-up: configuration (78) → lock (75) → identity → port → worker, whose first report may still end the
-daemon with 78 or 65; systemd is told READY once peers and gossipctl can be answered.
+Start-up: configuration (78) → lock (75) → identity → port → worker. The worker's first report may still end
+the daemon with 78 or 65. systemd is told READY once peers and gossipctl can be answered.
 """
 
 from __future__ import annotations
@@ -119,15 +119,15 @@ class Daemon:
         return EXIT_OK
 
     def end(self, reason: str, error: GossipsegError | None = None) -> None:
-        """Begin the end; asked twice, the first reason stands."""
+        """Begin the shutdown; the first reason counts."""
         if self._ended is not None and not self._ended.done():
             self._ended.set_result((reason, error))
 
     async def reload(self) -> tuple[str, ...]:
-        """Read the list and this site's key again; returns what changed, a sentence each.
+        """Read the list and this site's key again; returns the changes, one sentence each.
 
-        Raises ConfigError or LocalError, changing nothing, when something is wrong with them. Files are read
-        beside the event loop: a large one, or a share that does not answer, must not make this site suspect.
+        Raises ConfigError or LocalError, changing nothing, when they are invalid. Files are read beside the
+        event loop. A large file, or a share that does not answer, must not make this site suspect.
         """
         async with self._reloading:
             try:
@@ -228,11 +228,11 @@ class Daemon:
         )
 
     def _sign(self, payload: bytes) -> bytes:
-        """With the key that is in use at this moment."""
+        """Sign with the key in use at this moment."""
         return self.identity.sign(payload) if self.identity is not None else b""
 
     def discovery_status(self) -> DiscoveryStatus:
-        """How addresses are found, and what mDNS showed that was not used."""
+        """How addresses are found, and which mDNS announcements were not used."""
         wanted, mdns = self.config.site.discovery, self._mdns
         return DiscoveryStatus(
             static=wanted.static,
@@ -259,7 +259,7 @@ class Daemon:
         )
 
     async def _announce_anew(self, old: MdnsDiscovery) -> None:
-        """On the local link a site is announced by the ID of its key."""
+        """Announce again: on the local link a site is announced by the ID of its key."""
         await old.close()
         self._mdns = self._discovery()
         if self._mdns is not None:
@@ -284,7 +284,7 @@ class Daemon:
         await listen(self.runtime, "metrics", start)
 
     async def _keep_health(self) -> None:
-        """Tell the health service what serves, at every change, and not too often."""
+        """Tell the health service which services run, at every change, with a limited rate."""
         while True:
             changed = self.runtime.changed
             training = self.runtime.worker.status.state not in UNWELL
@@ -294,7 +294,7 @@ class Daemon:
             await changed.wait()
 
     async def _watch_machine(self) -> None:
-        """Put in the status what holds this process up without an error: logs nobody reads, a slow disk."""
+        """Show silent obstacles in the status: logs that nobody reads, a slow disk."""
         training, told = self.runtime.training, ""
         while True:
             disk, before = self.runtime.disk.problem(), dict(training.warnings)
@@ -315,9 +315,9 @@ class Daemon:
 
 
 def remembered(state: StateFile, event_log: EventLog) -> Snapshot:
-    """What the node knew at its last end; nothing, with a word in the logs, when the file is damaged.
+    """The state at the node's last shutdown; if the file is damaged, nothing, and a warning in the logs.
 
-    Then nothing of the model is lost: round and weights are the worker's, and peers make up for the rest.
+    A damaged file loses nothing of the model: round and weights are the worker's, and peers supply the rest.
     """
     doc = state.load()
     try:
@@ -361,8 +361,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of gossipsegd; returns the exit code. Whatever happens ends in words, never in a traceback
-    alone."""
+    """Entry point of gossipsegd; returns the exit code. Every error ends in words, never in a bare
+    traceback."""
     args = parse(argv)
     try:
         return _run(args)

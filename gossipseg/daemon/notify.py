@@ -1,6 +1,6 @@
 """sd_notify: tells systemd that the daemon is ready, alive, reloading or stopping.
 
-The watchdog is fed by the event loop alone: a stuck worker is the daemon's to restart, not systemd's.
+Only the event loop feeds the watchdog. The daemon, not systemd, restarts a stuck worker.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SEND_S = 0.2
-"""So long a datagram waits for room."""
+"""Seconds that a datagram waits for buffer space."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Sends to the socket named by NOTIFY_SOCKET; does nothing where there is none."""
+    """Sends to the socket named by NOTIFY_SOCKET; does nothing without one."""
 
     address: str | None
     watchdog_interval_s: float | None
@@ -52,8 +52,8 @@ class Notifier:
         # A leading @ means the abstract namespace.
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as s:
-            s.settimeout(SEND_S)  # a systemd that stands still must not stop the event loop
+            s.settimeout(SEND_S)  # a stalled systemd must not stop the event loop
             try:
                 s.sendto(text.encode(), address)
             except OSError:
-                return  # systemd went away: nothing the daemon could do about it, and nothing it must
+                return  # systemd went away: there is nothing to do

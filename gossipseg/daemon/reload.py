@@ -1,4 +1,5 @@
-"""What a reload takes in: the files read again, checked against what runs, and what of them is new."""
+"""What a reload does: it reads the files again, checks them against the running daemon, and reports the
+changes."""
 
 from __future__ import annotations
 
@@ -23,16 +24,16 @@ class Reload:
     identity: trust.Identity | None
     trust: trust.TrustList
     rekeyed: bool
-    """This site has another key, or certificate, than before."""
+    """Whether this site has another key, or certificate, than before."""
     changes: tuple[str, ...]
-    """One sentence each; empty: the files say what was in force already."""
+    """One sentence per change; empty: the files say what was in force already."""
 
 
 def prepare(running: Config, identity: trust.Identity | None, read: Callable[[], Config]) -> Reload:
     """Read both files and the keys again. Raises ConfigError or LocalError; nothing has changed then.
 
-    site.yaml must be valid too, but what it says now counts from the next start: half of it (ports,
-    directories, the budget, `insecure`) cannot change under a running daemon.
+    site.yaml must be valid, too, but its changes count from the next start. Half of them cannot apply to a
+    running daemon: ports, directories, the budget, `insecure`.
     """
     found = read()
     new = dataclasses.replace(found, site=running.site)
@@ -106,14 +107,14 @@ def listed_ids(config: Config) -> dict[str, str]:
 
 
 def listed(config: Config) -> str:
-    """What stands for the list of sites and keys, so that sites notice where theirs differ."""
+    """Hash of the list of sites and keys, so that sites notice where theirs differ."""
     return listing(
         {s.name: [trust.site_id(pem.encode()) for pem in s.certificate] for s in config.federation.sites}
     )
 
 
 def endpoints(config: Config) -> dict[str, PeerEndpoint]:
-    """The other sites, as the transport wants them."""
+    """The other sites, in the transport's form."""
     return {
         s.name: PeerEndpoint(
             s.name,

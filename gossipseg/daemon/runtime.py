@@ -23,14 +23,14 @@ from gossipseg.daemon.health.reachability import Reaching
 from gossipseg.daemon.listening import listen
 from gossipseg.daemon.observe.audit import Audit
 from gossipseg.daemon.observe.counters import Counters
-from gossipseg.daemon.observe.exchange_table import Ledger
+from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.daemon.observe.journal import Journal
-from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.peers.unsaved_state import binding, unbound
 from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.saves import Saves
-from gossipseg.daemon.worker.bridge import WorkerTalk
+from gossipseg.daemon.worker.bridge import WorkerBridge
 from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.store import EventLog, ModelStore, StateFile
 from gossipseg.store.auditlog import AuditLog
@@ -39,7 +39,7 @@ from gossipseg.wire.transport import Transport
 log = logging.getLogger(__name__)
 
 KEPT_S = 60.0
-"""A model that nothing refers to is removed at this age: those taken in a moment ago are about to be."""
+"""Age in seconds at which an unreferenced model is removed: a new one is about to be referenced."""
 
 
 class Witness(Protocol):
@@ -69,7 +69,7 @@ class Runtime:
     ) -> None:
         self.config, self.node, self.transport, self.store = config, node, transport, store
         self.recorder = recorder
-        self.events, self.ledger, self.training = event_log, Ledger(time.time), TrainingView()
+        self.events, self.ledger, self.training = event_log, ExchangeTable(time.time), WorkerView()
         audit_log = AuditLog(Path(config.site.state_dir) / "audit")
         self.disk = DiskWatch(config.site.state_dir)
         self.audit = Audit(audit_log, time.time, self.training.warn, self.disk)
@@ -87,23 +87,23 @@ class Runtime:
             forged=self._forged,
         )
         self.calls = PeerCalls(self, node, transport, store, self.intake, self.ledger)
-        self.worker = WorkerTalk(self, store, self.intake, self.training, socket_path=worker_socket)
+        self.worker = WorkerBridge(self, store, self.intake, self.training, socket_path=worker_socket)
         self.reaching = Reaching(node, transport, self.note)
         self.places = Places(Path(config.site.state_dir), self.note)
         self.changed = asyncio.Event()
-        """Set at the next step, and replaced by a fresh one: watchers clear nothing of each other's."""
+        """Set at the next step, and replaced by a fresh one: watchers do not clear each other's."""
         self._state, self._fail = state, fail
         self._queue: asyncio.Queue[effects.Effect] = asyncio.Queue()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._unsaved = False
-        """What the node knows now is not on disk: it may bind itself to nothing."""
+        """Whether the node's state is not on disk: then it may make no promise."""
         self._saves = Saves()
 
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Listen, start the worker, let the node begin. Raises CannotListen when that is of no use."""
+        """Listen, start the worker, start the node. Raises CannotListen when waiting is of no use."""
         await listen(self, "listen", lambda: self.transport.start(self.intake))
         self.spawn(self._perform_all())
         self.spawn(self.worker.hear())
@@ -141,12 +141,12 @@ class Runtime:
         await asyncio.gather(*requests, return_exceptions=True)
 
     async def _settled(self) -> None:
-        """Wait until the worker's last news, such as a finished round, have come to the disk."""
+        """Wait until the worker's last messages, such as a finished round, are on disk."""
         await self.worker.heard()
         await self._queue.join()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "task") -> None:
-        """Run something beside; an unexpected error in it ends the daemon loudly."""
+        """Run a task in the background; an unexpected error in it ends the daemon with that error."""
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -157,7 +157,7 @@ class Runtime:
             self._broke(error)
 
     def _broke(self, error: Exception) -> None:
-        """A mistake of ours that the daemon cannot live with."""
+        """End the daemon after a programming error."""
         log.error("internal error", exc_info=error)
         known = isinstance(error, GossipsegError)
         self.fail(error if known else LocalError(f"internal error: {error!r}"))  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ class Runtime:
     # ------------------------------------------------------------ the core
 
     def inject(self, event: events.Event) -> None:
-        """Let something happen to the node."""
+        """Hand an event to the node."""
         for witness in self._witnesses:
             witness.event(event)
         try:
@@ -182,7 +182,7 @@ class Runtime:
         self.tell_watchers()
 
     def hear_peer(self, event: events.Event) -> None:
-        """inject() for what a peer has a hand in: whatever it says must not end this daemon."""
+        """inject() for events that a peer has influenced: no peer's message may end this daemon."""
         try:
             self.inject(event)
         except Exception as e:
@@ -190,7 +190,7 @@ class Runtime:
             self.note("internal_error", reason=f"{type(event).__name__}: {e!r}"[:300])
 
     def tell_watchers(self) -> None:
-        """Something changed."""
+        """Tell the watchers that something changed."""
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
 
@@ -209,7 +209,8 @@ class Runtime:
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _perform_in_turn(self, effect: effects.Effect) -> None:
-        """In order; but a disk that takes seconds must not hold up what keeps this site alive to others."""
+        """Carry out the effects in order. A slow disk must not delay the messages that keep this site alive
+        to others."""
         if isinstance(effect, effects.Persist):
             self._saves.asked(effect.snapshot)
         if self._saves.overtakes(effect, self.node.incarnation):
@@ -265,7 +266,7 @@ class Runtime:
         self._saves.done(snapshot)
 
     def collect_garbage(self) -> None:
-        """Remove the models that nothing refers to any more, beside all else."""
+        """Remove the models that nothing refers to any more, in the background."""
         self.spawn(self._collect_garbage(), "garbage")
 
     async def _collect_garbage(self) -> None:
@@ -279,18 +280,18 @@ class Runtime:
     # ------------------------------------------------------------ operators
 
     def lift_quarantine(self, site: Site) -> None:
-        """Let a peer begin anew."""
+        """Clear a peer's record."""
         self.inject(events.LiftQuarantine(site))
 
     def pause(self, paused: bool) -> None:
-        """Hold training between two steps, or go on."""
+        """Pause training between two steps, or resume it."""
         self.worker.set_paused(paused)
         self.inject(events.Pause(paused))
 
     # ------------------------------------------------------------ the logs
 
     def note(self, event: str, **fields: Any) -> None:
-        """Write something to the event log and the log."""
+        """Write an event to the event log and the log."""
         self._journal.note(event, **fields)
 
     def _forged(self, peer: Site, record: Record, more: int) -> None:

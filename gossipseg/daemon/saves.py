@@ -1,9 +1,8 @@
-"""Which snapshot goes to disk next, and what need not wait for it.
+"""Which snapshot goes to disk next, and which messages need not wait for it.
 
-A snapshot holds all that the ones before it hold: where several wait for a slow disk, the newest is written
-in place of all of them. What keeps a site alive in the eyes of others (pings, their answers, greetings,
-lists of members) binds it to nothing and does not wait, provided that the incarnation it speaks under is on
-disk.
+A snapshot holds all that the ones before it hold. Where several wait for a slow disk, only the newest is
+written. Liveness messages (pings, their answers, greetings, lists of members) promise nothing. They do not
+wait, provided that the incarnation they carry is on disk.
 """
 
 from __future__ import annotations
@@ -27,18 +26,19 @@ class Saves:
 
     def __init__(self) -> None:
         self._asked = self._begun = self._taken = 0
-        """Asked for, covered by what was written or is being written, and whose turn has come."""
+        """Snapshots asked for, covered by a write that is done or under way, and handled in turn."""
         self._writing = False
         self._newest: effects.Snapshot | None = None
         self._incarnation = -1
-        """The newest that was tried to be written: a disk that refuses it must not silence the site."""
+        """The incarnation in the newest attempted snapshot: a disk that refuses it must not silence the
+        site."""
 
     def asked(self, snapshot: effects.Snapshot) -> None:
-        """A Persist was put into the queue."""
+        """Count a Persist that was put into the queue."""
         self._asked, self._newest = self._asked + 1, snapshot
 
     def next(self, own: effects.Snapshot) -> effects.Snapshot | None:
-        """The turn of a Persist with this snapshot: what to write, or None where it is written already."""
+        """Take a Persist's turn: the snapshot to write, or None where it is written already."""
         self._taken += 1
         if self._taken <= self._begun:
             return None
@@ -46,11 +46,11 @@ class Saves:
         return self._newest or own
 
     def done(self, snapshot: effects.Snapshot) -> None:
-        """It is on disk, or the disk refused it."""
+        """Note that the write has ended, or that the disk refused it."""
         self._incarnation, self._writing = snapshot.incarnation, False
 
     def overtakes(self, effect: effects.Effect, incarnation: int) -> bool:
-        """Whether it need not wait for what is being written. `incarnation`: the site's, now."""
+        """Whether a message need not wait for the write under way. `incarnation`: the site's present one."""
         if self._taken == self._asked and not self._writing:
             return False
         body = effect.body if isinstance(effect, effects.Request | effects.Respond) else None

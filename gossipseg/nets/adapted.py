@@ -25,7 +25,7 @@ from gossipseg.nets.sam_encoder import SamImageEncoder, fitted
 Norm = str | tuple[str, dict[str, Any]]
 Weights = Mapping[str, Tensor]
 Fit = Callable[[Weights, nn.Module], Weights]
-"""What a file's format needs done to its tensors before they suit an encoder."""
+"""A function that converts a file's tensors to suit an encoder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Pretrained:
         """Put the file's tensors into the encoder, after `fit`, and freeze it.
 
         `prefix`: of the encoder's tensors in a whole network's file. Raises ConfigError where the file is
-        missing, another one, or does not fit.
+        missing, is another one, or does not fit.
         """
         if Path(self.name).name != self.name:
             raise ConfigError(
@@ -74,7 +74,8 @@ def _equip(
     prefix: str,
     fit: Fit = lambda found, encoder: found,
 ) -> None:
-    """Pretrained weights where a file of them is named, then an adapter behind each layer of `blocks`."""
+    """Load pretrained weights where a file of them is named, then put an adapter after each layer of
+    `blocks`."""
     if weights.name:
         weights.load_into(encoder, prefix, fit)
     adapt(blocks, adapter_width, adapter_scale)
@@ -175,9 +176,9 @@ def adapted_swinunetr(
 class SamSegmenter(nn.Module):
     """A SAM image encoder and a decoder: (B, C, H, W) to logits (B, out_channels, H, W).
 
-    A single channel is given to the encoder's three alike. The decoder brings its features back to the
-    image's size in four doublings, the last beside features of the image itself, whose outlines a token of
-    16 pixels has lost.
+    A single channel is given to all three of the encoder's. The decoder doubles the features four times to
+    the image's size. The last doubling also sees features of the image itself, whose outlines a token of 16
+    pixels has lost.
     """
 
     def __init__(
@@ -254,7 +255,7 @@ def adapted_sam(
 
 
 def _declared(network: Any) -> nn.Module:
-    """All but the low adapters is a site's own."""
+    """Declare private to a site all but the low adapters."""
     network.private_parts = tuple(all_but_low(network))
     assert isinstance(network, nn.Module)
     return network

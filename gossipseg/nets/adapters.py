@@ -63,8 +63,10 @@ def adapt(blocks: Sequence[nn.Module], width: int, scale: float) -> None:
 
 
 def all_but_low(module: nn.Module, prefix: str = "") -> Iterator[str]:
-    """Names of the largest modules without a low adapter in them, and of parameters beside such: what a site
-    keeps."""
+    """Names of the modules and parameters that a site keeps.
+
+    They are the largest modules without a low adapter in them, and the parameters beside such.
+    """
     yield from (f"{prefix}{name}" for name, _ in module.named_parameters(recurse=False))
     for name, child in module.named_children():
         path = f"{prefix}{name}"
@@ -85,10 +87,10 @@ def load_encoder(
 ) -> None:
     """Put pretrained weights into an encoder that has no adapters yet.
 
-    `found`: the file's tensors, named as the encoder's, perhaps behind `module.` or `prefix` (as in a whole
-    network), with `mlp.fc1` and `mlp.fc2` as in MONAI's published Swin weights; other tensors, such as heads,
-    are left aside. `fit`: what a format needs done to them. Raises ConfigError where one is missing or has
-    another shape.
+    `found`: the file's tensors, named as the encoder's. A name may begin with `module.` or `prefix` (as in a
+    whole network), and have `mlp.fc1` and `mlp.fc2` as in MONAI's published Swin weights. Other tensors, such
+    as heads, are ignored. `fit`: what a format needs done to its tensors. Raises ConfigError where one is
+    missing or has another shape.
     """
     plain = fit({_plain(name, prefix): tensor for name, tensor in found.items()}, encoder)
     wanted = encoder.state_dict()

@@ -1,9 +1,10 @@
 """The encoder of CoWPro (arXiv 2408.06235) and FedCoWPro: a ResNet at output stride 8, and a 1×1 convolution.
 
 Structure [P, their published code]: ResNet (He 2016) whose last two stages keep their resolution and dilate
-by 2 and 4 instead (the first block of each as the stage before it, as torchvision has it); no ASPP; then
-1×1 to 256 channels. Module names are torchvision's, so that its state dicts, and those of the `backbone` of
-its segmentation models, fit. Batch norm exists only pretrained and frozen; random weights take group norm.
+by 2 and 4 instead. The first block of each dilates as the stage before it, as in torchvision. There is no
+ASPP; a 1×1 convolution to 256 channels follows. Module names are torchvision's. So its state dicts fit, and
+those of the `backbone` of its segmentation models. Batch norm exists only pretrained and frozen; random
+weights take group norm.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class FrozenBatchNorm(nn.Module):
 
 
 class Shortcut(nn.Sequential):
-    """1×1 – norm beside a block. Its stride is taken by slicing: the backward pass of a strided 1×1
-    convolution in the channels-last format corrupts memory on CPU (seen with torch 2.13)."""
+    """A 1×1 convolution and a norm beside a block. Its stride is taken by slicing: the backward pass of a
+    strided 1×1 convolution in the channels-last format corrupts memory on CPU (seen with torch 2.13)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: MakeNorm) -> None:
         super().__init__(nn.Conv2d(inputs, outputs, 1, bias=False), norm(outputs))
@@ -64,7 +65,7 @@ class Shortcut(nn.Sequential):
         return out
 
 
-class Block(nn.Module):
+class CowproBlock(nn.Module):
     """Two 3×3 convolutions (depth 18), or 1×1 – 3×3 – 1×1 with four times the channels (50, 101)."""
 
     def __init__(
@@ -129,7 +130,9 @@ class CowproEncoder(nn.Module):
         blocks = []
         for i in range(count):
             blocks.append(
-                Block(self._inputs, width, 1 if i else stride, dilation if i else before, bottleneck, norm)
+                CowproBlock(
+                    self._inputs, width, 1 if i else stride, dilation if i else before, bottleneck, norm
+                )
             )
             self._inputs = width * (4 if bottleneck else 1)
         return nn.Sequential(*blocks)
@@ -153,11 +156,11 @@ def cowpro_encoder(
     encoder_weights: str = "",
     encoder_weights_sha256: str = "",
 ) -> CowproEncoder:
-    """The encoder of these settings. `out_channels` and `img_size` are of no use: features know no classes.
+    """The encoder of these settings. `out_channels` and `img_size` are unused: features know no classes.
 
     `encoder_weights`: the name of a file of pretrained weights in `weights_folder` (None: they are not read,
-    because a checkpoint follows); they need the depth that they have, width 64 and norm `batch`.
-    Raises ConfigError for what does not go together and for a file that does not fit.
+    because a checkpoint follows). The weights require their own depth, width 64 and norm `batch`. Raises
+    ConfigError for settings that contradict each other and for a file that does not fit.
     """
     _check(spatial_dims, width, norm, depth, bool(encoder_weights))
     if not encoder_weights:

@@ -1,6 +1,7 @@
 """The U-Net of FedOAP (arXiv 2511.18847): two bottlenecks, cross-attention between them, a spatial adapter.
 
-Structure [P] from the paper's figure; written anew. Widths w, 2w, 4w, 8w, bottlenecks 16w (w = 64 there):
+The structure [P] is the paper's figure, written anew. Widths are w, 2w, 4w, 8w, bottlenecks 16w (w = 64
+there):
 
     block       (conv3 – norm – ReLU) twice; halved by max-pooling, doubled by ConvTranspose; skips beside
     bottlenecks z_q and z_kv: two blocks beside each other from the same pooled map of 8w channels
@@ -9,7 +10,8 @@ Structure [P] from the paper's figure; written anew. Widths w, 2w, 4w, 8w, bottl
     adapter     φ(x) = ReLU(norm·conv3·ReLU·norm·conv3·x + norm·conv1·x) on the last map of w channels     (3)
     head        1×1 after dropout (the paper has none: dropout 0)
 
-A site's own are the Q-bottleneck, W_q, the adapter and the head; the rest is shared. 8 groups in (2) [O].
+The Q-bottleneck, W_q, the adapter and the head are private to a site; the rest is shared. (2) has 8 groups
+[O].
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from gossipseg.nets.output import NetOutput
 from gossipseg.nets.sanet import Layers, with_and_without
 
 SCALES = 4
-"""Before the bottleneck."""
+"""Scales before the bottleneck."""
 MAX_GROUPS = 8
 
 
@@ -40,7 +42,7 @@ class DoubleBlock(nn.Sequential):
 
 
 class CrossAttention(nn.Module):
-    """Equations (1) and (2) but for W_q, which is a site's own and stands beside."""
+    """Equations (1) and (2), without W_q, which is private to a site and kept separately."""
 
     def __init__(self, layers: Layers, channels: int) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 class SpatialAdapter(nn.Module):
-    """Equation (3): a residual block that brings the shared map to the site's own organ."""
+    """Equation (3): a residual block that adapts the shared map to the site's own organ."""
 
     def __init__(self, layers: Layers, channels: int) -> None:
         super().__init__()

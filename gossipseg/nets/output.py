@@ -1,4 +1,4 @@
-"""What every network of the registry returns. Nothing else belongs here."""
+"""The output of every network in the registry."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ class NetOutput(NamedTuple):
     aux: tuple[Tensor, ...] = ()
     """Heads of deep supervision, finest first, coarser than the input; empty in evaluation."""
     clean: Tensor | None = None
-    """Detached logits with dropout off, where the network has them for almost nothing; else None."""
+    """Detached logits with dropout off, where the network has them almost for free; else None."""

@@ -22,16 +22,16 @@ NetworkName = Literal[
 ]
 
 WITH_ADAPTERS = ("adapted_unetr", "adapted_swinunetr", "adapted_sam")
-"""Networks with adapters, all but the low ones a site's own: what FedSCA needs."""
+"""Networks with adapters, of which a site keeps all but the low ones: what FedSCA needs."""
 WITH_PRIVATE_PARTS = ("dca_unet", *WITH_ADAPTERS)
-"""Networks that declare some parts to be a site's own: what FedOAP needs; its own is the first."""
+"""Networks that declare private parts: what FedOAP needs; its own network is the first."""
 
 NETWORK_GROUP = "gossipseg.networks"
-"""Entry points of packages that bring a network: its name, and a nets.registry.Entry."""
+"""Entry points of packages that add a network: its name, and a nets.registry.Entry."""
 
 
 def network_names() -> tuple[str, ...]:
-    """All networks, those of installed packages last; nothing is loaded for it."""
+    """All networks, those of installed packages last; none is loaded for it."""
     built_in = get_args(NetworkName)
     brought = {point.name for point in entry_points(group=NETWORK_GROUP)} - set(built_in)
     return (*built_in, *sorted(brought))

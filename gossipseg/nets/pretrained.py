@@ -1,4 +1,4 @@
-"""Pretrained weights from a local file: read safely, and only if they are those that the contract names."""
+"""Pretrained weights from a local file: read safely, and only if their checksum is the contract's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from gossipseg.errors import ConfigError
 def read_weights(path: str, sha256: str, key: str) -> dict[str, Tensor]:
     """The named tensors of a safetensors or torch file, on the CPU.
 
-    `sha256`: its hexadecimal checksum, the same at every site: the sites must start alike. `key`: the setting
-    that names the file, for errors. Raises ConfigError where the file is missing, another one, or unreadable.
+    `sha256`: its hexadecimal checksum, the same at every site, because the sites must start alike. `key`: the
+    setting that names the file, for errors. Raises ConfigError where the file is missing, is another one, or
+    is unreadable.
     """
     file = Path(path).expanduser()
     try:

@@ -35,14 +35,14 @@ FROM_THE_TASK = ("spatial_dims", "in_channels", "out_channels")
 UNETR_HIDDEN = 12
 """Width of a UNETR's encoder per width of its decoder, unless network.options says otherwise."""
 OF_PRETRAINABLE = ("img_size", "weights_folder")
-"""What constructors of networks with a pretrained encoder take too: the padded patch, the file's folder."""
+"""Further arguments of networks with a pretrained encoder: the padded patch, the file's folder."""
 
 Arguments = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One network: its constructor, and how the settings translate."""
+class NetworkEntry:
+    """One network: its constructor, and how settings become arguments."""
 
     constructor: Callable[..., nn.Module]
     arguments: Callable[[NetworkParams, int], Arguments]
@@ -55,7 +55,7 @@ class Entry:
     """The width must be a multiple of this."""
     norms: tuple[str, ...] = ("instance", "group", "batch")
     pretrainable: bool = False
-    """Whether the constructor takes OF_PRETRAINABLE too."""
+    """Whether the constructor takes OF_PRETRAINABLE, too."""
     least_cells: int = MIN_BOTTLENECK
     """Voxels per axis that must be left at the coarsest scale."""
 
@@ -76,10 +76,10 @@ def build(
 ) -> Segmenter:
     """The network of these settings, on the CPU, in training mode, with torch's present random state.
 
-    `weights_folder`: where files of pretrained weights lie that the options name; None leaves them out,
-    because a checkpoint follows.
-    Raises ConfigError (keys `network.…`, `task.patch_size`) for an unknown name or option, values that the
-    network does not take, and a patch that leaves under two voxels at the coarsest scale.
+    `weights_folder`: the folder of the pretrained weights that the options name. None leaves them out,
+    because a checkpoint follows. Raises ConfigError (keys `network.…`, `task.patch_size`) for an unknown name
+    or option, and for values that the network does not accept. It also refuses a patch that leaves under two
+    voxels at the coarsest scale.
     """
     check_patch(params, spatial_dims=spatial_dims, patch_size=patch_size)
     entry = _entry(params)
@@ -108,7 +108,7 @@ def stride_product(params: NetworkParams, *, spatial_dims: int) -> tuple[int, ..
 
 
 def check_patch(params: NetworkParams, *, spatial_dims: int, patch_size: Sequence[int]) -> None:
-    """Refuses a patch of which, padded to the stride product, under two voxels an axis reach the bottom."""
+    """Refuse a patch of which, padded to the stride product, under two voxels an axis reach the bottom."""
     stride = stride_product(params, spatial_dims=spatial_dims)
     if len(patch_size) != len(stride):
         raise ConfigError(
@@ -136,7 +136,7 @@ def check_patch(params: NetworkParams, *, spatial_dims: int, patch_size: Sequenc
 
 
 def network_signature(module: nn.Module, is_shared: Callable[[str], bool]) -> str:
-    """sha256 (hex) over the sorted names, dtypes and shapes of the tensors that travel."""
+    """sha256 (hex) over the sorted names, dtypes and shapes of the exchanged tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if is_shared(name):
@@ -145,9 +145,9 @@ def network_signature(module: nn.Module, is_shared: Callable[[str], bool]) -> st
 
 
 def initialise(factory: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """The module that `factory` makes, its weights drawn from the seed alone: the common W_0.
+    """The module that `factory` makes, its weights drawn from the seed alone: the W_0 that all sites share.
 
-    Neither reads nor disturbs the caller's random state, and draws on the CPU whatever the default device.
+    It neither reads nor disturbs the caller's random state, and draws on the CPU whatever the default device.
     """
     generator = torch.default_generator
     state = generator.get_state()
@@ -171,7 +171,7 @@ def norm_parameter_names(module: nn.Module) -> frozenset[str]:
 
 
 def private_names(module: nn.Module) -> frozenset[str]:
-    """State-dict names of the parts that a network declares to be a site's own.
+    """State-dict names of the parts that a network declares private to a site.
 
     A network declares them by an attribute `private_parts`: names of modules or parameters within itself.
     """
@@ -199,7 +199,7 @@ def _refused(params: NetworkParams, error: Exception) -> ConfigError:
     )
 
 
-def _entry(params: NetworkParams) -> Entry:
+def _entry(params: NetworkParams) -> NetworkEntry:
     if params.name in _NETWORKS:
         return _NETWORKS[params.name]
     if params.name not in names():
@@ -209,12 +209,12 @@ def _entry(params: NetworkParams) -> Entry:
     return _brought(params.name)
 
 
-def _brought(name: str) -> Entry:
+def _brought(name: str) -> NetworkEntry:
     """The network of an installed package: its entry point is an Entry."""
     point = next(iter(entry_points(group=NETWORK_GROUP, name=name)))
     try:
         entry = point.load()
-        if not isinstance(entry, Entry):
+        if not isinstance(entry, NetworkEntry):
             raise TypeError(f"{point.value} is a {type(entry).__name__}, not a gossipseg.nets.registry.Entry")
     except Exception as e:  # whatever a package does at import
         raise ConfigError(
@@ -251,7 +251,7 @@ def _arguments(params: NetworkParams, dims: int) -> Arguments:
 _NO_OPTIONS = FROM_THE_TASK + OF_PRETRAINABLE
 
 
-def _check_options(params: NetworkParams, entry: Entry) -> None:
+def _check_options(params: NetworkParams, entry: NetworkEntry) -> None:
     known = [n for n in inspect.signature(entry.constructor).parameters if n not in _NO_OPTIONS]
     if not entry.takes_options:
         known = []
@@ -278,7 +278,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _norm(params: NetworkParams) -> tuple[str, Mapping[str, Any]]:
-    """MONAI's norm argument; affine throughout; as many groups, up to 8, as divide every width."""
+    """MONAI's norm argument, affine throughout. The number of groups divides every width, and 8."""
     if params.norm == "group":
         return "group", {"num_groups": math.gcd(params.width, 8), "affine": True}
     return params.norm, {"affine": True}
@@ -331,21 +331,27 @@ def _adapted_sam(params: NetworkParams, dims: int) -> Arguments:
     return shape | {"norm_name": _norm(params), "dropout_rate": params.dropout}
 
 
-_NETWORKS: dict[str, Entry] = {
-    "sanet": Entry(SANet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
+_NETWORKS: dict[str, NetworkEntry] = {
+    "sanet": NetworkEntry(SANet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
     # norms: UNet normalises its class channels as well, and few classes cannot be divided into groups
-    "unet": Entry(UNet, _unet, lambda a: a["strides"][: len(a["channels"]) - 1], norms=("instance", "batch")),
-    "dynunet": Entry(DynUNet, _dynunet, lambda a: a["strides"], DynUNetSegmenter),
-    "segresnet": Entry(SegResNet, _segresnet, lambda a: [2] * (len(a.get("blocks_down", [1] * 4)) - 1)),
-    "swinunetr": Entry(SwinUNETR, _swinunetr, lambda a: [a.get("patch_size", 2)] + [2] * 4, width_step=12),
-    "dca_unet": Entry(DcaUNet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
-    "adapted_unetr": Entry(adapted_unetr, _adapted_unetr, lambda a: [16], pretrainable=True),
-    "adapted_swinunetr": Entry(
+    "unet": NetworkEntry(
+        UNet, _unet, lambda a: a["strides"][: len(a["channels"]) - 1], norms=("instance", "batch")
+    ),
+    "dynunet": NetworkEntry(DynUNet, _dynunet, lambda a: a["strides"], DynUNetSegmenter),
+    "segresnet": NetworkEntry(
+        SegResNet, _segresnet, lambda a: [2] * (len(a.get("blocks_down", [1] * 4)) - 1)
+    ),
+    "swinunetr": NetworkEntry(
+        SwinUNETR, _swinunetr, lambda a: [a.get("patch_size", 2)] + [2] * 4, width_step=12
+    ),
+    "dca_unet": NetworkEntry(DcaUNet, _sanet, lambda a: [2] * 4, SelfDescribing, takes_options=False),
+    "adapted_unetr": NetworkEntry(adapted_unetr, _adapted_unetr, lambda a: [16], pretrainable=True),
+    "adapted_swinunetr": NetworkEntry(
         adapted_swinunetr, _swinunetr, lambda a: [2] * 5, width_step=12, pretrainable=True
     ),
-    "adapted_sam": Entry(adapted_sam, _adapted_sam, lambda a: [sam_encoder.STRIDE], pretrainable=True),
+    "adapted_sam": NetworkEntry(adapted_sam, _adapted_sam, lambda a: [sam_encoder.STRIDE], pretrainable=True),
     # 4 cells: the windows of its prototypes in training
-    "cowpro_encoder": Entry(
+    "cowpro_encoder": NetworkEntry(
         cowpro_encoder,
         _cowpro_encoder,
         _cowpro_strides,

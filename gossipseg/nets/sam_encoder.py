@@ -72,7 +72,7 @@ class Mlp(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class SamBlock(nn.Module):
     """Attention and MLP, each on the residual stream: (B, H, W, C) → the same. `window` 0: global."""
 
     def __init__(self, channels: int, heads: int, mlp_dim: int, grid: tuple[int, int], window: int) -> None:
@@ -138,7 +138,7 @@ class SamImageEncoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, *grid, hidden_size))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, mlp_dim, grid, 0 if i in global_blocks else window_size)
+            SamBlock(hidden_size, num_heads, mlp_dim, grid, 0 if i in global_blocks else window_size)
             for i in range(depth)
         )
         self.neck = nn.Sequential(
@@ -159,8 +159,8 @@ class SamImageEncoder(nn.Module):
 def fitted(found: Mapping[str, Tensor], encoder: nn.Module) -> dict[str, Tensor]:
     """The file's tensors with its position tables resampled to the encoder's image size.
 
-    Published files are of images of 1024²: absolute positions are resampled on their grid, relative ones
-    along their distances. Tensors that need it not, or cannot be told, stay as they are.
+    Published files are of images of 1024². Absolute positions are resampled on their grid, relative ones
+    along their distances. Other tensors, and unrecognised ones, stay as they are.
     """
     wanted = encoder.state_dict()
     return {name: _resampled(name, tensor, wanted.get(name)) for name, tensor in found.items()}

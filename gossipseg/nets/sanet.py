@@ -1,7 +1,7 @@
 """SA-Net, the scale-attention network of the group behind GCML (Yuan, BrainLes 2021; arXiv 2503.03883).
 
-Structure [P] from the papers and the parameter counts of their published code; everything here is written
-anew. Widths w, 2w, 4w, 8w, centre min(384, 16w), each at half the resolution of the one before:
+The structure [P] is from the papers and the parameter counts of their published code. Everything here is
+written anew. Widths are w, 2w, 4w, 8w, centre min(384, 16w). Each halves the resolution of the one before:
 
     encoder    one residual squeeze-excite block at w, two at 2w, 4w and 8w, one at the centre
     skip s     all four encoder maps E_i brought to scale s, X_i, and weighed against each other:
@@ -68,7 +68,8 @@ class SqueezeExcite(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """conv3 – norm – ReLU – conv3 – norm – squeeze-excite – add – ReLU; beside it 1×1 – norm if C changes."""
+    """conv3 – norm – ReLU – conv3 – norm – squeeze-excite – add – ReLU. A 1×1 convolution with norm stands
+    beside it if C changes."""
 
     def __init__(self, layers: Layers, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -194,8 +195,8 @@ class UpBlock(nn.Module):
 def with_and_without(dropout: nn.Module, head: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The head's logits, and detached ones with dropout off (None where the rate is 0).
 
-    Gradients first: autocast casts a weight once, and torch before late 2025 hands a cast that was made
-    under no_grad, without history, to the call that wants one (pytorch pull request 165068).
+    Logits with gradients are computed first, because autocast casts a weight once. Before late 2025, torch
+    reused a cast made under no_grad, without history, in a call that needs one (pytorch pull request 165068).
     """
     logits: Tensor = head(dropout(x))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The one face that all networks show: padding to the stride, one kind of output, dropout off on request."""
+"""The interface of all networks: padding to the stride, one kind of output, dropout off on request."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Segmenter(nn.Module):
         """(B, channels, *spatial) → NetOutput with logits at the same size.
 
         A size off the stride product is padded with zeros (a z-scored image's mean) at the far end of each
-        axis; auxiliary heads are then brought to the input's size, so that they stay aligned with it.
+        axis. Auxiliary heads are brought to the input's size, so that they stay aligned with it.
         """
         size = x.shape[2:]
         if any(n % s for n, s in zip(size, self.stride, strict=True)):
@@ -41,9 +41,10 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def clean_logits(self, x: Tensor, output: NetOutput) -> Tensor:
-        """Logits of the images that gave `output`, with dropout off: what a mutual-learning partner is shown.
+        """Logits of the images that gave `output`, with dropout off, for a mutual-learning partner.
 
-        Free where the network has no dropout, or has it before the head alone; else a second forward pass.
+        They are free where the network has no dropout, or only before the head; else they cost a second
+        forward pass.
         """
         if output.clean is not None:
             return output.clean
@@ -77,9 +78,9 @@ class DynUNetSegmenter(Segmenter):
     """MONAI's DynUNet: its deep-supervision heads as they are, coarse, not stacked at full size.
 
     Two of its habits are undone. It registers every block twice, as itself and within `skip_layers`, so that
-    each weight would travel twice: `skip_layers` stays an attribute and is no submodule any more. And it
-    keeps its last heads, which would hold the graph of the batch and break the deep copy that the EMA makes:
-    they are taken out after every pass.
+    each weight would be sent twice. Here `skip_layers` stays an attribute and is no submodule. It also keeps
+    its last heads, which hold the batch's graph and break the deep copy of the EMA. They are removed after
+    every pass.
     """
 
     def __init__(self, network: nn.Module, stride: Sequence[int]) -> None:
@@ -100,7 +101,7 @@ class DynUNetSegmenter(Segmenter):
 
 @contextmanager
 def dropout_off(module: nn.Module) -> Iterator[bool]:
-    """Switches off every dropout, and only that; batch norm uses the batch but keeps its statistics.
+    """Switch off every dropout, and only that; batch norm uses the batch but keeps its statistics.
 
     Yields whether there was any to switch off.
     """

@@ -1,8 +1,8 @@
 """What a site keeps on disk: models by content, checkpoints, small state, events, locks.
 
 What belongs here: files that outlive the process, each written so that a crash leaves the old or the new.
-What must not: torch, asyncio, sockets, any decision about what to keep. All calls block: callers on an
-event loop use threads.
+What must not: torch, asyncio, sockets, any decision about what to keep. All calls block: callers on an event
+loop use threads.
 """
 
 from gossipseg.store.atomic import atomic_write, sweep_temporaries

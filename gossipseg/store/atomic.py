@@ -26,11 +26,11 @@ _ACL = "system.posix_acl_access"
 def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None], *, mode: int = 0o600) -> None:
     """Replace `path` by `data` (bytes, or a function that writes them to the file it is given).
 
-    A file that is there keeps its mode, owner and group, whoever replaces it; `mode` (less the umask) is that
-    of a new one. Temporary file in the same directory, fsync, rename, fsync of the directory. On any error
-    the temporary file is removed and the old content stays valid.
-    Raises DiskFull when it does not fit, LocalError for any other failure of the disk; what the
-    function raises of its own accord passes through.
+    An existing file keeps its mode, owner and group, whoever replaces it; `mode` (less the umask) is for a
+    new one. The steps are: temporary file in the same directory, fsync, rename, fsync of the directory. On
+    any error the temporary file is removed and the old content stays valid. Raises DiskFull when it does not
+    fit, LocalError for any other failure of the disk. An error that the function raises itself passes
+    through.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}{_SUFFIX}")
     sink: _Sink | None = None
@@ -58,10 +58,10 @@ def atomic_write(path: Path, data: bytes | Callable[[BinaryIO], None], *, mode: 
 
 
 def _keep_access(path: Path, fd: int) -> None:
-    """Give the file that is to replace `path` the mode, owner and group of the one in place.
+    """Give the replacement of `path` the mode, owner and group of the present file.
 
-    As far as this user may: only root gives files away. Access lists and extended attributes go along where
-    the file system lets them.
+    Limits are this user's rights: only root may change owners. Access lists and extended attributes are
+    copied where the file system allows it.
     """
     try:
         old = path.stat()
@@ -77,7 +77,10 @@ def _keep_access(path: Path, fd: int) -> None:
 
 def _keep_owner(path: Path, fd: int, old: os.stat_result) -> None:
     made = os.fstat(fd)
-    for uid, gid in ((-1, old.st_gid), (old.st_uid, -1)):  # one's own groups may be given without being root
+    for uid, gid in (
+        (-1, old.st_gid),
+        (old.st_uid, -1),
+    ):  # one's own groups may be given without being root
         if (uid, gid) not in ((made.st_uid, -1), (-1, made.st_gid)):
             with contextlib.suppress(OSError):
                 os.fchown(fd, uid, gid)
@@ -91,7 +94,7 @@ def _keep_owner(path: Path, fd: int, old: os.stat_result) -> None:
 
 
 def _keep_attributes(path: Path, fd: int) -> None:
-    """The access list above all: one that the folder gives to new files would let others in."""
+    """Copy extended attributes, above all the access list. A folder's default list would let others in."""
     try:
         names = os.listxattr(path)
     except OSError:
@@ -126,9 +129,9 @@ def fsync_directory(directory: Path) -> None:
 
 
 def sweep_temporaries(directory: Path) -> list[Path]:
-    """Remove temporary files that a killed process left behind; those still being written stay.
+    """Remove temporary files that a killed process left; those still being written stay.
 
-    Call it once at start, by whoever holds the lock on the directory. Raises LocalError.
+    The holder of the directory's lock calls it once at start. Raises LocalError.
     """
     swept = []
     for temporary in sorted(directory.glob(f".*{_SUFFIX}")):
@@ -191,6 +194,6 @@ class _Sink(io.BufferedWriter):
             raise
 
     def abandon(self) -> int:
-        """Close without flushing what cannot be flushed; the bytes asked for so far."""
+        """Close without flushing what cannot be flushed; returns the bytes asked for so far."""
         self.raw.close()
         return self._asked

@@ -2,10 +2,10 @@
 
 `audit.jsonl` is written to; `audit-<first seq>.jsonl` are full.
 
-A line is `{"seq":n,"t":wall seconds,"prev":hash of the line before,"event":name,…}`; `prev` is over the bytes
-of that line without its newline, so that `sha256sum` can check it too. The first line of a file continues the
-chain of the file before it. Two lines speak of the log itself: `audit_torn` closes a line that a crash cut
-off, and `audit_dropped` says which old file was removed to bound the disk.
+A line is `{"seq":n,"t":wall seconds,"prev":hash of the line before,"event":name,…}`. `prev` covers the bytes
+of that line without its newline, so that `sha256sum` can check it, too. The first line of a file continues
+the chain of the file before it. Two lines concern the log itself. `audit_torn` closes a line that a crash cut
+off. `audit_dropped` names an old file that was removed to bound the disk.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class AuditLog:
         self._fd, self._size = -1, 0
         self._head = _Head()
         self._torn: bytes | None = None
-        """What a crash left of a line, to be closed by the next one."""
+        """The part of a line that a crash left, to be closed by the next line."""
 
     @property
     def head(self) -> tuple[int, str]:
-        """(seq, hash) of the newest line: noted elsewhere, it shows later whether the end was cut off."""
+        """(seq, hash) of the newest line. Noted elsewhere, it shows later whether the end was cut off."""
         return self._head.seq, self._head.hash
 
     def append(self, entries: Sequence[tuple[float, str, Mapping[str, Any]]]) -> None:
@@ -95,16 +95,16 @@ class AuditLog:
         self._torn = None
 
     def close(self) -> None:
-        """Give the file back; the next append opens it again."""
+        """Close the file; the next append opens it again."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
     def _open(self) -> None:
-        """Go on with the file in place.
+        """Continue with the present file.
 
-        Where somebody moved or removed it under this daemon, the chain goes on from the line that was written
-        last, wherever that is now: verify then shows what is missing.
+        If somebody moved or removed it meanwhile, the chain continues from the last written line, wherever
+        that is now. verify then shows what is missing.
         """
         known = _Head()
         if self._fd >= 0:
@@ -128,7 +128,7 @@ class AuditLog:
         self._head = max(found, known, key=lambda head: head.seq)
 
     def _find_head(self) -> _Head:
-        """The newest whole line; what a crash left behind it will be closed by a line saying so."""
+        """Find the newest whole line. A torn line after it will be closed by a line saying so."""
         head = self._newest(audit_files(self.directory)[:-1])
         lines, rest = _split(self.path)
         for line in lines:
@@ -168,7 +168,7 @@ class AuditLog:
         self._head = _Head(record["seq"], line_hash(line))
 
     def _take_back(self, head: _Head, size: int) -> None:
-        """Nothing of a failed append stays; where even that fails, the next opening mends the end."""
+        """Remove what a failed append left. Where even that fails, the next opening mends the end."""
         try:
             os.ftruncate(self._fd, size)
         except OSError:
@@ -177,12 +177,12 @@ class AuditLog:
             self._size, self._head = size, head
 
     def _rotate(self, t: float) -> None:
-        """A full file gets its number and a new one is begun, which continues its chain."""
+        """Number a full file and begin a new one, which continues its chain."""
         os.fsync(self._fd)
         lines, _ = _split(self.path)
         first = next((r["seq"] for line in lines if (r := parse_line(line)) is not None), self._head.seq)
         numbers = [int(m[1]) for f in audit_files(self.directory) if (m := _FULL_FILE.fullmatch(f.name))]
-        first = max([first, *(n + 1 for n in numbers)])  # after tampering too, no file replaces another
+        first = max([first, *(n + 1 for n in numbers)])  # after tampering, too, no file replaces another
         os.replace(self.path, self.directory / f"audit-{first:012d}.jsonl")  # noqa: PTH105
         self.close()
         self._open()
@@ -202,7 +202,7 @@ class AuditLog:
 
 
 def audit_files(directory: Path) -> list[Path]:
-    """The files of the log, oldest first; the one written to last."""
+    """The files of the log, oldest first; the current one last."""
     full = sorted(f for f in directory.glob("audit-*.jsonl") if _FULL_FILE.fullmatch(f.name))
     current = directory / AUDIT_FILE
     return [*full, *([current] if current.exists() else [])]
@@ -236,7 +236,7 @@ def same_file(path: Path, fd: int) -> bool:
 
 
 def parse_line(line: bytes) -> dict[str, Any] | None:
-    """A line of the log, checked for no more than being one; None: it is none."""
+    """Parse a line of the log; None: it is no line of the log."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):

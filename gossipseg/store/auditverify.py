@@ -1,4 +1,4 @@
-"""Reading the audit log and walking its chain, also while the daemon writes to it."""
+"""Reads the audit log and walks its chain, also while the daemon writes to it."""
 
 from __future__ import annotations
 
@@ -67,14 +67,17 @@ class Flaw:
     seq: int | None
     """The line's own number, where it can be read."""
     reason: str
-    """unreadable | changed | missing | head_missing. `changed`: the line before it does not have the hash
-    that this one names: one of the two was altered, or lines were put in or taken out between them."""
+    """unreadable | changed | missing | head_missing.
+
+    `changed`: the hash that this line names is not that of the line before it. One of the two was altered, or
+    lines were inserted or removed between them.
+    """
     detail: str
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What verify_audit found."""
+class ChainVerdict:
+    """The result of verify_audit."""
 
     files: int = 0
     lines: int = 0
@@ -133,7 +136,7 @@ class _Chain:
             self.flaws.append(Flaw(file, number, seq, reason, detail))
 
 
-def verify_audit(directory: Path, *, noted: tuple[int, str] | None = None) -> Verdict:
+def verify_audit(directory: Path, *, noted: tuple[int, str] | None = None) -> ChainVerdict:
     """Walk the whole chain. `noted`: (seq, hash) of a line written down earlier, which must still be there.
 
     Raises LocalError when a file cannot be read.
@@ -160,7 +163,7 @@ def verify_audit(directory: Path, *, noted: tuple[int, str] | None = None) -> Ve
     if not seen and noted is not None:
         detail = f"line {noted[0]} with the noted hash is not in the log"
         chain._flaw(names[-1], 0, noted[0], "head_missing", detail)
-    return Verdict(
+    return ChainVerdict(
         count,
         chain.lines,
         chain.first_seq,

@@ -22,7 +22,7 @@ class Checkpoints:
         self.directory, self._keep = directory, keep
 
     def prepare(self) -> None:
-        """Make the directory and remove what a killed writer left. For the holder of the worker's lock."""
+        """Make the directory and remove a killed writer's leftovers. For the holder of the worker's lock."""
         make_directory(self.directory)
         sweep_temporaries(self.directory)
 

@@ -34,10 +34,10 @@ class EventLog:
             raise disk_error(path, "opened", e) from e
 
     def append(self, event: str, *, t: float, **fields: Any) -> dict[str, Any]:
-        """Add an event at wall time `t` (seconds); the line as written, with its `seq`.
+        """Add an event at wall time `t` (seconds); returns the line as written, with its `seq`.
 
-        Numbers that JSON has not (NaN, infinities) become null; other objects their str().
-        Raises DiskFull or LocalError: then the event is not in the log, and the next append mends it.
+        Numbers that JSON lacks (NaN, infinities) become null; other objects their str(). Raises DiskFull or
+        LocalError: then the event is not in the log, and the next append mends it.
         """
         with self._mutex:
             record = {"seq": self._seq + 1, "t": t, "event": event, **_plain(fields)}
@@ -64,12 +64,12 @@ class EventLog:
         return self._seq
 
     def close(self) -> None:
-        """Give the file back; the next append opens it again."""
+        """Close the file; the next append opens it again."""
         with self._mutex:
             self._close()
 
     def _open(self) -> None:
-        """Open if need be, and cut off what a failed write or a crash left behind the last whole line."""
+        """Open if needed, and cut off what a failed write or a crash left after the last whole line."""
         if self._fd < 0:
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             self._torn = True
@@ -102,9 +102,10 @@ def rotated_path(path: Path) -> Path:
 
 
 def read_events(path: Path, n: int, since_seq: int = 0) -> list[dict[str, Any]]:
-    """The newest `n` events with seq > `since_seq`, oldest first; for readers in other processes too.
+    """The newest `n` events with seq > `since_seq`, oldest first; for readers in other processes, too.
 
-    Reads backwards from the end, so that the cost follows `n`. Lines that are no events are left out.
+    The file is read backwards from the end, so that the cost follows `n`. Lines that are no events are left
+    out.
     """
     found: list[dict[str, Any]] = []
     for record in _newest_first(path):
@@ -151,7 +152,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _cut_torn_line(fd: int) -> int:
-    """Drop what follows the last newline; the size that is left."""
+    """Drop what follows the last newline; returns the remaining size."""
     size = os.fstat(fd).st_size
     position = size
     while position > 0:

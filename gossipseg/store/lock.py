@@ -1,4 +1,4 @@
-"""A lock that a process holds for its whole life, and that dies with it (kill -9 included)."""
+"""A lock that a process holds for its whole life, and that ends with it (kill -9 included)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class DirectoryLock:
         _held.add(self)
 
     def release(self) -> None:
-        """Give the lock back; nothing happens if it is not held."""
+        """Release the lock; nothing happens if it is not held."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -72,7 +72,7 @@ class DirectoryLock:
 
 
 def holder_of(path: Path) -> str | None:
-    """The pid of the process that holds the lock on `path`; None where nobody does, or it cannot be told."""
+    """The pid of the process that holds the lock on `path`; None where no process does, or it is unknown."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

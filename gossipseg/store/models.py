@@ -40,7 +40,7 @@ class BrokenModel(ValueError):
 
 
 class HashMismatch(BrokenModel):
-    """Its bytes have another hash; the partial file is gone."""
+    """The bytes have another hash; the partial file is gone."""
 
     reason = "hash_mismatch"
 
@@ -52,7 +52,7 @@ class OversizeModel(BrokenModel):
 
 
 class IncompleteModel(BrokenModel):
-    """It ended early; the partial file stays, for a resume."""
+    """The stream ended early; the partial file stays, for a resume."""
 
     reason = "incomplete"
 
@@ -66,7 +66,7 @@ class StoredModel:
     hash: str
     size_bytes: int
     mtime: float
-    """Wall time in seconds at which it came into the store."""
+    """Wall time in seconds at which the model came into the store."""
 
 
 def hash_file(path: Path) -> tuple[str, int]:
@@ -83,7 +83,7 @@ class ModelStore:
     """The directory `models/`. One daemon writes; anyone may read."""
 
     def __init__(self, root: Path) -> None:
-        """Makes the directories. Raises LocalError."""
+        """Make the directories. Raises LocalError."""
         self.root, self._partials = root, root / "partial"
         make_directory(self._partials)
 
@@ -95,7 +95,7 @@ class ModelStore:
         return self.path(hash).is_file()
 
     def adopt(self, file: Path) -> tuple[str, int]:
-        """Move a finished file into the store; its hash and size. A second copy replaces the first.
+        """Move a finished file into the store; returns its hash and size. A second copy replaces the first.
 
         Durable on return. Raises DiskFull, LocalError; then the file is whole, where it was or in the store.
         """
@@ -117,7 +117,7 @@ class ModelStore:
         return hash, size
 
     def partial(self, hash: str, peer: str, *, size_bytes: int | None = None) -> PartialModel:
-        """Open (or go on with) a model that arrives from a peer; reads what is there to hash it.
+        """Open (or continue) a model that arrives from a peer; reads the present part to hash it.
 
         `size_bytes` is the declared size; more is refused. Raises PartialBusy, LocalError, ValueError.
         """
@@ -130,13 +130,13 @@ class ModelStore:
         return [(hash, peer) for hash, _, peer in names if _HASH.fullmatch(hash)]
 
     def list(self) -> list[StoredModel]:
-        """What is in the store, newest first."""
+        """The models in the store, newest first."""
         named = (p for p in self.root.glob(f"*{_SUFFIX}") if _HASH.fullmatch(p.stem))
         found = (StoredModel(p.stem, s.st_size, s.st_mtime) for p in named if (s := _stat(p)) is not None)
         return sorted(found, key=lambda m: (-m.mtime, m.hash))
 
     def remove(self, hash: str) -> bool:
-        """Throw a model away; False if it was not there. Raises LocalError."""
+        """Remove a model; False if it was not there. Raises LocalError."""
         path = self.path(hash)
         try:
             path.unlink()
@@ -154,9 +154,10 @@ class ModelStore:
         older_than_s: float = 0.0,
         partials_older_than_s: float = 3600.0,
     ) -> _Hashes:
-        """Garbage collection: removes models not in `keep` and at least `older_than_s` old at wall time
-        `now_s`, partial files untouched for `partials_older_than_s` and not open, and what a killed
-        process left. The hashes of the models removed. Raises LocalError.
+        """Garbage collection; returns the hashes of the removed models. Raises LocalError.
+
+        It removes models not in `keep` and at least `older_than_s` old at wall time `now_s`. It removes
+        partial files untouched for `partials_older_than_s` and not open, and a killed process's leftovers.
         """
         removed = [
             m.hash
@@ -180,7 +181,7 @@ class ModelStore:
 
 
 class PartialModel:
-    """A model on its way in: appended to, hashed as it comes, renamed when whole. One thread at a time."""
+    """An incoming model: appended to, hashed as it comes, renamed when whole. One thread at a time."""
 
     def __init__(self, path: Path, target: Path, size_bytes: int | None) -> None:
         self.path, self._target, self._limit = path, target, size_bytes
@@ -205,11 +206,11 @@ class PartialModel:
 
     @property
     def offset(self) -> int:
-        """Bytes that are here; the next chunk begins there."""
+        """Bytes received; the next chunk begins there."""
         return self._offset
 
     def write(self, chunk: bytes) -> None:
-        """Append a chunk. Raises DiskFull or LocalError (what was there stays), OversizeModel."""
+        """Append a chunk. Raises DiskFull or LocalError (the earlier bytes stay), OversizeModel."""
         if self._limit is not None and self._offset + len(chunk) > self._limit:
             self.discard()
             raise OversizeModel(f"{self.path.name}: more bytes than the {self._limit} declared")
@@ -218,7 +219,7 @@ class PartialModel:
             while done < len(view):
                 done += os.pwrite(self._fd, view[done:], self._offset + done)
         except OSError as e:
-            # What came of the chunk may stay: the next write covers it, and finish() cuts.
+            # A part of the chunk may stay: the next write covers it, and finish() cuts.
             if e.errno in _FULL:
                 raise disk_full(self.path, (self._limit or self._offset + len(chunk)) - self._offset) from e
             raise disk_error(self.path, "written", e) from e
@@ -226,7 +227,7 @@ class PartialModel:
         self._offset += len(view)
 
     def finish(self, expected_hash: str, size: int) -> Path:
-        """Check hash and size, make it durable, move it into the store; its path there. Closes.
+        """Check hash and size, make it durable, move it into the store, close; returns its path there.
 
         Raises IncompleteModel (kept for a resume), OversizeModel, HashMismatch (both gone), LocalError.
         """
@@ -252,13 +253,13 @@ class PartialModel:
         return self._target
 
     def close(self) -> None:
-        """Stop here and keep what came. May be called more than once."""
+        """Stop here and keep the received part. May be called more than once."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def discard(self) -> None:
-        """Throw away what came."""
+        """Remove the received part."""
         self.path.unlink(missing_ok=True)
         self.close()
 

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: names, dtypes and shapes, without reading or trusting the rest."""
+"""The header of a safetensors file: names, dtypes and shapes. The rest is neither read nor trusted."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_safetensors_header(path: Path, *, max_header_bytes: int = 16 << 20) -> 
 def read_safetensors(path: Path, *, max_header_bytes: int = 16 << 20) -> SafetensorsHeader:
     """The whole header, checked: the tensors cover the body exactly, without overlap or hole.
 
-    Reads no more than the header. Raises BadSafetensors (what is wrong, and where), OSError.
+    Only the header is read. Raises BadSafetensors (what is wrong, and where), OSError.
     """
     with path.open("rb") as f:
         file_bytes = os.fstat(f.fileno()).st_size
@@ -96,9 +96,10 @@ def schema_difference(tensors: Mapping[str, TensorInfo], schema: Schema) -> str:
 
 
 def by_addressee(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
-    """The parts of a global model, under plain names: of tensors `site:name` by site, of others under "".
+    """The parts of a global model, under plain names: by site for tensors `site:name`, under "" for the
+    others.
 
-    `:name` names nobody and stays as it is: it must not be checked in the place of `name`.
+    `:name` names no site and stays as it is: it must not be checked in the place of `name`.
     """
     parts: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
@@ -121,7 +122,7 @@ def _decode(raw: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     out = dict(pairs)
     if len(out) != len(pairs):
-        seen: set[str] = set()  # counting each would take hours for a header made for that
+        seen: set[str] = set()  # counting each would take hours for a malicious header
         twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
         raise BadSafetensors(f"its header names {twice[:80]!r} twice")
     return out

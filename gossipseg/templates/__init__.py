@@ -1,7 +1,7 @@
-"""The files that an installed gossipseg brings along: peers.yaml, the systemd unit, the alert rules.
+"""Files of an installed gossipseg: peers.yaml, the systemd unit, the alert rules.
 
-What belongs here: copies of the files at the root of the source, in systemd/ and docs/admin/, which
-`make templates` renews and a test compares. What must not: anything that stands here alone.
+What belongs here: copies of the files at the root of the source, in systemd/ and docs/admin/, which `make
+templates` renews and a test compares. What must not: anything without such a source.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SOURCES = {
     "gossipsegd.service": "systemd/gossipsegd.service",
     "alerts.yaml": "docs/admin/monitoring/alerts.yaml",
 }
-"""Name here → where it stands in the source."""
+"""Name here → path in the source."""
 _EXAMPLE = """\
 # This example loads as it stands. Copy it, and write your own sites in place of the three at the end
 # (their keys have been thrown away). A key"""
@@ -23,7 +23,7 @@ _WRITTEN = """\
 
 
 def text(name: str) -> str:
-    """The file as it stands in the source."""
+    """The text of the file in the source."""
     return (files(__name__) / name).read_text(encoding="utf-8")
 
 

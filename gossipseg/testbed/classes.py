@@ -1,4 +1,4 @@
-"""Which classes a site's labels have: as its list says, else as the values in its label files tell."""
+"""The classes of a site's labels: from its list, else from the values in its label files."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from gossipseg.learn.lists.listing import Listing
 from gossipseg.learn.readers import read_label, read_volume
 
 LOOKED_INTO = 3
-"""Label files read where a list says the classes; where none does, all are read."""
+"""Label files read where a list names the classes; without such a list, all are read."""
 MOST = 250
-"""Values that a guess makes classes of."""
+"""Largest number of values from which a guess makes classes."""
 SPARSE = 4
-"""Pictures whose values lie so far apart, and are many, are no classes."""
+"""A picture with many values has no classes if its largest value exceeds their number by this factor."""
 _BACKGROUND = {0: "background"}
 _LOSSY_KINDS = (".jpg", ".jpeg")
 
@@ -32,19 +32,20 @@ class Classes:
     labels: Mapping[int, str]
     """The task's label values, from 0 without a gap."""
     file: Path
-    """What tells them: a list, or a label file."""
+    """The source of the classes: a list, or a label file."""
     label_map: Mapping[int, int] = field(default_factory=dict)
     """Value in the files → label value, where they differ."""
     ignore: int | None = None
-    """File value of which nobody says what it is."""
+    """File value without a known meaning."""
     values: tuple[int, ...] = ()
     """Foreground values found in the files."""
     guessed: bool = False
-    """From the values alone."""
+    """Whether the classes are guessed from the values alone."""
 
 
 def look(listing: Listing, cases: Sequence[Case], volumes: Sequence[Volume], dims: int) -> Classes:
-    """A site's classes. `volumes`: the images of the first cases. Raises DataError naming the file."""
+    """Determine a site's classes. `volumes`: the images of the first cases. Raises DataError naming the
+    file."""
     said = declared(listing.about, listing.source)
     some = cases[:LOOKED_INTO] if said.labels else cases
     found: dict[int, Path] = {}
@@ -69,7 +70,7 @@ def look(listing: Listing, cases: Sequence[Case], volumes: Sequence[Volume], dim
 
 
 def _read(case: Case, image: Volume | None, dims: int) -> Volume | Segmentation:
-    """A label; where its image is not given it is read for its values alone."""
+    """Read a label; without its image only its values are read."""
     assert case.label is not None
     if image is None and kind_of(case.label) is Kind.DICOM:  # drawn onto its image
         image = read_volume(case.image, dims)
@@ -77,7 +78,7 @@ def _read(case: Case, image: Volume | None, dims: int) -> Volume | Segmentation:
 
 
 def guess(values: tuple[int, ...], first_in: Mapping[int, Path], case: Case) -> Classes:
-    """A class for each foreground value; a mask with one value has a foreground."""
+    """Guess a class for each foreground value; a mask with one value has a foreground."""
     assert case.label is not None
     if not values:
         remedy = "Add cases in which something is marked, or give the task with --peers FILE."
@@ -89,9 +90,9 @@ def guess(values: tuple[int, ...], first_in: Mapping[int, Path], case: Case) -> 
 
 
 def common(sites: Sequence[Classes]) -> list[Classes]:
-    """Guesses of several sites as one: a site may lack a class that others have, or a list of its own.
+    """Combine the guesses of several sites: a site may lack a class that others have, or have its own list.
 
-    What cannot be one stays as it is. (A mask of 0 and 255 is no class 255 of another site's.)
+    Classes that cannot be combined stay as they are. (A mask of 0 and 255 is no class 255 of another site's.)
     """
     said = next((site for site in sites if not site.guessed), None)
     if said is not None:
@@ -106,7 +107,7 @@ def common(sites: Sequence[Classes]) -> list[Classes]:
 
 
 def _fitted(site: Classes, said: Classes) -> Classes:
-    """A guess as another site's list has it, where the values are the list's."""
+    """A guess in the form of another site's list, where the values are the list's."""
     if len(site.values) == len(said.labels) - 1 == 1:
         return replace(site, labels=said.labels)
     known = {value for value in said.labels if value not in said.label_map.values()} | {*said.label_map}
@@ -115,7 +116,7 @@ def _fitted(site: Classes, said: Classes) -> Classes:
     return site
 
 
-# ---------------------------------------------------------------- what a list says
+# ---------------------------------------------------------------- the classes of a list
 
 
 def declared(about: Mapping[str, Any], file: Path) -> Classes:
@@ -200,7 +201,7 @@ def _as_declared(said: Classes, found: Mapping[int, Path]) -> Classes:
 
 
 def _check_plausible(values: Sequence[int], said: Classes, file: Path, dims: int) -> None:
-    """Values that nobody drew as classes. Raises DataError."""
+    """Refuse values that nobody drew as classes. Raises DataError."""
     foreground = [v for v in values if v and v not in said.values]
     many = len(foreground)
     if values and values[0] < 0:

@@ -1,4 +1,4 @@
-"""What a site's folder of images says about the task: channels, labels, dimensions, sizes."""
+"""The task, as a site's folder of images shows it: channels, labels, dimensions, sizes."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ from gossipseg.testbed import classes
 from gossipseg.testbed.classes import Classes
 
 LOOKED_INTO = 3
-"""Cases looked into for channels and sizes; the worker checks every one."""
+"""Cases examined for channels and sizes; the worker checks every one."""
 FOLDERS = ("images", "imagesTr")
 
 
 @dataclass(frozen=True, slots=True)
-class SiteData:
-    """One site's data, as its list and its cases describe it."""
+class FolderData:
+    """One site's data, as its list and its cases describe them."""
 
     site: str
     file: Path
-    """The list, or the folder where there is none."""
+    """The list; without one, the folder."""
     channels: int
     classes: Classes
     spatial_dims: int
     modality: str
     task: str
-    """What the list says before the slash of its name (`task/site`); "" where it says nothing."""
+    """The part of the list's name before the slash (`task/site`); "" where there is none."""
     sizes: tuple[tuple[int, ...], ...]
-    """Voxels per axis of the cases looked into."""
+    """Voxels per axis of the examined cases."""
     orientation: str | None = None
-    """Of the volumes looked into, such as RAS; None where they differ, or where a file does not say."""
+    """Orientation of the examined volumes, such as RAS; None where they differ, or where a file does not
+    say."""
     rests_on: Mapping[str, Path] = field(default_factory=dict)
-    """What is guessed → the file that it is guessed from."""
+    """A guessed property → the file that it is guessed from."""
 
     @property
     def labels(self) -> Mapping[int, str]:
@@ -80,7 +81,7 @@ def _is_site(folder: Path) -> bool:
 def choose_sites(root: Path, chosen: str | None) -> list[Path]:
     """Data folders of the chosen sites: all, the first N, or those named (comma separated).
 
-    Raises ConfigError for a choice of nothing or of a site that is not there, DataError for a bad `root`.
+    Raises ConfigError for an empty choice or a missing site, DataError for a bad `root`.
     """
     if chosen is not None and not chosen.strip(", \t\n"):
         remedy = "Write names with commas between or a number, or leave --sites out to take all."
@@ -114,8 +115,8 @@ def choose_sites(root: Path, chosen: str | None) -> list[Path]:
 # ---------------------------------------------------------------- one site
 
 
-def describe(folder: Path) -> SiteData:
-    """Read one site's list and look into its cases. Raises DataError naming file and key, LocalError."""
+def describe(folder: Path) -> FolderData:
+    """Read one site's list and examine its cases. Raises DataError naming file and key, LocalError."""
     listing = read_listing(DataParams(str(folder)), folder.name, needs_labels=False)
     cases = _labelled(listing)
     volumes = [_volume(case.image) for case in cases[:LOOKED_INTO]]
@@ -123,7 +124,7 @@ def describe(folder: Path) -> SiteData:
     channels, dims = _channels(volumes), len(first.shape)
     _check_said(listing, channels, file)
     found = classes.look(listing, cases, volumes, dims)
-    return SiteData(
+    return FolderData(
         site=folder.name,
         file=listing.source,
         channels=channels,
@@ -140,7 +141,7 @@ def describe(folder: Path) -> SiteData:
 def own_settings(folder: Path) -> tuple[dict[str, Any], bool]:
     """Keys of `data` in its site.yaml that the site's list asks for, and whether test cases have labels.
 
-    What is wrong with the data is told by whoever reads them.
+    Faults of the data are reported by their readers.
     """
     if missing(folder) is not None or not folder.is_dir():
         return {}, True
@@ -154,7 +155,7 @@ def own_settings(folder: Path) -> tuple[dict[str, Any], bool]:
 
 
 def _labelled(listing: Listing) -> list[Case]:
-    """Training cases first; those looked into must have a label. Raises DataError."""
+    """Training cases first; an examined case must have a label. Raises DataError."""
     cases = [*listing.told.training, *listing.undivided]
     cases += [case for split in SPLITS[1:] for case in listing.told.of(split) if case.label]
     if not listing.told.training and not listing.undivided:
@@ -177,7 +178,7 @@ def _labelled(listing: Listing) -> list[Case]:
 
 
 def _volume(image: Path | tuple[Path, ...]) -> Volume:
-    """An image of as many dimensions as it has. Raises DataError."""
+    """An image, read in its own number of dimensions. Raises DataError."""
     first = image if isinstance(image, Path) else image[0]
     flat = kind_of(first) in (Kind.PICTURE, Kind.TIFF)
     problem: DataError | None = None
@@ -195,7 +196,7 @@ def _volume(image: Path | tuple[Path, ...]) -> Volume:
 
 
 def _channels(volumes: Sequence[Volume]) -> int:
-    """Grey pictures that were saved in three equal channels are grey."""
+    """The number of channels; a grey picture saved in three equal channels counts as grey."""
     grey = all(v.array.shape[0] == 3 and (v.array == v.array[:1]).all() for v in volumes)
     return 1 if grey else int(volumes[0].array.shape[0])
 
@@ -215,7 +216,7 @@ def _check_said(listing: Listing, channels: int, image: Path) -> None:
 
 
 def _orientation(volume: Volume) -> str | None:
-    """Where the axes of a volume lead, such as RAS; None where its file does not say."""
+    """The direction of a volume's axes, such as RAS; None where its file does not say."""
     if volume.affine is None or not volume.placed or len(volume.shape) != 3:
         return None
     codes = nibabel.aff2axcodes(volume.affine)
@@ -234,12 +235,11 @@ def _modality(about: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- all sites
 
 
-def task_of(name: str, sites: list[SiteData]) -> TaskParams:
+def task_of(name: str, sites: list[FolderData]) -> TaskParams:
     """The one task that all these sites share.
 
-    Where their volumes have one and the same orientation it is the task's: that changes none of them, and
-    tells what their axes are (training.flip_axes).
-    Raises DataError naming the site, the file that tells it and the key that differs.
+    If their volumes have one orientation, the task has it, too. That changes no volume, and names the axes
+    (training.flip_axes). Raises DataError naming the site, the file and the differing key.
     """
     alike = classes.common([site.classes for site in sites])
     sites = [replace(site, classes=found) for site, found in zip(sites, alike, strict=True)]
@@ -267,20 +267,20 @@ def task_of(name: str, sites: list[SiteData]) -> TaskParams:
     )
 
 
-def _differing(first: SiteData, other: SiteData) -> Iterator[tuple[str, Any]]:
+def _differing(first: FolderData, other: FolderData) -> Iterator[tuple[str, Any]]:
     for key in ("channels", "labels", "spatial_dims"):
         if getattr(first, key) != getattr(other, key):
             yield key, getattr(other, key)
 
 
-def _intensity(site: SiteData, modalities: list[str]) -> Any:
+def _intensity(site: FolderData, modalities: list[str]) -> Any:
     if site.channels == 3 and site.spatial_dims == 2:
         return "rgb"
     hounsfield = modalities == ["CT"] and site.spatial_dims == 3
     return "ct_window" if hounsfield else "zscore"
 
 
-def _remedy(key: str, sites: list[SiteData]) -> str:
+def _remedy(key: str, sites: list[FolderData]) -> str:
     if key == "channels" and {s.channels for s in sites} == {1, 3}:
         grey = ",".join(s.site for s in sites if s.channels == 1)
         return (

@@ -1,4 +1,4 @@
-"""Where a testbed's files are: identities, peers.yaml, one folder per site.
+"""The paths of a testbed's files: identities, peers.yaml, one folder per site.
 
 WORKDIR/
   peers.yaml            the list of sites, with their certificates, and the task
@@ -24,7 +24,7 @@ from gossipseg.testbed import dataset, presets, synthetic
 
 DATA_FOLDER = "data"
 EMPTY_FOLDERS = ("images", "masks")
-"""Of a site without data."""
+"""Folders of a site without data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,8 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the user asked for; None leaves a choice to the preset, or to the --peers file."""
+class WantedTestbed:
+    """The user's wishes; None leaves a choice to the preset, or to the --peers file."""
 
     algorithm: str | None = None
     rounds: int | None = None
@@ -82,22 +82,22 @@ class Wanted:
     endless: bool = False
     """Train until stopped, unless `rounds`, or training.rounds in the --peers file, says otherwise."""
     address: str = "127.0.0.1"
-    """A loopback address, on free ports; or a pattern such as `{site}:7443` for machines of these names."""
+    """A loopback address, on free ports; or a pattern such as `{site}:7443` for machines with these names."""
     listen: str | None = None
-    """host:port that every daemon listens on, where that is not its address."""
+    """host:port on which every daemon listens, where that is not its address."""
     mdns: bool = False
     """Find each other by mDNS alone, not by the listed addresses."""
 
 
 def init_testbed(
-    root: Path, data: list[Path], wanted: Wanted | None = None, *, may_be_empty: bool = False
+    root: Path, data: list[Path], wanted: WantedTestbed | None = None, *, may_be_empty: bool = False
 ) -> Layout:
     """Write identities, peers.yaml and site files for the sites whose data folders are given.
 
     Site names are the folders' names, made lower case. `may_be_empty`: where no folder holds a file yet, the
     task is that of the synthetic hospitals. Raises ConfigError or DataError.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or WantedTestbed()
     names = _site_names(data)
     sections = _sections(data, wanted, may_be_empty and not any(_holds_files(folder) for folder in data))
     addresses = _addresses(names, wanted.address)
@@ -115,9 +115,9 @@ def init_testbed(
     return load_layout(root)
 
 
-def init_empty(root: Path, count: int, wanted: Wanted | None = None) -> Layout:
-    """The same without data: site files that point to folders, made here, where the user puts some."""
-    wanted = wanted or Wanted()
+def init_empty(root: Path, count: int, wanted: WantedTestbed | None = None) -> Layout:
+    """Write the same without data: site files that point to folders, made here, for the user's data."""
+    wanted = wanted or WantedTestbed()
     names = [hospital.name for hospital in synthetic.hospitals(count)]
     folders = [root / DATA_FOLDER / name for name in names]
     made = init_testbed(root, folders, wanted, may_be_empty=True)
@@ -161,7 +161,7 @@ def _addresses(names: list[str], address: str) -> list[str]:
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Ports nobody listens on now: all are held open until the last one is found."""
+    """Ports on which nothing listens now; all are held open until the last one is found."""
     held = []
     try:
         for _ in range(count):
@@ -176,7 +176,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 # ---------------------------------------------------------------- parts of the files
 
 
-def _sections(data: list[Path], wanted: Wanted, empty: bool) -> dict[str, Any]:
+def _sections(data: list[Path], wanted: WantedTestbed, empty: bool) -> dict[str, Any]:
     """The sections of peers.yaml without the sites."""
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else _from_data(data, empty)
     training = sections["training"]
@@ -193,7 +193,8 @@ def _sections(data: list[Path], wanted: Wanted, empty: bool) -> dict[str, Any]:
 
 
 def _set_algorithm(sections: dict[str, Any], name: str, peers: Path | None) -> None:
-    """A --peers file's own settings stay as they were written, and are named where they do not go with it."""
+    """Set the algorithm. A --peers file's own settings stay as written, and are named where they contradict
+    it."""
     if peers is None:
         presets.set_algorithm(sections, name)
         return
@@ -222,7 +223,7 @@ def _from_data(data: list[Path], empty: bool) -> tuple[dict[str, Any], int]:
     return presets.sections(task, [(synthetic.SIZE_PX, synthetic.SIZE_PX)])
 
 
-def _write_site(root: Path, site: SiteFolder, wanted: Wanted) -> None:
+def _write_site(root: Path, site: SiteFolder, wanted: WantedTestbed) -> None:
     site.folder.mkdir(parents=True, exist_ok=True)
     identity = site.folder / "identity"
     if not _certificate(site).exists():
@@ -244,7 +245,7 @@ def _write_site(root: Path, site: SiteFolder, wanted: Wanted) -> None:
 
 
 def _data_path(root: Path, site: SiteFolder) -> str:
-    """Relative to site.yaml where the data are in the testbed's own folder, which may then be moved."""
+    """A path relative to site.yaml for data in the testbed's own folder, which may then be moved."""
     if site.data.is_relative_to(root.absolute()):
         return str(Path("../..") / site.data.relative_to(root.absolute()))
     return str(site.data)

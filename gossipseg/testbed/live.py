@@ -1,4 +1,4 @@
-"""What a person sees while a testbed runs: a live table on a terminal, plain lines on a pipe."""
+"""The display of a running testbed: a live table on a terminal, plain lines on a pipe."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from gossipseg.wire.documents import StatusDoc
 Record = Mapping[str, Any]
 _MEMBERS = ("alive", "suspect", "dead", "left", "unseen", "refused")
 _NEWS = 6
-"""Lines of news under the live table."""
+"""Number of news lines under the live table."""
 
 
 @dataclass(slots=True)
 class SiteView:
-    """The newest that is known of one site."""
+    """The newest state of one site."""
 
     name: str
     status: StatusDoc | None = None
     state: str = "starting"
-    """starting | running | finished | failed | gone: what became of the daemon, in the runner's eyes."""
+    """starting | running | finished | failed | gone: the daemon's state, as the runner sees it."""
     reason: str = ""
 
 
 class Display(Protocol):
-    """Shows a run as it goes."""
+    """Shows a run in progress."""
 
     def __enter__(self) -> Display: ...
 
@@ -55,7 +55,7 @@ def make_display(title: str, *, quiet: bool = False) -> Display:
 
 
 class Quiet:
-    """For --json: nothing but the result."""
+    """For --json: only the result."""
 
     def __enter__(self) -> Quiet:
         return self
@@ -75,7 +75,7 @@ class Quiet:
 
 @dataclass(slots=True)
 class PlainLines:
-    """One line for each event worth telling, with the seconds since the start."""
+    """One line for each notable event, with the seconds since the start."""
 
     write: Callable[[str], None] = field(default=lambda line: print(line, flush=True))
     clock: Callable[[], float] = time.monotonic
@@ -185,7 +185,7 @@ def _row(site: SiteView) -> list[Any]:
 
 
 def members(status: StatusDoc) -> Text:
-    """`2 alive`, and whatever else there is."""
+    """`2 alive`, and the other states that occur."""
     counts = [(name, getattr(status.members, name)) for name in _MEMBERS]
     shown = [f"{n} {name}" for name, n in counts if n and name != "refused"] or ["none"]
     if status.members.refused:
@@ -198,7 +198,7 @@ _HELD = {"update": "its update", "global": "the global model"}
 
 
 def sentence(record: Record) -> str | None:
-    """An event of the log in words; None for what is not worth a line."""
+    """An event of the log in words; None for an event without a line."""
     peer, reason = record.get("site", ""), record.get("reason", "")
     because = f" ({reason})" if reason else ""
     match record.get("event"):

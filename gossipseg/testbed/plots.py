@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-if TYPE_CHECKING:
-    from gossipseg.testbed.report import Curve, Exchange
+from gossipseg.testbed.curves import Curve, Exchange
 
 COLOURS = ("#2f6db3", "#d2762c", "#3d9a6d", "#b2475b", "#7b68b5", "#8a7a4f", "#3fa3b5", "#5b6572")
 _OUTCOME_STYLE = {
@@ -37,7 +36,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def learning(curves: Mapping[str, Curve]) -> bytes:
-    """Validation Dice and training loss by round; dots where another site's model was taken in."""
+    """Validation Dice and training loss by round; dots where another site's model was merged or held."""
     figure = Figure(figsize=(WIDTH_IN, 3.7), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     colour = colours(list(curves))
@@ -172,7 +171,7 @@ def _read(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def dress(axes: Any, title: str, x_label: str) -> None:
-    """The look of every diagram: a bold title on the left, a faint grid, no box."""
+    """Apply the style of every diagram: a bold title on the left, a faint grid, no box."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_xlabel(x_label, color=INK)
     axes.grid(True, color=FAINT, linewidth=0.8)

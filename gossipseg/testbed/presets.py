@@ -23,7 +23,7 @@ from gossipseg.testbed import dataset
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """What a quick run of one kind of data uses."""
+    """The settings of a quick run for one kind of data."""
 
     patch: int
     """Largest patch edge, in voxels."""
@@ -66,7 +66,7 @@ SMALL_3D = Preset(
     10,
 )
 LOCAL_ROUNDS = RoundsParams(deadline_s=60.0, patience_s=15.0, alone_after_s=120.0, poll_interval_s=1.0)
-"""A round takes seconds here, and a site that is killed on purpose is not waited for through a night."""
+"""Rounds take seconds here, and no run waits through a night for a site that is killed on purpose."""
 NETWORK_OF = {
     "fedoap": NetworkParams(name="dca_unet", width=8, dropout=0.0),
     "fedsca": NetworkParams(name="adapted_unetr", width=8, dropout=0.0, options={"adapter_width": 16}),
@@ -74,7 +74,7 @@ NETWORK_OF = {
         name="cowpro_encoder", width=16, dropout=0.0, norm="group", options={"depth": 18}
     ),
 }
-"""Small networks for the algorithms that need one of their own."""
+"""Small networks for the algorithms that need a network of their own."""
 ONE_SHOT_EDGE = 128
 _ONE_SHOT_OPTIMIZER = {
     "optimizer": "sgd",
@@ -136,8 +136,8 @@ def sections(task: TaskParams, sizes: list[tuple[int, ...]]) -> tuple[dict[str, 
 def set_algorithm(sections: dict[str, Any], name: str, own: Mapping[str, Any] = NOTHING_WRITTEN) -> None:
     """Let the sections of a peers.yaml use this algorithm, with the network that it needs.
 
-    `own`: what the user wrote of these sections (`written`); of task and training that stays as it is.
-    Raises ConfigError where the algorithm cannot do with it.
+    `own`: the user's own values in these sections (`written`); those of task and training stay. Raises
+    ConfigError where the algorithm cannot work with them.
     """
     sections["algorithm"] = {"name": name}
     suited = getattr(params_class(name), "networks", None)
@@ -149,7 +149,7 @@ def set_algorithm(sections: dict[str, Any], name: str, own: Mapping[str, Any] = 
 
 
 def _one_shot(sections: dict[str, Any], own_task: Mapping[str, Any], own_training: Mapping[str, Any]) -> None:
-    """FedCoWPro learns from slices: volumes are read as slices along their last axis."""
+    """Set up slices: FedCoWPro learns from slices, so volumes are read as slices along their last axis."""
     task, training = sections["task"], sections["training"]
     if task.get("spatial_dims", 2) == 3:
         if "spatial_dims" in own_task:
@@ -186,7 +186,7 @@ def from_file(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def written(path: Path) -> dict[str, Any]:
-    """What stands in a peers.yaml that `from_file` has read, without what was left to the defaults."""
+    """The values written in a peers.yaml that `from_file` has read, without defaults."""
     found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return found
 

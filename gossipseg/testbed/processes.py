@@ -1,6 +1,6 @@
-"""The testbed's daemons as processes: start, see whether they live, stop, also from another process.
+"""The testbed's daemons as processes: start, check, stop, also from another process.
 
-A process is only signalled when it still is the daemon that was started: pid and start time are both kept.
+A process is only signalled when it still is the daemon that was started: both pid and start time are kept.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gossipseg.testbed.layout import Layout, SiteFolder
 
 STATE_FILE = "testbed.json"
 STOP_GRACE_S = 15.0
-"""A daemon has promised to end within 10 s of SIGTERM; then it is killed."""
+"""Seconds before a daemon is killed: it promises to end within 10 s of SIGTERM."""
 _POLL_S = 0.1
 
 
@@ -32,7 +32,7 @@ class DaemonProcess:
     site: str
     pid: int
     born: str
-    """Start time from /proc, which tells a reused pid."""
+    """Start time from /proc, which reveals a reused pid."""
     log: Path
     child: subprocess.Popen[bytes] | None = None
     exit_code: int | None = None
@@ -45,7 +45,7 @@ class DaemonProcess:
         return self.pid > 0 and _born(self.pid) == self.born
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it is still there."""
+        """Send a signal, if the process still exists."""
         if self.alive():
             try:
                 os.kill(self.pid, number)
@@ -53,7 +53,7 @@ class DaemonProcess:
                 return
 
     def last_words(self, lines: int = 5) -> str:
-        """The end of its log."""
+        """The end of the daemon's log."""
         try:
             text = self.log.read_text(encoding="utf-8", errors="replace")
         except OSError as e:
@@ -79,7 +79,7 @@ def start(site: SiteFolder) -> DaemonProcess:
 
 
 def stop(daemons: Iterable[DaemonProcess], grace_s: float = STOP_GRACE_S) -> list[str]:
-    """SIGTERM to all, wait, SIGKILL to what is left; returns the sites that had to be killed."""
+    """SIGTERM to all, wait, SIGKILL to the rest; returns the sites that had to be killed."""
     daemons = list(daemons)
     for daemon in daemons:
         daemon.signal(signal.SIGTERM)
@@ -98,7 +98,7 @@ def stop(daemons: Iterable[DaemonProcess], grace_s: float = STOP_GRACE_S) -> lis
 
 
 def start_all(layout: Layout) -> list[DaemonProcess]:
-    """Start all and write down who they are."""
+    """Start all and record their processes."""
     daemons: list[DaemonProcess] = []
     try:
         for site in layout.sites:
@@ -128,7 +128,7 @@ def running(root: Path) -> list[str]:
 
 
 def stop_started(root: Path) -> list[str]:
-    """End the daemons written down; returns the sites that were running."""
+    """End the recorded daemons; returns the sites that were running."""
     daemons = [d for d in load_started(root) if d.alive()]
     stop(daemons)
     forget(root)
@@ -136,7 +136,7 @@ def stop_started(root: Path) -> list[str]:
 
 
 def forget(root: Path) -> None:
-    """Nothing of this testbed runs any more."""
+    """Record that nothing of this testbed runs any more."""
     (root / STATE_FILE).unlink(missing_ok=True)
 
 
@@ -147,7 +147,7 @@ def _save(root: Path, daemons: Sequence[DaemonProcess]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without overrides that are meant for a single site, and with one thread per library."""
+    """This process's environment, without overrides for a single site, and with one thread per library."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("GOSSIPSEG_")}
     return {**safe(kept), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 

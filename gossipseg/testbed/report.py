@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs: report.json, report.png, report.html."""
+"""The results of a run for people and programs: report.json, report.png, report.html."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gossipseg.children import environment, python_module
 from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.store import atomic_write
+from gossipseg.testbed.curves import Curve, Exchange
 from gossipseg.testbed.layout import Layout, SiteFolder
 from gossipseg.testbed.run import RunResult, SiteResult
 
@@ -35,30 +35,6 @@ _OUTCOMES = {
     "model_dropped": "dropped",
     "model_broken": "broken",
 }
-
-
-@dataclass(slots=True)
-class Exchange:
-    """A model that went from one site to another. Times are seconds since the run began."""
-
-    sender: str
-    receiver: str
-    arrived_s: float
-    done_s: float | None = None
-    outcome: str = "waiting"
-    """waiting | merged | held | kept out | refused | reverted | dropped | broken"""
-
-
-@dataclass(slots=True)
-class Curve:
-    """One site's rounds. Lists are parallel; times are seconds since the run began."""
-
-    rounds: list[int] = field(default_factory=list)
-    at_s: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    dice_val: list[float] = field(default_factory=list)
-    visits: list[str] = field(default_factory=list)
-    """Sender of the model that was taken in then, or ""."""
 
 
 def document(result: RunResult) -> dict[str, Any]:
@@ -91,8 +67,10 @@ def _site(site: SiteResult) -> dict[str, Any]:
 
 
 def taken_in(site: SiteResult) -> int:
-    """Models that this site took in (from its event log, so that a restart loses none): visitors that were
-    merged or are held to predict with, or global models."""
+    """Models that this site merged or holds for the ensemble, or global models that it began from.
+
+    They are counted from its event log, so that a restart loses none.
+    """
     visits = sum(1 for e in site.events if e.get("event") == "round_finished" and _was_taken(e))
     return visits + len({e.get("round") for e in site.events if e.get("event") == "round_committed"})
 
@@ -127,7 +105,7 @@ def curve(site: SiteResult, began_at: float) -> Curve:
 
 
 def exchanges(result: RunResult) -> list[Exchange]:
-    """Who sent to whom, when it arrived and what became of it, in the order of arrival."""
+    """The exchanges: sender, arrival and outcome, in the order of arrival."""
     found: list[Exchange] = []
     for site in result.sites:
         arrived: dict[tuple[str, str], Exchange] = {}
@@ -136,7 +114,7 @@ def exchanges(result: RunResult) -> list[Exchange]:
             key, at = (sender, str(e.get("hash", ""))), float(e["t"]) - result.began_at
             if name == "model_arrived":
                 arrived[key] = Exchange(sender, site.name, at)
-                if e.get("holds") in ("update", "global"):  # it waits for nobody's visit
+                if e.get("holds") in ("update", "global"):  # no visit is waited for
                     arrived[key].outcome, arrived[key].done_s = "merged", at
                 found.append(arrived[key])
             elif name in _OUTCOMES and key in arrived:
@@ -176,7 +154,7 @@ def write_pages(layout: Layout, result: RunResult, folder: Path) -> list[str]:
 
 
 def all_overlays(layout: Layout, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Pictures by site, and in words which could not be made. Sites are asked side by side."""
+    """Pictures by site, and the reasons for missing ones. Sites are asked in parallel."""
     shutil.rmtree(folder, ignore_errors=True)
     pictures: dict[str, list[Path]] = {}
     complaints = []

@@ -1,4 +1,4 @@
-"""One run of a testbed: start the daemons, watch them to the end, collect what they have to say."""
+"""One run of a testbed: start the daemons, watch them to the end, collect their results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gossipseg.wire.documents import PeersDoc, StatusDoc
 _T = TypeVar("_T")
 POLL_S = 0.5
 DRAIN_S = 20.0
-"""How long transfers that are under way when the last site finishes may take to end."""
+"""Seconds for transfers that are under way when the last site finishes."""
 MAX_EVENTS = 100_000
 _MOVING = ("accepted", "sending", "receiving")
 _ENDED = ("finished", "failed", "gone")
@@ -28,7 +28,7 @@ _ENDED = ("finished", "failed", "gone")
 
 @dataclass(slots=True)
 class SiteResult:
-    """What one site left behind."""
+    """The results of one site."""
 
     name: str
     state: str
@@ -40,7 +40,7 @@ class SiteResult:
 
 @dataclass(slots=True)
 class RunResult:
-    """What a run came to."""
+    """The results of a run."""
 
     algorithm: str
     began_at: float
@@ -54,8 +54,9 @@ class RunResult:
         return [s for s in self.sites if s.state != "finished"]
 
 
-class Run:
-    """Daemons of a layout, watched. `clock` gives monotonic seconds, `pause` waits for so many of them."""
+class FederationRun:
+    """Daemons of a layout, watched. `clock` gives monotonic seconds; `pause` waits for a number of
+    seconds."""
 
     def __init__(
         self,
@@ -108,7 +109,8 @@ class Run:
             self._pause(POLL_S)
 
     def _never_started(self) -> bool:
-        """A daemon died before its training was ready: a wrong file or wrong data, so the run ends here."""
+        """Whether a daemon died before its training was ready. Then a file or the data are wrong, and the run
+        ends."""
         for name, daemon in self._daemons.items():
             if self._views[name].state == "gone" and name not in self._was_ready:
                 self._exit_code = daemon.exit_code or EXIT_FAILED
@@ -149,7 +151,7 @@ class Run:
             self._display.news(site.name, record)
 
     def _ask(self, site: SiteFolder, question: Callable[[ControlClient], _T]) -> _T | None:
-        """None while nobody answers (it starts, or is busy)."""
+        """The daemon's answer; None without one (the daemon starts, or is busy)."""
         try:
             if site.name not in self._clients:
                 if not site.control_socket.exists():
@@ -163,7 +165,7 @@ class Run:
             return None
 
     def _drain(self) -> None:
-        """Let transfers under way come to their end."""
+        """Let transfers under way end."""
         deadline = self._clock() + DRAIN_S
         while self._clock() < deadline:
             if not any(self._moving(site) for site in self._layout.sites):
@@ -192,7 +194,7 @@ class Run:
 
 
 def ask_all(layout: Layout) -> dict[str, tuple[StatusDoc, PeersDoc] | str]:
-    """Status and peers of every site, or in words why there is no answer."""
+    """Status and peers of every site, or the reason why there is no answer."""
     answers: dict[str, tuple[StatusDoc, PeersDoc] | str] = {}
     for site in layout.sites:
         try:

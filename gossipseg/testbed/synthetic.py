@@ -1,9 +1,9 @@
 """Synthetic hospitals: one segmentation task seen through scanners that differ.
 
-Each case is a slice through a body: a rim of skin and fat, an organ, a pair of dark chambers, bright
-vessels, and lesions. Vessels are as bright as lesions but thin, cysts are as large but smooth and dark, so
-neither brightness nor size alone finds a lesion. A hospital's scanner then bends the contrast, blurs,
-loses resolution, adds a shading and Rician noise; its patients have lesions of another size and strength.
+Each case is a slice through a body: a rim of skin and fat, an organ, a pair of dark chambers, bright vessels,
+and lesions. Vessels are as bright as lesions but thin; cysts are as large but smooth and dark. So neither
+brightness nor size alone finds a lesion. A hospital's scanner bends the contrast, blurs, loses resolution,
+adds a shading and Rician noise. Its patients have lesions of another size and strength.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Scanner:
     noise_sd: float = 0.03
     blur_px: float = 0.5
     resolution: float = 1.0
-    """Share of the pixels along an axis that the scanner really has; the image is then enlarged again."""
+    """Share of the pixels along an axis that the scanner really resolves; the image is then enlarged
+    again."""
     shading: float = 0.1
     """Amplitude of the smooth coil shading."""
 

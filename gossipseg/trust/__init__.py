@@ -1,8 +1,8 @@
-"""Who is who: a site's own key and certificate, site IDs, and the list of keys that belong to each site.
+"""Identities: a site's own key and certificate, site IDs, and the keys that belong to each site.
 
-What belongs here: identities, IDs, checking signatures against the listed certificates.
-What must not: sockets, gRPC, the configuration reader (what it passes in is read by its attributes).
-The list in peers.yaml is the only authority: no CA is asked, and a name inside a certificate proves nothing.
+What belongs here: identities, IDs, checking signatures against the listed certificates. What must not:
+sockets, gRPC, the configuration reader (its values are read by their attributes). The list in peers.yaml is
+the only authority: no CA is asked, and a name inside a certificate proves nothing.
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ def certificates_of(listed: Listed) -> list[str]:
 
 
 def last_ends(sites: Iterable[Listed]) -> dict[Site, float]:
-    """Site → when the last of its listed certificates ends, in seconds of Unix time; without one it is left
-    out.
-    """
+    """Site → end of its last listed certificate, in seconds of Unix time. A site without one is left out."""
     listed = {site.name: certificates_of(site) for site in sites}
     return {name: max(map(ends_at, pems)) for name, pems in listed.items() if pems}
 

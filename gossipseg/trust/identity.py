@@ -104,8 +104,10 @@ def _read_key(path: Path) -> bytes:
 def _certificate_to_come(
     private: PrivateKey, parsed: x509.Certificate, path: Path
 ) -> tuple[bytes, x509.Certificate] | None:
-    """The next certificate, where the key is the next one already: `rotate --finish` replaces the key first,
-    and a machine whose power failed in between shall start all the same.
+    """The next certificate, where the key is the next one already.
+
+    `rotate --finish` replaces the key first. A machine whose power failed in between shall start all the
+    same.
     """
     mine = spki_of(private.public_key())
     if spki_of(supported_key(parsed)) == mine:

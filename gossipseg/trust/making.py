@@ -21,14 +21,15 @@ from gossipseg.trust.identity import Identity, next_paths
 KEY_FILE = "key.pem"
 CERTIFICATE_FILE = "cert.pem"
 _BACKDATED = timedelta(days=1)
-"""A certificate counts from a day before it was made: sites' clocks differ."""
+"""A certificate is valid from a day before it was made, since sites' clocks differ."""
 
 
 def create_identity(name: Site, directory: Path, *, days: int = 3650, hosts: Iterable[str] = ()) -> Identity:
     """Make a key (ECDSA P-256, 0600) and a self-signed certificate for a site in `directory`.
 
-    `hosts` are further host names or IP addresses to put into the certificate; nothing of gossipseg needs
-    them. The certificate is no CA: what its key might sign is believed by nobody. Refuses to overwrite.
+    `hosts` are further host names or IP addresses to put into the certificate; gossipseg itself does not need
+    them. The certificate is no CA: nobody believes what its key might sign. Existing files are not
+    overwritten.
     """
     directory = Path(directory)
     key_path, certificate_path = directory / KEY_FILE, directory / CERTIFICATE_FILE
@@ -74,7 +75,7 @@ def _make_pair(
 def self_signed(
     name: Site, key: ec.EllipticCurvePrivateKey, days: int, hosts: Iterable[str]
 ) -> x509.Certificate:
-    """A certificate for the site's key, valid for so many days from now; `hosts` are further names in it."""
+    """A certificate for the site's key, valid for `days` from now; `hosts` are further names in it."""
     public, now = key.public_key(), datetime.now(UTC).replace(microsecond=0)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     usage = x509.KeyUsage(

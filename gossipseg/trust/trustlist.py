@@ -49,7 +49,7 @@ class TrustList:
 
     @classmethod
     def unsigned(cls, sites: Iterable[Site]) -> TrustList:
-        """Believes whatever is said of the listed names: for `insecure: true` on loopback alone."""
+        """Accept every statement about the listed names: for `insecure: true` on loopback alone."""
         return cls({site: () for site in sites}, unsigned=True)
 
     @property
@@ -58,7 +58,7 @@ class TrustList:
         return frozenset(self._keys)
 
     def site_of_public_key(self, spki_der: bytes) -> Site | None:
-        """The site that a key (SubjectPublicKeyInfo, DER) is listed for; None: nobody's."""
+        """The site that a key (SubjectPublicKeyInfo, DER) is listed for; None: no site."""
         return self._by_key.get(spki_der)
 
     def ids_of(self, site: Site) -> tuple[str, ...]:
@@ -66,7 +66,8 @@ class TrustList:
         return tuple(id_of_public_key(spki_of(key)) for key in self._keys.get(site, ()))
 
     def verify(self, site: Site, payload: bytes, signature: bytes) -> bool:
-        """Whether one of the site's listed keys signed the payload. Answers are kept: records come often."""
+        """Whether one of the site's listed keys signed the payload. Results are cached: records come
+        often."""
         if self._open:
             return site in self._keys
         memo = (site, hashlib.sha256(payload).digest(), signature)

@@ -1,4 +1,4 @@
-"""host:port texts: read, judged, and written the way gRPC wants them."""
+"""host:port texts: parsed, classified, and written in gRPC's form."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""How far clocks may differ, and how a difference is told; the same words in the daemon and in gossipctl."""
+"""How far clocks may differ, and the text of a difference; the same words in the daemon and in gossipctl."""
 
 from __future__ import annotations
 
 CLOCK_TOLERANCE_S = 60.0
-"""Clocks that differ by more are told to the administrators."""
+"""Largest difference of clocks, in seconds, that is not reported to administrators."""
 
 
 def clock_text(site: str, ahead_s: float) -> str:
-    """By how much a site's clock differs from this one's, in words."""
+    """The difference between a site's clock and this one's, in words."""
     size = abs(ahead_s)
     amount = (
         f"{size:.0f} s" if size < 600 else f"{size / 60:.0f} min" if size < 7200 else f"{size / 3600:.1f} h"

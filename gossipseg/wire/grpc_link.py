@@ -1,4 +1,4 @@
-"""The way to one listed site: its addresses, two channels to each that is tried, and what went wrong."""
+"""The channel to one listed site: its addresses, two channels to each address tried, and its errors."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ from gossipseg.wire.transport import PeerEndpoint, Traffic
 
 MAX_HINTS = 3
 HINT_TRIES = 3
-"""A hint where no handshake succeeded in so many tries is dropped."""
+"""Tries without a handshake after which a hint is dropped."""
 EXPLAIN_TIMEOUT_S = 1.0
 EXPLANATION_KEPT_S = 10.0
 REASON_KEY, STATUS_KEY, DETAIL_KEY = "gossipseg-reason", "gossipseg-status", "gossipseg-detail-bin"
-"""Why a call is refused: in the trailing metadata, and for a stream also ahead, in the initial metadata."""
+"""Keys of the reason for refusing a call, in the trailing metadata. A stream carries it in the initial
+metadata, too."""
 CLOCK_KEY = "gossipseg-clock"
-"""The answering site's clock, in wall seconds, beside a Hello: only ever shown, never believed."""
+"""The answering site's clock, in wall seconds, beside a Hello. It is shown and never trusted."""
 SITE_KEY, TO_KEY = "gossipseg-site", "gossipseg-to"
-"""Plaintext only: who calls, and whom it means to call."""
+"""Plaintext only: the caller's name, and the name of the site it means to call."""
 
 Lane = Literal["control", "bulk"]
 Explain = Callable[[aio.AioRpcError], Coroutine[Any, Any, PeerError]]
@@ -46,14 +47,15 @@ class Candidate:
     address: str
     channels: dict[Lane, aio.Channel] = field(default_factory=dict)
     proven: bool = False
-    """An RPC went through here."""
+    """Whether an RPC succeeded at this address."""
     failures: int = 0
     explained: tuple[float, PeerError] | None = None
-    """When (loop time), and why, a handshake failed here."""
+    """When (loop time), and why, a handshake failed at this address."""
 
 
-class Link:
-    """Calls to one site. The listed address is tried first; hints only beside it; what works is kept."""
+class PeerChannel:
+    """Calls to one site. The listed address is tried first, hints only beside it; a working address is
+    kept."""
 
     def __init__(
         self,
@@ -77,20 +79,20 @@ class Link:
         self._hints: list[Candidate] = []
         self._current: Candidate | None = self._listed
         self._calls: set[aio.Call] = set()
-        """Those under way: a channel that is closing by and by cannot be told to close at once."""
+        """Channels still closing: a channel that closes slowly cannot be told to close at once."""
         self.closed = ""
-        """Why nothing is called here any more; "" while open."""
+        """Why no more calls are made; "" while open."""
         self.clock: tuple[float, float] | None = None
-        """What the site's clock said, and when it did (loop time)."""
+        """The value of the site's clock, and when it came (loop time)."""
 
     def same(self, endpoint: PeerEndpoint, identity: Identity | None) -> bool:
-        """Whether a link made for these would be this one again."""
+        """Whether a link made for these arguments would equal this one."""
         return (endpoint, identity) == (self.endpoint, self._identity)
 
     # ------------------------------------------------------------ addresses
 
     def hint(self, address: str) -> None:
-        """Another address to try; of too many, the oldest unproven one goes."""
+        """Add an address to try; beyond the limit, the oldest unproven one is dropped."""
         known = [c.address for c in (*self._hints, self._listed) if c is not None]
         if address in known:
             return
@@ -106,17 +108,17 @@ class Link:
 
     @property
     def addresses(self) -> list[str]:
-        """In the order in which they would be tried now."""
+        """The addresses in the order in which they would be tried now."""
         return [c.address for c in self._order()]
 
     @property
     def identity(self) -> Identity | None:
-        """What this link shows; None: plaintext."""
+        """The identity that this link shows; None: plaintext."""
         return self._identity
 
     @property
     def works_at(self) -> str:
-        """The address at which the last call went through; "" if it did at none."""
+        """The address at which the last call succeeded; "" if there is none."""
         current = self._current
         return current.address if current is not None and current.proven and not current.failures else ""
 
@@ -149,9 +151,9 @@ class Link:
     async def call(
         self, rpc: str, data: bytes, timeout_s: float, lane: Lane = "control", *, wait: bool = False
     ) -> bytes:
-        """One unary call. `wait`: let a broken connection come back instead of failing at once.
+        """Make one unary call. `wait`: let a broken connection come back instead of failing at once.
 
-        An address that cannot be reached is followed by the next; a request that may have arrived is not
+        After an address that cannot be reached the next one is tried. A request that may have arrived is not
         sent again. Raises PeerUnreachable, PeerUntrusted, PeerRefused.
         """
         loop = asyncio.get_running_loop()
@@ -222,7 +224,7 @@ class Link:
         return candidate.channels[lane]
 
     def new_channel(self, address: str) -> aio.Channel:
-        """One of its own; whoever asks for it closes it."""
+        """A separate channel; the caller closes it."""
         target, options = grpc_target(address), channel_options(self._name, self._reconnect_max_s)
         if self._identity is None:
             return aio.insecure_channel(target, options)
@@ -232,7 +234,7 @@ class Link:
     # ------------------------------------------------------------ what went wrong
 
     async def _error(self, e: aio.AioRpcError, candidate: Candidate, left_s: float) -> PeerError:
-        """The PeerError that a failed call amounts to."""
+        """The PeerError that describes a failed call."""
         code, details = e.code(), e.details() or ""
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return PeerUnreachable(self.site, "timeout", f"{candidate.address} did not answer in time")
@@ -244,12 +246,12 @@ class Link:
             return PeerUnreachable(self.site, "unreachable", f"{candidate.address}: {_brief(details)}")
         reason = _reason(e)
         if code is grpc.StatusCode.CANCELLED or (code is grpc.StatusCode.INTERNAL and not reason):
-            # Without a reason it was not the peer's daemon that said so, but gRPC here: a broken stream.
+            # Without a reason the refusal is not the peer's daemon's, but gRPC's here: a broken stream.
             return PeerUnreachable(self.site, "unreachable", f"{candidate.address}: the call was cut off")
         return PeerRefused(self.site, reason or code.name.lower(), details)
 
     def announced(self, metadata: Any) -> PeerError | None:
-        """The refusal that a stream's initial metadata holds."""
+        """The refusal in a stream's initial metadata."""
         told = dict(iter(metadata or ()))  # pairs: what older versions of gRPC call keys are pairs, too
         if REASON_KEY not in told:
             return None
@@ -259,7 +261,7 @@ class Link:
         return PeerRefused(self.site, reason, detail)
 
     async def _explain(self, candidate: Candidate, details: str, left_s: float) -> PeerError:
-        """Was it the wrong key, a key of ours that is not listed there, or only a broken connection?"""
+        """The cause of a failed handshake: a wrong key, our key not listed there, or a broken connection."""
         now = asyncio.get_running_loop().time()
         if candidate.explained is None or now - candidate.explained[0] > EXPLANATION_KEPT_S:
             timeout_s = min(EXPLAIN_TIMEOUT_S, max(0.2, left_s))
@@ -311,7 +313,7 @@ class Link:
         call.add_done_callback(self._calls.discard)
 
     def close(self, why: str) -> None:
-        """End every call, of a link that was retired too; later ones fail with `why`."""
+        """End every call, also of a retired link; later calls fail with `why`."""
         self.closed = why
         for call in list(self._calls):
             call.cancel()
@@ -319,7 +321,7 @@ class Link:
             _in_background(channel.close())
 
     def retire(self, why: str, grace_s: float) -> None:
-        """Let what is under way end by itself, for so long; later calls fail with `why`."""
+        """Let the calls under way end within `grace_s`; later calls fail with `why`."""
         self.closed = why
         for channel in self._channels():
             _in_background(channel.close(grace_s))
@@ -340,7 +342,7 @@ class closing_is_unreachable:
     Cancellation of the task itself goes through.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: PeerChannel) -> None:
         self._link = link
 
     def __enter__(self) -> None:
@@ -371,7 +373,7 @@ async def background_done() -> None:
 
 
 def _never_sent(e: aio.AioRpcError, channel: aio.Channel) -> bool:
-    """Whether the request certainly did not reach the peer, so that another address may be asked."""
+    """Whether the request certainly did not reach the peer, so that another address may be tried."""
     if e.code() is grpc.StatusCode.UNAVAILABLE:
         return (e.details() or "").startswith(("failed to connect", "DNS resolution failed", "empty address"))
     if e.code() is grpc.StatusCode.DEADLINE_EXCEEDED:

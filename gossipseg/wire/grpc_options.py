@@ -15,18 +15,18 @@ CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE_S = 10.0
 HANDSHAKE_TIMEOUT_S = 10.0
 MAX_CONNECTIONS = 512
-"""To this site's port, handshakes included. Each peer holds two."""
+"""Connections to this site's port, handshakes included. Each peer holds two."""
 Options = list[tuple[str, Any]]
 
 _COMMON: Options = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A connection into the void is given up after two of these, so that a healed peer is dialled afresh
+    # A connection without answers is given up after two of these, so that a healed peer is dialled afresh
     # and not waited for until TCP's own, ever rarer, retransmissions get through.
     ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
     ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S * 1000)),
     ("grpc.http2.max_pings_without_data", 0),
-    # Weights go as they are. What came compressed could be a thousand times as large as its message: it is
+    # Weights are sent uncompressed. A compressed message could expand a thousand times: it is
     # neither accepted nor unpacked.
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.per_message_decompression", 0),
@@ -39,9 +39,9 @@ def server_options() -> Options:
     """Options of the server that answers peers."""
     return [
         *_COMMON,
-        ("grpc.so_reuseport", 0),  # or a second daemon would share the port in silence
+        ("grpc.so_reuseport", 0),  # or a second daemon would share the port without notice
         ("grpc.max_concurrent_streams", 64),
-        # Strangers may try, but not forever, and not so many that the daemon runs out of file descriptors.
+        # Strangers may try, but not forever, and not in numbers that use up the daemon's file descriptors.
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
         ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
         ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_S * 500)),
@@ -72,26 +72,27 @@ def channel_options(name: str | None, reconnect_max_s: float) -> Options:
 
 
 def channel_credentials(identity: Identity, certificates: Iterable[bytes]) -> grpc.ChannelCredentials:
-    """Shows our certificate; believes these certificates and no others."""
+    """TLS that shows our certificate and accepts only these certificates."""
     return grpc.ssl_channel_credentials(b"\n".join(certificates), identity.key_pem, identity.certificate_pem)
 
 
 def server_credentials(
     own: Callable[[], Identity], listed: Callable[[], Iterable[bytes]]
 ) -> grpc.ServerCredentials:
-    """Shows the identity that `own()` is, asks each caller for a certificate, and admits to the handshake
-    whoever `listed()` names: both at that time.
+    """TLS that shows the identity `own()` and asks each caller for a certificate. It admits the keys in
+    `listed()` to the handshake. Both are read at that time.
 
-    Our own certificate is among the roots, because gRPC wants at least one; it is nobody's on the list.
+    Our own certificate is among the roots, because gRPC wants at least one; it belongs to no listed site.
     """
 
     shown: tuple[bytes, bytes, bytes] | None = None
     lock = threading.Lock()
 
     def changed() -> grpc.ServerCertificateConfiguration | None:
-        """Asked for at every handshake, by several threads. What has not changed must not be given again:
-        gRPC frees the configuration that it replaces while other handshakes still use it (its issue 36693),
-        and a few hundred strangers at once would bring the daemon down."""
+        """The configuration for the next handshake, or None if it has not changed. Several threads call this
+        at every handshake. An unchanged one must not be given again: gRPC frees the configuration that it
+        replaces while other handshakes still use it (its issue 36693). A few hundred strangers at once would
+        then crash the daemon."""
         nonlocal shown
         identity = own()
         now = (identity.key_pem, identity.certificate_pem, b"\n".join([identity.certificate_pem, *listed()]))

@@ -1,7 +1,7 @@
-"""Dialling one listed site anew, step by step: name, port, TLS, a small message, full-size packets.
+"""Dials one listed site anew, step by step: name, port, TLS, a small message, full-size packets.
 
-Existing connections prove nothing about new ones, so none is used. Only the listed address is dialled,
-whoever asks: a peer cannot point this site at anybody.
+Existing connections prove nothing about new ones, so none is used. Only the listed address is dialled: no
+peer can direct this site to another address.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from grpc import aio
 from gossipseg.certificates import described
 from gossipseg.wire.addresses import split_address
 from gossipseg.wire.codec.messages import SERVICE
-from gossipseg.wire.grpc_link import Link
+from gossipseg.wire.grpc_link import PeerChannel
 from gossipseg.wire.probe import Seen, seen_certificate, seen_port
-from gossipseg.wire.reached import ECHO_BYTES, Outcome, Reached, encode_echo
+from gossipseg.wire.reached import ECHO_BYTES, Reached, ReachOutcome, encode_echo
 from gossipseg.wire.small_packets import SMALL_SEGMENT, small_packets
 
 SMALL_BYTES = 16
 SEVERAL_BYTES = 4 << 10
-"""Three full-size packets: through in no time on the slowest link, if they get through at all."""
+"""Three full-size packets. They pass the slowest link in no time, if they pass at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReachTimes:
-    """How long each step may take."""
+    """Time limit of each step."""
 
     connect_s: float = 3.0
     small_s: float = 5.0
     large_s: float = 8.0
-    """64 KiB need 66 kbit/s to be through in it."""
+    """64 KiB within this time need 66 kbit/s."""
     between_s: float = 10.0
-    """One caller's questions are answered no more often."""
+    """Minimum time between two answers to one caller."""
 
     @property
     def whole_s(self) -> float:
-        """One look, at most."""
+        """Longest duration of one check."""
         return 3 * self.connect_s + 3 * self.small_s + 2 * self.large_s
 
 
-async def look(link: Link, times: ReachTimes) -> Reached:
-    """Dial the address listed for the link's site, over a connection of its own."""
+async def look(link: PeerChannel, times: ReachTimes) -> Reached:
+    """Dial the listed address of the link's site, over a separate connection."""
     address = link.endpoint.address
     if not address:
         return Reached("no_address", works_at=link.works_at)
@@ -55,8 +55,8 @@ async def look(link: Link, times: ReachTimes) -> Reached:
     return Reached(first.outcome, first.address, first.detail, elsewhere)
 
 
-def _first_look(link: Link, address: str, timeout_s: float) -> Reached | None:
-    """Name, port and TLS; None where all of them are well. Blocks."""
+def _first_look(link: PeerChannel, address: str, timeout_s: float) -> Reached | None:
+    """Check name, port and TLS; None where all of them are well. Blocks."""
     if link.identity is None:
         seen = seen_port(address, timeout_s)
         return Reached(_stage(seen), address, _where(seen)) if seen.stage else None
@@ -77,8 +77,8 @@ def _first_look(link: Link, address: str, timeout_s: float) -> Reached | None:
     return None
 
 
-def _stage(seen: Seen) -> Outcome:
-    """What a look that ended early is called."""
+def _stage(seen: Seen) -> ReachOutcome:
+    """The outcome code of a check that ended early."""
     words = seen.detail.lower()
     if seen.stage == "dns":
         return "dns"
@@ -90,14 +90,14 @@ def _stage(seen: Seen) -> Outcome:
 
 
 def _where(seen: Seen) -> str:
-    """The system's words, with the IP address where that is not what was listed."""
+    """The system's words, with the IP address where that is not the listed one."""
     if not seen.ip or seen.ip == split_address(seen.address)[0]:
         return seen.detail
     return f"{seen.ip}: {seen.detail}"
 
 
-async def _echoes(link: Link, address: str, times: ReachTimes) -> Reached:
-    """A small message, then 64 KiB there, then 64 KiB back, over one new connection."""
+async def _echoes(link: PeerChannel, address: str, times: ReachTimes) -> Reached:
+    """Send a small message, then 64 KiB there, then 64 KiB back, over one new connection."""
     small = ((SMALL_BYTES, SMALL_BYTES, times.small_s),)
     large = ((ECHO_BYTES, SMALL_BYTES, times.large_s), (SMALL_BYTES, ECHO_BYTES, times.large_s))
     failed = await _exchange(link, address, small + large)
@@ -133,8 +133,11 @@ _Echo = tuple[int, int, float]
 """Bytes there, bytes back, seconds."""
 
 
-async def _exchange(link: Link, address: str, echoes: tuple[_Echo, ...]) -> tuple[int, Outcome, str] | None:
-    """These echoes over one new connection. The number of the first that failed, and how; None: none did."""
+async def _exchange(
+    link: PeerChannel, address: str, echoes: tuple[_Echo, ...]
+) -> tuple[int, ReachOutcome, str] | None:
+    """Make these echoes over one new connection. Returns the number of the first that failed, and how; None
+    if none did."""
     channel = link.new_channel(address)
     try:
         for step, (sent, back, timeout_s) in enumerate(echoes):
@@ -146,10 +149,10 @@ async def _exchange(link: Link, address: str, echoes: tuple[_Echo, ...]) -> tupl
 
 
 async def _echo(
-    link: Link, channel: aio.Channel, sent: int, back: int, timeout_s: float
-) -> tuple[Outcome, str] | None:
-    """None when it came back whole."""
-    data = encode_echo(os.urandom(sent), back)  # random: what a tunnel could compress would prove nothing
+    link: PeerChannel, channel: aio.Channel, sent: int, back: int, timeout_s: float
+) -> tuple[ReachOutcome, str] | None:
+    """None when the echo came back whole."""
+    data = encode_echo(os.urandom(sent), back)  # random: compressible bytes would prove nothing over a tunnel
     ask = channel.unary_unary(f"/{SERVICE}/Echo")
     link.traffic.bytes_out += len(data)
     try:

@@ -1,7 +1,7 @@
-"""The answering side over gRPC: who is calling, the RPCs, and model streams on their way in.
+"""The answering side over gRPC: the caller's identity, the RPCs, and incoming model streams.
 
-Every RPC is taken as a stream, those of a single request too (on the wire they are the same): so who calls
-is known, and counted, before a byte of the request is read, and the request has a time to be there.
+Every RPC is handled as a stream, also those of a single request (on the wire they are the same). So the
+caller is known, and counted, before a byte of the request is read. The request must then arrive in time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gossipseg.trust import TrustList
 from gossipseg.wire import health
 from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.grpc_link import CLOCK_KEY, DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
-from gossipseg.wire.limits import REFUSED_HELD, Pace, PeerLimits, Turnstile
+from gossipseg.wire.limits import REFUSED_HELD, PeerLimits, RateLimiter, StreamProgress
 from gossipseg.wire.reached import ECHO_BYTES, Reached, answer_echo, encode_reached
 from gossipseg.wire.transport import Handler, Traffic
 
@@ -42,12 +42,12 @@ Context: TypeAlias = Any  # aio.ServicerContext, which has no types
 _Answer: TypeAlias = Callable[[Site, bytes, Context], Awaitable[bytes]]
 _MAX_DETAIL = 1000
 LOOKS_AT_ONCE = 4
-"""Sites that are dialled at their own request."""
+"""Sites that are dialled at their own request at one time."""
 _PADDING = os.urandom(ECHO_BYTES)
 _WINDING_UP_S = 5.0
-"""How long a handler may take to put away what came of a stream that was cut off."""
+"""Seconds allowed for a handler to store the received part of an interrupted stream."""
 _LINGER_S = 2.0
-"""How long the sender of a refused stream may take to notice and stop."""
+"""Seconds allowed for the sender of a refused stream to notice and stop."""
 
 
 class PeerServicer:
@@ -66,21 +66,21 @@ class PeerServicer:
         self.trust, self.limits = trust, limits
         self.handler: Handler | None = None
         self.clock: Callable[[], float] | None = None
-        """Wall seconds, told beside every Hello; None: nothing is told."""
+        """Wall seconds, sent beside every Hello; None: not sent."""
         self.look: Callable[[Site], Awaitable[Reached]] | None = None
-        """Dials a site's listed address; None: nobody is told."""
+        """Dials a site's listed address; None: such questions are not answered."""
         self.look_pause_s = 10.0
-        """One site's questions are answered no more often."""
+        """Minimum time between two answers to one site."""
         self._looked: dict[Site, float] = {}
         self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._me, self._traffic, self._insecure = me, traffic, insecure
         self._places = asyncio.Semaphore(max_parallel_transfers)
         self._streams: dict[tuple[Site, str], InboundStream] = {}
         self._strangers: set[str] = set()
-        self._turnstiles: dict[Site, Turnstile] = {}
+        self._turnstiles: dict[Site, RateLimiter] = {}
 
     def rpc_handlers(self) -> grpc.GenericRpcHandler:
-        """What aio.Server.add_generic_rpc_handlers takes. Messages are bytes; wire.codec reads them."""
+        """The argument of aio.Server.add_generic_rpc_handlers. Messages are bytes; wire.codec reads them."""
         methods = {rpc: self._unary(functools.partial(self._request, rpc)) for rpc in codec.KINDS}
         methods["PushOffset"] = self._unary(self._push_offset)
         methods["Reach"] = self._unary(self._reach)
@@ -93,10 +93,10 @@ class PeerServicer:
         methods = {"Check": self._unary(self._check_health)}
         return grpc.method_handlers_generic_handler("grpc.health.v1.Health", methods)
 
-    # ------------------------------------------------------------ who is it
+    # ------------------------------------------------------------ the caller's identity
 
     def set_trust(self, trust: TrustList) -> None:
-        """The list from now on. Streams under way of a key that is no longer on it are broken off."""
+        """Apply a list of sites. Streams of keys that are no longer listed are cut off."""
         self.trust = trust
         self._turnstiles = {site: kept for site, kept in self._turnstiles.items() if site in trust.sites}
         for stream in list(self._streams.values()):
@@ -131,9 +131,9 @@ class PeerServicer:
 
     @contextlib.asynccontextmanager
     async def _admitted(self, site: Site) -> AsyncGenerator[None, None]:
-        """Count a call of the site while it lasts. Raises PeerRefused when it is one too many."""
+        """Count a call of the site while it lasts. Raises PeerRefused when the limit is exceeded."""
         now_s = asyncio.get_running_loop().time()
-        turnstile = self._turnstiles.setdefault(site, Turnstile(self.limits, now_s))
+        turnstile = self._turnstiles.setdefault(site, RateLimiter(self.limits, now_s))
         if why := turnstile.enter(now_s):
             if turnstile.turned_away in (1, 100) or turnstile.turned_away % 10_000 == 0:
                 log.warning("%s calls too often: %s (%d refused)", site, why, turnstile.turned_away)
@@ -150,7 +150,7 @@ class PeerServicer:
             turnstile.leave()
 
     async def _message(self, site: Site, context: Context) -> bytes:
-        """The first message of a call, which must be there in time."""
+        """The first message of a call, which must arrive in time."""
         try:
             async with asyncio.timeout(self.limits.request_s):
                 first = await context.read()
@@ -173,7 +173,7 @@ class PeerServicer:
                     reply = await answer(site, data, context)
             except aio.AbortError:
                 raise
-            except Exception as e:  # whatever it is becomes a status; see _refuse
+            except Exception as e:  # any error becomes a status; see _refuse
                 await _refuse(context, site, e)
             traffic.bytes_out += len(reply)
             return reply
@@ -200,7 +200,7 @@ class PeerServicer:
         return codec.encode_offset(await self._handler.push_offset(site, model))
 
     async def _reach(self, site: Site, data: bytes, _: Context) -> bytes:
-        """Dial the address that is listed for the caller; nothing that it says steers where to."""
+        """Dial the caller's listed address; nothing in the request selects another."""
         now_s = asyncio.get_running_loop().time()
         if self.look is None or now_s - self._looked.get(site, -math.inf) < self.look_pause_s:
             raise PeerRefused(site, "too_soon", f"ask again in {self.look_pause_s:g} s")
@@ -229,7 +229,7 @@ class PeerServicer:
                 await self._supersede(site, header.model)
                 async with self._places:
                     await self._take(site, header, context)
-        except Exception as e:  # whatever it is becomes a status; see _refuse
+        except Exception as e:  # any error becomes a status; see _refuse
             await _announce(context, e)
             await _refuse(context, site, e)
         return codec.encode_pushed()
@@ -241,10 +241,10 @@ class PeerServicer:
         return header
 
     async def _take(self, site: Site, header: codec.PushHeader, context: Context) -> None:
-        """Let the handler take the stream, in a task of its own.
+        """Let the handler take the stream, in a separate task.
 
-        When the call breaks off, gRPC cancels *this* coroutine. The handler is not cancelled, which could
-        hit it in the middle of a write; its chunks end with an error, and it puts away what came.
+        When the call is interrupted, gRPC cancels *this* coroutine. The handler is not cancelled, because
+        that could interrupt a write. Its chunks end with an error, and it stores what was received.
         """
         key = (site, header.model.hash)
         listed = lambda: self.site_of(context) == site  # noqa: E731
@@ -273,13 +273,13 @@ class PeerServicer:
                 log.error("taking a model from %s failed", key[0], exc_info=error)
 
     async def _supersede(self, site: Site, model: ModelRef) -> None:
-        """A site that starts again with a model has given up its earlier stream: end that one first."""
+        """End the earlier stream of a model first: a site that starts again has given it up."""
         earlier = self._streams.get((site, model.hash))
         if earlier is not None:
             await earlier.end(PeerUnreachable(site, "cut_off", "a newer stream of this model has begun"))
 
     async def close(self) -> None:
-        """End every stream and wait for their handlers to put away what came."""
+        """End every stream and wait for their handlers to store what was received."""
         closing = [
             stream.end(PeerUnreachable(stream.site, "cut_off", "this site is closing"))
             for stream in self._streams.values()
@@ -288,7 +288,7 @@ class PeerServicer:
 
 
 class InboundStream:
-    """One model on its way in, as the handler sees it."""
+    """One incoming model, as the handler sees it."""
 
     def __init__(
         self,
@@ -302,18 +302,19 @@ class InboundStream:
         self.error: PeerError | None = None
         self.task: asyncio.Task[None] | None = None
         self.abandoned = False
-        """Its call has ended before its handler did."""
+        """Whether the call has ended before its handler did."""
         self.traffic = Traffic()
         self._left = header.model.size_bytes - header.offset
         self._context, self._listed = context, listed
         self._reading: asyncio.Future[Any] | None = None
-        self._pace = Pace(limits, asyncio.get_running_loop().time())
+        self._pace = StreamProgress(limits, asyncio.get_running_loop().time())
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The data, until the declared size is reached or the sender has ended the stream.
 
-        Raises PeerUnreachable when the stream is cut off, PeerUntrusted when the site has been removed from
-        the list, PeerRefused when more comes than was declared, or too little in its time.
+        Raises PeerUnreachable when the stream is interrupted, and PeerUntrusted when the site has been
+        removed from the list. Raises PeerRefused when more data comes than was declared, or too little in its
+        time.
         """
         now_s = asyncio.get_running_loop().time
         while (message := await self._read()) is not aio.EOF:
@@ -354,7 +355,7 @@ class InboundStream:
         return self.error
 
     def look_again(self) -> None:
-        """Break off when its sender is not listed any more, whether or not more of it would come."""
+        """Cut the stream off when its sender is not listed any more, whether or not more data would come."""
         if not self._listed():
             self.break_off(PeerUntrusted(self.site, "removed", "no longer listed"))
 
@@ -365,7 +366,7 @@ class InboundStream:
             self._reading.cancel()
 
     async def end(self, error: PeerError) -> None:
-        """break_off, and wait for the handler to put away what came."""
+        """Call break_off, and wait for the handler to store what was received."""
         self.break_off(error)
         if self.task is not None:
             await asyncio.wait({self.task}, timeout=_WINDING_UP_S)
@@ -390,7 +391,7 @@ def _public_key(context: Context) -> bytes | None:
 
 
 async def _announce(context: Context, error: Exception) -> None:
-    """Tell the sender of a stream why it is refused while it still writes, and let it stop by itself.
+    """Tell the sender of a stream why it is refused while it still writes, and let it stop.
 
     A status alone would be lost: gRPC fails the sender's next write with an error of its own.
     """
@@ -404,7 +405,7 @@ async def _announce(context: Context, error: Exception) -> None:
 
 
 async def _refuse(context: Context, peer: Site, error: Exception) -> NoReturn:
-    """End the call with the status that the error stands for."""
+    """End the call with the status of the error."""
     status, reason, detail = _told(error)
     if reason == "internal":
         log.error("a request of %s failed", peer, exc_info=error)
@@ -413,10 +414,10 @@ async def _refuse(context: Context, peer: Site, error: Exception) -> NoReturn:
 
 
 def _told(error: Exception) -> tuple[grpc.StatusCode, str, str]:
-    """(status, reason, detail) for the peer. Paths of this machine are not among them."""
+    """(status, reason, detail) for the peer, without paths of this machine."""
     if isinstance(error, PeerUntrusted):
         return grpc.StatusCode.PERMISSION_DENIED, error.reason, error.detail[:_MAX_DETAIL]
-    if isinstance(error, PeerError):  # UNAVAILABLE would mean that nobody answered; this site does
+    if isinstance(error, PeerError):  # UNAVAILABLE would mean that no server answered; this site does
         return grpc.StatusCode.FAILED_PRECONDITION, error.reason, error.detail[:_MAX_DETAIL]
     if isinstance(error, DiskFull):
         return grpc.StatusCode.RESOURCE_EXHAUSTED, "disk_full", ""

@@ -1,4 +1,4 @@
-"""The wire between sites: gRPC over mutually authenticated TLS, certificates pinned site by site."""
+"""The wire between sites: gRPC over mutually authenticated TLS, with certificates pinned per site."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gossipseg.errors import ConfigError, PeerError, PeerRefused, PeerUnreachabl
 from gossipseg.trust import Identity, TrustList
 from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, split_address
 from gossipseg.wire.codec import messages as codec
-from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_unreachable
+from gossipseg.wire.grpc_link import Explain, PeerChannel, background_done, closing_is_unreachable
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_reach import ReachTimes, look
 from gossipseg.wire.grpc_server import PeerServicer
@@ -28,9 +28,9 @@ from gossipseg.wire.reached import Reached, decode_reached
 from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
 RESUME_WAIT_S = 30.0
-"""How long a broken stream's peer may take to come back before the transfer is given up."""
+"""Seconds allowed for the peer of a broken stream to come back before the transfer is given up."""
 RETIRING_S = 3600.0
-"""How long a call under way may go on over a connection that a new key or certificate has replaced."""
+"""Seconds allowed for a call under way on a connection whose key or certificate was replaced."""
 
 
 class GrpcTransport:
@@ -51,9 +51,9 @@ class GrpcTransport:
     ) -> None:
         """`listen` is host:port (port 0: any). `insecure`: plaintext, loopback only, no identity needed.
 
-        `reconnect_max_s` caps the pause between two attempts to connect; `limits` is what one peer may take
-        up. Raises ConfigError for malformed
-        addresses or certificates, a missing identity, plaintext beyond loopback.
+        `reconnect_max_s` caps the pause between two attempts to connect; `limits` bounds each peer's use.
+        Raises ConfigError for malformed addresses or certificates, a missing identity, plaintext beyond
+        loopback.
         """
         if identity is None and not insecure:
             raise ConfigError(
@@ -67,12 +67,12 @@ class GrpcTransport:
         self._insecure, self._reconnect_max_s = insecure, reconnect_max_s
         self._chunk_bytes = min(chunk_bytes, CHUNK_BYTES)
         self.throttle: Throttle | None = None
-        """Bounds the rate of outgoing models; None: nothing does."""
+        """Bounds the rate of outgoing models; None: no bound."""
         self._sending = asyncio.Semaphore(max_parallel_transfers)
         self._traffic: dict[Site, Traffic] = {}
-        self._links: dict[Site, Link] = {}
-        self._retired: list[Link] = []
-        """Replaced ones with calls that may still be under way."""
+        self._links: dict[Site, PeerChannel] = {}
+        self._retired: list[PeerChannel] = []
+        """Replaced links with calls that may still be under way."""
         self._server: aio.Server | None = None
         self._port = 0
         self._servicer = PeerServicer(
@@ -90,7 +90,8 @@ class GrpcTransport:
     # ------------------------------------------------------------ listening
 
     async def start(self, handler: Handler) -> None:
-        """Listen. Raises CannotListen, when the address is taken or not this machine's; try it again."""
+        """Listen. Raises CannotListen when the address is taken or not this machine's; it may be tried
+        again."""
         self._servicer.handler = handler
         await require_name(self._listen)
         server = aio.server(options=server_options(), maximum_concurrent_rpcs=1024)
@@ -108,7 +109,7 @@ class GrpcTransport:
 
     @property
     def address(self) -> str:
-        """host:port where this transport listens: with the port that it got, once started."""
+        """host:port where this transport listens, with the actual port once started."""
         host, port = split_address(self._listen)
         return join_address(host, self._port or port)
 
@@ -134,13 +135,12 @@ class GrpcTransport:
     # ------------------------------------------------------------ the list
 
     def set_peers(self, peers: Mapping[Site, PeerEndpoint], identity: Identity | None = None) -> None:
-        """The listed sites now (this one's own entry is ignored), and the key that this site has from now on
-        (None: the one it had).
+        """Apply the listed sites (this one's own entry is ignored) and this site's key (None: unchanged).
 
-        Links that stay the same stay open. With a new key, and where a site's certificates are still good,
-        new connections are made and what is under way on the old ones ends by itself. What comes from, or
-        goes to, somebody who is no longer listed is broken off at once. Raises ConfigError, and changes
-        nothing, when an address or certificate is malformed.
+        Unchanged links stay open. With a new key, and where a site's certificates are still listed, new
+        connections are made; calls on the old ones end by themselves. Traffic with a site that is no longer
+        listed is cut off at once. Raises ConfigError, and changes nothing, when an address or certificate is
+        malformed.
         """
         mine = None if self._insecure else identity or self._identity
         others = {name: endpoint for name, endpoint in peers.items() if name != self.site}
@@ -159,16 +159,16 @@ class GrpcTransport:
         for link in gone:
             self._put_away(link, links.get(link.site))
 
-    def _link_for(self, name: Site, endpoint: PeerEndpoint, identity: Identity | None) -> Link:
+    def _link_for(self, name: Site, endpoint: PeerEndpoint, identity: Identity | None) -> PeerChannel:
         known = self._links.get(name)
         if known is not None and known.same(endpoint, identity):
             return known
-        made = Link(self.site, endpoint, identity, self._reconnect_max_s, self.traffic(name))
+        made = PeerChannel(self.site, endpoint, identity, self._reconnect_max_s, self.traffic(name))
         for address in known.hints if known is not None else ():
             made.hint(address)
         return made
 
-    def _put_away(self, link: Link, successor: Link | None) -> None:
+    def _put_away(self, link: PeerChannel, successor: PeerChannel | None) -> None:
         if successor is None:
             return link.close("no longer listed")
         if link.endpoint.address == successor.endpoint.address and _still_good(link.endpoint, successor):
@@ -188,21 +188,21 @@ class GrpcTransport:
                 )
 
     def hint_address(self, site: Site, address: str) -> None:
-        """Another address to try beside the listed one. Unlisted sites and malformed texts are ignored."""
+        """Add an address to try beside the listed one. Unlisted sites and malformed texts are ignored."""
         link = self._links.get(site)
         try:
             grpc_target(address)
         except ConfigError:
-            return  # it came from the network, and concerns nobody
+            return  # it came from the network, and concerns no listed site
         if link is not None and not (self._insecure and not is_loopback(address)):
             link.hint(address)
 
     def tell_clock(self, clock: Callable[[], float]) -> None:
-        """Tell this clock (wall seconds) beside every Hello, so that one that is wrong is noticed."""
+        """Send this clock (wall seconds) beside every Hello, so that a wrong one is noticed."""
         self._servicer.clock = clock
 
     def clock_ahead_s(self, site: Site, now_s: float) -> float | None:
-        """By how much the site's clock was ahead of ours (wall seconds `now_s`) at the last Hello to it."""
+        """How far the site's clock was ahead of ours (wall seconds `now_s`) at the last Hello to it."""
         link = self._links.get(site)
         if link is None or link.clock is None:
             return None
@@ -213,7 +213,7 @@ class GrpcTransport:
         """Bytes exchanged with a site so far (messages and model data, without TLS and HTTP/2 framing)."""
         return self._traffic.setdefault(site, Traffic())
 
-    def _link(self, site: Site) -> Link:
+    def _link(self, site: Site) -> PeerChannel:
         link = self._links.get(site)
         if link is None:
             raise PeerUntrusted(site, "not_listed", "no such site in peers.yaml")
@@ -222,7 +222,7 @@ class GrpcTransport:
     # ------------------------------------------------------------ calling
 
     async def request(self, to: Site, body: Request, timeout_s: float) -> Reply:
-        """One request, one reply. Raises PeerUnreachable, PeerUntrusted or PeerRefused."""
+        """Send one request and return its reply. Raises PeerUnreachable, PeerUntrusted or PeerRefused."""
         rpc = codec.kind_of(body).rpc
         answer = await self._link(to).call(rpc, codec.encode_request(body), timeout_s)
         return codec.decode_reply(body, answer, to)
@@ -240,7 +240,7 @@ class GrpcTransport:
             return Reached("not_asked", "", f"it could not be tried here: {e}")
 
     async def ask_reach(self, site: Site) -> Reached:
-        """Let the site dial this one, and say what came of it."""
+        """Let the site dial this one, and return the result."""
         try:
             answer = await self._link(site).call("Reach", b"", self.times.whole_s + self.times.small_s)
             return decode_reached(answer, site)
@@ -259,10 +259,10 @@ class GrpcTransport:
         timeout_s: float,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Stream the file to the peer, resuming where an earlier try broke off.
+        """Stream the file to the peer, resuming where an earlier try was interrupted.
 
-        A stream that breaks is taken up again as long as that gets it further. Raises PeerUnreachable,
-        PeerUntrusted, PeerRefused; LocalError when the file cannot be read.
+        A broken stream is resumed as long as each try makes progress. Raises PeerUnreachable, PeerUntrusted,
+        PeerRefused; LocalError when the file cannot be read.
         """
         try:
             async with asyncio.timeout(timeout_s), self._sending:
@@ -285,7 +285,7 @@ class GrpcTransport:
                 reached, broken = offset, e
 
     async def _stream(
-        self, link: Link, model: ModelRef, path: Path, offset: int, progress: Callable[[int], None]
+        self, link: PeerChannel, model: ModelRef, path: Path, offset: int, progress: Callable[[int], None]
     ) -> None:
         call, explain = link.stream()
         verdict = asyncio.ensure_future(call.initial_metadata())
@@ -318,16 +318,17 @@ class GrpcTransport:
         return file_chunks(path, offset, model.size_bytes, min(piece, self._chunk_bytes))
 
 
-def _still_good(endpoint: PeerEndpoint, now: Link | None) -> bool:
-    """Whether all that a connection to this endpoint may have trusted is still listed for the site."""
+def _still_good(endpoint: PeerEndpoint, now: PeerChannel | None) -> bool:
+    """Whether all certificates that a connection to this endpoint may have trusted are still listed for the
+    site."""
     return now is not None and set(endpoint.certificates) <= set(now.endpoint.certificates)
 
 
 def _unheard(handed_over_bytes: int) -> None:
-    """Nobody follows the progress."""
+    """Ignore the progress."""
 
 
-async def _early_end(link: Link, call: aio.StreamUnaryCall, explain: Explain) -> PeerError:
+async def _early_end(link: PeerChannel, call: aio.StreamUnaryCall, explain: Explain) -> PeerError:
     try:
         with closing_is_unreachable(link):
             await call

@@ -1,6 +1,6 @@
-"""grpc.health.v1: SERVING or NOT_SERVING for each service, for whatever supervises the daemon.
+"""grpc.health.v1: SERVING or NOT_SERVING for each service, for the daemon's supervisor.
 
-Nothing but the two words is told.
+Nothing but these two states is sent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WORD = health_pb2.HealthCheckResponse
 
 
 class HealthBoard:
-    """What is told now; Watch streams of the control socket follow every change."""
+    """The present states; Watch streams of the control socket follow every change."""
 
     def __init__(self) -> None:
         self._servicer = aio.HealthServicer()
@@ -29,14 +29,14 @@ class HealthBoard:
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
     async def tell(self, services: Mapping[str, bool]) -> None:
-        """Say which services serve; those not named keep their word."""
+        """Set which services serve; the others keep their state."""
         for service, serving in services.items():
             if self._told.get(service) is not serving:
                 self._told[service] = serving
                 await self._servicer.set(service, _WORD.SERVING if serving else _WORD.NOT_SERVING)
 
     async def close(self) -> None:
-        """Nothing serves any more."""
+        """Set every service to NOT_SERVING."""
         await self._servicer.enter_graceful_shutdown()
 
 

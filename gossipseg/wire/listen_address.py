@@ -1,4 +1,4 @@
-"""Does `listen` fit the listed address? What can be told of it on this machine alone."""
+"""Whether `listen` fits the listed address, as far as this machine alone can tell."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Resolve = Callable[[str], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class ListenFault:
-    """Why others may not find this site where it listens."""
+    """Why other sites may not find this one where it listens."""
 
     text: str
     remedy: str
     certain: bool
-    """Nobody can mean this; else a proxy or a forwarded port may make it right."""
+    """True: no setup makes this right; False: a proxy or a forwarded port may."""
 
 
 def ips_of(host: str) -> list[str]:
@@ -36,8 +36,8 @@ def listen_fault(
 ) -> ListenFault | None:
     """Compare `listen` with the address that others dial (the listed one, or `advertise`).
 
-    `others` are the other sites' addresses: where all of them are on this machine too, loopback is right.
-    `any_port`: the port is told to others on the local link. Blocks while names are resolved.
+    `others` are the other sites' addresses: where all of them are on this machine, too, loopback is right.
+    `any_port`: the port is announced on the local link. Blocks while names are resolved.
     """
     (host, port), (listed_host, listed_port) = split_address(listen), split_address(dialled)
     loopback = _loopback_of(host, resolve)
@@ -71,19 +71,19 @@ def listen_fault(
 
 
 def _loopback_of(host: str, resolve: Resolve) -> str:
-    """The loopback address that a host is; "" where it is another."""
+    """The loopback address of a host; "" where it has another one."""
     found = [host] if _is_ip(host) else resolve(host)
     return next((ip for ip in found[:1] if ipaddress.ip_address(ip.partition("%")[0]).is_loopback), "")
 
 
 def _all_here(addresses: Iterable[str], resolve: Resolve) -> bool:
-    """Whether every other site is on this machine, as a testbed is (or there is none)."""
+    """Whether every other site is on this machine, as in a testbed, or there is none."""
     hosts = {split_address(a)[0] for a in addresses if a}
     return all(_loopback_of(host, resolve) for host in hosts)
 
 
 def _is_localhost(host: str) -> bool:
-    """A name that everybody knows to be loopback: who writes it may have a tunnel or a proxy before it."""
+    """Whether a name is commonly known as loopback: a tunnel or a proxy may stand before it."""
     return host.lower().rstrip(".").split(".")[0] in ("localhost", "ip6-localhost", "ip6-loopback")
 
 

@@ -24,12 +24,15 @@ LATE = {
 }
 """No interface has the address yet."""
 SHORT = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""This machine lacks something for the moment."""
+"""This machine lacks a resource for the moment."""
 
 
 class CannotListen(LocalError):
-    """`why`: late: the address is not this machine's yet, or it is short of something; taken: somebody has
-    the port; refused: for good."""
+    """Listening failed. `why` is one of three codes.
+
+    `late`: the address is not this machine's yet, or the machine lacks a resource. `taken`: another process
+    has the port. `refused`: for good.
+    """
 
     def __init__(self, text: str, why: Why) -> None:
         super().__init__(text)
@@ -39,14 +42,14 @@ class CannotListen(LocalError):
 
 
 def reason_of(error: OSError) -> Why:
-    """Which of the three it is."""
+    """The code of an OSError: late, taken or refused."""
     if isinstance(error, socket.gaierror) or error.errno in LATE | SHORT:
         return "late"
     return "taken" if error.errno == errno.EADDRINUSE else "refused"
 
 
 async def require_name(listen: str) -> None:
-    """Look the host up, beside all else: a mute name server takes its time. Raises CannotListen."""
+    """Resolve the host in the background, since a silent name server takes its time. Raises CannotListen."""
     host, port = split_address(listen)
     try:
         await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -55,7 +58,7 @@ async def require_name(listen: str) -> None:
 
 
 def why_not(listen: str, error: Exception) -> CannotListen:
-    """Why gRPC cannot listen there: it does not say, so a plain socket is asked."""
+    """The OSError that gRPC's listening failed with: gRPC hides it, so a plain socket is tried."""
     host, port = split_address(listen)
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -65,7 +68,7 @@ def why_not(listen: str, error: Exception) -> CannotListen:
             s.listen()
     except OSError as e:
         return cannot_listen(listen, e)
-    # It can now: who had the port has left it, or the address has come meanwhile.
+    # It works now: another process has freed the port, or the address has come meanwhile.
     return CannotListen(f"{listen}: this site could not listen there: {error}.", "taken")
 
 
@@ -88,7 +91,7 @@ def cannot_listen(listen: str, error: OSError) -> CannotListen:
 
 
 def port_holder(port: int, proc: Path = Path("/proc")) -> str:
-    """Name and number of a process that listens there; "" where it is another user's, or cannot be told."""
+    """Name and number of the process that listens there; "" where it is another user's, or unknown."""
     sockets = {f"socket:[{inode}]" for inode in _listeners(port, proc)}
     for process in proc.glob("[0-9]*") if sockets else ():
         try:

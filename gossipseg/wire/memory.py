@@ -1,6 +1,6 @@
 """A network in one process, with delay, loss, partition and duplication from a seed.
 
-Messages pass through the codec, so that what holds here about their form holds over gRPC.
+Messages pass through the codec, so that their form is tested as over gRPC.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Ask = Callable[["MemoryTransport"], Coroutine[Any, Any, bytes]]
 
 
 class MemoryNetwork:
-    """What lies between the sites. All chances come from one seed, in the order of the calls."""
+    """The network between the sites. All random draws come from one seed, in the order of the calls."""
 
     def __init__(
         self,
@@ -45,22 +45,23 @@ class MemoryNetwork:
         duplication: float = 0.0,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
-        """`delay_s`: shortest and longest way of a message or chunk. `loss` and `duplication`: 0..1 each."""
+        """`delay_s`: shortest and longest delay of a message or chunk. `loss` and `duplication`: 0..1
+        each."""
         self.delay_s, self.loss, self.duplication, self.sleep = delay_s, loss, duplication, sleep
         self._rng = random.Random(seed)
         self._listening: dict[str, MemoryTransport] = {}
         self._sides: dict[str, int] = {}
 
     def partition(self, *sides: Iterable[str]) -> None:
-        """Only addresses on the same side reach each other; those not named are a side of their own."""
+        """Let only addresses on the same side reach each other; the unnamed ones form one more side."""
         self._sides = {address: i for i, side in enumerate(sides) for address in side}
 
     def heal(self) -> None:
-        """Everybody reaches everybody again."""
+        """Remove the partition."""
         self._sides = {}
 
     def listen(self, address: str, transport: MemoryTransport) -> None:
-        """Raises LocalError when somebody listens there."""
+        """Register a listener. Raises LocalError when the address is taken."""
         if address in self._listening:
             raise LocalError(f"{address}: this site cannot listen there: Address already in use.")
         self._listening[address] = transport
@@ -70,14 +71,14 @@ class MemoryNetwork:
             del self._listening[address]
 
     def at(self, address: str) -> MemoryTransport | None:
-        """Who listens at an address; None: the connection is refused."""
+        """The listener at an address; None: the connection is refused."""
         return self._listening.get(address)
 
     def connected(self, a: str, b: str) -> bool:
         return self._sides.get(a, -1) == self._sides.get(b, -1)
 
     async def carries(self, a: str, b: str) -> bool:
-        """Let the time of one message's way pass; False: it got lost."""
+        """Wait for one message's delay; False: the message was lost."""
         shortest, longest = self.delay_s
         delay_s = self._rng.uniform(shortest, longest)
         lost = self._rng.random() < self.loss
@@ -90,7 +91,7 @@ class MemoryNetwork:
 
 
 class MemoryTransport:
-    """transport.Transport over a MemoryNetwork. `certificate` is what it shows, as a key would be shown."""
+    """transport.Transport over a MemoryNetwork. `certificate` stands for the key it would show."""
 
     def __init__(
         self,
@@ -124,7 +125,7 @@ class MemoryTransport:
         return self._address
 
     async def reach(self, site: Site) -> Reached:
-        """What the network says of the way to the site's listed address."""
+        """The state of the network on the way to the site's listed address."""
         endpoint = self._peers.get(site)
         if endpoint is None or not endpoint.address:
             return Reached("no_address")
@@ -137,7 +138,7 @@ class MemoryTransport:
         return Reached("ok" if connected else "timeout", endpoint.address)
 
     async def ask_reach(self, site: Site) -> Reached:
-        """What the site's own look at this one says."""
+        """The result of the site's own check of this one."""
         try:
             there = self._find(site)
         except PeerError as e:
@@ -163,7 +164,7 @@ class MemoryTransport:
         timeout_s: float,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Stream the file to the peer, resuming where an earlier try broke off, as long as it gets further.
+        """Stream the file to the peer, resuming an interrupted try as long as each makes progress.
 
         Raises PeerUnreachable, PeerUntrusted, PeerRefused; LocalError when the file cannot be read.
         """
@@ -176,12 +177,12 @@ class MemoryTransport:
         self._hints = {site: hints for site, hints in self._hints.items() if site in self._peers}
 
     def hint_address(self, site: Site, address: str) -> None:
-        """Another address to try beside the listed one."""
+        """Add an address to try beside the listed one."""
         if site in self._peers and address not in self._hints.setdefault(site, []):
             self._hints[site] = [*self._hints[site], address][-3:]
 
     def clock_ahead_s(self, site: Site, now_s: float) -> float | None:
-        """In memory nobody tells its clock."""
+        """None: in memory no site sends its clock."""
         return None
 
     def traffic(self, site: Site) -> Traffic:
@@ -221,7 +222,8 @@ class MemoryTransport:
         return answer
 
     def _find(self, to: Site) -> MemoryTransport:
-        """Who answers for a site: at the listed address, else at a hinted one. Raises PeerError."""
+        """The transport that answers for a site: at the listed address, else at a hinted one. Raises
+        PeerError."""
         endpoint = self._peers.get(to)
         if endpoint is None:
             raise PeerUntrusted(to, "not_listed", "no such site in peers.yaml")
@@ -240,7 +242,7 @@ class MemoryTransport:
         raise first
 
     async def _within(self, to: Site, work: asyncio.Task[Any], timeout_s: float) -> Any:
-        """The outcome of `work`, unless the network's time for it runs out first."""
+        """The outcome of `work`, unless the network's time limit for it ends first."""
         timer = self._spawn(_slept(self._network.sleep, timeout_s))
         try:
             await asyncio.wait({work, timer}, return_when=asyncio.FIRST_COMPLETED)
@@ -274,7 +276,7 @@ class MemoryTransport:
         return self._handler
 
     async def answer(self, caller: MemoryTransport, rpc: str, data: bytes) -> bytes:
-        """What the wire does with a request that has arrived."""
+        """Handle a request that has arrived."""
         handler, site = self._admit(caller), caller.site
         self.traffic(site).bytes_in += len(data)
         reply = await _as_told(self.site, _replied(handler, site, rpc, data))
@@ -282,7 +284,7 @@ class MemoryTransport:
         return bytes(reply)
 
     async def answer_offset(self, caller: MemoryTransport, data: bytes) -> bytes:
-        """The offset at which the caller shall go on with a model."""
+        """The offset at which the caller shall continue a model."""
         handler, site = self._admit(caller), caller.site
         model = codec.decode_offset_request(data, site)
         earlier = self._streams.get((site, model.hash))
@@ -341,11 +343,11 @@ class MemoryTransport:
         if self._streams.get(key) is stream:
             del self._streams[key]
         if stream.task is not None and not stream.task.cancelled():
-            stream.task.exception()  # whoever still waits for it is told; if nobody does, it is nobody's
+            stream.task.exception()  # whoever still waits for it gets the error; otherwise it is dropped
 
 
 class _Stream:
-    """One model on its way from one transport to another."""
+    """One model in transfer from one transport to another."""
 
     def __init__(
         self,
@@ -359,7 +361,7 @@ class _Stream:
         self.task: asyncio.Task[Any] | None = None
 
     async def chunks(self, fd: int, offset: int) -> AsyncGenerator[bytes, None]:
-        """What the receiving handler reads; pulled by it, so that there is nothing to pile up."""
+        """The chunks that the receiving handler reads. The handler pulls them, so that none pile up."""
         network, size = self._sender._network, self._sender._chunk_bytes
         with os.fdopen(fd, "rb") as f:
             f.seek(offset)
@@ -377,7 +379,7 @@ class _Stream:
                     self._progress(f.tell())
 
     async def end(self, error: PeerError) -> None:
-        """Let the chunks end with this error, and wait for the handler to put away what came."""
+        """Let the chunks end with this error, and wait for the handler to store what was received."""
         self.error = self.error or error
         if self.task is not None:
             await asyncio.wait({self.task})
@@ -402,7 +404,7 @@ async def _awaited(work: Awaitable[None]) -> None:
 
 
 async def _ignored(work: Awaitable[bytes]) -> None:
-    """The second delivery of a duplicated message: its answer goes nowhere."""
+    """Deliver a duplicated message once more: its answer goes nowhere."""
     try:
         await work
     except PeerError:

@@ -1,4 +1,4 @@
-"""A model's file on its way out."""
+"""The file of an outgoing model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from gossipseg.errors import LocalError
 
 STALLED_TRIES = 3
-"""A broken stream is taken up again until so many tries in a row have not got any further."""
+"""Consecutive tries without progress after which a broken stream is given up."""
 
 
 async def file_chunks(path: Path, offset: int, size: int, chunk_bytes: int) -> AsyncGenerator[bytes, None]:

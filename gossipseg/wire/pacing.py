@@ -1,4 +1,4 @@
-"""How fast, and at which hours, models go out: a token bucket and windows of the day."""
+"""How fast, and at which hours, models are sent: a token bucket and windows of the day."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24
 
 
 class TokenBucket:
-    """`rate` bytes a second, and at most `burst` of them at once after a pause.
+    """A token bucket: `rate` bytes a second, and at most `burst` of them at once after a pause.
 
-    Bytes are taken before they are sent, on credit: take() says how long to wait until they are paid for, so
-    that streams side by side share the rate in the order in which they ask.
+    Bytes are taken on credit, before they are sent. take() returns the wait until they are paid for. So
+    parallel streams share the rate in the order in which they ask.
     """
 
     def __init__(self, rate_bytes_per_s: float, burst_bytes: float, now_s: float) -> None:
@@ -28,7 +28,7 @@ class TokenBucket:
         self._tokens, self._at_s = burst_bytes, now_s
 
     def take(self, size_bytes: int, now_s: float) -> float:
-        """Seconds to wait before so many bytes may go out; 0 if they may at once."""
+        """Seconds to wait before these bytes may be sent; 0 if they may at once."""
         elapsed_s = max(0.0, now_s - self._at_s)
         self._at_s = max(self._at_s, now_s)
         self._tokens = min(self._burst, self._tokens + elapsed_s * self._rate) - size_bytes
@@ -36,7 +36,7 @@ class TokenBucket:
 
 
 class Throttle:
-    """Holds outgoing bytes back to a rate, all streams of this site together."""
+    """Limits outgoing bytes to a rate, for all streams of this site together."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Throttle:
         self._clock, self._sleep = clock, sleep
 
     async def spend(self, size_bytes: int) -> None:
-        """Return once these bytes may go out."""
+        """Return once these bytes may be sent."""
         wait_s = self._bucket.take(size_bytes, self._clock())
         if wait_s > 0:
             await self._sleep(wait_s)
@@ -67,7 +67,7 @@ class Windows:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Windows:
-        """From texts such as "22:00-06:00". Raises ConfigError for the first that is none."""
+        """Parse texts such as "22:00-06:00". Raises ConfigError for the first invalid one."""
         return cls(tuple(_span(text) for text in texts))
 
     def wait_s(self, second_of_day: float) -> float:

@@ -12,24 +12,24 @@ PROTOCOL_MAX = 2
 
 @dataclass(frozen=True, slots=True)
 class TransferParams:
-    """How a site sends models: at what rate, at which hours. What it takes in is its peers' affair."""
+    """How a site sends models: at what rate, at which hours. Its peers decide how they send to it."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     max_bytes_per_s: int | None = None
-    """All outgoing models together; None: as fast as the link is. Requests and pings never wait."""
+    """Rate of all outgoing models together; None: as fast as the link is. Requests and pings never wait."""
     windows: list[str] = field(default_factory=list)
-    """Local times such as "22:00-06:00" in which a transfer may begin; one that has begun is finished.
-    Empty: at any hour."""
+    """Local times such as "22:00-06:00" in which a transfer may begin; one that has begun is finished. Empty:
+    at any hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class WireParams:
-    """What travels and how much at once."""
+    """What is transferred, and how much at once."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
-    """How weights travel; part of the contract."""
+    """Type of weights in transfer; part of the contract."""
     max_model_bytes: int = 2 << 30
     """A declared size above this is refused before a byte is stored."""

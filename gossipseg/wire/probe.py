@@ -1,4 +1,4 @@
-"""Whom does an address belong to? One short TLS handshake by hand, for error texts and `gossipctl check`."""
+"""Finds out whose address it is, by one short TLS handshake: for error texts and `gossipctl check`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _Info = tuple[Any, Any, int, str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a look at an address showed."""
+    """What a probe of an address showed."""
 
     address: str
     certificate_pem: bytes | None = None
     """The certificate shown, unverified; None when none was."""
     id: str = ""
-    """The site ID of its key; "" without a certificate, or when its key is of a kind no site may have."""
+    """The site ID of its key. It is "" without a certificate, or when the kind of key is not allowed."""
     accepted: bool | None = None
-    """Whether the other side took this site's certificate; None when it was not shown or not judged."""
+    """Whether the other side accepted this site's certificate; None when it was not shown or not judged."""
     detail: str = ""
     """What went wrong, in the system's words."""
     stage: Literal["", "dns", "port", "tls"] = ""
@@ -46,11 +46,11 @@ class Seen:
 def seen_certificate(
     address: str, identity: Identity | None = None, timeout_s: float = 3.0, max_segment: int | None = None
 ) -> Seen:
-    """Connect, shake hands without verifying, and say what was seen. Blocks for at most about `timeout_s`.
+    """Connect, shake hands without verifying, and report what was seen. Blocks for at most about `timeout_s`.
 
     With an identity its certificate is shown, so that `accepted` says whether the other side lists it.
-    `max_segment`: both sides send packets with at most so many bytes of data, as TCP agrees on at the start.
-    Raises ConfigError for a malformed address; everything else is in the answer.
+    `max_segment`: most bytes of data per packet, for both sides, as TCP agrees on at the start. Raises
+    ConfigError for a malformed address; every other failure is in the answer.
     """
     host, port = split_address(address)
     context = _context(identity)
@@ -74,7 +74,7 @@ def seen_certificate(
 
 
 def _connected(found: list[_Info], timeout_s: float, max_segment: int | None) -> socket.socket:
-    """A connection to the first of these that takes one. Raises the last one's OSError."""
+    """A connection to the first of these addresses that accepts one. Raises the last one's OSError."""
     error = OSError("no address")
     for family, kind, protocol, _, where in found:
         plain = socket.socket(family, kind, protocol)
@@ -117,9 +117,9 @@ def _context(identity: Identity | None) -> ssl.SSLContext:
 
 
 def _show(context: ssl.SSLContext, identity: Identity) -> None:
-    """Show the pair that is in use: the files may hold the next one already, or one of each.
+    """Show the pair in use, from memory: the files may already hold the next pair, or one file of each.
 
-    ssl reads files alone; this one is in memory, and has no name that others could open.
+    ssl reads only files. This one is in memory, and has no name that others could open.
     """
     with os.fdopen(os.memfd_create("identity", os.MFD_CLOEXEC), "wb") as file:
         file.write(identity.certificate_pem.rstrip() + b"\n" + identity.key_pem)
@@ -128,7 +128,8 @@ def _show(context: ssl.SSLContext, identity: Identity) -> None:
 
 
 def _judged(tls: ssl.SSLSocket) -> tuple[bool | None, str]:
-    """With TLS 1.3 the server judges our certificate after our side is done: its next words tell."""
+    """Whether the server accepted our certificate: with TLS 1.3 its next message tells, after our side is
+    done."""
     try:
         return (True, "") if tls.recv(1) else (False, "the connection was closed after the handshake")
     except TimeoutError:

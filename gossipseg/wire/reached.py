@@ -1,4 +1,4 @@
-"""What came of dialling a site's listed address: the answer to "can you reach me?", and its bytes."""
+"""The result of dialling a site's listed address: the answer to "can you reach me?", and its bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MTU_REMEDY = (
     "clamp the MSS at the router, and let ICMP `fragmentation needed` / `packet too big` through."
 )
 
-Outcome = Literal[
+ReachOutcome = Literal[
     "ok",
     "no_address",
     "dns",
@@ -37,7 +37,7 @@ Outcome = Literal[
     "not_asked",
     "older",
 ]
-_ON_THE_WIRE: Mapping[Outcome, Any] = {
+_ON_THE_WIRE: Mapping[ReachOutcome, Any] = {
     "ok": pb.REACH_OUTCOME_OK,
     "no_address": pb.REACH_OUTCOME_NO_ADDRESS,
     "dns": pb.REACH_OUTCOME_DNS,
@@ -57,25 +57,26 @@ _READ = {number: outcome for outcome, number in _ON_THE_WIRE.items()}
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """What came of dialling a listed address."""
+    """The result of dialling a listed address."""
 
-    outcome: Outcome
-    """`not_asked`: the site could not be asked, or asks for patience; `older`: it knows no such question."""
+    outcome: ReachOutcome
+    """`not_asked`: the site could not be asked, or asks for patience; `older`: its version does not know the
+    question."""
     address: str = ""
-    """That was dialled."""
+    """The address that was dialled."""
     detail: str = ""
     """In the words of the system that dialled."""
     works_at: str = ""
-    """Another address, at which calls get through now."""
+    """Another address, at which calls succeed now."""
 
     @property
     def good(self) -> bool:
-        """All that could be tried went well."""
+        """Whether everything that could be tried succeeded."""
         return self.outcome in ("ok", "no_echo")
 
     @property
     def known(self) -> bool:
-        """It says something of the way to a listed address."""
+        """Whether the result says anything about the listed address."""
         return self.outcome not in ("not_asked", "older", "no_address")
 
 
@@ -92,7 +93,8 @@ def encode_reached(reached: Reached) -> bytes:
 
 
 def decode_reached(data: bytes, peer: Site) -> Reached:
-    """What `peer` says. Its texts are shortened, and hold no control characters. Raises PeerRefused."""
+    """The answer of `peer`. Its texts are shortened, and control characters are removed. Raises
+    PeerRefused."""
     try:
         message = pb.ReachResponse.FromString(data)
     except DecodeError as e:
@@ -151,17 +153,17 @@ def outcome_text(reached: Reached) -> str:
 
 
 def outward_text(reached: Reached) -> str:
-    """What came of dialling a site."""
+    """The result of dialling a site, in words."""
     return f"{reached.address or 'its address'}: {outcome_text(reached)}"
 
 
 def inward_text(reached: Reached) -> str:
-    """What came of a site's dialling this one."""
+    """The result of a site's dialling this one, in words."""
     return f"it cannot reach this site at {reached.address or 'the listed address'}: {outcome_text(reached)}"
 
 
 def outward_remedy(site: str, reached: Reached) -> str:
-    """What may be done where dialling `site` came to nothing."""
+    """What the operator may do where dialling `site` failed."""
     if reached.good or not reached.known:
         return ""
     if reached.outcome == "stalled":

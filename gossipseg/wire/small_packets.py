@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator
 from gossipseg.wire.addresses import split_address
 
 SMALL_SEGMENT = 500
-"""Every path lets packets through that hold so many bytes."""
+"""Bytes in a packet that every path lets through."""
 
 
 @contextlib.asynccontextmanager
 async def small_packets(address: str) -> AsyncIterator[str]:
-    """An address on this machine, from which connections go on to `address` in small packets."""
+    """An address on this machine; its connections continue to `address` in small packets."""
     tasks: set[asyncio.Task[None]] = set()
     writers: list[asyncio.StreamWriter] = []
 

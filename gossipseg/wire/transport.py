@@ -1,4 +1,4 @@
-"""What a wire must do, whoever carries it: `memory` (a seeded network in one process) or gRPC over mTLS.
+"""What every wire must do: `memory` (a seeded network in one process) or gRPC over mTLS.
 
 One contract suite (tests/wire/test_contract.py) runs against every transport.
 """
@@ -41,8 +41,8 @@ class Handler(Protocol):
     async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
         """Take the rest of an accepted model; returns once it is whole, checked and stored.
 
-        Raises errors.PeerRefused with the reason when it is not to be had (hash_mismatch, too_large …);
-        when `chunks` raises or ends early, keeps what came, for a later resume.
+        Raises errors.PeerRefused with the reason when the model is invalid (hash_mismatch, too_large …). When
+        `chunks` raises or ends early, the received part is kept for a later resume.
         """
         ...
 
@@ -63,7 +63,7 @@ class Transport(Protocol):
         ...
 
     async def request(self, to: Site, body: Request, timeout_s: float) -> Reply:
-        """One request, one reply. Raises PeerUnreachable, PeerUntrusted or PeerRefused."""
+        """Send one request and return its reply. Raises PeerUnreachable, PeerUntrusted or PeerRefused."""
         ...
 
     async def push(
@@ -74,11 +74,11 @@ class Transport(Protocol):
         timeout_s: float,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Stream the file to the peer, resuming where an earlier try broke off.
+        """Stream the file to the peer, resuming where an earlier try was interrupted.
 
-        `progress` is told how many bytes of the file have been handed over. Returns once the peer has
-        stored it whole. Raises PeerUnreachable, PeerUntrusted, PeerRefused;
-        LocalError when the file cannot be read here.
+        `progress` is called with the number of bytes of the file handed over. Returns once the peer has
+        stored it whole. Raises PeerUnreachable, PeerUntrusted, PeerRefused; LocalError when the file cannot
+        be read here.
         """
         ...
 
@@ -92,18 +92,18 @@ class Transport(Protocol):
         ...
 
     async def ask_reach(self, site: Site) -> Reached:
-        """Let the site dial this one, and say what came of it. Raises nothing."""
+        """Let the site dial this one, and return the result. Raises nothing."""
         ...
 
     def set_peers(self, peers: Mapping[Site, PeerEndpoint]) -> None:
-        """The listed sites now. One no longer listed is refused at its next call, on open channels too.
+        """Apply the listed sites. A site no longer listed is refused at its next call, on open channels too.
 
         Raises errors.ConfigError, changing nothing, for malformed addresses or certificates.
         """
         ...
 
     def hint_address(self, site: Site, address: str) -> None:
-        """Another address to try beside the listed one; dropped unless a handshake there succeeds.
+        """Add an address to try beside the listed one; dropped unless a handshake there succeeds.
 
         Unlisted sites and malformed texts are ignored: hints come from the network.
         """
@@ -114,7 +114,7 @@ class Transport(Protocol):
         ...
 
     def clock_ahead_s(self, site: Site, now_s: float) -> float | None:
-        """By how much the site's clock was ahead of `now_s` (ours, wall seconds); None: it did not say."""
+        """How far the site's clock was ahead of `now_s` (ours, wall seconds); None: it sent none."""
         ...
 
     async def close(self) -> None:

@@ -492,6 +492,7 @@ def test_windows_without_a_merge_show_how_much_a_score_changes_by_itself(
     assert trainer.guard.state()["changes"] == pytest.approx([-0.1, 0.02])  # no second calm window yet
 
 
+@pytest.mark.slow
 def test_nothing_is_merged_in_the_last_round(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
     """It would be neither trained nor judged; the visitor trains beside all the same."""
     for name, algorithm, budget in (

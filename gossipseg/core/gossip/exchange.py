@@ -15,7 +15,7 @@ from typing import Any
 
 from gossipseg.core import events, messages
 from gossipseg.core.budget import Budget
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import InboxEntry, StartTransfer
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.gossip.inbox import Inbox, is_stale
@@ -37,15 +37,17 @@ PHASE_REFUSALS = {
 """Why a site in this phase takes no model."""
 REFUSED_PHASE = {reason: phase for phase, reason in PHASE_REFUSALS.items()}
 AGAIN = frozenset({"not_offered", "partial_damaged"})
-"""A transfer that fails so was accepted: the receiver has restarted since and forgotten its promise, or what
-it had of the file was damaged. Its part of the file is of use only if the same model is offered once more."""
+"""Reasons for which an accepted transfer is offered once more. The receiver has restarted and forgotten its
+promise, or its partial file was damaged. Its part of the file is useful only if the same model is offered
+again."""
 AGAIN_TRIES = 5
-"""A receiver that has just started takes nothing before its worker is up; each pause is twice the last."""
+"""Repeated offers of one model. A receiver that has just started accepts none before its worker is up; each
+pause is twice the last."""
 
 
 @dataclass(slots=True)
 class OutgoingOffer:
-    """A model that looks for its receiver, or is on its way to it."""
+    """A model that looks for its receiver, or is being sent to it."""
 
     model: ModelRef
     tries_left: int
@@ -53,13 +55,13 @@ class OutgoingOffer:
     to: Site = ""
     transferring: bool = False
     again: int = 0
-    """How often it was offered to the same site again; see AGAIN."""
+    """Number of repeated offers to the same site; see AGAIN."""
     again_at: float = math.inf
-    """When it will be."""
+    """Time of the next repeated offer."""
 
 
 def describe(model: ModelRef) -> dict[str, Any]:
-    """A model for the event log."""
+    """The fields of a model for the event log."""
     return {"hash": model.hash, "bytes": model.size_bytes, "round": model.round}
 
 
@@ -87,13 +89,13 @@ class GossipExchange:
         self.outgoing: list[OutgoingOffer] = []
         self._transfers: dict[int, OutgoingOffer] = {}
         self._offered: dict[Site, int] = {}
-        """Sequence number of the newest model offered to a site: an older one would be a replay there."""
+        """Sequence number of the newest model offered to a site; an older one would be a replay there."""
         self.running_round: int | None = None
-        """The round the worker is in; set by worker_state.py."""
+        """The round that the worker is in; set by worker_state.py."""
         self.last_visit: str | None = None
 
     def on_change(self, member: Member, ended: bool) -> None:
-        """Something about a member changed; `ended`: the life known so far is over."""
+        """Handle a member's change; `ended`: the incarnation known so far is over."""
         self.pool.update(member.site, member.cases if member.exchanges_now else 0)
         if ended:
             held = self.inbox.release(member.site)
@@ -110,7 +112,7 @@ class GossipExchange:
         return p > 0 and self._ctx.rng.random() < p
 
     def send(self, model: ModelRef) -> None:
-        """Look for a receiver of a model just exported."""
+        """Look for a receiver of a newly exported model."""
         if self._ctx.info.phase in (Phase.PAUSED, Phase.FAILED, Phase.LEAVING):
             self._note_drop(None, model, self._ctx.info.phase.value)
         elif len(self.outgoing) >= self._params.max_parallel_transfers:
@@ -122,7 +124,7 @@ class GossipExchange:
             self._offer_next(outgoing)
 
     def _offer_next(self, out: OutgoingOffer) -> None:
-        """Offer to a site not tried yet; give up for this round when there is none, or no try left."""
+        """Offer to a site not tried yet; give up for this round when no site or no try is left."""
         busy_with = {o.to for o in self.outgoing if o is not out}
         busy_with |= {site for site, newest in self._offered.items() if newest > _number(out.model)}
         while out.tries_left > 0:
@@ -142,7 +144,7 @@ class GossipExchange:
             self._note_drop(None, out.model, "nobody_to_send_to")
         self.outgoing.remove(out)
 
-    def _on_greeted(self, call: Call, outcome: Outcome) -> None:
+    def _on_greeted(self, call: Call, outcome: CallOutcome) -> None:
         out: OutgoingOffer = call.about
         member = self._handshake.settle(call, outcome)
         if member is not None and member.exchanges_now and self._handshake.compatible(member):
@@ -157,7 +159,7 @@ class GossipExchange:
         body = messages.Offer(out.model)
         self._ctx.request(out.to, body, self._params.offer_timeout_s, self._on_answer, out)
 
-    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+    def _on_answer(self, call: Call, outcome: CallOutcome) -> None:
         out: OutgoingOffer = call.about
         if out.again and not (isinstance(outcome, messages.OfferReply) and outcome.verdict == "accept"):
             self._refused_again(out, outcome)
@@ -174,8 +176,8 @@ class GossipExchange:
             self._ctx.note("offer_rejected", call.to, outcome.reason, **describe(out.model))
             self._offer_next(out)
 
-    def _refused_again(self, out: OutgoingOffer, outcome: Outcome) -> None:
-        """The receiver of a transfer that broke off does not accept its model now, or not at all."""
+    def _refused_again(self, out: OutgoingOffer, outcome: CallOutcome) -> None:
+        """Handle a refusal by the receiver of an interrupted transfer: not now, or not at all."""
         reason = getattr(outcome, "reason", "")
         soon = isinstance(outcome, RequestFailed) or reason == "not_ready"
         if soon and out.again < AGAIN_TRIES:
@@ -185,7 +187,7 @@ class GossipExchange:
         self.outgoing.remove(out)
 
     def _offer_again(self, out: OutgoingOffer) -> None:
-        """To the same site: what it has of the file already is not sent twice."""
+        """Offer to the same site again, so that the bytes it already has are not sent twice."""
         member = self._membership.members.get(out.to)
         barred = member is None or member.refused or member.quarantined
         if barred or self._ctx.info.phase in (Phase.PAUSED, Phase.FAILED, Phase.LEAVING):
@@ -195,7 +197,7 @@ class GossipExchange:
         self._offer(out)
 
     def _learn_phase(self, site: Site, reason: str) -> None:
-        """It takes no models for now: leave it out until it says otherwise."""
+        """Exclude the site, which accepts no models now, until it reports another phase."""
         member = self._membership.members.get(site)
         phase = REFUSED_PHASE.get(reason)
         if member is not None and member.info is not None and phase is not None:
@@ -213,12 +215,12 @@ class GossipExchange:
         ctx.effects.append(StartTransfer(id, out.to, out.model))
 
     def receiver(self, id: int) -> Site:
-        """Where a transfer goes; "" where there is none of this number."""
+        """The site that a transfer goes to; "" where no transfer has this number."""
         out = self._transfers.get(id)
         return out.to if out is not None else ""
 
     def on_transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
-        """False: there is no such transfer."""
+        """Handle the outcome of a transfer; False: no such transfer."""
         out = self._transfers.pop(event.id, None)
         if out is None:
             return False
@@ -289,7 +291,7 @@ class GossipExchange:
         return ""
 
     def on_arrived(self, event: events.ModelArrived) -> None:
-        expected = self.inbox.expected(event.frm, event.model.hash)  # with what its maker signed of it
+        expected = self.inbox.expected(event.frm, event.model.hash)  # with its maker's signed manifest
         promised, replaced = self.inbox.arrive(event.frm, event.model, self._ctx.info.round)
         entry = InboxEntry(event.frm, expected or event.model, self._ctx.info.round)
         if not promised:
@@ -305,7 +307,7 @@ class GossipExchange:
         self._ctx.persist()
 
     def on_broken(self, event: events.ModelBroken) -> None:
-        """A promised model failed its checks, or its stream ended for good."""
+        """Handle a promised model that failed its checks, or whose stream ended for good."""
         if self.inbox.release(event.frm, event.hash) is None:
             return
         self.counts["refused", event.frm] += 1
@@ -313,7 +315,7 @@ class GossipExchange:
         self._ctx.refused(event.frm, event.reason, None)
 
     def shun(self, site: Site) -> None:
-        """It is quarantined: what it was promised, and what came of it and waits, goes."""
+        """Cancel what a quarantined site was promised, and drop its waiting models."""
         held = self.inbox.release(site)
         if held is not None:
             self._note_drop(held.frm, held.model, "quarantined")
@@ -334,7 +336,7 @@ class GossipExchange:
         return min(due, min((o.again_at for o in self.outgoing), default=math.inf))
 
     def dropped(self, entry: InboxEntry, reason: str) -> None:
-        """A model that had come was dropped without a visit."""
+        """Count and note a model that was dropped without a visit."""
         self.counts["dropped", entry.frm] += 1
         self._note_drop(entry.frm, entry.model, reason)
 

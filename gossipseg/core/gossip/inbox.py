@@ -12,8 +12,8 @@ from gossipseg.core.params import GossipParams
 from gossipseg.core.types import ModelRef, Site
 
 BEGIN_SHARE = 4.0
-"""A promise of which nothing has come for so many offer timeouts may be displaced by another site's: its
-sender may never have heard of the accept, or have given up."""
+"""Offer timeouts during which a promise is protected from other sites' offers while none of its bytes arrive.
+After that its sender may never have heard of the accept, or may have given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +23,15 @@ class Reservation:
     frm: Site
     model: ModelRef
     deadline: float
-    """Freed when it has not come by then (the core's clock)."""
+    """When the place is freed if the model has not come (the core's clock)."""
     firm_until: float
-    """Not displaced by another site's offer before this."""
+    """Until when another site's offer cannot displace it."""
 
 
 def is_stale(model_steps: int, own_steps: int) -> bool:
-    """Its step count is under half of the steps that the receiver took itself.
+    """Whether a model's step count is under half of the steps that the receiver took itself.
 
-    Those that the receiver merged do not count: one site's claim would make everybody else's models stale.
+    Steps that the receiver merged do not count: one site's claim would make everybody else's models stale.
     """
     return 2 * model_steps < own_steps
 
@@ -47,7 +47,7 @@ class Inbox:
 
     @property
     def entries(self) -> tuple[InboxEntry, ...]:
-        """What must survive a crash: the visitor first, then the waiting."""
+        """Models that must survive a crash: the visitor first, then the waiting."""
         return (self.visiting, *self.waiting) if self.visiting else tuple(self.waiting)
 
     def holds(self, hash: str) -> bool:
@@ -56,9 +56,9 @@ class Inbox:
     def reserve(self, frm: Site, model: ModelRef, now: float) -> bool:
         """Promise the place to `frm`; False when it is taken.
 
-        Its own earlier promise, or its own older waiting model, gives way. The same offer again is
-        accepted again: the first answer may have been lost. But offers alone do not hold the place for
-        longer: one who only ever offers would keep everybody else out.
+        A site's new offer replaces its own earlier promise, or its own older waiting model. A repeated offer
+        is accepted again, since the first answer may have been lost. But offers alone do not hold the place
+        for longer: a site that only ever offers would block everybody else.
         """
         held = self.reserved
         if held is not None and held.frm != frm and now < held.firm_until:
@@ -74,7 +74,7 @@ class Inbox:
         return True
 
     def began(self, frm: Site, hash: str, now: float) -> bool:
-        """The promised model streams: nobody may displace it for a while yet."""
+        """Note that the promised model is streaming: no other offer may displace it for a while."""
         if self.expected(frm, hash) is None:
             return False
         assert self.reserved is not None
@@ -87,7 +87,7 @@ class Inbox:
         return held.model if held is not None and (held.frm, held.model.hash) == (frm, hash) else None
 
     def arrive(self, frm: Site, model: ModelRef, round: int) -> tuple[bool, list[InboxEntry]]:
-        """Take a promised model in; returns whether it was promised, and what it replaced."""
+        """Take in a promised model; returns whether it was promised, and what it replaced."""
         if self.expected(frm, model.hash) is None:
             return False, []
         assert self.reserved is not None
@@ -98,7 +98,7 @@ class Inbox:
         return True, replaced
 
     def release(self, frm: Site, hash: str | None = None) -> Reservation | None:
-        """Take a promise back: the stream failed for good, or the sender is gone."""
+        """Cancel a promise: the stream failed for good, or the sender is gone."""
         held = self.reserved
         if held is None or held.frm != frm or (hash is not None and held.model.hash != hash):
             return None
@@ -106,7 +106,7 @@ class Inbox:
         return held
 
     def take(self, own_round: int, own_steps: int) -> tuple[InboxEntry | None, list[tuple[InboxEntry, str]]]:
-        """The next visitor, and what was dropped on the way with the reason: too_old or stale."""
+        """The next visitor, and the models dropped on the way with the reason: too_old or stale."""
         dropped: list[tuple[InboxEntry, str]] = []
         while self.waiting:
             entry = self.waiting.pop(0)
@@ -120,7 +120,7 @@ class Inbox:
         return self.visiting, dropped
 
     def put_back(self) -> None:
-        """The worker was lost during the visit: the visitor waits again, first in line."""
+        """Put the visitor back, first in line: the worker was lost during the visit."""
         if self.visiting is not None:
             self.waiting.insert(0, self.visiting)
             self.visiting = None

@@ -1,8 +1,9 @@
-"""Who takes part in the exchange, and how likely a site is to send at the end of a round.
+"""Which sites take part in the exchange, and the probability that a site sends.
 
 The probability: docs/design/equations.md §1.
 
-p_k ∝ n_k over the sites now alive, water-filled so that Σ p_k = ρN with ρ/2 ≤ p_k ≤ 1.
+At the end of a round, p_k ∝ n_k over the sites now alive. Water-filling gives Σ p_k = ρN and
+ρ/2 ≤ p_k ≤ 1.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def water_level(groups: Mapping[int, int], rho: float) -> float:
 
 
 class SenderPool:
-    """The other sites that take part now, with their cases; the level is worked out when it is asked for."""
+    """The other sites that take part now, with their cases. The water level is computed when it is asked
+    for."""
 
     __slots__ = ("_cases", "_groups", "_level_for", "sites")
 
@@ -60,7 +62,7 @@ class SenderPool:
         self._level_for: tuple[int, float, float] | None = None
 
     def update(self, site: Site, cases: int) -> None:
-        """`cases` = 0: it takes no part."""
+        """Set a site's number of cases; 0: the site takes no part."""
         before = self._cases.get(site, 0)
         if before == cases:
             return
@@ -78,7 +80,7 @@ class SenderPool:
         self._level_for = None
 
     def probability(self, own_cases: int, rho: float) -> float:
-        """p of this site among itself and the pool; 0 where there is nobody to send to."""
+        """Probability p of this site among itself and the pool; 0 where there is no receiver."""
         if not self._cases or own_cases <= 0 or rho <= 0:
             return 0.0
         if rho >= 1:

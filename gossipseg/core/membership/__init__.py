@@ -1,4 +1,4 @@
-"""Who is there: SWIM with Lifeguard's local health. Records, their spread, and the failure detector.
+"""Membership: SWIM with Lifeguard's local health. Records, their dissemination, and the failure detector.
 
-What a record means is decided here, what it causes elsewhere (gossip, rounds, enforcement) is not.
+This package decides what a record means. Gossip, rounds and enforcement decide what follows from it.
 """

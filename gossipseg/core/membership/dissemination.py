@@ -1,4 +1,4 @@
-"""What one site tells another: news that ride on pings, and everything it believes in a push/pull."""
+"""What one site tells another: records piggybacked on pings, and everything it believes in a push/pull."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RETRANSMIT_FACTOR = 4
 
 
 def retransmit_limit(live: int) -> int:
-    """How often one site passes a record on: 4·log10(N+1), rounded up."""
+    """Transmissions of a record by one site: 4·log10(N+1), rounded up."""
     return RETRANSMIT_FACTOR * math.ceil(math.log10(live + 1))
 
 
@@ -33,7 +33,7 @@ class Broadcasts:
 
     def __init__(self, is_current: Callable[[Record], bool]) -> None:
         self._sent: list[list[Record]] = [[]]
-        """_sent[k]: records sent k times so far; the newest last."""
+        """_sent[k]: records sent k times; the newest last."""
         self._is_current = is_current
         self.size = 0
 
@@ -42,7 +42,7 @@ class Broadcasts:
         self.size += 1
 
     def take(self, room: int, limit: int) -> tuple[Record, ...]:
-        """Up to `room` records for one message; each is passed on `limit` times at most."""
+        """Up to `room` records for one message; each is sent at most `limit` times."""
         if not self.size:
             return ()
         while len(self._sent) <= limit:
@@ -88,11 +88,12 @@ class Dissemination:
         self._limit_for = (-1, 0)
 
     def add(self, record: Record) -> None:
-        """Pass it on from now, as often as the retransmit limit allows."""
+        """Queue a record for dissemination, up to the retransmit limit."""
         self._broadcasts.add(record)
 
     def piggyback_for(self, site: Site) -> tuple[Record, ...]:
-        """Records to send with a message to `site`; first what is held against it, so that it can refute."""
+        """Records to send with a message to `site`; accusations of that site come first, so that it can
+        refute them."""
         live = len(self._live) + 1
         if live != self._limit_for[0]:
             self._limit_for = (live, retransmit_limit(live))
@@ -106,7 +107,7 @@ class Dissemination:
     def known(self) -> tuple[Record, ...]:
         """Everything this site believes, for a push/pull."""
         records: list[Record] = [self.own]
-        # A site that missed a suspicion learns of it from its next push/pull at the latest.
+        # A site that missed a suspicion learns it from its next push/pull at the latest.
         forgotten = self._ctx.now - max(self._params.dead_kept_s, self.push_pull_interval_s())
         for member in self._members.values():
             state = member.state
@@ -121,14 +122,15 @@ class Dissemination:
         return tuple(records)
 
     def push_pull_interval_s(self) -> float:
-        """Beyond 32 sites it grows with log2 N (memberlist's pushPullScale): what is carried grows too."""
+        """The interval grows with log2 N beyond 32 sites (memberlist's pushPullScale), as the message size
+        does."""
         live = len(self._live) + 1
         few = PUSH_PULL_FLAT_UP_TO
         scale = 1 if live <= few else 1 + math.ceil(math.log2(live / few))
         return self._params.push_pull_interval_s * scale
 
     def _is_current(self, record: Record) -> bool:
-        """Nothing newer is known that would make passing the record on pointless."""
+        """Whether no newer record makes disseminating this one pointless."""
         if record.site == self._ctx.site:
             return record is self.own
         member = self._members.get(record.site)

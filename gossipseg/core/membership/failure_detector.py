@@ -1,7 +1,7 @@
-"""Who is pinged and synced with, and when: SWIM's failure detector with Lifeguard's local health.
+"""Which member is probed and synced with, and when: SWIM's failure detector with Lifeguard's local health.
 
-SWIM §3.1: each period a member is pinged; if it does not answer, k others are asked to ping it. SWIM §4.3:
-targets are taken round-robin from a shuffled list, new members enter at a random place.
+SWIM §3.1: each period one member is pinged; if it does not answer, k others are asked to ping it. SWIM §4.3:
+targets are taken round-robin from a shuffled list; new members enter at a random position.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gossipseg.core import messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.membership.handshake import Handshake
 from gossipseg.core.membership.member import Member
@@ -23,11 +23,11 @@ JOIN_SITES = 3
 """Listed sites dialled at once at the start."""
 FAREWELL_SITES = 4
 HELPER_SHARE = 1.5
-"""A helper's answer is waited for this many ping timeouts: it needs one itself."""
+"""Ping timeouts allowed for a helper's answer: the helper needs one itself."""
 SUSPECT_SHARE = LAST_CALL_SHARE
-"""A suspect is given this many ping timeouts to read that it is one."""
+"""Ping timeouts allowed for a suspect to read the accusation."""
 SYNC_SHARE = 3.0
-"""A push/pull carries everything: it gets this many ping timeouts."""
+"""Ping timeouts allowed for a push/pull, which carries everything."""
 
 
 @dataclass(slots=True)
@@ -37,10 +37,10 @@ class _Indirect:
     target: Site
     waiting: int
     missed: int = 0
-    """Helpers that gave no answer at all: a sign that this site's own link is bad."""
+    """Helpers that did not answer at all: a sign that this site's own link is bad."""
     reached: bool = False
     void: bool = False
-    """This site's loop stood still meanwhile: silence proves nothing."""
+    """Whether this site's event loop stalled meanwhile: silence then proves nothing."""
 
 
 class FailureDetector:
@@ -87,7 +87,7 @@ class FailureDetector:
             self._push_pull()
 
     def stalled(self) -> None:
-        """This site's loop stood still: calls that were under way prove nothing when they fail."""
+        """Void the calls under way: this site's event loop stalled, so their failures prove nothing."""
         self._stalled_at = self._ctx.now
         self._membership.stalled()
 
@@ -124,7 +124,7 @@ class FailureDetector:
         body = messages.Ping(self._membership.news.piggyback_for(site), self._ctx.info)
         self._ctx.request(site, body, self._timeout_s(), self._on_ack)
 
-    def _on_ack(self, call: Call, outcome: Outcome) -> None:
+    def _on_ack(self, call: Call, outcome: CallOutcome) -> None:
         if isinstance(outcome, messages.Ack):
             self._probing.discard(call.to)
             self._membership.health.change(-1)
@@ -137,8 +137,8 @@ class FailureDetector:
         else:
             self._ask_helpers(call.to)
 
-    def _is_proof_of_life(self, call: Call, outcome: Outcome) -> bool:
-        """A site that refuses us is there. (One that shows a wrong key may be anybody.)"""
+    def _is_proof_of_life(self, call: Call, outcome: CallOutcome) -> bool:
+        """Whether a failure proves that the site is up. A refusal does; a wrong key may be anybody's."""
         if not isinstance(outcome, RequestFailed) or outcome.reason not in ("untrusted", "refused"):
             return False
         self._membership.block(call.to, outcome.reason, outcome.detail)
@@ -157,7 +157,7 @@ class FailureDetector:
             body = messages.IndirectPing(target, self._membership.news.piggyback_for(helper))
             self._ctx.request(helper, body, HELPER_SHARE * self._timeout_s(), self._on_helper, question)
 
-    def _on_helper(self, call: Call, outcome: Outcome) -> None:
+    def _on_helper(self, call: Call, outcome: CallOutcome) -> None:
         question: _Indirect = call.about
         question.waiting -= 1
         if isinstance(outcome, messages.IndirectAck):
@@ -171,27 +171,27 @@ class FailureDetector:
         self._probing.discard(question.target)
         if question.reached:
             return
-        # Lifeguard §IV-A: a failed probe is held against this site only where helpers were silent too.
+        # Lifeguard §IV-A: a failed probe counts against local health only where helpers were silent too.
         self._membership.health.change(question.missed)
         if not question.void:
             self._accuse(question.target)
 
     def _accuse(self, target: Site) -> None:
-        """Suspect it, and tell it so: the ping waits at its door until a starved loop comes to read it."""
+        """Suspect a site, and tell it so: the ping waits until a starved event loop reads it."""
         if self._membership.accuse(target):
             self._tell(target, SUSPECT_SHARE * self._timeout_s())
 
     def _tell(self, site: Site, timeout_s: float) -> None:
-        """A ping for the sake of what rides on it; silence is the probe cycle's to judge."""
+        """Send a ping only for the records it carries; the probe cycle judges silence."""
         body = messages.Ping(self._membership.news.piggyback_for(site), self._ctx.info)
         self._ctx.request(site, body, timeout_s, self._on_told)
 
-    def _on_told(self, call: Call, outcome: Outcome) -> None:
+    def _on_told(self, call: Call, outcome: CallOutcome) -> None:
         if isinstance(outcome, messages.Ack):
             self.contact(call.to, outcome.records, outcome.info)
 
     def _refute_at_once(self, accuser: Site) -> None:
-        """Tell the accuser and a few others now: a starved site's answers come too late to carry it."""
+        """Send the refutation to the accuser and a few others now: a starved site's answers come too late."""
         self._membership.self_record.refuted = None
         k = self._params.indirect_checks
         for site in (accuser, *self._membership.alive.sample(self._ctx.rng, k, accuser)):
@@ -221,7 +221,7 @@ class FailureDetector:
         body = messages.Sync(self._known_to(site), self._ctx.info)
         self._ctx.request(site, body, SYNC_SHARE * self._timeout_s(), self._on_synced)
 
-    def _on_synced(self, call: Call, outcome: Outcome) -> None:
+    def _on_synced(self, call: Call, outcome: CallOutcome) -> None:
         self._syncing.discard(call.to)
         if isinstance(outcome, messages.SyncReply):
             before = len(self._membership.live)
@@ -242,7 +242,7 @@ class FailureDetector:
     def contact(
         self, site: Site, records: tuple[Record, ...], info: PeerInfo | None, *, synced: bool = False
     ) -> Member | None:
-        """A site spoke to this one: take in what it says, and see to it that both know each other."""
+        """Handle a message from a site: take in what it says, and make both sites know each other."""
         member = self._membership.heard(site, info)
         if records:
             self._membership.receive(records, site if synced else None)
@@ -281,7 +281,7 @@ class FailureDetector:
         ping = messages.Ping(self._membership.news.piggyback_for(target), self._ctx.info)
         self._ctx.request(target, ping, self._params.probe_timeout_s, self._on_helped, (token, frm))
 
-    def _on_helped(self, call: Call, outcome: Outcome) -> None:
+    def _on_helped(self, call: Call, outcome: CallOutcome) -> None:
         token, frm = call.about
         reached = isinstance(outcome, messages.Ack)
         if isinstance(outcome, messages.Ack):
@@ -297,7 +297,7 @@ class FailureDetector:
 
     # -------------------------------------------------------------- leaving
 
-    def say_goodbye(self, then: Callable[[Call, Outcome], None]) -> None:
+    def say_goodbye(self, then: Callable[[Call, CallOutcome], None]) -> None:
         """Tell a few peers at once that this site leaves."""
         self._membership.self_record.say_goodbye()
         for site in self._membership.alive.sample(self._ctx.rng, FAREWELL_SITES):

@@ -1,11 +1,11 @@
-"""Hello: two sites compare protocol, federation and contract before weights move."""
+"""Hello: two sites compare protocol, federation and contract before they exchange weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from gossipseg.core import messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
@@ -13,18 +13,18 @@ from gossipseg.core.messages import Hello, HelloReply
 from gossipseg.core.types import Site
 
 EAGER_SITES = 32
-"""In a federation of up to so many sites all are greeted on meeting them; in a larger one only where the
-contract differs or before an offer, so that the messages per site do not grow with the federation."""
+"""Largest federation in which every site is greeted on meeting it. In a larger one a site is greeted only
+where the contract differs, or before an offer. Then the messages per site do not grow with the federation."""
 
 
 class Handshake:
-    """Sends a Hello on meeting a site, and again when its life or its contract changes."""
+    """Sends a Hello on meeting a site, and again when its incarnation or its contract changes."""
 
     def __init__(self, ctx: Context, membership: Membership) -> None:
         self._ctx, self._membership = ctx, membership
 
     def compatible(self, member: Member) -> bool:
-        """Weights may move: a Hello agreed, and both signatures are known and equal."""
+        """Whether weights may move: a Hello agreed, and both signatures are known and equal."""
         ours = self._ctx.info.contract
         return (
             member.agreed
@@ -35,7 +35,7 @@ class Handshake:
         )
 
     def meet(self, member: Member, timeout_s: float) -> None:
-        """Called on every direct contact: greet if a Hello is due."""
+        """Greet a site if a Hello is due. Called on every direct contact."""
         if not member.greeting and member.info is not None and self._due(member):
             self.greet(member, timeout_s)
 
@@ -43,10 +43,10 @@ class Handshake:
         self,
         member: Member,
         timeout_s: float,
-        then: Callable[[Call, Outcome], None] | None = None,
+        then: Callable[[Call, CallOutcome], None] | None = None,
         about: object = None,
     ) -> None:
-        """Send a Hello now; `then`, if given, must call settle()."""
+        """Send a Hello now. `then`, if given, must call settle()."""
         member.greeting = True
         self._ctx.request(member.site, self._ctx.hello(), timeout_s, then or self._on_outcome, about)
 
@@ -56,8 +56,8 @@ class Handshake:
             self._compare(member, body)
         self._ctx.respond(token, self._ctx.hello_reply())
 
-    def settle(self, call: Call, outcome: Outcome) -> Member | None:
-        """Take the outcome of a Hello; returns the member if it answered."""
+    def settle(self, call: Call, outcome: CallOutcome) -> Member | None:
+        """Handle the outcome of a Hello; returns the member if it answered."""
         member = self._membership.members.get(call.to)
         if member is None:
             return None
@@ -72,7 +72,7 @@ class Handshake:
         self._compare(member, outcome)
         return member
 
-    def _on_outcome(self, call: Call, outcome: Outcome) -> None:
+    def _on_outcome(self, call: Call, outcome: CallOutcome) -> None:
         self.settle(call, outcome)
 
     def _due(self, member: Member) -> bool:
@@ -100,13 +100,13 @@ SIGNATURE_KEY = "network.signature"
 _UNKNOWN = ("", '""')
 _NAMED = 3
 _MAX_SHOWN = 200
-"""Characters of a value that are shown: the other side may send any text, and it goes into logs."""
+"""Characters shown of a value. The other side may send any text, and the text goes into logs."""
 
 
 def refusal(ours: Hello | HelloReply, theirs: Hello | HelloReply) -> str:
-    """ "" when weights may move (as far as is known), or what differs first, with both values.
+    """The first field that differs, with both values; "" when weights may move, as far as is known.
 
-    The network signature is left open while either side's worker has not reported it.
+    The network signature is left open until both sides' workers have reported it.
     """
     if ours.protocol_max < theirs.protocol_min or theirs.protocol_max < ours.protocol_min:
         return (

@@ -1,7 +1,7 @@
 """Who is in the federation and in what state: records in, beliefs out (SWIM with suspicion, DSN 2002).
 
-Only a site itself moves its incarnation (SWIM §4.2), so records of it carry its own signature; death
-follows only from this site's own timer. Records of unlisted sites are dropped.
+Only a site itself changes its incarnation (SWIM §4.2), so its records carry its own signature. Death follows
+only from this site's own timer. Records of unlisted sites are dropped.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from gossipseg.core.types import (
 )
 
 LAST_CALL_SHARE = 4.0
-"""A suspect is pinged once more this many ping timeouts before it is given up."""
+"""Ping timeouts between a suspect's last ping and its death."""
 MAX_INCARNATION = 1 << 62
-"""Records beyond it are dropped: nobody restarts or refutes that often, and it must fit the wire."""
+"""Largest accepted incarnation. Nobody restarts or refutes that often, and the number must fit the wire."""
 
 
 class MemberEvent(StrEnum):
@@ -42,11 +42,11 @@ class MemberEvent(StrEnum):
     ALIVE = "alive"
     """An alive record of a newer incarnation."""
     SUSPECT = "suspect"
-    """An accusation in its present incarnation."""
+    """An accusation in the member's present incarnation."""
     TIMEOUT = "timeout"
-    """Its suspicion was not refuted in time."""
+    """A suspicion that was not refuted in time."""
     LEFT = "left"
-    """Its own goodbye, not older than what is known."""
+    """The member's own goodbye, not older than what is known."""
 
 
 TRANSITIONS: Mapping[tuple[MemberState, MemberEvent], MemberState] = {
@@ -61,7 +61,7 @@ TRANSITIONS: Mapping[tuple[MemberState, MemberEvent], MemberState] = {
     (MemberState.SUSPECT, MemberEvent.LEFT): MemberState.LEFT,
     (MemberState.DEAD, MemberEvent.LEFT): MemberState.LEFT,
 }
-"""All changes of state there are; evidence without an entry changes none."""
+"""All changes of state; evidence without an entry changes none."""
 
 NOTES: Mapping[MemberState, str] = {state: f"member_{state.value}" for state in MemberState}
 ALIVE_REASONS: Mapping[MemberState, str] = {
@@ -73,7 +73,7 @@ ALIVE_REASONS: Mapping[MemberState, str] = {
 
 
 class Membership:
-    """The members, the running suspicions and the records on their way round."""
+    """The members, the running suspicions and the records to disseminate."""
 
     def __init__(
         self,
@@ -89,15 +89,15 @@ class Membership:
             s: Member(s, address=sites[s]) for s in sorted(sites) if s != ctx.site
         }
         self.live = SitePool()
-        """Alive or suspect: who is probed."""
+        """Alive or suspect members: the sites that are probed."""
         self.alive = SitePool()
         self.down: dict[Site, None] = dict.fromkeys(self.members)
-        """Listed and not live, the longest undialled first."""
+        """Listed sites that are not live, the longest undialled first."""
         self.joined: list[Site] = []
-        """Newly alive since the prober last looked."""
+        """Newly alive members that the failure detector has not seen yet."""
         self.health = suspicion.LocalHealth(params.max_self_health)
         self.watchers: list[Callable[[Member, bool], None]] = []
-        """Called in this order with what `changed` is called with."""
+        """Called in this order with the arguments of `changed`."""
         own = AliveRecord(ctx.site, ctx.rng.getrandbits(62) + 1, incarnation, address, 0)
         self.news = Dissemination(ctx, params, members=self.members, live=self.live, own=own)
         self.self_record = SelfRecord(ctx, self.news, self.health)
@@ -110,9 +110,9 @@ class Membership:
     def receive(self, records: Iterable[Record], synced_with: Site | None = None) -> int:
         """Take in verified records; returns how many changed something.
 
-        What changed something is passed on. Of what a push/pull brought (`synced_with`), alive records
-        are passed on only of that site itself: the others have been on their way round already, and a
-        newcomer would repeat the whole list to everybody.
+        Records that changed something are disseminated. Of the alive records in a push/pull (`synced_with`),
+        only that site's own is. The others have been disseminated already, and a newcomer would repeat the
+        whole list to everybody.
         """
         members, changed = self.members, 0
         for record in records:
@@ -135,7 +135,8 @@ class Membership:
         return changed
 
     def accuse(self, site: Site) -> bool:
-        """This site itself could not reach `site`, directly or through others; False: no news."""
+        """Suspect `site`, which this site could not reach directly or through others; False: nothing
+        changed."""
         member = self.members.get(site)
         if member is None or not member.live:
             return False
@@ -206,19 +207,19 @@ class Membership:
         return True
 
     def changed(self, member: Member, *, ended: bool = False) -> None:
-        """Something about the member changed; `ended`: the life known so far is over."""
+        """Report a member's change; `ended`: the incarnation known so far is over."""
         for watcher in self.watchers:
             watcher(member, ended)
 
     def quarantined(self, site: Site) -> bool:
-        """Nothing is taken from it now."""
+        """Whether nothing is accepted from the site now."""
         member = self.members.get(site)
         return member is not None and member.quarantined
 
     # -------------------------------------------------------------- direct contact and time
 
     def heard(self, site: Site, info: PeerInfo | None) -> Member | None:
-        """`site` spoke to this site just now (authentic by the connection)."""
+        """Note a message from `site` just now (authenticated by the connection)."""
         member = self.members.get(site)
         if member is None:
             return None
@@ -243,19 +244,20 @@ class Membership:
         return member
 
     def _compare_lists(self, member: Member, old: PeerInfo | None) -> None:
-        """Note it once when a site's list is, or becomes, another than this site's."""
+        """Note once when a site's list becomes different from this site's."""
         ours, theirs = self._ctx.info.listed, member.info.listed if member.info is not None else ""
         if ours and theirs and theirs != ours and (old is None or old.listed != theirs):
             self._ctx.note("lists_differ", member.site, f"{theirs} there, {ours} here")
 
     def learn_phase(self, member: Member, phase: Phase) -> None:
-        """It said so in an answer that carries no PeerInfo."""
+        """Take the phase from an answer that carries no PeerInfo."""
         if member.info is not None and member.info.phase is not phase:
             member.info = replace(member.info, phase=phase)
             self.changed(member)
 
     def block(self, site: Site, reason: str, detail: str) -> None:
-        """The wire says that `site` shows the wrong key (untrusted), or does not take ours (refused)."""
+        """Record a failed authentication: `site` shows the wrong key (untrusted), or rejects ours
+        (refused)."""
         member = self.members.get(site)
         if member is None:
             return
@@ -267,14 +269,14 @@ class Membership:
         self.changed(member)
 
     def stalled(self) -> None:
-        """This site's own loop stood still: what it missed may contain refutations."""
+        """Extend the suspicions: this site's own event loop stalled, and may have missed refutations."""
         self.health.change(+1)
         self._grace_until = self._ctx.now + self._params.probe_interval_s
 
     def expire(self) -> list[Site]:
-        """Give up the suspects whose time is over; returns those whose time is nearly over.
+        """Declare the suspects dead whose time is over; returns those whose time is nearly over.
 
-        They are to be pinged once more: a refutation that did not come this way must not cost a life.
+        The latter are to be pinged once more: a lost refutation must not make a live site dead.
         """
         now, timers, calls = self._ctx.now, self._timers, []
         while timers and timers[0][0] <= now:
@@ -302,7 +304,7 @@ class Membership:
     # -------------------------------------------------------------- the list and the states
 
     def set_sites(self, sites: Mapping[Site, str]) -> list[Site]:
-        """The list was reloaded; returns the sites that are no longer in it."""
+        """Take the reloaded list; returns the sites that are no longer in it."""
         removed = [s for s in self.members if s not in sites]
         for site in removed:
             member = self.members.pop(site)

@@ -1,4 +1,4 @@
-"""What this site says of its own being there: I am here, I am not dead, I am leaving."""
+"""This site's own membership record: announce, refute, leave."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from gossipseg.core.types import AliveRecord, LeftRecord, Record, Site, SuspectR
 
 
 class SelfRecord:
-    """Speaks through the news, and feels unwell when it has to refute."""
+    """Announces and refutes by broadcasts, and lowers the local health when it has to refute."""
 
     def __init__(self, ctx: Context, news: Dissemination, health: LocalHealth) -> None:
         self._ctx, self._news, self._health = ctx, news, health
         self.leaving = False
         self.refuted: Site | None = None
-        """Who accused this site of an incarnation it has just refuted; the prober tells them at once."""
+        """Sites whose accusation this site has just refuted; the failure detector answers them at once."""
         self._foreign_lives: dict[int, int] = {}
-        """How often each nonce of another daemon under this name was heard of."""
+        """How often each nonce of another daemon with this name was heard."""
 
     @property
     def incarnation(self) -> int:
         return self._news.own.incarnation
 
     def announce(self, incarnation: int) -> None:
-        """Say "I am here" under a (new) incarnation, which is on disk before anybody hears of it."""
+        """Announce this site under a (new) incarnation, which is on disk before any peer hears of it."""
         own = self._news.own
         if self.leaving or not isinstance(own, AliveRecord):
             return
@@ -36,14 +36,14 @@ class SelfRecord:
         self._news.add(self._news.own)
 
     def say_goodbye(self) -> None:
-        """From here on this site counts as left."""
+        """Announce that this site leaves; from now on it counts as left."""
         self.leaving = True
         draft = LeftRecord(self._ctx.site, self._news.own.nonce, self._news.own.incarnation)
         self._news.own = replace(draft, signature=self._ctx.sign(payload(draft)))
         self._news.add(self._news.own)
 
     def hear(self, record: Record) -> bool:
-        """Refute what is said of this site, or outbid another life of it; False: no need to."""
+        """Refute an accusation of this site, or outbid another daemon of its name; False: no need to."""
         if self.leaving:
             return False
         own = self._news.own
@@ -59,7 +59,7 @@ class SelfRecord:
         lives = self._foreign_lives
         lives[record.nonce] = lives.get(record.nonce, 0) + 1
         if lives[record.nonce] > 1:
-            # The first time may be what is left of an earlier life; one that answers back is running now.
+            # The first time may be a trace of an earlier run; a daemon that answers back is running now.
             self._ctx.note_seldom(
                 "duplicate_site", self._ctx.site, "another daemon runs under this site's name"
             )

@@ -1,7 +1,7 @@
-"""How long a suspicion runs, and how sure this site is of itself: SWIM §4.2 and Lifeguard.
+"""How long a suspicion runs, and this site's local health: SWIM §4.2 and Lifeguard.
 
-Das, Gupta, Motivala: SWIM (DSN 2002). Dadgar, Phillips, Currey: Lifeguard (arXiv 1707.00788): LHA-Probe
-(the local health multiplier) and LHA-Suspicion (the timeout that shrinks with confirmations).
+Das, Gupta, Motivala: SWIM (DSN 2002). Dadgar, Phillips, Currey: Lifeguard (arXiv 1707.00788). LHA-Probe is
+the local health multiplier; LHA-Suspicion is the timeout that shrinks with confirmations.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class LocalHealth:
         self._max = maximum
 
     def change(self, by: int) -> None:
-        """Better (negative) or worse, kept within 0..max."""
+        """Change the score (negative: better), within 0..max."""
         self.score = min(self._max, max(0, self.score + by))
 
     @property

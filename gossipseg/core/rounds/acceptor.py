@@ -1,9 +1,8 @@
-"""What a site has promised, stored and knows to be committed: the acceptor of one Paxos decree a round.
+"""What a site has promised, stored and knows to be committed: the acceptor of one Paxos decision per round.
 
-"Paxos Made Simple" (Lamport 2001), with the attempt as the proposal's number and the global model as its
-value.
+"Paxos Made Simple" (Lamport 2001). The attempt is the proposal's number; the global model is its value.
 
-Every method that changes the record persists it before it returns: then the answer may be given.
+Every method that changes the record persists it before it returns. Only then may the answer be given.
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from gossipseg.core.rounds.quorum import QuorumConfig
 from gossipseg.core.types import ModelRef, Proposal, Site
 
 FREE_LAPS = 4
-"""So many times round the list are always within reach, or one far step would shut out all that follow."""
+"""Laps of the site list that are always allowed. Otherwise one far step would shut out all later attempts."""
 RATE_MARGIN = 2.0
-"""Each site begins one attempt within its patience and passes over the others at most: twice that is allowed,
-for restarts."""
+"""Allowed attempts, relative to the expected ones. Each site begins one attempt within its patience and
+passes over the others at most; the factor allows for restarts."""
 REMEMBERED_S = 30 * 86400.0
-"""Sites that were apart, or down, may have missed the attempts of so long a time."""
+"""Seconds of attempts that a site may have missed while it was down or partitioned."""
 ABSURD = 16.0
-"""So many times further than that no honest site ever comes."""
+"""Multiple of that allowance which no honest site ever reaches."""
 FARTHEST = 1 << 30
 
 
 @dataclass(slots=True)
 class BallotLimit:
-    """What is left of it: it grows with time, and far steps take from it."""
+    """The remaining allowance of attempt numbers. It grows with time; far steps use it up."""
 
     patience_s: float
     _left: float = float("inf")
     _at: float = 0.0
 
     def objection(self, step: int, sites: int, now: float) -> str:
-        """Why an attempt so far above the promised one is not listened to; "" if it is."""
+        """Why an attempt this far above the promised one is not accepted; "" if it is."""
         self._grow(sites, now)
         if step <= max(FREE_LAPS * sites, self._left):
             return ""
@@ -48,7 +47,7 @@ class BallotLimit:
         return "absurd_attempt" if absurd else "attempt_too_far"
 
     def take(self, step: int, sites: int, now: float) -> None:
-        """It was promised."""
+        """Use up the allowance of a promised step."""
         self._grow(sites, now)
         if step > FREE_LAPS * sites:
             self._left -= min(step, self._left)
@@ -76,19 +75,19 @@ class Acceptor:
         patience_s: float,
         last_round: float = math.inf,
     ) -> None:
-        """`last_round`: that of the last global model there will be."""
+        """`last_round`: the round of the last global model."""
         self._reach = BallotLimit(patience_s)
         self._ctx, self.ledger, self._max_model_bytes = ctx, ledger, max_model_bytes
         self._last_round = last_round
         self.quorum, self.record = quorum, record
         self.run = ""
-        """"" until the worker has reported the network signature in this life."""
+        """"" until the worker has reported the network signature since the daemon started."""
 
     # -------------------------------------------------------------- what is known
 
     @property
     def committed(self) -> int:
-        """The newest round whose global model is committed and here; 0: W_0 alone."""
+        """The newest round whose global model is committed and here; 0: only W_0."""
         return self.record.committed.round if self.record.committed else 0
 
     @property
@@ -98,12 +97,12 @@ class Acceptor:
 
     @property
     def promised(self) -> int:
-        """The attempt of that round below which nobody is listened to; -1: none."""
+        """The lowest attempt of that round that is still accepted; -1: none was promised."""
         return self.record.promised_attempt if self.record.promised_round == self.round else -1
 
     @property
     def accepted(self) -> Proposal | None:
-        """What is stored for that round."""
+        """The model stored for that round."""
         accepted = self.record.accepted
         return accepted if accepted is not None and accepted.round == self.round else None
 
@@ -117,7 +116,7 @@ class Acceptor:
     # -------------------------------------------------------------- the rules
 
     def foreign_run(self, frm: Site, run: str, sites: str) -> str:
-        """Why a message is none of this run's; "" if it is."""
+        """Why a message does not belong to this run; "" if it does."""
         if not self.run:
             return "not_ready"
         if run != self.run:
@@ -127,25 +126,26 @@ class Acceptor:
         return ""
 
     def prepare(self, frm: Site, body: messages.Prepare) -> str:
-        """Promise the attempt, or say why not. Phase 1b: none below the promised one is listened to."""
+        """Promise the attempt, or say why not. Phase 1b: no attempt below the promised one is accepted."""
         reason = self._out_of_turn(frm, body.round, body.attempt)
         if not reason and body.attempt > self.promised:
             self.promise(body.attempt)
         return reason
 
     def promise(self, attempt: int, **changes: Any) -> None:
-        """No attempt below this one, nor the same number under another list, is listened to from now on."""
+        """Promise to accept no lower attempt, nor the same number under another list, from now on."""
         self._reach.take(attempt - self.promised, len(self.quorum.sites), self._ctx.now)
         self.change(
             promised_round=self.round, promised_attempt=attempt, promised_sites=self.quorum.key, **changes
         )
 
     def objection(self, frm: Site, proposal: Proposal) -> str:
-        """Why this site does not store it now; "" if it does, once the file is here."""
+        """Why this site does not store the model now; "" if it does, once the file is here."""
         return self._out_of_turn(frm, proposal.round, proposal.attempt) or self.fault(proposal, frm)
 
     def store(self, proposal: Proposal) -> bool:
-        """Its file is here. Phase 2b: stored unless a later attempt was promised meanwhile."""
+        """Store a model whose file is here. Phase 2b: stored unless a later attempt was promised
+        meanwhile."""
         if proposal.round != self.round or self._superseded(proposal.attempt):
             return False
         if proposal != self.accepted:
@@ -153,7 +153,8 @@ class Acceptor:
         return True
 
     def commit(self, proposal: Proposal) -> bool:
-        """A quorum has stored it, and its file is here; False: something as new is known already."""
+        """Commit a model that a quorum has stored and whose file is here; False: one as new is committed
+        already."""
         if proposal.round <= self.committed:
             return False
         self.record = replace(
@@ -172,9 +173,10 @@ class Acceptor:
         return True
 
     def fault(self, proposal: Proposal, frm: Site | None = None) -> str:
-        """Why nobody should store it, whoever proposes it; `frm`: the coordinator of its attempt.
+        """Why no site should store the model, whoever proposes it; `frm`: the coordinator of its attempt.
 
-        Who is in it is its maker's to check: an earlier list, with other sites and quorums, may have made it.
+        The contributors are its maker's to check: the maker may have used an earlier list with other sites
+        and quorums.
         """
         if proposal.model.kind != "global":
             return "other_model"
@@ -187,7 +189,7 @@ class Acceptor:
         return "too_large" if self.too_large(proposal.model) else ""
 
     def too_large(self, model: ModelRef) -> bool:
-        """It declares more bytes than this site takes."""
+        """Whether the model declares more bytes than this site accepts."""
         return model.size_bytes > self._max_model_bytes
 
     def _out_of_turn(self, frm: Site, round: int, attempt: int) -> str:
@@ -212,18 +214,20 @@ class Acceptor:
 
     @property
     def _under_other_list(self) -> bool:
-        """What was promised last has another coordinator by the list of now: one number, two proposals."""
+        """Whether the last promise was made to another coordinator than today's list names: one number, two
+        proposals."""
         return self.promised >= 0 and self.record.promised_sites not in ("", self.quorum.key)
 
     # -------------------------------------------------------------- the record
 
     def change(self, **changes: Any) -> None:
-        """Put it on disk before any later effect of this step."""
+        """Change the record and write it to disk before any later effect of this step."""
         self.record = replace(self.record, **changes)
         self._ctx.persist()
 
     def begin(self, run: str) -> None:
-        """The contract is known. What another run has left behind says nothing in this one."""
+        """Begin a run, now that the contract is known. The record of another run does not count in this
+        one."""
         self.run = run
         if self.record.run not in ("", run):
             forgotten = self.record.committed.round if self.record.committed else 0
@@ -233,8 +237,8 @@ class Acceptor:
         self.record = replace(self.record, run=run)
 
     def rekeyed(self) -> None:
-        """This site signs with another key now: the old one's signatures will not be believed for long.
-        (The caller persists.)"""
+        """Sign this site's update anew with its new key: peers will soon reject the old key. (The caller
+        persists.)"""
         record, renew = self.record, self.ledger.renew
         committed, accepted, update = record.committed, record.accepted, record.update
         self.record = replace(
@@ -245,11 +249,11 @@ class Acceptor:
         )
 
     def relist(self, quorum: QuorumConfig) -> None:
-        """The list of sites has changed.
+        """Apply a changed list of sites.
 
-        What is stored stays: it may be committed. (Quorums of lists that differ by one site at a time have
-        a site in common; larger changes want a quiet moment.) What is promised holds for the list it was
-        promised under: by another one the same number belongs to another coordinator, whose proposal could
-        not be told from the first one's by its number.
+        What is stored stays, because it may be committed. (Quorums of lists that differ by one site at a time
+        have a site in common; larger changes need a quiet moment.) A promise holds for the list it was made
+        under. Under another list the same number belongs to another coordinator, and the number alone could
+        not tell the two proposals apart.
         """
         self.quorum = quorum

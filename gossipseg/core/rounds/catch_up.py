@@ -1,4 +1,4 @@
-"""Global models as they come and go: which is the newest, fetching it, telling that one is committed."""
+"""Catch-up on global models: which one is the newest, fetching it, and telling others of a commit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gossipseg.core import messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
@@ -15,16 +15,16 @@ from gossipseg.core.rounds.transfers import Download, Downloads
 from gossipseg.core.types import Proposal, Site
 
 STRIKES = 3
-"""So often a site may name no newer global model, or not send it, before its word that there is one counts
-for nothing for a while: on one liar's word nobody would lead any more."""
+"""Times a site may fail to name or send the newer global model that it announced. Then its announcements are
+ignored for a while: otherwise one liar could keep every site from leading."""
 DOUBT_S, LONGEST_DOUBT_S = 60.0, 3600.0
 TELLINGS = 3
-"""So often a site is told of a commit before it is left to the pings."""
+"""Notices of a commit per site; after that the site learns of the commit from pings."""
 
 
 @dataclass(slots=True)
 class CommitNotice:
-    """A site that is being told of the newest commit."""
+    """The notices to one site of the newest commit."""
 
     left: int = TELLINGS
     at: float = 0.0
@@ -32,7 +32,8 @@ class CommitNotice:
 
 
 class CatchUp:
-    """`on_here(proposal)` is called when the file of a model known to be committed has come."""
+    """Finds and fetches newer global models. `on_here(proposal)` is called when a committed model's file has
+    come."""
 
     def __init__(
         self,
@@ -46,11 +47,11 @@ class CatchUp:
         self._ctx, self._params, self._membership = ctx, params, membership
         self._acceptor, self._downloads, self._on_here = acceptor, downloads, on_here
         self.known: Proposal | None = None
-        """Committed; its file is not here yet."""
+        """The committed model whose file is not here yet."""
         self.offered: Proposal | None = None
-        """A coordinator wants it stored; its file is not here yet."""
+        """The model that a coordinator wants stored, whose file is not here yet."""
         self._hints: dict[Site, int] = {}
-        """Newest committed round, of sites that said so with a message of a round."""
+        """Newest committed round, by site that stated it in a message of a round."""
         self._strikes: dict[Site, int] = {}
         self._doubted_until: dict[Site, float] = {}
         self._asking = False
@@ -73,20 +74,20 @@ class CatchUp:
 
     @property
     def newest(self) -> int:
-        """The newest round that a site within reach knows to be committed."""
+        """The newest round that a reachable site knows to be committed."""
         return max((self.committed_at(s) for s in self._membership.members), default=0)
 
     @property
     def behind(self) -> bool:
-        """A newer global model than this site's own is to be had."""
+        """Whether a newer global model than this site's own is available."""
         return self.newest > self._acceptor.committed
 
     def hint(self, site: Site, round: int) -> None:
-        """Its message shows that it knows this round to be committed."""
+        """Note from a message that `frm` knows this round to be committed."""
         self._hints[site] = max(round, self._hints.get(site, 0))
 
     def forget(self, site: Site) -> None:
-        """It has begun a new life: perhaps with an empty disk."""
+        """Forget a restarted site's hints: its disk may be empty."""
         self._hints.pop(site, None)
         self._believe(site)
 
@@ -95,7 +96,7 @@ class CatchUp:
         self._doubted_until.pop(site, None)
 
     def _doubt(self, site: Site) -> None:
-        """It has not borne out its word that a newer model is committed."""
+        """Count a failure of a site to name or send the newer model that it announced."""
         strikes = self._strikes[site] = self._strikes.get(site, 0) + 1
         if strikes >= STRIKES:
             self._hints.pop(site, None)
@@ -103,7 +104,7 @@ class CatchUp:
             self._doubted_until[site] = self._ctx.now + pause_s
 
     def learn(self, proposal: Proposal, frm: Site) -> None:
-        """`frm` knows it to be committed."""
+        """Note that `frm` knows the model to be committed."""
         if proposal.round <= self._acceptor.committed:
             return
         if fault := self._acceptor.fault(proposal):
@@ -116,7 +117,7 @@ class CatchUp:
             self.known = proposal
 
     def offer(self, proposal: Proposal, frm: Site) -> None:
-        """The coordinator `frm` wants it stored; its file is to be fetched there."""
+        """Note that the coordinator `frm` wants the model stored; its file is to be fetched there."""
         self.offered = proposal
         self._want(proposal, [frm])
 
@@ -152,7 +153,7 @@ class CatchUp:
             body = messages.Fetch(self._acceptor.run, self._acceptor.quorum.key, "global", wanted, 0, "")
             self._ctx.request(newest, body, self._params.request_timeout_s, self._on_named)
 
-    def _on_named(self, call: Call, outcome: Outcome) -> None:
+    def _on_named(self, call: Call, outcome: CallOutcome) -> None:
         self._asking = False
         self._ask_later()
         if isinstance(outcome, messages.FetchReply) and outcome.proposal is not None:
@@ -169,11 +170,11 @@ class CatchUp:
         self._downloads.want(proposal.model, proposal.round, proposal.attempt, sources, self.on_global)
 
     def on_global(self, want: Download, reason: str) -> None:
-        """A global model's file is here, or not to be had."""
+        """Handle a global model whose file has come, or cannot be had."""
         hash = want.model.hash
         if reason:
             if self.known is not None and self.known.model.hash == hash:
-                self.known = None  # ask anew which one it is
+                self.known = None  # ask again which one is the newest
                 self._ask_later()
                 for site in want.sources:
                     self._doubt(site)
@@ -190,7 +191,7 @@ class CatchUp:
     # -------------------------------------------------------------- telling
 
     def announce(self, proposal: Proposal) -> None:
-        """Tell every site that it is committed."""
+        """Tell every site that the model is committed."""
         self._told = proposal
         others = [s for s in self._acceptor.quorum.sites if s != self._ctx.site]
         self._telling = {site: CommitNotice(at=self._ctx.now) for site in others}
@@ -206,7 +207,7 @@ class CatchUp:
                 body = messages.Commit(self._acceptor.run, self._acceptor.quorum.key, self._told)
                 self._ctx.request(site, body, self._params.request_timeout_s, self._on_told, telling)
 
-    def _on_told(self, call: Call, outcome: Outcome) -> None:
+    def _on_told(self, call: Call, outcome: CallOutcome) -> None:
         telling: CommitNotice = call.about
         telling.asking = False
         telling.at = self._ctx.now + self._params.request_timeout_s

@@ -1,4 +1,4 @@
-"""Whose turn it is to coordinate a round, as seen from here.
+"""Which site's turn it is to coordinate a round, as seen from here.
 
 A wrong view costs time, never agreement.
 """
@@ -14,12 +14,12 @@ from gossipseg.core.rounds.acceptor import Acceptor
 from gossipseg.core.types import MemberState, Phase, Site
 
 JITTER = 0.25
-"""Patience differs by up to this share, so that two sites seldom lose it together."""
+"""Largest random share by which patience differs, so that two sites seldom lose it together."""
 
 
 HEARD_SHARE = 0.5
-"""Of a site that was heard of within this share of the patience a suspicion alone is not believed: it may
-only be late with its pings, and an attempt that is far on would be lost."""
+"""Share of the patience within which a recent message outweighs a suspicion. The suspected coordinator may
+only be late with its pings, and giving up its attempt would lose the progress made."""
 
 
 class LeaderRotation:
@@ -32,13 +32,13 @@ class LeaderRotation:
         self._round = acceptor.round
         self._floor = 0
         self._met_by = math.inf
-        """Sites that have not been met by then count as absent."""
+        """When sites that have not been met begin to count as absent."""
         self.current: int | None = None
-        """None: nobody can lead, as far as is known."""
+        """The attempt whose coordinator should lead now; None: no site can lead, as far as is known."""
         self._quiet_at = math.inf
         self._waiting = False
         self._heard: tuple[int, float] | None = None
-        """(attempt, when) its coordinator was last heard of as such."""
+        """(attempt, time) of the last message from its coordinator as such."""
 
     def start(self) -> None:
         self._met_by = self._ctx.now + self._params.patience_s
@@ -67,18 +67,19 @@ class LeaderRotation:
         return ""
 
     def heard(self, attempt: int) -> None:
-        """Its coordinator is at work on it."""
+        """Note that the coordinator works on the attempt."""
         self._heard = (attempt, self._ctx.now)
         if self.current is None or self.current <= attempt:
             self.progress()
 
     def progress(self) -> None:
-        """The current attempt is given the whole patience."""
+        """Restart the patience of the current attempt."""
         share = 1 + JITTER * self._ctx.rng.random()
         self._quiet_at = self._ctx.now + share * self._params.patience_s
 
     def settle(self, *, mine: str, waiting: bool) -> None:
-        """`mine`: why this site itself cannot lead; `waiting`: it has delivered all it can, and leads not."""
+        """Choose the attempt. `mine`: why this site itself cannot lead. `waiting`: it has delivered all it
+        can, and does not lead."""
         if self._round != self._acceptor.round:
             self._round, self._floor, self.current, self._heard = self._acceptor.round, 0, None, None
         if waiting and not self._waiting:
@@ -98,13 +99,13 @@ class LeaderRotation:
         self.progress()
 
     def pass_on(self, attempt: int, reason: str) -> None:
-        """The attempt has come to nothing: a later one's turn."""
+        """Pass the turn to a later attempt: the current one has failed."""
         site = self._acceptor.quorum.coordinator(self._round, attempt)
         self._note(site, attempt, reason)
         self._floor, self.current = max(self._floor, attempt + 1), None
 
     def restarted(self, site: Site) -> None:
-        """A site has begun a new life: what it led in the last one is over."""
+        """Note that a site has restarted: the attempt it led is over."""
         if self.current is not None and self.current == self._acceptor.promised and site == self.coordinator:
             self.pass_on(self.current, "restarted")
 
@@ -115,7 +116,7 @@ class LeaderRotation:
         return min(self._quiet_at, believed) if believed > self._ctx.now else self._quiet_at
 
     def _heard_until(self, attempt: int) -> float:
-        """Until when a suspicion of its coordinator is not believed."""
+        """Until when a suspicion of the attempt's coordinator is ignored."""
         if self._heard is None or self._heard[0] != attempt:
             return -math.inf
         return self._heard[1] + HEARD_SHARE * self._params.patience_s
@@ -123,7 +124,8 @@ class LeaderRotation:
     def _first(self, mine: str) -> int | None:
         """The first attempt, from the floor on, whose coordinator can lead it.
 
-        (All sites and one more: the floor may be this site's own, promised in an earlier life.)
+        (The search covers all sites and one more: the floor may be this site's own attempt, promised before a
+        restart.)
         """
         promised, quorum = self._acceptor.promised, self._acceptor.quorum
         floor = max(self._floor, self._acceptor.barred + 1)
@@ -137,7 +139,7 @@ class LeaderRotation:
         return None
 
     def _doubted(self, attempt: int) -> str:
-        """The objection that does not count against its coordinator now."""
+        """The objection that is ignored for the current coordinator."""
         return MemberState.SUSPECT.value if self._ctx.now < self._heard_until(attempt) else ""
 
     def _note(self, site: Site, attempt: int, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""What a site answers to the coordinators of rounds, and to sites that fetch."""
+"""How a site answers the coordinators of rounds, and sites that fetch files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from gossipseg.core.types import ModelRef, Phase, Site, UpdateTally
 
 
 class Participant:
-    """`heard_of(attempt, tally)` is called when its coordinator is at work on it and was followed."""
+    """Answers Prepare, Fetch, Accept and Commit. `heard_of(attempt, tally)` is called when an attempt was
+    accepted."""
 
     def __init__(
         self,
@@ -34,7 +35,7 @@ class Participant:
         self._told: set[tuple[Site, str]] = set()
 
     def to(self, frm: Site, body: messages.Request) -> messages.Reply:
-        """The reply; what it says is persisted before it goes out."""
+        """Build the reply; its statements are persisted before it is sent."""
         reason = self._foreign_run(frm, body)
         return refusal(body, reason) if reason else ANSWERS[type(body)](self, frm, body)
 
@@ -45,7 +46,7 @@ class Participant:
             self._ctx.note("round_refused", frm, reason)
         if not reason and self._ctx.info.phase is Phase.LEAVING:
             return "leaving"
-        common = isinstance(body, messages.Fetch) and body.kind == "global"  # what is here harms nobody
+        common = isinstance(body, messages.Fetch) and body.kind == "global"  # what is here harms no site
         return "quarantined" if not reason and not common and self._quarantined(frm) else reason
 
     def _on_prepare(self, frm: Site, body: messages.Prepare) -> messages.PrepareReply:
@@ -80,7 +81,7 @@ class Participant:
         return messages.FetchReply("accept", "", model)
 
     def _update_for(self, frm: Site, body: messages.Fetch) -> tuple[ModelRef | None, str]:
-        """This site's own update: for the coordinator of the attempt promised last, nobody else."""
+        """This site's own update, only for the coordinator of the attempt promised last."""
         acceptor, update = self._acceptor, self._schedule.update
         if acceptor.quorum.coordinator(body.round, body.attempt) != frm:
             return None, "not_coordinator"
@@ -126,11 +127,11 @@ ANSWERS: Mapping[type, _Answer] = {
     messages.Accept: Participant._on_accept,
     messages.Commit: Participant._on_commit,
 }
-"""Who answers which request."""
+"""The handler of each request."""
 
 
 def refusal(body: messages.Request, reason: str) -> messages.Reply:
-    """No, whatever is asked."""
+    """The refusal of a request of any kind."""
     match body:
         case messages.Prepare():
             return messages.PrepareReply(False, -1, reason)

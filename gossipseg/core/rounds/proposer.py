@@ -1,7 +1,7 @@
-"""One attempt at a round, as its coordinator leads it: ask, gather, let combine, have stored, commit.
+"""One attempt at a round, as its coordinator leads it: ask, gather, aggregate, have stored, commit.
 
 "Paxos Made Simple" (Lamport 2001): phase 1 is Prepare, phase 2 is Accept. The coordinator may choose the
-value only where its quorum of promises reports none; then it gathers the updates and has them combined.
+value only where its quorum of promises reports none. Then it gathers the updates and has them aggregated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gossipseg.core import events, messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import Aggregate
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
@@ -23,24 +23,25 @@ from gossipseg.core.rounds.update_collection import PeerProgress, RoundCache, Up
 from gossipseg.core.types import ModelRef, Phase, Proposal, Site, UpdateTally
 
 HEARTBEAT_SHARE = 0.25
-"""A site that has done its part hears from the coordinator this often, in units of the patience."""
+"""Interval of the coordinator's messages to a site that has done its part, as a share of the patience."""
 POLLED_SITES = 32
-"""In a larger federation each site is asked less often, so that the coordinator's messages stay few."""
+"""Largest federation that is polled at the full rate. In a larger one each site is asked less often, to limit
+the coordinator's messages."""
 
 
 class ProposerHost(RoundCache, Protocol):
-    """What an attempt needs of this site."""
+    """What an attempt needs from this site."""
 
     def worker_free(self) -> bool:
-        """It may combine updates now."""
+        """Whether the worker is free to aggregate updates."""
         ...
 
     def aggregate(self, effect: Aggregate) -> None:
-        """Let the worker do so."""
+        """Let the worker aggregate the updates."""
         ...
 
     def learn(self, proposal: Proposal, frm: Site) -> None:
-        """A site knows this one to be committed."""
+        """Note that a site knows this model to be committed."""
         ...
 
 
@@ -59,7 +60,7 @@ class Proposer:
     attempt: int
     stage: Stage = Stage.ASKING
     reason: str = ""
-    """Why it was given up."""
+    """Why the attempt was given up."""
     rows: dict[Site, PeerProgress] = field(default_factory=dict)
     collection: UpdateCollection = field(init=False)
     proposal: Proposal | None = None
@@ -91,13 +92,13 @@ class Proposer:
 
     @property
     def kept(self) -> list[ModelRef]:
-        """Files that must not go."""
+        """Files that the store must keep."""
         models = [model for _, model in self.collection.chosen]
         models += [r.delivered for r in self.rows.values() if r.delivered is not None]
         return models + ([self.proposal.model] if self.proposal is not None else [])
 
     def settle(self) -> None:
-        """Do what is due."""
+        """Take every step that is due."""
         if self.over:
             return
         if reason := self._hopeless():
@@ -122,13 +123,13 @@ class Proposer:
         self._progress()
 
     def _progress(self) -> None:
-        """It gets the whole patience again."""
+        """Restart the patience of the attempt."""
         self.progress_at = self.ctx.now
 
-    # -------------------------------------------------------------- whether it can come to anything
+    # -------------------------------------------------------------- whether the attempt can succeed
 
     def _hopeless(self) -> str:
-        """Why this attempt is to be given up; "" while there is hope."""
+        """Why the attempt is to be given up; "" while it can succeed."""
         quorum, phase = self.acceptor.quorum, self.ctx.info.phase
         if self.acceptor.round != self.round:
             return "already_committed"
@@ -147,14 +148,15 @@ class Proposer:
         return self._why_stuck() if self._over_patience(self.progress_at) else ""
 
     def _over_patience(self, since: float) -> bool:
-        """(The same sum as in next_deadline: a difference may round to the other side of it.)"""
+        """Whether the patience is over. (The sum is that of next_deadline: a difference may round to the
+        other side.)"""
         return self.ctx.now >= since + self.params.patience_s
 
     def _lately_agreed(self) -> int:
         return sum(1 for r in self.rows.values() if not self._over_patience(r.agreed_at))
 
     def _at_work(self) -> bool:
-        """Something is under way that will change what is known here."""
+        """Whether some operation is under way that will change what is known here."""
         if self.stage is Stage.AGGREGATING:
             return True
         if self.stage is Stage.STORING:
@@ -172,14 +174,14 @@ class Proposer:
         }.get(self.stage, "not_stored")
 
     def tally(self) -> UpdateTally:
-        """Who has delivered, who is left out, and how long the others still have."""
+        """Which sites have delivered, which are left out, and how long the others still have."""
         proposal = self.proposal
         return told_by(proposal) if proposal is not None else self.collection.tally()
 
     # -------------------------------------------------------------- asking
 
     def _ask(self) -> None:
-        """Prepare until there is something to store, then Accept; again and again, as a sign of life."""
+        """Send Prepare until there is a model to store, then Accept; repeat as a sign of life."""
         due = [r for r in self.rows.values() if not r.asking and self.ctx.now >= r.ask_at]
         if not due:
             return
@@ -212,7 +214,7 @@ class Proposer:
             return max(poll_s, HEARTBEAT_SHARE * patience_s)
         return min(poll_s * max(1.0, len(self.rows) / POLLED_SITES), HEARTBEAT_SHARE * patience_s)
 
-    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+    def _on_answer(self, call: Call, outcome: CallOutcome) -> None:
         attempt, row = call.about
         assert attempt is self
         row.asking = False
@@ -234,7 +236,7 @@ class Proposer:
             return
         if reply.accepted is not None and (fault := self._odd(reply.accepted)):
             self.ctx.refused(row.site, fault, reply.accepted.model)
-            self._refused(row, fault, None)  # its promise does not count: then passing over the model is safe
+            self._refused(row, fault, None)  # its promise does not count: passing over the model is then safe
             return
         row.agreed_at = self.ctx.now
         if not row.promised:
@@ -243,7 +245,8 @@ class Proposer:
         row.update, row.waiting_for = reply.update, reply.waiting_for
 
     def _odd(self, accepted: Proposal) -> str:
-        """Why a site of good faith cannot have stored it for this round, or why it may not come here."""
+        """Why an honest site cannot have stored the model for this round, or why the model may not come
+        here."""
         if accepted.round != self.round or accepted.attempt >= self.attempt:
             return "other_model"
         return self.acceptor.fault(accepted)
@@ -295,10 +298,10 @@ class Proposer:
         else:
             self._propose(StageEvent.FOUND)
 
-    # -------------------------------------------------------------- what the worker made
+    # -------------------------------------------------------------- the worker's result
 
     def on_aggregated(self, event: events.Aggregated) -> None:
-        """The worker is done. The model must still be of a quorum's updates."""
+        """Take the aggregated model. It must still be of a quorum's updates."""
         if self.stage is not Stage.AGGREGATING:
             return
         contributors = tuple(sorted(event.contributors))
@@ -314,7 +317,7 @@ class Proposer:
         self._propose(StageEvent.MADE)
 
     def on_failed(self, event: events.AggregationFailed) -> None:
-        """The worker could make nothing of them."""
+        """Handle updates that the worker could not aggregate."""
         if self.stage is Stage.AGGREGATING:
             self.collection.refuse(event.refused)
             self.give_up(event.reason or "aggregation_failed")
@@ -322,7 +325,7 @@ class Proposer:
     # -------------------------------------------------------------- phase 2
 
     def _propose(self, evidence: StageEvent) -> None:
-        """Store it here first, then ask the others to."""
+        """Store the model here first, then ask the others to store it."""
         assert self.proposal is not None
         if not self.acceptor.store(self.proposal):
             self.give_up("later_attempt")
@@ -337,7 +340,7 @@ class Proposer:
             self._move(StageEvent.STORED)
 
     def transferred(self, to: Site) -> None:
-        """A file has gone over to a site: it may have stored it now."""
+        """Note that a file has reached a site, which may have stored it now."""
         row = self.rows.get(to)
         if row is not None and self.stage is Stage.STORING:
             row.ask_at = self.ctx.now

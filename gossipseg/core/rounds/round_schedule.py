@@ -1,4 +1,4 @@
-"""What this site trains for the rounds: from which model, with which export, and when it waits no longer."""
+"""What this site trains for the rounds: from which model, with which export, and how long it waits."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Running:
     """The round that the worker is in."""
 
     towards: int
-    """The federation round whose update it makes."""
+    """The federation round for which it makes an update."""
     order: StartRound
 
 
 class RoundSchedule:
-    """The last round that all train together is combined too, and a site finishes when that is here. With
-    every_rounds, those left over at the end are trained without exchange."""
+    """When this site trains, waits and ends. The last round that all sites train together is aggregated, too,
+    and a site finishes when that model is here. With every_rounds, rounds left over at the end are trained
+    without exchange."""
 
     def __init__(
         self,
@@ -47,13 +48,13 @@ class RoundSchedule:
         self._last_global: str | None = None
         self._met: set[Site] = set()
         self._done: set[Site] = set()
-        """Sites that will contribute no more, unless they are heard to train again."""
+        """Sites that will contribute no more, unless they report training again."""
         self._meet_until = math.inf
         self._alone_at = math.inf
         self._caught_up_by = math.inf
         self._heard_at = -math.inf
 
-    # -------------------------------------------------------------- what there is
+    # -------------------------------------------------------------- what is known
 
     @property
     def update(self) -> ModelRef | None:
@@ -63,20 +64,20 @@ class RoundSchedule:
 
     @property
     def hopeless(self) -> bool:
-        """No quorum can contribute any more."""
+        """Whether no quorum can contribute any more."""
         sites, quorum = self._acceptor.quorum.sites, self._acceptor.quorum.quorum
         return len(set(sites) - self._done) < quorum
 
     @property
     def missed(self) -> str:
-        """Why the global model that this site's update goes into is not here; "" if it is."""
+        """Why the global model that includes this site's update is not here; "" if it is."""
         if self.update is None:
             return ""
         return "too_few_sites" if self.hopeless else "no_common_model"
 
     @property
     def waiting(self) -> bool:
-        """This site's update is to come into a global model, or one is to be had that it may be in."""
+        """Whether a global model is still to come that may include this site's update."""
         if self.update is None:
             return False
         return self._catching_up() or not (self.hopeless or self._ctx.now >= self._alone_at)
@@ -87,12 +88,12 @@ class RoundSchedule:
         return self._budget.last - self._finetune
 
     def _exported(self, round: int) -> bool:
-        """Whether an update of that own round could be combined."""
+        """Whether an update of that own round could be aggregated."""
         return round <= self._last_together and self._acceptor.round <= self._last_common
 
     @property
     def ending(self) -> bool:
-        """It trains its last rounds, from which no update comes."""
+        """Whether the site trains its last rounds, from which no update comes."""
         next = self.running.order.round if self.running else self._ctx.info.round + 1
         if self.update is not None and self.running is None:
             return False
@@ -111,7 +112,7 @@ class RoundSchedule:
             self._done.discard(member.site)
 
     def ready(self, last_global: str | None) -> None:
-        """The worker is up, with weights that were last taken from that global model."""
+        """Note that the worker is up, and which global model its weights were last taken from."""
         now = self._ctx.now
         self._last_global, self.running = last_global, None
         if self.update is not None and self.update.manifest is None:  # of an older version
@@ -126,11 +127,11 @@ class RoundSchedule:
         self.running = None
 
     def heard(self) -> None:
-        """An attempt at this round is under way."""
+        """Note that an attempt at this round is under way."""
         self._heard_at = self._ctx.now
 
     def round_over(self, event: events.RoundFinished) -> None:
-        """Keep the update. (The caller persists before anything is said of it.)"""
+        """Keep the update. (The caller persists before any message mentions it.)"""
         running, self.running = self.running, None
         if running is None:
             return
@@ -149,19 +150,19 @@ class RoundSchedule:
         self._acceptor.record = replace(self._acceptor.record, update_round=update.round, update=update)
 
     def committed(self) -> None:
-        """There is a new global model to go on from."""
+        """Continue from a new global model."""
         self._alone_at = self._caught_up_by = math.inf
 
     # -------------------------------------------------------------- what is next
 
     def next_round(self, round: int, *, hold: bool) -> StartRound | None:
-        """The worker's next order; None: wait. `hold`: the worker is about to combine updates."""
+        """The worker's next order; None: wait. `hold`: the worker is about to aggregate updates."""
         if not self._acceptor.run or not self._joined() or self._catching_up():
             return None
         committed = self._acceptor.record.committed
         common = committed.model if committed is not None else None
         if self.update is not None and (hold or self.waiting):
-            return None  # also fine-tuning begins with the global model that this update goes into
+            return None  # fine-tuning, too, begins with the global model that includes this update
         start = common if common is not None and self._takes(common, round) else None
         settling_in = start is not None and start.round > 1 and self._last_global is None
         if start is not None:
@@ -171,7 +172,7 @@ class RoundSchedule:
             order = StartRound(round, None, False, start, settling_in, True)
         elif self.update is not None:
             self._ctx.note("round_alone", None, self.missed, round=self._acceptor.round, own_round=round)
-            if not self.hopeless:  # the federation stands where it is, and this site with it
+            if not self.hopeless:  # the federation stands still, and this site with it
                 self._budget.begin_at(self._acceptor.round * self._every, round)
             order = StartRound(round, None, self._exported(round) and not self.hopeless)
         else:
@@ -183,7 +184,8 @@ class RoundSchedule:
         return order
 
     def _takes(self, common: ModelRef, round: int) -> bool:
-        """Whether that own round begins with it: it is new here, and fine-tuning has not begun."""
+        """Whether that own round begins with the global model: it is new here, and fine-tuning has not
+        begun."""
         if common.hash == self._last_global or round > self._last_together + 1:
             return False
         return self.update is None or round > self._last_together
@@ -195,12 +197,13 @@ class RoundSchedule:
         )
 
     def _joined(self) -> bool:
-        """So many sites are met that one of them knows the newest global model; or none came."""
+        """Whether enough sites are met that one of them knows the newest global model, or the wait is
+        over."""
         enough = len(self._met) + 1 >= self._acceptor.quorum.size
         return enough or self._ctx.now >= self._meet_until
 
     def _catching_up(self) -> bool:
-        """A newer global model is to be had: better wait for it than train from an old one."""
+        """Whether to wait for a newer available global model rather than train from an old one."""
         if not self._catch_up.behind:
             self._caught_up_by = math.inf
             return False

@@ -1,7 +1,7 @@
 """Rounds under a rotating coordinator (docs/design/why-consensus.md).
 
 A site trains from the last committed global model, keeps its update, and waits for the next one. Every
-handler only changes what is known; `settle`, called after each event, does what follows from it.
+handler only changes what is known. `settle`, called after each event, acts on it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from gossipseg.core.rounds.proposer import Proposer
 from gossipseg.core.rounds.quorum import QuorumConfig, run_of
 from gossipseg.core.rounds.round_schedule import RoundSchedule
 from gossipseg.core.rounds.stages import Stage
-from gossipseg.core.rounds.status import RoundsView, view_of
 from gossipseg.core.rounds.transfers import Downloads, Uploads
 from gossipseg.core.types import ModelRef, Phase, Proposal, Site, UpdateTally
 
 REFUSED = "refused_"
-"""Begins the reason of a site whose update did not pass the worker's checks."""
+"""Prefix of the reason where a site's update failed the worker's checks."""
 
 
 class WorkerPort(Protocol):
@@ -40,13 +39,13 @@ class WorkerPort(Protocol):
 
     @property
     def free(self) -> bool:
-        """The worker is up and has nothing to do."""
+        """Whether the worker is up and idle."""
         ...
 
     def aggregate(self, effect: Aggregate) -> None: ...
 
     def resume(self) -> None:
-        """Start the next round if the worker is idle and the plan has one; say the phase."""
+        """Start the next round if the worker is idle and the schedule has one; report the phase."""
         ...
 
 
@@ -95,9 +94,9 @@ class Rounds:
             finetune_rounds=finetune_rounds,
         )
         self.attempt: Proposer | None = None
-        """Led by this site."""
+        """The attempt that this site leads."""
         self.making: Aggregate | None = None
-        """What the worker combines now, for whichever attempt."""
+        """What the worker aggregates now, for whichever attempt."""
         self.collected: dict[Site, ModelRef] = {}
         self.condemned: set[str] = set()
         self._counted_from: int | None = None
@@ -123,27 +122,27 @@ class Rounds:
 
     @property
     def limit(self) -> int:
-        """Files on their way out at once, and updates on their way here."""
+        """Parallel file transfers: outgoing files, and incoming updates."""
         return self._params.max_parallel_transfers
 
-    # -------------------------------------------------------------- what happens to this site
+    # -------------------------------------------------------------- events of this site
 
     def start(self) -> None:
         self.rotation.start()
 
     def on_change(self, member: Member, ended: bool) -> None:
-        """Something about a member changed; `ended`: the life known so far is over."""
+        """Handle a member's change; `ended`: the incarnation known so far is over."""
         self.schedule.on_change(member)
         if ended:
             self.rotation.restarted(member.site)
             self.catch_up.forget(member.site)
 
     def shun(self, site: Site) -> None:
-        """It is quarantined."""
+        """Drop a quarantined site's transfers and hints."""
         self.downloads.shun(site)
 
     def set_sites(self, sites: Iterable[Site]) -> None:
-        """The list was reloaded: `sites` are the others."""
+        """Apply a reloaded list: `sites` are the others."""
         quorum = QuorumConfig.of((self._ctx.site, *sites), self._params.quorum)
         if quorum == self.acceptor.quorum:
             return  # addresses or keys
@@ -153,13 +152,13 @@ class Rounds:
             self._end("sites_changed")
 
     def ready(self, event: events.WorkerReady) -> None:
-        """The worker is up, the contract known. (The caller persists.)"""
+        """Begin: the worker is up, and the contract is known. (The caller persists.)"""
         self.acceptor.begin(run_of(self._ctx.federation, self._ctx.info.contract))
         self.making = None
         self.schedule.ready(event.last_global)
 
     def lost(self) -> None:
-        """The worker died: what it did is lost."""
+        """Handle the worker's death: its unfinished work is lost."""
         self.schedule.lost()
         self.making = None
         if self.attempt is not None and self.attempt.stage is Stage.AGGREGATING:
@@ -171,7 +170,7 @@ class Rounds:
         self.downloads.drop(lambda want: False)
 
     def on_aggregated(self, event: events.Aggregated | events.AggregationFailed) -> bool:
-        """False: nothing of the kind was asked for."""
+        """Take the worker's aggregate; False: none was ordered."""
         making, self.making = self.making, None
         if making is None or (making.round, making.attempt) != (event.round, event.attempt):
             return False
@@ -184,16 +183,16 @@ class Rounds:
         return True
 
     def on_transfer(self, event: events.TransferDone | events.TransferFailed) -> bool:
-        """False: it is none of a round's."""
+        """Handle the end of a transfer; False: it is not one of a round."""
         transfer = self.uploads.ended(event)
         if transfer is not None and self.attempt is not None:
             self.attempt.transferred(transfer.to)
         return transfer is not None
 
-    # -------------------------------------------------------------- what follows from it
+    # -------------------------------------------------------------- consequences
 
     def settle(self) -> None:
-        """Do whatever is due now, until nothing is."""
+        """Act until nothing more is due."""
         for _ in range(8):
             before = self._mark()
             self._settle_once()
@@ -249,24 +248,26 @@ class Rounds:
         return there + 1 >= self.acceptor.quorum.size
 
     def out_of_sight(self) -> list[tuple[Site, str]]:
-        """The other sites that cannot lead or contribute, and cannot store either, and why."""
+        """The other sites that can neither lead (or contribute) nor store, and why."""
         found = ((s, self.rotation.objection(s)) for s in self._membership.members if not self._can_store(s))
         return [(site, objection) for site, objection in found if objection]
 
     def count_from_here(self) -> None:
-        """The worker is up: own rounds without a global model are counted, if they are not already."""
+        """Start to count own rounds without a global model, unless they are counted already: the worker is
+        up."""
         if self._counted_from is None:
             self._counted_from = self._ctx.info.round
 
     @property
     def own_rounds_since_commit(self) -> int | None:
-        """In units of the own rounds between two global models; None: the worker has not been up."""
+        """Own rounds since the last global model, in units of every_rounds; None: the worker has not been
+        up."""
         if self._counted_from is None:
             return None
         return (self._ctx.info.round - self._counted_from) // self._every_rounds
 
     def _can_store(self, site: Site) -> bool:
-        """It may be unable to lead, or to contribute, and yet store."""
+        """Whether the site can store a model; it may be unable to lead or to contribute, and yet store."""
         return site in self._membership.alive and not self._membership.members[site].refused
 
     def _begin(self) -> None:
@@ -289,21 +290,21 @@ class Rounds:
         self.attempt.settle()
 
     def _end(self, reason: str) -> None:
-        """This site's attempt has come to nothing: the next one's turn."""
+        """End this site's failed attempt: the next site's turn."""
         attempt, self.attempt = self.attempt, None
         assert attempt is not None
         if not attempt.over:
             attempt.give_up(reason)
         if attempt.round != self.acceptor.round:
             return
-        # Where this site has tried in vain before, the next tries come later and later. (The attempt's number
-        # says less: others may have driven it up.)
+        # Where this site has failed before, its next attempts come later and later. (The attempt's number
+        # says less: other sites may have raised it.)
         self._rest_until = self._ctx.now + min(8, self._in_vain) * self._params.patience_s
         self._in_vain += 1
         self.rotation.pass_on(attempt.attempt, reason)
 
     def _commit(self, proposal: Proposal) -> None:
-        """A quorum has stored it, and it is here."""
+        """Commit a model that a quorum has stored and that is here."""
         coordinator = self.acceptor.quorum.coordinator(proposal.round, proposal.attempt)
         if not self.acceptor.commit(proposal):
             return
@@ -337,7 +338,7 @@ class Rounds:
             due.append(self._rest_until)
         return min(due)
 
-    # -------------------------------------------------------------- the worker (coordinator.Shop)
+    # -------------------------------------------------------------- the worker (proposer.ProposerHost)
 
     def worker_free(self) -> bool:
         return self.worker.free and self.making is None
@@ -355,26 +356,26 @@ class Rounds:
 
     @property
     def waiting(self) -> bool:
-        """A global model is to come that this site's update may be in."""
+        """Whether a global model is to come that may include this site's update."""
         return self.schedule.update is not None and (self._holding or self.schedule.waiting)
 
     @property
     def _holding(self) -> bool:
-        """The worker is about to combine updates."""
+        """Whether the worker is about to aggregate updates."""
         attempt = self.attempt
         return attempt is not None and (
             attempt.stage is Stage.AGGREGATING
             or (attempt.stage is Stage.GATHERING and attempt.collection.enough)
         )
 
-    # -------------------------------------------------------------- what a coordinator asks
+    # -------------------------------------------------------------- requests of coordinators
 
     def on_request(self, frm: Site, token: int, body: messages.Request) -> None:
-        """Prepare, Fetch, Accept or Commit."""
+        """Answer Prepare, Fetch, Accept or Commit."""
         self._ctx.respond(token, self._participant.to(frm, body))
 
     def _heard_of(self, attempt: int, tally: UpdateTally | None) -> None:
-        """Its coordinator is at work on this round's attempt, the latest there is."""
+        """Note that the coordinator of this round's latest attempt works on it."""
         self.progress_reports.hear(self.acceptor.round, attempt, tally)
         self.schedule.heard()
         own = self.attempt
@@ -400,9 +401,3 @@ class Rounds:
         if running is not None and running.order.start_from is not None:
             models.append(running.order.start_from)
         return models
-
-    # -------------------------------------------------------------- the view
-
-    def view(self) -> RoundsView:
-        """The round under way."""
-        return view_of(self, self._ctx, self._membership)

@@ -1,4 +1,4 @@
-"""The stages of an attempt at a round, and all the ways from one to another."""
+"""The stages of an attempt at a round, and all transitions between them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ class Stage(StrEnum):
     """How far an attempt has come."""
 
     ASKING = "asking"
-    """For promises."""
+    """The coordinator asks for promises."""
     RECOVERING = "recovering"
-    """Fetching a model that an earlier attempt may have committed."""
+    """The coordinator fetches a model that an earlier attempt may have committed."""
     GATHERING = "gathering"
-    """Updates."""
+    """The coordinator gathers updates."""
     AGGREGATING = "aggregating"
     STORING = "storing"
     COMMITTED = "committed"
@@ -27,15 +27,15 @@ class StageEvent(StrEnum):
     PROMISED = "promised"
     """A quorum promises, and reports no stored model."""
     REPORTED = "reported"
-    """A quorum promises, and one of it has stored a model."""
+    """A quorum promises, and at least one of its sites has stored a model."""
     COMPLETE = "complete"
-    """Every site has delivered or cannot, or the deadline is over; a quorum has."""
+    """A quorum has delivered, and every other site has delivered, cannot deliver, or missed the deadline."""
     MADE = "made"
-    """The worker has combined the updates."""
+    """The worker has aggregated the updates."""
     FOUND = "found"
     """The reported model is here."""
     STORED = "stored"
-    """A quorum has stored it."""
+    """A quorum has stored the model."""
     GIVE_UP = "give_up"
 
 
@@ -53,5 +53,5 @@ TRANSITIONS: Mapping[tuple[Stage, StageEvent], Stage] = {
         if stage not in (Stage.COMMITTED, Stage.GIVEN_UP)
     },
 }
-"""All changes of stage there are."""
+"""All transitions between stages."""
 OVER = (Stage.COMMITTED, Stage.GIVEN_UP)

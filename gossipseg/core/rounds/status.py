@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from gossipseg.core.context import Context
 from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.rounds.stages import Stage
 from gossipseg.core.types import Phase, Proposal, Site, UpdateTally
-
-if TYPE_CHECKING:
-    from gossipseg.core.rounds.rounds import Rounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +18,11 @@ class SiteRow:
 
     site: Site
     state: str
-    """delivered | fetching | has_update | training | asked | stored | left_out; where another site asks, and
-    has not said that this one has delivered or is left out: coordinator, or the state of a member."""
+    """The site's state as its coordinator sees it, or as far as it is known here.
+
+    If this site leads or the coordinator reported it: delivered | fetching | has_update | training | asked |
+    stored | left_out. Otherwise: coordinator, or the state of a member.
+    """
     reason: str = ""
 
 
@@ -32,24 +32,29 @@ class RoundsView:
 
     round: int
     attempt: int | None
-    """None: nobody can lead."""
+    """The attempt under way; None: no site can lead."""
     coordinator: Site | None
     leading: bool
     state: str
-    """starting | catching_up | training | waiting | alone | ending | finished | paused | failed, or a
-    leader's stage: asking | recovering | gathering | aggregating | storing."""
+    """This site's state, or its stage if it leads.
+
+    starting | catching_up | training | waiting | alone | ending | finished | paused | failed. A leader's
+    stage: asking | recovering | gathering | aggregating | storing.
+    """
     reason: str
-    """Why, in a word or two; "" where the state says it."""
+    """The reason in a few words; "" where the state says it."""
     quorum: int
     deadline_s: float | None
-    """Seconds until sites that have not delivered are left out; None: that clock does not run, or is not
-    known here (`delivered` is None then)."""
+    """Seconds until sites that have not delivered are left out.
+
+    None: the deadline is not set, or is not known here (`delivered` is None then).
+    """
     delivered: tuple[Site, ...] | None
-    """Sites whose updates the coordinator has; None: it has not said so here."""
+    """Sites whose updates the coordinator has; None: no report has come."""
     missing: tuple[SiteRow, ...]
-    """The other sites; where `delivered` is None, those that can do nothing as seen from here."""
+    """The other sites; where `delivered` is None, the sites that cannot deliver as seen from here."""
     told_s: float | None
-    """So long ago the coordinator has told it; None: this site leads, or was not told."""
+    """Age of the coordinator's last report; None: this site leads, or has no report."""
     committed: int
     rows: tuple[SiteRow, ...]
     last: Proposal | None
@@ -104,7 +109,7 @@ def _own_state(rounds: Rounds, ctx: Context) -> tuple[str, str]:
 
 
 def _left_s(tally: UpdateTally | None, age_s: float) -> float | None:
-    """Of the deadline, so long after it was told."""
+    """Seconds left until the reported deadline, given the report's age."""
     if tally is None or tally.deadline_ms is None:
         return None
     return max(0.0, tally.deadline_ms / 1000 - age_s)
@@ -114,7 +119,7 @@ _Told = Mapping[Site, SiteRow]
 
 
 def _told(tally: UpdateTally | None) -> _Told | None:
-    """The sites that the coordinator speaks of."""
+    """The rows of the sites in the coordinator's report."""
     if tally is None:
         return None
     delivered = {site: SiteRow(site, "delivered") for site in tally.delivered}

@@ -1,6 +1,6 @@
-"""Files of a round on their way: those this site asked for, and those it was asked for.
+"""Files of a round in transfer: those that this site asked for, and those that others asked of it.
 
-A file is asked for with Fetch and then pushed by the other side (the direction in which all models travel).
+A site asks for a file with Fetch; the other side then pushes it, as all models travel.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gossipseg.core import events, messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import StartTransfer
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
 from gossipseg.core.types import ModelRef, Site
 
 SILENT_SHARE = 4.0
-"""A stream of which nothing is heard for so many request timeouts is asked for again."""
+"""Request timeouts without data after which a stream is asked for again."""
 MAX_FAILURES = 3
-"""So often each source may fail."""
+"""Failures allowed per source."""
 Then = Callable[["Download", str], None]
 
 
 def describe(model: ModelRef) -> dict[str, Any]:
-    """A file of a round for the event log."""
+    """The fields of a file of a round for the event log."""
     return {"hash": model.hash, "bytes": model.size_bytes, "round": model.round, "holds": model.kind}
 
 
@@ -38,11 +38,11 @@ class Download:
     attempt: int
     sources: list[Site]
     thens: list[Then]
-    """Each is called once: with "" when it is here, or with the reason why it is not to be had."""
+    """Callbacks, each called once: with "" when the file is here, or with the reason of failure."""
     about: Any = None
-    """What the caller wants back with it."""
+    """The caller's own value, passed back."""
     frm: Site = ""
-    """Whom it was asked of last; "" while nobody is asked."""
+    """The site that was asked last; "" while none is asked."""
     streaming: bool = False
     due: float = 0.0
     """When to ask (again)."""
@@ -51,7 +51,7 @@ class Download:
 
 
 class Downloads:
-    """Files asked for. Updates come a few at a time."""
+    """Files that this site has asked for. Few updates come at once."""
 
     def __init__(self, ctx: Context, params: RoundsParams, acceptor: Acceptor) -> None:
         self._ctx, self._params, self._acceptor = ctx, params, acceptor
@@ -66,7 +66,7 @@ class Downloads:
         then: Then,
         about: Any = None,
     ) -> None:
-        """Have the file brought here; what is already wanted gets further sources, and others to tell."""
+        """Ask for a file; a second call adds sources and callbacks to the first."""
         known = self.wants.get(model.hash)
         if known is not None:
             known.sources += [s for s in sources if s not in known.sources]
@@ -77,7 +77,7 @@ class Downloads:
         )
 
     def shun(self, site: Site) -> None:
-        """It is quarantined: it is asked for nothing, and what it streams is not expected any more."""
+        """Stop asking a quarantined site, and expect none of its streams."""
         for hash, want in list(self.wants.items()):
             if site not in want.sources:
                 continue
@@ -91,7 +91,7 @@ class Downloads:
                 want.due, want.until = self._ctx.now, math.inf
 
     def drop(self, keep: Callable[[Download], bool]) -> None:
-        """Forget the wants that are not to be kept."""
+        """Forget the files that are no longer wanted."""
         self.wants = {hash: want for hash, want in self.wants.items() if keep(want)}
 
     def expected(self, frm: Site, hash: str) -> ModelRef | None:
@@ -100,14 +100,14 @@ class Downloads:
         return want.model if want is not None and want.frm == frm else None
 
     def streaming(self, hash: str) -> bool:
-        """It is on its way here."""
+        """Whether the file is being received."""
         want = self.wants.get(hash)
         return want is not None and want.streaming
 
     # -------------------------------------------------------------- asking
 
     def settle(self) -> None:
-        """Ask for what is due."""
+        """Send the requests that are due."""
         now = self._ctx.now
         for want in list(self.wants.values()):
             if now < min(want.due, want.until) or want.model.hash not in self.wants:
@@ -145,12 +145,12 @@ class Downloads:
         )
         self._ctx.request(want.frm, body, timeout_s, self._on_answer, want)
 
-    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+    def _on_answer(self, call: Call, outcome: CallOutcome) -> None:
         want: Download = call.about
         if self.wants.get(want.model.hash) is not want or want.frm != call.to:
             return
         if not isinstance(outcome, messages.FetchReply):
-            # The stream may have begun all the same: the answer alone was lost.
+            # The stream may have begun all the same: only the answer was lost.
             if not want.streaming:
                 self._failed(want, getattr(outcome, "reason", "unreachable"))
         elif outcome.verdict == "busy":
@@ -169,7 +169,7 @@ class Downloads:
             then(want, reason)
 
     def _put_off(self, want: Download) -> None:
-        """Try the next source, in a while."""
+        """Try the next source after a pause."""
         want.sources.append(want.sources.pop(0))
         want.frm, want.streaming = "", False
         pause_s = self._params.poll_interval_s * (0.5 + self._ctx.rng.random())
@@ -178,7 +178,7 @@ class Downloads:
     # -------------------------------------------------------------- what comes
 
     def began(self, frm: Site, hash: str) -> bool:
-        """Its stream has begun, or goes on; False: it is not expected."""
+        """Note that a stream has begun or continues; False: it is not expected."""
         if self.expected(frm, hash) is None:
             return False
         want = self.wants[hash]
@@ -187,7 +187,7 @@ class Downloads:
         return True
 
     def arrived(self, frm: Site, model: ModelRef) -> bool:
-        """It is whole and in the store; False: it was not expected."""
+        """Note that a file is whole and in the store; False: it was not expected."""
         if self.expected(frm, model.hash) is None:
             return False
         want = self.wants.pop(model.hash)
@@ -197,7 +197,8 @@ class Downloads:
         return True
 
     def broken(self, event: events.ModelBroken) -> bool:
-        """It failed its checks, or its stream ended for good; False: it was not expected."""
+        """Handle a file that failed its checks, or whose stream ended for good; False: it was not
+        expected."""
         if self.expected(event.frm, event.hash) is None:
             return False
         want = self.wants[event.hash]
@@ -215,14 +216,14 @@ class Uploads:
     params: RoundsParams
     transfers: dict[int, StartTransfer] = field(default_factory=dict)
     _asked_again: set[int] = field(default_factory=set)
-    """Transfers that were asked for while they were under way."""
+    """Transfers that were asked for again while they were under way."""
 
     def to(self, site: Site, hash: str) -> bool:
-        """It is on its way to the site."""
+        """Whether a file is being sent to the site."""
         return any(t.to == site and t.model.hash == hash for t in self.transfers.values())
 
     def start(self, to: Site, model: ModelRef) -> bool:
-        """Let it stream; asked again it goes on. False: enough are under way."""
+        """Start or continue a stream. False: the limit of transfers is reached."""
         for id, t in self.transfers.items():
             if (t.to, t.model.hash) == (to, model.hash):
                 self._asked_again.add(id)
@@ -235,7 +236,7 @@ class Uploads:
         return True
 
     def ended(self, event: events.TransferDone | events.TransferFailed) -> StartTransfer | None:
-        """The transfer that has ended; None: it is none of these."""
+        """End a transfer and return it; None: no such transfer."""
         transfer = self.transfers.pop(event.id, None)
         if transfer is None:
             return None
@@ -252,6 +253,6 @@ class Uploads:
                 **describe(transfer.model),
             )
             if asked_again and event.reason == "not_offered":
-                # It was turned away before the other side, which had forgotten it, asked for it anew.
+                # It was turned away before the other side, which had forgotten it, asked for it again.
                 self.start(transfer.to, transfer.model)
         return transfer

@@ -1,4 +1,5 @@
-"""The updates of a round, as an attempt's coordinator gathers them: who delivers, who is left out and why."""
+"""The updates of a round, as an attempt's coordinator gathers them: which sites deliver, which are left out
+and why."""
 
 from __future__ import annotations
 
@@ -27,25 +28,25 @@ CANNOT = ("paused", "failed", "finished", "ending", "leaving")
 
 @dataclass(slots=True)
 class PeerProgress:
-    """Another site in an attempt."""
+    """Another site's progress in an attempt."""
 
     site: Site
     promised: bool = False
     stored: bool = False
     refused: str = ""
-    """Why it makes no promise, for as long as the attempt lasts."""
+    """Why the site makes no promise, for the whole attempt."""
     waiting_for: str = ""
-    """Why it has no update yet, in its own word."""
+    """Why the site has no update yet, by its own report."""
     update: ModelRef | None = None
     delivered: ModelRef | None = None
     failed: str = ""
-    """Why its update will not be in the model."""
+    """Why the site's update will not be in the model."""
     broken: int = 0
     accepted: Proposal | None = None
     heard_at: float = -math.inf
-    """When it last answered anything."""
+    """When the site last answered at all."""
     agreed_at: float = -math.inf
-    """When it last answered with yes: promised, or stored, or was about to."""
+    """When the site last agreed: it promised, stored, or was about to store."""
     asking: bool = False
     ask_at: float = 0.0
 
@@ -53,10 +54,10 @@ class PeerProgress:
 def state_of(
     row: PeerProgress, member: Member | None, *, fetching: bool, lately: bool, quiet: bool
 ) -> tuple[str, str]:
-    """(state, reason) of a site while updates are gathered; with a reason it will not deliver.
+    """(state, reason) of a site while updates are gathered; with a reason the site will not deliver.
 
-    `fetching`: its update is asked for; `lately`: it has answered just now, whatever others suspect; `quiet`:
-    it has answered nothing for longer than the patience.
+    `fetching`: its update is asked for. `lately`: it has just answered, whatever others suspect. `quiet`: it
+    has answered nothing for longer than the patience.
     """
     if row.delivered is not None:
         return "delivered", ""
@@ -79,21 +80,21 @@ def state_of(
 
 
 MAX_BROKEN = 3
-"""A site whose update could not be fetched so often is left out of the attempt."""
+"""Failed fetches of a site's update before the site is left out of the attempt."""
 
 
 class RoundCache(Protocol):
-    """What outlives an attempt at a round."""
+    """What is kept between attempts at a round."""
 
     collected: dict[Site, ModelRef]
     """Each site's newest update of this round that is here, also from an earlier attempt."""
     condemned: set[str]
-    """Hashes of updates of this round that the worker has refused."""
+    """Hashes of updates of this round that the worker has rejected."""
 
 
 @dataclass(slots=True)
 class UpdateCollection:
-    """`progress` is called when an update has come, and when there are enough."""
+    """Gathers updates. `progress` is called when an update has come, and when there are enough."""
 
     ctx: Context
     params: RoundsParams
@@ -107,15 +108,15 @@ class UpdateCollection:
     began_at: float
     progress: Callable[[], None]
     deadline: float = math.inf
-    """Sites that have not delivered by then are left out; set when a quorum has delivered."""
+    """When sites that have not delivered are left out; set when a quorum has delivered."""
     chosen: tuple[tuple[Site, ModelRef], ...] = ()
-    """What the worker combines."""
+    """The updates that the worker aggregates."""
     _left_out: dict[Site, str] = field(default_factory=dict)
 
-    # -------------------------------------------------------------- what there is
+    # -------------------------------------------------------------- what is known
 
     def updates(self) -> dict[Site, ModelRef]:
-        """What is here, one for each site, this one's own among them."""
+        """The updates that are here, one for each site, this one's own among them."""
         record = self.acceptor.record
         updates = {r.site: r.delivered for r in self.rows.values() if r.delivered is not None}
         if record.update is not None and record.update_round == self.round:
@@ -124,12 +125,12 @@ class UpdateCollection:
 
     @property
     def enough(self) -> bool:
-        """A quorum has delivered."""
+        """Whether a quorum has delivered."""
         return len(self.updates()) >= self.acceptor.quorum.quorum
 
     @property
     def hopeful(self) -> bool:
-        """There are enough, or another one will come."""
+        """Whether there are enough updates, or another one will come."""
         return self.enough or any(state in COMING for state, _ in self._states().values())
 
     def state_of(self, row: PeerProgress) -> tuple[str, str]:
@@ -148,7 +149,7 @@ class UpdateCollection:
         return {row.site: self.state_of(row) for row in self.rows.values()}
 
     def tally(self) -> UpdateTally:
-        """What the other sites are told of it. With the choice made, what comes later changes nothing."""
+        """The progress report for the other sites. Once the choice is made, later updates change nothing."""
         if self.chosen:
             delivered = tuple(s for s, _ in self.chosen if s not in self._left_out)
             return UpdateTally(None, delivered, tuple(sorted(self._left_out.items())))
@@ -159,7 +160,7 @@ class UpdateCollection:
     # -------------------------------------------------------------- gathering
 
     def settle(self) -> bool:
-        """Fetch what can be had; True: a quorum has delivered, and nobody else is waited for."""
+        """Fetch the available updates; True: a quorum has delivered, and no other site is waited for."""
         for row in self.rows.values():
             self._fetch(row)
         enough = self.enough
@@ -170,7 +171,7 @@ class UpdateCollection:
         return enough and (not pending or self.ctx.now >= self.deadline)
 
     def close(self) -> Aggregate:
-        """What is here goes to the worker; the other sites are left out."""
+        """Hand the updates to the worker; the other sites are left out."""
         self.chosen = tuple(sorted(self.updates().items()))
         states = self._states().items()
         self._left_out = {s: reason or "late" for s, (state, reason) in states if state != "delivered"}
@@ -210,10 +211,10 @@ class UpdateCollection:
         row.update, row.ask_at = None, self.ctx.now  # perhaps it has another one by now
         row.failed = reason if row.broken >= MAX_BROKEN else ""
 
-    # -------------------------------------------------------------- what the worker made of them
+    # -------------------------------------------------------------- the worker's result
 
     def refuse(self, refused: tuple[tuple[Site, str], ...]) -> None:
-        """The worker could not use these sites' updates."""
+        """Drop sites' updates that the worker could not use."""
         for site, reason in refused:
             self._left_out[site] = f"refused_{reason}"[:64]
             hash = dict(self.chosen)[site].hash if site in dict(self.chosen) else ""

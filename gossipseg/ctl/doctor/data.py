@@ -1,4 +1,4 @@
-"""`gossipctl check` on data, device and model: what `gossipseg.learn.check` finds, as findings."""
+"""`gossipctl check` on data, device and model: the results of `gossipseg.learn.check`, as findings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_PROBLEMS = 20
 
 
 def check_data(config: Config) -> Iterator[Finding]:
-    """Every case of the data list, and the device, by `gossipseg.learn.check`."""
+    """Check every case of the data list, and the device, by `gossipseg.learn.check`."""
     done = subprocess.run(
         learn.command_line("check", []),
         input=learn.spec_json(config),
@@ -79,12 +79,12 @@ def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _kinds(kinds: dict[str, int]) -> str:
-    """How many cases are of which kind."""
+    """Number of cases of each kind."""
     return f" ({', '.join(f'{count} {kind}' for kind, count in kinds.items())})" if kinds else ""
 
 
 def _memory_text(memory: dict[str, Any] | None) -> str:
-    """What data.cache takes, of what there is."""
+    """Memory that data.cache takes, and that is available."""
     if not memory or not memory.get("cache_bytes"):
         return ""
     free = memory.get("available_bytes")
@@ -93,7 +93,7 @@ def _memory_text(memory: dict[str, Any] | None) -> str:
 
 
 def _pace_text(pace: dict[str, Any]) -> str:
-    """How long a round will take."""
+    """Expected duration of a round."""
     return (
         f"a round of {pace['steps_per_round']} steps and the validation of {pace['validation_cases']} cases "
         f"will take about {out.duration_text(pace['round_s'])} here ({pace['step_s']:.2g} s a step, "

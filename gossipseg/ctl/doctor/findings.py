@@ -1,4 +1,4 @@
-"""What a check of `gossipctl check` found. Nothing else belongs here."""
+"""The findings of `gossipctl check`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ State = Literal["ok", "warning", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found."""
+    """The result of one check."""
 
     check: str
     state: State

@@ -36,13 +36,13 @@ DAY_S = 86_400
 _TIME_ERROR = 5
 """adjtimex(2): the clock is not synchronised."""
 HIGH_SHARE = 0.1
-"""A cosine that is left above this share of the learning rate has hardly done its work."""
+"""Share of the learning rate above which a cosine schedule is far from its end."""
 
 
 def examine(
     config: Config, *, data: bool, peers: bool, timeout_s: float, reach: bool = False
 ) -> Iterator[Finding]:
-    """All checks, in the order in which a mistake in one makes the next pointless."""
+    """All checks, in an order where a mistake in one makes the next pointless."""
     yield Finding("config", "ok", f"{config.site_path} and {config.federation_path}")
     yield from check_finetuning(config)
     yield from check_flips(config)
@@ -66,7 +66,7 @@ def examine(
 
 
 def check_finetuning(config: Config) -> Iterator[Finding]:
-    """Rounds that are to be trained alone at the end need an end."""
+    """Rounds trained alone at the end need an end."""
     algorithm = config.federation.algorithm
     alone = getattr(algorithm, "finetune_rounds", 0)
     if alone and config.rounds is None:
@@ -99,7 +99,7 @@ def check_flips(config: Config) -> Iterator[Finding]:
 
 
 def check_schedule(config: Config) -> Finding:
-    """A cosine that knows no end is none."""
+    """A cosine without an end is no cosine."""
     training = config.federation.training
     rate, rounds, schedule = training.learning_rate, training.cosine_rounds, training.schedule_in_force
     if schedule == "cosine":
@@ -120,7 +120,7 @@ def check_schedule(config: Config) -> Finding:
 
 
 def _cosine(config: Config, rate: float, rounds: int) -> Finding:
-    """Where it ends, and where the site's training does; rounds of fine-tuning have a rate of their own."""
+    """The end of the cosine, and of the site's training; rounds of fine-tuning have their own rate."""
     alone, trained = getattr(config.federation.algorithm, "finetune_rounds", 0), config.rounds
     if trained is None or trained - alone >= rounds:
         return Finding(
@@ -243,7 +243,7 @@ def synchronised() -> bool | None:
 
 
 def check_disk(config: Config) -> Iterator[Finding]:
-    """State directory: there or makeable, writable, with room."""
+    """State directory: exists or can be made, writable, with room."""
     state_dir = Path(config.site.state_dir)
     there = next(p for p in (state_dir, *state_dir.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
@@ -271,7 +271,7 @@ def check_disk(config: Config) -> Iterator[Finding]:
 
 
 def check_daemon(config: Config) -> tuple[StatusDoc | None, list[Finding], bool]:
-    """What the daemon says of itself, the findings, and whether one runs, be it mute."""
+    """The daemon's own report, the findings, and whether a daemon runs, even a silent one."""
 
     try:
         with ControlClient(config.control_socket) as client:

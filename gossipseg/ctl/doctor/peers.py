@@ -1,6 +1,6 @@
-"""The checks of `gossipctl check` on the other sites: reachable, the one that is listed, of one contract?
+"""The checks of `gossipctl check` on other sites: reachable, listed key, same contract?
 
-While this site's own daemon runs it is asked for its view instead of saying a second Hello in its name.
+While this site's own daemon runs, it is asked for its view: no second Hello is sent in its name.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def check_peers(
 
 
 def _unlisted_addresses(config: Config, status: StatusDoc | None) -> Iterator[Finding]:
-    """discovery.static is false: what is listed is not dialled by the daemon, nor here."""
+    """discovery.static is false: neither the daemon nor this command dials the listed addresses."""
     if status is not None:
         yield from _from_daemon(config, config.others)
         return
@@ -77,7 +77,7 @@ def _unlisted_addresses(config: Config, status: StatusDoc | None) -> Iterator[Fi
 
 
 def judge(site: ListedSite, seen: Seen) -> Finding | None:
-    """What a look at the listed address says against the site; None where a Hello may follow."""
+    """The fault that a probe of the listed address shows; None where a Hello may follow."""
     name = f"peer {site.name}"
     if not seen.reached:
         return Finding(name, "failed", *_out_of_reach(site, seen))
@@ -102,7 +102,7 @@ def judge(site: ListedSite, seen: Seen) -> Finding | None:
 
 
 def _out_of_reach(site: ListedSite, seen: Seen) -> tuple[str, str]:
-    """(what is in the way, what to do)."""
+    """(the obstacle, the remedy)."""
     host, port = split_address(site.address)
     if seen.stage == "dns":
         return (
@@ -143,7 +143,7 @@ def _from_daemon(config: Config, sites: list[ListedSite]) -> Iterator[Finding]:
 
 
 def _seen_as(config: Config, site: ListedSite, row: PeerRow) -> Finding:
-    """The daemon's view of a site; only one that it sees alive is well."""
+    """The daemon's view of a site; only a site that it sees alive is well."""
     name, listed = f"peer {site.name}", config.site.discovery.static
     there = f"{site.address}: reached, identity right" if listed else f"{row.address or 'no address known'}"
     text = f"{there}; the daemon sees it {row.state}" + (f": {row.reason}" if row.reason else "")
@@ -207,7 +207,7 @@ async def _greet(config: Config, transport: GrpcTransport, site: ListedSite, tim
 
 
 def hello(config: Config) -> Hello:
-    """What this site says before its worker has ever run."""
+    """The Hello of this site before its worker has ever run."""
     return Hello(
         protocol_min=PROTOCOL_MIN,
         protocol_max=PROTOCOL_MAX,

@@ -20,7 +20,7 @@ _ARROW = {"out": "to", "in": "from"}
 def check_reach(
     config: Config, identity: trust.Identity | None, status: StatusDoc | None
 ) -> Iterator[Finding]:
-    """Both directions through the daemon; without one only the way out can be tried."""
+    """Check both directions through the daemon; without one only outgoing packets can be tried."""
     if not config.others or (identity is None and not config.site.insecure):
         yield Finding("reach", "skipped", "there is nobody to be asked, or nothing to show them")
     elif status is not None:

@@ -1,4 +1,4 @@
-"""`gossipctl check` on what a start of the daemon needs: its place, ports, locks and packages."""
+"""`gossipctl check` on what a start of the daemon needs: folder, ports, locks and packages."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ EXTRAS = (
     ("privacy.dp of site.yaml", "opacus", "dp", "take privacy.dp out of site.yaml"),
     ("algorithm.name = 'fedcowpro' of peers.yaml", "skimage", "fedcowpro", "let all sites choose another"),
 )
-"""A setting, the package that it needs, the extra that brings it, the other way."""
+"""A setting, the package that it needs, the extra that brings it, the alternative."""
 SCRAPE_TIMEOUT_S = 3.0
 
 
 def check_whereabouts(config: Config) -> tuple[Whereabouts, Finding]:
-    """Why nobody answers on the control socket."""
+    """Why no daemon answers on the control socket."""
     found = whereabouts(Path(config.site.state_dir), config.control_socket, config.site_path)
     state: dict[str, Literal["skipped", "warning", "failed"]] = {"none": "skipped", "starting": "warning"}
     return found, Finding("daemon", state.get(found.state, "failed"), found.text, found.remedy)
 
 
 def check_worker_lock(config: Config) -> Iterator[Finding]:
-    """No daemon runs: does a worker of an earlier one?"""
+    """Whether a worker of an earlier daemon runs, while no daemon does."""
     holder = holder_of(Path(config.site.state_dir) / "worker.lock")
     if holder is not None:
         yield Finding(
@@ -46,7 +46,7 @@ def check_worker_lock(config: Config) -> Iterator[Finding]:
 
 
 def check_port(config: Config) -> Iterator[Finding]:
-    """Whether the daemon could listen where it shall."""
+    """Whether the daemon could listen at its address."""
     listen = config.site.listen
     if problem := _not_free(*split_address(listen)):
         remedy = "Stop what listens there, or choose another address in site.yaml (listen)."
@@ -58,7 +58,7 @@ def check_port(config: Config) -> Iterator[Finding]:
 
 
 def check_listen(config: Config) -> Iterator[Finding]:
-    """Whether others find this site where it listens; nothing where nothing speaks against it."""
+    """Whether others find this site where it listens; no finding without a reason for doubt."""
     site, me = config.site, config.me
     dialled = site.advertise or me.address
     if not dialled:

@@ -1,1 +1,1 @@
-"""What gossipctl may ask of a running daemon, and the documents it gets."""
+"""What gossipctl may ask of a running daemon, and the documents it receives."""

@@ -12,7 +12,8 @@ Similarity = tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]]
 
 
 def rounds_doc(exchange: str, view: RoundsView | None, compared: Similarity | None) -> doc.RoundsDoc:
-    """`view`: None without a coordinator; `compared`: what the algorithm found of the sites' changes."""
+    """`view`: None without a coordinator. `compared`: the similarity of the sites' changes, as the algorithm
+    found it."""
     if view is None:
         return doc.RoundsDoc(exchange=exchange)
     last = view.last
@@ -43,7 +44,7 @@ def rounds_doc(exchange: str, view: RoundsView | None, compared: Similarity | No
 
 
 def under_way(view: RoundsView | None) -> doc.RoundUnderWay:
-    """For `status`."""
+    """The short form, for `status`."""
     if view is None:
         return doc.RoundUnderWay()
     return doc.RoundUnderWay(

@@ -1,4 +1,4 @@
-"""What gossipctl may ask: the control service's answers, made from the runtime as it is now."""
+"""The control service's answers to gossipctl, made from the runtime's present state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ WATCH_INTERVAL_S = 0.5
 class Service:
     """The ControlHandler of one daemon.
 
-    `identity` is the one in use now; `stop` ends the daemon; `reload` rereads the list and says what changed.
+    `identity` is the one in use now; `stop` ends the daemon; `reload` rereads the list and reports the
+    changes.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Service:
             dice_test_start=view.dice_test_start,
             dice_test=view.dice_test,
             cases=view.cases,
-            splits=doc.Splits(**view.splits),
+            splits=doc.SplitCounts(**view.splits),
             splits_from=view.splits_from,
             algorithm=r.config.federation.algorithm.name,
             exchange=r.config.federation.algorithm.exchange,
@@ -163,7 +164,8 @@ class Service:
         return doc.EventsDoc(events=tuple(rows))
 
     async def watch(self) -> AsyncIterator[doc.WatchDoc]:
-        """A document whenever something changed, at most twice a second, and at least every five."""
+        """Yield a document whenever something changed: at most twice a second, at least every five
+        seconds."""
         while True:
             changed = self._runtime.changed
             yield doc.WatchDoc(status=await self.status(), peers=await self.peers(0))
@@ -221,7 +223,7 @@ class Service:
         return self._known_ids[1]
 
     def reasons(self, concerns: Sequence[doc.ConcernRow] | None = None) -> tuple[str, ...]:
-        """Why this site is not simply ok. `concerns`: those of this moment, where they are known already."""
+        """Why this site is not simply ok. `concerns`: the present ones, where they are known already."""
         r = self._runtime
         if concerns is None:
             concerns = current_concerns(r, time.monotonic())
@@ -295,7 +297,7 @@ class Service:
 
 
 def _disk_free_bytes(path: str) -> int:
-    """0 where the folder is gone: the status must be told all the same."""
+    """Free bytes; 0 where the folder is gone, because the status must be shown all the same."""
     try:
         return shutil.disk_usage(path).free
     except OSError:

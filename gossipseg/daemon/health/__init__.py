@@ -1,4 +1,4 @@
 """Whether this site is well, and what to do where it is not.
 
-Looks and words; what follows from them for peers is decided in core.
+This package observes and explains. The core decides what follows for peers.
 """

@@ -1,4 +1,4 @@
-"""Why this site is not well, and what to do: the core's concerns, looks at peers, deleted places."""
+"""Why this site is not well, and what to do: the core's concerns, reachability of peers, deleted places."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ REMEDIES: Mapping[str, str] = {
     "cleans up there (a temporary folder is no place for it).",
     "control_socket_gone": "See who cleans up there; another place is set by control_socket in site.yaml.",
 }
-"""Code → what to do. Its keys are all codes that there are."""
+"""Code → what to do. The keys are all codes."""
 _UNREACHED = ("dns", "refused", "timeout", "no_route", "mute", "tls", "untrusted")
 
 
 def current_concerns(r: Runtime, now: float) -> tuple[ConcernRow, ...]:
-    """All of them at this time (monotonic)."""
+    """All present concerns (monotonic time)."""
     found = [_row(c.code, c.site, _detailed(r, c)) for c in r.node.concerns(now)]
     found += _of_looks(r)
     found += [_row(code, "", text) for code, text in r.places.lost.items()]
@@ -57,7 +57,7 @@ def current_concerns(r: Runtime, now: float) -> tuple[ConcernRow, ...]:
 
 
 def sentence(row: ConcernRow) -> str:
-    """A concern as one of the status's reasons."""
+    """A concern as one of the reasons in the status."""
     whom = f"{row.site}: " if row.site else ""
     return f"{whom}{row.text}. {row.remedy}".rstrip(".")
 
@@ -67,7 +67,7 @@ def _row(code: str, site: str, text: str, remedy: str = "") -> ConcernRow:
 
 
 def _detailed(r: Runtime, concern: Concern) -> str:
-    """With what a look at the site showed, or the last failure said."""
+    """The text with the result of the site's reachability check, or with the last failure."""
     if concern.code not in ("never_seen", "calls_in_only"):
         return concern.text
     found = r.reaching.found.get(concern.site)
@@ -77,7 +77,7 @@ def _detailed(r: Runtime, concern: Concern) -> str:
 
 
 def _of_looks(r: Runtime) -> Iterator[ConcernRow]:
-    """What the looks at the other sites showed."""
+    """Concerns from the reachability checks of the other sites."""
     fault, settled = r.reaching.listen_fault, False
     for site, found in sorted(r.reaching.found.items()):
         member = r.node.members.get(site)
@@ -106,7 +106,7 @@ def _stalled(site: str, found: Found) -> Iterator[ConcernRow]:
 
 
 def reach_rows(site: str, found: Found, fault: ListenFault | None) -> Iterator[ReachRow]:
-    """Both directions of a look, for `gossipctl check --reach`."""
+    """Both directions of a reachability check, for `gossipctl check --reach`."""
     yield _reach_row(site, "out", found.out, outward_text(found.out), outward_remedy(site, found.out))
     back, remedy = found.back, ""
     if back.works_at and back.known:

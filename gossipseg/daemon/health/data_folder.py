@@ -1,4 +1,4 @@
-"""The watch over the data folder: a share that is not mounted, a file server that does not answer."""
+"""Watches the data folder: a share that is not mounted, a file server that does not answer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ANSWER_S = 10.0
 class DataFolder:
     """Asks whether the data are there.
 
-    A file server that is gone may let a look hang for hours: it is made in a thread that nobody waits for at
-    the end, one at a time.
+    A dead file server may block a look for hours. So one thread at a time looks, and shutdown does not wait
+    for it.
     """
 
     def __init__(

@@ -15,14 +15,14 @@ from gossipseg.store import DirectoryLock
 
 LOOK_EVERY_S = 2.0
 SAID_S = 3600.0
-"""A socket that was made again is told of for so long."""
+"""Seconds for which a recreated socket is reported."""
 
 
 _Identity = tuple[int, int]
 
 
 class Socket(Protocol):
-    """What is needed of the control server."""
+    """The parts of the control server that are needed."""
 
     path: Path
 
@@ -33,7 +33,7 @@ class Socket(Protocol):
 
 
 class Places:
-    """What is lost now: code → text. `clock` gives monotonic seconds; `note` writes to the event log."""
+    """The deleted places: code → text. `clock` gives monotonic seconds; `note` writes to the event log."""
 
     def __init__(
         self, state_dir: Path, note: Callable[..., None], *, clock: Callable[[], float] = time.monotonic
@@ -43,15 +43,15 @@ class Places:
         self._known: _Identity | None = None
         self._parent: _Identity | None = None
         self._held: int | None = None
-        """Keeps the number of the folder from being given to another one once it is deleted."""
+        """Keeps the folder's inode number from being reused once the folder is deleted."""
         self._remember()
         self._made: _Identity | None = None
-        """The folder that was made in place of one that was deleted."""
+        """The folder that was made in place of a deleted one."""
         self._lock: DirectoryLock | None = None
         self._until = 0.0
 
     async def run(self, socket: Socket) -> None:
-        """Look for as long as the daemon runs."""
+        """Check for as long as the daemon runs."""
         try:
             while True:
                 await asyncio.sleep(LOOK_EVERY_S)
@@ -62,7 +62,7 @@ class Places:
                 self._held = None
 
     async def look(self, socket: Socket) -> None:
-        """See whether both are still there. What is gone is told of, and a socket made again."""
+        """Check that both still exist. What is gone is reported; a socket is recreated."""
         self._look_at_directory()
         if not socket.intact:
             await self._renew(socket)
@@ -70,7 +70,7 @@ class Places:
             del self.lost["control_socket_gone"]
 
     def _look_at_directory(self) -> None:
-        """It may come back too: a disk that was away, a folder that is put in its place again."""
+        """Check the directory. It may return, too: a disk that was away, a folder that was put back."""
         try:
             there = _identity(self._dir)
         except OSError as e:  # a file server that is away: nothing is deleted
@@ -101,8 +101,10 @@ class Places:
             self._known, self._parent = _identity(self._dir), _identity(self._dir.parent)
 
     def _make_again(self) -> str:
-        """An empty one, locked, so that gossipctl can ask. Its parent is never made, and stays as it is where
-        it is another one: a mount point whose disk is away."""
+        """Recreate an empty, locked directory, so that gossipctl can ask.
+
+        Its parent is never made. A changed parent is left alone: it may be a mount point whose disk is away.
+        """
         try:
             if _identity(self._dir.parent) != self._parent:
                 return f", and {self._dir.parent} is another folder than at the start, or none"
@@ -132,7 +134,8 @@ class Places:
 
 
 def _identity(path: Path) -> _Identity | None:
-    """Which folder a path is; None where there is none. Raises OSError where that cannot be told."""
+    """Which folder a path refers to; None where there is none. Raises OSError where that cannot be
+    determined."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,7 +1,7 @@
 """How long the disk takes to make something durable.
 
-A disk that takes seconds (a dying one, a full cache of a RAID, a network share) holds back what must be on
-disk before it is said; the event loop goes on.
+Some disks take seconds: a dying one, a full RAID cache, a network share. Messages that depend on a write then
+wait; the event loop continues.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 SLOW_S = 2.0
 SHOWN_S = 600.0
-"""So long after the last slow write it is still told."""
+"""Seconds after the last slow write for which the warning stays."""
 
 
 class DiskWatch:
@@ -29,10 +29,10 @@ class DiskWatch:
         self._under_way: dict[int, tuple[str, float]] = {}
         self._numbers = itertools.count()
         self._slow: tuple[str, float, float] | None = None
-        """What the last slow write was of, how long it took, and when it ended."""
+        """The purpose of the last slow write, its duration, and when it ended."""
 
     async def beside(self, what: str, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do blocking work in a thread; returns or raises what it does."""
+        """Do blocking work in a thread; returns or raises what the work does."""
 
         def timed() -> T:
             with self.timing(what):
@@ -42,7 +42,7 @@ class DiskWatch:
 
     @contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Time what happens within."""
+        """Time the work inside the block."""
         number, began = next(self._numbers), self._clock()
         self._under_way[number] = (what, began)
         try:
@@ -54,12 +54,12 @@ class DiskWatch:
                 self._slow = (what, now - began, now)
 
     def last_slow_s(self) -> float:
-        """How long the last slow write took, where it still counts; else 0."""
+        """Duration of the last slow write while its warning stays; else 0."""
         slow, now = self._slow, self._clock()
         return slow[1] if slow is not None and now - slow[2] < SHOWN_S else 0.0
 
     def problem(self) -> str:
-        """What is wrong with the disk, or nothing."""
+        """What is wrong with the disk; "" if nothing is."""
         now = self._clock()
         for what, began in list(self._under_way.values()):
             if now - began > SLOW_S:

@@ -1,4 +1,4 @@
-"""Whether peers can be dialled, and can dial this site: asked at the start, and when something is amiss."""
+"""Whether peers can be dialled, and can dial this site: checked at the start, and when something is amiss."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from gossipseg.wire.reached import Reached
 
 STEP_S = 1.0
 SETTLE_S = 2.0
-"""A site that has just come is let alone so long."""
+"""Seconds before a newly arrived site is checked."""
 AGAIN_S = 20.0
-"""Something that was amiss is looked at again after so long, then after twice that, and so on …"""
+"""Seconds before a site with a problem is checked again; the pause doubles each time …"""
 AGAIN_MAX_S = 600.0
 """… up to this."""
 WELL_S = 3600.0
-"""What was well is looked at again after so long …"""
+"""Seconds before a site without a problem is checked again …"""
 QUIET_S = 300.0
-"""… or so long, where no call of the site's has come in meanwhile."""
+"""… or before this, where no call of the site has come in meanwhile."""
 FRESH_S = 30.0
-"""An answer is good for so long, where the site will not give another."""
+"""Seconds for which an answer stays valid, where the site refuses to give another."""
 AT_ONCE = 4
 MOST_ASKED = 32
-"""Sites that are looked at at once when an operator asks."""
+"""Sites checked at once when an operator asks."""
 MOST_WELL = 16
-"""In a larger federation so many sites are looked at without a cause: any of them tells whether this site can
-be dialled."""
+"""Sites that a larger federation checks without a cause. Any of them tells whether this site can be
+dialled."""
 
 
 class Dialler(Protocol):
-    """What is needed of a transport."""
+    """The parts of a transport that are needed."""
 
     async def reach(self, site: Site) -> Reached: ...
 
@@ -44,7 +44,7 @@ class Dialler(Protocol):
 
 
 class Node(Protocol):
-    """What is needed of the core."""
+    """The parts of the core that are needed."""
 
     @property
     def members(self) -> Mapping[Site, Member]: ...
@@ -55,15 +55,15 @@ class Node(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the last look at a site showed, and when it was (monotonic)."""
+    """The result of a site's last check, and when it was (monotonic)."""
 
     out: Reached
-    """This site dialled it."""
+    """Whether this site could dial the other."""
     back: Reached
-    """It dialled this site, at this site's request."""
+    """Whether the other site could dial this one, at this site's request."""
     at: float
     amiss: int = 0
-    """So many looks in a row at which something was amiss."""
+    """Consecutive checks that found a problem."""
 
     @property
     def well(self) -> bool:
@@ -71,12 +71,12 @@ class Found:
 
     @property
     def shut_out(self) -> bool:
-        """It could not dial this site, anywhere."""
+        """Whether the other site could not dial this one at any address."""
         return self.back.known and not self.back.good and not self.back.works_at
 
 
 class Reaching:
-    """The looks of one daemon. `note` writes to the event log."""
+    """The reachability checks of one daemon. `note` writes to the event log."""
 
     def __init__(
         self,
@@ -90,28 +90,29 @@ class Reaching:
         self._started = clock()
         self.found: dict[Site, Found] = {}
         self.listen_fault: ListenFault | None = None
-        """Why others may not find this site where it listens, as far as this machine can tell."""
+        """Why other sites may not find this one at its listen address, as far as this machine can tell."""
 
     async def run(self, config: Config) -> None:
-        """Look at whatever is due, for as long as the daemon runs."""
+        """Check whatever is due, for as long as the daemon runs."""
         self.listen_fault = await asyncio.to_thread(own_listen_fault, config)
         while True:
             await asyncio.sleep(STEP_S)
             await self.look_at(self.due()[:AT_ONCE])
 
     async def look_at(self, sites: list[Site]) -> None:
-        """Look at these sites, all at once."""
+        """Check these sites, all at once."""
         await asyncio.gather(*(self._look(site) for site in sites))
 
     async def look_now(self) -> list[Site]:
-        """An operator asks: look at all sites; in a large federation at those with a cause, and some more."""
+        """Check all sites, at an operator's request; in a large federation those with a cause, and some
+        more."""
         members = sorted(self._node.members.values(), key=lambda m: (_at_ease(m), m.site))
         sites = [m.site for m in members[:MOST_ASKED]]
         await self.look_at(sites)
         return sites
 
     def due(self) -> list[Site]:
-        """The sites to be looked at now."""
+        """The sites to be checked now."""
         now, members = self._clock(), self._node.members
         self.found = {site: found for site, found in self.found.items() if site in members}
         well = sum(1 for found in self.found.values() if found.well)
@@ -128,7 +129,7 @@ class Reaching:
         if found is None:
             return max(self._started, member.since) + self._node.grace_s / 2
         if found.shut_out and member.called_at is not None and member.called_at > found.at:
-            return found.at + AGAIN_S  # it does get here: what was in the way is gone
+            return found.at + AGAIN_S  # it does get here: the obstacle is gone
         if not found.well or (member.live and found.back.outcome == "not_asked"):
             return found.at + min(AGAIN_MAX_S, AGAIN_S * 2.0 ** (max(1, found.amiss) - 1))
         quiet = member.called_at is None or member.called_at < found.at
@@ -143,7 +144,7 @@ class Reaching:
         )
         before, now_s = self.found.get(site), self._clock()
         if back.outcome == "not_asked" and before is not None and now_s - before.at < FRESH_S:
-            back = before.back  # it answers such a question once in a while only
+            back = before.back  # it answers such a question only once in a while
         found = Found(out, back, now_s)
         if not found.well or back.outcome == "not_asked":
             found = replace(found, amiss=before.amiss + 1 if before is not None else 1)
@@ -162,7 +163,7 @@ class Reaching:
 
 
 def own_listen_fault(config: Config) -> ListenFault | None:
-    """What `listen` of site.yaml and the address that others dial say against each other. Blocks."""
+    """How `listen` of site.yaml and the address that others dial contradict each other. Blocks."""
     site = config.site
     dialled = site.advertise or config.me.address
     if site.insecure or not dialled:
@@ -172,7 +173,7 @@ def own_listen_fault(config: Config) -> ListenFault | None:
 
 
 def _at_ease(member: Member) -> bool:
-    """Alive, and all that is sent to it gets through."""
+    """Whether the site is alive and all that is sent to it arrives."""
     return member.state is MemberState.ALIVE and not (member.calls.failed or member.sends.failed)
 
 

@@ -1,7 +1,8 @@
-"""The audit log: one line for each model sent, received, refused, merged or undone, and what it did to Dice.
+"""The audit log: one line for each model sent, received, refused, merged or undone, and its effect on Dice.
 
-Lines wait in memory for the milliseconds until they are fsynced; while the disk is full they go on waiting,
-the status says so, and training goes on. What does not fit into that queue is counted in a line `audit_gap`.
+Lines wait in memory for the milliseconds until they are fsynced. While the disk is full they keep waiting,
+the status says so, and training continues. Lines that do not fit into the queue are counted in a line
+`audit_gap`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from gossipseg.store.auditlog import AuditLog
 MAX_WAITING = 10_000
 RETRY_S = 5.0
 FOLD_AFTER, FOLD_S = 20, 60.0
-"""A site's offers refused for one reason: after so many in so many seconds they are only counted."""
+"""Refusals of one site's offers for one reason, and the seconds for them, after which they are only
+counted."""
 FOLDED_NOTES = frozenset({"offer_in_rejected", "record_forged", "duplicate_site", "peer_refused"})
-"""What a peer can bring about with one message each."""
+"""Notes that a peer can cause with one message each."""
 _REMEMBERED = 200
-"""Offers of each peer: one peer's must neither push another's out nor speak for them."""
+"""Remembered offers per peer. One peer's offers must neither displace nor stand for another's."""
 
 NOTES: Mapping[str, str] = {
     "transfer_done": "model_sent",
@@ -49,11 +51,11 @@ NOTES: Mapping[str, str] = {
     "quarantine_over": "quarantine_over",
     "quarantine_lifted": "quarantine_lifted",
 }
-"""What the core notes → what the audit log calls it. `model_declined`: a peer did not want it."""
+"""Core note → name in the audit log. `model_declined`: a peer did not accept the model."""
 OWN_NOTES = frozenset(
     {"daemon_started", "daemon_stopped", "config_reloaded", "config_refused", "record_forged"}
 )
-"""What the shell notes and the audit log keeps under the same name."""
+"""Shell notes that the audit log keeps under the same name."""
 _STAGES = {"offer_in_rejected": "offer", "model_broken": "arrival", "visit_refused": "visit"}
 _JUDGED = ("visit_refused", "visit_merged", "visit_held", "visit_kept_out", "visit_reverted")
 _KEPT = ("hash", "bytes", "round", "at_round", "attempt", "contributors", "absent", "detail")
@@ -69,8 +71,8 @@ class _Fold:
 
 
 class Audit:
-    """Watches events and effects go by. `clock` gives wall seconds; `warn("audit", text)` sets a warning, and
-    clears it with ""."""
+    """Observes events and effects. `clock` gives wall seconds. `warn("audit", text)` sets a warning; ""
+    clears it."""
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class Audit:
     # ------------------------------------------------------------ what happens
 
     def event(self, event: events.Event) -> None:
-        """Note what happened."""
+        """Record an event."""
         match event:
             case events.Incoming(frm=frm, body=Offer(model=model)):
                 offered = self._offered.setdefault(frm, OrderedDict())
@@ -126,7 +128,7 @@ class Audit:
                     self._put("model_refused", site, reason, detail)
 
     def effect(self, effect: effects.Effect) -> None:
-        """Note what the core wants done."""
+        """Record an effect that the core wants done."""
         match effect:
             case effects.StartRound(start_from=ModelRef() as model):
                 self._common = model
@@ -134,7 +136,7 @@ class Audit:
                 self._noted(effect)
 
     def note(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Note what the shell itself has to say."""
+        """Record a note of the shell."""
         if event in OWN_NOTES:
             detail: dict[str, Any] = {}
             site = fields.get("site")
@@ -167,10 +169,10 @@ class Audit:
         return {"dice_before": before, "dice_after": after}
 
     def _unfolded(self, event: str, site: Site, reason: str, detail: dict[str, Any]) -> bool:
-        """Whether this gets a line of its own: a flood must not push everything else out of the log."""
+        """Whether the refusal gets its own line: a flood must not push everything else out of the log."""
         now, key = self._clock(), (event, site, reason)
         fold = self._folds.setdefault(key, _Fold(now))
-        if not 0 <= now - fold.since < FOLD_S:  # the clock on the wall may be put back, too
+        if not 0 <= now - fold.since < FOLD_S:  # the wall clock may be set back, too
             if fold.folded:
                 detail["more"] = fold.folded
             self._folds[key] = fold = _Fold(now)
@@ -191,7 +193,7 @@ class Audit:
     # ------------------------------------------------------------ to the disk
 
     async def run(self) -> None:
-        """Write what waits, for ever; a disk that is full is tried again."""
+        """Write waiting lines, for ever; a full disk is tried again."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -201,7 +203,7 @@ class Audit:
                 self._wake.set()
 
     async def flush(self) -> None:
-        """Write what waits now, in order, with one fsync."""
+        """Write the waiting lines now, in order, with one fsync."""
         async with self._writing:
             lines = list(self._waiting)
             if not lines:
@@ -224,7 +226,7 @@ class Audit:
                 self._warn("audit", "")
 
     async def close(self) -> None:
-        """Write the rest, and how many refusals were only counted."""
+        """Write the remaining lines, and how many refusals were only counted."""
         for (event, site, reason), fold in self._folds.items():
             if fold.folded:
                 stage = {"stage": "offer"} if event == "model_refused" else {}

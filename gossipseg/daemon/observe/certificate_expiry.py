@@ -1,4 +1,4 @@
-"""Certificates that end soon, this site's own and the listed ones, told in time."""
+"""Warns in time of certificates that end soon: this site's own and the listed ones."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Told(Protocol):
 def warnings(config: Config, own_days: float | None, now_s: float) -> Mapping[Site, tuple[float, str]]:
     """Site → days left and the warning, for those below WARN_DAYS.
 
-    Of this site the certificate that it uses now counts (`own_days`): a second one may be listed already.
+    For this site the certificate in use counts (`own_days`): a second one may be listed already.
     """
     me, found = config.site.site, {}
     for site, end_s in trust.last_ends(config.federation.sites).items():
@@ -44,7 +44,7 @@ def _text(site: Site, days: float, own: bool) -> str:
 async def watch(
     find: Callable[[], Mapping[Site, tuple[float, str]]], tell: Told, clock: Callable[[], float]
 ) -> None:
-    """Write `certificate_expires` for each that `find` names: at once, and again after a day."""
+    """Write `certificate_expires` for each site that `find` names: at once, and again after a day."""
     told: dict[Site, float] = {}
     while True:
         now_s = clock()

@@ -1,4 +1,4 @@
-"""What is counted for the metrics as the core's events and effects go by."""
+"""What the metrics count, from the core's events and effects."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ REASONS = frozenset(
         "wrong_offset",
     }
 )
-"""Reason codes that have a label of their own; what a peer makes up counts as `other`."""
+"""Reason codes with their own label; a peer's invented code counts as `other`."""
 LAG_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 _TRANSFERS = {
@@ -122,18 +122,19 @@ class Counters:
 
     rounds: int = 0
     refusals: Counter[tuple[str, Site, str]] = field(default_factory=Counter)
-    """(direction, peer, reason). `in`: refused here; `out`: this site's, refused by the peer."""
+    """(direction, peer, reason). `in`: refused here; `out`: this site's model or call, refused by the
+    peer."""
     transfers: Counter[tuple[str, Site, str]] = field(default_factory=Counter)
     """(direction, peer, done | failed)."""
     changes: Counter[tuple[Site, str]] = field(default_factory=Counter)
-    """(peer, the state it came into)."""
+    """(peer, its new state)."""
     forged: Counter[Site] = field(default_factory=Counter)
-    """Messages of a peer that held records their signer did not sign."""
+    """Messages of a peer with records that their signer did not sign."""
     lag_buckets: list[int] = field(default_factory=lambda: [0] * (len(LAG_BUCKETS_S) + 1))
     lag_sum_s: float = 0.0
 
     def event(self, event: events.Event) -> None:
-        """Note what happened."""
+        """Count an event."""
         match event:
             case events.RoundFinished():
                 self.rounds += 1
@@ -142,7 +143,7 @@ class Counters:
                     self.refusals["in", site, known(reason)] += 1
 
     def effect(self, effect: effects.Effect) -> None:
-        """Note what the core wants done."""
+        """Count an effect that the core wants done."""
         if not isinstance(effect, effects.Note) or effect.site is None:
             return
         name, site = effect.event, effect.site
@@ -155,12 +156,12 @@ class Counters:
             self.changes[site, _CHANGES[name]] += 1
 
     def lagged(self, seconds: float) -> None:
-        """The event loop came so much later than it was due."""
+        """Count a delay of the event loop."""
         place = next((i for i, bound in enumerate(LAG_BUCKETS_S) if seconds <= bound), len(LAG_BUCKETS_S))
         self.lag_buckets[place] += 1
         self.lag_sum_s += seconds
 
 
 def known(reason: str) -> str:
-    """A reason code as a label: codes only this version knows, never a peer's own text."""
+    """The label of a reason code: only codes that this version knows, never a peer's own text."""
     return reason if reason in REASONS else OTHER

@@ -1,6 +1,7 @@
-"""The ledger of exchanges: one row for each model offered, sent or taken in, and what became of it.
+"""The table of exchanges: one row for each model offered, sent or received, and its outcome.
 
-It watches the core's events and effects go by; it decides and counts nothing. Rows are bounded.
+The table observes the core's events and effects. It decides and counts nothing. The number of rows is
+bounded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ MAX_ROWS = 500
 
 
 @dataclass(slots=True)
-class Ledger:
+class ExchangeTable:
     """Rows by (direction, peer, hash); `clock` gives wall seconds."""
 
     clock: Callable[[], float]
@@ -32,7 +33,7 @@ class Ledger:
     _dice_val: float | None = None
 
     def effect(self, effect: effects.Effect) -> None:
-        """Note what the core wants done."""
+        """Update the rows for an effect that the core wants done."""
         match effect:
             case effects.Request(id=id_, to=to, body=Offer(model=model)):
                 self._offers[id_] = (to, model)
@@ -53,7 +54,7 @@ class Ledger:
                 self._set("in", site, str(detail.get("hash", "")), "dropped", reason)
 
     def event(self, event: events.Event) -> None:
-        """Note what happened."""
+        """Update the rows for an event."""
         match event:
             case events.Incoming(frm=frm, token=token, body=Offer(model=model)):
                 self._asked[token] = (frm, model)
@@ -88,11 +89,11 @@ class Ledger:
                 self._visit_cut_off()
 
     def moved(self, direction: str, site: Site, hash_: str, fraction: float) -> None:
-        """A transfer has got this far."""
+        """Record the progress of a transfer."""
         self._set(direction, site, hash_, "receiving" if direction == "in" else "sending", fraction=fraction)
 
     def waits(self, site: Site, hash_: str, reason: str) -> None:
-        """An outgoing transfer has not begun yet."""
+        """Record that an outgoing transfer has not begun yet."""
         self._set("out", site, hash_, "waiting", reason)
 
     def recent(self, limit: int) -> list[ExchangeRow]:
@@ -114,7 +115,7 @@ class Ledger:
         self._dice_val = done.dice_val if done.dice_val is not None else self._dice_val
 
     def _visit_cut_off(self) -> None:
-        """The visitor waits again: the worker died during its visit."""
+        """Reset the visitor to waiting: the worker died during its visit."""
         for direction, peer, hash_ in [key for key, row in self.rows.items() if row.state == "visiting"]:
             self._set(direction, peer, hash_, "stored")
 

@@ -1,4 +1,4 @@
-"""One word about something that happened, put wherever people look: event log, audit log, log."""
+"""Writes one note to every place where people look: event log, audit log, log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from gossipseg.daemon.health.disk import DiskWatch
 from gossipseg.daemon.observe.audit import Audit
-from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.errors import LocalError
 from gossipseg.store import EventLog
 
@@ -24,13 +24,13 @@ _QUIET = {"offer_sent", "offer_busy", "offer_in_busy"}
 
 
 class Journal:
-    """Writes notes. `clock` gives wall seconds; a log that cannot be written is a warning in status."""
+    """Writes notes. `clock` gives wall seconds; a log that cannot be written becomes a warning in status."""
 
     def __init__(
         self,
         event_log: EventLog,
         audit: Audit,
-        training: TrainingView,
+        training: WorkerView,
         clock: Callable[[], float],
         disk: DiskWatch,
     ) -> None:
@@ -38,7 +38,7 @@ class Journal:
         self._events, self._audit, self._training, self._clock = event_log, audit, training, clock
 
     def note(self, event: str, **fields: Any) -> None:
-        """Write something to the event log and the log; fields that are None or empty are left out."""
+        """Write an event to the event log and the log; fields that are None or empty are left out."""
         fields = {k: v for k, v in fields.items() if v not in (None, "")}
         self._audit.note(event, fields)
         try:

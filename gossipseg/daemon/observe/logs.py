@@ -1,4 +1,4 @@
-"""Structured logs: JSON lines, or text that the journal reads well.
+"""Structured logs: JSON lines, or text that the systemd journal shows well.
 
 Every record may carry `event` (a stable name) and `fields` (a dict) through `extra`.
 """
@@ -18,7 +18,7 @@ from gossipseg.daemon.observe.outlet import Outlet, RotatingFile, write_to
 
 _PRIORITY = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 MAX_REST = 8192
-"""A line that is printed in pieces is cut at this length."""
+"""Longest part of an unfinished line; it is cut there."""
 
 
 class JsonFormatter(logging.Formatter):
@@ -59,7 +59,7 @@ class TextFormatter(logging.Formatter):
 def _short(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, str) and not value.isprintable():  # a peer's text must not make up lines of its own
+    if isinstance(value, str) and not value.isprintable():  # a peer's text must not forge lines
         return json.dumps(value)
     if isinstance(value, dict):
         return ",".join(f"{k}:{_short(v)}" for k, v in value.items())
@@ -69,13 +69,13 @@ def _short(value: object) -> object:
 # ---------------------------------------------------------------- where lines go
 
 FLUSH_S = 1.0
-"""How long lines that nobody reads may hold up the end."""
+"""Seconds for which unread lines may delay the end."""
 _outlets: list[Outlet] = []
 _replaced: TextIO | None = None
 
 
 class OutletHandler(logging.Handler):
-    """Formats a record and leaves the line to an outlet."""
+    """Formats a record and hands the line to an outlet."""
 
     def __init__(self, outlet: Outlet, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -99,14 +99,14 @@ class _Held(logging.Handler):
 
 
 def hold() -> None:
-    """Keep what is logged until setup: where logs go stands in the configuration that is being read."""
+    """Keep log records until setup: the configuration that is being read says where logs go."""
     logging.basicConfig(level=logging.INFO, handlers=[_Held()], force=True)
 
 
 def setup(form: str, level: str, file: RotatingFile | None = None) -> None:
-    """Send all logs to stderr in the given form (`text` or `json`), and to a file where there is one.
+    """Send all logs to stderr in the given form (`text` or `json`), and to a file if one is named.
 
-    Whoever logs never waits: lines go through a bounded queue. Called again, the newest word counts.
+    Callers never wait: lines go through a bounded queue. A later call replaces the earlier setting.
     """
     held = [record for h in logging.getLogger().handlers if isinstance(h, _Held) for record in h.records]
     close()
@@ -123,26 +123,29 @@ def setup(form: str, level: str, file: RotatingFile | None = None) -> None:
 
 
 def _of_use(record: logging.LogRecord) -> bool:
-    """Not that a caller had gone before its answer: gRPC makes an error with a traceback of it."""
+    """Whether a record is useful. A caller that left before its answer is not: gRPC logs that as an error
+    with a traceback."""
     return not record.getMessage().startswith("ExecuteBatchError raised in core")
 
 
 def release() -> None:
-    """Put out what is held, as text, where the configuration was never read."""
+    """Print the held records as text, where the configuration was never read."""
     if not _outlets:
         setup("text", "info")
 
 
 def capture_stderr() -> None:
-    """What libraries and Python itself print to stderr goes the same way: it would block like a log line."""
+    """Redirect what libraries and Python print to stderr into the same queue; direct writes could block."""
     global _replaced
     if _replaced is None and _outlets:
         _replaced, sys.stderr = sys.stderr, _Stderr()
 
 
 def say(line: str) -> None:
-    """A line for whoever started the daemon: to stderr as it is, behind all logs. In a log file it is one
-    more record, for there may be nobody at stderr."""
+    """Print a line for the person who started the daemon: to stderr as it is, after all logs.
+
+    A log file also gets it as a record, since nobody may be reading stderr.
+    """
     if not _outlets:
         print(line, file=sys.stderr)
         return
@@ -154,17 +157,17 @@ def say(line: str) -> None:
 
 
 def lost() -> int:
-    """Log lines that nobody took, since the start."""
+    """Log lines lost since the start."""
     return sum(outlet.lost for outlet in _outlets)
 
 
 def problem() -> str:
-    """Why log lines do not get out, or nothing."""
+    """Why log lines cannot be written; "" if they can."""
     return "; ".join(filter(None, (outlet.problem() for outlet in _outlets)))
 
 
 def close(timeout_s: float = FLUSH_S) -> None:
-    """Let what waits get out, for no longer than this."""
+    """Write the waiting lines, for at most this time."""
     global _replaced
     if isinstance(sys.stderr, _Stderr):
         sys.stderr.end_line()
@@ -232,6 +235,6 @@ class _Stderr(io.TextIOBase):
         return len(text)
 
     def end_line(self) -> None:
-        """Let a line without an end out."""
+        """Write out an unfinished line."""
         if self._rest:
             self.write("\n")

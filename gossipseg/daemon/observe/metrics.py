@@ -1,7 +1,7 @@
-"""The Prometheus endpoint: what the daemon knows of itself, as `gossipseg_…` metrics on a loopback port.
+"""The Prometheus endpoint: `gossipseg_…` metrics of the daemon, on a loopback port.
 
-Labels are bounded: listed sites, known reason codes. Values are read on the event loop, so that nothing is
-seen half-changed, and a loop that stands still shows as a scrape that fails.
+Labels are bounded: listed sites, known reason codes. Values are read on the event loop, so that no scrape
+sees a half-made change. A stalled loop shows as a failed scrape.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ METRICS: dict[str, Described] = {
     ),
     "gossipseg_event_loop_lag_seconds": Described("histogram", "How late the event loop was."),
 }
-"""Every metric of the daemon's own. Beside them are prometheus_client's `process_…`."""
+"""All metrics of the daemon itself, beside prometheus_client's `process_…`."""
 
 
 class _Families:
@@ -121,7 +121,7 @@ class _Families:
         self.made: dict[str, Metric] = {}
 
     def add(self, name: str, value: float | None, **labels: str) -> None:
-        """One sample; None is not known yet, and left out."""
+        """Add one sample; None (not known yet) is left out."""
         if value is None:
             return
         described = METRICS[name]
@@ -132,12 +132,12 @@ class _Families:
         family.add_metric([labels[label] for label in described.labels], value)
 
     def one_of(self, name: str, states: Iterable[str], now: str, label: str) -> None:
-        """1 for the state that holds, 0 for the others."""
+        """Set 1 for the present state, 0 for the others."""
         for state in states:
             self.add(name, float(state == now), **{label: state})
 
     def histogram(self, name: str, bounds: Iterable[float], counts: list[int], total: float) -> None:
-        """Cumulative buckets from single counts."""
+        """Make cumulative buckets from single counts."""
         buckets, so_far = [], 0
         for bound, count in zip([*map(str, bounds), "+Inf"], counts, strict=True):
             so_far += count
@@ -148,7 +148,7 @@ class _Families:
 
 
 def sample(r: Runtime, now_s: float, *, degraded: bool) -> list[Metric]:
-    """All metrics now. `now_s` is monotonic. To be called on the event loop."""
+    """All present metrics. `now_s` is monotonic. To be called on the event loop."""
     f = _Families()
     _site(f, r, now_s)
     f.add("gossipseg_degraded", float(degraded))
@@ -253,7 +253,7 @@ class _Scrape(Collector):
         return sample(self._runtime, time.monotonic(), degraded=self._degraded())
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is read before the first scrape."""
+        """Declare nothing: no value is read before the first scrape."""
         return []
 
 
@@ -268,7 +268,7 @@ class Exporter:
         self._watch: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen. Raises CannotListen when the port is taken, or the address not there."""
+        """Listen. Raises CannotListen when the port is taken or the address does not exist."""
         registry = CollectorRegistry(auto_describe=False)
         registry.register(_Scrape(self._runtime, self._degraded))
         ProcessCollector(registry=registry)

@@ -1,7 +1,7 @@
-"""The HTTP server behind the metrics: a few connections at once, none of them for long.
+"""The HTTP server of the metrics: few connections at once, each for a short time.
 
-Any user of this machine can connect to a loopback port: connections that ask for nothing must not use up
-the daemon's file descriptors.
+Any user of this machine can connect to a loopback port. Idle connections must not use up the daemon's file
+descriptors.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 log = logging.getLogger(__name__)
 MAX_AT_ONCE = 8
 SILENCE_S = 10.0
-"""A connection on which nothing is said or taken for so long is closed."""
+"""Seconds without data after which a connection is closed."""
 
 
 class _Handler(WSGIRequestHandler):
     timeout = SILENCE_S
 
     def log_message(self, format: str, *args: Any) -> None:
-        """A scrape is nothing to tell."""
+        """Log nothing: a scrape is not worth a line."""
 
 
 class ScrapeServer(ThreadingMixIn, WSGIServer):
@@ -35,7 +35,7 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, registry: CollectorRegistry) -> None:
-        """Listens at once. Raises OSError."""
+        """Listen at once. Raises OSError."""
         self.address_family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self._places = threading.BoundedSemaphore(MAX_AT_ONCE)
         super().__init__((str(address[0]), port), _Handler)
@@ -43,7 +43,7 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
         threading.Thread(target=self.serve_forever, name="metrics", daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for it, or the end of it."""
+        """Start a thread for the request, or close it at the limit."""
         if not self._places.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -54,14 +54,14 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer, and give the place back."""
+        """Answer, and free the slot."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Somebody hung up, or said nothing."""
+        """Ignore the error: the client hung up, or sent nothing."""
         log.debug("a scrape ended early", exc_info=sys.exc_info())
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Lines on their way out: a bounded queue and a thread, so that who writes a line never waits for its reader.
+"""A bounded queue of lines and its writer thread, so that callers never wait for a reader.
 
-A reader that stands still (docker's log driver, `| less`, Ctrl-S on a terminal) fills the pipe, and
-write(2) then blocks for as long as it likes: in this thread alone.
+A stalled reader (docker's log driver, `| less`, Ctrl-S on a terminal) fills the pipe. Then write(2) blocks,
+but only this thread.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pathlib import Path
 
 MAX_WAITING_BYTES = 1 << 20
 STUCK_S = 5.0
-"""A write that takes longer is told."""
+"""Seconds after which a blocked write is reported."""
 RETRY_S = 5.0
-"""So long after a failure, where nothing new is to be written, it is tried whether lines are taken again."""
+"""Seconds after a failure before the next try, where no new line comes."""
 
 
 class Outlet:
     """Writes lines in order through `write`, which may block and may raise OSError.
 
-    `name` is what it writes to, for people; `gap` makes the line that says how many were lost.
+    `name` describes the target to people; `gap` makes the line that reports lost lines.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Outlet:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.name, self.lost = name, 0
-        """`lost`: lines, since the start."""
+        """`lost`: lines lost since the start."""
         self._write, self._gap_line, self._clock, self._retry_s = write, gap, clock, retry_s
         self._limit, self._waiting_bytes = max_waiting_bytes, 0
         self._lines: deque[bytes | int] = deque()
-        """Lines, and in their place how many were lost there."""
+        """Lines, and at each gap the number of lines lost there."""
         self._gap, self._failure, self._closed = 0, "", False
         self._began: float | None = None
         self._changed = threading.Condition()
@@ -53,7 +53,8 @@ class Outlet:
         self._thread.start()
 
     def put(self, line: bytes) -> None:
-        """Add a line; never waits. What does not fit is counted, and told once there is room again."""
+        """Add a line; never waits. A line that does not fit is counted, and reported once there is room
+        again."""
         with self._changed:
             if self._closed or self._waiting_bytes + len(line) > self._limit:
                 self.lost += 1
@@ -67,7 +68,7 @@ class Outlet:
             self._changed.notify_all()
 
     def problem(self) -> str:
-        """What is wrong at this moment, or nothing."""
+        """What is wrong at this moment; "" if nothing is."""
         with self._changed:
             lost = f", {self.lost} log lines are lost so far" if self.lost else ""
             if self._failure:
@@ -77,12 +78,13 @@ class Outlet:
         return ""
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until everything is out, but not for long; whether it is."""
+        """Wait for a limited time until every line is written; returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._lines and self._began is None, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Take no more; what is not out by then is given up. The thread may stay in its write for ever."""
+        """Accept no more lines; those not written by then are given up. The thread may stay in its write for
+        ever."""
         self.flush(timeout_s)
         with self._changed:
             self._closed = True
@@ -98,7 +100,7 @@ class Outlet:
                 self._done(item, "")
 
     def _next(self) -> bytes | int | None:
-        """The next line, or number of lines lost; None at the end."""
+        """The next line, or a number of lost lines; None at the end."""
         with self._changed:
             while not self._lines:
                 if self._gap and (not self._failure or self._rested()):
@@ -114,7 +116,7 @@ class Outlet:
             return item
 
     def _rested(self) -> bool:
-        """Wait after a failure; whether nothing came, so that the gap itself is what is tried next."""
+        """Wait after a failure; returns whether no line came, so that the gap itself is tried next."""
         return not self._changed.wait_for(lambda: self._lines or self._closed, self._retry_s)
 
     def _done(self, item: bytes | int, failure: str) -> None:
@@ -127,9 +129,10 @@ class Outlet:
 
 
 def write_to(fd: int) -> Callable[[bytes], None]:
-    """A function that writes all of a line to a file descriptor, and waits where that would rather not.
+    """A function that writes a whole line to a file descriptor, and waits even if the descriptor is
+    non-blocking.
 
-    Whoever shares a terminal or pipe with us may have made it non-blocking.
+    Another process that shares the terminal or pipe may have made it non-blocking.
     """
 
     def write(line: bytes) -> None:
@@ -146,9 +149,10 @@ def write_to(fd: int) -> Callable[[bytes], None]:
 
 
 class RotatingFile:
-    """A log file that is begun anew at `max_bytes`; `count` files are kept, FILE.1 the newest of the old.
+    """A log file that starts anew at `max_bytes`. `count` files are kept; FILE.1 is the newest old one.
 
-    One that was moved away (logrotate) or removed is made again. A link stays one: its target is written.
+    A file that was moved away (logrotate) or removed is made again. A link stays a link: its target is
+    written.
     """
 
     def __init__(self, path: Path, max_bytes: int, count: int) -> None:
@@ -158,7 +162,7 @@ class RotatingFile:
         self._open()
 
     def write(self, line: bytes) -> None:
-        """Add a line; what is half written when the disk is full is taken back. Raises OSError."""
+        """Add a line; a half-written line is removed when the disk is full. Raises OSError."""
         if not self._in_place():
             self._open()
         if self._size and self._size + len(line) > self._max_bytes:

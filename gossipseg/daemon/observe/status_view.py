@@ -1,4 +1,4 @@
-"""What the worker last said of itself, kept for status."""
+"""The worker's last report, kept for status."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from gossipseg.learn import jobs
 
 
 @dataclass(slots=True)
-class TrainingView:
-    """The last the worker said of itself."""
+class WorkerView:
+    """The worker's last report."""
 
     activity: str = "starting"
     fraction: float = 0.0
@@ -24,21 +24,21 @@ class TrainingView:
     splits_from: str = ""
     device: str = ""
     warnings: dict[str, str] = field(default_factory=dict)
-    """What an administrator should know, by who says it: worker, state, events, store."""
+    """Warnings for an administrator, by the part that gives them: worker, state, events, store."""
     spent: jobs.Spent | None = None
-    """Of differentially private training."""
+    """The privacy budget that differentially private training has spent."""
     deployed: str = ""
-    """Where there is a choice: which model is deployed, and why; in the words of jobs.RoundDone."""
+    """Which model is deployed, and why, where there is a choice; in the words of jobs.RoundDone."""
     deployed_reason: str = ""
     similarity: tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]] | None = None
-    """Round, sites and matrix of the last combination that compared sites."""
+    """Round, sites and matrix of the last aggregation that compared sites."""
 
     def warn(self, who: str, text: str) -> None:
-        """Set, or with "" clear, one part's warning."""
+        """Set one part's warning; "" clears it."""
         self.warnings = {k: v for k, v in {**self.warnings, who: text}.items() if v}
 
     def begin(self, activity: str, fraction: float = 0.0) -> None:
-        """Something else is being done now."""
+        """Record the start of another activity."""
         self.activity, self.fraction = activity, fraction
 
     def progress(self, message: jobs.Progress) -> None:

@@ -1,1 +1,1 @@
-"""What goes between this daemon and its peers: their requests, our calls, the files."""
+"""The traffic between this daemon and its peers: their requests, this site's calls, the files."""

@@ -1,4 +1,4 @@
-"""What this site says to its peers of its own accord: requests and models go out, outcomes come back."""
+"""This site's own calls to its peers: requests and models are sent, outcomes return as events."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from gossipseg.bridge.outcomes import why
 from gossipseg.core import effects, events
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import Site
-from gossipseg.daemon.observe.exchange_table import Ledger
+from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.daemon.peers.transfer_windows import window_open
 from gossipseg.store import ModelStore
 from gossipseg.wire.transport import Transport
 
 
-class Owner(Protocol):
-    """Who calls, as the runtime does; told what came of each call."""
+class CallHost(Protocol):
+    """The caller, as the runtime is; it learns the outcome of each call."""
 
     config: configuration.Config
 
     def inject(self, event: events.Event) -> None: ...
 
     def hear_peer(self, event: events.Event) -> None:
-        """inject() for what a peer has a hand in."""
+        """inject() for events that a peer has influenced."""
         ...
 
 
@@ -35,12 +35,12 @@ class PeerCalls:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: CallHost,
         node: NodeState,
         transport: Transport,
         store: ModelStore,
         intake: Intake,
-        ledger: Ledger,
+        ledger: ExchangeTable,
     ) -> None:
         self._owner, self._node, self._transport, self._store = owner, node, transport, store
         self._intake, self._ledger = intake, ledger
@@ -52,7 +52,7 @@ class PeerCalls:
         return set(self._outgoing.values())
 
     def hint(self, site: Site) -> None:
-        """The address a site announces of itself is tried beside the listed one."""
+        """Try the address that a site announces, beside the listed one."""
         member = self._node.members.get(site)
         listed = {s.name: s.address for s in self._owner.config.others}
         if member is not None and member.address and member.address != listed.get(site):

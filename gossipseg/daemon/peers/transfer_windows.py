@@ -1,4 +1,4 @@
-"""Waiting for the hours in which models may go out."""
+"""Waits for the hours in which models may be sent."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gossipseg.errors import PeerUnreachable
 from gossipseg.wire.pacing import Windows
 
 LOOK_AGAIN_S = 60.0
-"""The clock on the wall may be put forward or back, and summer time begins and ends."""
+"""The wall clock may be set forward or back, and summer time begins and ends."""
 
 
 def local_second_of_day() -> float:
-    """Seconds since local midnight, by the clock on the wall."""
+    """Seconds since local midnight, by the wall clock."""
     now = time.localtime()
     return now.tm_hour * 3600 + now.tm_min * 60 + now.tm_sec
 
@@ -29,10 +29,10 @@ async def window_open(
     second_of_day: Callable[[], float] = local_second_of_day,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> None:
-    """Return once a transfer may begin; `waits` is told why it may not yet.
+    """Return once a transfer may begin; `waits` is called with the reason of a delay.
 
-    Raises PeerUnreachable (`window_closed`) when none opens within `timeout_s`: the receiver's promise has
-    lapsed by then, and a fresher model is offered in its place.
+    Raises PeerUnreachable (`window_closed`) when no window opens within `timeout_s`. By then the receiver's
+    promise has lapsed, and a fresher model is offered instead.
     """
     parsed, left_s = Windows.parse(windows), timeout_s
     while (wait_s := parsed.wait_s(second_of_day())) > 0:

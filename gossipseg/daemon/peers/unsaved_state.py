@@ -1,4 +1,4 @@
-"""What a site may not say before its state is on disk: a crash must not make it forget its word."""
+"""Which replies a site may not send before its state is on disk. A crash must not undo a promise."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gossipseg.core import messages
 
 
 def binding(body: messages.Body) -> bool:
-    """Whether a message of a round says something that its sender must not forget in a crash."""
+    """Whether a message of a round makes a promise that its sender must not forget in a crash."""
     match body:
         case messages.Prepare() | messages.Accept() | messages.Commit():
             return True
@@ -18,7 +18,7 @@ def binding(body: messages.Body) -> bool:
 
 
 def unbound(body: messages.Reply) -> messages.Reply:
-    """The same reply, or a refusal in place of one that must be on disk before it is said."""
+    """The same reply, or a refusal in place of one that depends on an unsaved state."""
     if not binding(body):
         return body
     if isinstance(body, messages.PrepareReply):

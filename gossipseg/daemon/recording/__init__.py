@@ -1,1 +1,1 @@
-"""The core's events as they happened, written down and played again."""
+"""The recording and replay of the core's events."""

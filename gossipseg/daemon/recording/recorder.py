@@ -1,8 +1,8 @@
-"""The last events of the core, kept so that they can be replayed: what `gossipctl dump` writes.
+"""The last events of the core, kept for replay: what `gossipctl dump` writes.
 
-A recording begins with the whole state of the core, then one line a step: the time, the event, the
-signatures made, and a digest of the effects. There are no keys in it and no images; of a worker's end only
-that it ended (its last words may name a file).
+A recording begins with the whole state of the core. Then comes one line a step: the time, the event, the
+signatures made, and a digest of the effects. It holds no keys and no images. Of a worker's end it holds only
+the fact, since the worker's last message may name a file.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ class _Segment:
     start: str
     lines: list[str] = field(default_factory=list)
     size_bytes: int = 0
-    """Of the lines."""
+    """Size of the lines."""
 
 
 class Recorder:
-    """Two segments, of which the older is dropped when the newer is full: half the bounds are there."""
+    """Two segments. The older is dropped when the newer is full, so at least half the bound is always
+    there."""
 
     def __init__(
         self, sign: Callable[[bytes], bytes], *, max_steps: int = MAX_STEPS, max_bytes: int = MAX_BYTES
     ) -> None:
         """`sign` signs for the node, which must be given `Recorder.sign` in its place.
 
-        `max_bytes` bounds the steps; where the state alone is larger than half of it, steps as large as the
-        state. Writing the state down takes long in a large federation: it must stay rare.
+        `max_bytes` bounds the steps. If the state alone is larger than half of it, the steps may be as large
+        as the state. Writing the state takes long in a large federation, so it must stay rare.
         """
         self.steps = 0
         self.problem = ""
@@ -59,13 +60,13 @@ class Recorder:
         self._signed: list[str] = []
 
     def sign(self, payload: bytes) -> bytes:
-        """Sign, and remember the signature: the next one for the same payload would be another."""
+        """Sign, and remember the signature: signing the same payload again gives another one."""
         signature = self._sign(payload)
         self._signed.append(signature.hex())
         return signature
 
     def step(self, node: NodeState, event: events.Event, now: float) -> list[effects.Effect]:
-        """node.step(event, now), recorded; an event that raises is recorded too."""
+        """Run node.step(event, now) and record it; an event that raises is recorded, too."""
         self._prepare(node)
         self._signed = []
         self.steps += 1
@@ -124,18 +125,18 @@ class Recorder:
         self._segments[-1].size_bytes += len(text)
 
     def _give_up(self, error: Exception) -> None:
-        """A recording is a help, never a reason to stop."""
+        """Stop recording: a recording helps, and must never stop the daemon."""
         self.problem, self._segments = f"the core cannot be recorded: {error}", []
         log.error("%s", self.problem)
 
 
 def without_private(event: events.Event) -> events.Event:
-    """The event without the words that may name a file of this site; the core does not read them."""
+    """The event without texts that may name a file of this site; the core does not read them."""
     if isinstance(event, events.WorkerLost):
         return dataclasses.replace(event, reason=LEFT_OUT)
     return event
 
 
 def digest(done: list[effects.Effect]) -> str:
-    """16 hex digits that stand for a step's effects."""
+    """A digest of a step's effects: 16 hex digits."""
     return hashlib.blake2b(repr(done).encode(), digest_size=8).hexdigest()

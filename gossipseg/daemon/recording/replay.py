@@ -1,6 +1,7 @@
 """Replays a recording of `gossipctl dump`: the same core, the same events, the same effects.
 
-`python -m gossipseg.daemon.recording.replay FILE` says where a recording and this version of the core part.
+`python -m gossipseg.daemon.recording.replay FILE` says where this version of the core departs from the
+recording.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from gossipseg.errors import EXIT_FAILED, EXIT_OK, DataError, GossipsegError
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One step as it went this time."""
+class RecordedStep:
+    """One step of the replay."""
 
     number: int
     """Counted from the start of the daemon."""
@@ -32,20 +33,21 @@ class Step:
     error: Exception | None
     """What the core raised."""
     same: bool
-    """Whether the effects (or that it raised) are those that were recorded."""
+    """Whether the effects (or the error) are those that were recorded."""
 
 
 @dataclass(slots=True)
 class Replay:
-    """A node in the state at the recording's beginning. Iterate over `steps()` to go on from there."""
+    """A node in the state at the recording's beginning. Iterate over `steps()` to continue from there."""
 
     head: dict[str, Any]
     node: NodeState
     _lines: list[str]
     _signatures: _Signatures
 
-    def steps(self) -> Iterator[Step]:
-        """Step by step; `node` can be looked at in between. Raises DataError for an unreadable line."""
+    def steps(self) -> Iterator[RecordedStep]:
+        """Replay step by step; `node` can be inspected in between. Raises DataError for an unreadable
+        line."""
         for i, text in enumerate(self._lines):
             number = self.head["first_step"] + i
             try:
@@ -61,7 +63,7 @@ class Replay:
             except Exception as e:  # what the core raises is part of what is replayed
                 error = e
             same = recorded is None if error is not None else digest(done) == recorded
-            yield Step(number, now, event, tuple(done), error, same and not self._signatures.next)
+            yield RecordedStep(number, now, event, tuple(done), error, same and not self._signatures.next)
 
 
 class _Signatures:

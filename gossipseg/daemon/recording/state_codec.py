@@ -1,6 +1,6 @@
 """The core's state and events as JSON, and back: for recordings that can be replayed.
 
-Thawing builds objects of the core and nothing else; it runs none of their code.
+Decoding builds only objects of the core, and runs none of their code.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SIGN = "sign"
 
 
 class FrozenError(ValueError):
-    """A value cannot be written down, or what was written is no value of the core."""
+    """A value cannot be encoded, or the text encodes no value of the core."""
 
 
 def freeze(value: Any, *, sign: Callable[[bytes], bytes] | None = None) -> dict[str, Any]:
-    """A JSON document for the value. `sign` is the one function from outside that may occur in it.
+    """A JSON document for the value. `sign` is the only outside function that may occur in it.
 
     Raises FrozenError for a value of any other kind.
     """
@@ -48,7 +48,7 @@ class _Freezer:
         self._sign = sign
         self._places: dict[int, int] = {}
         self._alive: list[Any] = []
-        """What has been put, so that no identity is used twice."""
+        """Encoded objects, kept so that no identity is used twice."""
 
     def put(self, value: Any) -> Any:
         if value is None or type(value) in (bool, int, str):
@@ -106,7 +106,7 @@ class _Thawer:
         return self._made[place]
 
     def _make(self, place: int, kind: str, *parts: Any) -> None:
-        """Things that can refer to themselves are there before they are filled."""
+        """Create objects that can refer to themselves before they are filled."""
         made = self._made
         if kind in _FILLED:
             thing = made[place] = _FILLED[kind]()
@@ -151,7 +151,7 @@ class _Thawer:
 
 
 def _attributes(value: Any) -> list[tuple[str, Any]]:
-    """Everything an object holds, in slots and in its dictionary."""
+    """All fields of an object, in slots and in its dictionary."""
     names = [n for c in type(value).__mro__ for n in getattr(c, "__slots__", ()) if hasattr(value, n)]
     return [(n, getattr(value, n)) for n in names] + list(getattr(value, "__dict__", {}).items())
 

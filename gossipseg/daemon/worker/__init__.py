@@ -1,1 +1,1 @@
-"""The training worker as the daemon sees it: its process, its orders, its deaths."""
+"""The training worker as the daemon sees it: its process, its orders, its exits."""

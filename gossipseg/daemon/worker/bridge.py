@@ -1,4 +1,4 @@
-"""The talk between the node and its worker: effects become orders, what the worker says becomes events."""
+"""The traffic between the node and its worker: effects become orders, the worker's messages become events."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gossipseg.bridge.intake import Intake
 from gossipseg.core import effects, events
 from gossipseg.core.types import ModelKind, ModelRef
 from gossipseg.daemon.health.data_folder import DataFolder
-from gossipseg.daemon.observe.status_view import TrainingView
-from gossipseg.daemon.worker.process import WorkerStatus, WorkerSupervisor
+from gossipseg.daemon.observe.status_view import WorkerView
+from gossipseg.daemon.worker.process import ProcessStatus, WorkerSupervisor
 from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError
 from gossipseg.learn import jobs
 from gossipseg.store import ModelStore
@@ -33,8 +33,8 @@ class _Waiting:
 _News = jobs.FromWorker | events.WorkerLost | _Waiting
 
 
-class Owner(Protocol):
-    """Whose worker it is, as the runtime is."""
+class BridgeHost(Protocol):
+    """The owner of the worker, as the runtime is."""
 
     config: configuration.Config
 
@@ -47,19 +47,19 @@ class Owner(Protocol):
     def pause(self, paused: bool) -> None: ...
 
     def collect_garbage(self) -> None:
-        """A round is over: models may have come out of use."""
+        """Remove unused models: a round is over."""
         ...
 
     def fail(self, error: GossipsegError) -> None:
-        """The daemon must end."""
+        """End the daemon."""
         ...
 
 
-class WorkerTalk:
-    """Orders to the worker, and its news for the node. `contract` is whole once the worker is ready."""
+class WorkerBridge:
+    """Orders to the worker, and its messages to the node. `contract` is complete once the worker is ready."""
 
     def __init__(
-        self, owner: Owner, store: ModelStore, intake: Intake, training: TrainingView, *, socket_path: Path
+        self, owner: BridgeHost, store: ModelStore, intake: Intake, training: WorkerView, *, socket_path: Path
     ) -> None:
         config = owner.config
         self.contract = configuration.contract(config.federation)
@@ -76,7 +76,7 @@ class WorkerTalk:
         self._was_ready = False
 
     @property
-    def status(self) -> WorkerStatus:
+    def status(self) -> ProcessStatus:
         """What a user may see of the worker."""
         return self._supervisor.status
 
@@ -85,21 +85,21 @@ class WorkerTalk:
         await self._supervisor.run()
 
     def try_again(self) -> None:
-        """Start a worker now, if one is waited for: something may have been mended."""
+        """Start a waiting worker now: an obstacle may have been removed."""
         self._supervisor.try_again()
 
     async def stop(self, grace_s: float) -> None:
-        """Let the worker checkpoint and exit; all it said is in the queue when this returns."""
+        """Let the worker checkpoint and exit; all its messages are in the queue when this returns."""
         await self._supervisor.stop(grace_s)
 
     async def heard(self) -> None:
-        """Wait until all news so far have come to the node."""
+        """Wait until all messages so far have reached the node."""
         await self._news.join()
 
     # ------------------------------------------------------------ orders
 
     def set_paused(self, paused: bool) -> None:
-        """Hold between two steps, or go on."""
+        """Pause training between two steps, or resume it."""
         self._supervisor.send(jobs.SetPaused(paused))
 
     def start_round(self, effect: effects.StartRound) -> None:
@@ -112,10 +112,10 @@ class WorkerTalk:
         self._training.begin(f"combining {len(order.updates)} updates")
         self._supervisor.send(order)
 
-    # ------------------------------------------------------------ news
+    # ------------------------------------------------------------ messages of the worker
 
     def on_worker_message(self, message: jobs.FromWorker) -> None:
-        """What the worker says: its progress for status at once, the rest in its turn."""
+        """Handle the worker's message: progress for status at once, everything else in its turn."""
         match message:
             case jobs.Preparing(activity=activity, fraction=fraction):
                 self._training.begin(activity, fraction)
@@ -134,7 +134,8 @@ class WorkerTalk:
         self._news.put_nowait(_Waiting(reason))
 
     async def hear(self) -> None:
-        """The worker's news in turn: its death must not overtake a round whose model is being taken in."""
+        """Handle the worker's messages in order. Its exit must not overtake a round whose model is being
+        stored."""
         while True:
             news = await self._news.get()
             match news:
@@ -189,7 +190,7 @@ class WorkerTalk:
         self._owner.collect_garbage()
 
     def _end_private_training(self, spent: jobs.Spent) -> None:
-        """Pause a site that may train no more; if an operator goes on, its rounds take no steps."""
+        """Pause a site that may train no more; if an operator resumes it, its rounds take no steps."""
         self._owner.note(
             "privacy_budget_spent",
             epsilon=spent.epsilon,
@@ -216,7 +217,7 @@ class WorkerTalk:
         self._owner.inject(orders.aggregated(message, model))
 
     async def _adopt(self, export: jobs.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
-        """The worker's file, moved into the store; None when there is none, or it cannot be stored."""
+        """Move the worker's file into the store; None when there is no file, or it cannot be stored."""
         if export is None:
             return None
         try:
@@ -229,7 +230,7 @@ class WorkerTalk:
 
 
 def _fields(message: jobs.RoundDone) -> dict[str, Any]:
-    """What the event log keeps of a round."""
+    """The fields of a round that the event log keeps."""
     fields = msgspec.structs.asdict(message)
     for nested in ("export", "visit", "dice_val_local", "spent"):
         del fields[nested]

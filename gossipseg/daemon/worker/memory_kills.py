@@ -1,7 +1,8 @@
 """Whether the kernel killed the worker for lack of memory: its counters before and after.
 
 The group's counter (cgroup v2 `memory.events`, v1 `memory.oom_control`) counts processes of this group alone,
-whoever ran short: where it can be read, it decides. The machine's (`/proc/vmstat`) counts all processes.
+whatever caused the shortage. It decides where it can be read. The machine's counter (`/proc/vmstat`) counts
+all processes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ REMEDY = (
 )
 UNLIMITED = 1 << 60
 RECENT_S = 10.0
-"""A process is dead so long after it was killed, at most: the kernel takes its time to free much memory."""
+"""Longest seconds between a kill and the process's end: the kernel needs time to free much memory."""
 _FILES = (("memory.events", "memory.max"), ("memory.oom_control", "memory.limit_in_bytes"))
 
 
@@ -27,27 +28,27 @@ class Kills:
     group: int | None = None
     machine: int | None = None
     limit_bytes: int | None = None
-    """Of the group."""
+    """The group's memory limit."""
 
 
 class Recent:
-    """The counters of a short while ago: what was killed hours before a process says nothing of it."""
+    """The counters of a short while ago: older kills say nothing of a process that has just died."""
 
     def __init__(self, kills: Kills, now: float) -> None:
         self.kills = self._next = kills
         self._at = now
 
     def due(self, now: float) -> bool:
-        """They are to be read again."""
+        """Whether the counters are to be read again."""
         return now - self._at >= RECENT_S
 
     def read(self, kills: Kills, now: float) -> None:
-        """The counters now. They count from the next time on: a kill may just be under way."""
+        """Read the counters now. They count from the next reading on: a kill may be under way."""
         self.kills, self._next, self._at = self._next, kills, now
 
 
 def read(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> Kills:
-    """The counters now, for this process and its children."""
+    """Read the counters of this process and its children now."""
     machine = _counter(proc / "vmstat", "oom_kill")
     for folder in _groups(proc, cgroups):
         for events, limit in _FILES:
@@ -58,7 +59,7 @@ def read(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> 
 
 
 def blamed(before: Kills, after: Kills) -> str:
-    """What became of a process that got SIGKILL in between."""
+    """The explanation for a process that got SIGKILL between two readings."""
     if before.group is not None and after.group is not None:
         if after.group > before.group:
             limit = f", limit {after.limit_bytes / 2**30:.2g} GiB" if after.limit_bytes else ""
@@ -71,7 +72,8 @@ def blamed(before: Kills, after: Kills) -> str:
 def _groups(proc: Path, cgroups: Path) -> Iterator[Path]:
     """Folders that may count for this process, the nearest first.
 
-    A parent counts for its children too. In a container the path is the host's, and the top folder its own.
+    A parent counts for its children, too. In a container the path is the host's, and the top folder the
+    container's own.
     """
     for line in _text(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

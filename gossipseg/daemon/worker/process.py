@@ -1,9 +1,9 @@
-"""The training worker as the daemon sees it: a child process, its socket, its deaths and its restarts.
+"""The training worker as the daemon sees it: a child process, its socket, its exits and its restarts.
 
-A worker that dies or makes no progress is started again from its last checkpoint, later and later; after
-MAX_QUICK_DEATHS deaths without a finished round in between, training has failed and the site stays a member.
-Then it is tried again every FAILED_RETRY_S, and when an operator asks (`gossipctl reload`). While the data
-are away (a share that is not mounted) no worker is started, and no death is counted.
+A worker that dies or makes no progress is restarted from its last checkpoint, after growing pauses. After
+MAX_QUICK_DEATHS deaths without a finished round in between, training has failed. The site stays a member. The
+worker is then tried again every FAILED_RETRY_S, and when an operator asks (`gossipctl reload`). While the
+data are away (a share that is not mounted) no worker is started, and no death is counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_QUICK_DEATHS = 5
 FIRST_BACKOFF_S = 1.0
 MAX_BACKOFF_S = 60.0
 FIRST_WAIT_S = 2.0
-"""For data that are away; doubled each time, up to MAX_BACKOFF_S."""
+"""First pause while data are away; doubled each time, up to MAX_BACKOFF_S."""
 FAILED_RETRY_S = 600.0
 MAX_SOCKET_PATH_BYTES = 107
 MAX_LOG_BYTES = 4 << 20
@@ -36,16 +36,16 @@ MAX_LOG_BYTES = 4 << 20
 LAST_WORDS_S = 2.0
 """How long the messages of a worker that has ended are still read."""
 UNREADY_STOP_S = 1.0
-"""How long a worker that is not ready may take to stop: it has nothing to save, and imports may be slow."""
+"""Seconds that a worker may take to stop before it is ready: imports may be slow."""
 UNREADY = ("starting", "waiting", "restarting", "failed")
-"""States in which a worker that runs has not got ready yet."""
+"""States in which a running worker is not ready yet."""
 UNWELL = ("waiting", "restarting", "failed")
 """States that are a reason for concern."""
 WORKER_COMMAND = python_module("gossipseg.learn.worker")
 
 
-class Owner(Protocol):
-    """Who is told what the worker says and what became of it."""
+class ProcessHost(Protocol):
+    """Receives the worker's messages and learns of its exits."""
 
     def on_worker_message(self, message: jobs.FromWorker) -> None: ...
 
@@ -59,7 +59,7 @@ async def _nothing() -> str:
 
 
 @dataclass(slots=True)
-class WorkerStatus:
+class ProcessStatus:
     """What a user may see of the worker."""
 
     state: str = "starting"
@@ -70,7 +70,7 @@ class WorkerStatus:
 
 
 class WorkerSupervisor:
-    """Keeps one worker running. `clock` gives monotonic seconds; `command` is what is executed.
+    """Keeps one worker running. `clock` gives monotonic seconds; `command` is executed.
 
     `obstacle` says why no worker can be started now, or ""; `kills` reads the kernel's counters.
     """
@@ -78,7 +78,7 @@ class WorkerSupervisor:
     def __init__(
         self,
         spec: WorkerSpec,
-        owner: Owner,
+        owner: ProcessHost,
         *,
         socket_path: Path,
         stuck_after_s: float,
@@ -89,7 +89,7 @@ class WorkerSupervisor:
         obstacle: Callable[[], Awaitable[str]] = _nothing,
         kills: Callable[[], memory_kills.Kills] = memory_kills.read,
     ) -> None:
-        self.status = WorkerStatus()
+        self.status = ProcessStatus()
         self._first_wait_s, self._obstacle, self._kills = first_wait_s, obstacle, kills
         self._command, self._first_backoff_s = tuple(command), first_backoff_s
         self._spec, self._owner, self._clock = spec, owner, clock
@@ -109,7 +109,7 @@ class WorkerSupervisor:
         self._wake, self._ended = asyncio.Event(), asyncio.Event()
 
     def send(self, message: jobs.ToWorker) -> None:
-        """Give the worker an order; dropped when there is no worker (its Ready asks for orders anew)."""
+        """Send the worker an order; dropped without a worker (its Ready asks for orders again)."""
         if isinstance(message, jobs.SetPaused):
             self._paused = message.paused
         if self._writer is None:
@@ -121,7 +121,7 @@ class WorkerSupervisor:
         self._writer.write(jobs.encode(message))
 
     def try_again(self) -> None:
-        """Do not wait any longer before the next start: something may have been mended."""
+        """End the pause before the next start: an obstacle may have been removed."""
         if self.status.state in UNWELL:
             self._quick_deaths = 0
             self._wake.set()
@@ -146,7 +146,7 @@ class WorkerSupervisor:
         return server
 
     async def _live(self, folder: int) -> None:
-        """One life of a worker, or one look whether there can be one, and the pause after it."""
+        """Run one worker, or check once whether one can run; then pause."""
         if reason := await self._hindered():
             self._wait(reason)
         else:
@@ -157,7 +157,7 @@ class WorkerSupervisor:
         await self._pause()
 
     async def _hindered(self) -> str:
-        """Why no worker can be started now; "" at the stop too."""
+        """Why no worker can be started now; "" also during the stop."""
         asked = asyncio.ensure_future(self._obstacle())
         while not (asked.done() or self._stopping):
             woken = asyncio.create_task(self._wake.wait())
@@ -172,7 +172,7 @@ class WorkerSupervisor:
     async def stop(self, timeout_s: float) -> None:
         """Ask the worker to checkpoint and exit; kill it when it has not by then.
 
-        All it said is told to the owner before this returns.
+        The owner has received all its messages before this returns.
         """
         self._stopping = True
         self._wake.set()
@@ -193,7 +193,7 @@ class WorkerSupervisor:
         self.status.state, self.status.pid = "stopped", None
 
     async def _one_life(self, folder: int) -> str:
-        """Start a worker, wait for its end and its last words; returns why it ended."""
+        """Start a worker, wait for its exit and its last messages; returns why it ended."""
         self._fatal, self._busy, self._cause, self._conversation = None, False, "", None
         log = Path(self._spec.state_dir) / "worker.log"
         before = memory_kills.Recent(self._kills(), self._clock())
@@ -209,13 +209,13 @@ class WorkerSupervisor:
             code = await process.wait()
         finally:
             watch.cancel()
-        if self._conversation is not None:  # what it said last, its Fatal above all, may still be unread
+        if self._conversation is not None:  # its last messages, above all Fatal, may still be unread
             await asyncio.wait({self._conversation}, timeout=LAST_WORDS_S)
         self._writer, self.status.pid = None, None
         return self._why(code, before.kills, log)
 
     async def _start(self, folder: int, log: Path) -> asyncio.subprocess.Process:
-        """A new worker, with a TMPDIR of its own: what one before it left there is removed."""
+        """A new worker, with its own TMPDIR: what an earlier one left there is removed."""
         state_dir = Path(self._spec.state_dir)
         await asyncio.to_thread(surroundings.empty_tmp, state_dir)
         env = surroundings.of_worker(environment(), state_dir)
@@ -243,8 +243,8 @@ class WorkerSupervisor:
     def _died(self, reason: str) -> None:
         """Count the death, and say whether it was the last for now.
 
-        What it calls fatal ends it at its first start, where somebody watches. Later the cause may pass (a
-        disk error): it is tried again like any other death.
+        A fatal error is final at the worker's first start, when an operator watches. Later the cause may pass
+        (a disk error): the worker is restarted as after any other death.
         """
         if self._fatal is not None and self._fatal.kind == "away":
             self._wait(reason)
@@ -256,7 +256,8 @@ class WorkerSupervisor:
         self._owner.on_worker_lost(reason, final)
 
     def _wait(self, reason: str) -> None:
-        """Its data are away: no worker's fault. Told once, and when the reason changes."""
+        """Pause while the data are away, which is not the worker's fault. Reported once, and when the reason
+        changes."""
         new = self.status.state != "waiting" or self.status.reason != reason
         self._waits = 1 if self.status.state != "waiting" else self._waits + 1
         self.status.state, self.status.reason = "waiting", reason
@@ -281,7 +282,7 @@ class WorkerSupervisor:
             self._wake.clear()
 
     async def _watch(self, process: asyncio.subprocess.Process, counters: memory_kills.Recent) -> None:
-        """Kill a worker that is at work and has said nothing for too long."""
+        """Kill a worker that is busy and has sent nothing for too long."""
         while True:
             if counters.due(now := self._clock()):
                 counters.read(self._kills(), now)
@@ -324,7 +325,7 @@ class WorkerSupervisor:
             if self._writer is writer:
                 self._writer = None
             writer.close()
-            # Its end follows; one that hung up and lives on would never be given another round.
+            # Its exit follows; one that hung up and lives on would never be given another round.
             asyncio.get_running_loop().call_later(0 if self._cause else LAST_WORDS_S, self._kill, process)
 
     def _received(self, message: jobs.Message) -> None:
@@ -343,7 +344,7 @@ class WorkerSupervisor:
 
 
 def last_line(log: Path, begins: int = 0, limit: int = 300) -> str:
-    """The last non-empty line of a log file behind its first `begins` bytes, shortened."""
+    """The last non-empty line of a log file after its first `begins` bytes, shortened."""
     try:
         with log.open("rb") as f:
             f.seek(max(begins, log.stat().st_size - 4096))
@@ -354,7 +355,7 @@ def last_line(log: Path, begins: int = 0, limit: int = 300) -> str:
 
 
 def signal_name(number: int) -> str:
-    """Such as SIGSEGV; real-time signals have no name."""
+    """A signal's name, such as SIGSEGV; real-time signals have none."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -362,9 +363,9 @@ def signal_name(number: int) -> str:
 
 
 def socket_address(path: Path, folder: int) -> str:
-    """The path itself, or through the open `folder` that it is in, where it is too long for a unix socket.
+    """The path itself; or, where it is too long for a unix socket, a path through its open `folder`.
 
-    The child gets the folder under the same number: nothing outside the state directory is needed, or left.
+    The child gets the folder under the same number. So nothing outside the state directory is needed or left.
     """
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES:
         return str(path)

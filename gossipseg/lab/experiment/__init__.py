@@ -1,1 +1,1 @@
-"""A comparison as a whole: checked, run in worker processes, kept in results.json."""
+"""A comparison as a whole: checked, run in worker processes, stored in results.json."""

@@ -1,4 +1,4 @@
-"""What would stop a run before its first step, found out while nothing has been made or trained."""
+"""Finds what would stop a run before its first step, while nothing has been made or trained."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from gossipseg.nets.adapters import KEY
 from gossipseg.nets.pretrained import read_weights
 
 Names = tuple[frozenset[str], frozenset[str]]
-"""State-dict names of a network: its normalisation layers', and those it declares to be a site's own."""
+"""State-dict names of a network: those of its normalisation layers, and those it declares private to a
+site."""
 
 
 def check(planned: Sequence[RunPlan], folders: Mapping[str, str]) -> None:
     """Build each algorithm of the plans and its network, on the CPU, as the runs will.
 
-    `folders`: site → its own data folder, where files of pretrained weights lie.
-    Raises ConfigError naming the algorithm: its network does not take the patch, or the settings; weights
-    are missing, or are others than the checksum says; the network lacks parts that the algorithm needs.
-    LocalError for a device that is not there.
+    `folders`: site → its own data folder, which holds files of pretrained weights. Raises ConfigError naming
+    the algorithm when its network does not accept the patch or the settings. It does so, too, when weights
+    are missing or fail their checksum, or when the network lacks parts that the algorithm needs. Raises
+    LocalError for a device that does not exist.
     """
     built: dict[str, Names] = {}
     for plan in {plan.label: plan for plan in reversed(planned)}.values():
@@ -57,7 +58,7 @@ def _setup(plan: RunPlan, site: str, folder: str) -> Setup:
 
 
 def _check_weights(setup: Setup, folders: Sequence[Path]) -> None:
-    """The other sites' files of the pretrained weights that build_model has found to suit."""
+    """Check the other sites' files of the pretrained weights that build_model has accepted."""
     if name := setup.network.options.get(WEIGHTS):
         for folder in folders:
             read_weights(str(folder / name), setup.network.options[f"{WEIGHTS}_sha256"], KEY)

@@ -12,14 +12,14 @@ from gossipseg.errors import EXIT_FAILED, EXIT_OK
 from gossipseg.lab.experiment import check, results, runs
 from gossipseg.lab.experiment.progress import make_display
 from gossipseg.lab.plan import choices, run_plans, splits, variants
-from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.plan.run_plans import Replicate
 from gossipseg.lab.report import fedavg_traffic, html, statistics, table
 from gossipseg.lab.simulation import pretrained
 
 
 def compare(
-    wanted: Wanted,
+    wanted: WantedRuns,
     algorithms: str,
     replicates: Sequence[Replicate],
     out: Path,
@@ -29,7 +29,7 @@ def compare(
     command: Sequence[str],
     claims: Sequence[str] = (),
 ) -> int:
-    """Run what is not there yet, collect, draw. Raises ConfigError, DataError, LocalError."""
+    """Run what is missing, collect the results, draw. Raises ConfigError, DataError, LocalError."""
     chosen, common = variants.parse(algorithms), choices.read(wanted)
     for note in filter(None, (site.note for site in common.sites)):
         print(f"gossiplab: {note}", file=sys.stderr)
@@ -57,13 +57,13 @@ def compare(
 
 
 def redraw(out: Path, *, as_json: bool) -> int:
-    """Tables and report again, from results.json. Raises ConfigError."""
+    """Make tables and report again, from results.json. Raises ConfigError."""
     _finish(out, results.read(out), as_json)
     return EXIT_OK
 
 
 def _finish(out: Path, document: dict[str, Any], as_json: bool) -> None:
-    """Reckon, write, print. The figures are written before the report is drawn."""
+    """Compute, write, print. The figures are written before the report is drawn."""
     if statistics.fedavg_bytes(document) is None and "fedavg_model_bytes" not in document:
         document["fedavg_model_bytes"] = fedavg_traffic.fedavg_model_bytes(document["settings"])
     claims = statistics.claims(document)

@@ -1,4 +1,4 @@
-"""What a person sees while runs are under way: bars on a terminal, plain lines on a pipe."""
+"""What a person sees during the runs: bars on a terminal, plain lines on a pipe."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from gossipseg.lab.plan.run_plans import RunPlan
 LINE_EVERY_S = 30.0
 
 
-class Display(Protocol):
-    """Is told how the runs get on."""
+class ProgressDisplay(Protocol):
+    """Receives the progress of the runs."""
 
     def begin(self, plans: Sequence[RunPlan], kept: int) -> None: ...
 
@@ -37,8 +37,8 @@ class Display(Protocol):
     def end(self) -> None: ...
 
 
-def make_display(*, quiet: bool) -> Display:
-    """Bars on a terminal, lines on a pipe; nothing but failures if quiet."""
+def make_display(*, quiet: bool) -> ProgressDisplay:
+    """Bars on a terminal, lines on a pipe; only failures if quiet."""
     console = Console(stderr=True)
     if quiet:
         return Lines(write=lambda line: None)
@@ -61,7 +61,7 @@ def mean_dice(rows: Sequence[dict[str, Any]]) -> str:
 
 
 class Lines:
-    """A line for each end, and now and then one on the way."""
+    """A line at each end of a run, and occasional lines in between."""
 
     def __init__(self, write: Any = None) -> None:
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -98,7 +98,7 @@ class Lines:
 
 
 class Bars:
-    """A bar for everything, and one for each run under way."""
+    """A bar for the whole comparison, and one for each run under way."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
@@ -117,7 +117,7 @@ class Bars:
 
     @property
     def tasks(self) -> list[Task]:
-        """The bars that are drawn: everything's, then those of the runs under way."""
+        """The bars shown: the whole comparison's, then those of the runs under way."""
         return self._bars.tasks
 
     def begin(self, plans: Sequence[RunPlan], kept: int) -> None:

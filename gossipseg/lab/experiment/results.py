@@ -1,11 +1,12 @@
 """results.json: every run of a comparison, a row per algorithm, seed, split and site.
 
-`runs` is what was measured. The rest of the figures is worked out from it, anew by `gossiplab report`:
+`runs` holds the measurements. All other figures are computed from it, and again by `gossiplab report`:
 
     summary        an entry an algorithm (statistics.Summary); `against` holds its claims by reference
-    claims         what was tested (statistics.Claim): algorithm, reference, mean difference, low and high of
-                   its 95 % interval, cases, patients, repetitions, p, p_holm (Holm's correction over all
-                   entries; null where nothing can be tested); a difference is shown where p_holm < 0.05
+    claims         the tested claims (statistics.Claim): algorithm, reference, mean difference, low and high
+                   of its 95 % interval, cases, patients, repetitions, p, p_holm.
+                   p_holm is Holm's correction over all entries; null where nothing can be tested.
+                   A difference is shown where p_holm < 0.05.
     named_claims   [algorithm, reference] of those that --claim added
 """
 
@@ -52,13 +53,13 @@ def collect(
 
 
 def versions() -> dict[str, str]:
-    """Of everything that numbers may depend on."""
+    """Versions of everything that numbers may depend on."""
     found = {"gossipseg": __version__, "python": platform.python_version()}
     return found | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def write(out: Path, document: Mapping[str, Any]) -> None:
-    """Into the comparison's folder."""
+    """Write the document into the comparison's folder."""
     write_json(out / FILE, document)
 
 

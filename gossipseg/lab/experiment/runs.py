@@ -1,8 +1,8 @@
-"""Runs that are not done yet, done: in worker processes beside each other, each result a file.
+"""Does the missing runs in parallel worker processes; each result is a file.
 
-OUT/settings.json      what all runs of this folder share
-OUT/runs/RUN.json      a finished run; written whole or not at all
-OUT/runs/worker-N.log  what a worker process had to say beside its results
+OUT/settings.json      The settings that all runs of this folder share.
+OUT/runs/RUN.json      A finished run; written whole or not at all.
+OUT/runs/worker-N.log  The log of a worker process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from gossipseg.children import directory, environment, python_module
 from gossipseg.errors import ConfigError, GossipsegError, LocalError
-from gossipseg.lab.experiment.progress import Display
+from gossipseg.lab.experiment.progress import ProgressDisplay
 from gossipseg.lab.plan.run_plans import RunPlan
 from gossipseg.lab.plan.study import digest
 from gossipseg.store import atomic_write
@@ -31,8 +31,8 @@ GRACE_S = 5.0
 
 
 @dataclass(slots=True)
-class Outcome:
-    """Finished runs by key, and in words what became of the others."""
+class RunOutcome:
+    """Finished runs by key, and the reason for each unfinished one."""
 
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -66,7 +66,7 @@ def prepare(out: Path, identity: Mapping[str, Any]) -> None:
 
 
 def missing(out: Path, plans: Sequence[RunPlan]) -> list[RunPlan]:
-    """Those whose file is not there."""
+    """The runs whose file is missing."""
     return [plan for plan in plans if not _file(out, plan).exists()]
 
 
@@ -75,7 +75,7 @@ def _file(out: Path, plan: RunPlan) -> Path:
 
 
 def finished(out: Path, plan: RunPlan) -> dict[str, Any] | None:
-    """The run's document, if it is there. Raises ConfigError when it was made with other settings."""
+    """The run's document, if the file exists. Raises ConfigError when it was made with other settings."""
     file = _file(out, plan)
     if not file.exists():
         return None
@@ -101,7 +101,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, document: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+    """Write the whole document or nothing."""
     atomic_write(file, json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n")
 
 
@@ -117,9 +117,9 @@ def first_difference(ours: Any, theirs: Any, prefix: str = "") -> tuple[str, Any
 # ---------------------------------------------------------------- running
 
 
-def run_all(out: Path, plans: Sequence[RunPlan], jobs: int, display: Display) -> Outcome:
-    """Finish every run; those already there are kept. Whatever happens, no worker is left behind."""
-    outcome = Outcome()
+def run_all(out: Path, plans: Sequence[RunPlan], jobs: int, display: ProgressDisplay) -> RunOutcome:
+    """Finish every run; finished ones are kept. Whatever happens, no worker process is left behind."""
+    outcome = RunOutcome()
     todo: deque[RunPlan] = deque()
     for plan in plans:
         document = finished(out, plan)
@@ -134,7 +134,7 @@ def run_all(out: Path, plans: Sequence[RunPlan], jobs: int, display: Display) ->
 
 
 class _Worker:
-    """One process that takes runs, one after the other."""
+    """A process that does runs, one after the other."""
 
     def __init__(self, number: int, out: Path, news: queue.Queue[tuple[int, Any]]) -> None:
         self.plan: RunPlan | None = None
@@ -161,13 +161,13 @@ class _Worker:
         self._stdin.flush()
 
     def last_words(self) -> str:
-        """Why it ended, as far as it said."""
+        """The process's own reason for its end, if it gave one."""
         code = self._process.wait()
         lines = self.log.read_text(errors="replace").strip().splitlines()
         return f"its process ended with code {code}" + (f": {lines[-1]}" if lines else "")
 
     def end(self) -> None:
-        """Let it go: its standard input closes, then it is asked, then it is killed."""
+        """End the process: close its standard input, then terminate it, then kill it."""
         with contextlib.suppress(BrokenPipeError):  # it may be gone already
             self._stdin.close()
         if self._process.poll() is None and self.plan is not None:
@@ -189,7 +189,7 @@ def _listen(number: int, stdout: IO[bytes], news: queue.Queue[tuple[int, Any]]) 
 
 class _Pool:
     def __init__(
-        self, out: Path, todo: deque[RunPlan], count: int, display: Display, outcome: Outcome
+        self, out: Path, todo: deque[RunPlan], count: int, display: ProgressDisplay, outcome: RunOutcome
     ) -> None:
         self._out, self._todo, self._display, self._outcome = out, todo, display, outcome
         self._news: queue.Queue[tuple[int, Any]] = queue.Queue()
@@ -257,7 +257,7 @@ class _Pool:
         self._display.failed(plan.key, why)
 
     def _lost(self, number: int, plan: RunPlan) -> None:
-        """A process died in the middle of a run: another takes its place."""
+        """Replace a process that died in the middle of a run."""
         worker = self._workers.pop(number)
         self._fail(plan, worker.last_words(), GossipsegError.exit_code)
         worker.end()

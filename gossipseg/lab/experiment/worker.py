@@ -1,7 +1,7 @@
 """A process that does runs: plans as JSON lines in, progress and results as JSON lines out.
 
-`python -m gossipseg.lab.experiment.worker` is started by runs.py and ends with it: when its standard input
-closes, whoever asked is gone.
+runs.py starts `python -m gossipseg.lab.experiment.worker`, which ends with it: closed standard input means
+that the parent is gone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _serve(order: dict[str, Any], cache: Any, out: TextIO) -> None:
 
 
 def do(order: dict[str, Any], cache: Any, progress: Any) -> list[dict[str, Any]]:
-    """One run. Raises GossipsegError."""
+    """Do one run. Raises GossipsegError."""
     from gossipseg.lab.plan.run_plans import RunPlan
     from gossipseg.lab.simulation import federation, pooled
 
@@ -76,7 +76,7 @@ def do(order: dict[str, Any], cache: Any, progress: Any) -> list[dict[str, Any]]
 
 
 class _Progress:
-    """Adds up local steps, and says so now and then."""
+    """Adds up local steps, and reports them from time to time."""
 
     def __init__(self, say: Any) -> None:
         self._say, self._done, self._told_s = say, 0, 0.0

@@ -1,4 +1,4 @@
-"""What the user chose, as words and numbers of a command line, and how they are read and refused."""
+"""The user's choices on the command line: parsed and checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gossipseg.learn.params import PATTERN_REMEDY, DataParams, pattern_problem
 from gossipseg.testbed import dataset, presets
 
 VALIDATIONS = 20
-"""Unless set otherwise, validation is due about so often in a run: its curves need no more."""
+"""Validations per run unless set otherwise: its curves need no more."""
 SLOWEST = 4.0
 FEWER = 0.25
 HETEROGENEITY = {
@@ -29,15 +29,15 @@ HETEROGENEITY = {
     "cases": "one site (the one with fewest, or cases:SITE) keeps a quarter of its training cases",
 }
 ADVERSARIES = ("nan", "scaled", "label_flipped", "random_weights")
-"""What a site that has turned bad may do (lab.adversary)."""
+"""Attacks that a malicious site may make (lab.simulation.adversary)."""
 MAX_SEED = 2**32 - 1
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 EACH = "each"
-"""In place of --splits: a split of its own for each seed."""
+"""The value of --splits that gives each seed its own split."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedRuns:
     """The user's choices, as the command line gives them."""
 
     data: Path
@@ -59,7 +59,7 @@ class Wanted:
     """data.patient_pattern of all sites."""
 
 
-def read(wanted: Wanted) -> Study:
+def read(wanted: WantedRuns) -> Study:
     """Read the data folders and check every choice. Raises ConfigError, DataError."""
     _check_words(wanted)
     folders = dataset.choose_sites(wanted.data, wanted.sites)
@@ -83,8 +83,8 @@ def read(wanted: Wanted) -> Study:
     )
 
 
-def _check_words(wanted: Wanted) -> None:
-    """What can be judged before anything is read."""
+def _check_words(wanted: WantedRuns) -> None:
+    """Check what can be judged before any file is read."""
     if wanted.rounds is not None and wanted.rounds < 1:
         raise ConfigError(
             "must be at least 1", key="--rounds", value=wanted.rounds, remedy="Correct the number."
@@ -102,8 +102,8 @@ def _check_words(wanted: Wanted) -> None:
         raise ConfigError("no such file", key="--peers", value=str(wanted.peers), remedy=remedy)
 
 
-def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]:
-    """(sections of peers.yaml, rounds): as --peers or the data suggest, then as --steps and --set say."""
+def _sections(wanted: WantedRuns, folders: list[Path]) -> tuple[dict[str, Any], int]:
+    """(sections of peers.yaml, rounds): from --peers or the data, then changed by --steps and --set."""
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else presets.from_data(folders)
     if not wanted.peers:
         del sections["algorithm"]
@@ -129,21 +129,21 @@ def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]
     return sections, rounds
 
 
-def _writes_budget(wanted: Wanted) -> bool:
-    """Whether --peers or --set has training.rounds, the length that a cosine takes by default."""
+def _writes_budget(wanted: WantedRuns) -> bool:
+    """Whether --peers or --set has training.rounds, the default length of a cosine schedule."""
     written = presets.written(wanted.peers) if wanted.peers else presets.NOTHING_WRITTEN
     return (written.get("training") or {}).get("rounds") is not None or "training.rounds" in _said(wanted)
 
 
-def _said(wanted: Wanted) -> set[str]:
-    """The keys that --set gives."""
+def _said(wanted: WantedRuns) -> set[str]:
+    """The keys set by --set."""
     return {text.partition("=")[0] for text in wanted.settings}
 
 
-def _own(wanted: Wanted, *, volumes: bool) -> dict[str, dict[str, Any]]:
-    """What --peers and --set say of the task and of training.
+def _own(wanted: WantedRuns, *, volumes: bool) -> dict[str, dict[str, Any]]:
+    """The task and training settings of --peers and --set.
 
-    Of a task of volumes nothing: where an algorithm reads them as slices, it needs a patch of its own.
+    A task of volumes yields none: where an algorithm reads volumes as slices, it needs a patch of its own.
     """
     written = presets.written(wanted.peers) if wanted.peers else presets.NOTHING_WRITTEN
     own = {name: dict(written.get(name) or {}) for name in ("task", "training")}

@@ -1,4 +1,4 @@
-"""The options of `gossiplab compare`, and what each says of itself in --help."""
+"""The options of `gossiplab compare`, with their texts in --help."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Rounds = Annotated[
     ),
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")]
-Splits = Annotated[
+SplitsOption = Annotated[
     str,
     typer.Option(
         "--splits",

@@ -1,4 +1,4 @@
-"""What one run of a comparison is told: an algorithm, a seed, a split, and all settings that go with them."""
+"""The settings of one run of a comparison: an algorithm, a seed, a split, and what goes with them."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ class Replicate:
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """One run: an algorithm with a seed on a split. Plain values, so that another process can be told."""
+    """One run: an algorithm with a seed on a split. Plain values, so that another process can receive
+    them."""
 
     label: str
     name: str
     slug: str
     seed: int
     federation: Mapping[str, Any]
-    """Sections of peers.yaml, the algorithm's among them."""
+    """Sections of peers.yaml, with the algorithm's."""
     sites: Mapping[str, str]
     """Name → data folder, in order."""
     rounds: int
     settings: str
-    """Fingerprint of all of it."""
+    """Fingerprint of all settings."""
     pooled_steps: str = "all"
     site_dropout: float = 0.0
     late_join: Mapping[str, int] = field(default_factory=dict)
@@ -50,16 +51,16 @@ class RunPlan:
     equal_evaluations: bool = False
     device: str = "cpu"
     pictures: str = ""
-    """Folder for predictions of a few test cases; "" makes none."""
+    """Folder for predictions of a few test cases; "": none are made."""
     pseudolabels: str = ""
-    """Folder of the pseudo-masks that runs share; "" makes them anew for each."""
+    """Folder of the pseudo-masks that runs share; "": each run makes its own."""
     split: int = splits.OWN
     adversaries: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
     """data.ignore_label of the sites whose lists name one."""
 
     def data(self, site: str) -> DataParams:
-        """Where the site's images are, and what its list says of its labels."""
+        """The folder of the site's images, and what its list says of its labels."""
         return DataParams(self.sites[site], ignore_label=self.ignored.get(site))
 
     @property
@@ -79,10 +80,10 @@ class RunPlan:
 def plans(
     study: Study, chosen: Sequence[Variant], replicates: Sequence[Replicate], out: Path | None
 ) -> list[RunPlan]:
-    """All runs of a comparison, replicate by replicate; their pictures go into `out`, if there is one, and
-    the data lists that the lab writes lie there.
+    """All runs of a comparison, one repetition after the other.
 
-    Raises ConfigError for an algorithm that cannot be run so.
+    `out`, if given, receives their pictures and the data lists that the lab writes. Raises ConfigError for an
+    algorithm that cannot be run with these settings.
     """
     return [_plan(study, variant, replicate, out) for replicate in replicates for variant in chosen]
 
@@ -122,7 +123,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
 
 
 def _federation(study: Study, variant: Variant) -> FederationFile:
-    """The settings of a run. Of the common ones, the budget alone may be nothing for this algorithm."""
+    """The settings of a run. Of the shared settings, only the budget can be unsuitable for an algorithm."""
     if "training.rounds" in dict(variant.options):
         remedy = "Give --rounds, for all of them; training.schedule_rounds alone is the cosine's length."
         raise _impossible(
@@ -155,7 +156,7 @@ def _check_sites(algorithm: AlgorithmParams, study: Study, variant: Variant) -> 
 
 
 def _check_rounds(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
-    """Some rounds are learned together, and a late joiner is there for one of them."""
+    """Check that some rounds are learned together, and that a late joiner takes part in one of them."""
     found = together_problem(algorithm, study.rounds)
     if found is not None:
         problem, key, least = found
@@ -188,7 +189,7 @@ def _impossible(variant: Variant, problem: str, remedy: str) -> ConfigError:
 def _fingerprint(
     study: Study, variant: Variant, algorithm: AlgorithmParams, replicate: Replicate, pooled: str
 ) -> str:
-    """Of all that the run's result depends on. Finished runs are known by it: it may not change."""
+    """Hash of everything that the run's result depends on. It identifies finished runs: it may not change."""
     return digest(
         {
             **study.identity(),

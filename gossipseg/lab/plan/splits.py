@@ -1,8 +1,9 @@
-"""Patient splits of a comparison: a site's cases drawn anew, so that a result does not hang on one division.
+"""Patient splits of a comparison: a site's cases are drawn anew, so that a result does not depend on one
+division.
 
-Split 0 is the site's own. Every other one keeps its sizes and never puts a patient into two splits. Where
-names are bare numbers they tell no patient; cases that stand side by side may then be one patient's, so that
-whole stretches of the list are taken, and what stands too close to a neighbour in another split is left out.
+Split 0 is the site's own. Every other one keeps its sizes, and no patient is in two splits. Where names are
+bare numbers they identify no patient, and neighbouring cases may be one patient's. Then whole stretches of
+the list are taken, and cases too close to another split are left out.
 """
 
 from __future__ import annotations
@@ -22,27 +23,27 @@ from gossipseg.learn.params import DataParams
 
 OWN = 0
 NEAR = 3
-"""Numbers so close may be slices of one patient."""
+"""Largest distance of two numbers that may be slices of one patient."""
 _GOLDEN = 0.6180339887498949
-"""Starts spread by it lie far from each other, however many there are."""
+"""Step between the starts of splits: multiples of it lie far from each other, for any number of splits."""
 
 
 def folder_of(out: Path, split: int, site: str) -> Path:
-    """Where a data list of the lab's lies."""
+    """Folder of a data list that the lab writes."""
     return out / "splits" / str(split) / site
 
 
 def is_written(rewritten: bool, number: int) -> bool:
-    """Whether a split is a list of the lab's: each but a site's own, and that one where it is `rewritten`."""
+    """Whether the lab writes a split's data list: not for a site's own split unless `rewritten`."""
     return number != OWN or rewritten
 
 
 def own_division(data: DataParams, site: str) -> tuple[Splits, bool, str]:
-    """The site's own split, whether the lab writes a list of it, and what to say of it. Raises DataError.
+    """The site's own split, whether the lab writes a list of it, and a note for the user. Raises DataError.
 
-    It is written where a pattern tells the patients, and where no list divides them: all runs, whatever their
-    seed, have one division. A figure needs a test: where the site's has no labels (as the Decathlon publishes
-    it), a share of the training patients is set aside.
+    The lab writes it where a pattern identifies patients, and where no list divides them. Then all runs,
+    whatever their seed, have one division. A figure needs a test split. Where its cases have no labels (as
+    the Decathlon publishes it), a share of the training patients is set aside.
     """
     own = load_cases(data, site, needs_labels=False)
     aside = Splits() if any(case.label for case in own.test) else _set_aside(own, data, site)
@@ -89,7 +90,7 @@ def write(out: Path, sources: Mapping[str, DataParams], numbers: Sequence[int]) 
 
 
 def write_list(folder: Path, lists: Mapping[str, Any]) -> DataParams:
-    """A data list of these cases, where they lie."""
+    """Write a data list of these cases into their folder."""
     document = {split: [_entry(case) for case in cases] for split, cases in lists.items()}
     (folder / "dataset.json").write_text(json.dumps(document), encoding="utf-8")
     return DataParams(str(folder))
@@ -102,10 +103,10 @@ def _entry(case: Case) -> dict[str, Any]:
 
 
 def redrawn(own: Splits, number: int) -> Splits:
-    """Another division of the same cases, with test and validation as large as they were or a patient more.
+    """Another division of the same cases, with test and validation of the same size or one patient larger.
 
-    Cases without a label stay in the test split, or are left out where their patient went elsewhere. The same
-    number gives the same division everywhere.
+    Cases without a label stay in the test split, or are left out if their patient moved. The same number
+    gives the same division everywhere.
     """
     whose = patients_in(case for _, case in own)
     fixed = tuple(case for _, case in own if case.label is None)
@@ -135,7 +136,7 @@ def _by_patient(
 
 
 def _stretches(cases: Sequence[Case], sizes: tuple[int, int], number: int) -> list[list[Case]]:
-    """Test, validation and training one after the other from a start that depends on the split's number."""
+    """Test, validation and training in sequence, from a start that depends on the split's number."""
     start = int(len(cases) * (number * _GOLDEN % 1.0))
     turned = [*cases[start:], *cases[:start]]
     test, rest = turned[: sizes[0]], _far_from(turned[: sizes[0]], turned[sizes[0] :])

@@ -1,4 +1,4 @@
-"""What all runs of a comparison have in common, and the fingerprint that tells two such settings apart."""
+"""The settings that all runs of a comparison share, and the fingerprint that distinguishes two such sets."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ class SiteSource:
     name: str
     data: DataParams
     cases: Mapping[str, int]
-    """By split."""
+    """Number of cases by split."""
     digest: str
-    """Changes when another case, or another split, is listed."""
+    """A hash that changes when another case, or another split, is listed."""
     rewritten: bool = False
-    """Whether a list of the lab's stands for the site's own split (lab.splits)."""
+    """Whether a list of the lab's replaces the site's own split (lab.plan.splits)."""
     note: str = ""
-    """What its user should know of that split."""
+    """A note to the user on that split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """The common settings, checked."""
+    """The shared settings, checked."""
 
     sections: Mapping[str, Any]
-    """Of peers.yaml, without sites; `algorithm` only where --peers brought one."""
+    """Sections of peers.yaml, without sites; `algorithm` only where --peers had one."""
     sites: tuple[SiteSource, ...]
     rounds: int
     site_dropout: float = 0.0
-    """Chance that a site vanishes for a while, each time it would begin a round."""
+    """Probability that a site is away for a while, each time it would begin a round."""
     late_join: Mapping[str, int] = field(default_factory=dict)
-    """Site → the round at which the others are when it begins."""
+    """Site → the others' round at which it begins."""
     speed: Mapping[str, float] = field(default_factory=dict)
-    """Site → time that a step takes, in units of the fastest site's."""
+    """Site → duration of its step, in units of the fastest site's."""
     kept_cases: Mapping[str, float] = field(default_factory=dict)
     """Site → share of its training cases that it keeps."""
     equal_evaluations: bool = False
     device: str = "cpu"
     adversaries: Mapping[str, str] = field(default_factory=dict)
-    """Site that has turned bad → what it does (choices.ADVERSARIES)."""
+    """Malicious site → its attack (choices.ADVERSARIES)."""
     patient_pattern: str | None = None
     """data.patient_pattern of every site."""
     own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Of the sections, what the user wrote: no algorithm's preset replaces it."""
+    """What the user wrote in the sections: no algorithm's preset replaces it."""
 
     @property
     def names(self) -> list[str]:
@@ -69,8 +69,8 @@ class Study:
         return {**self.identity(), "federation": plain(federation)}
 
     def identity(self) -> dict[str, Any]:
-        """What was chosen, as JSON: runs of one folder agree in it. A setting that a later version adds is
-        not among them, so that a study can go on."""
+        """The choices, as JSON: runs of one folder agree in them. A setting that a later version adds is not
+        among them, so that a study can continue."""
         return {
             "chosen": plain({k: v for k, v in self.sections.items() if k not in NOT_COMPARED}),
             "quorum": self.sections.get("rounds", {}).get("quorum"),
@@ -88,7 +88,7 @@ class Study:
 
 
 def common_settings(sections: Mapping[str, Any], origin: str) -> FederationFile:
-    """The common settings, under an algorithm that their network suits. Raises ConfigError."""
+    """The shared settings, under an algorithm that their network suits. Raises ConfigError."""
     network = sections.get("network", {})
     if "algorithm" not in sections and network.get("name") == ONE_SHOT_NETWORK:
         sections = {**sections, "algorithm": {"name": ONE_SHOT_ALGORITHM}}
@@ -96,12 +96,12 @@ def common_settings(sections: Mapping[str, Any], origin: str) -> FederationFile:
 
 
 def digest(document: Mapping[str, Any]) -> str:
-    """32 hex digits that stand for a JSON document."""
+    """Hash of a JSON document, 32 hex digits."""
     return fingerprint((("lab", json.dumps(document, sort_keys=True)),))
 
 
 def plain(value: Any) -> Any:
-    """As JSON would give it back, but for integer keys."""
+    """The value as JSON would return it, but with integer keys."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value

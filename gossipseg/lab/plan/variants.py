@@ -23,9 +23,9 @@ from gossipseg.errors import ConfigError
 from gossipseg.testbed import presets
 
 POOLED = "pooled"
-"""One trainer over the training cases of all sites: what could be had if the images could travel."""
+"""One trainer over the training cases of all sites: the result if the images could be shared."""
 POOLED_STEPS = ("all", "site")
-"""`pooled[steps=…]`: as many steps a round as all sites together take, or as many as one of them."""
+"""`pooled[steps=…]`: per round, as many steps as all sites together take, or as one of them takes."""
 _ENTRY = re.compile(r"(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<every>\d+))?(?:\[(?P<options>[^\[\]]*)\])?")
 Sections = Mapping[str, Any]
 
@@ -35,14 +35,14 @@ class Variant:
     """One row of the comparison."""
 
     label: str
-    """As the user wrote it, without blanks."""
+    """The entry as the user wrote it, without blanks."""
     name: str
     options: tuple[tuple[str, str], ...] = ()
     """Key and value as written; keys without a dot belong to the algorithm."""
 
     @property
     def slug(self) -> str:
-        """A file name."""
+        """The entry as a file name."""
         return re.sub(r"[^A-Za-z0-9_.=-]+", "+", self.label).strip("+")
 
 
@@ -52,7 +52,7 @@ def known() -> list[str]:
 
 
 def parse(text: str) -> list[Variant]:
-    """The entries of a list with commas between. Raises ConfigError."""
+    """Parse a comma-separated list of entries. Raises ConfigError."""
     found = [_known(read(part)) for part in _split(re.sub(r"\s+", "", text))]
     if not found:
         raise _wrong(text, "names no algorithm", f"Choose from {', '.join(known())}.")
@@ -64,7 +64,7 @@ def parse(text: str) -> list[Variant]:
 
 
 def read_claims(texts: Sequence[str], chosen: Sequence[Variant]) -> list[tuple[str, str]]:
-    """Pairs of `A:B`, two of the chosen labels. Raises ConfigError."""
+    """Parse pairs of `A:B`, two of the chosen labels. Raises ConfigError."""
     labels = [variant.label for variant in chosen]
     pairs = {f"{a}:{b}": (a, b) for a in labels for b in labels if a != b}
     for text in texts:
@@ -79,7 +79,7 @@ def read_claims(texts: Sequence[str], chosen: Sequence[Variant]) -> list[tuple[s
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside brackets."""
+    """Split at the commas outside brackets."""
     return [part for part in re.split(r",(?![^\[\]]*\])", text) if part]
 
 
@@ -91,7 +91,7 @@ def _known(variant: Variant) -> Variant:
 
 
 def read(text: str) -> Variant:
-    """One entry, of an algorithm that may not be installed here. Raises ConfigError."""
+    """Read one entry, of an algorithm that may not be installed here. Raises ConfigError."""
     match = _ENTRY.fullmatch(text)
     if match is None:
         raise _wrong(text, "cannot be read", "Write name, name@3 or name[key=value,key=value].")
@@ -135,7 +135,7 @@ def federation(
 
 
 def pooled_steps(variant: Variant) -> str:
-    """all or site. Raises ConfigError for any other setting of `pooled`."""
+    """`all` or `site`. Raises ConfigError for any other setting of `pooled`."""
     steps = "all"
     for key, value in variant.options:
         if key == "steps" and value in POOLED_STEPS:

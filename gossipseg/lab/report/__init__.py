@@ -1,4 +1,4 @@
-"""What a comparison says to people: statistics, tables, pictures, pages.
+"""The report of a comparison: statistics, tables, pictures, pages.
 
-It reads results.json and trains nothing.
+This package reads results.json and trains nothing.
 """

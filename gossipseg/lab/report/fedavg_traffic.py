@@ -17,7 +17,7 @@ from gossipseg.nets import registry as networks
 
 
 def fedavg_model_bytes(settings: Mapping[str, Any]) -> int | None:
-    """Bytes of one model of FedAvg's under the settings of a results.json: the whole network's.
+    """Bytes of one FedAvg model under the settings of a results.json: the whole network's.
 
     None where FedAvg cannot train the federation's network, or the settings cannot be read any more.
     """

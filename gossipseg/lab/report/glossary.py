@@ -1,4 +1,4 @@
-"""What each method of a comparison does, in a sentence for people who treat patients."""
+"""Each method of a comparison in one sentence, for people who treat patients."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METHODS = {
 
 
 def explained(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """(label, what it does) of each method about which something is known here."""
+    """(label, sentence) of each method that is known here."""
     return [(label, said) for label in labels if (said := _said(label, labels))]
 
 
@@ -50,10 +50,10 @@ def _in_words(options: Mapping[str, str]) -> str:
 
 
 TINTS = ("cyan", "orange", "violet", "green", "pink", "blue")
-"""Of learn.overlays.COLOURS, in their order."""
+"""Names of learn.overlays.COLOURS, in their order."""
 
 
 def tints(labels: Mapping[str, str]) -> str:
-    """Which colour stands for which label of the task (value → name): `cyan: anterior, orange: posterior`."""
+    """The colour of each label of the task (value → name): `cyan: anterior, orange: posterior`."""
     named = {int(value): name for value, name in labels.items() if int(value) > 0}
     return ", ".join(f"{TINTS[(value - 1) % len(TINTS)]}: {named[value]}" for value in sorted(named))

@@ -1,7 +1,7 @@
 """By how much two algorithms differ: an interval, a p value, and Holm's correction for many of them.
 
-Chance comes in twice. Other patients would have been tested, and other repetitions run: other random numbers,
-other divisions of the patients. The interval and the p value count both.
+Chance has two sources: the choice of patients, and the repetitions with their random numbers and divisions.
+The interval and the p value count both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONFIDENCE = 0.95
 BOOTSTRAP_SEED = 0
 """Any fixed number: the same results give the same intervals."""
 NOTHING_VARIES = 1e-9
-"""A standard error below it is rounding."""
+"""A standard error below this is rounding."""
 
 Replicate = tuple[int, int]
 """(split, seed): one repetition of an algorithm."""
@@ -35,7 +35,8 @@ class Interval:
     cases: int
     patients: int
     repetitions: int
-    """That both algorithms have. Of one alone the interval knows no chance but that of the patients."""
+    """Repetitions that both algorithms have. With only one, the interval includes only the variation of
+    patients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class _Site:
 
 
 def _sites(differences: Differences) -> list[_Site]:
-    """Of the sites that have any, with all repetitions in one order."""
+    """The sites with differences, with all repetitions in one order."""
     repetitions = sorted(differences)
     found = []
     for site in sorted({site for r in repetitions for site in differences[r]}):
@@ -106,7 +107,7 @@ def bootstrap(
 
 
 def _draws(rng: np.random.Generator, resamples: int, size: int) -> np.ndarray:
-    """(resamples, size): how often each of `size` was drawn in `size` draws with replacement."""
+    """(resamples, size): counts of each of `size` items in `size` draws with replacement."""
     if size == 1:
         return np.ones((resamples, 1))
     drawn = rng.integers(0, size, (resamples, size)) + size * np.arange(resamples)[:, None]
@@ -114,14 +115,14 @@ def _draws(rng: np.random.Generator, resamples: int, size: int) -> np.ndarray:
 
 
 def _divided(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Means; 0 of nothing."""
+    """Means; 0 for an empty sum."""
     means = np.zeros(counts.shape)
     np.divide(sums, counts, out=means, where=counts > 0)
     return means
 
 
 def _means(sites: Sequence[_Site]) -> np.ndarray:
-    """Of each repetition: the mean over the sites that it has."""
+    """Mean of each repetition over the sites that it has."""
     counts = np.array([site.counts.sum(1) for site in sites])
     sums = np.array([site.sums.sum(1) for site in sites])
     return _divided(_divided(sums, counts).sum(0), (counts > 0).sum(0))
@@ -139,15 +140,18 @@ def p_value(differences: Differences) -> float | None:
                                                times √(n_rs / (n_rs − 1)), n_rs = patients tested
         df  = V² / Σ (V_i² / df_i)             (Satterthwaite; R − 1 of V_r, max_r n_rs − 1 of each site)
 
-    Signs of patients' differences could be exchanged instead, but that is blind to the repetitions; signs of
-    three repetitions never give a p below 1/4. A p value by the bootstrap says 0 of three repetitions that
-    agree, as one in four sets of three do by chance. What a patient's result owes to one repetition is in
-    both terms: the test is too careful where each split tests other patients. In simulations without any
-    difference it found one (p < 0.05) in 1 to 7 % of comparisons of 1, 3 or 5 repetitions, and in up to 11 %
-    of those of 2 that hardly differed but by the repetition.
+    A sign test over patients would ignore the repetitions; one over three repetitions never gives a p below
+    1/4. A bootstrap p value is 0 where three repetitions agree, as one in four sets of three do by chance.
+    The effect of one repetition on a patient's result is in both terms. So the test is too careful where
+    each split tests other patients.
 
-    None where a site tested one patient at a time, in every repetition: nothing tells how patients differ
-    there (its V_p would be 0, and the test would find far too much). None where nothing varies, too.
+    Simulations without any difference gave the rate of false findings (p < 0.05). It was 1 to 7 % for
+    comparisons of 1, 3 or 5 repetitions. It was up to 11 % for those of 2 that hardly differed but by the
+    repetition.
+
+    The value is None where a site tested one patient at a time, in every repetition. Then nothing shows how
+    patients differ there: V_p would be 0, and the test would find far too much. It is None, too, where
+    nothing varies.
     """
     sites = _sites(differences)
     if not sites or any(site.tested.max() < 2 for site in sites):
@@ -174,8 +178,11 @@ def _by_patients(site: _Site, shares: np.ndarray) -> tuple[float, int]:
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down p values (Scand. J. Statist. 6, 1979): below α for each claim that may be made, with a
-    chance of at most α that any of them is wrong. One that could not be tested counts among them, as 1."""
+    """Holm's step-down p values (Scand. J. Statist. 6, 1979).
+
+    Claims with a value below α may be made, with a chance of at most α that any of them is wrong. A claim
+    that could not be tested counts among them, as 1.
+    """
     order = sorted(range(len(ps)), key=lambda i: _known(ps[i]))
     found: list[float | None] = [None] * len(ps)
     reached = 0.0

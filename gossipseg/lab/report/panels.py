@@ -1,4 +1,4 @@
-"""What the methods draw: test images beside the expert's label and each prediction, as one picture."""
+"""The methods' predictions: test images beside the expert's label and each prediction, as one picture."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gossipseg.testbed.plots import DPI, INK, WIDTH_IN, png
 
 Document = Mapping[str, Any]
 _CHARACTERS_PER_IN = 14
-"""Of titles: 8 points, a little air between two of them."""
+"""Characters of a title per inch: 8 points, with some space between two titles."""
 _CROP_PX = 320
-"""A larger picture is cut down to this part, where most of the label lies: outlines must be seen."""
+"""Size to which a larger picture is cropped, around most of the label: outlines must be visible."""
 
 
 def predictions(document: Document, folder: Path) -> bytes | None:
@@ -55,7 +55,7 @@ def predictions(document: Document, folder: Path) -> bytes | None:
 
 
 def broken(name: str, characters: int) -> str:
-    """A method's name in lines of at most so many characters where its punctuation allows it."""
+    """A method's name in lines of limited length, broken where its punctuation allows."""
     lines = [""]
     for piece in re.findall(r"[^\[,._=]*[\[,._=]?", name):
         if lines[-1] and len(lines[-1]) + len(piece) > characters:
@@ -102,14 +102,14 @@ def crop(label: np.ndarray) -> tuple[slice, slice]:
 
 
 def enlarged(array: np.ndarray) -> np.ndarray:
-    """A small picture with each pixel as several, so that a line of one pixel is thin on it."""
+    """A small picture with enlarged pixels, so that a line of one pixel is thin on it."""
     factor = max(1, _CROP_PX // max(array.shape[:2]))
     return array.repeat(factor, 0).repeat(factor, 1)
 
 
 def overlay(image: np.ndarray, predicted: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8: the prediction as a tint, the label's outline as a line of one pixel around it: what
-    is thin is not covered by its own outline."""
+    """(H, W, 3) uint8: the prediction as a tint, and the label's outline one pixel outside it. So the outline
+    does not cover a thin structure."""
     out = image.astype(np.float32)
     for value in np.unique(predicted[predicted > 0]):
         tint = np.array(LABEL_COLOURS[(int(value) - 1) % len(LABEL_COLOURS)], np.float32)

@@ -1,8 +1,8 @@
 """Pictures of predictions: a few test cases per site, kept as small label maps beside their images.
 
-OUT/pictures/cases/SITE/CASE.image.png     what the scanner saw (RGB)
-OUT/pictures/cases/SITE/CASE.label.png     the label map (8-bit grey values are label values)
-OUT/pictures/RUN/SITE/CASE.png             the prediction of a run's deployment model
+OUT/pictures/cases/SITE/CASE.image.png     The image (RGB).
+OUT/pictures/cases/SITE/CASE.label.png     The label map (8-bit grey values are label values).
+OUT/pictures/RUN/SITE/CASE.png             The prediction of a run's deployment model.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _MARKERS = "osD^vPX*"
 
 
 def colours(algorithms: Sequence[str]) -> dict[str, str]:
-    """A colour per algorithm, the same in every picture; the floor and the ceiling are grey and black."""
+    """A colour per algorithm, the same in every picture; floor and ceiling are grey and black."""
     own = [a for a in algorithms if a != FLOOR and not a.startswith(POOLED)]
     found = {a: COLOURS[i % len(COLOURS)] for i, a in enumerate(own)}
     return {a: found.get(a, _GREY if a == FLOOR else INK) for a in algorithms}
@@ -88,7 +88,7 @@ def _curve(
 
 
 def _mean_curve(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
-    """Over the sites, in the rounds that all of them have."""
+    """Mean over the sites, in the rounds that all of them have."""
     common = set.intersection(*(set(c) for c in curves))
     return {n: statistics.fmean(c[n] for c in curves) for n in common}
 
@@ -126,7 +126,7 @@ def sites(document: Document, summaries: Sequence[Summary]) -> bytes:
 
 
 def _dice_limits(values: Sequence[float]) -> tuple[float, float]:
-    """From 0, so that bars may be compared by their length."""
+    """Axis limits, from 0, so that bars may be compared by their length."""
     return 0.0, min(1.0, 1.12 * max([*values, 0.1]))
 
 

@@ -1,6 +1,6 @@
-"""What the runs of a comparison say together: means, gains, traffic, and the claims that are tested.
+"""What the runs of a comparison show together: means, gains, traffic, and the tested claims.
 
-A site's figure is the mean over its test cases; an algorithm's is the mean over sites, so that every site
+A site's figure is the mean over its test cases. An algorithm's is the mean over sites, so that every site
 counts once, however many cases it has.
 """
 
@@ -18,13 +18,13 @@ from gossipseg.learn.patients import patient_of
 
 FLOOR, BASELINE = "local", "fedavg"
 ALPHA = 0.05
-"""Chance, at most, that any verdict of a comparison is wrong where no two algorithms differ."""
+"""Largest chance that any verdict of a comparison is wrong where no two algorithms differ."""
 COUNTED = ("cases", "present", "detected", "missed", "false_alarms", "false_alarm_voxels")
 Document = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class ScoreSpread:
     """A mean over replicates; `sd` is the sample standard deviation, None for a single one."""
 
     mean: float
@@ -34,14 +34,14 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Claim(Interval):
-    """`algorithm` differs from `reference`: a comparison that the page makes, and that is tested."""
+    """A tested claim of the page: `algorithm` differs from `reference`."""
 
     algorithm: str
     reference: str
     p: float | None
-    """Two-sided (intervals.p_value); None where there is nothing to test with."""
+    """Two-sided (intervals.p_value); None where nothing can be tested."""
     p_holm: float | None
-    """The same, corrected for the number of claims of this results.json. The interval is not corrected."""
+    """p corrected for the number of claims of this results.json. The interval is not corrected."""
 
     @property
     def verdict(self) -> str:
@@ -52,7 +52,7 @@ class Claim(Interval):
 
     @property
     def turned(self) -> Claim:
-        """The same of the reference against the algorithm."""
+        """The same claim about the reference against the algorithm."""
         return replace(
             self,
             algorithm=self.reference,
@@ -65,24 +65,24 @@ class Claim(Interval):
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One algorithm."""
+    """The figures of one algorithm."""
 
     algorithm: str
-    overall: Spread | None
-    by_site: Mapping[str, Spread]
-    hd95: Spread | None
-    dice_val_tail: Spread | None
+    overall: ScoreSpread | None
+    by_site: Mapping[str, ScoreSpread]
+    hd95: ScoreSpread | None
+    dice_val_tail: ScoreSpread | None
     model_bytes: float
     """Over all sites, mean over replicates."""
     relative_bytes: float | None
-    """In units of FedAvg's, measured or worked out."""
+    """In units of FedAvg's bytes, measured or computed."""
     worst_site: str | None
     worst_gain: float | None
     """The smallest of the sites' gains over training alone."""
     against: Mapping[str, Claim]
     """Reference → difference from it."""
     by_site_against_local: Mapping[str, Interval]
-    """Of one site each, and no claims: nothing is tested."""
+    """Differences of single sites. They are no claims: nothing is tested."""
     gradient_evaluations: float
     seconds: float
 
@@ -132,12 +132,12 @@ def rows_of(document: Document, algorithm: str) -> list[dict[str, Any]]:
 
 
 def replicate_of(row: Mapping[str, Any]) -> Replicate:
-    """The repetition that a row is of."""
+    """The repetition of a row."""
     return row.get("split", 0), row["seed"]
 
 
 def replicates(document: Document) -> list[Replicate]:
-    """All that a document holds, in their order."""
+    """All repetitions of a document, in their order."""
     return list(dict.fromkeys(replicate_of(row) for row in document["runs"]))
 
 
@@ -150,15 +150,15 @@ def per_run(rows: Sequence[Mapping[str, Any]], key: str, over_sites: Any) -> lis
     return [float(over_sites(found[replicate])) for replicate in sorted(found)]
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def spread(values: Sequence[float]) -> ScoreSpread | None:
     """Mean and sample standard deviation; None without values."""
     if not values:
         return None
     sd = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), sd, len(values))
+    return ScoreSpread(statistics.fmean(values), sd, len(values))
 
 
-def site_spread(rows: Sequence[Mapping[str, Any]], site: str) -> Spread | None:
+def site_spread(rows: Sequence[Mapping[str, Any]], site: str) -> ScoreSpread | None:
     """Test Dice of one site over the replicates."""
     return spread([r["dice_test"] for r in rows if r["site"] == site and r["dice_test"] is not None])
 
@@ -177,8 +177,10 @@ def worst_gain(document: Document, algorithm: str) -> tuple[str, float] | None:
 
 
 def last_similarity(document: Document, algorithm: str) -> Mapping[str, Any] | None:
-    """The last one that a coordinator of the first repetition found: {round, sites, matrix}; None where the
-    algorithm compares no sites."""
+    """The last similarity matrix of a coordinator in the first repetition: {round, sites, matrix}.
+
+    None where the algorithm compares no sites.
+    """
     rows = [row for row in rows_of(document, algorithm) if row.get("similarity")]
     first = min(map(replicate_of, rows), default=None)
     found = [row["similarity"] for row in rows if replicate_of(row) == first]
@@ -204,8 +206,10 @@ def class_mean(document: Document, algorithm: str, key: str, label: str) -> floa
 
 
 def fedavg_bytes(document: Document) -> float | None:
-    """Bytes of models that FedAvg moves in a run: measured where it was run, else worked out from the size
-    of its model of the federation's network; None where that is not known, or would be nothing."""
+    """Bytes of models that FedAvg moves in a run: measured, or computed from its model's size.
+
+    The size is of its model of the federation's network. None where the size is not known, or no bytes move.
+    """
     measured = per_run(rows_of(document, BASELINE), "model_bytes_out", sum)
     if any(measured):
         return statistics.fmean(measured)
@@ -215,8 +219,11 @@ def fedavg_bytes(document: Document) -> float | None:
 
 
 def fedavg_models(sites: int, rounds: int) -> int:
-    """Models that FedAvg moves under a rotating coordinator: N−1 to it and N−1 from it after each round, the
-    last one too, whose global model is kept."""
+    """Models that FedAvg moves under a rotating coordinator: per round, N−1 to the coordinator and N−1 from
+    it.
+
+    The last round counts, too: its global model is kept.
+    """
     return 2 * (sites - 1) * rounds
 
 
@@ -224,8 +231,11 @@ def fedavg_models(sites: int, rounds: int) -> int:
 
 
 def claims(document: Document) -> list[Claim]:
-    """What the page claims, tested together: every algorithm against `local` and against `fedavg`, and the
-    pairs named for this comparison (`named_claims`). Of pairs without a case in common there is none."""
+    """All claims of the page, tested together.
+
+    They are every algorithm against `local` and against `fedavg`, and the pairs named for this comparison
+    (`named_claims`). A pair without a case in common has none.
+    """
     compared = {pair: site_differences(document, *pair) for pair in _family(document)}
     compared = {pair: differences for pair, differences in compared.items() if differences}
     ps = [p_value(differences) for differences in compared.values()]
@@ -250,7 +260,7 @@ def _family(document: Document) -> list[tuple[str, str]]:
 
 
 def claim_of(found: Sequence[Claim], algorithm: str, reference: str) -> Claim | None:
-    """The claim about these two, seen from the first; None where there is none."""
+    """The claim about these two, as seen from the first; None where there is none."""
     for claim in found:
         if (claim.algorithm, claim.reference) == (algorithm, reference):
             return claim
@@ -260,7 +270,7 @@ def claim_of(found: Sequence[Claim], algorithm: str, reference: str) -> Claim | 
 
 
 def site_differences(document: Document, algorithm: str, reference: str) -> Differences:
-    """Paired by case, of the repetitions that both were run in."""
+    """Differences paired by case, in the repetitions that both algorithms have."""
     mine, other = _case_dice(document, algorithm), _case_dice(document, reference)
     patients = _patients(document, {(site, case) for _, site, case in mine})
     found: dict[Replicate, dict[str, dict[str, dict[str, float]]]] = {}
@@ -272,7 +282,7 @@ def site_differences(document: Document, algorithm: str, reference: str) -> Diff
 
 
 def of_site(differences: Differences, site: str) -> Differences:
-    """Those of one site, of the repetitions that it has."""
+    """The differences of one site, in its repetitions."""
     return {r: {site: sites[site]} for r, sites in differences.items() if site in sites}
 
 
@@ -287,7 +297,7 @@ def _case_dice(document: Document, algorithm: str) -> dict[tuple[Replicate, str,
 
 
 def _patients(document: Document, cases: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-    """(site, case) → patient: as the rows have it, else (one-shot, earlier versions) by the name alone."""
+    """(site, case) → patient: from the rows, else (one-shot, earlier versions) from the name alone."""
     found = {(site, case): patient_of(case) for site, case in cases}
     for row in document["runs"]:
         found |= {(row["site"], case): patient for case, patient in row.get("patients", {}).items()}

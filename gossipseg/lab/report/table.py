@@ -11,7 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from gossipseg.lab.report.intervals import Interval
-from gossipseg.lab.report.statistics import BASELINE, FLOOR, Claim, Spread, Summary, class_mean, found_counts
+from gossipseg.lab.report.statistics import (
+    BASELINE,
+    FLOOR,
+    Claim,
+    ScoreSpread,
+    Summary,
+    class_mean,
+    found_counts,
+)
 from gossipseg.lab.report.words import figure, p_text, range_text, star, yardstick
 
 NOTHING = "-"
@@ -48,8 +56,8 @@ def dice_table(document: Mapping[str, Any], summaries: Sequence[Summary]) -> tup
 
 
 def found_table(document: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
-    """Heading and rows: how often each algorithm found each class, all sites and repetitions together. No
-    rows for results of earlier versions."""
+    """Heading and rows: how often each algorithm found each class, all sites and repetitions together. There
+    are no rows for results of earlier versions."""
     rows = []
     for name in document["algorithms"]:
         for label, counts in found_counts(document, name).items():
@@ -72,8 +80,10 @@ def found_table(document: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
 
 
 def gain_table(summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
-    """Heading and rows: differences with intervals, a star by those that hold against chance, the worst site,
-    bytes, gradients."""
+    """Heading and rows: differences with intervals, the worst site, bytes, gradients.
+
+    A star marks the differences that are significant after correction.
+    """
     rows = [
         (
             s.algorithm,
@@ -116,7 +126,7 @@ def claim_table(claims: Sequence[Claim]) -> tuple[Row, Sequence[Row]]:
 
 
 def similarity_table(similarity: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
-    """Heading and rows: how alike the changes of every two sites are, 0 to 1."""
+    """Heading and rows: similarity of the changes of every two sites, 0 to 1."""
     sites = similarity["sites"]
     rows = [
         (site, *(f"{value:.2f}" for value in values))
@@ -129,7 +139,7 @@ def _marked(claim: Claim | None) -> str:
     return interval_text(claim) + ("" if claim is None or claim.verdict == "unclear" else " *")
 
 
-def spread_text(spread: Spread | None, digits: int = 3) -> str:
+def spread_text(spread: ScoreSpread | None, digits: int = 3) -> str:
     """`0.712 ± 0.004`."""
     if spread is None:
         return NOTHING

@@ -1,4 +1,4 @@
-"""What the figures mean, in sentences for people who treat patients."""
+"""The meaning of the figures, in sentences for people who treat patients."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ HARM = {
 
 
 def called(algorithm: str) -> str:
-    """An algorithm in a sentence."""
+    """An algorithm's name in a sentence."""
     return NAMES.get(algorithm, algorithm)
 
 
@@ -102,12 +102,12 @@ def range_text(interval: Interval) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """`0.012`; a p that could not be worked out is a dash."""
+    """`0.012`; a p that could not be computed is a dash."""
     return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def interval(repetitions: int) -> str:
-    """What an interval is, in a comparison of so many repetitions."""
+    """What an interval is, in a comparison with this number of repetitions."""
     if repetitions == 1:
         return INTERVAL.format(drawn="patients within each site", units="patients", too_narrow="")
     return INTERVAL.format(
@@ -118,7 +118,7 @@ def interval(repetitions: int) -> str:
 
 
 def tested(claims: Sequence[Claim]) -> str:
-    """What was tested, and what a verdict asks for."""
+    """What was tested, and what a verdict requires."""
     named = any(c.reference not in (FLOOR, BASELINE) for c in claims)
     return TESTED.format(
         count="One comparison was tested" if len(claims) == 1 else f"{len(claims)} comparisons were tested",
@@ -135,7 +135,7 @@ def star(claims: Sequence[Claim]) -> str:
 
 
 def against(claim: Claim, repetitions: int) -> str:
-    """One claim as a sentence, in a comparison of so many repetitions."""
+    """One claim as a sentence, in a comparison with this number of repetitions."""
     mine, reference = _capital(called(claim.algorithm)), called(claim.reference)
     fewer = (
         f", of {claim.repetitions} of {repetitions} repetitions" if claim.repetitions < repetitions else ""
@@ -147,7 +147,7 @@ def against(claim: Claim, repetitions: int) -> str:
 
 
 def _chance(claim: Claim) -> str:
-    """The interval, and what the test found."""
+    """The interval, and the result of the test."""
     said = f"95 % interval {range_text(claim)}"
     if claim.p_holm is None:
         return f"{said}, not tested: a site tests one patient at a time, or no result differs from another"
@@ -165,8 +165,8 @@ def picture_of(reference: str) -> str:
 
 
 def sites_worse(summary: Summary) -> str:
-    """How the site fares that gains least over training alone, as a sentence without a verdict: single sites
-    are not tested. "" where that was not compared."""
+    """The site that gains least over training alone, as a sentence without a verdict: single sites are not
+    tested. It is "" where that was not compared."""
     if summary.worst_site is None or summary.worst_gain is None:
         return ""
     least = summary.by_site_against_local.get(summary.worst_site)
@@ -183,8 +183,10 @@ def sites_worse(summary: Summary) -> str:
 
 
 def verdict(summaries: Sequence[Summary], best_against_next: Interval | None) -> list[str]:
-    """The short answer: who is first, whether that is certain, who does not win. `best_against_next`: a claim
-    where these two are one, else a mere interval."""
+    """The short answer: which algorithm is first, whether that is certain, which does not win.
+
+    `best_against_next`: a claim where the two best are one, else only an interval.
+    """
     ranked = ranking(summaries)
     if not ranked:
         return ["No run has come to its end, so there is nothing to compare."]
@@ -218,7 +220,7 @@ def _lead(first: Summary, second: str, found: Interval) -> list[str]:
 
 
 def _losers(ranked: Sequence[Summary]) -> list[str]:
-    """Who has not been shown to be better than the floor, or than the baseline, said plainly."""
+    """The algorithms that have not been shown to be better than the floor, or than the baseline."""
     said = []
     for reference in (FLOOR, BASELINE):
         failed = [
@@ -235,13 +237,13 @@ def _losers(ranked: Sequence[Summary]) -> list[str]:
 
 
 def ranking(summaries: Sequence[Summary]) -> list[Summary]:
-    """Best first, without `pooled`: no federation can choose that."""
+    """Best first, without `pooled`, which no federation can choose."""
     scored = [s for s in summaries if s.overall is not None and not s.algorithm.startswith(POOLED)]
     return sorted(scored, key=lambda s: -(s.overall.mean if s.overall else 0.0))
 
 
 def yardstick(document: Mapping[str, Any]) -> str:
-    """What bytes/FedAvg relates to, as a sentence."""
+    """The unit of bytes/FedAvg, as a sentence."""
     if any(row["algorithm"] == BASELINE and row["model_bytes_out"] for row in document["runs"]):
         return "100 % is what FedAvg moved in this comparison."
     settings = document["settings"]
@@ -260,7 +262,7 @@ def yardstick(document: Mapping[str, Any]) -> str:
 
 
 def conditions(document: Mapping[str, Any]) -> list[str]:
-    """What was made harder, or equal, on purpose; what is not alike."""
+    """What was made harder, or equal, on purpose, and what differs."""
     settings = document["settings"]
     said = _cut_short(settings)
     if settings["site_dropout"]:

@@ -1,7 +1,7 @@
-"""A listed site that has turned bad: what it does to the models that it sends.
+"""A malicious listed site: what it does to the models that it sends.
 
-Its own training, its messages and its turns as coordinator are those of an honest site: bad is what it
-sends of its own, as a model in gossip or as an update.
+Its training, its messages and its turns as coordinator are those of an honest site. Only its own models are
+bad: those it sends in gossip, and its updates.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gossipseg.learn.site import Batch, Batches
 from gossipseg.learn.weights import to_wire
 
 SCALE = 100.0
-"""`scaled`: the model times this."""
+"""Factor by which `scaled` multiplies the model."""
 
 
 def spoiler(kind: str, seed: int) -> Callable[[Path], None] | None:
-    """Rewrites an exported wire file as this kind of site would; None: it sends what it has trained."""
+    """A function that rewrites an exported wire file as this attack does; None: the trained model is sent."""
     if kind == "label_flipped":
         return None
     generator = torch.Generator().manual_seed(seed)
@@ -34,7 +34,7 @@ def _spoilt(tensor: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         return torch.full_like(tensor, float("nan"))
     if kind == "scaled":
         return to_wire(tensor.float() * SCALE, "float16")
-    # Of the usual size, so that no norm gives it away
+    # a model of the usual size, so that no norm reveals it
     size = float(tensor.float().square().mean().sqrt()) if tensor.numel() else 0.0
     return to_wire(torch.randn(tensor.shape, generator=generator) * size, "float16")
 
@@ -48,12 +48,12 @@ def _rewrite(path: Path, spoil: Callable[[Tensor], Tensor]) -> None:
 
 
 class FlippedLabels:
-    """Batches whose labels are turned round: background for the last class, the last class for background."""
+    """Batches with flipped labels: background for the last class, the last class for background."""
 
     def __init__(self, batches: Batches, labels: int) -> None:
         self._batches, self._labels = batches, labels
 
     def batch(self, seed: int, site: str, round: int, step: int) -> Batch:
-        """As the batches that it wraps; `label` values l become L − 1 − l."""
+        """A batch of the wrapped object; `label` values l become L − 1 − l."""
         batch = self._batches.batch(seed, site, round, step)
         return {**batch, "label": self._labels - 1 - batch["label"]}

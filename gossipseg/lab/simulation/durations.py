@@ -1,4 +1,4 @@
-"""How long things take in virtual time, and who is away: all drawn from the run's seed."""
+"""Durations in virtual time, and absences: all drawn from the run's seed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import random
 from collections.abc import Callable
 
 STEP_S = 1.0
-"""One gradient evaluation of a site of ordinary speed."""
+"""Seconds per gradient evaluation of a site of ordinary speed."""
 COMBINING_STEPS = 0.5
-"""The coordinator's work takes as long as so many steps."""
+"""Duration of the coordinator's aggregation, in steps."""
 JITTER = 0.1
-"""No two rounds of life take the same time: each is so much shorter or longer, at most."""
+"""Largest share by which a round's duration varies, as in real life."""
 AWAY_ROUNDS = (0.5, 2.5)
-"""A site that vanishes is away for a time between these, in rounds of its own."""
+"""Shortest and longest absence of a site, in rounds of its own."""
 
 
-class Pace:
-    """One site's times. `away(seconds)` cuts it off from the others for so long."""
+class Durations:
+    """One site's times. `away(seconds)` cuts it off from the others for that time."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Pace:
         self.combining_s = COMBINING_STEPS * STEP_S * slowness
 
     def before(self, round: int) -> float:
-        """Seconds until the round may begin: 0, unless the site vanishes now."""
+        """Seconds until the round may begin: 0, unless the site goes away now."""
         rng = self._rng("away", round)
         if rng.random() >= self._dropout:
             return 0.0
@@ -45,7 +45,7 @@ class Pace:
         return away_s
 
     def of_round(self, round: int, evaluations: int) -> float:
-        """Seconds that a round of so many gradient evaluations takes."""
+        """Seconds that a round with these gradient evaluations takes."""
         return evaluations * self._step_s * self._rng("pace", round).uniform(1 - JITTER, 1 + JITTER)
 
     def _rng(self, what: str, round: int) -> random.Random:

@@ -21,7 +21,7 @@ from gossipseg.lab.plan.splits import write_list
 from gossipseg.lab.report.pictures import Pictures
 from gossipseg.lab.simulation import virtual_time
 from gossipseg.lab.simulation.adversary import FlippedLabels, spoiler
-from gossipseg.lab.simulation.durations import STEP_S, Pace
+from gossipseg.lab.simulation.durations import STEP_S, Durations
 from gossipseg.lab.simulation.keys import RunKeys
 from gossipseg.lab.simulation.pretrained import lend
 from gossipseg.lab.simulation.site import LabSite
@@ -34,9 +34,9 @@ from gossipseg.wire.memory import MemoryNetwork, MemoryTransport
 from gossipseg.wire.transport import PeerEndpoint
 
 DELAY_S = (0.005, 0.05)
-"""Of a message or a piece of a model: a wide-area network's."""
+"""Delay of a message or a chunk of a model, as in a wide-area network."""
 PATIENCE = 50.0
-"""A run has gone wrong when it takes so many times as long as its slowest site needs alone."""
+"""Longest duration of a run, as a multiple of what its slowest site needs alone. A longer run has failed."""
 TAIL = 0.1
 """`dice_val_tail` is the mean over the last tenth of the rounds."""
 
@@ -58,7 +58,7 @@ class _Federation:
         self._network = MemoryNetwork(plan.seed, delay_s=DELAY_S)
         self._keys = RunKeys(plan.sites, plan.seed)
         self._away: dict[str, int] = {}
-        self._paces: dict[str, Pace] = {}
+        self._paces: dict[str, Durations] = {}
         self._sites: dict[str, LabSite] = {}
         self._specs = {name: self._spec(name, Path(data)) for name, data in plan.sites.items()}
         self._trainings = {
@@ -85,7 +85,7 @@ class _Federation:
     # ------------------------------------------------------------ training
 
     async def train(self) -> None:
-        """Run every site to its last round. Raises what a site's shell could not live with."""
+        """Run every site to its last round. Raises an error that would end a site's shell."""
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._sites = {name: self._site(name) for name in self._plan.sites}
         everybody = asyncio.ensure_future(self._lives())
@@ -128,7 +128,7 @@ class _Federation:
         plan, training = self._plan, self._trainings[name]
         peers = {s: PeerEndpoint(s, _address(s)) for s in plan.sites}
         contract = config.contract(self._settings, training.trainer.network_signature)
-        pace = self._paces[name] = Pace(
+        pace = self._paces[name] = Durations(
             name,
             plan.seed,
             slowness=plan.speed.get(name, 1.0),
@@ -168,7 +168,7 @@ class _Federation:
         return NodeState(setup)
 
     def _rounds_params(self) -> RoundsParams:
-        """A coordinator that waits for the slowest site, and not for one that is away."""
+        """A coordinator that waits for the slowest site, but not for an absent one."""
         every = getattr(self._settings.algorithm, "every_rounds", 1)
         turn_s = every * self._round_s * max(self._plan.speed.values(), default=1.0)
         return replace(
@@ -242,7 +242,7 @@ class _Federation:
 def row(
     plan: RunPlan, site: str, scores: Scores, training: Training, curve: list[tuple[int, float | None]]
 ) -> dict[str, Any]:
-    """What every algorithm's row holds of learning."""
+    """The learning figures that every algorithm's row has."""
     validated = [dice for _, dice in curve if dice is not None]
     first = plan.rounds - max(1, round(TAIL * plan.rounds)) + 1 if curve else 0
     shift = plan.rounds - curve[-1][0] if curve else 0  # a late joiner's own rounds end with the others'
@@ -291,7 +291,7 @@ NO_TRAFFIC: Mapping[str, Any] = {
 
 
 def kept(data: DataParams, site: str, share: float | None, folder: Path) -> DataParams:
-    """The data with that share of the training cases, evenly chosen: a list of its own in `folder`."""
+    """The data with that share of the training cases, evenly chosen: a new list in `folder`."""
     if share is None:
         return data
     splits = load_cases(data, site, needs_labels=False)
@@ -302,7 +302,7 @@ def kept(data: DataParams, site: str, share: float | None, folder: Path) -> Data
 
 
 def membership_in(round_s: float) -> MembershipParams:
-    """A failure detector that notices within about a round, and whose messages cost little."""
+    """A failure detector that notices a failure within about a round, at little cost in messages."""
     return replace(
         MembershipParams(),
         probe_interval_s=round_s / 2,

@@ -1,6 +1,6 @@
 """Signing keys of a run's sites, drawn from its seed: each run signs, and checks, as a federation does.
 
-Ed25519, whose signatures have one length: bytes on the wire are the same in every repetition.
+The keys are Ed25519, whose signatures have one length. So bytes on the wire are the same in every repetition.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RunKeys:
         return frozenset(self._private)
 
     def signer(self, site: Site) -> Sign:
-        """What signs for a site."""
+        """The function that signs for a site."""
         return self._private[site].sign
 
     def verify(self, site: Site, payload: bytes, signature: bytes) -> bool:

@@ -76,7 +76,7 @@ class _Pooled:
         self._curves: dict[str, list[tuple[int, float | None]]] = {name: [] for name in plan.sites}
 
     def _by_site(self, batches: Batches) -> Batches:
-        """The union holds the sites' cases one site after the other."""
+        """The union's cases by site: the sites follow one another in it."""
         assert isinstance(batches, TrainBatches)
         return batches.grouped([context.cases for context in self._contexts.values()])
 
@@ -133,5 +133,5 @@ def _union(site_data: dict[str, DataParams], folder: Path) -> DataParams:
 
 
 def _of_site(case: Case, site: str) -> Case:
-    """Patients of two sites may bear one name."""
+    """A patient's name with its site: patients of two sites may have one name."""
     return case if case.patient is None else dataclasses.replace(case, patient=f"{site}/{case.patient}")

@@ -1,4 +1,4 @@
-"""Files of pretrained weights where a run looks for them: beside its data list."""
+"""Makes files of pretrained weights available where a run looks for them: beside its data list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ WEIGHTS = "encoder_weights"
 
 
 def lend_all(planned: Sequence[RunPlan], folders: Mapping[str, str]) -> None:
-    """Before the runs: into the folders of the lab's data lists. `folders`: site → its own data folder."""
+    """Link the files into the folders of the lab's data lists, before the runs. `folders`: site → its own
+    data folder."""
     for plan in planned:
         network = plan.parsed().network
         for site, folder in plan.sites.items():
@@ -21,9 +22,9 @@ def lend_all(planned: Sequence[RunPlan], folders: Mapping[str, str]) -> None:
 
 
 def lend(network: NetworkParams, source: Path, folder: Path) -> None:
-    """Let `folder` have the file that the network's options name, if it lies in `source`."""
+    """Link the file that the network's options name into `folder`, if it is in `source`."""
     name = network.options.get(WEIGHTS)
     if name and (source / name).is_file() and not (folder / name).exists():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).unlink(missing_ok=True)  # a link to what is no longer there
+        (folder / name).unlink(missing_ok=True)  # a link to a missing file
         (folder / name).symlink_to((source / name).resolve())

@@ -1,6 +1,6 @@
-"""One site of a lab federation: the core's effects carried out, and what came of them told to the core.
+"""One site of a lab federation: carries out the core's effects, and reports their outcomes to the core.
 
-A round is computed in one go when it starts; its outcome is told after the virtual time that it takes.
+A round is computed at once when it starts. Its outcome is reported after the virtual time that it takes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gossipseg.core.messages import Reply, Request
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import ModelKind, ModelRef, Record, Site
 from gossipseg.errors import PeerError
-from gossipseg.lab.simulation.durations import Pace
+from gossipseg.lab.simulation.durations import Durations
 from gossipseg.lab.simulation.training import Training
 from gossipseg.learn import jobs
 from gossipseg.store import ModelStore
@@ -32,7 +32,7 @@ Contract = tuple[tuple[str, str], ...]
 
 @dataclass(slots=True)
 class Moved:
-    """What went over the wire as models, and what became of those that came."""
+    """Models that this site sent and received, and the outcomes of the received ones."""
 
     bytes_out: int = 0
     bytes_in: int = 0
@@ -42,11 +42,11 @@ class Moved:
     left_out: int = 0
     """Global models that were made without this site's update."""
     notes: Counter[str] = field(default_factory=Counter)
-    """How often the core noted what."""
+    """Number of each of the core's notes."""
 
 
 class LabSite:
-    """One node, run in virtual time. `broke` is told of a mistake that must end the run."""
+    """One node, run in virtual time. `broke` is called with a bug that must end the run."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class LabSite:
         training: Training,
         transport: MemoryTransport,
         store: ModelStore,
-        pace: Pace,
+        pace: Durations,
         contract: Contract,
         verifier: Verifier,
         *,
@@ -68,7 +68,7 @@ class LabSite:
         self.finished = asyncio.Event()
         self.warnings: list[str] = []
         self.similarity: dict[str, Any] | None = None
-        """Of the sites' changes, as this site found it when it last combined: {round, sites, matrix}."""
+        """Similarity of the sites' changes at this site's last aggregation: {round, sites, matrix}."""
         self.began_s = self.ended_s = 0.0
         """Virtual seconds at which it began, and had finished."""
         self._pace, self._contract, self._broke = pace, contract, broke
@@ -90,7 +90,7 @@ class LabSite:
         )
 
     async def start(self) -> None:
-        """Listen, and begin: the worker is ready at once."""
+        """Listen and begin: the worker is ready at once."""
         self.began_s = self._loop.time()
         await self.transport.start(self)
         self.inject(events.Start())
@@ -100,7 +100,7 @@ class LabSite:
         self.inject(events.WorkerReady(0, 0, trainer.site.cases, self._contract))
 
     async def close(self) -> None:
-        """Stop, wherever things are."""
+        """Stop, whatever is under way."""
         if self._timer is not None:
             self._timer.cancel()
         for task in list(self._tasks):
@@ -111,7 +111,7 @@ class LabSite:
     # ------------------------------------------------------------ the core
 
     def inject(self, event: events.Event) -> None:
-        """Let something happen to the node, and carry out what it wants done."""
+        """Hand an event to the node, and carry out its effects."""
         try:
             for effect in self.node.step(event, self._loop.time()):
                 self._perform(effect)
@@ -151,7 +151,7 @@ class LabSite:
                 self.ended_s = self._loop.time()
                 self.finished.set()
             case effects.Persist():
-                pass  # nobody crashes here
+                pass  # no process crashes here
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
@@ -209,7 +209,7 @@ class LabSite:
     # ------------------------------------------------------------ training
 
     def _round(self, effect: effects.StartRound) -> None:
-        """Compute the round now, and tell of it when its virtual time has passed."""
+        """Compute the round now, and report it when its virtual time has passed."""
         try:
             done = self.training.run(self._order(effect))
         except Exception as e:
@@ -233,7 +233,7 @@ class LabSite:
         self._collect()
 
     def _aggregate(self, effect: effects.Aggregate) -> None:
-        """The coordinator's work."""
+        """Compute the global model, as the coordinator."""
         try:
             done = self.training.trainer.aggregate(orders.aggregate(effect, self.store.path))
             model = self._adopted(done.export, done.round, "global")
@@ -254,7 +254,7 @@ class LabSite:
         return orders.exported(export, hash_, size, round, kind, self.store.path(hash_))
 
     def _collect(self) -> None:
-        """Remove the files nobody will ask for again."""
+        """Remove the files that no site will ask for again."""
         keep = self.node.kept_models()
         for model in self.store.list():
             if model.hash not in keep:
@@ -262,5 +262,5 @@ class LabSite:
 
 
 async def _at_once(work: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """In virtual time nothing waits for the disk: a thread would let hours pass."""
+    """Run the work at once: in virtual time nothing waits for the disk, and a thread would let hours pass."""
     return work(*args, **named)

@@ -1,4 +1,4 @@
-"""One site's trainer in the lab: rounds in one go, what they cost, and the scores at the end."""
+"""One site's trainer in the lab: whole rounds, their costs, and the scores at the end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from gossipseg.learn.trainer import Trainer
 from gossipseg.store.tensors import ITEM_BYTES
 
 Progress = Callable[[int, str], None]
-"""Told of so many local steps done, however many models took each, and of what goes on."""
+"""Called with the number of local steps done, counted once however many models took each, and the
+activity."""
 
 
 class DataCache:
@@ -42,7 +43,7 @@ class DataCache:
         self._held: dict[str, SiteData] = {}
 
     def open(self, spec: WorkerSpec) -> SiteData:
-        """As SiteData.open; a list that was made for one run is not kept. Raises DataError."""
+        """As SiteData.open; a list made for one run is not kept. Raises DataError."""
         if spec.data["path"] == spec.state_dir:
             return SiteData.open(spec)
         key = repr((spec.data, spec.task, spec.algorithm["name"] == ONE_SHOT_ALGORITHM))
@@ -54,7 +55,7 @@ class DataCache:
 def make_spec(
     federation: FederationFile, site: str, data: DataParams, folder: Path, rounds: int, device: str
 ) -> WorkerSpec:
-    """What a daemon would tell its worker; the lab scores the test split itself."""
+    """The specification that a daemon would give its worker; the lab scores the test split itself."""
     threads = 1 if device == "cpu" else None
     return worker_spec_for(
         federation,
@@ -86,11 +87,11 @@ class Training:
         self.trainer = Trainer(open_site(setup, cache.open(spec), compute), self._on_report, lambda: None)
         self.evaluations = 0
         self.patients: dict[str, str] = {}
-        """Case → patient, as far as the data list or all of the site's names tell."""
+        """Case → patient, as far as the data list or the names of all the site's cases tell."""
         self.spent_s: defaultdict[str, float] = defaultdict(float)
         """Real seconds by activity: training, visit, validation, test."""
         self.cpu_s: defaultdict[str, float] = defaultdict(float)
-        """The same of this process' own time, which other work on the machine does not stretch."""
+        """The same in this process's own time, which other work on the machine does not stretch."""
         self._progress, self._equal = progress, equal_evaluations
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
 
@@ -104,7 +105,7 @@ class Training:
         return Round(report, self.evaluations - before)
 
     def _models(self, order: jobs.StartRound) -> int:
-        """How many models will take gradients in this round."""
+        """Number of models that will take gradients in this round."""
         algorithm = self.trainer.algorithm
         beside = algorithm.trains_visitor and order.visit is not None
         return 1 + algorithm.has_personal + self._shadows + beside
@@ -115,7 +116,7 @@ class Training:
 
     @contextmanager
     def _steps_shared(self, models: int) -> Iterator[None]:
-        """Where evaluations shall be equal, two models share the steps of one."""
+        """Let two models share the steps of one, where evaluations must be equal."""
         before = self.trainer.setup
         if self._equal and models > 1:
             steps = max(1, before.training.steps_per_round // models)
@@ -144,7 +145,7 @@ class Training:
     # ------------------------------------------------------------ scores
 
     def score(self, context: SiteContext, model: nn.Module) -> Scores:
-        """Validation of a model at another site than the trainer's own."""
+        """Validate a model at another site than the trainer's own."""
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
         scores = context.score(model, "validation", lambda fraction: None)
         self._spend("validation")
@@ -153,7 +154,8 @@ class Training:
     def test(self, spec: WorkerSpec, save: SaveOverlay | None = None) -> Scores:
         """All scores of the deployment model over the test cases of `spec`'s data, on the labels' own grids.
 
-        One-shot algorithms are scored by their own site: Dice alone, every labelled scan as support in turn.
+        One-shot algorithms are scored by their own site: only Dice, with every labelled scan as support in
+        turn.
         """
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
         setup, trainer = read_setup(spec), self.trainer
@@ -175,12 +177,12 @@ class Training:
 
     @property
     def wire_bytes(self) -> int:
-        """Size of what this site sends, without the file's header."""
+        """Size of this site's transfers, without the file's header."""
         return sum(math.prod(shape) * ITEM_BYTES[code] for code, shape in self.trainer.schema.values())
 
     @property
     def deployed(self) -> dict[str, Any]:
-        """The last verdict on what is deployed, for a row of results; empty where there is no choice."""
+        """The last decision on the deployed model, for a row of results; empty where there is no choice."""
         verdict = self.trainer.verdict
         return {} if verdict is None else {"deployed": dataclasses.asdict(verdict)}
 
@@ -205,5 +207,5 @@ def case_rows(scores: Scores) -> list[dict[str, Any]]:
 
 
 def mean_hd95(by_class: Mapping[str, float | None]) -> float | None:
-    """Mean over the classes for which there is a distance."""
+    """Mean over the classes that have a distance."""
     return mean_of(by_class.values())

@@ -1,6 +1,6 @@
 """An event loop whose clock jumps to the next deadline when nothing is ready: hours pass in no time.
 
-No threads, no sockets: with all chances drawn from seeds, what runs on it runs the same way twice.
+It uses no threads and no sockets. With all random draws seeded, every run is the same.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now_s
 
     def jump(self, seconds: float) -> None:
-        """Nothing happens before this has passed."""
+        """The jump to the next deadline: nothing happens before this has passed."""
         self._now_s += seconds
 
 
 class _Jumping(selectors.SelectSelector):
-    """Where the loop would wait, its clock moves instead."""
+    """Moves the clock where the loop would wait."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Core messages as bytes, and back: strict on what a peer sent, exact in both directions.
+"""Core messages as bytes, and back: strict with a peer's bytes, exact in both directions.
 
-Anything malformed is the peer's fault and raises errors.PeerRefused(peer, "malformed", what).
+A malformed message is the peer's fault and raises errors.PeerRefused(peer, "malformed", what).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gossipseg.errors import PeerRefused
 from gossipseg.wire import peer_pb2 as pb
 from gossipseg.wire.codec import rounds
 from gossipseg.wire.codec.parts import (
-    Kind,
     Malformed,
+    MessageKind,
     code,
     count,
     read_contract,
@@ -46,7 +46,7 @@ MAX_MESSAGE_BYTES = 4 << 20
 
 
 def encode_request(body: m.Request) -> bytes:
-    """The bytes of a request; `kind_of(body).rpc` is the RPC they go to."""
+    """The bytes of a request; `kind_of(body).rpc` is the RPC that carries them."""
     data: bytes = kind_of(body).write_request(body).SerializeToString()
     return data
 
@@ -65,14 +65,14 @@ def encode_reply(body: m.Reply) -> bytes:
 
 
 def decode_reply(request: m.Request, data: bytes, peer: Site) -> m.Reply:
-    """What `peer` answered to `request`."""
+    """The reply of `peer` to `request`."""
     kind = kind_of(request)
     reply: m.Reply = _decode(kind.reply_message, kind.read_reply, data, peer)
     return reply
 
 
-def kind_of(body: m.Request) -> Kind:
-    """The pair that a request opens."""
+def kind_of(body: m.Request) -> MessageKind:
+    """The request/reply pair that a request opens."""
     return _KIND_OF_REQUEST[type(body)]
 
 
@@ -88,7 +88,7 @@ def _decode(message: Any, read: Callable[[Any], Any], data: bytes, peer: Site) -
 
 @dataclass(frozen=True, slots=True)
 class PushHeader:
-    """The first message of a stream: which model, and where its data goes on."""
+    """The first message of a stream: which model, and at which offset its data continues."""
 
     model: ModelRef
     offset: int
@@ -105,7 +105,7 @@ def encode_header(header: PushHeader) -> bytes:
 
 
 def encode_data(chunk: bytes) -> bytes:
-    """A data message, byte for byte what protobuf writes, with one copy of the chunk in place of two."""
+    """A data message, byte for byte as protobuf writes it, with one copy of the chunk instead of two."""
     return b"".join((_DATA_TAG, _varint(len(chunk)), chunk))
 
 
@@ -131,7 +131,7 @@ def decode_chunk(data: bytes, peer: Site) -> PushHeader | bytes:
 
 
 def encode_offset_request(model: ModelRef) -> bytes:
-    """How much of this model do you have?"""
+    """The question how much of this model the peer has."""
     data: bytes = pb.PushOffsetRequest(model=write_model(model)).SerializeToString()
     return data
 
@@ -143,13 +143,13 @@ def decode_offset_request(data: bytes, peer: Site) -> ModelRef:
 
 
 def encode_offset(offset: int) -> bytes:
-    """The answer: so many bytes."""
+    """The answer: the offset in bytes."""
     data: bytes = pb.PushOffsetResponse(offset=offset).SerializeToString()
     return data
 
 
 def decode_offset(data: bytes, peer: Site, model: ModelRef) -> int:
-    """The offset `peer` wants the stream to start at, 0 … size."""
+    """The offset at which `peer` wants the stream to start, 0 … size."""
 
     def read(message: Any) -> int:
         offset: int = message.offset
@@ -176,7 +176,7 @@ def _varint(value: int) -> bytes:
 
 
 def _read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """(value, where it ended); (-1, start) when there is none of at most five bytes."""
+    """(value, end position); (-1, start) when there is none of at most five bytes."""
     value = 0
     for i, byte in enumerate(data[start : start + 5]):
         value |= (byte & 0x7F) << (7 * i)
@@ -221,11 +221,11 @@ def _read_offer_reply(x: Any) -> m.OfferReply:
     return m.OfferReply(read_verdict(x.verdict), code(x.reason))
 
 
-_PAIRS: tuple[tuple[type, type, Kind], ...] = (
+_PAIRS: tuple[tuple[type, type, MessageKind], ...] = (
     (
         m.Hello,
         m.HelloReply,
-        Kind(
+        MessageKind(
             "Hello",
             lambda x: _hello(pb.HelloRequest, x),
             lambda x: _read_hello(m.Hello, x),
@@ -238,7 +238,7 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Ping,
         m.Ack,
-        Kind(
+        MessageKind(
             "Ping",
             lambda x: _told(pb.PingRequest, x),
             lambda x: _read_told(m.Ping, x),
@@ -251,7 +251,7 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.IndirectPing,
         m.IndirectAck,
-        Kind(
+        MessageKind(
             "IndirectPing",
             lambda x: pb.IndirectPingRequest(target=x.target, records=write_records(x.records)),
             lambda x: m.IndirectPing(site_name(x.target), read_records(x.records)),
@@ -266,7 +266,7 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Sync,
         m.SyncReply,
-        Kind(
+        MessageKind(
             "Sync",
             lambda x: _told(pb.SyncRequest, x),
             lambda x: _read_told(m.Sync, x),
@@ -279,7 +279,7 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Offer,
         m.OfferReply,
-        Kind(
+        MessageKind(
             "Offer",
             lambda x: pb.OfferRequest(model=write_model(x.model)),
             lambda x: m.Offer(read_model(sub(x, "model"))),
@@ -291,6 +291,6 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     ),
     *rounds.PAIRS,
 )
-_KIND_OF_REQUEST: dict[type, Kind] = {request: kind for request, _, kind in _PAIRS}
-_KIND_OF_REPLY: dict[type, Kind] = {reply: kind for _, reply, kind in _PAIRS}
-KINDS: dict[str, Kind] = {kind.rpc: kind for _, _, kind in _PAIRS}
+_KIND_OF_REQUEST: dict[type, MessageKind] = {request: kind for request, _, kind in _PAIRS}
+_KIND_OF_REPLY: dict[type, MessageKind] = {reply: kind for _, reply, kind in _PAIRS}
+KINDS: dict[str, MessageKind] = {kind.rpc: kind for _, _, kind in _PAIRS}

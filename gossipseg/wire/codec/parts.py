@@ -60,12 +60,12 @@ _PLAIN = (
 
 
 class Malformed(ValueError):
-    """What came does not say what a message of its kind must say."""
+    """A message that lacks what its kind requires."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One request/reply pair: the RPC's name and how either side becomes bytes and is read again."""
+class MessageKind:
+    """One request/reply pair: the RPC's name, and how each side is encoded and decoded."""
 
     rpc: str
     write_request: Callable[[Any], Any]

@@ -1,7 +1,7 @@
 """The control socket: the daemon's server (grpc.aio) and gossipctl's client (plain grpc).
 
-What belongs here: carrying documents over a unix socket, and its failures in words.
-What must not: what the documents say (daemon), how they look (ctl), torch, any network port.
+What belongs here: carrying documents over a unix socket, and its failures in words. What must not: the
+contents of the documents (daemon), their display (ctl), torch, any network port.
 """
 
 from __future__ import annotations

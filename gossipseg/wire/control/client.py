@@ -1,4 +1,4 @@
-"""gossipctl's end of the control socket: it asks, and says in words why there is no answer."""
+"""gossipctl's end of the control socket: it asks, and explains a missing answer."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ _D = TypeVar("_D", bound=Document)
 
 
 class ControlClient:
-    """Asks the daemon behind `path`; blocking. Every method raises DaemonUnreachable when nobody answers
-    within `timeout_s`, LocalError when the daemon answers with an error.
-    """
+    """Asks the daemon behind `path`; blocking. Every method raises DaemonUnreachable without an answer within
+    `timeout_s`, and LocalError when the daemon answers with an error."""
 
     def __init__(self, path: Path, timeout_s: float = 5.0) -> None:
         self.path, self._timeout_s = path.absolute(), timeout_s
@@ -79,7 +78,7 @@ class ControlClient:
         return self._ask("Dump", DumpDoc)
 
     def reach(self) -> ReachDoc:
-        """Every listed site dialled, and asked to dial this one. Takes up to REACH_TIMEOUT_S."""
+        """Dial every listed site, and have each dial this one. Takes up to REACH_TIMEOUT_S."""
         return self._ask("Reach", ReachDoc, timeout_s=REACH_TIMEOUT_S)
 
     def pause(self) -> OkDoc:
@@ -101,7 +100,7 @@ class ControlClient:
         return self._ask("LiftQuarantine", OkDoc, site=site)
 
     def watch(self) -> Iterator[WatchDoc]:
-        """Frames until the daemon goes (DaemonUnreachable) or the iterator is closed."""
+        """Frames until the daemon ends (DaemonUnreachable) or the iterator is closed."""
         self._check_answered()
         call = self._stub.Watch(control_pb2.Query())
         try:
@@ -142,7 +141,7 @@ class ControlClient:
         return self._read(kind, reply.json)
 
     def _check_answered(self) -> None:
-        # gRPC says "unavailable" to everything; the kernel says what is the matter.
+        # gRPC calls every failure "unavailable"; the kernel says what is the matter.
         if problem := probe(self._address.text):
             raise DaemonUnreachable(
                 f"{self.path}: nobody answers on the control socket: {os.strerror(problem)}. "

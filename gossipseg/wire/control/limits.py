@@ -1,4 +1,4 @@
-"""What server and client agree on: how many rows are asked for, how large an answer may be."""
+"""Limits shared by server and client: the number of rows asked for, the size of an answer."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ DEFAULT_LIMIT = 100
 MAX_LIMIT = 10_000
 MAX_DOCUMENT_BYTES = 64 << 20
 REACH_TIMEOUT_S = 50.0
-"""Dialling all sites, and being dialled by them, with the longest time for each step."""
+"""Time to dial all sites, and to be dialled by them, with the longest time for each step."""

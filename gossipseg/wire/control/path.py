@@ -1,8 +1,8 @@
-"""The file of a unix socket: its address whatever its path, and whether somebody answers behind it.
+"""The file of a unix socket: its address whatever its path, and whether a server answers behind it.
 
-A unix socket's path may have 107 bytes at most, and gRPC reads it as a URI. A longer or unusual path is
-reached through /proc/self/fd/<its directory>/<its name>: the socket lies where it was asked for, and
-server and client need not agree on anything but the path.
+A unix socket's path may have at most 107 bytes, and gRPC reads it as a URI. A longer or unusual path is
+reached through /proc/self/fd/<its directory>/<its name>. The socket still lies where it was asked for. Server
+and client need to agree only on the path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class SocketAddress:
     """How to name a socket file to the kernel (`text`) and to gRPC (`target`), whatever its path."""
 
     def __init__(self, path: Path) -> None:
-        """Raises LocalError when the directory is not there, or the file's own name is impossible."""
+        """Raises LocalError when the directory does not exist, or the file's own name is impossible."""
         self._fd = -1
         self.text = str(path)
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES or not _PLAIN_PATH.fullmatch(self.text):
@@ -48,22 +48,22 @@ class SocketAddress:
 
 
 def probe(address: str) -> int:
-    """0 if somebody accepts connections there, else the errno."""
+    """0 if a server accepts connections there, else the errno."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
         s.settimeout(1.0)
         try:
             s.connect(address)
         except TimeoutError:
-            return 0  # its queue is full: somebody is there, and busy
+            return 0  # its queue is full: a server is there, and busy
         except OSError as e:
             return 0 if e.errno == errno.EAGAIN else e.errno or errno.EIO
     return 0
 
 
 def remove_stale(path: Path, address: str) -> None:
-    """Remove a socket file that nobody answers on.
+    """Remove a socket file that no server answers on.
 
-    Raises AlreadyRunning when somebody does, LocalError when it is no socket or cannot be told.
+    Raises AlreadyRunning when one does, LocalError when the file is no socket or cannot be examined.
     """
     try:
         mode = path.lstat().st_mode

@@ -1,4 +1,4 @@
-"""The daemon's end of the control socket: it listens, asks a handler, and sends what that says."""
+"""The daemon's end of the control socket: it listens, asks a handler, and sends the handler's answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 class ControlHandler(Protocol):
-    """What the daemon answers. Raise errors.GossipsegError to have its text shown to the operator."""
+    """The daemon's answers. A raised errors.GossipsegError has its text shown to the operator."""
 
     async def status(self) -> StatusDoc: ...
 
@@ -79,9 +79,9 @@ class ControlServer:
         self._inode = 0
 
     async def start(self) -> None:
-        """Listen. A socket file that nobody answers on is replaced.
+        """Listen. A socket file that no server answers on is replaced.
 
-        Raises AlreadyRunning when somebody answers on it, LocalError when it cannot be made.
+        Raises AlreadyRunning when a server answers on it, LocalError when it cannot be made.
         """
         address = SocketAddress(self.path)
         try:
@@ -106,7 +106,7 @@ class ControlServer:
             return False
 
     async def renew(self) -> None:
-        """Make the socket again, whose file is gone. Raises LocalError, AlreadyRunning."""
+        """Make the socket again after its file was removed. Raises LocalError, AlreadyRunning."""
         server, self._server = self._server, None
         if server is not None:
             await server.stop(0)
@@ -116,7 +116,7 @@ class ControlServer:
         await self.start()
 
     async def close(self, grace_s: float = 0.5) -> None:
-        """Stop listening; calls in progress have `grace_s` to end. The socket file goes."""
+        """Stop listening; calls in progress have `grace_s` to end. The socket file is removed."""
         if self._server is None:
             return
         if self._health is not None:
@@ -210,7 +210,7 @@ async def _answer(ask: Callable[[], Awaitable[Document]], context: Any) -> Any:
     except GossipsegError as e:
         await _abort(context, e)
     except Exception as e:
-        # A mistake of ours in one answer must not be silent, nor stop the daemon.
+        # A bug in one answer must not be silent, nor stop the daemon.
         _log.exception("a control request failed")
         await context.abort(grpc.StatusCode.INTERNAL, f"{type(e).__name__}: {e}")
 

@@ -1,12 +1,11 @@
 """The documents that gossipctl prints and the control socket carries. Their fields are a public promise.
 
-What belongs here: frozen values, a file for each thing they tell of, and their JSON form (base.py);
-the standard library and msgspec only. What must not: grpc, torch, how a document is filled (daemon) or shown
-(ctl).
+What belongs here: frozen values, one file per subject, and their JSON form (base.py); the standard library
+and msgspec only. What must not: grpc, torch, how a document is filled (daemon) or shown (ctl).
 
 A reader ignores fields that it does not know. A missing field, or a null, has its default, so that daemon and
 gossipctl may be of different versions. A value of another type is an error that names the field. Fields are
-only ever added; tests/wire pins the list. Numbers that JSON has not (NaN, infinities) become null.
+only ever added; tests/wire pins the list. Numbers that JSON lacks (NaN, infinities) become null.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from gossipseg.wire.documents.status import (
     ConcernRow,
     DiscoveryStatus,
     MemberCounts,
-    Splits,
+    SplitCounts,
     StatusDoc,
     WorkerStatus,
 )
@@ -53,7 +52,7 @@ __all__ = [
     "RoundRow",
     "RoundUnderWay",
     "RoundsDoc",
-    "Splits",
+    "SplitCounts",
     "StatusDoc",
     "WatchDoc",
     "WorkerStatus",
@@ -87,5 +86,5 @@ def parse(text: str | bytes) -> Document:
 
 
 def field_listing() -> dict[str, dict[str, str]]:
-    """Document kind → dotted JSON field → type: what the promise consists of."""
+    """Document kind → dotted JSON field → type: the fields promised to readers."""
     return {kind: dict(sorted(listing(document, ""))) for kind, document in KINDS.items()}

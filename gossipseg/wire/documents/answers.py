@@ -1,4 +1,4 @@
-"""The control socket's other answers: what became of an order, and the frames of a watch."""
+"""The control socket's other answers: the outcome of an order, and the frames of a watch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gossipseg.wire.documents.status import StatusDoc
 
 
 class OkDoc(Document, frozen=True):
-    """What became of pause, resume, leave, reload or the lifting of a quarantine."""
+    """The outcome of pause, resume, leave, reload or the lifting of a quarantine."""
 
     kind: ClassVar[str] = "ok"
     ok: bool = True

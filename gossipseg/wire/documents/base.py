@@ -1,4 +1,4 @@
-"""What all documents have in common: schema and kind, and the way to JSON and back."""
+"""What all documents share: schema and kind, and the conversion to JSON and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class BadDocument(ValueError):
 
 
 class Part(msgspec.Struct, frozen=True):
-    """Base of what documents are made of: an object in one, or a row."""
+    """Base of the components of documents: an object in one, or a row."""
 
 
 class Document(Part, frozen=True):
@@ -77,12 +77,12 @@ def _finite(value: Any) -> Any:
 
 
 def _said(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Without nulls, in objects in it too: what is null is as good as missing."""
+    """The value without nulls, at every depth: a null means the same as a missing field."""
     return {k: _said(v) if isinstance(v, dict) else v for k, v in raw.items() if v is not None}
 
 
 def listing(cls: type[Any], prefix: str) -> list[tuple[str, str]]:
-    """Dotted JSON field and type, of a document or a part of one."""
+    """Dotted JSON field and type, of a document or a component of one."""
     found: list[tuple[str, str]] = []
     for f in msgspec.structs.fields(cls):
         rows = get_args(f.type)

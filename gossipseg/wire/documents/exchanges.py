@@ -1,4 +1,4 @@
-"""Models that travel, and those in the store."""
+"""Models in transfer, and those in the store."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from gossipseg.wire.documents.base import Document, Part
 
 
 class ExchangeRow(Part, frozen=True):
-    """One model offered, one way or the other."""
+    """One model offered, in either direction."""
 
     t: float = 0.0
-    """Wall seconds of its last change."""
+    """Wall seconds of the last change."""
     direction: str = ""
     """out | in"""
     peer: str = ""
@@ -20,18 +20,19 @@ class ExchangeRow(Part, frozen=True):
     round: int = 0
     """The sender's round; the federation's for a global model."""
     state: str = ""
-    """offered | accepted | busy | rejected | waiting | sending | sent | failed | receiving | stored |
-    visiting | merged | refused | held | kept_out | reverted | dropped"""
+    """The state of the exchange. While offered: offered | accepted | busy | rejected. While sent or received:
+    waiting | sending | sent | failed | receiving | stored. Afterwards: visiting | merged | refused | held |
+    kept_out | reverted | dropped."""
     reason: str = ""
     fraction: float | None = None
-    """Of the transfer, 0 to 1."""
+    """Share of the transfer that is done, 0 to 1."""
     dice_before: float | None = None
     """Validation Dice of the round before the visit, and of the round after it."""
     dice_after: float | None = None
     holds: str = "model"
     """model (gossip) | update (to a coordinator) | global (a global model)"""
     detail: str = ""
-    """More about the reason: of a refused model, the layer, its figure and the bound."""
+    """More about the reason: for a refused model, the layer, its figure and the bound."""
 
 
 class ExchangesDoc(Document, frozen=True):
@@ -49,7 +50,7 @@ class ModelRow(Part, frozen=True, rename={"frm": "from"}):
     kind: str = "other"
     """outgoing | inbox | visiting | update | common | other"""
     frm: str = ""
-    """The site it came from; this site's own name for its own. In JSON: `from`."""
+    """The site that it came from; this site's own name for its own. In JSON: `from`."""
     round: int | None = None
     age_s: float = 0.0
 

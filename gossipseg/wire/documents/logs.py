@@ -1,4 +1,4 @@
-"""What a daemon has written down: its event log, and the recording of its core."""
+"""The daemon's records: its event log, and the recording of its core."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gossipseg.wire.documents.base import Document
 
 
 class EventsDoc(Document, frozen=True):
-    """Lines of the event log, oldest first: seq, t, event, and what belongs to that event."""
+    """Lines of the event log, oldest first: seq, t, event, and the fields of that event."""
 
     kind: ClassVar[str] = "events"
     events: tuple[Mapping[str, Any], ...] = ()

@@ -1,4 +1,4 @@
-"""How a site sees the others: its peers, and what it holds against them."""
+"""How a site sees the others: its peers, and their offences."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class PeerRow(Part, frozen=True):
     refused: str = ""
     """Why no weights move, with the field that differs; empty if they may."""
     quarantined_s: float | None = None
-    """Seconds that nothing is taken from it yet; null: it is in no quarantine."""
+    """Seconds until models of the peer are accepted again; null: no quarantine."""
     offence: str = ""
-    """Reason code of its last offence, while it is in quarantine."""
+    """Reason code of the last offence, while the peer is in quarantine."""
 
 
 class PeersDoc(Document, frozen=True):
@@ -40,20 +40,20 @@ class PeersDoc(Document, frozen=True):
 
 
 class QuarantineRow(Part, frozen=True):
-    """A peer with something against it."""
+    """A peer with a record of offences."""
 
     site: str = ""
     standing: str = "clear"
-    """core.quarantine.Standing: clear (only remembered), watched, quarantined"""
+    """core.quarantine.PeerStatus: clear (only remembered), watched, quarantined"""
     reason: str = ""
-    """Reason code of its last offence."""
+    """Reason code of the last offence."""
     left_s: float | None = None
-    """Seconds until its quarantine ends; null: it is in none."""
+    """Seconds until the quarantine ends; null: no quarantine."""
     offences: int = 0
-    """Within the window; none count while it is quarantined."""
+    """Offences within the window; none count during a quarantine."""
     offences_in_all: int = 0
     next_s: float = 0.0
-    """How long its next quarantine would last."""
+    """Length of the next quarantine."""
 
 
 class QuarantineDoc(Document, frozen=True):

@@ -1,4 +1,4 @@
-"""Which sites are reached, and reach this one: the document behind `gossipctl check --reach`."""
+"""Which sites are reachable, and can reach this one: the document behind `gossipctl check --reach`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class ReachRow(Part, frozen=True):
 
     site: str = ""
     direction: str = ""
-    """out: this site dialled it; in: it was asked to dial this site"""
+    """out: this site dialled the other; in: the other was asked to dial this site"""
     outcome: str = ""
     """wire.reached.Outcome: ok, refused, timeout, stalled, older …"""
     good: bool = False
-    """Reached, and nothing that could be tried failed."""
+    """Whether the address was reached, and nothing that could be tried failed."""
     known: bool = True
     """False: nothing could be learned."""
     address: str = ""
-    """That was dialled."""
+    """The address that was dialled."""
     text: str = ""
-    """What came of it, for people."""
+    """The result, for people."""
     remedy: str = ""
 
 

@@ -17,15 +17,15 @@ class RoundRow(Part, frozen=True):
 
 
 class RoundUnderWay(Part, frozen=True):
-    """The same in short, for `status`."""
+    """The short form, for `status`."""
 
     round: int = 0
-    """The federation round under way, from 1; 0: there is no coordinator, or an older version answers."""
+    """The federation round under way, from 1; 0: no coordinator, or an older version answers."""
     attempt: int | None = None
     coordinator: str = ""
     leading: bool = False
     sites: int = 0
-    """Listed ones."""
+    """Number of listed sites."""
     deadline_s: float | None = None
     delivered: tuple[str, ...] | None = None
     missing: tuple[RoundRow, ...] = ()
@@ -37,40 +37,44 @@ class RoundsDoc(Document, frozen=True):
 
     kind: ClassVar[str] = "rounds"
     exchange: str = "none"
-    """rounds; otherwise there is no coordinator, and all else is empty."""
+    """`rounds`; otherwise there is no coordinator, and every other field is empty."""
     round: int = 0
     """The federation round under way, from 1."""
     attempt: int | None = None
-    """null: nobody can lead."""
+    """The attempt under way; null: no site can lead."""
     coordinator: str = ""
     leading: bool = False
-    """This site is the coordinator."""
+    """Whether this site is the coordinator."""
     state: str = ""
-    """What this site does for the round: core.rounds_view.RoundsView"""
+    """What this site does for the round: core.rounds.status.RoundsView"""
     reason: str = ""
     quorum: int = 0
-    """Sites that must contribute, and store."""
+    """Number of sites that must contribute, and store."""
     deadline_s: float | None = None
-    """Seconds until sites that have not delivered are left out; null: that clock does not run, or is not
-    known here (`delivered` is null then)."""
+    """Seconds until sites that have not delivered are left out.
+
+    null: the deadline is not set, or is not known here (`delivered` is null then).
+    """
     delivered: tuple[str, ...] | None = None
-    """Sites whose updates the coordinator has, itself among them; null: not known here."""
+    """Sites whose updates the coordinator has, its own site among them; null: not known here."""
     missing: tuple[RoundRow, ...] = ()
-    """The other listed sites; where `delivered` is null, those that can do nothing as seen from here."""
+    """The other listed sites; where `delivered` is null, the sites that cannot deliver as seen from here."""
     told_s: float | None = None
-    """So many seconds ago the coordinator has told this site of deadline, delivered and left out; null: this
-    site is the coordinator, or was not told."""
+    """Age in seconds of the coordinator's last report of deadline, delivered and left out.
+
+    null: this site is the coordinator, or has no report.
+    """
     committed: int = 0
     """The newest round whose global model is committed; 0: only the initial model."""
     committed_hash: str = ""
     contributors: tuple[str, ...] = ()
-    """Sites whose updates are in it."""
+    """Sites whose updates are in the global model."""
     absent: tuple[RoundRow, ...] = ()
-    """Listed sites that are not in it, and why."""
+    """Listed sites that are not in the global model, and why."""
     sites: tuple[RoundRow, ...] = ()
     """The listed sites in the round under way."""
     similarity_round: int | None = None
-    """The round that this site combined last with an algorithm that compares sites (FedSCA)."""
+    """The last round that this site aggregated with an algorithm that compares sites (FedSCA)."""
     similarity_sites: tuple[str, ...] = ()
     similarity: tuple[tuple[float, ...], ...] = ()
-    """How alike the sites' changes were, 0 to 1: a row and a column for each of those sites."""
+    """Similarity of the sites' changes, 0 to 1: a row and a column for each of those sites."""

@@ -9,7 +9,7 @@ from gossipseg.wire.documents.rounds import RoundUnderWay
 
 
 class MemberCounts(Part, frozen=True):
-    """How many listed sites (this one left out) are in each state."""
+    """Number of listed sites in each state, without this site."""
 
     alive: int = 0
     suspect: int = 0
@@ -17,7 +17,7 @@ class MemberCounts(Part, frozen=True):
     left: int = 0
     unseen: int = 0
     refused: int = 0
-    """Of those alive: no weights move, because contract, protocol or identity differ."""
+    """Alive sites with which no weights move, because contract, protocol or identity differ."""
 
 
 class WorkerStatus(Part, frozen=True):
@@ -31,14 +31,14 @@ class WorkerStatus(Part, frozen=True):
 class DiscoveryStatus(Part, frozen=True):
     static: bool = True
     mdns: bool = False
-    """Announcing and looking on the local link now."""
+    """Whether mDNS announces and listens on the local link now."""
     foreign: tuple[str, ...] = ()
-    """What mDNS showed and was not used: other federations, sites that are not listed."""
+    """mDNS announcements that were not used: other federations, sites that are not listed."""
     reason: str = ""
     """Why mdns is off although it was asked for."""
 
 
-class Splits(Part, frozen=True):
+class SplitCounts(Part, frozen=True):
     """Cases of this site in each split."""
 
     training: int = 0
@@ -51,7 +51,7 @@ class ConcernRow(Part, frozen=True):
 
     code: str = ""
     site: str = ""
-    """The other site that it is about; empty: none in particular."""
+    """The other site concerned; empty: none in particular."""
     text: str = ""
     remedy: str = ""
 
@@ -73,31 +73,35 @@ class StatusDoc(Document, frozen=True):
     activity: str = ""
     """What the worker does now: training, visit, validation, test, or a step of its preparation."""
     fraction: float | None = None
-    """Of that activity, 0 to 1."""
+    """Share of the activity that is done, 0 to 1."""
     round: int = 0
     """Rounds completed."""
     rounds: int | None = None
-    """Those after which the site finishes, in its own count, as things stand: fewer than training.rounds
-    where it joined late or was away; null: no end."""
+    """Rounds after which the site finishes, in its own count, by its present state; null: no end.
+
+    There are fewer than training.rounds where the site joined late or was away.
+    """
     step: int = 0
-    """Of the round that runs."""
+    """Step of the running round."""
     steps_per_round: int = 0
     loss: float | None = None
     dice_val: float | None = None
     dice_test_start: float | None = None
     dice_test: float | None = None
     cases: int = 0
-    splits: Splits = Splits()
+    splits: SplitCounts = SplitCounts()
     splits_from: str = ""
-    """Who said which case is in which split: the data list, a file written by hand, the draw, with its file;
-    empty until the worker has reported."""
+    """The source of the split of cases, with its file: the data list, a file written by hand, or the draw.
+
+    Empty until the worker has reported.
+    """
     algorithm: str = ""
     exchange: str = ""
     """How models travel: none | gossip | rounds"""
     committed: int | None = None
     """The newest federation round whose global model is committed; null without a coordinator."""
     coordinator: str = ""
-    """Of the round under way."""
+    """Coordinator of the round under way."""
     under_way: RoundUnderWay = RoundUnderWay()
     """Under a coordinator: the round, its deadline, who has delivered, who is missing and why."""
     device: str = ""
@@ -105,7 +109,7 @@ class StatusDoc(Document, frozen=True):
     sent: int = 0
     received: int = 0
     accepted: int = 0
-    """Models taken in: merged, or held to predict with."""
+    """Models merged, or held for the ensemble."""
     refused: int = 0
     """Models refused by the worker's checks."""
     bytes_out: int = 0
@@ -120,21 +124,27 @@ class StatusDoc(Document, frozen=True):
     control: str = ""
     """Path of the control socket."""
     listen: str = ""
-    """host:port; with the port that it got where site.yaml leaves that open."""
+    """host:port, with the actual port where site.yaml leaves it open."""
     worker: WorkerStatus = WorkerStatus()
     disk_free_bytes: int = 0
     certificate_days_left: float | None = None
     discovery: DiscoveryStatus = DiscoveryStatus()
     epsilon: float | None = None
-    """Spent so far by differentially private training, at `delta`; null without it."""
+    """ε spent so far by differentially private training, at `delta`; null without it."""
     delta: float | None = None
     max_epsilon: float | None = None
-    """Training ends before more is spent; null: it is only counted."""
+    """Largest ε: training ends before it is exceeded; null: ε is only counted."""
     deployed: str = ""
-    """With training.shadow_local: shadow | averaged (the mean of both models' predictions); with an ensemble
-    of peers: own | ensemble; else empty."""
+    """Which model is deployed.
+
+    With training.shadow_local: shadow | averaged (the mean of both models' predictions). With an ensemble of
+    peers: own | ensemble. Otherwise empty.
+    """
     deployed_reason: str = ""
-    """Why: both validation Dice, and the number of cases and patients and the standard error, or the peers
-    that take part."""
+    """Why that model is deployed: the Dice scores, and their evidence.
+
+    The text names both validation Dice, the number of cases and patients and the standard error, or the peers
+    that take part.
+    """
     concerns: tuple[ConcernRow, ...] = ()
-    """Those of the reasons that are about the exchange with others, in parts."""
+    """The reasons that concern the exchange with others, in parts."""
