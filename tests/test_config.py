@@ -932,7 +932,7 @@ def test_sites_of_earlier_versions_agree_on_what_they_had_besides(folder: Path, 
 def test_lines_of_earlier_versions_that_change_nothing_are_left_out_and_told_once(
     folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gossipseg.config.retired._told", set())
+    monkeypatch.setattr("gossipseg.config.old_keys._told", set())
     plain = load(folder).federation
     lines = "lambda: 0.3\n  merge: average\n  resident_rounds: 1\n  private_norm: false"
     (folder / "peers.yaml").write_text(replaced(PEERS, "lambda: 0.3", lines))

@@ -29,9 +29,9 @@ from gossipseg.config.files import (
     MetricsParams,
     SiteFile,
 )
+from gossipseg.config.old_keys import drop_retired
 from gossipseg.config.problems import keys_of, nearest, takes_text, validate
 from gossipseg.config.reading import FILE_VERSION, Source, read_mapping, read_text, set_dotted
-from gossipseg.config.retired import drop_retired
 from gossipseg.config.rules import (
     check_budget,
     check_federation,
