@@ -114,4 +114,4 @@ class PeerUntrusted(PeerError):
 
 
 class PeerRefused(PeerError):
-    """It answered and refused (a reason code from the wire)."""
+    """The site answered and refused (a reason code from the wire)."""

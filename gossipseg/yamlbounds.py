@@ -136,7 +136,7 @@ def _alias(anchor: str | None, known: dict[str, _Size | None], line: int) -> _Si
     size = known.get(anchor or "", _Size())  # the composer reports an unknown one
     if size is None:
         raise TooLarge(
-            f"line {line}: *{anchor} stands within &{anchor}, so it would hold itself", "Remove it."
+            f"line {line}: *{anchor} stands within &{anchor}, so it would contain itself", "Remove it."
         )
     return size
 

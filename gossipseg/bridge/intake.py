@@ -125,7 +125,7 @@ class Intake:
     async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
         """Stream a promised model to disk, check it, hand it to the core.
 
-        Its content must be what was promised, whatever the stream says of itself.
+        Its content must be what was promised, whatever the stream declares of itself.
         """
         model = self._require_promised(peer, model)
         with await self._open(peer, model) as partial:
@@ -157,7 +157,7 @@ class Intake:
         await self._check_header(peer, model)
         if self._node.expects(peer, model.hash) is None:  # its time was over, or this site wants no more
             self._forget(model)
-            raise PeerRefused(peer, "too_late", "it is not waited for any more")
+            raise PeerRefused(peer, "too_late", "this site no longer expects it")
         self._inject(events.ModelArrived(peer, model))
 
     async def _open(self, peer: Site, model: ModelRef) -> PartialModel:
@@ -234,10 +234,10 @@ class Intake:
 
     def _require_promised(self, peer: Site, model: ModelRef) -> ModelRef:
         if self._node.quarantined(peer):
-            raise PeerRefused(peer, "quarantined", "nothing is taken from it for now")
+            raise PeerRefused(peer, "quarantined", "this site accepts nothing from it for now")
         promised = self._node.expects(peer, model.hash)
         if promised is not None and promised.manifest is not None and promised.size_bytes != model.size_bytes:
-            detail = f"the stream says {model.size_bytes} bytes, the manifest {promised.size_bytes}"
+            detail = f"the stream declares {model.size_bytes} bytes, the manifest {promised.size_bytes}"
             self._broken(peer, model, "manifest_mismatch", detail)
         if promised is None or promised.size_bytes != model.size_bytes:
             raise PeerRefused(peer, "not_offered", "this model was not offered, or not accepted")

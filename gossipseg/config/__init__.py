@@ -301,7 +301,7 @@ def _name_lambda(source: Source) -> None:
     if not isinstance(section, dict) or "lambda" not in section:
         return
     if "lambda_" in section:
-        raise source.error("stands here as lambda and as lambda_", "algorithm.lambda", None, "Keep `lambda`.")
+        raise source.error("appears as lambda and as lambda_", "algorithm.lambda", None, "Keep `lambda`.")
     section["lambda_"] = section.pop("lambda")
 
 

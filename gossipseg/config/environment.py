@@ -53,7 +53,7 @@ def read_environment(env: Mapping[str, str], keys: Collection[str]) -> Settings:
         key = short.lower().replace("__", ".")
         if key == "version":
             found.warnings.append(
-                f"environment variable {name} sets nothing: the version of site.yaml stands in the file alone"
+                f"environment variable {name} sets nothing: the version of site.yaml is set only in the file"
             )
         elif key in top or "__" in short:
             found.overrides[key] = (text, f"environment variable {name}")

@@ -156,7 +156,7 @@ def read_mapping(path: Path, text: str | None = None) -> dict[str, Any]:
         raw = parse_yaml(text)
     except _DuplicateKey as e:
         raise ConfigError(
-            f"this key stands twice (lines {e.first_line} and {e.line})",
+            f"this key appears twice (lines {e.first_line} and {e.line})",
             file=path,
             key=e.key,
             remedy="Remove one of the two.",

@@ -161,7 +161,7 @@ def _check_metrics(metrics: MetricsParams, source: Source) -> None:
         local = False
     if not local:
         raise source.error(
-            "is no address of this machine alone",
+            "is not a loopback address",
             "metrics.host",
             metrics.host,
             "Write 127.0.0.1 or ::1: the endpoint has no password. A Prometheus on another machine reaches "

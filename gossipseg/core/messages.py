@@ -96,7 +96,7 @@ class OfferReply:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """The coordinator of (round, attempt) asks for a promise, and which sites have an update."""
+    """The coordinator of (round, attempt) asks a site for a promise, and which update it has."""
 
     run: str
     sites: str

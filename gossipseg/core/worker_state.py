@@ -23,7 +23,7 @@ from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import Phase, Site
 
 REMEMBERED_VISITORS = 8
-"""Visitors' names that are remembered: a visitor's effect may be undone some rounds later."""
+"""Number of remembered visitors: a visitor's effect may be undone some rounds later."""
 
 
 class WorkerPhase(StrEnum):

@@ -74,7 +74,7 @@ def show(
         str | None,
         typer.Option(help="Not older than 30m, 12h, 7d; or a date, 2026-03-01.", show_default=False),
     ] = None,
-    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="The newest so many lines.")] = 50,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, help="Number of lines, the newest.")] = 50,
     config: context.ConfigOption = None,
     directory: DirectoryOption = None,
     json: context.JsonOption = False,
@@ -193,5 +193,5 @@ def _since(text: str | None, now: float) -> float:
         except ValueError:
             continue
     raise ConfigError(
-        "is no age and no date", key="--since", value=text, remedy="Write 30m, 12h, 7d, or 2026-03-01."
+        "is neither an age nor a date", key="--since", value=text, remedy="Write 30m, 12h, 7d, or 2026-03-01."
     )

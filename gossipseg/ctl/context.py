@@ -33,7 +33,7 @@ SocketOption = Annotated[
     typer.Option("--socket", help="The daemon's control socket, instead of --config.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON document (schema 1).")]
-LimitOption = Annotated[int, typer.Option("-n", "--limit", min=1, help="At most so many rows.")]
+LimitOption = Annotated[int, typer.Option("-n", "--limit", min=1, help="Largest number of rows.")]
 
 
 def find_site_file(given: Path | None) -> Path:

@@ -26,7 +26,9 @@ def demo(
         int | None, typer.Option("--rounds", min=1, help="Rounds that each site trains.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the images, the first model and the batches.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Seed of the images, the first model and the batches.")
+    ] = 0,
 ) -> int:
     """Three synthetic hospitals on this machine learn from each other for about three minutes.
 
@@ -58,5 +60,5 @@ def shortcomings(document: Mapping[str, Any]) -> list[str]:
         elif end <= start:
             found.append(f"{site['site']}: its test Dice did not rise ({start:.3f} to {end:.3f})")
         if site["accepted"] < 1:
-            found.append(f"{site['site']}: took in no model of another site")
+            found.append(f"{site['site']}: accepted no model of another site")
     return found

@@ -54,7 +54,9 @@ def evaluate(
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, help="Of the surface Dice (NSD), in mm; 2 if not given.", show_default=False),
+        typer.Option(
+            min=0, help="Tolerance of the surface Dice (NSD), in mm; 2 if not given.", show_default=False
+        ),
     ] = None,
     config: context.ConfigOption = None,
     json: context.JsonOption = False,

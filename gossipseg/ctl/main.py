@@ -33,7 +33,7 @@ MODULES = {
 """Module → the commands that its register() adds."""
 APPS = {
     "audit": "The audit log of models sent, received, refused, merged: checked and shown.",
-    "quarantine": "Peers that are kept out for what they sent: shown, and let in again.",
+    "quarantine": "Peers in quarantine for invalid data: show them, or end a quarantine.",
     "testbed": "Several real daemons on this machine, on real data.",
     "demo": "Three synthetic hospitals on this machine: watch them learn.",
 }

@@ -37,14 +37,14 @@ def show(
     if json:
         out.print_json(document.to_dict())
     else:
-        out.print_table(COLUMNS, [cells(row) for row in document.sites], "Nothing is held against any peer.")
+        out.print_table(COLUMNS, [cells(row) for row in document.sites], "No peer has a record of offences.")
     held = any(row.left_s is not None for row in document.sites)
     return EXIT_FAILED if held else EXIT_OK
 
 
 @app.command("lift")
 def lift(
-    site: Annotated[str, typer.Argument(help="The site that may begin anew.")],
+    site: Annotated[str, typer.Argument(help="The site whose record is cleared.")],
     config: context.ConfigOption = None,
     socket: context.SocketOption = None,
     json: context.JsonOption = False,

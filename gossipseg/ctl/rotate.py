@@ -271,7 +271,7 @@ def _next_pair(key: Path, certificate: Path) -> Identity:
         raise ConfigError(
             e.problem,
             file=e.file,
-            remedy=f"If `gossipctl rotate` was broken off, remove {key} and {certificate} and repeat it.",
+            remedy=f"If `gossipctl rotate` was interrupted, remove {key} and {certificate} and repeat it.",
         ) from None
 
 

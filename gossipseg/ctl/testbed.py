@@ -29,14 +29,16 @@ DataOption = Annotated[
     typer.Option("--data", help="Folder with one folder per site. Default: synthetic hospitals."),
 ]
 SitesOption = Annotated[
-    str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
+    str | None, typer.Option("--sites", help="Names separated by commas, or a number N: the first N.")
 ]
 AlgorithmOption = Annotated[
     str | None, typer.Option("--algorithm", help="gcml, local, gossip_average, fedavg … Default: gcml.")
 ]
 RoundsOption = Annotated[int | None, typer.Option("--rounds", min=1, help="Rounds that each site trains.")]
 StepsOption = Annotated[int | None, typer.Option("--steps", min=1, help="Optimizer steps in a round.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Of the first model, batches and drawings.")]
+SeedOption = Annotated[
+    int | None, typer.Option("--seed", help="Seed of the first model, the batches and the drawings.")
+]
 PeersOption = Annotated[
     Path | None,
     typer.Option("--peers", help="Take task, network, algorithm and training from this peers.yaml."),

@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def watch(
     frames: Annotated[
-        int | None, typer.Option(min=1, help="End after so many pictures of the daemon.", show_default=False)
+        int | None, typer.Option(min=1, help="End after this number of updates.", show_default=False)
     ] = None,
     config: context.ConfigOption = None,
     socket: context.SocketOption = None,

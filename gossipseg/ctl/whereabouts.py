@@ -40,7 +40,7 @@ def whereabouts(state_dir: Path, socket: Path, site_file: Path | str = "site.yam
             "no_socket",
             f"process {holder} runs (it holds {lock}), but its control socket {socket} is gone",
             f"It makes the socket again within seconds; if it does not, restart it (kill {holder}, or "
-            "systemctl restart gossipsegd), and see who cleans up there.",
+            "systemctl restart gossipsegd), and find out what deletes files there.",
         )
     return Whereabouts(
         "hanging",

@@ -348,7 +348,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", default=os.environ.get("GOSSIPSEG_CONFIG", "site.yaml"), help="site.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override any key")
     parser.add_argument("--listen", help="host:port to listen on")
-    parser.add_argument("--state-dir", help="where checkpoints, models and the event log live")
+    parser.add_argument("--state-dir", help="folder of checkpoints, models and the event log")
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:1")
     parser.add_argument(
         "--rounds", type=int, help="training budget of this site; training.rounds may end it earlier"

@@ -107,7 +107,7 @@ def run(argv: Sequence[str]) -> int:
         absolute(Path())  # in a removed folder, torch would end this process without an error text of ours
         return app(args=list(argv), prog_name="gossiplab", standalone_mode=False)
 
-    again = "interrupted; the same command goes on with the runs that are left"
+    again = "interrupted; the same command continues with the remaining runs"
     return console.run("gossiplab", command, as_json="--json" in argv, interrupted=again)
 
 

@@ -286,9 +286,11 @@ def _site_names(folders: list[Path]) -> list[str]:
         name = folder.name.lower()
         if re.fullmatch(config.SITE_NAME_PATTERN, name) is None:
             remedy = "Rename the folder: ASCII letters, digits, - and _; at most 63, the first no sign."
-            raise ConfigError("is no name of a site", key="--data", value=shown(str(folder)), remedy=remedy)
+            raise ConfigError(
+                "is not a valid site name", key="--data", value=shown(str(folder)), remedy=remedy
+            )
         if name in found:
-            problem = f"{found[name].name} and {folder.name} are one name of a site"
+            problem = f"{found[name].name} and {folder.name} give the same site name"
             raise ConfigError(problem, key="--data", value=str(folder), remedy="Rename one of the folders.")
         found[name] = folder
     return list(found)

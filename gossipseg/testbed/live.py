@@ -217,11 +217,11 @@ def sentence(record: Record) -> str | None:
         case "round_alone":
             return f"trains alone{because}"
         case "update_refused":
-            return f"{peer} did not take its update{because}"
+            return f"{peer} did not accept its update{because}"
         case "visit_refused":
             return f"refused {peer}'s model{because}"
         case "visit_reverted":
-            return f"undid what {peer}'s model had brought{because}"
+            return f"undid the effect of {peer}'s model{because}"
         case "transfer_failed" | "model_broken":
             return f"a model between it and {peer} did not arrive{because}"
         case "member_suspect" | "member_dead" | "member_left" as event:

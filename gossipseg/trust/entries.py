@@ -43,7 +43,7 @@ def trust_list(sites: Sequence[Listed], path: Path) -> TrustList:
         seen[listed.name] = certificates_of(listed)
         if not seen[listed.name]:
             raise ConfigError(
-                f"no certificate is listed for {listed.name}, so nobody could tell it from an impostor",
+                f"no certificate is listed for {listed.name}, so no site could tell it from an impostor",
                 file=path,
                 key=f"sites.{i}.certificate",
                 remedy=f"Put the text of {listed.name}'s cert.pem there (`gossipctl peers add`).",

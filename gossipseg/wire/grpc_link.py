@@ -353,7 +353,7 @@ class closing_is_unreachable:
         task = asyncio.current_task()
         asked = task is not None and task.cancelling() > self._before
         if kind is not None and issubclass(kind, asyncio.CancelledError) and not asked:
-            why = self._link.closed or "the address that was tried gave way to others"
+            why = self._link.closed or "the address that was tried was replaced by others"
             raise PeerUnreachable(self._link.site, "unreachable", why) from None
 
 

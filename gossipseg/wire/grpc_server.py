@@ -206,7 +206,7 @@ class PeerServicer:
             raise PeerRefused(site, "too_soon", f"ask again in {self.look_pause_s:g} s")
         self._looked[site] = now_s
         if self._looking.locked():
-            raise PeerRefused(site, "too_soon", "others are being dialled")
+            raise PeerRefused(site, "too_soon", "too many other sites are being dialled")
         async with self._looking:
             return encode_reached(await self.look(site))
 

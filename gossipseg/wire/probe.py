@@ -133,7 +133,7 @@ def _judged(tls: ssl.SSLSocket) -> tuple[bool | None, str]:
     try:
         return (True, "") if tls.recv(1) else (False, "the connection was closed after the handshake")
     except TimeoutError:
-        return None, "no word after the handshake"
+        return None, "no message after the handshake"
     except OSError as e:
         return False, _text(e)
 

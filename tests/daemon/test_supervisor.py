@@ -192,7 +192,7 @@ async def test_nonsense_is_told_as_the_reason(tmp_path: Path) -> None:
     script = "hear(); s.sendall(b'what?\\n'); signal.pause()"
     async with supervised(tmp_path, script) as (_, owner):
         await owner.until(lambda: owner.deaths)
-        assert "nonsense" in owner.deaths[0][0]
+        assert "the worker sent an invalid message and was stopped" in owner.deaths[0][0]
 
 
 async def test_one_that_cannot_be_started_is_tried_again(tmp_path: Path) -> None:
@@ -342,7 +342,7 @@ async def test_a_death_by_sigkill_names_memory_where_the_kernel_does(
     kills = lambda: Kills(next(numbers, 9))  # noqa: E731
     async with supervised(tmp_path, script, kills=kills, first_backoff_s=3600.0) as (_, owner):
         await owner.until(lambda: owner.deaths)
-        assert says in owner.deaths[0][0] and "last words: last" in owner.deaths[0][0]
+        assert says in owner.deaths[0][0] and "its last log line: last" in owner.deaths[0][0]
 
 
 async def test_a_worker_without_a_word_is_not_given_those_of_the_one_before(tmp_path: Path) -> None:
@@ -350,7 +350,7 @@ async def test_a_worker_without_a_word_is_not_given_those_of_the_one_before(tmp_
     script = "hear(); os.kill(os.getpid(), signal.SIGKILL)"
     async with supervised(tmp_path, script, first_backoff_s=3600.0) as (_, owner):
         await owner.until(lambda: owner.deaths)
-        assert owner.deaths[0][0].endswith("last words: none")
+        assert owner.deaths[0][0].endswith("its last log line: none")
 
 
 async def test_memory_that_others_lacked_long_ago_is_not_blamed(

@@ -368,7 +368,7 @@ FAULT = ListenFault("listen is hosta:7443: hosta, which is 127.0.1.1", "Write li
             ["cannot_be_reached"],
             "CN=proxy",
         ),
-        (OK, Reached("mute", "a:1"), None, ["cannot_be_reached"], "packets of full size are lost"),
+        (OK, Reached("mute", "a:1"), None, ["cannot_be_reached"], "full-size packets are lost"),
         (OK, Reached("not_asked"), FAULT, ["wrong_listen"], "127.0.1.1"),
         (OK, OK, FAULT, [], ""),
         (Reached("stalled", "b:1"), OK, None, ["path_mtu"], "MTU"),

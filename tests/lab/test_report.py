@@ -159,7 +159,7 @@ def test_a_site_that_was_made_bad_is_named() -> None:
     settings |= {"site_dropout": 0.0, "equal_evaluations": False}
     for kind in ADVERSARIES:
         said = words.conditions({"settings": {**settings, "adversaries": {"north": kind}}, "runs": []})
-        assert said[0].startswith("north had turned bad on purpose: ")
+        assert said[0].startswith("north was made malicious on purpose: ")
     assert words.conditions({"settings": settings, "runs": []}) == [], "an older document"
 
 

@@ -76,9 +76,9 @@ def test_every_site_file_loads_and_names_its_own_identity(data: list[Path], tmp_
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["Klinik S\xfcd"], "is no name of a site"),
-        (["a.b"], "is no name of a site"),
-        (["A", "a"], "A and a are one name of a site"),
+        (["Klinik S\xfcd"], "is not a valid site name"),
+        (["a.b"], "is not a valid site name"),
+        (["A", "a"], "A and a give the same site name"),
     ],
 )
 def test_folders_whose_names_can_be_no_sites_are_named(

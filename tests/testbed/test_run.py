@@ -181,6 +181,6 @@ def test_the_demo_is_not_content_with_little() -> None:
     for change, words in (
         ({"dice_test": 0.1}, "did not rise"),
         ({"dice_test": None}, "not known"),
-        ({"accepted": 0}, "took in no model"),
+        ({"accepted": 0}, "accepted no model"),
     ):
         assert words in " ".join(shortcomings({"sites": [fine, {**fine, **change}]}))

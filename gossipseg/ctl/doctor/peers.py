@@ -89,7 +89,7 @@ def judge(site: ListedSite, seen: Seen) -> Finding | None:
             f"{site.address} shows the ID {seen.id or 'of a strange key'}; listed is {' or '.join(listed)}. "
             f"The certificate's {described(seen.certificate_pem or b'')}",
             f"Has another site this address, or {site.name} a new key? Ask its administrator for the ID. If "
-            "it is the listed one, something between (a proxy, a firewall) opens TLS, and must not.",
+            "it is the listed one, a device in between (a proxy, a firewall) opens TLS, and must not.",
         )
     if seen.accepted is False:
         return Finding(

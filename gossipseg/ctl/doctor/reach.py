@@ -22,7 +22,7 @@ def check_reach(
 ) -> Iterator[Finding]:
     """Check both directions through the daemon; without one only outgoing packets can be tried."""
     if not config.others or (identity is None and not config.site.insecure):
-        yield Finding("reach", "skipped", "there is nobody to be asked, or nothing to show them")
+        yield Finding("reach", "skipped", "no other site is listed, or this site has no identity to show")
     elif status is not None:
         yield from _by_daemon(config)
     else:

@@ -156,7 +156,7 @@ class Service:
             return doc.OkDoc(ok=False, message=f"{site or 'nobody'} is no peer; listed: {listed}")
         held = node.quarantined(site)
         self._runtime.lift_quarantine(site)
-        what = "its quarantine is over" if held else "it was in no quarantine"
+        what = "its quarantine is over" if held else "it was not in quarantine"
         return doc.OkDoc(ok=True, message=f"{site}: {what}, and its offences are forgotten")
 
     async def events(self, limit: int, since: int) -> doc.EventsDoc:
@@ -194,7 +194,7 @@ class Service:
 
     async def pause(self) -> doc.OkDoc:
         self._runtime.pause(True)
-        return doc.OkDoc(ok=True, message="paused: training holds before the next step")
+        return doc.OkDoc(ok=True, message="paused: training stops before the next step")
 
     async def resume(self) -> doc.OkDoc:
         self._runtime.pause(False)
@@ -210,8 +210,8 @@ class Service:
         try:
             changes = await self._reload()
         except GossipsegError as e:
-            return doc.OkDoc(ok=False, message=f"{e} The list and the key that were in force stay so.")
-        said = "; ".join(changes) or "nothing changed, they say what was in force already"
+            return doc.OkDoc(ok=False, message=f"{e} The previous list and key stay in force.")
+        said = "; ".join(changes) or "nothing changed: they hold what was in force already"
         return doc.OkDoc(ok=True, message=f"peers.yaml and this site's key were read again: {said}")
 
     # ------------------------------------------------------------ parts

@@ -30,19 +30,20 @@ REMEDIES: Mapping[str, str] = {
     f"peers.yaml; {_CHECK}.",
     "sends_fail": f"`gossipctl exchanges` shows them; {_CHECK} with full-size packets.",
     "takes_fail": f"`gossipctl exchanges` shows them; {_CHECK} with full-size packets.",
-    "nothing_sent": f"`gossipctl peers` says why nobody takes them; {_CHECK}.",
-    "nothing_received": f"`gossipctl peers` says how the others stand; {_CHECK}.",
+    "nothing_sent": f"`gossipctl peers` says why no site accepts them; {_CHECK}.",
+    "nothing_received": f"`gossipctl peers` shows the state of the other sites; {_CHECK}.",
     "no_common_model": f"`gossipctl rounds` says who is waited for; {_CHECK}.",
-    "round_cannot_close": "Start the missing sites, or mend the way to them; a site that is gone for good is "
-    "removed from peers.yaml at all sites.",
+    "round_cannot_close": "Start the missing sites, or repair the connection to them; remove a site that is "
+    "gone for good from peers.yaml at all sites.",
     "lists_differ": "Make peers.yaml the same at both sites, and `gossipctl reload` there and here.",
     "cannot_be_reached": "Open this site's port to others, and compare `listen` with the listed address; "
     f"{_CHECK}.",
     "path_mtu": MTU_REMEDY,
     "wrong_listen": "Correct `listen` in site.yaml and restart the daemon.",
-    "state_dir_gone": "Put it back from a backup if there is one, and restart the daemon; then see who "
-    "cleans up there (a temporary folder is no place for it).",
-    "control_socket_gone": "See who cleans up there; another place is set by control_socket in site.yaml.",
+    "state_dir_gone": "Put it back from a backup if there is one, and restart the daemon; then find "
+    "out what deletes files there (do not use a temporary folder).",
+    "control_socket_gone": "Find out what deletes files there; control_socket in site.yaml sets another "
+    "place.",
 }
 """Code → what to do. The keys are all codes."""
 _UNREACHED = ("dns", "refused", "timeout", "no_route", "mute", "tls", "untrusted")

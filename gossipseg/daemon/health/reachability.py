@@ -178,4 +178,4 @@ def _at_ease(member: Member) -> bool:
 
 
 async def _nobody() -> Reached:
-    return Reached("not_asked", "", "it is not there to be asked")
+    return Reached("not_asked", "", "it is down, so it cannot be asked")

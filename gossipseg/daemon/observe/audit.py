@@ -23,8 +23,7 @@ from gossipseg.store.auditlog import AuditLog
 MAX_WAITING = 10_000
 RETRY_S = 5.0
 FOLD_AFTER, FOLD_S = 20, 60.0
-"""Refusals of one site's offers for one reason, and the seconds for them, after which they are only
-counted."""
+"""Refusals per site and reason with a line of their own, within these seconds; further ones are counted."""
 FOLDED_NOTES = frozenset({"offer_in_rejected", "record_forged", "duplicate_site", "peer_refused"})
 """Notes that a peer can cause with one message each."""
 _REMEMBERED = 200

@@ -186,7 +186,7 @@ def _handler(name: str, write: Callable[[bytes], None], form: str, journal: bool
     formatter = JsonFormatter() if form == "json" else TextFormatter(journal)
 
     def gap(lines: int) -> bytes:
-        text = f"{lines} log lines before this one are lost: {name} did not take them"
+        text = f"{lines} log lines before this one are lost: {name} did not accept them"
         record = logging.LogRecord(__name__, logging.WARNING, "", 0, text, (), None)
         record.event = "log_lines_lost"
         record.fields = {"lines": lines}

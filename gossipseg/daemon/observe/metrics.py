@@ -66,7 +66,7 @@ METRICS: dict[str, Described] = {
         "gauge", "1 while this is a reason for concern; docs/admin/troubleshooting.md has each.", ("reason",)
     ),
     "gossipseg_phase": Described("gauge", "1 for the phase the site is in.", ("phase",)),
-    "gossipseg_round": Described("gauge", "Rounds behind this site's model."),
+    "gossipseg_round": Described("gauge", "Rounds that this site's model has trained."),
     "gossipseg_committed_round": Described("gauge", "Newest global model (under a coordinator)."),
     "gossipseg_rounds_total": Described("counter", "Rounds finished since the daemon started."),
     "gossipseg_training_loss": Described("gauge", "Loss last reported by the worker."),
@@ -77,10 +77,12 @@ METRICS: dict[str, Described] = {
     "gossipseg_peer_up": Described("gauge", "1 while the peer is alive and not refused.", ("peer",)),
     "gossipseg_peer_quarantined": Described("gauge", "1 while the peer is in quarantine.", ("peer",)),
     "gossipseg_peer_changes_total": Described(
-        "counter", "How often the peer came into a state.", ("peer", "state")
+        "counter", "Times that the peer entered a state.", ("peer", "state")
     ),
     "gossipseg_peer_rtt_seconds": Described("gauge", "Round trip of the last ping.", ("peer",)),
-    "gossipseg_peer_silence_seconds": Described("gauge", "Since the peer was last heard.", ("peer",)),
+    "gossipseg_peer_silence_seconds": Described(
+        "gauge", "Time since the last message of the peer.", ("peer",)
+    ),
     "gossipseg_peer_forged_records_total": Described(
         "counter", "Messages of a peer with records that their signer did not sign.", ("peer",)
     ),
@@ -92,7 +94,7 @@ METRICS: dict[str, Described] = {
     ),
     "gossipseg_transfers_active": Described("gauge", "Models being sent now."),
     "gossipseg_models_total": Described(
-        "counter", "What became of models, counted across restarts.", ("peer", "outcome")
+        "counter", "Outcomes of models, counted across restarts.", ("peer", "outcome")
     ),
     "gossipseg_refusals_total": Described(
         "counter", "Models refused: in, by this site; out, by the peer.", ("direction", "peer", "reason")
@@ -105,7 +107,7 @@ METRICS: dict[str, Described] = {
     "gossipseg_disk_free_bytes": Described("gauge", "Free space of the state directory's file system."),
     "gossipseg_audit_lines_total": Described("counter", "Lines written to the audit log."),
     "gossipseg_audit_lost_lines_total": Described("counter", "Lines that the audit log could not keep."),
-    "gossipseg_log_lines_lost_total": Described("counter", "Log lines that nobody took from this daemon."),
+    "gossipseg_log_lines_lost_total": Described("counter", "Log lines lost because nothing read them."),
     "gossipseg_disk_slow_write_seconds": Described(
         "gauge", "How long the last slow write of the state took, for ten minutes after it; else 0."
     ),

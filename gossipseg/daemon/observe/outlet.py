@@ -74,7 +74,7 @@ class Outlet:
             if self._failure:
                 return f"log lines cannot be written to {self.name}: {self._failure}{lost}"
             if self._began is not None and (waited_s := self._clock() - self._began) > STUCK_S:
-                return f"{self.name} takes no log line for {waited_s:.0f} s, its reader stands still{lost}"
+                return f"{self.name} takes no log line for {waited_s:.0f} s, its reader is stalled{lost}"
         return ""
 
     def flush(self, timeout_s: float) -> bool:

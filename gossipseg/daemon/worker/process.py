@@ -238,7 +238,7 @@ class WorkerSupervisor:
             how = memory_kills.blamed(before, self._kills())
         else:
             how = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
-        return f"worker ended: {how}; last words: {last_line(log, self._log_begins)}"
+        return f"worker ended: {how}; its last log line: {last_line(log, self._log_begins)}"
 
     def _died(self, reason: str) -> None:
         """Count the death, and say whether it was the last for now.
@@ -314,13 +314,13 @@ class WorkerSupervisor:
                 try:
                     message = jobs.decode(line)
                 except jobs.JobError as e:
-                    self._cause = f"it spoke nonsense and was killed: {e}"
+                    self._cause = f"the worker sent an invalid message and was stopped: {e}"
                     break
                 self._received(message)
         except ConnectionError:
             pass  # it died with an order unread; its exit code will say more
         except ValueError as e:
-            self._cause = f"it sent a line beyond all bounds and was killed: {e}"
+            self._cause = f"the worker sent a line that is too long and was stopped: {e}"
         finally:
             if self._writer is writer:
                 self._writer = None

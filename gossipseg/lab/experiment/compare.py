@@ -77,7 +77,7 @@ def _finish(out: Path, document: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))
         return
     if path is None:
-        print("No run has come to its end.")
+        print("No run has finished.")
         return
     table.show(document, summaries, claims)
     print(f"\nReport: {path}")

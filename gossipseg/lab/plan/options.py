@@ -38,7 +38,7 @@ Steps = Annotated[
     typer.Option("--steps", min=1, help="Optimizer steps in a round; unless given, from the same place."),
 ]
 Sites = Annotated[
-    str | None, typer.Option("--sites", help="Names with commas between, or a number: the first so many.")
+    str | None, typer.Option("--sites", help="Names separated by commas, or a number N: the first N.")
 ]
 PatientPattern = Annotated[
     str | None,
@@ -56,7 +56,7 @@ Settings = Annotated[
     typer.Option("--set", help="key=value: a dotted key of peers.yaml, for all algorithms; may be repeated."),
 ]
 SiteDropout = Annotated[
-    float, typer.Option("--site-dropout", help="Chance a round that a site vanishes for a while.")
+    float, typer.Option("--site-dropout", help="Probability per round that a site is away for a while.")
 ]
 LateJoin = Annotated[
     list[str] | None,

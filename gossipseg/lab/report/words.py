@@ -189,7 +189,7 @@ def verdict(summaries: Sequence[Summary], best_against_next: Interval | None) ->
     """
     ranked = ranking(summaries)
     if not ranked:
-        return ["No run has come to its end, so there is nothing to compare."]
+        return ["No run has finished, so there is nothing to compare."]
     first = ranked[0]
     assert first.overall is not None
     said = [f"The highest mean Dice is {first.overall.mean:.3f}: {called(first.algorithm)}."]
@@ -267,7 +267,7 @@ def conditions(document: Mapping[str, Any]) -> list[str]:
     said = _cut_short(settings)
     if settings["site_dropout"]:
         said.append(
-            f"Each time a site would begin a round, it vanished with a chance of "
+            f"Each time a site would begin a round, it was away with a probability of "
             f"{100 * settings['site_dropout']:.0f} % for about one and a half rounds."
         )
     for site, number in settings["late_join"].items():
@@ -276,7 +276,7 @@ def conditions(document: Mapping[str, Any]) -> list[str]:
         slowest = max(settings["speed"], key=lambda s: float(settings["speed"][s]))
         said.append(f"The sites differed in speed, up to ×{settings['speed'][slowest]:g} ({slowest}).")
     for site, kind in settings.get("adversaries", {}).items():
-        said.append(f"{site} had turned bad on purpose: {HARM[kind]}. It is not scored itself.")
+        said.append(f"{site} was made malicious on purpose: {HARM[kind]}. It is not scored itself.")
     for site, share in settings["kept_cases"].items():
         said.append(f"{site} kept {100 * share:.0f} % of its training cases.")
     networks: dict[str, list[str]] = {}

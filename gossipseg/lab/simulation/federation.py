@@ -99,7 +99,7 @@ class _Federation:
         except TimeoutError:
             late = [name for name, site in self._sites.items() if not site.finished.is_set()]
             raise LocalError(
-                f"run {self._plan.key}: {', '.join(late)} did not come to the last round: a mistake of ours."
+                f"run {self._plan.key}: {', '.join(late)} did not reach the last round: this is a bug."
             ) from None
         finally:
             everybody.cancel()

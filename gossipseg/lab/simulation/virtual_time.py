@@ -42,9 +42,7 @@ class _Jumping(selectors.SelectSelector):
         if ready or (timeout is not None and timeout <= 0):
             return ready
         if timeout is None:
-            raise LocalError(
-                "everybody in the federation waits, and nothing is due: this is a mistake of ours."
-            )
+            raise LocalError("every site of the federation waits, and nothing is due: this is a bug.")
         self._loop.jump(timeout)
         return ready
 

@@ -320,12 +320,12 @@ def sub(message: Any, name: str) -> Any:
 
 
 def count(value: int, name: str) -> int:
-    require(value < _MAX_COUNT, f"{name} is beyond all measure")
+    require(value < _MAX_COUNT, f"{name} is far too large")
     return value
 
 
 def attempt(value: int) -> int:
-    require(value < MAX_ATTEMPT, f"attempt {value} is beyond all measure")
+    require(value < MAX_ATTEMPT, f"attempt {value} is far too large")
     return value
 
 
