@@ -9,12 +9,23 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast hypothesis draws and runs its examples is the machine's affair, and no test's.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")
 
 # A suite that a script has put into the background inherits an ignored SIGINT, and its children from it: what
 # is tested with Ctrl-C would never end.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SEEN, _COST = "seen", "processor seconds"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """What runs a coroutine test: asyncio, in a loop of the test's own."""
+    return "asyncio"
 
 
 @pytest.fixture

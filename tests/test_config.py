@@ -908,6 +908,69 @@ def test_contract_is_stable_and_leaves_out_sites(folder: Path) -> None:
     assert config.fingerprint(first) != config.fingerprint(other)
 
 
+# ---------------------------------------------------------------- settings of earlier versions
+
+
+@pytest.mark.parametrize("name", ["gcml", "gossip_average"])
+def test_sites_of_earlier_versions_agree_on_what_they_had_besides(folder: Path, name: str) -> None:
+    """Version 0.3 counts these keys into the contract; both must say the same where they change nothing."""
+    (folder / "peers.yaml").write_text(replaced(PEERS, "name: gcml\n  lambda: 0.3", f"name: {name}"))
+    found = {k: v for k, v in config.contract(load(folder).federation) if k.startswith("algorithm.")}
+    gcml = {
+        "algorithm.delta_nats": "1.0",
+        "algorithm.gamma": "0.5",
+        "algorithm.lambda": "0.2",
+        "algorithm.lambda_ramp_visits": "5",
+        "algorithm.merge": '"average"',
+        "algorithm.region": '"union"',
+        "algorithm.resident_rounds": "1",
+    }
+    besides = gcml if name == "gcml" else {}
+    assert found == {"algorithm.name": f'"{name}"', "algorithm.private_norm": "false", **besides}
+
+
+def test_lines_of_earlier_versions_that_change_nothing_are_left_out_and_told_once(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gossipseg.config.old_keys._told", set())
+    plain = load(folder).federation
+    lines = "lambda: 0.3\n  merge: average\n  resident_rounds: 1\n  private_norm: false"
+    (folder / "peers.yaml").write_text(replaced(PEERS, "lambda: 0.3", lines))
+    assert load(folder).federation == load(folder).federation == plain
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"{folder / 'peers.yaml'}: algorithm.{written} is no longer a setting. "
+        "As it stands it changes nothing: leave the key out."
+        for written in ("private_norm = false", "resident_rounds = 1")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value", "remedy"),
+    [
+        ("resident_rounds: 4", "algorithm.resident_rounds", 4, "Leave the key out, at all sites."),
+        ("private_norm: true", "algorithm.private_norm", True, "Leave the key out, at all sites."),
+        ("merge: val_weighted", "algorithm.merge", "val_weighted", "Write merge: average, at all sites."),
+        ("merge: best_of", "algorithm.merge", "best_of", "Write merge: average, at all sites."),
+    ],
+)
+def test_settings_that_brought_nothing_are_refused_with_what_to_write(
+    folder: Path, line: str, key: str, value: object, remedy: str
+) -> None:
+    (folder / "peers.yaml").write_text(replaced(PEERS, "lambda: 0.3", f"lambda: 0.3\n  {line}"))
+    with pytest.raises(ConfigError, match="it brought nothing when it was measured") as caught:
+        load(folder)
+    assert str(folder / "peers.yaml") in str(caught.value)
+    assert (caught.value.key, caught.value.value, caught.value.remedy) == (key, value, remedy)
+
+
+def test_keys_that_went_are_unknown_where_they_never_were(folder: Path) -> None:
+    text = replaced(PEERS, "name: gcml\n  lambda: 0.3", "name: fedavg\n  private_norm: false")
+    (folder / "peers.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="unknown key"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "agree"),
     [

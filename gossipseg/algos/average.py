@@ -75,22 +75,16 @@ def _average(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return total.to(first.dtype)
 
 
-def merged(
-    local: Weights, incoming: Weights, is_shared: Callable[[str], bool], *, share_of_incoming: float
-) -> dict[str, Tensor]:
-    """(1−s)·W_r + s·W_s over the shared tensors; the private ones stay the receiver's. Names as in `local`.
+def merged(local: Weights, incoming: Weights, is_shared: Callable[[str], bool]) -> dict[str, Tensor]:
+    """(W_r + W_s)/2 over the shared tensors; the private ones stay the receiver's. Names as in `local`.
 
-    `incoming` may hold private names besides; they are not looked at. With s = 1 the shared tensors are the
-    visitor's, bit by bit. Raises ValueError when a shared tensor is missing or has another shape.
+    `incoming` may hold private names besides; they are not looked at. Raises ValueError when a shared tensor
+    is missing or has another shape.
     """
     names = [name for name in local if is_shared(name)]
     missing = [name for name in names if name not in incoming]
     if missing:
         raise ValueError(f"the incoming model lacks {missing[0]} ({len(missing)} of {len(names)} missing)")
     mine, theirs = ({name: weights[name] for name in names} for weights in (local, incoming))
-    if share_of_incoming == 1:
-        _check_alike(mine, theirs)
-        average = {name: tensor.detach().clone() for name, tensor in theirs.items()}
-    else:
-        average = weighted_average([mine, theirs], [1 - share_of_incoming, share_of_incoming])
+    average = weighted_average([mine, theirs], [0.5, 0.5])
     return {name: average.get(name, tensor) for name, tensor in local.items()}

@@ -7,7 +7,7 @@ A round with a visitor runs so:
 
     weights = algorithm.on_arrival(local, incoming)        before the first step
     E × algorithm.losses(...)                              learn.step does backward and optimizer
-    weights = algorithm.on_departure(local, incoming, ...) after the last step
+    weights = algorithm.on_departure(local, incoming)      after the last step
 
 and one under a rotating coordinator so:
 
@@ -156,12 +156,6 @@ class Algorithm:
     sends_average: bool = False
     """Whether a site sends its EMA, which predicts better, and not W, which averages want (gossip alone)."""
 
-    resident_rounds: int = 1
-    """Rounds that a visitor stays and trains, if no other one comes."""
-
-    replaces_on_merge: bool = False
-    """Whether weights from `on_departure` are the visitor's outright: first moments then start at 0."""
-
     def __init__(self, private_names: Collection[str] = ()) -> None:
         self._private_names = frozenset(private_names)
 
@@ -183,13 +177,8 @@ class Algorithm:
         seg = context.segmentation_loss(outputs["local"], target)
         return Losses({"local": seg}, {"seg": seg.detach()})
 
-    def on_departure(
-        self, local: Weights, incoming: Weights, score: Callable[[Role], float]
-    ) -> Weights | None:
-        """New local weights after the round of a visit, or None to leave them.
-
-        `score(role)` is the mean validation Dice of a model as it is now (computed when asked for).
-        """
+    def on_departure(self, local: Weights, incoming: Weights) -> Weights | None:
+        """New local weights after the round of a visit, or None to leave them."""
         return None
 
     # ------------------------------------------------------------ under a rotating coordinator

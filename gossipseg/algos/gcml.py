@@ -28,18 +28,13 @@ Limits: γ = 0 is regional mutual learning (GML). With region = whole besides th
 (2) drops its condition and is plain deep mutual learning (Zhang 2018, arXiv 1706.00384), the mean KL of
 all voxels. λ = 0 is two independent trainings. Identical models have L_pos = 0.
 
-After the visit, merge [O]:  W_r ← (W_r + W_s)/2 | none | val_weighted | best_of                          (7)
+After the visit, merge [O]:  W_r ← (W_r + W_s)/2 | none                                                   (7)
 With merge = none no weights are mixed, and a site sends its EMA: the better partner.
-
-Resident partner [O], resident_rounds > 1: (7) is applied on arrival, and the visitor stays to train beside
-the local model for so many rounds or until another one comes: the same bytes, more compute, and a partner
-that gets more than one round of steps to learn from these data.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,7 +51,6 @@ from gossipseg.algos.terms import (
     sigmoid_prediction,
     softmax_prediction,
 )
-from gossipseg.errors import ConfigError
 
 MIN_REGION = 0.01
 """Share of all voxels by which the terms are divided at least, equation (4)."""
@@ -71,20 +65,11 @@ class Gcml(Algorithm):
     exchanges = True
     trains_visitor = True
 
-    def __init__(self, params: GcmlParams, private_names: Collection[str] = ()) -> None:
-        super().__init__(private_names)
+    def __init__(self, params: GcmlParams) -> None:
+        super().__init__()
         self.params = params
-        self.replaces_on_merge = params.merge == "best_of"
-        self.averages = params.merge in ("average", "val_weighted")
+        self.averages = params.merge == "average"
         self.sends_average = params.merge == "none"
-        self.resident_rounds = params.resident_rounds
-        if self.resident_rounds > 1 and params.merge not in ("average", "none"):
-            raise ConfigError(
-                "a resident visitor is averaged on arrival, or not at all",
-                key="algorithm.merge",
-                value=params.merge,
-                remedy="Write `merge: average` or `merge: none`, or remove resident_rounds.",
-            )
 
     def losses(self, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext) -> Losses:
         """Equation (5) for both models; L_seg alone when there is no visitor."""
@@ -107,20 +92,9 @@ class Gcml(Algorithm):
             terms |= {prefix + key: value.detach() for key, value in found.items()}
         return Losses(total, terms)
 
-    def on_arrival(self, local: Weights, incoming: Weights) -> Weights | None:
-        """Equation (7) for a resident visitor: the models train on from their average and from W_s."""
-        if self.resident_rounds == 1 or self.params.merge == "none":
-            return None
-        return merged(local, incoming, self.is_shared, share_of_incoming=0.5)
-
-    def on_departure(
-        self, local: Weights, incoming: Weights, score: Callable[[Role], float]
-    ) -> Weights | None:
-        """Equation (7), unless it was applied on arrival."""
-        if self.resident_rounds > 1:
-            return None
-        share = share_of_incoming(self.params.merge, score)
-        return None if share == 0 else merged(local, incoming, self.is_shared, share_of_incoming=share)
+    def on_departure(self, local: Weights, incoming: Weights) -> Weights | None:
+        """Equation (7)."""
+        return merged(local, incoming, self.is_shared) if self.averages else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,18 +161,3 @@ def lambda_of(params: GcmlParams, visits: int) -> float:
     """λ(t) of equation (6) after `visits` finished visits."""
     ramp = params.lambda_ramp_visits
     return params.lambda_ * (min(1.0, visits / ramp) if ramp > 0 else 1.0)
-
-
-def share_of_incoming(merge: str, score: Callable[[Role], float]) -> float:
-    """How much of W_s is in W_r after equation (7): 0 leaves W_r, 1 replaces it.
-
-    The score is asked for only where it decides; one that is not a number counts as 0.
-    """
-    if merge == "none":
-        return 0.0
-    if merge == "average":
-        return 0.5
-    mine, theirs = (s if math.isfinite(s) else 0.0 for s in (score("local"), score("incoming")))
-    if merge == "best_of":
-        return 1.0 if theirs > mine else 0.0
-    return theirs / (mine + theirs) if mine + theirs > 0 else 0.5

@@ -21,4 +21,4 @@ class GossipAverage(Algorithm):
     exchanges = True
 
     def on_arrival(self, local: Weights, incoming: Weights) -> Weights | None:
-        return merged(local, incoming, self.is_shared, share_of_incoming=0.5)
+        return merged(local, incoming, self.is_shared)

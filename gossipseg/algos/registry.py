@@ -45,9 +45,9 @@ def build(
 ) -> Algorithm:
     """The algorithm of these settings.
 
-    `norm_names`: the tensors of the network's normalisation layers (nets.registry.norm_parameter_names),
-    which stay at the site when the settings say so. `private_names`: those of the parts that the network
-    itself declares to be a site's own (nets.registry.private_names); only FedOAP and FedSCA look at them.
+    `norm_names`: the tensors of the network's normalisation layers (nets.registry.norm_parameter_names);
+    under FedBN they stay at the site. `private_names`: those of the parts that the network itself declares to
+    be a site's own (nets.registry.private_names); only FedOAP and FedSCA look at them.
     Raises ConfigError when the network lacks what the algorithm needs.
     """
     algorithm = _built(params, norm_names, private_names)
@@ -71,9 +71,9 @@ def _make_robust(algorithm: Algorithm, params: Any) -> None:
 def _built(params: AlgorithmParams, norm_names: Collection[str], private_names: Collection[str]) -> Algorithm:
     match params:
         case GcmlParams():
-            return Gcml(params, norm_names if params.private_norm else ())
+            return Gcml(params)
         case GossipAverageParams():
-            return GossipAverage(norm_names if params.private_norm else ())
+            return GossipAverage()
         case GossipEnsembleParams():
             return GossipEnsemble()
         case LocalParams():

@@ -29,6 +29,7 @@ from gossipseg.config.files import (
     MetricsParams,
     SiteFile,
 )
+from gossipseg.config.old_keys import drop_retired
 from gossipseg.config.problems import keys_of, nearest, takes_text, validate
 from gossipseg.config.reading import FILE_VERSION, Source, read_mapping, read_text, set_dotted
 from gossipseg.config.rules import (
@@ -236,6 +237,7 @@ def _federation(path: Path, text: str | None = None) -> tuple[FederationFile, So
     _drop_empty(FederationFile, source.raw)
     _apply_membership_preset(source)
     _name_lambda(source)
+    drop_retired(source)
     federation: FederationFile = validate(FederationFile, source)
     check_federation(federation, source)
     sites = [_inline_certificates(s, i, source) for i, s in enumerate(federation.sites)]

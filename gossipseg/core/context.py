@@ -14,7 +14,7 @@ from gossipseg.core.events import RequestFailed
 from gossipseg.core.offences import is_offence
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Sign, Site, fingerprint
 
-Outcome = messages.Reply | RequestFailed
+CallOutcome = messages.Reply | RequestFailed
 Contract = tuple[tuple[str, str], ...]
 SELDOM_S = 60.0
 """Minimum seconds between two notes of the same lasting problem."""
@@ -25,7 +25,7 @@ class Call:
     """A request under way, and who waits for its outcome."""
 
     to: Site
-    then: Callable[[Call, Outcome], None]
+    then: Callable[[Call, CallOutcome], None]
     about: Any
     """What the caller wants back with the outcome."""
     sent_at: float
@@ -71,7 +71,7 @@ class Context:
         to: Site,
         body: messages.Request,
         timeout_s: float,
-        then: Callable[[Call, Outcome], None],
+        then: Callable[[Call, CallOutcome], None],
         about: Any = None,
     ) -> None:
         """Ask `to`; a later step calls `then` with the reply or the failure."""

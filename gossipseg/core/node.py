@@ -14,7 +14,7 @@ from typing import Any
 
 from gossipseg.core import events, messages
 from gossipseg.core.assembly import assemble
-from gossipseg.core.context import Call, Outcome
+from gossipseg.core.context import Call, CallOutcome
 from gossipseg.core.effects import Effect, InboxEntry
 from gossipseg.core.events import Event
 from gossipseg.core.file_router import Sending
@@ -24,7 +24,7 @@ from gossipseg.core.membership.member import Member
 from gossipseg.core.params import QuarantineParams
 from gossipseg.core.quarantine import PeerRecord
 from gossipseg.core.rounds.participant import refusal
-from gossipseg.core.rounds.status import RoundsView
+from gossipseg.core.rounds.status import RoundsView, view_of
 from gossipseg.core.setup import NodeSetup
 from gossipseg.core.types import ModelRef, PeerInfo, Phase, Site
 from gossipseg.core.wellness import Concern
@@ -360,10 +360,12 @@ class NodeState:
     @property
     def rounds_view(self) -> RoundsView | None:
         """The round under way, as far as this site knows; None without a coordinator."""
-        return self._rounds.view() if self._rounds is not None else None
+        if self._rounds is None:
+            return None
+        return view_of(self._rounds, self._ctx, self._membership)
 
 
-def _ignore(call: Call, outcome: Outcome) -> None:
+def _ignore(call: Call, outcome: CallOutcome) -> None:
     """Do nothing: a goodbye needs no answer."""
 
 

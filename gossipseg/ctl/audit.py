@@ -16,7 +16,7 @@ from gossipseg.ctl.output import Column
 from gossipseg.errors import EXIT_FAILED, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
-    from gossipseg.store.auditverify import Verdict
+    from gossipseg.store.auditverify import ChainVerdict
 
 COLUMNS = (
     Column("SEQ", right=True),
@@ -131,7 +131,7 @@ def _clock_text(line: dict[str, Any]) -> str:
         return out.NOTHING
 
 
-def _print_verdict(folder: Path, verdict: Verdict) -> None:
+def _print_verdict(folder: Path, verdict: ChainVerdict) -> None:
     if not verdict.lines and not verdict.flaws:
         print(f"{folder}: the audit log is empty.")
         return

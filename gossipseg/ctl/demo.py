@@ -35,12 +35,12 @@ def demo(
     Exit code 0 only if every site's test Dice rose and every site merged a model of another one.
     """
     from gossipseg.testbed import experiment
-    from gossipseg.testbed.layout import Wanted
+    from gossipseg.testbed.layout import WantedTestbed
     from gossipseg.testbed.live import make_display
 
     console.need("matplotlib", "lab", "the report of a demo")
     with console.ended_by_signals():
-        layout = experiment.make_testbed(out, None, None, Wanted("gcml", rounds, steps, seed))
+        layout = experiment.make_testbed(out, None, None, WantedTestbed("gcml", rounds, steps, seed))
         outcome = experiment.run_experiment(layout, make_display("Three synthetic hospitals, gcml"))
     print_outcome(outcome)
     name_missing(outcome)

@@ -1,11 +1,15 @@
 """Edits the list of sites in peers.yaml as text, so that comments and layout stay.
 
+A round trip through ruamel.yaml rewrites lines that nobody asked to change: aligned values, `null`, escapes,
+other indents, a dash on its own line, blanks in brackets (6 lines of the example peers.yaml).
+
 Every edit is checked twice before the file is replaced. The new text must be a valid peers.yaml, and only the
 intended entry may differ from the old values.
 """
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -254,4 +258,6 @@ def _replace(path: Path, old: str, new: str, sites: list[Any]) -> None:
             remedy="Edit the list by hand. Nothing was changed.",
         )
     target = path.resolve()  # a link to a file that is under version control stays a link
-    atomic_write(target, new.encode())
+    with target.open("rb") as file:
+        mark = codecs.BOM_UTF8 if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else b""
+    atomic_write(target, mark + new.encode())

@@ -14,8 +14,8 @@ from gossipseg.ctl import output as out
 from gossipseg.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
-    from gossipseg.testbed.experiment import Outcome
-    from gossipseg.testbed.layout import Wanted
+    from gossipseg.testbed.experiment import ExperimentOutcome
+    from gossipseg.testbed.layout import WantedTestbed
 
 app = typer.Typer(
     help="Several real daemons on this machine, one per data folder.",
@@ -193,7 +193,7 @@ def _what_to_put_where(data: Path, example: Path | None) -> str:
 # ---------------------------------------------------------------- shared with demo
 
 
-def print_outcome(outcome: Outcome) -> None:
+def print_outcome(outcome: ExperimentOutcome) -> None:
     """Validation and test Dice of each site, and where the report is."""
     from gossipseg.testbed.report import table_rows
 
@@ -217,7 +217,7 @@ def print_outcome(outcome: Outcome) -> None:
     print(f"\n{outcome.document['wall_s']:.0f} s. Report: {outcome.folder / 'report.html'}")
 
 
-def name_missing(outcome: Outcome) -> None:
+def name_missing(outcome: ExperimentOutcome) -> None:
     """To stderr: sites that did not finish, and what the report lacks."""
     for complaint in outcome.complaints:
         print(f"gossipctl: {complaint}", file=sys.stderr)
@@ -236,10 +236,10 @@ def _wanted(
     peers: Path | None,
     *,
     endless: bool = False,
-) -> Wanted:
-    from gossipseg.testbed.layout import Wanted
+) -> WantedTestbed:
+    from gossipseg.testbed.layout import WantedTestbed
 
-    return Wanted(algorithm, rounds, steps, seed, peers, endless)
+    return WantedTestbed(algorithm, rounds, steps, seed, peers, endless)
 
 
 def _status_rows(answers: dict[str, Any]) -> list[dict[str, Any]]:

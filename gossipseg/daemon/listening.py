@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol
 
-from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.errors import GossipsegError
 from gossipseg.wire.listening import CannotListen
 
@@ -25,10 +25,10 @@ FIRST_ANSWER_S = 3.0
 Start = Callable[[], Coroutine[Any, Any, None]]
 
 
-class Owner(Protocol):
+class ListenHost(Protocol):
     """The owner of the addresses, as the runtime is."""
 
-    training: TrainingView
+    training: WorkerView
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "task") -> None: ...
 
@@ -47,7 +47,7 @@ class Time:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
-async def listen(owner: Owner, part: str, start: Start, time: Time | None = None) -> None:
+async def listen(owner: ListenHost, part: str, start: Start, time: Time | None = None) -> None:
     """Start listening, or keep trying in the background: `part` then has a warning in status.
 
     Raises CannotListen where trying again is of no use.
@@ -64,7 +64,7 @@ async def listen(owner: Owner, part: str, start: Start, time: Time | None = None
 
 
 async def _keep_trying(
-    owner: Owner, part: str, start: Start, attempt: asyncio.Future[None], time: Time
+    owner: ListenHost, part: str, start: Start, attempt: asyncio.Future[None], time: Time
 ) -> None:
     began, delay, why = time.now(), FIRST_RETRY_S, ""
     if not attempt.done():
@@ -89,7 +89,7 @@ async def _keep_trying(
     owner.tell_watchers()
 
 
-def _say(owner: Owner, part: str, text: str) -> None:
+def _say(owner: ListenHost, part: str, text: str) -> None:
     """Report the reason once, and again when it changes."""
     if owner.training.warnings.get(part) != text:
         owner.training.warn(part, text)

@@ -23,14 +23,14 @@ from gossipseg.daemon.health.reachability import Reaching
 from gossipseg.daemon.listening import listen
 from gossipseg.daemon.observe.audit import Audit
 from gossipseg.daemon.observe.counters import Counters
-from gossipseg.daemon.observe.exchange_table import Ledger
+from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.daemon.observe.journal import Journal
-from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.peers.unsaved_state import binding, unbound
 from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.saves import Saves
-from gossipseg.daemon.worker.bridge import WorkerTalk
+from gossipseg.daemon.worker.bridge import WorkerBridge
 from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.store import EventLog, ModelStore, StateFile
 from gossipseg.store.auditlog import AuditLog
@@ -69,7 +69,7 @@ class Runtime:
     ) -> None:
         self.config, self.node, self.transport, self.store = config, node, transport, store
         self.recorder = recorder
-        self.events, self.ledger, self.training = event_log, Ledger(time.time), TrainingView()
+        self.events, self.ledger, self.training = event_log, ExchangeTable(time.time), WorkerView()
         audit_log = AuditLog(Path(config.site.state_dir) / "audit")
         self.disk = DiskWatch(config.site.state_dir)
         self.audit = Audit(audit_log, time.time, self.training.warn, self.disk)
@@ -87,7 +87,7 @@ class Runtime:
             forged=self._forged,
         )
         self.calls = PeerCalls(self, node, transport, store, self.intake, self.ledger)
-        self.worker = WorkerTalk(self, store, self.intake, self.training, socket_path=worker_socket)
+        self.worker = WorkerBridge(self, store, self.intake, self.training, socket_path=worker_socket)
         self.reaching = Reaching(node, transport, self.note)
         self.places = Places(Path(config.site.state_dir), self.note)
         self.changed = asyncio.Event()

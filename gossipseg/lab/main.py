@@ -38,7 +38,7 @@ def compare(
     algorithms: options.Algorithms = "local,gossip_average,gcml",
     rounds: options.Rounds = None,
     seeds: options.Seeds = "0",
-    splits: options.Splits = "0",
+    splits: options.SplitsOption = "0",
     steps: options.Steps = None,
     sites: options.Sites = None,
     patient_pattern: options.PatientPattern = None,
@@ -57,9 +57,9 @@ def compare(
     """Run every algorithm with every seed on every split, then write results.json and report.html."""
     console.need("matplotlib", "lab", "a comparison's report")
     from gossipseg.lab.experiment.compare import compare as run_comparison
-    from gossipseg.lab.plan.choices import Wanted, read_replicates
+    from gossipseg.lab.plan.choices import WantedRuns, read_replicates
 
-    wanted = Wanted(
+    wanted = WantedRuns(
         data,
         sites=sites,
         rounds=rounds,

@@ -13,6 +13,7 @@ from typing import Any
 import blake3
 import torch
 
+from gossipseg.algos.params.retired import retired_settings
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.setup import Setup
 from gossipseg.store import Checkpoints
@@ -133,11 +134,15 @@ def _warning(damaged: list[Path], used: Path) -> str:
 def _check_contract(path: Path, stored: Mapping[str, str], present: Mapping[str, str]) -> None:
     for key in sorted(stored.keys() | present.keys()):
         if stored.get(key) != present.get(key):
+            afresh = f"start afresh: give the site another state_dir, or move {path.parent} away."
+            remedy = f"Restore the setting in peers.yaml, or {afresh}"
+            retired = retired_settings(stored.get("algorithm.name"))
+            if key == "network.signature" and "private_norm" in retired:
+                remedy += " If it had algorithm.private_norm: true, it goes on under version 0.3 alone."
             raise ConfigError(
                 f"this site's checkpoint was trained with {key} = {stored.get(key)!r}",
                 file=path,
                 key=key,
                 value=present.get(key),
-                remedy="Restore the setting in peers.yaml, or start afresh: give the site another state_dir, "
-                f"or move {path.parent} away.",
+                remedy=remedy,
             )

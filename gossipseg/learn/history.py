@@ -97,7 +97,7 @@ class Tally:
         self._sums = {name: torch.tensor(total) for name, total in state["sums"].items()}
 
 
-class Pace:
+class Throughput:
     """Steps per second since the steps of this round began."""
 
     def __init__(self) -> None:

@@ -246,7 +246,7 @@ class RoundDone(_Line, frozen=True):
     own_steps: int | None = None
     """As in Ready."""
     beside: str | None = None
-    """Site whose model trained beside the local one, as a visitor or as a resident of an earlier visit."""
+    """Site whose model trained beside the local one, as a visitor."""
     dice_test: float | None = None
     dice_test_start: float | None = None
     warning: str = ""

@@ -26,7 +26,7 @@ class StopRequested(Exception):
     """The daemon asked the worker to stop: checkpoint what may be kept, and leave."""
 
 
-class Link:
+class DaemonLink:
     """Messages to and from the daemon."""
 
     def __init__(self, path: Path) -> None:

@@ -14,7 +14,7 @@ from gossipseg.learn import jobs
 from gossipseg.learn.amp import choose_compute
 from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
 from gossipseg.learn.data import SiteData
-from gossipseg.learn.link import Link, StopRequested
+from gossipseg.learn.link import DaemonLink, StopRequested
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.scalars import Scalars
 from gossipseg.learn.seen import TrainedOn
@@ -29,7 +29,7 @@ LOCK_PATIENCE_S = 10.0
 log = logging.getLogger(__name__)
 
 
-def serve(link: Link, spec: WorkerSpec) -> None:
+def serve(link: DaemonLink, spec: WorkerSpec) -> None:
     """Train as the daemon says until it says stop. Raises ConfigError, DataError, LocalError."""
     state_dir = Path(spec.state_dir)
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -41,7 +41,7 @@ def serve(link: Link, spec: WorkerSpec) -> None:
         lock.release()
 
 
-def _acquire(lock: DirectoryLock, link: Link) -> None:
+def _acquire(lock: DirectoryLock, link: DaemonLink) -> None:
     deadline_s = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
@@ -57,7 +57,7 @@ def _acquire(lock: DirectoryLock, link: Link) -> None:
 class Life:
     """A trainer, its checkpoints and the link to the daemon."""
 
-    def __init__(self, link: Link, spec: WorkerSpec) -> None:
+    def __init__(self, link: DaemonLink, spec: WorkerSpec) -> None:
         self._link, self._spec = link, spec
         self._scalars = Scalars(Path(spec.state_dir)) if spec.tensorboard else None
         setup = read_setup(spec)

@@ -34,7 +34,7 @@ WORTH_A_TRIAL = 0.5
 
 
 @dataclass(slots=True)
-class Member:
+class EnsembleMember:
     """A peer's model: its shared tensors, and this site's private ones, on the CPU."""
 
     hash: str
@@ -88,16 +88,16 @@ class PeerEnsemble:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, EnsembleMember] = {}
         """The newest of each peer, the one that came first in front."""
-        self.predicting: dict[str, Member] = {}
+        self.predicting: dict[str, EnsembleMember] = {}
         """Those of the verdict, as they were judged: a newer one of the same peer must be judged first."""
         self.verdict = PeerVerdict()
 
     def take_in(self, frm: str, hash: str, model: nn.Module) -> None:
         """Hold `model`, as it came from the site `frm`, in place of an earlier one. It is copied."""
         self.members.pop(frm, None)
-        self.members[frm] = Member(hash, cpu_copy(model.state_dict()))
+        self.members[frm] = EnsembleMember(hash, cpu_copy(model.state_dict()))
         if len(self.members) > MOST_MEMBERS:
             idle = [name for name in self.members if name not in self.predicting]
             del self.members[idle[0]]
@@ -127,7 +127,7 @@ class PeerEnsemble:
         """Choose what is deployed from now on, and return its score. `scores`: of this site's EMA, on the
         validation split.
         """
-        chosen: dict[str, Member] = {}
+        chosen: dict[str, EnsembleMember] = {}
         best, whose = scores, self._run.site.patients("validation")
         patients = len(by_patient([case.mean for case in scores.per_case], whose))
         promising = self._by_promise(exchanging, scores, round) if patients >= LEAST_PATIENTS else []
@@ -159,7 +159,7 @@ class PeerEnsemble:
         worth = [frm for frm, dice in found.items() if dice >= WORTH_A_TRIAL * scores.mean]
         return sorted(worth, key=lambda frm: (-found[frm], frm))
 
-    def _with(self, exchanging: nn.Module, members: Mapping[str, Member]) -> nn.Module:
+    def _with(self, exchanging: nn.Module, members: Mapping[str, EnsembleMember]) -> nn.Module:
         nets = [loaded(exchanging, member.weights) for member in members.values()]
         return Ensemble(exchanging, nets, self._run.setup.training.output)
 
@@ -175,7 +175,7 @@ class PeerEnsemble:
         """Go on from what state() gave; None: what was trained until now had no ensemble."""
         self.members, self.predicting, self.verdict = {}, {}, PeerVerdict()
         if state is not None:
-            self.members = {frm: Member(**member) for frm, member in state["members"].items()}
+            self.members = {frm: EnsembleMember(**member) for frm, member in state["members"].items()}
             self.predicting, told = predicting(state), state["verdict"]
             self.verdict = PeerVerdict(**{**told, "members": tuple(told["members"])})
 
@@ -190,13 +190,13 @@ def better(trial: Scores, best: Scores, patients: Sequence[str]) -> bool:
     return drop.patients >= LEAST_PATIENTS and error is not None and -drop.mean > error
 
 
-def predicting(state: Mapping[str, Any]) -> dict[str, Member]:
+def predicting(state: Mapping[str, Any]) -> dict[str, EnsembleMember]:
     """Of what state() gave: the models that predict beside the site's own."""
-    return {frm: Member(**member) for frm, member in state["predicting"].items()}
+    return {frm: EnsembleMember(**member) for frm, member in state["predicting"].items()}
 
 
-def _plain(member: Member) -> dict[str, Any]:
-    return {field.name: getattr(member, field.name) for field in fields(Member)}
+def _plain(member: EnsembleMember) -> dict[str, Any]:
+    return {field.name: getattr(member, field.name) for field in fields(EnsembleMember)}
 
 
 def loaded(like: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -10,7 +10,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.learn import jobs
 from gossipseg.learn.dp import FILE as ACCOUNT
 from gossipseg.learn.dp import PrivateTraining, check_network
-from gossipseg.learn.history import Pace
+from gossipseg.learn.history import Throughput
 from gossipseg.learn.run import Run
 from gossipseg.learn.step import Learner, StepResult, private_step
 from gossipseg.learn.student import Student
@@ -35,7 +35,7 @@ class PrivateSteps:
     def take(self, order: jobs.StartRound) -> str:
         """The steps that the round still lacks; why fewer were taken, or "". Raises what the gate raises."""
         run, private = self._run, self._private
-        pace, round, before = Pace(), order.round, run.history.step
+        pace, round, before = Throughput(), order.round, run.history.step
         allowed, trouble = private.begin(run.setup.training.steps_per_round - before)
         try:
             while run.history.step < before + allowed:

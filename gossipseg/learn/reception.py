@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from gossipseg.algos.base import Algorithm, Role, Weights
+from gossipseg.algos.base import Algorithm, Weights
 from gossipseg.errors import PeerRefused
 from gossipseg.learn import jobs
 from gossipseg.learn.admission import Admission
@@ -40,7 +40,7 @@ def rounds_kept(algorithm: Algorithm) -> int:
 
 
 class Reception:
-    """The present visitor's fate, the resident, and the guard over merges that are not judged yet."""
+    """The present visitor's fate, and the guard over merges that are not judged yet."""
 
     def __init__(
         self,
@@ -54,9 +54,6 @@ class Reception:
         self._run, self._algorithm, self._student, self._admission = run, algorithm, student, admission
         self._ensemble = ensemble
         self.guard = Guard(run, student)
-        self._resident: Visitor | None = None
-        """A visitor that trains on beside the local model in rounds without another one. Not kept across a
-        restart: such a round then goes on, or starts again, without it."""
 
     # ------------------------------------------------------------ arrival
 
@@ -128,26 +125,6 @@ class Reception:
         if self._algorithm.trains_visitor:
             seat(visitor, self._student.model, self._run.setup.training, self._run.compute)
 
-    # ------------------------------------------------------------ residents
-
-    def resident_partner(self) -> Visitor | None:
-        """The resident of an earlier visit, while its time is not over and no newer one was let in."""
-        partner = self._resident
-        if partner is None:
-            return None
-        self._run.resumable = False
-        start_over(self._run, self._student, self.guard)
-        return partner
-
-    def keep_resident(self, partner: Visitor | None, undone: Merge | None) -> None:
-        """Let a partner stay for the next round, unless its time is over or its visit was undone."""
-        self._resident = None
-        if partner is None or partner.learner is None or undone is not None or not partner.stays:
-            return
-        partner.rounds += 1
-        if partner.rounds < self._algorithm.resident_rounds:
-            self._resident = partner
-
     # ------------------------------------------------------------ judgement
 
     def judgement(self, round: int) -> Merge | None:
@@ -201,28 +178,9 @@ class Reception:
             visitor.outcome = "held"
 
     def _part(self, round: int, visitor: Visitor) -> None:
-        merges = self._algorithm.averages or self._algorithm.replaces_on_merge
-        if merges and self._run.is_last(round):
-            visitor.reason = LAST_ROUND
-            return
-        incoming = visitor.weights(self._algorithm)
-        weights = self._algorithm.on_departure(
-            self._student.weights(), incoming, lambda role: self._role_score(role, visitor, round)
-        )
-        if weights is None or not self._merge(round, visitor, weights):
-            return
-        if self._algorithm.replaces_on_merge:
-            self._student.forget_direction()
-
-    def _role_score(self, role: Role, visitor: Visitor, round: int) -> float:
-        model = self._student.model
-        if role == "incoming" and visitor.learner is not None:
-            model = visitor.learner.model
-            reestimate(model, lambda: self._unseen_images(round), self._run.compute)
-        elif role == "incoming":
-            model = self._dressed(round, visitor)
-        mean = self._run.score(model, "validation", round).mean
-        return float("nan") if mean is None else mean
+        weights = self._algorithm.on_departure(self._student.weights(), visitor.weights(self._algorithm))
+        if weights is not None:
+            self._merge(round, visitor, weights)
 
     def _dressed(self, round: int, visitor: Visitor) -> Segmenter:
         """The model as it came, ready to predict on this site's images."""
@@ -237,14 +195,13 @@ class Reception:
             self._run.gate()
             yield batch["image"]
 
-    def _merge(self, round: int, visitor: Visitor, weights: Weights) -> bool:
-        """Take the algorithm's weights; whether they were: not in the last round."""
+    def _merge(self, round: int, visitor: Visitor, weights: Weights) -> None:
+        """Take the algorithm's weights, unless this is the last round."""
         if self._run.is_last(round):
             visitor.reason = LAST_ROUND
-            return False
+            return
         self.guard.before_merge(visitor.order.hash, visitor.order.frm, round)
         self._student.model.load_state_dict(dict(weights), strict=False)
         visitor.outcome = "merged"
         history = self._run.history
         history.steps = max(history.steps, min(visitor.order.steps, MOST))
-        return True

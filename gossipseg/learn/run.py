@@ -11,7 +11,7 @@ from gossipseg.algos.base import Algorithm, Moment, Role, StepContext
 from gossipseg.algos.params.common import Coordinated
 from gossipseg.learn import jobs
 from gossipseg.learn.evaluate import Scores
-from gossipseg.learn.history import History, Pace, Tally
+from gossipseg.learn.history import History, Tally, Throughput
 from gossipseg.learn.losses import make_target
 from gossipseg.learn.optim import cosine_rate, learning_rate, step_seed
 from gossipseg.learn.params import SplitName
@@ -99,7 +99,9 @@ class Run:
         target, seen = self.target(batch), self.site.annotated.outputs
         return train_step(learners, batch["image"], target, algorithm, context, self.compute, clip, seen)
 
-    def step_done(self, round: int, pace: Pace, activity: jobs.Activity, frm: str | None = None) -> None:
+    def step_done(
+        self, round: int, pace: Throughput, activity: jobs.Activity, frm: str | None = None
+    ) -> None:
         """Count an optimizer step, and tell of it. `frm`: the visitor's site."""
         self.history.step += 1
         self.history.steps += 1
@@ -108,7 +110,7 @@ class Run:
         self.report(lambda: self._training_progress(round, pace, activity, frm), activity)
 
     def _training_progress(
-        self, round: int, pace: Pace, activity: jobs.Activity, frm: str | None
+        self, round: int, pace: Throughput, activity: jobs.Activity, frm: str | None
     ) -> jobs.Progress:
         total = self.setup.training.steps_per_round
         loss = self.tally.last_loss

@@ -9,7 +9,7 @@ from torch import Tensor
 from gossipseg.algos.base import Algorithm, Moment, Role, StepContext
 from gossipseg.learn import jobs
 from gossipseg.learn.common import CommonModels
-from gossipseg.learn.history import Pace
+from gossipseg.learn.history import Throughput
 from gossipseg.learn.losses import segmentation_loss
 from gossipseg.learn.optim import set_learning_rate, step_seed
 from gossipseg.learn.run import Run
@@ -42,7 +42,7 @@ class Steps:
 
     def take(self, order: jobs.StartRound, visitor: Visitor | None) -> None:
         """The steps that the round still lacks. Raises what the gate raises, between two of them."""
-        run, pace, round = self._run, Pace(), order.round
+        run, pace, round = self._run, Throughput(), order.round
         activity: jobs.Activity = "training" if visitor is None else "visit"
         frm = visitor.order.frm if visitor is not None else None
         for step, batch in run.site.batches(round, run.history.step, run.setup.training.steps_per_round):

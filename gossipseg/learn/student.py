@@ -27,9 +27,6 @@ from gossipseg.learn.setup import Setup
 from gossipseg.learn.step import Learner, make_learner
 from gossipseg.nets.segmenter import Segmenter
 
-FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
-"""What Adam and SGD call them."""
-
 
 class Student:
     """The training model with its optimizer, and the EMA of it."""
@@ -76,18 +73,6 @@ class Student:
         self.learner = make_learner(self.model, self._setup.training, self._compute)
         if self.personal is not None:
             self.personal = make_learner(self.personal.model, self._setup.training, self._compute)
-
-    def forget_direction(self) -> None:
-        """After another site's weights replaced W: first moments to 0, second ones kept.
-
-        (docs/design/equations.md §1)
-
-        The direction belonged to the old weights; the scale of the gradients is the data's.
-        """
-        for state in self.learner.optimizer.state.values():
-            for name in FIRST_MOMENTS:
-                if isinstance(state.get(name), Tensor):
-                    state[name].zero_()
 
     def become(self, incoming: Weights) -> None:
         """Take over the named weights outright: model and EMA, which begins anew, with a fresh optimizer."""

@@ -173,10 +173,9 @@ class Trainer:
         started = time.perf_counter()
         trouble = self._start(order)
         visitor, visit = self.reception.arrival(order)
-        partner = visitor or self.reception.resident_partner()
         with frozen(self.student.learner, self.algorithm, self.run.moment(order, 0)):
             if self.private_steps is None:
-                self.steps.take(order, partner)
+                self.steps.take(order, visitor)
             else:
                 trouble = _join(trouble, self.private_steps.take(order))
         if self.shadow is not None:
@@ -187,13 +186,12 @@ class Trainer:
             undone = self.reception.judgement(order.round)
         if visitor is not None:
             self.reception.leave(visitor)
-        self.reception.keep_resident(partner, undone)
         scores = self.closing.close(order)
         export, warning = self.closing.export(order) if order.export else (None, "")
         if visitor is not None:
             visit = self.reception.departure(order.round, visitor, undone)
         done = self._done(order, scores, started)
-        done["beside"] = _beside(partner)
+        done["beside"] = _beside(visitor)
         done |= {"export": export, "visit": visit, "warning": _join(trouble, self._skips(), warning)}
         if self.history.reverted is not None:
             done["reverted"], done["reverted_frm"] = self.history.reverted
@@ -287,8 +285,8 @@ class Trainer:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)
 
 
-def _beside(partner: Visitor | None) -> str | None:
-    return partner.order.frm if partner is not None and partner.learner is not None else None
+def _beside(visitor: Visitor | None) -> str | None:
+    return visitor.order.frm if visitor is not None and visitor.learner is not None else None
 
 
 def _join(*parts: str) -> str:

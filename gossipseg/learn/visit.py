@@ -35,8 +35,6 @@ class Visitor:
     reason: str = ""
     outcome: jobs.VisitOutcome = "kept_out"
     bad_steps: int = 0
-    rounds: int = 0
-    """It has trained here for so many."""
 
     def note_step(self, bad: bool) -> bool:
         """Count steps on end that came to nothing by its own fault; whether the visitor must leave."""

@@ -19,7 +19,7 @@ from gossipseg.errors import (
     GossipsegError,
 )
 from gossipseg.learn import jobs, presence
-from gossipseg.learn.link import Link, StopRequested
+from gossipseg.learn.link import DaemonLink, StopRequested
 from gossipseg.learn.memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ def main() -> int:
         print(f"{jobs.SOCKET_ENV} is not set: this process is started by gossipsegd.", file=sys.stderr)
         return EXIT_CONFIG
     try:
-        link = Link(Path(path))
+        link = DaemonLink(Path(path))
     except GossipsegError as e:
         print(e, file=sys.stderr)
         return e.exit_code
     return _serve(link)
 
 
-def _serve(link: Link) -> int:
+def _serve(link: DaemonLink) -> int:
     spec: WorkerSpec | None = None
     try:
         spec = _configured(link)
@@ -76,7 +76,7 @@ def _serve(link: Link) -> int:
     return EXIT_OK
 
 
-def _configured(link: Link) -> WorkerSpec:
+def _configured(link: DaemonLink) -> WorkerSpec:
     from gossipseg.learn.setup import read_spec  # pydantic: not needed before the daemon has spoken
 
     order = link.order()

@@ -65,7 +65,7 @@ class Shortcut(nn.Sequential):
         return out
 
 
-class Block(nn.Module):
+class CowproBlock(nn.Module):
     """Two 3×3 convolutions (depth 18), or 1×1 – 3×3 – 1×1 with four times the channels (50, 101)."""
 
     def __init__(
@@ -130,7 +130,9 @@ class CowproEncoder(nn.Module):
         blocks = []
         for i in range(count):
             blocks.append(
-                Block(self._inputs, width, 1 if i else stride, dilation if i else before, bottleneck, norm)
+                CowproBlock(
+                    self._inputs, width, 1 if i else stride, dilation if i else before, bottleneck, norm
+                )
             )
             self._inputs = width * (4 if bottleneck else 1)
         return nn.Sequential(*blocks)

@@ -72,7 +72,7 @@ class Mlp(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class SamBlock(nn.Module):
     """Attention and MLP, each on the residual stream: (B, H, W, C) → the same. `window` 0: global."""
 
     def __init__(self, channels: int, heads: int, mlp_dim: int, grid: tuple[int, int], window: int) -> None:
@@ -138,7 +138,7 @@ class SamImageEncoder(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, *grid, hidden_size))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         self.blocks = nn.ModuleList(
-            Block(hidden_size, num_heads, mlp_dim, grid, 0 if i in global_blocks else window_size)
+            SamBlock(hidden_size, num_heads, mlp_dim, grid, 0 if i in global_blocks else window_size)
             for i in range(depth)
         )
         self.neck = nn.Sequential(

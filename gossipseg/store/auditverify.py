@@ -76,7 +76,7 @@ class Flaw:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ChainVerdict:
     """The result of verify_audit."""
 
     files: int = 0
@@ -136,7 +136,7 @@ class _Chain:
             self.flaws.append(Flaw(file, number, seq, reason, detail))
 
 
-def verify_audit(directory: Path, *, noted: tuple[int, str] | None = None) -> Verdict:
+def verify_audit(directory: Path, *, noted: tuple[int, str] | None = None) -> ChainVerdict:
     """Walk the whole chain. `noted`: (seq, hash) of a line written down earlier, which must still be there.
 
     Raises LocalError when a file cannot be read.
@@ -163,7 +163,7 @@ def verify_audit(directory: Path, *, noted: tuple[int, str] | None = None) -> Ve
     if not seen and noted is not None:
         detail = f"line {noted[0]} with the noted hash is not in the log"
         chain._flaw(names[-1], 0, noted[0], "head_missing", detail)
-    return Verdict(
+    return ChainVerdict(
         count,
         chain.lines,
         chain.first_seq,

@@ -28,7 +28,7 @@ FOLDERS = ("images", "imagesTr")
 
 
 @dataclass(frozen=True, slots=True)
-class SiteData:
+class FolderData:
     """One site's data, as its list and its cases describe them."""
 
     site: str
@@ -115,7 +115,7 @@ def choose_sites(root: Path, chosen: str | None) -> list[Path]:
 # ---------------------------------------------------------------- one site
 
 
-def describe(folder: Path) -> SiteData:
+def describe(folder: Path) -> FolderData:
     """Read one site's list and examine its cases. Raises DataError naming file and key, LocalError."""
     listing = read_listing(DataParams(str(folder)), folder.name, needs_labels=False)
     cases = _labelled(listing)
@@ -124,7 +124,7 @@ def describe(folder: Path) -> SiteData:
     channels, dims = _channels(volumes), len(first.shape)
     _check_said(listing, channels, file)
     found = classes.look(listing, cases, volumes, dims)
-    return SiteData(
+    return FolderData(
         site=folder.name,
         file=listing.source,
         channels=channels,
@@ -235,7 +235,7 @@ def _modality(about: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- all sites
 
 
-def task_of(name: str, sites: list[SiteData]) -> TaskParams:
+def task_of(name: str, sites: list[FolderData]) -> TaskParams:
     """The one task that all these sites share.
 
     If their volumes have one orientation, the task has it, too. That changes no volume, and names the axes
@@ -267,20 +267,20 @@ def task_of(name: str, sites: list[SiteData]) -> TaskParams:
     )
 
 
-def _differing(first: SiteData, other: SiteData) -> Iterator[tuple[str, Any]]:
+def _differing(first: FolderData, other: FolderData) -> Iterator[tuple[str, Any]]:
     for key in ("channels", "labels", "spatial_dims"):
         if getattr(first, key) != getattr(other, key):
             yield key, getattr(other, key)
 
 
-def _intensity(site: SiteData, modalities: list[str]) -> Any:
+def _intensity(site: FolderData, modalities: list[str]) -> Any:
     if site.channels == 3 and site.spatial_dims == 2:
         return "rgb"
     hounsfield = modalities == ["CT"] and site.spatial_dims == 3
     return "ct_window" if hounsfield else "zscore"
 
 
-def _remedy(key: str, sites: list[SiteData]) -> str:
+def _remedy(key: str, sites: list[FolderData]) -> str:
     if key == "channels" and {s.channels for s in sites} == {1, 3}:
         grey = ",".join(s.site for s in sites if s.channels == 1)
         return (

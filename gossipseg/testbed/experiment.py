@@ -9,15 +9,15 @@ from typing import Any
 from gossipseg.errors import EXIT_FAILED, EXIT_OK, AlreadyRunning, ConfigError
 from gossipseg.testbed import dataset, processes, report, synthetic
 from gossipseg.testbed import layout as layouts
-from gossipseg.testbed.layout import Layout, Wanted
+from gossipseg.testbed.layout import Layout, WantedTestbed
 from gossipseg.testbed.live import Display
-from gossipseg.testbed.run import Run, RunResult, remove_states
+from gossipseg.testbed.run import FederationRun, RunResult, remove_states
 
 DEFAULT_SITES = 3
 
 
 @dataclass(slots=True)
-class Outcome:
+class ExperimentOutcome:
     """A run with its report."""
 
     result: RunResult
@@ -28,7 +28,7 @@ class Outcome:
     """The missing parts of the report, and why."""
 
 
-def make_testbed(root: Path, data: Path | None, sites: str | None, wanted: Wanted) -> Layout:
+def make_testbed(root: Path, data: Path | None, sites: str | None, wanted: WantedTestbed) -> Layout:
     """A fresh testbed in `root`: on real data, or on synthetic hospitals drawn into `root`/data.
 
     Identities of an earlier testbed in that folder are kept, its state is removed.
@@ -69,13 +69,13 @@ def site_count(sites: str | None) -> int:
     return int(sites)
 
 
-def run_experiment(layout: Layout, display: Display, *, timeout_s: float | None = None) -> Outcome:
+def run_experiment(layout: Layout, display: Display, *, timeout_s: float | None = None) -> ExperimentOutcome:
     """Run to the end and write report.json, report.png and report.html into the testbed's folder."""
-    result = Run(layout, display, timeout_s=timeout_s).run()
+    result = FederationRun(layout, display, timeout_s=timeout_s).run()
     if report.closed_without(result) and result.exit_code == EXIT_OK:
         result.exit_code = EXIT_FAILED
     report.write_json(result, layout.root)
-    outcome = Outcome(result, report.document(result), layout.root)
+    outcome = ExperimentOutcome(result, report.document(result), layout.root)
     if any(site.status is not None for site in result.sites):
         outcome.complaints = report.write_pages(layout, result, layout.root)
     return outcome

@@ -71,7 +71,7 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedTestbed:
     """The user's wishes; None leaves a choice to the preset, or to the --peers file."""
 
     algorithm: str | None = None
@@ -90,14 +90,14 @@ class Wanted:
 
 
 def init_testbed(
-    root: Path, data: list[Path], wanted: Wanted | None = None, *, may_be_empty: bool = False
+    root: Path, data: list[Path], wanted: WantedTestbed | None = None, *, may_be_empty: bool = False
 ) -> Layout:
     """Write identities, peers.yaml and site files for the sites whose data folders are given.
 
     Site names are the folders' names, made lower case. `may_be_empty`: where no folder holds a file yet, the
     task is that of the synthetic hospitals. Raises ConfigError or DataError.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or WantedTestbed()
     names = _site_names(data)
     sections = _sections(data, wanted, may_be_empty and not any(_holds_files(folder) for folder in data))
     addresses = _addresses(names, wanted.address)
@@ -115,9 +115,9 @@ def init_testbed(
     return load_layout(root)
 
 
-def init_empty(root: Path, count: int, wanted: Wanted | None = None) -> Layout:
+def init_empty(root: Path, count: int, wanted: WantedTestbed | None = None) -> Layout:
     """Write the same without data: site files that point to folders, made here, for the user's data."""
-    wanted = wanted or Wanted()
+    wanted = wanted or WantedTestbed()
     names = [hospital.name for hospital in synthetic.hospitals(count)]
     folders = [root / DATA_FOLDER / name for name in names]
     made = init_testbed(root, folders, wanted, may_be_empty=True)
@@ -176,7 +176,7 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 # ---------------------------------------------------------------- parts of the files
 
 
-def _sections(data: list[Path], wanted: Wanted, empty: bool) -> dict[str, Any]:
+def _sections(data: list[Path], wanted: WantedTestbed, empty: bool) -> dict[str, Any]:
     """The sections of peers.yaml without the sites."""
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else _from_data(data, empty)
     training = sections["training"]
@@ -223,7 +223,7 @@ def _from_data(data: list[Path], empty: bool) -> tuple[dict[str, Any], int]:
     return presets.sections(task, [(synthetic.SIZE_PX, synthetic.SIZE_PX)])
 
 
-def _write_site(root: Path, site: SiteFolder, wanted: Wanted) -> None:
+def _write_site(root: Path, site: SiteFolder, wanted: WantedTestbed) -> None:
     site.folder.mkdir(parents=True, exist_ok=True)
     identity = site.folder / "identity"
     if not _certificate(site).exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-if TYPE_CHECKING:
-    from gossipseg.testbed.report import Curve, Exchange
+from gossipseg.testbed.curves import Curve, Exchange
 
 COLOURS = ("#2f6db3", "#d2762c", "#3d9a6d", "#b2475b", "#7b68b5", "#8a7a4f", "#3fa3b5", "#5b6572")
 _OUTCOME_STYLE = {

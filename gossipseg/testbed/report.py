@@ -10,7 +10,6 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gossipseg.children import environment, python_module
 from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.store import atomic_write
+from gossipseg.testbed.curves import Curve, Exchange
 from gossipseg.testbed.layout import Layout, SiteFolder
 from gossipseg.testbed.run import RunResult, SiteResult
 
@@ -35,30 +35,6 @@ _OUTCOMES = {
     "model_dropped": "dropped",
     "model_broken": "broken",
 }
-
-
-@dataclass(slots=True)
-class Exchange:
-    """A model that went from one site to another. Times are seconds since the run began."""
-
-    sender: str
-    receiver: str
-    arrived_s: float
-    done_s: float | None = None
-    outcome: str = "waiting"
-    """waiting | merged | held | kept out | refused | reverted | dropped | broken"""
-
-
-@dataclass(slots=True)
-class Curve:
-    """One site's rounds. Lists are parallel; times are seconds since the run began."""
-
-    rounds: list[int] = field(default_factory=list)
-    at_s: list[float] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    dice_val: list[float] = field(default_factory=list)
-    visits: list[str] = field(default_factory=list)
-    """Sender of the model that was merged or held then, or ""."""
 
 
 def document(result: RunResult) -> dict[str, Any]:

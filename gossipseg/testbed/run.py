@@ -54,7 +54,7 @@ class RunResult:
         return [s for s in self.sites if s.state != "finished"]
 
 
-class Run:
+class FederationRun:
     """Daemons of a layout, watched. `clock` gives monotonic seconds; `pause` waits for a number of
     seconds."""
 

@@ -53,7 +53,7 @@ class Candidate:
     """When (loop time), and why, a handshake failed at this address."""
 
 
-class Link:
+class PeerChannel:
     """Calls to one site. The listed address is tried first, hints only beside it; a working address is
     kept."""
 
@@ -342,7 +342,7 @@ class closing_is_unreachable:
     Cancellation of the task itself goes through.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: PeerChannel) -> None:
         self._link = link
 
     def __enter__(self) -> None:

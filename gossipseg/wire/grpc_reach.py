@@ -16,9 +16,9 @@ from grpc import aio
 from gossipseg.certificates import described
 from gossipseg.wire.addresses import split_address
 from gossipseg.wire.codec.messages import SERVICE
-from gossipseg.wire.grpc_link import Link
+from gossipseg.wire.grpc_link import PeerChannel
 from gossipseg.wire.probe import Seen, seen_certificate, seen_port
-from gossipseg.wire.reached import ECHO_BYTES, Outcome, Reached, encode_echo
+from gossipseg.wire.reached import ECHO_BYTES, Reached, ReachOutcome, encode_echo
 from gossipseg.wire.small_packets import SMALL_SEGMENT, small_packets
 
 SMALL_BYTES = 16
@@ -43,7 +43,7 @@ class ReachTimes:
         return 3 * self.connect_s + 3 * self.small_s + 2 * self.large_s
 
 
-async def look(link: Link, times: ReachTimes) -> Reached:
+async def look(link: PeerChannel, times: ReachTimes) -> Reached:
     """Dial the listed address of the link's site, over a separate connection."""
     address = link.endpoint.address
     if not address:
@@ -55,7 +55,7 @@ async def look(link: Link, times: ReachTimes) -> Reached:
     return Reached(first.outcome, first.address, first.detail, elsewhere)
 
 
-def _first_look(link: Link, address: str, timeout_s: float) -> Reached | None:
+def _first_look(link: PeerChannel, address: str, timeout_s: float) -> Reached | None:
     """Check name, port and TLS; None where all of them are well. Blocks."""
     if link.identity is None:
         seen = seen_port(address, timeout_s)
@@ -77,7 +77,7 @@ def _first_look(link: Link, address: str, timeout_s: float) -> Reached | None:
     return None
 
 
-def _stage(seen: Seen) -> Outcome:
+def _stage(seen: Seen) -> ReachOutcome:
     """The outcome code of a check that ended early."""
     words = seen.detail.lower()
     if seen.stage == "dns":
@@ -96,7 +96,7 @@ def _where(seen: Seen) -> str:
     return f"{seen.ip}: {seen.detail}"
 
 
-async def _echoes(link: Link, address: str, times: ReachTimes) -> Reached:
+async def _echoes(link: PeerChannel, address: str, times: ReachTimes) -> Reached:
     """Send a small message, then 64 KiB there, then 64 KiB back, over one new connection."""
     small = ((SMALL_BYTES, SMALL_BYTES, times.small_s),)
     large = ((ECHO_BYTES, SMALL_BYTES, times.large_s), (SMALL_BYTES, ECHO_BYTES, times.large_s))
@@ -133,7 +133,9 @@ _Echo = tuple[int, int, float]
 """Bytes there, bytes back, seconds."""
 
 
-async def _exchange(link: Link, address: str, echoes: tuple[_Echo, ...]) -> tuple[int, Outcome, str] | None:
+async def _exchange(
+    link: PeerChannel, address: str, echoes: tuple[_Echo, ...]
+) -> tuple[int, ReachOutcome, str] | None:
     """Make these echoes over one new connection. Returns the number of the first that failed, and how; None
     if none did."""
     channel = link.new_channel(address)
@@ -147,8 +149,8 @@ async def _exchange(link: Link, address: str, echoes: tuple[_Echo, ...]) -> tupl
 
 
 async def _echo(
-    link: Link, channel: aio.Channel, sent: int, back: int, timeout_s: float
-) -> tuple[Outcome, str] | None:
+    link: PeerChannel, channel: aio.Channel, sent: int, back: int, timeout_s: float
+) -> tuple[ReachOutcome, str] | None:
     """None when the echo came back whole."""
     data = encode_echo(os.urandom(sent), back)  # random: compressible bytes would prove nothing over a tunnel
     ask = channel.unary_unary(f"/{SERVICE}/Echo")

@@ -33,7 +33,7 @@ from gossipseg.trust import TrustList
 from gossipseg.wire import health
 from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.grpc_link import CLOCK_KEY, DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
-from gossipseg.wire.limits import REFUSED_HELD, Pace, PeerLimits, Turnstile
+from gossipseg.wire.limits import REFUSED_HELD, PeerLimits, RateLimiter, StreamProgress
 from gossipseg.wire.reached import ECHO_BYTES, Reached, answer_echo, encode_reached
 from gossipseg.wire.transport import Handler, Traffic
 
@@ -77,7 +77,7 @@ class PeerServicer:
         self._places = asyncio.Semaphore(max_parallel_transfers)
         self._streams: dict[tuple[Site, str], InboundStream] = {}
         self._strangers: set[str] = set()
-        self._turnstiles: dict[Site, Turnstile] = {}
+        self._turnstiles: dict[Site, RateLimiter] = {}
 
     def rpc_handlers(self) -> grpc.GenericRpcHandler:
         """The argument of aio.Server.add_generic_rpc_handlers. Messages are bytes; wire.codec reads them."""
@@ -133,7 +133,7 @@ class PeerServicer:
     async def _admitted(self, site: Site) -> AsyncGenerator[None, None]:
         """Count a call of the site while it lasts. Raises PeerRefused when the limit is exceeded."""
         now_s = asyncio.get_running_loop().time()
-        turnstile = self._turnstiles.setdefault(site, Turnstile(self.limits, now_s))
+        turnstile = self._turnstiles.setdefault(site, RateLimiter(self.limits, now_s))
         if why := turnstile.enter(now_s):
             if turnstile.turned_away in (1, 100) or turnstile.turned_away % 10_000 == 0:
                 log.warning("%s calls too often: %s (%d refused)", site, why, turnstile.turned_away)
@@ -307,7 +307,7 @@ class InboundStream:
         self._left = header.model.size_bytes - header.offset
         self._context, self._listed = context, listed
         self._reading: asyncio.Future[Any] | None = None
-        self._pace = Pace(limits, asyncio.get_running_loop().time())
+        self._pace = StreamProgress(limits, asyncio.get_running_loop().time())
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The data, until the declared size is reached or the sender has ended the stream.

@@ -15,7 +15,7 @@ from gossipseg.errors import ConfigError, PeerError, PeerRefused, PeerUnreachabl
 from gossipseg.trust import Identity, TrustList
 from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, split_address
 from gossipseg.wire.codec import messages as codec
-from gossipseg.wire.grpc_link import Explain, Link, background_done, closing_is_unreachable
+from gossipseg.wire.grpc_link import Explain, PeerChannel, background_done, closing_is_unreachable
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_reach import ReachTimes, look
 from gossipseg.wire.grpc_server import PeerServicer
@@ -70,8 +70,8 @@ class GrpcTransport:
         """Bounds the rate of outgoing models; None: no bound."""
         self._sending = asyncio.Semaphore(max_parallel_transfers)
         self._traffic: dict[Site, Traffic] = {}
-        self._links: dict[Site, Link] = {}
-        self._retired: list[Link] = []
+        self._links: dict[Site, PeerChannel] = {}
+        self._retired: list[PeerChannel] = []
         """Replaced links with calls that may still be under way."""
         self._server: aio.Server | None = None
         self._port = 0
@@ -159,16 +159,16 @@ class GrpcTransport:
         for link in gone:
             self._put_away(link, links.get(link.site))
 
-    def _link_for(self, name: Site, endpoint: PeerEndpoint, identity: Identity | None) -> Link:
+    def _link_for(self, name: Site, endpoint: PeerEndpoint, identity: Identity | None) -> PeerChannel:
         known = self._links.get(name)
         if known is not None and known.same(endpoint, identity):
             return known
-        made = Link(self.site, endpoint, identity, self._reconnect_max_s, self.traffic(name))
+        made = PeerChannel(self.site, endpoint, identity, self._reconnect_max_s, self.traffic(name))
         for address in known.hints if known is not None else ():
             made.hint(address)
         return made
 
-    def _put_away(self, link: Link, successor: Link | None) -> None:
+    def _put_away(self, link: PeerChannel, successor: PeerChannel | None) -> None:
         if successor is None:
             return link.close("no longer listed")
         if link.endpoint.address == successor.endpoint.address and _still_good(link.endpoint, successor):
@@ -213,7 +213,7 @@ class GrpcTransport:
         """Bytes exchanged with a site so far (messages and model data, without TLS and HTTP/2 framing)."""
         return self._traffic.setdefault(site, Traffic())
 
-    def _link(self, site: Site) -> Link:
+    def _link(self, site: Site) -> PeerChannel:
         link = self._links.get(site)
         if link is None:
             raise PeerUntrusted(site, "not_listed", "no such site in peers.yaml")
@@ -285,7 +285,7 @@ class GrpcTransport:
                 reached, broken = offset, e
 
     async def _stream(
-        self, link: Link, model: ModelRef, path: Path, offset: int, progress: Callable[[int], None]
+        self, link: PeerChannel, model: ModelRef, path: Path, offset: int, progress: Callable[[int], None]
     ) -> None:
         call, explain = link.stream()
         verdict = asyncio.ensure_future(call.initial_metadata())
@@ -318,7 +318,7 @@ class GrpcTransport:
         return file_chunks(path, offset, model.size_bytes, min(piece, self._chunk_bytes))
 
 
-def _still_good(endpoint: PeerEndpoint, now: Link | None) -> bool:
+def _still_good(endpoint: PeerEndpoint, now: PeerChannel | None) -> bool:
     """Whether all certificates that a connection to this endpoint may have trusted are still listed for the
     site."""
     return now is not None and set(endpoint.certificates) <= set(now.endpoint.certificates)
@@ -328,7 +328,7 @@ def _unheard(handed_over_bytes: int) -> None:
     """Ignore the progress."""
 
 
-async def _early_end(link: Link, call: aio.StreamUnaryCall, explain: Explain) -> PeerError:
+async def _early_end(link: PeerChannel, call: aio.StreamUnaryCall, explain: Explain) -> PeerError:
     try:
         with closing_is_unreachable(link):
             await call

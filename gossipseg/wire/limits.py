@@ -29,7 +29,7 @@ class PeerLimits:
     """Seconds that a call over the limit waits for its refusal: a flood slows itself down."""
 
 
-class Turnstile:
+class RateLimiter:
     """The calls of one site: how many are under way, how many it may still begin."""
 
     __slots__ = ("_at_s", "_limits", "_tokens", "held", "turned_away", "under_way")
@@ -59,7 +59,7 @@ class Turnstile:
         self.under_way -= 1
 
 
-class Pace:
+class StreamProgress:
     """Whether a stream is fast enough: enough bytes in every span, and an end in time."""
 
     __slots__ = ("_came", "_ends_s", "_limits", "_span_ends_s")

@@ -20,7 +20,7 @@ MTU_REMEDY = (
     "clamp the MSS at the router, and let ICMP `fragmentation needed` / `packet too big` through."
 )
 
-Outcome = Literal[
+ReachOutcome = Literal[
     "ok",
     "no_address",
     "dns",
@@ -37,7 +37,7 @@ Outcome = Literal[
     "not_asked",
     "older",
 ]
-_ON_THE_WIRE: Mapping[Outcome, Any] = {
+_ON_THE_WIRE: Mapping[ReachOutcome, Any] = {
     "ok": pb.REACH_OUTCOME_OK,
     "no_address": pb.REACH_OUTCOME_NO_ADDRESS,
     "dns": pb.REACH_OUTCOME_DNS,
@@ -59,7 +59,7 @@ _READ = {number: outcome for outcome, number in _ON_THE_WIRE.items()}
 class Reached:
     """The result of dialling a listed address."""
 
-    outcome: Outcome
+    outcome: ReachOutcome
     """`not_asked`: the site could not be asked, or asks for patience; `older`: its version does not know the
     question."""
     address: str = ""

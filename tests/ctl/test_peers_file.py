@@ -33,6 +33,17 @@ sites:
 - {name: b, address: "b.example:2"}
 seed: 7  # after the list
 """
+ODD = """\
+training:
+    steps_per_round: 10
+network: { name: unet,  width: 8 }
+sites:
+    - name:    a
+      address: 'a.example:1'
+    - "name":  b
+      "address": "\\x62.example:2"
+seed: 7
+"""
 LAYOUTS = {
     "indented": HEAD + INDENTED,
     "flush, and a key behind it": HEAD + FLUSH,
@@ -42,6 +53,9 @@ LAYOUTS = {
     "no line end at the end": (HEAD + INDENTED).rstrip(),
     "lines of Windows": (HEAD + INDENTED).replace("\n", "\r\n"),
     "a comment behind the list": HEAD + INDENTED + "\n# the end\n",
+    "aligned values, escapes, other indents, blanks": HEAD + ODD.replace("sites:", "sites:  "),
+    "a document's mark": "---\n" + HEAD + INDENTED,
+    "a byte order mark": "\ufeff" + HEAD + INDENTED,
 }
 EMPTY = {
     "no key": HEAD,

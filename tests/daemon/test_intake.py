@@ -305,13 +305,14 @@ async def test_a_call_broken_off_while_the_file_is_opened_leaves_no_lock(
         return partial
 
     monkeypatch.setattr(bench.store, "partial", slow)
+    before = asyncio.all_tasks()
     asking = asyncio.create_task(bench.intake.push_offset("b", model))
     await asyncio.to_thread(opened.wait, 10)
     asking.cancel()
     await asyncio.wait({asking})
     go_on.set()
     monkeypatch.setattr(bench.store, "partial", real)
-    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+    await asyncio.gather(*(asyncio.all_tasks() - before))
     await asyncio.sleep(0)
     await bench.push(model, data)  # not "busy"
     assert bench.store.has(model.hash)

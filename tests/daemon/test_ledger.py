@@ -12,37 +12,37 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry
 from gossipseg.daemon.observe import exchange_table as module
-from gossipseg.daemon.observe.exchange_table import Ledger
+from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from tests.core.rig import OPEN, model
 
 ACCEPT, BUSY = ms.OfferReply("accept"), ms.OfferReply("busy", "busy")
 
 
 @pytest.fixture
-def ledger() -> Ledger:
+def ledger() -> ExchangeTable:
     ticks = iter(range(10_000))
-    return Ledger(lambda: float(next(ticks)))
+    return ExchangeTable(lambda: float(next(ticks)))
 
 
-def row(ledger: Ledger) -> Any:
+def row(ledger: ExchangeTable) -> Any:
     return ledger.recent(1)[0]
 
 
-def offer(ledger: Ledger, id: int = 1, to: str = "b") -> None:
+def offer(ledger: ExchangeTable, id: int = 1, to: str = "b") -> None:
     ledger.effect(fx.Request(id, to, ms.Offer(model()), 10.0))
 
 
-def arrive(ledger: Ledger) -> None:
+def arrive(ledger: ExchangeTable) -> None:
     ledger.event(ev.Incoming("b", 7, ms.Offer(model())))
     ledger.effect(fx.Respond(7, ACCEPT))
     ledger.event(ev.ModelArrived("b", model()))
 
 
-def visit(ledger: Ledger) -> None:
+def visit(ledger: ExchangeTable) -> None:
     ledger.effect(fx.StartRound(6, InboxEntry("b", model(), 5), False))
 
 
-def test_a_model_on_its_way_out(ledger: Ledger) -> None:
+def test_a_model_on_its_way_out(ledger: ExchangeTable) -> None:
     offer(ledger)
     assert (row(ledger).direction, row(ledger).peer, row(ledger).state) == ("out", "b", "offered")
     ledger.event(ev.Reply(1, ACCEPT, 0.1))
@@ -63,19 +63,21 @@ def test_a_model_on_its_way_out(ledger: Ledger) -> None:
         (ev.RequestFailed(1, "timeout"), "failed", "timeout"),
     ],
 )
-def test_an_offer_that_leads_nowhere(ledger: Ledger, outcome: ev.Event, state: str, reason: str) -> None:
+def test_an_offer_that_leads_nowhere(
+    ledger: ExchangeTable, outcome: ev.Event, state: str, reason: str
+) -> None:
     offer(ledger)
     ledger.event(outcome)
     assert (row(ledger).state, row(ledger).reason) == (state, reason) and ledger._offers == {}
 
 
-def test_a_broken_transfer(ledger: Ledger) -> None:
+def test_a_broken_transfer(ledger: ExchangeTable) -> None:
     ledger.effect(fx.StartTransfer(2, "b", model()))
     ledger.event(ev.TransferFailed(2, "timeout"))
     assert (row(ledger).state, row(ledger).reason) == ("failed", "timeout") and ledger._offers == {}
 
 
-def test_a_visit_from_the_offer_to_the_merge(ledger: Ledger) -> None:
+def test_a_visit_from_the_offer_to_the_merge(ledger: ExchangeTable) -> None:
     ledger.event(ev.WorkerReady(5, 50, 10, OPEN, dice_val=0.4))
     arrive(ledger)
     assert row(ledger).state == "stored" and ledger._asked == {}
@@ -87,14 +89,14 @@ def test_a_visit_from_the_offer_to_the_merge(ledger: Ledger) -> None:
     assert row(ledger).state == "reverted"
 
 
-def test_a_visit_cut_off_by_the_workers_death_waits_again(ledger: Ledger) -> None:
+def test_a_visit_cut_off_by_the_workers_death_waits_again(ledger: ExchangeTable) -> None:
     arrive(ledger)
     visit(ledger)
     ledger.event(ev.WorkerLost("oom"))
     assert row(ledger).state == "stored"
 
 
-def test_a_model_dropped_or_broken(ledger: Ledger) -> None:
+def test_a_model_dropped_or_broken(ledger: ExchangeTable) -> None:
     arrive(ledger)
     ledger.effect(fx.Note("model_dropped", "b", "too_old", {"hash": model().hash}))
     assert (row(ledger).state, row(ledger).reason) == ("dropped", "too_old")
@@ -102,7 +104,9 @@ def test_a_model_dropped_or_broken(ledger: Ledger) -> None:
     assert (row(ledger).state, row(ledger).reason) == ("refused", "hash_mismatch")
 
 
-def test_rows_are_bounded_and_the_newest_come_first(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_bounded_and_the_newest_come_first(
+    ledger: ExchangeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "MAX_ROWS", 3)
     for i, to in enumerate("bcdef"):
         offer(ledger, i, to)
@@ -112,7 +116,7 @@ def test_rows_are_bounded_and_the_newest_come_first(ledger: Ledger, monkeypatch:
     assert len(ledger.rows) == 3
 
 
-def test_a_fetched_file_has_a_row_and_a_question_has_none(ledger: Ledger) -> None:
+def test_a_fetched_file_has_a_row_and_a_question_has_none(ledger: ExchangeTable) -> None:
     common = dataclasses.replace(model(), kind="global")
     fetch = ms.Fetch("run", "sites", "global", 1, 0, common.hash)
     ledger.effect(fx.Request(1, "b", dataclasses.replace(fetch, hash=""), 1.0))

@@ -15,7 +15,7 @@ import pytest
 
 from gossipseg.daemon import listening
 from gossipseg.daemon.listening import MAX_RETRY_S, TAKEN_PATIENCE_S, Time, listen
-from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.errors import EXIT_CONFIG, EXIT_FAILED, GossipsegError
 from gossipseg.wire.listening import CannotListen, cannot_listen, port_holder, require_name, why_not
 
@@ -24,7 +24,7 @@ from gossipseg.wire.listening import CannotListen, cannot_listen, port_holder, r
 class Owner:
     """Keeps what it is told."""
 
-    training: TrainingView = field(default_factory=TrainingView)
+    training: WorkerView = field(default_factory=WorkerView)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[GossipsegError] = field(default_factory=list)

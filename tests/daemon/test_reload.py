@@ -37,6 +37,11 @@ def without(name: str) -> Any:
     return lambda doc: doc.update(sites=[s for s in doc["sites"] if s["name"] != name])
 
 
+def links_of(daemon: Any) -> dict[str, Any]:
+    """Its links to peers, as they are now."""
+    return dict(daemon.transport._links)
+
+
 async def test_a_removed_site_is_gone_everywhere(files: Federation) -> None:
     daemon = daemon_of(files)
     files.edit(without("west"))
@@ -44,7 +49,7 @@ async def test_a_removed_site_is_gone_everywhere(files: Federation) -> None:
     await daemon.reload()
     assert set(daemon.runtime.node.members) == {"south"}
     assert daemon.runtime.intake.verifier.sites == {"north", "south"}
-    assert set(daemon.transport._links) == {"south"}
+    assert set(links_of(daemon)) == {"south"}
     await daemon.transport.close()
 
 
@@ -131,10 +136,10 @@ async def test_a_new_key_comes_into_use_without_a_restart(files: Federation) -> 
     old, new = daemon.identity, trust.create_identity("north", files.root / "new")
     assert old is not None
     daemon.runtime.node.step(events.Start(), 0.0)
-    incarnation, links = daemon.runtime.node.incarnation, dict(daemon.transport._links)
+    incarnation, links = daemon.runtime.node.incarnation, links_of(daemon)
     list_for_north(files, old, new)
     assert await daemon.reload() == (f"north's key {trust.short_id(new.site_id)}… is accepted",)
-    assert daemon.identity is old and daemon.transport._links == links, "nothing of it is in use yet"
+    assert daemon.identity is old and links_of(daemon) == links, "nothing of it is in use yet"
     put_in_use(files, new)
     assert await daemon.reload() == (f"this site now uses the key {new.site_id}",)
     assert daemon.identity is not None and daemon.identity.site_id == new.site_id
@@ -142,7 +147,7 @@ async def test_a_new_key_comes_into_use_without_a_restart(files: Federation) -> 
     own = daemon.runtime.node._membership.news.own
     listed = trust.TrustList.from_sites({"north": [new.certificate_pem]})
     assert listed.verify("north", payload(own), own.signature), "signed with the new key"
-    assert not set(daemon.transport._links.values()) & set(links.values())
+    assert not set(links_of(daemon).values()) & set(links.values())
     list_for_north(files, new)
     assert await daemon.reload() == (f"north's key {trust.short_id(old.site_id)}… is no longer accepted",)
     assert await daemon.reload() == ()
@@ -152,7 +157,7 @@ async def test_a_new_key_comes_into_use_without_a_restart(files: Federation) -> 
 @pytest.mark.parametrize("spoil", ["unlisted", "readable", "half", "expired", "junk"])
 async def test_a_new_key_that_is_not_in_order_changes_nothing(files: Federation, spoil: str) -> None:
     daemon = daemon_of(files)
-    before, links = daemon.identity, dict(daemon.transport._links)
+    before, links = daemon.identity, links_of(daemon)
     assert before is not None
     new = trust.create_identity("north", files.root / "new", days=30)
     folder = files["north"].folder / "identity"
@@ -170,7 +175,7 @@ async def test_a_new_key_that_is_not_in_order_changes_nothing(files: Federation,
         folder.joinpath(trust.KEY_FILE).write_text("no key")
     with pytest.raises((ConfigError, LocalError)):
         await daemon.reload()
-    assert daemon.identity is before and daemon.transport._links == links
+    assert daemon.identity is before and links_of(daemon) == links
     assert daemon.transport._own_identity() is before
     assert daemon.runtime.events.tail(1)[0]["event"] == "config_refused"
     await daemon.transport.close()

@@ -83,7 +83,7 @@ def test_the_file_is_that_of_version_0_3(tmp_path: Path) -> None:
     assert read(tmp_path, GOLDEN.read_text()) == SNAPSHOT
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(before=st.from_type(effects.Snapshot))
 def test_through_the_file_and_back(tmp_path: Path, before: effects.Snapshot) -> None:
     """Whatever the core may say is read again: a file set aside would be a forgotten promise."""

@@ -14,7 +14,7 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry
 from gossipseg.ctl.tables import exchange_cells
-from gossipseg.daemon.observe.exchange_table import Ledger
+from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.learn import jobs
 from gossipseg.learn.reception import DETAIL_CHARACTERS
 from gossipseg.wire.documents import ExchangesDoc
@@ -82,7 +82,7 @@ def test_what_is_told_of_a_refusal_is_bounded(tmp_path: Path) -> None:
 
 
 def test_a_later_state_of_a_row_does_not_keep_an_earlier_detail() -> None:
-    ledger = Ledger(lambda: 0.0)
+    ledger = ExchangeTable(lambda: 0.0)
     ledger.event(ev.Incoming("b", 7, ms.Offer(model())))
     ledger.effect(fx.Respond(7, ms.OfferReply("accept")))
     ledger.event(ev.ModelBroken("b", model().hash, "schema_mismatch", "other tensors"))

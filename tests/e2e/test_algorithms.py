@@ -15,9 +15,9 @@ import yaml
 from gossipseg.algos.params import names, params_class
 from gossipseg.store import read_events
 from gossipseg.testbed import experiment, report, synthetic
-from gossipseg.testbed.layout import Layout, Wanted
+from gossipseg.testbed.layout import Layout, WantedTestbed
 from gossipseg.testbed.live import make_display
-from gossipseg.testbed.run import Run
+from gossipseg.testbed.run import FederationRun
 from tests.e2e.federation import TASK, write_data
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -73,10 +73,10 @@ def test_it_runs_in_real_daemons_to_the_last_round(data: Path, tmp_path: Path, a
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     params = params_class(algorithm)()
     rounds = COMMON_ROUNDS + getattr(params, "finetune_rounds", 0)
-    wanted = Wanted(algorithm=algorithm, rounds=rounds, steps=1, peers=tmp_path / "tiny.yaml")
+    wanted = WantedTestbed(algorithm=algorithm, rounds=rounds, steps=1, peers=tmp_path / "tiny.yaml")
     layout = experiment.make_testbed(tmp_path / "bed", data, None, wanted)
 
-    result = Run(layout, make_display(algorithm, quiet=True), timeout_s=TIMEOUT_S).run()
+    result = FederationRun(layout, make_display(algorithm, quiet=True), timeout_s=TIMEOUT_S).run()
 
     logs = {site.name: site.log.read_text() for site in layout.sites}
     assert result.exit_code == 0, (result.missing, logs)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.lab.plan import choices, run_plans, variants
-from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.plan.run_plans import Replicate, RunPlan
 from gossipseg.lab.simulation import federation, pooled
 from gossipseg.lab.simulation.training import DataCache
@@ -18,7 +18,7 @@ Rows = dict[str, dict[str, Any]]
 def plan(data: Path, algorithm: str, *, seed: int = 0, **wanted: Any) -> RunPlan:
     """One run: two rounds of two steps unless `wanted` says otherwise."""
     settings = (*TINY, *wanted.pop("settings", ()))
-    chosen = Wanted(data, **{"rounds": 2, "steps": 2, "settings": settings, **wanted})
+    chosen = WantedRuns(data, **{"rounds": 2, "steps": 2, "settings": settings, **wanted})
     (only,) = run_plans.plans(choices.read(chosen), variants.parse(algorithm), [Replicate(seed)], None)
     return only
 

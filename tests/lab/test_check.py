@@ -12,7 +12,7 @@ import safetensors.torch
 from gossipseg.lab import main
 from gossipseg.lab.experiment import check, runs
 from gossipseg.lab.plan import choices, run_plans, splits, variants
-from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.plan.run_plans import Replicate
 from gossipseg.lab.simulation import pretrained
 from gossipseg.lab.simulation.training import make_spec
@@ -124,7 +124,7 @@ def test_weights_are_found_beside_every_list_that_the_lab_makes(
     """Of a redrawn split, of fewer cases, of all sites together."""
     data, settings = equipped
     out, sites = tmp_path / "out", {site: str(data / site) for site in ("lakeside", "north")}
-    wanted = Wanted(
+    wanted = WantedRuns(
         data,
         sites="lakeside,north",
         rounds=1,
@@ -144,7 +144,7 @@ def test_weights_are_found_beside_every_list_that_the_lab_makes(
 
 
 def test_finished_runs_are_not_checked_again(hospitals: Path, tmp_path: Path) -> None:
-    study = choices.read(Wanted(hospitals, sites="2", rounds=2))
+    study = choices.read(WantedRuns(hospitals, sites="2", rounds=2))
     made = run_plans.plans(study, variants.parse("local,pooled"), [Replicate(0)], tmp_path)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "local-seed0.json").touch()

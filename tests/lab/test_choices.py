@@ -11,7 +11,7 @@ import yaml
 
 from gossipseg.errors import ConfigError, DataError
 from gossipseg.lab.plan import choices, run_plans, variants
-from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.plan.run_plans import Replicate
 from gossipseg.testbed import presets
 from tests.lab import rig
@@ -46,7 +46,7 @@ from tests.lab import rig
 )
 def test_wrong_choices_are_refused_in_words(hospitals: Path, wanted: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        choices.read(Wanted(hospitals, **{"rounds": 4, **wanted}))
+        choices.read(WantedRuns(hospitals, **{"rounds": 4, **wanted}))
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_the_rounds_are_the_federations_budget_unless_one_is_set(
         sections["training"] |= written
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(sections))
         wanted = {**wanted, "peers": tmp_path / "mine.yaml"}
-    study = choices.read(Wanted(hospitals, **wanted))
+    study = choices.read(WantedRuns(hospitals, **wanted))
     assert (study.rounds, study.sections["training"]["rounds"]) == (rounds, budget)
 
 
 def test_more_rounds_than_the_budget_that_is_set(hospitals: Path) -> None:
     with pytest.raises(ConfigError, match=r"more than training\.rounds") as caught:
-        choices.read(Wanted(hospitals, rounds=6, settings=("training.rounds=5",)))
+        choices.read(WantedRuns(hospitals, rounds=6, settings=("training.rounds=5",)))
     assert caught.value.key == "--rounds" and "--rounds 5" in caught.value.remedy
 
 
@@ -89,7 +89,7 @@ def test_what_the_user_set_stays_under_an_algorithm_with_a_preset_of_its_own(
     (one_shot,) = variants.parse("fedcowpro")
 
     def made(**wanted: Any) -> Any:
-        study = choices.read(Wanted(hospitals, rounds=4, **wanted))
+        study = choices.read(WantedRuns(hospitals, rounds=4, **wanted))
         return variants.federation(study.sections, one_shot, study.own)
 
     preset = made()
@@ -108,15 +108,15 @@ def test_what_the_user_set_stays_under_an_algorithm_with_a_preset_of_its_own(
 
 def test_a_folder_without_sites_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder"):
-        choices.read(Wanted(tmp_path / "nowhere"))
+        choices.read(WantedRuns(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="holds no site"):
-        choices.read(Wanted(tmp_path))
+        choices.read(WantedRuns(tmp_path))
 
 
 def test_a_case_without_a_patient_in_its_name_is_refused(hospitals: Path) -> None:
     said = r"data.patient_pattern = .*no patient is found in the name of case case_000 \(.*case_000.png\)"
     with pytest.raises(DataError, match=said):
-        choices.read(Wanted(hospitals, patient_pattern="(x+)_.*"))
+        choices.read(WantedRuns(hospitals, patient_pattern="(x+)_.*"))
 
 
 def test_a_site_without_test_labels_sets_a_share_of_training_aside(hospitals: Path, tmp_path: Path) -> None:
@@ -127,21 +127,21 @@ def test_a_site_without_test_labels_sets_a_share_of_training_aside(hospitals: Pa
     )
     for kind in ("images", "masks"):
         (site / kind).symlink_to(hospitals / "north" / kind)
-    (source,) = choices.read(Wanted(tmp_path)).sites
+    (source,) = choices.read(WantedRuns(tmp_path)).sites
     assert source.cases["test"] >= 1 and source.rewritten and "set aside as test" in source.note
-    (own,) = choices.read(Wanted(hospitals, sites="north")).sites
+    (own,) = choices.read(WantedRuns(hospitals, sites="north")).sites
     assert not own.rewritten and not own.note
     lists = json.loads((site / "dataset.json").read_text())
     lists["training"] = lists["training"][:1]
     (site / "dataset.json").write_text(json.dumps(lists))
     with pytest.raises(ConfigError, match="no labelled test case"):
-        choices.read(Wanted(tmp_path))
+        choices.read(WantedRuns(tmp_path))
 
 
 def test_a_pattern_makes_another_study_whose_runs_read_its_lists(hospitals: Path, tmp_path: Path) -> None:
     pattern = "(.+)"
     plain, told = (
-        choices.read(Wanted(hospitals, rounds=1, patient_pattern=text)) for text in (None, pattern)
+        choices.read(WantedRuns(hospitals, rounds=1, patient_pattern=text)) for text in (None, pattern)
     )
     assert plain.identity() != told.identity()
     for study, lists in ((plain, False), (told, True)):

@@ -337,6 +337,7 @@ def test_a_worker_that_is_killed_loses_its_run_alone(hospitals: Path, tmp_path: 
     assert "failed, and is not in the figures" in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_with_its_code(
     hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

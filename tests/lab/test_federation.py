@@ -23,6 +23,7 @@ def cache() -> DataCache:
     return DataCache()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run_bit_by_bit(hospitals: Path, cache: DataCache) -> None:
     made = rig.plan(hospitals, "gcml[gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=4)
     first, again = rig.run(made, cache), rig.run(made, DataCache())
@@ -40,6 +41,7 @@ def test_all_algorithms_begin_alike_and_see_the_same_batches(hospitals: Path, ca
         assert {s: r["cases"] for s, r in other.items()} == {s: r["cases"] for s, r in alone.items()}
 
 
+@pytest.mark.slow
 def test_alone_nothing_moves_and_pooled_trains_as_much_as_all_sites(
     hospitals: Path, cache: DataCache
 ) -> None:
@@ -88,6 +90,7 @@ def test_pooled_ends_with_its_last_round_and_not_before(
         assert not any(run.is_last(number) for number in range(1, made.rounds + 1))
 
 
+@pytest.mark.slow
 def test_fedavg_moves_two_models_a_round_for_each_site_but_the_coordinator(
     hospitals: Path, cache: DataCache
 ) -> None:
@@ -116,6 +119,7 @@ def test_what_the_others_sent_is_what_came(hospitals: Path, cache: DataCache) ->
 # ---------------------------------------------------------------- made harder on purpose
 
 
+@pytest.mark.slow
 def test_sites_that_vanish_are_missed_and_come_back(hospitals: Path, cache: DataCache) -> None:
     made = rig.plan(hospitals, "fedavg", rounds=5, site_dropout=0.6)
     rows = rig.run(made, cache)
@@ -173,6 +177,7 @@ def _always_visits() -> dict[str, Any]:
     return {"rounds": 4, "steps": 4}
 
 
+@pytest.mark.slow
 def test_equal_evaluations_let_two_models_share_the_steps_of_one(hospitals: Path, cache: DataCache) -> None:
     gcml = "gcml[gossip.sender_rate=1,gossip.warmup_rounds=0]"
     free = rig.run(rig.plan(hospitals, gcml, **_always_visits()), cache)
@@ -186,6 +191,7 @@ def test_equal_evaluations_let_two_models_share_the_steps_of_one(hospitals: Path
     assert all(r["steps"] == 8 for r in ditto.values())
 
 
+@pytest.mark.slow
 def test_the_tail_is_the_mean_over_the_last_tenth_of_the_rounds(hospitals: Path, cache: DataCache) -> None:
     rows = rig.run(rig.plan(hospitals, "local", rounds=20, steps=1), cache)
     for row in rows.values():

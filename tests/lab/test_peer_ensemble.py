@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from gossipseg.lab.simulation.training import DataCache
 from tests.lab import rig
 
@@ -11,6 +13,7 @@ OFTEN = "gossip.sender_rate=1,gossip.warmup_rounds=0"
 FAST = ("training.learning_rate=0.05", "training.ema_decay=0")
 
 
+@pytest.mark.slow
 def test_it_costs_local_training_and_deploys_no_less_than_its_own_model(hospitals: Path) -> None:
     cache = DataCache()
     alone = rig.run(rig.plan(hospitals, "local", rounds=4, settings=FAST), cache)

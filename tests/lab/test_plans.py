@@ -10,7 +10,7 @@ import pytest
 
 from gossipseg.errors import ConfigError
 from gossipseg.lab.plan import choices, run_plans, variants
-from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.plan.run_plans import Replicate
 from tests.lab import rig
 
@@ -76,7 +76,7 @@ def test_the_fingerprint_of_pooled_has_how_cases_are_drawn(
 
 
 def test_runs_are_planned_seed_by_seed(hospitals: Path) -> None:
-    common = choices.read(Wanted(hospitals, rounds=2))
+    common = choices.read(WantedRuns(hospitals, rounds=2))
     made = run_plans.plans(common, variants.parse("local,gcml[lambda=0]"), [Replicate(3), Replicate(5)], None)
     assert [(m.label, m.seed) for m in made] == [
         ("local", 3), ("gcml[lambda=0]", 3), ("local", 5), ("gcml[lambda=0]", 5)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from gossipseg.lab.experiment import progress
-from gossipseg.lab.experiment.progress import Bars, Display, Lines, expected, make_display
+from gossipseg.lab.experiment.progress import Bars, Lines, ProgressDisplay, expected, make_display
 from gossipseg.lab.plan.run_plans import RunPlan
 from tests.lab import rig
 
@@ -20,7 +20,7 @@ def made(hospitals: Path) -> list[RunPlan]:
     return [rig.plan(hospitals, name) for name in ("local", "gcml", "pooled[steps=site]")]
 
 
-def tell(display: Display, made: list[RunPlan]) -> None:
+def tell(display: ProgressDisplay, made: list[RunPlan]) -> None:
     """Of one run that comes to its end and one that fails."""
     display.begin(made[:2], kept=1)
     try:

@@ -12,6 +12,7 @@ from gossipseg.lab.plan.choices import ADVERSARIES
 from gossipseg.lab.report import glossary, html, panels, plots, statistics, table, words
 from gossipseg.lab.report.statistics import Claim, Summary
 from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
+from gossipseg.templates import pages
 from tests.lab.test_statistics import TWO_SITES, document, row
 
 
@@ -103,7 +104,8 @@ def test_an_algorithm_with_fewer_repetitions_is_told_of() -> None:
 def page(doc: dict[str, Any]) -> str:
     """The section of the report on differences."""
     summaries, claims = statistics.summarise(doc), statistics.claims(doc)
-    return "\n".join(html._compared(summaries, claims, len(statistics.replicates(doc))))
+    values = html.differences(summaries, claims, len(statistics.replicates(doc)))
+    return pages.render("comparison_differences.html", **values)
 
 
 def test_the_page_says_what_its_intervals_and_tests_know() -> None:
@@ -296,5 +298,6 @@ def test_what_each_method_found_is_counted_over_sites_and_repetitions() -> None:
     heading, rows = table.found_table(doc)
     assert heading[1:6] == ("class", "detected", "missed", "false alarms", "voxels")
     assert rows == [("local", "lesion", "7 of 10", "3", "1 of 10", "900", "30.0", "3.0")]
-    assert "What each method found" in "".join(html._found(doc))
-    assert html._found(TWO_SITES) == [], "results of an earlier version"
+    assert "What each method found" in pages.render("comparison_found.html", words=words, **html.found(doc))
+    earlier = pages.render("comparison_found.html", words=words, **html.found(TWO_SITES))
+    assert not earlier.strip(), "results of an earlier version"

@@ -15,6 +15,7 @@ from tests.lab import rig
 SHADOW = "training.shadow_local=true"
 
 
+@pytest.mark.slow
 def test_a_shadow_is_deployed_with_the_model_and_costs_a_second_training(hospitals: Path) -> None:
     cache, gossip = DataCache(), "gossip_average[gossip.sender_rate=1,gossip.warmup_rounds=0]"
     fast = ("training.learning_rate=0.05", "training.ema_decay=0")
@@ -34,6 +35,7 @@ def test_local_is_its_own_shadow(hospitals: Path) -> None:
     assert rig.plan(hospitals, f"gcml[{SHADOW}]").parsed().training.shadow_local
 
 
+@pytest.mark.slow
 def test_progress_counts_steps_however_many_models_take_them(hospitals: Path) -> None:
     plan = rig.plan(hospitals, f"gcml[{SHADOW},gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=4)
     told: list[int] = []

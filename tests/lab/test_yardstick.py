@@ -10,7 +10,7 @@ import pytest
 
 from gossipseg.lab import main
 from gossipseg.lab.plan import choices
-from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.report import fedavg_traffic, statistics
 from tests.lab import rig
 from tests.lab.test_compare import arguments
@@ -20,7 +20,7 @@ ADAPTERS = "fedsca[network.width=2,network.options.adapter_width=2]"
 
 def settings(data: Path, *more: str) -> dict[str, Any]:
     """Of a results.json, as it is read again."""
-    study = choices.read(Wanted(data, rounds=2, steps=2, settings=(*rig.TINY, *more)))
+    study = choices.read(WantedRuns(data, rounds=2, steps=2, settings=(*rig.TINY, *more)))
     found: dict[str, Any] = json.loads(json.dumps(study.document()))
     return found
 
@@ -40,6 +40,7 @@ def test_where_fedavg_cannot_train_the_network_there_is_no_size(hospitals: Path)
     assert fedavg_traffic.fedavg_model_bytes({}) is None
 
 
+@pytest.mark.slow
 def test_table_report_and_results_hold_one_that_sends_a_part_against_the_whole(
     hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,6 +84,19 @@ def test_another_contract_is_refused_with_the_way_out(store: Checkpoints) -> Non
         load_checkpoint(store, {**CONTRACT, "algorithm.name": "local"})
 
 
+def test_one_trained_with_private_norms_says_that_this_version_has_none(store: Checkpoints) -> None:
+    with pytest.raises(
+        ConfigError, match=r"start afresh: .*private_norm: true, it goes on under version 0\.3"
+    ):
+        load_checkpoint(store, {**CONTRACT, "network.signature": "of all tensors"})
+    other = Checkpoints(store.newest()[0].parent.parent / "other")
+    contract = {**CONTRACT, "algorithm.name": "fedavg"}
+    save_checkpoint(other, state(1), contract)
+    with pytest.raises(ConfigError, match="start afresh") as caught:
+        load_checkpoint(other, {**contract, "network.signature": "of another network"})
+    assert "private_norm" not in str(caught.value)
+
+
 def test_code_in_a_checkpoint_does_not_run(store: Checkpoints) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gossipseg.algos.params import GcmlParams, GossipAverageParams, LocalParams
-from gossipseg.errors import ConfigError, LocalError
+from gossipseg.algos.params import GcmlParams, GossipAverageParams, GossipEnsembleParams, LocalParams
+from gossipseg.errors import LocalError
 from gossipseg.learn import jobs
 from gossipseg.learn import run as run_module
 from gossipseg.learn.evaluate import CaseScore, Scores
@@ -140,9 +140,9 @@ def test_a_visit_trains_both_and_averages(data: Path, tmp_path: Path, guest: job
     seen: dict[str, Any] = {}
     merge = trainer.algorithm.on_departure
 
-    def spy(local: Any, incoming: Any, score: Any) -> Any:
+    def spy(local: Any, incoming: Any) -> Any:
         seen.update(local=copy_of(local), incoming=copy_of(incoming))
-        return merge(local, incoming, score)
+        return merge(local, incoming)
 
     trainer.algorithm.on_departure = spy
     done = trainer.run_round(jobs.StartRound(2, guest))
@@ -265,48 +265,28 @@ def test_gossip_average_merges_on_arrival(data: Path, tmp_path: Path, guest: job
     assert "incoming_seg" not in done.terms
 
 
-@pytest.mark.parametrize(
-    ("merge", "mine", "theirs", "outcome"),
-    [
-        ("none", 0.5, 0.9, "kept_out"),
-        ("best_of", 0.5, 0.4, "kept_out"),
-        ("best_of", 0.5, 0.9, "merged"),
-        ("val_weighted", 0.6, 0.2, "merged"),
-    ],
-)
-def test_merges_that_look_at_validation(
-    monkeypatch: pytest.MonkeyPatch,
-    data: Path,
-    tmp_path: Path,
-    guest: jobs.Visit,
-    merge: Any,
-    mine: float,
-    theirs: float,
-    outcome: str,
+def test_where_nothing_is_merged_no_score_is_asked_for_and_the_optimizer_keeps_its_moments(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
 ) -> None:
-    trainer = trainer_after_one_round(data, tmp_path, GcmlParams(merge=merge))
-    calls = fix_scores(monkeypatch, trainer, [mine, theirs, 0.5])  # local, incoming, before the merge
+    trainer = trainer_after_one_round(data, tmp_path, GcmlParams(merge="none"))
+    calls = fix_scores(monkeypatch, trainer, [])
     done = trainer.run_round(jobs.StartRound(2, guest))
-    assert done.visit.outcome == outcome
-    assert len(calls) == (0 if merge == "none" else 2 + (outcome == "merged"))
-    moments = trainer.student.learner.optimizer.state.values()
-    forgotten = merge == "best_of" and outcome == "merged"
-    # Replacing W outright zeroes m and keeps v; the other merges keep both.
-    assert all((float(m["exp_avg"].abs().sum()) == 0) == forgotten for m in moments if m["exp_avg_sq"].any())
-    assert any(m["exp_avg_sq"].any() for m in moments)
+    assert (done.visit.outcome, done.beside, calls) == ("kept_out", "south", [])
+    assert _moments_kept(trainer)
 
 
-def test_private_norms_stay(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
-    algorithm = GossipAverageParams(private_norm=True)
-    south = make_trainer(make_spec(data, tmp_path / "s", site="south", algorithm=algorithm))
-    export = south.run_round(jobs.StartRound(1, export=True)).export
-    norms = {n for n in south.student.weights() if ".norm." in n}
-    assert norms and not norms & load_file(export.path).keys()
-    trainer = trainer_after_one_round(data, tmp_path / "n", algorithm, training={"learning_rate": 0.0})
-    before = copy_of(trainer.student.weights())
-    assert trainer.run_round(jobs.StartRound(2, replace(guest, path=export.path))).visit.outcome == "merged"
-    assert all(torch.equal(trainer.student.weights()[n], before[n]) for n in norms)
-    assert trainer.run_round(jobs.StartRound(3, guest)).visit.reason == "schema_mismatch"
+def test_an_average_asks_for_the_score_before_it_alone_and_keeps_the_optimizers_moments(
+    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path, guest: jobs.Visit
+) -> None:
+    trainer = trainer_after_one_round(data, tmp_path)
+    calls = fix_scores(monkeypatch, trainer, [0.5])  # of the guard, before the merge
+    assert trainer.run_round(jobs.StartRound(2, guest)).visit.outcome == "merged"
+    assert len(calls) == 1 and _moments_kept(trainer)
+
+
+def _moments_kept(trainer: Any) -> bool:
+    moments = [m for m in trainer.student.learner.optimizer.state.values() if m["exp_avg_sq"].any()]
+    return bool(moments) and all(float(m["exp_avg"].abs().sum()) > 0 for m in moments)
 
 
 def test_running_statistics_of_batch_norm_do_not_travel(data: Path, tmp_path: Path) -> None:
@@ -325,25 +305,14 @@ def test_running_statistics_of_batch_norm_do_not_travel(data: Path, tmp_path: Pa
     assert after[counter] == before[counter] + 4
 
 
-def test_batch_norm_of_a_visitor_is_measured_anew_before_it_is_scored(
-    monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
-) -> None:
-    settings: dict[str, Any] = {"network": {"norm": "batch"}, "algorithm": GcmlParams(merge="best_of")}
+def test_batch_norm_of_a_model_that_is_held_is_measured_anew(data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"network": {"norm": "batch"}, "algorithm": GossipEnsembleParams()}
     south = make_trainer(make_spec(data, tmp_path / "s", site="south", **settings))
     export = south.run_round(jobs.StartRound(1, export=True)).export
     trainer = trainer_after_one_round(data, tmp_path / "n", **settings)
-    seen: list[dict[str, Tensor]] = []
-    score = trainer.site.score
-
-    def spy(model: Any, split: str, on_progress: Any) -> Scores:
-        if model is not trainer.student.model and model is not trainer.student.ema:
-            seen.append(copy_of(model.state_dict()))
-        return score(model, split, on_progress)
-
-    monkeypatch.setattr(trainer.site, "score", spy)
     trainer.run_round(jobs.StartRound(2, jobs.Visit(export.path, "h", "south", 4, 2)))
-    assert len(seen) == 1
-    assert {int(t) for n, t in seen[0].items() if n.endswith("num_batches_tracked")} == {10}
+    held = trainer.ensemble.members["south"].weights
+    assert {int(t) for n, t in held.items() if n.endswith("num_batches_tracked")} == {10}
 
 
 def test_a_visitor_has_the_receivers_private_part_and_a_fresh_optimizer(data: Path, tmp_path: Path) -> None:
@@ -523,6 +492,7 @@ def test_windows_without_a_merge_show_how_much_a_score_changes_by_itself(
     assert trainer.guard.state()["changes"] == pytest.approx([-0.1, 0.02])  # no second calm window yet
 
 
+@pytest.mark.slow
 def test_nothing_is_merged_in_the_last_round(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
     """It would be neither trained nor judged; the visitor trains beside all the same."""
     for name, algorithm, budget in (
@@ -631,65 +601,3 @@ def test_a_failed_export_does_not_cost_the_round(data: Path, tmp_path: Path) -> 
     (tmp_path / "outbox").write_text("a file where the folder should be")
     done = trainer.run_round(jobs.StartRound(1, export=True))
     assert done.export is None and "not exported" in done.warning and trainer.history.round == 1
-
-
-# ---------------------------------------------------------------- residents
-
-
-def test_a_resident_is_averaged_on_arrival_and_trains_for_its_rounds(
-    data: Path, tmp_path: Path, guest: jobs.Visit
-) -> None:
-    """Three rounds beside the local model, the average once, and alone again in the fourth."""
-    spec = make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=3))
-    trainer = make_trainer(spec)
-    trainer.run_round(jobs.StartRound(1))
-    before = {n: t.clone() for n, t in trainer.student.weights().items()}
-    seen: list[dict[str, torch.Tensor]] = []
-    trainer.run.gate = lambda: seen.append({n: t.clone() for n, t in trainer.student.weights().items()})
-    done = [trainer.run_round(jobs.StartRound(2, guest))]
-    incoming = load_file(guest.path)
-    average = {n: (before[n] + t.float()) / 2 for n, t in incoming.items()}
-    assert any(all(torch.allclose(w[n], t, atol=1e-6) for n, t in average.items()) for w in seen)
-    done += [trainer.run_round(jobs.StartRound(r)) for r in (3, 4, 5)]
-    assert [d.beside for d in done] == ["south", "south", "south", None]
-    assert [d.visit is not None and d.visit.outcome == "merged" for d in done] == [True, False, False, False]
-    assert ["pull" in d.terms for d in done] == [True, True, True, False]
-    assert trainer.history.visits == 1
-
-
-def test_a_newer_visitor_takes_the_residents_place(data: Path, tmp_path: Path, guest: jobs.Visit) -> None:
-    trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=4)))
-    trainer.run_round(jobs.StartRound(1))
-    trainer.run_round(jobs.StartRound(2, guest))
-    newer = replace(guest, hash="newer", frm="west")
-    assert trainer.run_round(jobs.StartRound(3, newer)).beside == "west"
-    assert trainer.run_round(jobs.StartRound(4)).beside == "west"
-
-
-def test_a_visitor_that_is_refused_does_not_take_the_residents_place(
-    data: Path, tmp_path: Path, guest: jobs.Visit
-) -> None:
-    trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=4)))
-    trainer.run_round(jobs.StartRound(1))
-    trainer.run_round(jobs.StartRound(2, guest))
-    bad = replace(guest, path=str(tmp_path / "none"), hash="bad", frm="west")
-    done = trainer.run_round(jobs.StartRound(3, bad))
-    assert (done.visit.outcome, done.beside) == ("refused", "south")
-
-
-def test_a_resident_whose_visit_is_undone_leaves(
-    data: Path, tmp_path: Path, guest: jobs.Visit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=4)))
-    trainer.run_round(jobs.StartRound(1))
-    fix_scores(monkeypatch, trainer, [0.9, 0.1])
-    assert trainer.run_round(jobs.StartRound(2, guest)).beside == "south"
-    assert trainer.run_round(jobs.StartRound(3)).beside == "south"
-    undone = trainer.run_round(jobs.StartRound(4))
-    assert (undone.reverted, undone.beside) == (guest.hash, "south")
-    assert trainer.run_round(jobs.StartRound(5)).beside is None
-
-
-def test_a_resident_is_not_merged_by_score(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"algorithm\.merge"):
-        make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(resident_rounds=2, merge="best_of")))

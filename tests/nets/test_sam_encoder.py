@@ -13,7 +13,7 @@ from torch import Tensor
 from gossipseg.errors import ConfigError
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.registry import build
-from gossipseg.nets.sam_encoder import Attention, Block, SamImageEncoder, fitted
+from gossipseg.nets.sam_encoder import Attention, SamBlock, SamImageEncoder, fitted
 
 
 def small(side: int = 64, **options: Any) -> SamImageEncoder:
@@ -46,13 +46,13 @@ def test_equation_1_pair_by_pair() -> None:
 
 def test_attention_stays_within_its_window() -> None:
     torch.manual_seed(2)
-    block = Block(8, 2, 16, (6, 6), 3)
+    block = SamBlock(8, 2, 16, (6, 6), 3)
     x = torch.randn(1, 6, 6, 8)
     changed = x.clone()
     changed[0, 0, 0, 0] += 1.0
     moved = (block(changed) - block(x)).abs().sum(-1)[0] > 1e-6
     assert moved[:3, :3].all() and not moved[3:].any() and not moved[:, 3:].any()
-    everywhere = Block(8, 2, 16, (6, 6), 0)
+    everywhere = SamBlock(8, 2, 16, (6, 6), 0)
     assert ((everywhere(changed) - everywhere(x)).abs().sum(-1)[0] > 1e-7).all()
 
 

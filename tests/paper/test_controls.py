@@ -14,7 +14,13 @@ from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage
 from gossipseg.algos.gossip_ensemble import GossipEnsemble
 from gossipseg.algos.local import Local
-from gossipseg.algos.params import GcmlParams, GossipAverageParams, GossipEnsembleParams, LocalParams
+from gossipseg.algos.params import (
+    FedBnParams,
+    GcmlParams,
+    GossipAverageParams,
+    GossipEnsembleParams,
+    LocalParams,
+)
 from gossipseg.algos.registry import build
 
 NORMS = frozenset({"block.norm.weight", "block.norm.bias"})
@@ -89,18 +95,14 @@ def test_what_cannot_be_averaged_is_refused(models: list, weights: list[float], 
 def test_a_merge_needs_every_shared_tensor() -> None:
     local = {"a": torch.ones(1), "b": torch.ones(1)}
     with pytest.raises(ValueError, match="lacks b"):
-        merged(local, {"a": torch.ones(1)}, lambda name: True, share_of_incoming=0.5)
-    found = merged(local, {"a": torch.zeros(1), "x": torch.ones(1)}, "a".__eq__, share_of_incoming=0.5)
+        merged(local, {"a": torch.ones(1)}, lambda name: True)
+    found = merged(local, {"a": torch.zeros(1), "x": torch.ones(1)}, "a".__eq__)
     assert {name: tensor.item() for name, tensor in found.items()} == {"a": 0.5, "b": 1.0}
 
 
-def test_taking_over_the_visitor_is_exact() -> None:
-    third = {"a": torch.tensor([1 / 3])}
-    assert torch.equal(
-        merged({"a": torch.ones(1)}, third, lambda _: True, share_of_incoming=1)["a"], third["a"]
-    )
+def test_a_merge_needs_tensors_of_one_shape() -> None:
     with pytest.raises(ValueError, match=r"\(2,\) in one"):
-        merged({"a": torch.ones(2)}, third, lambda _: True, share_of_incoming=1)
+        merged({"a": torch.ones(2)}, {"a": torch.ones(1)}, lambda _: True)
 
 
 # ---------------------------------------------------------------- the controls
@@ -115,7 +117,7 @@ def test_local_exchanges_nothing() -> None:
     assert (algorithm.exchanges, algorithm.trains_visitor) == (False, False)
     weights = {"w": torch.ones(1)}
     assert algorithm.on_arrival(weights, weights) is None
-    assert algorithm.on_departure(weights, weights, lambda role: 1.0) is None
+    assert algorithm.on_departure(weights, weights) is None
 
 
 def test_gossip_average_averages_at_arrival_and_never_trains_the_visitor() -> None:
@@ -125,7 +127,7 @@ def test_gossip_average_averages_at_arrival_and_never_trains_the_visitor() -> No
     found = algorithm.on_arrival(local, incoming)
     assert found is not None
     assert found["w"].tolist() == [2.0, 5.0]
-    assert algorithm.on_departure(local, incoming, lambda role: 1.0) is None
+    assert algorithm.on_departure(local, incoming) is None
 
 
 def test_gossip_ensemble_mixes_no_weights_and_sends_its_average() -> None:
@@ -134,7 +136,7 @@ def test_gossip_ensemble_mixes_no_weights_and_sends_its_average() -> None:
     assert (algorithm.averages, algorithm.takes_over, algorithm.sends_average) == (False, False, True)
     weights = {"w": torch.ones(1)}
     assert algorithm.on_arrival(weights, weights) is None
-    assert algorithm.on_departure(weights, weights, lambda role: 1.0) is None
+    assert algorithm.on_departure(weights, weights) is None
 
 
 @pytest.mark.parametrize("algorithm", [Local(), GossipAverage(), GossipEnsemble(), Gcml(GcmlParams())])
@@ -160,9 +162,8 @@ def test_running_statistics_stay_at_the_site(params: Any) -> None:
     assert [n for n in NAMES if algorithm.is_shared(n)] == NAMES[:3]
 
 
-@pytest.mark.parametrize("params", [GcmlParams(private_norm=True), GossipAverageParams(private_norm=True)])
-def test_norms_stay_too_when_asked(params: GcmlParams | GossipAverageParams) -> None:
-    algorithm = build(params, NORMS)
+def test_under_fedbn_norms_stay_too() -> None:
+    algorithm = build(FedBnParams(), NORMS)
     assert [n for n in NAMES if algorithm.is_shared(n)] == NAMES[:1]
     # by exact name: another layer that happens to be called alike travels
     assert algorithm.is_shared("other.norm.weight")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gossipseg.algos.base import Losses, Outputs, StepContext
-from gossipseg.algos.gcml import Gcml, lambda_of, mutual_terms, share_of_incoming
+from gossipseg.algos.gcml import Gcml, lambda_of, mutual_terms
 from gossipseg.algos.params import GcmlParams
 from gossipseg.algos.terms import bernoulli_kl, categorical_kl, label_log_odds
 
@@ -369,41 +369,27 @@ INCOMING = {"conv.weight": torch.tensor([4.0, 8.0]), "norm.weight": torch.tensor
 
 
 @pytest.mark.parametrize(
-    ("merge", "scores", "expected"),
+    ("merge", "expected"),
     [
-        ("average", (0.1, 0.9), [3.0, 6.0]),
-        ("none", (0.1, 0.9), None),
-        ("val_weighted", (0.6, 0.2), [2.5, 5.0]),
-        ("val_weighted", (0.0, 0.0), [3.0, 6.0]),
-        ("val_weighted", (0.6, math.nan), None),
-        ("best_of", (0.6, 0.7), [4.0, 8.0]),
-        ("best_of", (0.7, 0.7), None),
+        ("average", [3.0, 6.0]),
+        ("none", None),
     ],
 )
-def test_equation_7(merge: str, scores: tuple[float, float], expected: list[float] | None) -> None:
+def test_equation_7(merge: str, expected: list[float] | None) -> None:
     algorithm = Gcml(GcmlParams(merge=merge))  # type: ignore[arg-type]
-    score = dict(zip(("local", "incoming"), scores, strict=True)).__getitem__
-    found = algorithm.on_departure(LOCAL, INCOMING, score)
+    found = algorithm.on_departure(LOCAL, INCOMING)
     if expected is None:
         assert found is None
     else:
         assert found is not None
         assert found["conv.weight"].tolist() == expected
-    assert algorithm.replaces_on_merge is (merge == "best_of")
+    assert (algorithm.averages, algorithm.sends_average) == (merge == "average", merge == "none")
+    assert algorithm.on_arrival(LOCAL, INCOMING) is None
     assert LOCAL["conv.weight"].tolist() == [2.0, 4.0]
 
 
-def test_averaging_asks_for_no_score() -> None:
-    def never(role: object) -> float:
-        raise AssertionError("scoring costs a validation pass")
-
-    assert share_of_incoming("average", never) == 0.5
-    assert share_of_incoming("none", never) == 0.0
-
-
-def test_private_norms_and_counters_stay_the_receivers() -> None:
-    merged = Gcml(GcmlParams(), {"norm.weight"}).on_departure(LOCAL, INCOMING, lambda role: 0.0)
+def test_norms_are_averaged_and_counters_stay_the_receivers() -> None:
+    merged = Gcml(GcmlParams()).on_departure(LOCAL, INCOMING)
     assert merged is not None
-    assert merged["norm.weight"].tolist() == [1.0]
+    assert merged["norm.weight"].tolist() == [3.0]
     assert merged["n"].item() == 3
-    assert Gcml(GcmlParams()).on_departure(LOCAL, INCOMING, lambda role: 0.0)["norm.weight"].tolist() == [3.0]  # type: ignore[index]

@@ -232,7 +232,7 @@ def test_folders_of_nnunet_with_their_channels(tmp_path: Path) -> None:
 def test_a_site_given_as_the_folder_of_sites_is_told(tmp_path: Path) -> None:
     site(tmp_path / "data" / "a", valued(1))
     with pytest.raises(DataError, match="It is a site itself"):
-        experiment.make_testbed(tmp_path / "bed", tmp_path / "data" / "a", None, layout.Wanted())
+        experiment.make_testbed(tmp_path / "bed", tmp_path / "data" / "a", None, layout.WantedTestbed())
 
 
 # ---------------------------------------------------------------- site.yaml

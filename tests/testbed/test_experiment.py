@@ -17,12 +17,12 @@ import pytest
 from gossipseg.ctl import main
 from gossipseg.store import EventLog
 from gossipseg.testbed import experiment, synthetic
-from gossipseg.testbed.run import Run, RunResult
+from gossipseg.testbed.run import FederationRun, RunResult
 
 ROUNDS = 3
 
 
-class Over(Run):
+class Over(FederationRun):
     """A run of which every site has finished. `absent`: round → who is not in its global model, and why."""
 
     absent: dict[int, dict[str, str]]
@@ -67,7 +67,7 @@ def test_a_round_closed_without_a_listed_site_makes_the_run_a_failure(
 ) -> None:
     """Every site has finished: only the exit code tells a script that the models are of fewer sites."""
     monkeypatch.setattr(Over, "absent", absent, raising=False)
-    monkeypatch.setattr(experiment, "Run", Over)
+    monkeypatch.setattr(experiment, "FederationRun", Over)
     assert main.run(arguments) == code
     printed = capsys.readouterr()
     doc: dict[str, Any] = json.loads(printed.out)

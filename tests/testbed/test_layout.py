@@ -17,7 +17,7 @@ from PIL import Image
 from gossipseg import config, trust
 from gossipseg.errors import ConfigError, DataError
 from gossipseg.testbed import dataset, experiment, layout, presets, synthetic
-from gossipseg.testbed.layout import Wanted
+from gossipseg.testbed.layout import WantedTestbed
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ TWO = {"0": "background", "1": "thing"}
 
 
 def test_every_site_file_loads_and_names_its_own_identity(data: list[Path], tmp_path: Path) -> None:
-    made = layout.init_testbed(tmp_path / "bed", data, Wanted(rounds=7, seed=3))
+    made = layout.init_testbed(tmp_path / "bed", data, WantedTestbed(rounds=7, seed=3))
     assert [s.name for s in made.sites] == ["north", "lakeside", "valley"]
     for site in made.sites:
         loaded = config.load(site.config_path, env={})
@@ -94,7 +94,7 @@ def test_folders_whose_names_can_be_no_sites_are_named(
 def test_identities_stay_when_a_testbed_is_written_again(data: list[Path], tmp_path: Path) -> None:
     first = layout.init_testbed(tmp_path / "bed", data)
     keys = [(s.folder / "identity/key.pem").read_bytes() for s in first.sites]
-    again = layout.init_testbed(tmp_path / "bed", data[:2], Wanted(algorithm="local"))
+    again = layout.init_testbed(tmp_path / "bed", data[:2], WantedTestbed(algorithm="local"))
     assert [(s.folder / "identity/key.pem").read_bytes() for s in again.sites] == keys[:2]
     assert [s.name for s in layout.load_layout(tmp_path / "bed").sites] == ["north", "lakeside"]
     assert again.algorithm == "local"
@@ -112,7 +112,7 @@ def test_sites_without_data_get_the_synthetic_task_and_a_place_to_put_some(tmp_p
 
 
 def test_a_testbed_for_containers_may_be_moved(data: list[Path], tmp_path: Path) -> None:
-    wanted = Wanted(address="{site}:7443", listen="0.0.0.0:7443", mdns=True, endless=True)
+    wanted = WantedTestbed(address="{site}:7443", listen="0.0.0.0:7443", mdns=True, endless=True)
     made = layout.init_testbed(tmp_path, data, wanted)
     raw = yaml.safe_load(made.sites[0].config_path.read_text())
     assert raw["data"]["path"] == "../../data/north"
@@ -140,7 +140,7 @@ def test_the_budget_of_a_testbed_is_the_federations(
     file = tmp_path / "mine.yaml"
     task = {"name": "t", "channels": 1, "labels": {0: "background", 1: "organ"}}
     file.write_text(yaml.safe_dump({"federation": "mine", "task": task, "training": training}))
-    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, **wanted))
+    made = layout.init_testbed(tmp_path / "bed", data, WantedTestbed(peers=file, **wanted))
     found = config.load_federation(made.federation_path).training
     assert (made.rounds, found.rounds, found.cosine_rounds) == (rounds, rounds, cosine)
 
@@ -165,7 +165,7 @@ def test_a_peers_file_decides_and_flags_decide_over_it(data: list[Path], tmp_pat
             }
         )
     )
-    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, steps=5))
+    made = layout.init_testbed(tmp_path / "bed", data, WantedTestbed(peers=file, steps=5))
     federation = config.load_federation(made.federation_path)
     assert (federation.federation, federation.seed, federation.network.width) == ("mine", 11, 4)
     assert federation.algorithm.name == "gcml"
@@ -173,7 +173,7 @@ def test_a_peers_file_decides_and_flags_decide_over_it(data: list[Path], tmp_pat
     assert federation.training.steps_per_round == 5
     assert federation.task.patch_size == (32, 32)
     assert federation.membership.probe_interval_s < 1, "daemons on one machine use the local preset"
-    other = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, algorithm="gossip_average"))
+    other = layout.init_testbed(tmp_path / "bed", data, WantedTestbed(peers=file, algorithm="gossip_average"))
     assert other.algorithm == "gossip_average"
 
 
@@ -184,7 +184,7 @@ def made_from(tmp_path: Path, data: list[Path], name: str, /, **sections: object
     doc["task"] = task | sections.get("task", {})  # type: ignore[operator]
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(doc))
-    made = layout.init_testbed(tmp_path / "bed", data, Wanted(peers=file, algorithm=name))
+    made = layout.init_testbed(tmp_path / "bed", data, WantedTestbed(peers=file, algorithm=name))
     return config.load_federation(made.federation_path)
 
 
@@ -243,7 +243,7 @@ def test_a_peers_file_for_volumes_is_not_made_one_for_slices(data: list[Path], t
 
 def test_an_unknown_algorithm_is_named_with_the_known_ones(data: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--algorithm = 'fedsgd'.*gcml, local, gossip_average"):
-        layout.init_testbed(tmp_path / "bed", data, Wanted(algorithm="fedsgd"))
+        layout.init_testbed(tmp_path / "bed", data, WantedTestbed(algorithm="fedsgd"))
 
 
 def test_a_folder_without_testbed_is_refused(tmp_path: Path) -> None:
@@ -289,10 +289,10 @@ def test_a_setting_that_does_not_go_with_the_algorithm_is_named_in_the_peers_fil
 def test_a_choice_of_no_site_is_refused_and_an_earlier_testbed_stays(
     data: list[Path], tmp_path: Path, nothing: str
 ) -> None:
-    made = experiment.make_testbed(tmp_path / "bed", tmp_path / "data", None, Wanted())
+    made = experiment.make_testbed(tmp_path / "bed", tmp_path / "data", None, WantedTestbed())
     before = made.federation_path.read_bytes()
     with pytest.raises(ConfigError, match=r"--sites = '.*': names no site.*leave --sites out"):
-        experiment.make_testbed(tmp_path / "bed", tmp_path / "data", nothing, Wanted())
+        experiment.make_testbed(tmp_path / "bed", tmp_path / "data", nothing, WantedTestbed())
     assert made.federation_path.read_bytes() == before
 
 

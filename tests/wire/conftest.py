@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from gossipseg.trust import Identity
-from tests.daemon.conftest import pytest_pyfunc_call as pytest_pyfunc_call  # coroutine tests
 from tests.wire.harness import federation, make_identities
 
 

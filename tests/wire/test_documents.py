@@ -81,7 +81,7 @@ def full_watch() -> doc.WatchDoc:
         site="north",
         reasons=("disk full", "worker lost"),
         loss=0.25,
-        splits=doc.Splits(9, 3, 4),
+        splits=doc.SplitCounts(9, 3, 4),
         members=doc.MemberCounts(alive=2, dead=1),
         worker=doc.WorkerStatus("training", pid=7),
         discovery=doc.DiscoveryStatus(mdns=True, foreign=("federation 'x'",)),
@@ -111,7 +111,7 @@ def test_a_newer_reader_fills_in_what_an_older_daemon_leaves_out() -> None:
     del raw["status"]["discovery"], raw["status"]["inbox"], raw["peers"]["peers"][0]["rtt_ms"]
     raw["status"]["splits"] = None
     read = doc.WatchDoc.from_dict(raw)
-    assert read.status.discovery == doc.DiscoveryStatus() and read.status.splits == doc.Splits()
+    assert read.status.discovery == doc.DiscoveryStatus() and read.status.splits == doc.SplitCounts()
     assert read.status.inbox == 0 and read.peers.peers[0] == doc.PeerRow("south")
 
 

@@ -13,7 +13,7 @@ from gossipseg.core.messages import Ping
 from gossipseg.errors import PeerError
 from gossipseg.trust import Identity, create_identity
 from gossipseg.wire.grpc_options import server_credentials
-from gossipseg.wire.limits import Pace, PeerLimits
+from gossipseg.wire.limits import PeerLimits, StreamProgress
 from gossipseg.wire.probe import seen_certificate
 from tests.wire.harness import INFO, Federation, federation, until, with_certificates
 
@@ -105,12 +105,12 @@ def test_a_site_that_stops_does_not_wait_for_connections_it_put_away(tmp_path, i
 
 
 def test_a_sender_is_not_charged_for_the_time_its_taker_took():
-    pace = Pace(PeerLimits(stall_s=10.0, stall_bytes=100, stream_s=1000.0), 0.0)
+    pace = StreamProgress(PeerLimits(stall_s=10.0, stall_bytes=100, stream_s=1000.0), 0.0)
     pace.came(10, 4.0)
     pace.resumed(4.0, 64.0)  # a disk that was slow for a minute
     assert pace.left_s(64.0) == 6.0
     assert pace.left_s(70.0) == 0.0
-    pace = Pace(PeerLimits(stall_s=10.0, stall_bytes=100, stream_s=60.0), 0.0)
+    pace = StreamProgress(PeerLimits(stall_s=10.0, stall_bytes=100, stream_s=60.0), 0.0)
     pace.resumed(0.0, 59.0)
     assert pace.left_s(59.0) == 1.0, "the whole stream still has an end"
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from gossipseg.algos.params.retired import retired_settings
+
 FORBID: dict[str, Any] = {"extra": "forbid"}
 
 Exchange = Literal["none", "gossip", "rounds"]
@@ -24,11 +26,12 @@ FINETUNE_KEYS = ("finetune_learning_rate", "finetune_schedule")
 
 def settings(params: Any) -> dict[str, Any]:
     """All settings of an algorithm that do something: those of robust rules only where there is one, those of
-    fine-tuning only where some rounds are fine-tuned.
+    fine-tuning only where some rounds are fine-tuned. Those that earlier versions had besides stand at the
+    value by which this one goes.
 
-    So two versions of this program, of which one does not know the rules, agree on a federation without them.
+    So two versions of this program agree on a federation that uses nothing which only one of them knows.
     """
-    found = dataclasses.asdict(params)
+    found = dataclasses.asdict(params) | retired_settings(params.name)
     unused: set[str] = set()
     if found.get("robust", "none") == "none":
         unused |= set(ROBUST_KEYS)

@@ -28,8 +28,6 @@ class GossipAverageParams:
     exchange: ClassVar[Exchange] = "gossip"
     name: Literal["gossip_average"] = "gossip_average"
     """The algorithm."""
-    private_norm: bool = False
-    """Keep the affine weights of normalisation layers at the site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +60,5 @@ class GcmlParams:
     """Margin of the push, in nats of KL divergence."""
     region: Literal["union", "label", "whole"] = "union"
     """Voxels of the mutual term: foreground of label or predictions, of the label alone, or all."""
-    merge: Literal["average", "none", "val_weighted", "best_of"] = "average"
+    merge: Literal["average", "none"] = "average"
     """How a visitor's weights are merged after its visit."""
-    resident_rounds: Annotated[int, Field(ge=1)] = 1
-    """Rounds that a visitor stays to train beside the local model, until another one comes. Above 1 the
-    models are averaged on arrival and `merge` must be `average` or `none`."""
-    private_norm: bool = False
-    """Keep the affine weights of normalisation layers at the site."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from gossipseg.core import events, messages
 from gossipseg.core.budget import Budget
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import InboxEntry, StartTransfer
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.gossip.inbox import Inbox, is_stale
@@ -144,7 +144,7 @@ class GossipExchange:
             self._note_drop(None, out.model, "nobody_to_send_to")
         self.outgoing.remove(out)
 
-    def _on_greeted(self, call: Call, outcome: Outcome) -> None:
+    def _on_greeted(self, call: Call, outcome: CallOutcome) -> None:
         out: OutgoingOffer = call.about
         member = self._handshake.settle(call, outcome)
         if member is not None and member.exchanges_now and self._handshake.compatible(member):
@@ -159,7 +159,7 @@ class GossipExchange:
         body = messages.Offer(out.model)
         self._ctx.request(out.to, body, self._params.offer_timeout_s, self._on_answer, out)
 
-    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+    def _on_answer(self, call: Call, outcome: CallOutcome) -> None:
         out: OutgoingOffer = call.about
         if out.again and not (isinstance(outcome, messages.OfferReply) and outcome.verdict == "accept"):
             self._refused_again(out, outcome)
@@ -176,7 +176,7 @@ class GossipExchange:
             self._ctx.note("offer_rejected", call.to, outcome.reason, **describe(out.model))
             self._offer_next(out)
 
-    def _refused_again(self, out: OutgoingOffer, outcome: Outcome) -> None:
+    def _refused_again(self, out: OutgoingOffer, outcome: CallOutcome) -> None:
         """Handle a refusal by the receiver of an interrupted transfer: not now, or not at all."""
         reason = getattr(outcome, "reason", "")
         soon = isinstance(outcome, RequestFailed) or reason == "not_ready"

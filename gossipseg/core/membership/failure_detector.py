@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gossipseg.core import messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.membership.handshake import Handshake
 from gossipseg.core.membership.member import Member
@@ -124,7 +124,7 @@ class FailureDetector:
         body = messages.Ping(self._membership.news.piggyback_for(site), self._ctx.info)
         self._ctx.request(site, body, self._timeout_s(), self._on_ack)
 
-    def _on_ack(self, call: Call, outcome: Outcome) -> None:
+    def _on_ack(self, call: Call, outcome: CallOutcome) -> None:
         if isinstance(outcome, messages.Ack):
             self._probing.discard(call.to)
             self._membership.health.change(-1)
@@ -137,7 +137,7 @@ class FailureDetector:
         else:
             self._ask_helpers(call.to)
 
-    def _is_proof_of_life(self, call: Call, outcome: Outcome) -> bool:
+    def _is_proof_of_life(self, call: Call, outcome: CallOutcome) -> bool:
         """Whether a failure proves that the site is up. A refusal does; a wrong key may be anybody's."""
         if not isinstance(outcome, RequestFailed) or outcome.reason not in ("untrusted", "refused"):
             return False
@@ -157,7 +157,7 @@ class FailureDetector:
             body = messages.IndirectPing(target, self._membership.news.piggyback_for(helper))
             self._ctx.request(helper, body, HELPER_SHARE * self._timeout_s(), self._on_helper, question)
 
-    def _on_helper(self, call: Call, outcome: Outcome) -> None:
+    def _on_helper(self, call: Call, outcome: CallOutcome) -> None:
         question: _Indirect = call.about
         question.waiting -= 1
         if isinstance(outcome, messages.IndirectAck):
@@ -186,7 +186,7 @@ class FailureDetector:
         body = messages.Ping(self._membership.news.piggyback_for(site), self._ctx.info)
         self._ctx.request(site, body, timeout_s, self._on_told)
 
-    def _on_told(self, call: Call, outcome: Outcome) -> None:
+    def _on_told(self, call: Call, outcome: CallOutcome) -> None:
         if isinstance(outcome, messages.Ack):
             self.contact(call.to, outcome.records, outcome.info)
 
@@ -221,7 +221,7 @@ class FailureDetector:
         body = messages.Sync(self._known_to(site), self._ctx.info)
         self._ctx.request(site, body, SYNC_SHARE * self._timeout_s(), self._on_synced)
 
-    def _on_synced(self, call: Call, outcome: Outcome) -> None:
+    def _on_synced(self, call: Call, outcome: CallOutcome) -> None:
         self._syncing.discard(call.to)
         if isinstance(outcome, messages.SyncReply):
             before = len(self._membership.live)
@@ -281,7 +281,7 @@ class FailureDetector:
         ping = messages.Ping(self._membership.news.piggyback_for(target), self._ctx.info)
         self._ctx.request(target, ping, self._params.probe_timeout_s, self._on_helped, (token, frm))
 
-    def _on_helped(self, call: Call, outcome: Outcome) -> None:
+    def _on_helped(self, call: Call, outcome: CallOutcome) -> None:
         token, frm = call.about
         reached = isinstance(outcome, messages.Ack)
         if isinstance(outcome, messages.Ack):
@@ -297,7 +297,7 @@ class FailureDetector:
 
     # -------------------------------------------------------------- leaving
 
-    def say_goodbye(self, then: Callable[[Call, Outcome], None]) -> None:
+    def say_goodbye(self, then: Callable[[Call, CallOutcome], None]) -> None:
         """Tell a few peers at once that this site leaves."""
         self._membership.self_record.say_goodbye()
         for site in self._membership.alive.sample(self._ctx.rng, FAREWELL_SITES):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gossipseg.core import messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.events import RequestFailed
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
@@ -43,7 +43,7 @@ class Handshake:
         self,
         member: Member,
         timeout_s: float,
-        then: Callable[[Call, Outcome], None] | None = None,
+        then: Callable[[Call, CallOutcome], None] | None = None,
         about: object = None,
     ) -> None:
         """Send a Hello now. `then`, if given, must call settle()."""
@@ -56,7 +56,7 @@ class Handshake:
             self._compare(member, body)
         self._ctx.respond(token, self._ctx.hello_reply())
 
-    def settle(self, call: Call, outcome: Outcome) -> Member | None:
+    def settle(self, call: Call, outcome: CallOutcome) -> Member | None:
         """Handle the outcome of a Hello; returns the member if it answered."""
         member = self._membership.members.get(call.to)
         if member is None:
@@ -72,7 +72,7 @@ class Handshake:
         self._compare(member, outcome)
         return member
 
-    def _on_outcome(self, call: Call, outcome: Outcome) -> None:
+    def _on_outcome(self, call: Call, outcome: CallOutcome) -> None:
         self.settle(call, outcome)
 
     def _due(self, member: Member) -> bool:

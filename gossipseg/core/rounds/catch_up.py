@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gossipseg.core import messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
@@ -153,7 +153,7 @@ class CatchUp:
             body = messages.Fetch(self._acceptor.run, self._acceptor.quorum.key, "global", wanted, 0, "")
             self._ctx.request(newest, body, self._params.request_timeout_s, self._on_named)
 
-    def _on_named(self, call: Call, outcome: Outcome) -> None:
+    def _on_named(self, call: Call, outcome: CallOutcome) -> None:
         self._asking = False
         self._ask_later()
         if isinstance(outcome, messages.FetchReply) and outcome.proposal is not None:
@@ -207,7 +207,7 @@ class CatchUp:
                 body = messages.Commit(self._acceptor.run, self._acceptor.quorum.key, self._told)
                 self._ctx.request(site, body, self._params.request_timeout_s, self._on_told, telling)
 
-    def _on_told(self, call: Call, outcome: Outcome) -> None:
+    def _on_told(self, call: Call, outcome: CallOutcome) -> None:
         telling: CommitNotice = call.about
         telling.asking = False
         telling.at = self._ctx.now + self._params.request_timeout_s

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from gossipseg.core import events, messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import Aggregate
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import RoundsParams
@@ -214,7 +214,7 @@ class Proposer:
             return max(poll_s, HEARTBEAT_SHARE * patience_s)
         return min(poll_s * max(1.0, len(self.rows) / POLLED_SITES), HEARTBEAT_SHARE * patience_s)
 
-    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+    def _on_answer(self, call: Call, outcome: CallOutcome) -> None:
         attempt, row = call.about
         assert attempt is self
         row.asking = False

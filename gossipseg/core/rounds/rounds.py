@@ -27,7 +27,6 @@ from gossipseg.core.rounds.proposer import Proposer
 from gossipseg.core.rounds.quorum import QuorumConfig, run_of
 from gossipseg.core.rounds.round_schedule import RoundSchedule
 from gossipseg.core.rounds.stages import Stage
-from gossipseg.core.rounds.status import RoundsView, view_of
 from gossipseg.core.rounds.transfers import Downloads, Uploads
 from gossipseg.core.types import ModelRef, Phase, Proposal, Site, UpdateTally
 
@@ -402,9 +401,3 @@ class Rounds:
         if running is not None and running.order.start_from is not None:
             models.append(running.order.start_from)
         return models
-
-    # -------------------------------------------------------------- the view
-
-    def view(self) -> RoundsView:
-        """The round under way."""
-        return view_of(self, self._ctx, self._membership)

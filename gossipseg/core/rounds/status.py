@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from gossipseg.core.context import Context
 from gossipseg.core.membership.members import Membership
+from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.rounds.stages import Stage
 from gossipseg.core.types import Phase, Proposal, Site, UpdateTally
-
-if TYPE_CHECKING:
-    from gossipseg.core.rounds.rounds import Rounds
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gossipseg.core import events, messages
-from gossipseg.core.context import Call, Context, Outcome
+from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import StartTransfer
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
@@ -145,7 +145,7 @@ class Downloads:
         )
         self._ctx.request(want.frm, body, timeout_s, self._on_answer, want)
 
-    def _on_answer(self, call: Call, outcome: Outcome) -> None:
+    def _on_answer(self, call: Call, outcome: CallOutcome) -> None:
         want: Download = call.about
         if self.wants.get(want.model.hash) is not want or want.frm != call.to:
             return

@@ -69,7 +69,7 @@ class Service:
             dice_test_start=view.dice_test_start,
             dice_test=view.dice_test,
             cases=view.cases,
-            splits=doc.Splits(**view.splits),
+            splits=doc.SplitCounts(**view.splits),
             splits_from=view.splits_from,
             algorithm=r.config.federation.algorithm.name,
             exchange=r.config.federation.algorithm.exchange,

@@ -21,7 +21,7 @@ MAX_ROWS = 500
 
 
 @dataclass(slots=True)
-class Ledger:
+class ExchangeTable:
     """Rows by (direction, peer, hash); `clock` gives wall seconds."""
 
     clock: Callable[[], float]

@@ -8,7 +8,7 @@ from typing import Any
 
 from gossipseg.daemon.health.disk import DiskWatch
 from gossipseg.daemon.observe.audit import Audit
-from gossipseg.daemon.observe.status_view import TrainingView
+from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.errors import LocalError
 from gossipseg.store import EventLog
 
@@ -30,7 +30,7 @@ class Journal:
         self,
         event_log: EventLog,
         audit: Audit,
-        training: TrainingView,
+        training: WorkerView,
         clock: Callable[[], float],
         disk: DiskWatch,
     ) -> None:

@@ -8,7 +8,7 @@ from gossipseg.learn import jobs
 
 
 @dataclass(slots=True)
-class TrainingView:
+class WorkerView:
     """The worker's last report."""
 
     activity: str = "starting"

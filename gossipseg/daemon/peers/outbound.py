@@ -12,13 +12,13 @@ from gossipseg.bridge.outcomes import why
 from gossipseg.core import effects, events
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import Site
-from gossipseg.daemon.observe.exchange_table import Ledger
+from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.daemon.peers.transfer_windows import window_open
 from gossipseg.store import ModelStore
 from gossipseg.wire.transport import Transport
 
 
-class Owner(Protocol):
+class CallHost(Protocol):
     """The caller, as the runtime is; it learns the outcome of each call."""
 
     config: configuration.Config
@@ -35,12 +35,12 @@ class PeerCalls:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: CallHost,
         node: NodeState,
         transport: Transport,
         store: ModelStore,
         intake: Intake,
-        ledger: Ledger,
+        ledger: ExchangeTable,
     ) -> None:
         self._owner, self._node, self._transport, self._store = owner, node, transport, store
         self._intake, self._ledger = intake, ledger

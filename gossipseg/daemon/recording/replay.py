@@ -21,7 +21,7 @@ from gossipseg.errors import EXIT_FAILED, EXIT_OK, DataError, GossipsegError
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RecordedStep:
     """One step of the replay."""
 
     number: int
@@ -45,7 +45,7 @@ class Replay:
     _lines: list[str]
     _signatures: _Signatures
 
-    def steps(self) -> Iterator[Step]:
+    def steps(self) -> Iterator[RecordedStep]:
         """Replay step by step; `node` can be inspected in between. Raises DataError for an unreadable
         line."""
         for i, text in enumerate(self._lines):
@@ -63,7 +63,7 @@ class Replay:
             except Exception as e:  # what the core raises is part of what is replayed
                 error = e
             same = recorded is None if error is not None else digest(done) == recorded
-            yield Step(number, now, event, tuple(done), error, same and not self._signatures.next)
+            yield RecordedStep(number, now, event, tuple(done), error, same and not self._signatures.next)
 
 
 class _Signatures:

@@ -16,8 +16,8 @@ from gossipseg.bridge.intake import Intake
 from gossipseg.core import effects, events
 from gossipseg.core.types import ModelKind, ModelRef
 from gossipseg.daemon.health.data_folder import DataFolder
-from gossipseg.daemon.observe.status_view import TrainingView
-from gossipseg.daemon.worker.process import WorkerStatus, WorkerSupervisor
+from gossipseg.daemon.observe.status_view import WorkerView
+from gossipseg.daemon.worker.process import ProcessStatus, WorkerSupervisor
 from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError
 from gossipseg.learn import jobs
 from gossipseg.store import ModelStore
@@ -33,7 +33,7 @@ class _Waiting:
 _News = jobs.FromWorker | events.WorkerLost | _Waiting
 
 
-class Owner(Protocol):
+class BridgeHost(Protocol):
     """The owner of the worker, as the runtime is."""
 
     config: configuration.Config
@@ -55,11 +55,11 @@ class Owner(Protocol):
         ...
 
 
-class WorkerTalk:
+class WorkerBridge:
     """Orders to the worker, and its messages to the node. `contract` is complete once the worker is ready."""
 
     def __init__(
-        self, owner: Owner, store: ModelStore, intake: Intake, training: TrainingView, *, socket_path: Path
+        self, owner: BridgeHost, store: ModelStore, intake: Intake, training: WorkerView, *, socket_path: Path
     ) -> None:
         config = owner.config
         self.contract = configuration.contract(config.federation)
@@ -76,7 +76,7 @@ class WorkerTalk:
         self._was_ready = False
 
     @property
-    def status(self) -> WorkerStatus:
+    def status(self) -> ProcessStatus:
         """What a user may see of the worker."""
         return self._supervisor.status
 

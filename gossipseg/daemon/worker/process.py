@@ -44,7 +44,7 @@ UNWELL = ("waiting", "restarting", "failed")
 WORKER_COMMAND = python_module("gossipseg.learn.worker")
 
 
-class Owner(Protocol):
+class ProcessHost(Protocol):
     """Receives the worker's messages and learns of its exits."""
 
     def on_worker_message(self, message: jobs.FromWorker) -> None: ...
@@ -59,7 +59,7 @@ async def _nothing() -> str:
 
 
 @dataclass(slots=True)
-class WorkerStatus:
+class ProcessStatus:
     """What a user may see of the worker."""
 
     state: str = "starting"
@@ -78,7 +78,7 @@ class WorkerSupervisor:
     def __init__(
         self,
         spec: WorkerSpec,
-        owner: Owner,
+        owner: ProcessHost,
         *,
         socket_path: Path,
         stuck_after_s: float,
@@ -89,7 +89,7 @@ class WorkerSupervisor:
         obstacle: Callable[[], Awaitable[str]] = _nothing,
         kills: Callable[[], memory_kills.Kills] = memory_kills.read,
     ) -> None:
-        self.status = WorkerStatus()
+        self.status = ProcessStatus()
         self._first_wait_s, self._obstacle, self._kills = first_wait_s, obstacle, kills
         self._command, self._first_backoff_s = tuple(command), first_backoff_s
         self._spec, self._owner, self._clock = spec, owner, clock

@@ -12,14 +12,14 @@ from gossipseg.errors import EXIT_FAILED, EXIT_OK
 from gossipseg.lab.experiment import check, results, runs
 from gossipseg.lab.experiment.progress import make_display
 from gossipseg.lab.plan import choices, run_plans, splits, variants
-from gossipseg.lab.plan.choices import Wanted
+from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.plan.run_plans import Replicate
 from gossipseg.lab.report import fedavg_traffic, html, statistics, table
 from gossipseg.lab.simulation import pretrained
 
 
 def compare(
-    wanted: Wanted,
+    wanted: WantedRuns,
     algorithms: str,
     replicates: Sequence[Replicate],
     out: Path,

@@ -23,7 +23,7 @@ from gossipseg.lab.plan.run_plans import RunPlan
 LINE_EVERY_S = 30.0
 
 
-class Display(Protocol):
+class ProgressDisplay(Protocol):
     """Receives the progress of the runs."""
 
     def begin(self, plans: Sequence[RunPlan], kept: int) -> None: ...
@@ -37,7 +37,7 @@ class Display(Protocol):
     def end(self) -> None: ...
 
 
-def make_display(*, quiet: bool) -> Display:
+def make_display(*, quiet: bool) -> ProgressDisplay:
     """Bars on a terminal, lines on a pipe; only failures if quiet."""
     console = Console(stderr=True)
     if quiet:

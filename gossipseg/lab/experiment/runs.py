@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from gossipseg.children import directory, environment, python_module
 from gossipseg.errors import ConfigError, GossipsegError, LocalError
-from gossipseg.lab.experiment.progress import Display
+from gossipseg.lab.experiment.progress import ProgressDisplay
 from gossipseg.lab.plan.run_plans import RunPlan
 from gossipseg.lab.plan.study import digest
 from gossipseg.store import atomic_write
@@ -31,7 +31,7 @@ GRACE_S = 5.0
 
 
 @dataclass(slots=True)
-class Outcome:
+class RunOutcome:
     """Finished runs by key, and the reason for each unfinished one."""
 
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -117,9 +117,9 @@ def first_difference(ours: Any, theirs: Any, prefix: str = "") -> tuple[str, Any
 # ---------------------------------------------------------------- running
 
 
-def run_all(out: Path, plans: Sequence[RunPlan], jobs: int, display: Display) -> Outcome:
+def run_all(out: Path, plans: Sequence[RunPlan], jobs: int, display: ProgressDisplay) -> RunOutcome:
     """Finish every run; finished ones are kept. Whatever happens, no worker process is left behind."""
-    outcome = Outcome()
+    outcome = RunOutcome()
     todo: deque[RunPlan] = deque()
     for plan in plans:
         document = finished(out, plan)
@@ -189,7 +189,7 @@ def _listen(number: int, stdout: IO[bytes], news: queue.Queue[tuple[int, Any]]) 
 
 class _Pool:
     def __init__(
-        self, out: Path, todo: deque[RunPlan], count: int, display: Display, outcome: Outcome
+        self, out: Path, todo: deque[RunPlan], count: int, display: ProgressDisplay, outcome: RunOutcome
     ) -> None:
         self._out, self._todo, self._display, self._outcome = out, todo, display, outcome
         self._news: queue.Queue[tuple[int, Any]] = queue.Queue()

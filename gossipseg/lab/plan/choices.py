@@ -37,7 +37,7 @@ EACH = "each"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedRuns:
     """The user's choices, as the command line gives them."""
 
     data: Path
@@ -59,7 +59,7 @@ class Wanted:
     """data.patient_pattern of all sites."""
 
 
-def read(wanted: Wanted) -> Study:
+def read(wanted: WantedRuns) -> Study:
     """Read the data folders and check every choice. Raises ConfigError, DataError."""
     _check_words(wanted)
     folders = dataset.choose_sites(wanted.data, wanted.sites)
@@ -83,7 +83,7 @@ def read(wanted: Wanted) -> Study:
     )
 
 
-def _check_words(wanted: Wanted) -> None:
+def _check_words(wanted: WantedRuns) -> None:
     """Check what can be judged before any file is read."""
     if wanted.rounds is not None and wanted.rounds < 1:
         raise ConfigError(
@@ -102,7 +102,7 @@ def _check_words(wanted: Wanted) -> None:
         raise ConfigError("no such file", key="--peers", value=str(wanted.peers), remedy=remedy)
 
 
-def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]:
+def _sections(wanted: WantedRuns, folders: list[Path]) -> tuple[dict[str, Any], int]:
     """(sections of peers.yaml, rounds): from --peers or the data, then changed by --steps and --set."""
     sections, rounds = presets.from_file(wanted.peers) if wanted.peers else presets.from_data(folders)
     if not wanted.peers:
@@ -129,18 +129,18 @@ def _sections(wanted: Wanted, folders: list[Path]) -> tuple[dict[str, Any], int]
     return sections, rounds
 
 
-def _writes_budget(wanted: Wanted) -> bool:
+def _writes_budget(wanted: WantedRuns) -> bool:
     """Whether --peers or --set has training.rounds, the default length of a cosine schedule."""
     written = presets.written(wanted.peers) if wanted.peers else presets.NOTHING_WRITTEN
     return (written.get("training") or {}).get("rounds") is not None or "training.rounds" in _said(wanted)
 
 
-def _said(wanted: Wanted) -> set[str]:
+def _said(wanted: WantedRuns) -> set[str]:
     """The keys set by --set."""
     return {text.partition("=")[0] for text in wanted.settings}
 
 
-def _own(wanted: Wanted, *, volumes: bool) -> dict[str, dict[str, Any]]:
+def _own(wanted: WantedRuns, *, volumes: bool) -> dict[str, dict[str, Any]]:
     """The task and training settings of --peers and --set.
 
     A task of volumes yields none: where an algorithm reads volumes as slices, it needs a patch of its own.

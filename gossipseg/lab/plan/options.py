@@ -25,7 +25,7 @@ Rounds = Annotated[
     ),
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="Whole numbers with commas between.")]
-Splits = Annotated[
+SplitsOption = Annotated[
     str,
     typer.Option(
         "--splits",

@@ -24,7 +24,7 @@ Document = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Spread:
+class ScoreSpread:
     """A mean over replicates; `sd` is the sample standard deviation, None for a single one."""
 
     mean: float
@@ -68,10 +68,10 @@ class Summary:
     """The figures of one algorithm."""
 
     algorithm: str
-    overall: Spread | None
-    by_site: Mapping[str, Spread]
-    hd95: Spread | None
-    dice_val_tail: Spread | None
+    overall: ScoreSpread | None
+    by_site: Mapping[str, ScoreSpread]
+    hd95: ScoreSpread | None
+    dice_val_tail: ScoreSpread | None
     model_bytes: float
     """Over all sites, mean over replicates."""
     relative_bytes: float | None
@@ -150,15 +150,15 @@ def per_run(rows: Sequence[Mapping[str, Any]], key: str, over_sites: Any) -> lis
     return [float(over_sites(found[replicate])) for replicate in sorted(found)]
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def spread(values: Sequence[float]) -> ScoreSpread | None:
     """Mean and sample standard deviation; None without values."""
     if not values:
         return None
     sd = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), sd, len(values))
+    return ScoreSpread(statistics.fmean(values), sd, len(values))
 
 
-def site_spread(rows: Sequence[Mapping[str, Any]], site: str) -> Spread | None:
+def site_spread(rows: Sequence[Mapping[str, Any]], site: str) -> ScoreSpread | None:
     """Test Dice of one site over the replicates."""
     return spread([r["dice_test"] for r in rows if r["site"] == site and r["dice_test"] is not None])
 

@@ -11,7 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from gossipseg.lab.report.intervals import Interval
-from gossipseg.lab.report.statistics import BASELINE, FLOOR, Claim, Spread, Summary, class_mean, found_counts
+from gossipseg.lab.report.statistics import (
+    BASELINE,
+    FLOOR,
+    Claim,
+    ScoreSpread,
+    Summary,
+    class_mean,
+    found_counts,
+)
 from gossipseg.lab.report.words import figure, p_text, range_text, star, yardstick
 
 NOTHING = "-"
@@ -131,7 +139,7 @@ def _marked(claim: Claim | None) -> str:
     return interval_text(claim) + ("" if claim is None or claim.verdict == "unclear" else " *")
 
 
-def spread_text(spread: Spread | None, digits: int = 3) -> str:
+def spread_text(spread: ScoreSpread | None, digits: int = 3) -> str:
     """`0.712 ± 0.004`."""
     if spread is None:
         return NOTHING

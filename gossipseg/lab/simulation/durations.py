@@ -15,7 +15,7 @@ AWAY_ROUNDS = (0.5, 2.5)
 """Shortest and longest absence of a site, in rounds of its own."""
 
 
-class Pace:
+class Durations:
     """One site's times. `away(seconds)` cuts it off from the others for that time."""
 
     def __init__(

@@ -21,7 +21,7 @@ from gossipseg.lab.plan.splits import write_list
 from gossipseg.lab.report.pictures import Pictures
 from gossipseg.lab.simulation import virtual_time
 from gossipseg.lab.simulation.adversary import FlippedLabels, spoiler
-from gossipseg.lab.simulation.durations import STEP_S, Pace
+from gossipseg.lab.simulation.durations import STEP_S, Durations
 from gossipseg.lab.simulation.keys import RunKeys
 from gossipseg.lab.simulation.pretrained import lend
 from gossipseg.lab.simulation.site import LabSite
@@ -58,7 +58,7 @@ class _Federation:
         self._network = MemoryNetwork(plan.seed, delay_s=DELAY_S)
         self._keys = RunKeys(plan.sites, plan.seed)
         self._away: dict[str, int] = {}
-        self._paces: dict[str, Pace] = {}
+        self._paces: dict[str, Durations] = {}
         self._sites: dict[str, LabSite] = {}
         self._specs = {name: self._spec(name, Path(data)) for name, data in plan.sites.items()}
         self._trainings = {
@@ -128,7 +128,7 @@ class _Federation:
         plan, training = self._plan, self._trainings[name]
         peers = {s: PeerEndpoint(s, _address(s)) for s in plan.sites}
         contract = config.contract(self._settings, training.trainer.network_signature)
-        pace = self._paces[name] = Pace(
+        pace = self._paces[name] = Durations(
             name,
             plan.seed,
             slowness=plan.speed.get(name, 1.0),

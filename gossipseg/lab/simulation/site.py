@@ -21,7 +21,7 @@ from gossipseg.core.messages import Reply, Request
 from gossipseg.core.node import NodeState
 from gossipseg.core.types import ModelKind, ModelRef, Record, Site
 from gossipseg.errors import PeerError
-from gossipseg.lab.simulation.durations import Pace
+from gossipseg.lab.simulation.durations import Durations
 from gossipseg.lab.simulation.training import Training
 from gossipseg.learn import jobs
 from gossipseg.store import ModelStore
@@ -54,7 +54,7 @@ class LabSite:
         training: Training,
         transport: MemoryTransport,
         store: ModelStore,
-        pace: Pace,
+        pace: Durations,
         contract: Contract,
         verifier: Verifier,
         *,

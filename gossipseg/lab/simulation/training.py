@@ -93,7 +93,6 @@ class Training:
         self.cpu_s: defaultdict[str, float] = defaultdict(float)
         """The same in this process's own time, which other work on the machine does not stretch."""
         self._progress, self._equal = progress, equal_evaluations
-        self._stayed = 0
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
 
     def run(self, order: jobs.StartRound) -> Round:
@@ -102,25 +101,18 @@ class Training:
         before = self.evaluations
         with self._steps_shared(self._models(order)):
             report = self.trainer.run_round(order)
-        self._note_partner(report)
         self._spend("other")
         return Round(report, self.evaluations - before)
 
     def _models(self, order: jobs.StartRound) -> int:
         """Number of models that will take gradients in this round."""
         algorithm = self.trainer.algorithm
-        resident = 0 < self._stayed < algorithm.resident_rounds
-        beside = algorithm.trains_visitor and (order.visit is not None or resident)
+        beside = algorithm.trains_visitor and order.visit is not None
         return 1 + algorithm.has_personal + self._shadows + beside
 
     @property
     def _shadows(self) -> int:
         return int(self.trainer.shadow is not None)
-
-    def _note_partner(self, report: jobs.RoundDone) -> None:
-        """Count for how many rounds a visitor has been training here."""
-        gone = report.beside is None or report.reverted is not None
-        self._stayed = 0 if gone else 1 if report.visit is not None else self._stayed + 1
 
     @contextmanager
     def _steps_shared(self, models: int) -> Iterator[None]:

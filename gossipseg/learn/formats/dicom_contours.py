@@ -12,7 +12,7 @@ import numpy as np
 from gossipseg.errors import DataError
 from gossipseg.learn.formats.contours import fill
 from gossipseg.learn.formats.dicom_base import items, tag_name, text, value, whole
-from gossipseg.learn.formats.dicom_onto import Grid, empty_mask, grid_of, indices, left_out
+from gossipseg.learn.formats.dicom_onto import PatientGrid, empty_mask, grid_of, indices, left_out
 from gossipseg.learn.formats.volume import Segment, Volume
 
 BETWEEN_SLICES = 0.25
@@ -58,7 +58,7 @@ def _names(dataset: Any, file: Path) -> dict[int, str]:
 
 
 def _contours(
-    dataset: Any, file: Path, roi: int, name: str, grid: Grid, notes: list[str]
+    dataset: Any, file: Path, roi: int, name: str, grid: PatientGrid, notes: list[str]
 ) -> list[np.ndarray]:
     """The closed contours of one region, each (n, 3) in indices of the image."""
     found: list[np.ndarray] = []
@@ -116,7 +116,7 @@ def _decimals(item: Any, file: Path) -> list[Any]:
     return [] if found is None else list(found)
 
 
-def _normal_axis(contours: Mapping[int, list[np.ndarray]], grid: Grid) -> int:
+def _normal_axis(contours: Mapping[int, list[np.ndarray]], grid: PatientGrid) -> int:
     """The image axis along which all contours are flat; the last where several are, or none."""
     every = [c for of_roi in contours.values() for c in of_roi]
     spread = np.array([np.ptp(c, axis=0) for c in every]).reshape(-1, 3)
@@ -125,7 +125,7 @@ def _normal_axis(contours: Mapping[int, list[np.ndarray]], grid: Grid) -> int:
 
 
 def _draw(
-    contours: list[np.ndarray], axis: int, grid: Grid, file: Path, name: str, notes: list[str]
+    contours: list[np.ndarray], axis: int, grid: PatientGrid, file: Path, name: str, notes: list[str]
 ) -> np.ndarray:
     mask = empty_mask(grid)
     within = [a for a in range(3) if a != axis]
@@ -152,7 +152,7 @@ def _draw(
     return mask
 
 
-def _slice_of(points: np.ndarray, axis: int, grid: Grid, file: Path, name: str) -> int:
+def _slice_of(points: np.ndarray, axis: int, grid: PatientGrid, file: Path, name: str) -> int:
     heights = points[:, axis]
     k = round(float(heights.mean()))
     apart = float(np.abs(heights - k).max())

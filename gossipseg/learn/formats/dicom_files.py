@@ -20,7 +20,7 @@ _UID_ROOT = "1.2.840.10008."
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class DicomListing:
     """A folder's files, nested ones included, in the order of their names."""
 
     dicom: tuple[Path, ...]
@@ -40,7 +40,7 @@ def is_dicom(path: Path) -> bool:
     return start[128:132] == b"DICM" or (_starts_with_elements(start) and _has_a_class(path))
 
 
-def list_folder(folder: Path) -> Listing:
+def list_folder(folder: Path) -> DicomListing:
     """All DICOM files under a folder. Raises DataError for an empty or damaged file among them."""
     dicom: list[Path] = []
     others: list[Path] = []
@@ -55,7 +55,7 @@ def list_folder(folder: Path) -> Listing:
                 file=path,
                 remedy="Export the series again, or take the file out of its folder.",
             )
-    return Listing(tuple(dicom), tuple(others))
+    return DicomListing(tuple(dicom), tuple(others))
 
 
 def is_directory_record(head: object) -> bool:

@@ -23,7 +23,7 @@ _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class PatientGrid:
     """An image's grid with three axes; that of a 2-D image has one slice."""
 
     shape: tuple[int, int, int]
@@ -33,7 +33,7 @@ class Grid:
     """The grid as a message names it."""
 
 
-def grid_of(image: Volume, file: Path) -> Grid:
+def grid_of(image: Volume, file: Path) -> PatientGrid:
     """The image's grid. Raises DataError where the image has no place in the patient."""
     if image.affine is None or not image.placed:
         raise DataError(
@@ -47,10 +47,10 @@ def grid_of(image: Volume, file: Path) -> Grid:
     corner = ", ".join(f"{v:.4g}" for v in image.affine[:3, 3] * _LPS_TO_RAS)
     size = "×".join(str(n) for n in image.shape)
     words = f"the image's grid: {size} voxels of {spacing} mm, the first at ({corner}) mm LPS"
-    return Grid((shape[0], shape[1], shape[2]), to_index, words)
+    return PatientGrid((shape[0], shape[1], shape[2]), to_index, words)
 
 
-def indices(points: np.ndarray, grid: Grid) -> np.ndarray:
+def indices(points: np.ndarray, grid: PatientGrid) -> np.ndarray:
     """Points (n, 3) in LPS mm → fractional indices (n, 3)."""
     found: np.ndarray = points @ grid.to_index[:3, :3].T + grid.to_index[:3, 3]
     return found
@@ -71,7 +71,7 @@ def target(
     orientation: np.ndarray,
     spacing: tuple[float, float],
     size: tuple[int, int],
-    grid: Grid,
+    grid: PatientGrid,
     file: Path,
     name: str,
 ) -> Target:
@@ -119,7 +119,7 @@ def put(mask: np.ndarray, frame: np.ndarray, where: Target) -> int:
     return int((~fits).sum())
 
 
-def empty_mask(grid: Grid) -> np.ndarray:
+def empty_mask(grid: PatientGrid) -> np.ndarray:
     """A mask with three axes whose slices lie one after the other in memory."""
     return np.zeros(grid.shape[::-1], bool).transpose(2, 1, 0)
 

@@ -11,7 +11,7 @@ import numpy as np
 from gossipseg.errors import DataError
 from gossipseg.learn.formats.dicom_base import items, number, tag_name, text, value, whole
 from gossipseg.learn.formats.dicom_decode import refuse_wrong_length, stored_frames, syntax_of
-from gossipseg.learn.formats.dicom_onto import Grid, empty_mask, grid_of, left_out, put, target
+from gossipseg.learn.formats.dicom_onto import PatientGrid, empty_mask, grid_of, left_out, put, target
 from gossipseg.learn.formats.dicom_planes import Plane, planes_of
 from gossipseg.learn.formats.volume import Segment, Volume
 
@@ -53,7 +53,7 @@ def seg_segments(dataset: Any, file: Path, image: Volume) -> tuple[tuple[Segment
     return _segments(names, masks, image), (*_notes(dataset, file), *left_out(drawn, file))
 
 
-def _place(plane: Plane, grid: Grid, file: Path) -> Any:
+def _place(plane: Plane, grid: PatientGrid, file: Path) -> Any:
     for keyword, found in (
         ("ImagePositionPatient", plane.position),
         ("ImageOrientationPatient", plane.orientation),

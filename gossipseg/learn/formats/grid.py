@@ -32,7 +32,7 @@ RESAMPLE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class GridStep:
     """How the voxels of one grid are those of another: index on the image = sign · label index + offset."""
 
     axes: tuple[int, ...]
@@ -90,7 +90,7 @@ def same_grid(
     return _moved(array, step, first.shape, file, first_file)
 
 
-def _covers(step: Step, shape: tuple[int, ...]) -> bool:
+def _covers(step: GridStep, shape: tuple[int, ...]) -> bool:
     return all(o == (0 if s > 0 else n - 1) for s, o, n in zip(step.signs, step.offsets, shape, strict=True))
 
 
@@ -99,7 +99,7 @@ def _covers(step: Step, shape: tuple[int, ...]) -> bool:
 
 def _step(
     shape: tuple[int, ...], affine: np.ndarray, image_shape: tuple[int, ...], image_affine: np.ndarray
-) -> Step | None:
+) -> GridStep | None:
     """The step from a label's grid to its image's; None where the voxels are others."""
     dims = len(image_shape)
     if len(shape) != dims:
@@ -124,7 +124,7 @@ def _step(
     beside = np.linalg.norm(plane - image_affine[:3, :dims] @ at, axis=0).max()
     if beside > TOLERANCE_VOXELS * min(spacing_of(image_affine, dims)):
         return None
-    step = Step(axes, signs, tuple(int(w) for w in whole))
+    step = GridStep(axes, signs, tuple(int(w) for w in whole))
     return step if all(a < b for a, b in _overlap(step, shape, image_shape)) else None
 
 
@@ -140,7 +140,7 @@ def _corners(shape: tuple[int, ...]) -> np.ndarray:
     return np.array(list(itertools.product(*[(0, n - 1) for n in shape])), np.float64).T
 
 
-def _overlap(step: Step, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> list[tuple[int, int]]:
+def _overlap(step: GridStep, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> list[tuple[int, int]]:
     """(first, end) of the label's part on each axis of the image, cut to the image."""
     found = []
     for axis, sign, offset, n in zip(step.axes, step.signs, step.offsets, image_shape, strict=True):
@@ -150,7 +150,7 @@ def _overlap(step: Step, shape: tuple[int, ...], image_shape: tuple[int, ...]) -
 
 
 def _moved(
-    array: np.ndarray, step: Step, image_shape: tuple[int, ...], file: Path, image_file: Path
+    array: np.ndarray, step: GridStep, image_shape: tuple[int, ...], file: Path, image_file: Path
 ) -> np.ndarray:
     shape = tuple(array.shape[1:])
     turned = array.transpose(0, *(a + 1 for a in step.axes))

@@ -23,7 +23,7 @@ _READ = frozenset({"image", "label", "fold", "split", *PATIENT})
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ListEntry:
     """A case of a list, and its fold."""
 
     case: Case
@@ -44,7 +44,7 @@ def from_json(
     warn: Warn,
 ) -> Listing:
     """The cases of a list. What is wrong with single ones is reported, and they are left out."""
-    by_split: dict[str, list[Entry]] = {}
+    by_split: dict[str, list[ListEntry]] = {}
     for key, given in raw.items():
         split = KEYS.get(key)
         if split is None:
@@ -62,7 +62,7 @@ def from_json(
 
 def divided_by_list(
     file: Path,
-    by_split: Mapping[str, list[Entry]],
+    by_split: Mapping[str, list[ListEntry]],
     fold: int | None,
     report: Report,
     warn: Warn,
@@ -112,7 +112,7 @@ def _say_unread_keys(given: Any, key: str, file: Path, warn: Warn) -> None:
         warn(f"{file}: keys of cases in {key} that are not read: {', '.join(unread)}")
 
 
-def data_alone(entries: list[Entry], file: Path, warn: Warn) -> list[Entry]:
+def data_alone(entries: list[ListEntry], file: Path, warn: Warn) -> list[ListEntry]:
     """The cases without those that a system left behind, as a list of all files in a folder has them."""
     names = [entry.case.files[0].name for entry in entries]
     if others := [name for name in names if is_system_file(name)]:
@@ -122,7 +122,7 @@ def data_alone(entries: list[Entry], file: Path, warn: Warn) -> list[Entry]:
 
 def _entries(
     given: Any, split: SplitName, key: str, file: Path, may_lack: bool, report: Report
-) -> list[Entry]:
+) -> list[ListEntry]:
     if given is None:
         return []
     if not isinstance(given, list):
@@ -137,7 +137,7 @@ def _entries(
     return found
 
 
-def _entry(entry: Any, split: SplitName, key: str, may_lack: bool, file: Path) -> Entry:
+def _entry(entry: Any, split: SplitName, key: str, may_lack: bool, file: Path) -> ListEntry:
     if isinstance(entry, str):
         entry = {"image": entry}
     image = entry.get("image") if isinstance(entry, dict) else None
@@ -169,7 +169,7 @@ def _entry(entry: Any, split: SplitName, key: str, may_lack: bool, file: Path) -
         problem, remedy = f"stands under {split}", f"Move the case under {said}, or leave the key out."
         raise DataError(problem, file=file, key=f"{key}.split", value=said, remedy=remedy)
     patient = next((entry[name] for name in PATIENT if entry.get(name) is not None), None)
-    return Entry(case_of(names, label, patient, key, may_lack, file), fold)
+    return ListEntry(case_of(names, label, patient, key, may_lack, file), fold)
 
 
 def case_of(names: list[str], label: Any, patient: Any, key: str, may_lack: bool, file: Path) -> Case:
@@ -220,7 +220,7 @@ def _channels(path: Path) -> tuple[Path, ...]:
     return tuple(itertools.takewhile(Path.exists, files))
 
 
-def unique(by_split: Mapping[str, list[Entry]]) -> dict[str, list[Entry]]:
+def unique(by_split: Mapping[str, list[ListEntry]]) -> dict[str, list[ListEntry]]:
     """Where images in different folders share a stem, as many folders become part of the id as it takes.
 
     In one folder (a.png, a.nii.gz) it is the whole name.

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gossipseg.errors import DataError
 from gossipseg.learn.cases import SPLITS, Splits
-from gossipseg.learn.lists.decathlon import Entry, case_of, data_alone, divided_by_list, unique
+from gossipseg.learn.lists.decathlon import ListEntry, case_of, data_alone, divided_by_list, unique
 from gossipseg.learn.lists.folds import KEYS, fold_number
 from gossipseg.learn.lists.listing import Listing, Report, Warn
 from gossipseg.learn.lists.text import read_text
@@ -56,7 +56,7 @@ def from_table(
     except DataError as e:
         report(e)
         return Listing(file)
-    by_split: dict[str, list[Entry]] = {}
+    by_split: dict[str, list[ListEntry]] = {}
     for line, row in rows:
         try:
             split, entry = _row(line, row, columns, may_lack, file)
@@ -69,7 +69,7 @@ def from_table(
 
 
 def _listing(
-    file: Path, by_split: dict[str, list[Entry]], fold: int | None, report: Report, warn: Warn
+    file: Path, by_split: dict[str, list[ListEntry]], fold: int | None, report: Report, warn: Warn
 ) -> Listing:
     """Without the column split a fold divides; without both, the draw."""
     if by_split.keys() == {FREE} and any(entry.fold is not None for entry in by_split[FREE]):
@@ -130,7 +130,7 @@ def _columns(header: list[str], file: Path, warn: Warn) -> _Columns:
 
 def _row(
     line: int, row: list[str], columns: _Columns, may_lack: Collection[str], file: Path
-) -> tuple[SplitName | None, Entry]:
+) -> tuple[SplitName | None, ListEntry]:
     key = f"line {line}"
     if any(cell.strip() for cell in row[columns.count :]):
         problem = f"has more cells than the {columns.count} columns of the first line"
@@ -151,4 +151,4 @@ def _row(
         raise DataError("is no fold", file=file, key=f"{key}, fold", value=number, remedy=remedy)
     lacks = split in may_lack if split is not None else "training" in may_lack
     label, patient = columns.cell(row, "label") or None, columns.cell(row, "patient") or None
-    return split, Entry(case_of(names, label, patient, key, lacks, file), fold)
+    return split, ListEntry(case_of(names, label, patient, key, lacks, file), fold)

@@ -17,8 +17,8 @@ from gossipseg.errors import PeerRefused
 from gossipseg.wire import peer_pb2 as pb
 from gossipseg.wire.codec import rounds
 from gossipseg.wire.codec.parts import (
-    Kind,
     Malformed,
+    MessageKind,
     code,
     count,
     read_contract,
@@ -71,7 +71,7 @@ def decode_reply(request: m.Request, data: bytes, peer: Site) -> m.Reply:
     return reply
 
 
-def kind_of(body: m.Request) -> Kind:
+def kind_of(body: m.Request) -> MessageKind:
     """The request/reply pair that a request opens."""
     return _KIND_OF_REQUEST[type(body)]
 
@@ -221,11 +221,11 @@ def _read_offer_reply(x: Any) -> m.OfferReply:
     return m.OfferReply(read_verdict(x.verdict), code(x.reason))
 
 
-_PAIRS: tuple[tuple[type, type, Kind], ...] = (
+_PAIRS: tuple[tuple[type, type, MessageKind], ...] = (
     (
         m.Hello,
         m.HelloReply,
-        Kind(
+        MessageKind(
             "Hello",
             lambda x: _hello(pb.HelloRequest, x),
             lambda x: _read_hello(m.Hello, x),
@@ -238,7 +238,7 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Ping,
         m.Ack,
-        Kind(
+        MessageKind(
             "Ping",
             lambda x: _told(pb.PingRequest, x),
             lambda x: _read_told(m.Ping, x),
@@ -251,7 +251,7 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.IndirectPing,
         m.IndirectAck,
-        Kind(
+        MessageKind(
             "IndirectPing",
             lambda x: pb.IndirectPingRequest(target=x.target, records=write_records(x.records)),
             lambda x: m.IndirectPing(site_name(x.target), read_records(x.records)),
@@ -266,7 +266,7 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Sync,
         m.SyncReply,
-        Kind(
+        MessageKind(
             "Sync",
             lambda x: _told(pb.SyncRequest, x),
             lambda x: _read_told(m.Sync, x),
@@ -279,7 +279,7 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Offer,
         m.OfferReply,
-        Kind(
+        MessageKind(
             "Offer",
             lambda x: pb.OfferRequest(model=write_model(x.model)),
             lambda x: m.Offer(read_model(sub(x, "model"))),
@@ -291,6 +291,6 @@ _PAIRS: tuple[tuple[type, type, Kind], ...] = (
     ),
     *rounds.PAIRS,
 )
-_KIND_OF_REQUEST: dict[type, Kind] = {request: kind for request, _, kind in _PAIRS}
-_KIND_OF_REPLY: dict[type, Kind] = {reply: kind for _, reply, kind in _PAIRS}
-KINDS: dict[str, Kind] = {kind.rpc: kind for _, _, kind in _PAIRS}
+_KIND_OF_REQUEST: dict[type, MessageKind] = {request: kind for request, _, kind in _PAIRS}
+_KIND_OF_REPLY: dict[type, MessageKind] = {reply: kind for _, reply, kind in _PAIRS}
+KINDS: dict[str, MessageKind] = {kind.rpc: kind for _, _, kind in _PAIRS}

@@ -64,7 +64,7 @@ class Malformed(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class MessageKind:
     """One request/reply pair: the RPC's name, and how each side is encoded and decoded."""
 
     rpc: str

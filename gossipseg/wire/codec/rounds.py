@@ -8,7 +8,7 @@ from typing import Any, Literal
 from gossipseg.core import messages as m
 from gossipseg.wire import peer_pb2 as pb
 from gossipseg.wire.codec.parts import (
-    Kind,
+    MessageKind,
     attempt,
     code,
     count,
@@ -137,11 +137,11 @@ def _read_accept_reply(x: Any) -> m.AcceptReply:
     return m.AcceptReply(_STORED_OF[x.verdict], code(x.reason), _promised(x), committed)
 
 
-PAIRS: tuple[tuple[type, type, Kind], ...] = (
+PAIRS: tuple[tuple[type, type, MessageKind], ...] = (
     (
         m.Prepare,
         m.PrepareReply,
-        Kind(
+        MessageKind(
             "Prepare",
             _prepare,
             _read_prepare,
@@ -154,7 +154,7 @@ PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Fetch,
         m.FetchReply,
-        Kind(
+        MessageKind(
             "Fetch",
             _fetch,
             _read_fetch,
@@ -167,7 +167,7 @@ PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Accept,
         m.AcceptReply,
-        Kind(
+        MessageKind(
             "Accept",
             lambda x: _proposed(pb.AcceptRequest, x),
             lambda x: _read_proposed(m.Accept, x),
@@ -180,7 +180,7 @@ PAIRS: tuple[tuple[type, type, Kind], ...] = (
     (
         m.Commit,
         m.CommitReply,
-        Kind(
+        MessageKind(
             "Commit",
             lambda x: _proposed(pb.CommitRequest, x),
             lambda x: _read_proposed(m.Commit, x),

@@ -23,7 +23,7 @@ from gossipseg.wire.documents.status import (
     ConcernRow,
     DiscoveryStatus,
     MemberCounts,
-    Splits,
+    SplitCounts,
     StatusDoc,
     WorkerStatus,
 )
@@ -52,7 +52,7 @@ __all__ = [
     "RoundRow",
     "RoundUnderWay",
     "RoundsDoc",
-    "Splits",
+    "SplitCounts",
     "StatusDoc",
     "WatchDoc",
     "WorkerStatus",

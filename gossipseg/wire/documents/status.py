@@ -38,7 +38,7 @@ class DiscoveryStatus(Part, frozen=True):
     """Why mdns is off although it was asked for."""
 
 
-class Splits(Part, frozen=True):
+class SplitCounts(Part, frozen=True):
     """Cases of this site in each split."""
 
     training: int = 0
@@ -89,7 +89,7 @@ class StatusDoc(Document, frozen=True):
     dice_test_start: float | None = None
     dice_test: float | None = None
     cases: int = 0
-    splits: Splits = Splits()
+    splits: SplitCounts = SplitCounts()
     splits_from: str = ""
     """The source of the split of cases, with its file: the data list, a file written by hand, or the draw.
 
