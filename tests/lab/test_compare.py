@@ -352,5 +352,5 @@ def test_a_run_that_fails_is_told_with_its_code(
     captured = capsys.readouterr()
     assert "local-seed0 failed" in captured.err
     assert Path(last).name in captured.err
-    assert "No run has come to its end" in captured.out
+    assert "No run has finished" in captured.out
     assert read(out)["failed"].keys() == {"local-seed0"}
