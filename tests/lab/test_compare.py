@@ -306,7 +306,7 @@ def test_an_interrupted_comparison_leaves_no_process_and_goes_on(
     assert all(_ends(fd) for fd in workers), "the worker ends with the one who started it"
     for fd in workers:
         os.close(fd)
-    assert ("interrupted; the same command goes on" in process.stderr.read()) == (number != signal.SIGKILL)
+    assert ("interrupted; the same command continues" in process.stderr.read()) == (number != signal.SIGKILL)
     process.stderr.close()
     first = out / "runs" / "local-seed0.json"
     before = first.stat().st_mtime_ns
