@@ -220,6 +220,22 @@ async def test_a_deleted_state_directory_is_told_of_and_made_again_with_its_lock
     assert notes == ["state_dir_gone"]
 
 
+async def test_a_deleted_state_directory_that_a_worker_made_anew_is_told_of_as_deleted(
+    tmp_path: Path,
+) -> None:
+    state, notes = tmp_path / "state", []
+    state.mkdir()
+    places = Places(state, lambda e, **f: notes.append(e))
+    shutil.rmtree(state)
+    (state / "outbox").mkdir(parents=True)
+    for _ in range(2):
+        await places.look(Socket(state / "control.sock"))
+        assert "was deleted under the running daemon" in places.lost["state_dir_gone"]
+    with pytest.raises(LocalError):
+        DirectoryLock(state / "daemon.lock").acquire()
+    assert notes == ["state_dir_gone"]
+
+
 async def test_a_state_directory_that_cannot_be_made_again(tmp_path: Path) -> None:
     state = tmp_path / "mount" / "state"
     state.mkdir(parents=True)

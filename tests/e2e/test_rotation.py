@@ -90,7 +90,7 @@ def test_a_key_is_replaced_and_then_its_site_removed(tmp_path: Path) -> None:
         # a file with a mistake changes nothing
         good = f.peers_file.read_text()
         f.peers_file.write_text(good.replace("BEGIN CERTIFICATE", "BEGIN NONSENSE", 1))
-        with pytest.raises(AssertionError, match="stay so"):
+        with pytest.raises(AssertionError, match="stay in force"):
             ctl("reload", "--config", f["west"].config)
         f.peers_file.write_text(good)
 

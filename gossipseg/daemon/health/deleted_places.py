@@ -83,7 +83,7 @@ class Places:
         if there == self._known:
             if self.lost.pop("state_dir_gone", None):
                 self._note("state_dir_back")
-        elif there is None:
+        elif there is None or (there != self._made and self._deleted()):  # a worker may have made it anew
             again = self._make_again()
             self._say(
                 "state_dir_gone",
@@ -100,6 +100,10 @@ class Places:
             self._held = os.open(self._dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             self._known, self._parent = _identity(self._dir), _identity(self._dir.parent)
 
+    def _deleted(self) -> bool:
+        """Whether the directory of the start is linked nowhere. False where the file system hides it."""
+        return self._held is not None and os.fstat(self._held).st_nlink == 0
+
     def _make_again(self) -> str:
         """Recreate an empty, locked directory, so that gossipctl can ask.
 
@@ -108,7 +112,7 @@ class Places:
         try:
             if _identity(self._dir.parent) != self._parent:
                 return f", and {self._dir.parent} is another folder than at the start, or none"
-            self._dir.mkdir(mode=0o700)
+            self._dir.mkdir(mode=0o700, exist_ok=True)
             self._lock = DirectoryLock(self._dir / "daemon.lock")
             self._lock.acquire()
             self._made = _identity(self._dir)
