@@ -220,7 +220,7 @@ async def test_a_deleted_state_directory_is_told_of_and_made_again_with_its_lock
     assert notes == ["state_dir_gone"]
 
 
-async def test_a_deleted_state_directory_that_a_worker_made_anew_is_told_of_as_deleted(
+async def test_a_deleted_state_directory_that_a_worker_made_anew_counts_as_deleted(
     tmp_path: Path,
 ) -> None:
     state, notes = tmp_path / "state", []
