@@ -231,6 +231,7 @@ async def test_a_deleted_state_directory_that_a_worker_made_anew_counts_as_delet
     for _ in range(2):
         await places.look(Socket(state / "control.sock"))
         assert "was deleted under the running daemon" in places.lost["state_dir_gone"]
+        assert places.lost["state_dir_gone"].endswith("; the folder that is there now was made since")
     with pytest.raises(LocalError):
         DirectoryLock(state / "daemon.lock").acquire()
     assert notes == ["state_dir_gone"]

@@ -112,13 +112,14 @@ class Places:
         try:
             if _identity(self._dir.parent) != self._parent:
                 return f", and {self._dir.parent} is another folder than at the start, or none"
+            made = not self._dir.exists()
             self._dir.mkdir(mode=0o700, exist_ok=True)
             self._lock = DirectoryLock(self._dir / "daemon.lock")
             self._lock.acquire()
             self._made = _identity(self._dir)
         except (OSError, GossipsegError) as e:
             return f", and it cannot be made again ({e})"
-        return "; an empty one was made"
+        return "; an empty one was made" if made else "; the folder that is there now was made since"
 
     async def _renew(self, socket: Socket) -> None:
         self._until = self._clock() + SAID_S
