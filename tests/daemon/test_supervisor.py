@@ -271,7 +271,7 @@ async def test_while_the_data_are_away_no_worker_is_started_and_nobody_gives_up(
         assert share.looks == share.times + 1 and len(owner.of(Waiting)) == 1
 
 
-async def test_pauses_grow_and_end_when_an_operator_asks(tmp_path: Path) -> None:
+async def test_a_pause_ends_when_an_operator_asks(tmp_path: Path) -> None:
     share = Share(1)
     changes = {"obstacle": share.obstacle, "first_wait_s": 3600.0}
     async with supervised(tmp_path, "hear(); ready(); hear()", **changes) as (supervisor, owner):
