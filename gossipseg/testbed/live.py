@@ -250,7 +250,8 @@ def _round(record: Record) -> str:
     if record.get("dice_val") is not None:
         parts.append(f"validation Dice {record['dice_val']:.3f}")
     if record.get("visit"):
-        parts.append(f"{record['visit'].replace('_', ' ')} {record.get('site')}'s model")
+        said = {"kept_out": "rejected"}.get(record["visit"], record["visit"])
+        parts.append(f"{said} {record.get('site')}'s model")
     if record.get("dice_test") is not None:
         parts.append(f"test Dice {record['dice_test']:.3f}")
     return ", ".join(parts)

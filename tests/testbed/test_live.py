@@ -73,7 +73,7 @@ def test_the_table_says_why_a_site_is_gone() -> None:
         ),
         (
             {"event": "round_finished", "round": 4, "site": "north", "visit": "kept_out", "dice_test": 0.5},
-            "round 4, kept out north's model, test Dice 0.500",
+            "round 4, rejected north's model, test Dice 0.500",
         ),
         ({"event": "transfer_done", "site": "north"}, "sent its model to north"),
         ({"event": "transfer_done", "site": "north", "holds": "update"}, "sent its update to north"),
