@@ -20,7 +20,7 @@ from gossipseg.ctl import context
 from gossipseg.daemon import main as daemon_main
 from gossipseg.daemon.observe import logs
 from gossipseg.errors import EXIT_CONFIG, EXIT_IO, ConfigError
-from gossipseg.learn import cli
+from gossipseg.learn.commands import cli
 
 ROOT = Path(__file__).parent.parent
 ENTRY = "import sys; sys.argv[0] = {0!r}; from gossipseg import ends; ends.{1}()"

@@ -89,7 +89,7 @@ _TRAINED = """
 import dataclasses, json
 from pathlib import Path
 from gossipseg import config
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from gossipseg.learn.params import WorkerSpec
 from tests.learn.harness import make_spec, make_trainer
 
@@ -99,10 +99,10 @@ spec = dataclasses.replace(spec, network=dataclasses.asdict(f.network))
 trainer = make_trainer(spec)
 files = []
 for r in (1, 2, 3):
-    done = trainer.run_round(jobs.StartRound(r, export=True))
-    files.append(jobs.UpdateFile(f"site{r}", done.export.path, 1, r))
-made = trainer.aggregate(jobs.Aggregate(1, 0, files))
-print(json.dumps([type(trainer.algorithm).__name__, type(trainer.student.model.network).__name__,
+    done = trainer.run_round(protocol.StartRound(r, export=True))
+    files.append(protocol.UpdateFile(f"site{r}", done.export.path, 1, r))
+made = trainer.aggregate(protocol.Aggregate(1, 0, files))
+print(json.dumps([type(trainer.algorithm).__name__, type(trainer.model_state.model.network).__name__,
                   made.contributors, made.export is not None]))
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gossipseg.errors import ConfigError
-from gossipseg.learn import pseudolabels
+from gossipseg.learn.oneshot import pseudolabels
 
 ROOT = Path(__file__).parent.parent
 PLAIN = "import sys; sys.modules.update(dict.fromkeys(('matplotlib', 'skimage')))\n"
@@ -25,7 +25,7 @@ def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_daemon_the_worker_and_the_commands_load() -> None:
     done = run(
         "import gossipseg.ctl.main, gossipseg.ctl.testbed, gossipseg.daemon.main, gossipseg.lab.main\n"
-        "import gossipseg.learn.loop, gossipseg.learn.cli, gossipseg.testbed.experiment"
+        "import gossipseg.learn.worker.session, gossipseg.learn.commands.cli, gossipseg.testbed.experiment"
     )
     assert done.returncode == 0, done.stderr
 

@@ -1,12 +1,12 @@
 """What an algorithm is: the lines in which it differs from the others.
 
 An algorithm supplies losses, says which parameters travel, and how incoming weights are combined.
-It owns no loop, no I/O, no logging, no `.to(device)`: `learn.step` is the only place that trains.
+It owns no loop, no I/O, no logging, no `.to(device)`: only learn/engine/train_step.py trains.
 
 A round with a visitor runs so:
 
     weights = algorithm.on_arrival(local, incoming)        before the first step
-    E × algorithm.losses(...)                              learn.step does backward and optimizer
+    E × algorithm.losses(...)                              engine.train_step does backward and optimizer
     weights = algorithm.on_departure(local, incoming)      after the last step
 
 and one under a rotating coordinator so:
@@ -64,14 +64,14 @@ class StepContext:
     anchor: Weights = field(default_factory=dict)
     """The shared tensors of the last global model (W_0 before the first), detached; empty for algorithms
     that do not ask for it (`needs_anchor`)."""
-    moment: Moment | None = None
+    moment: StepPosition | None = None
     """Where the site stands; None where nobody asked (a plain batch outside a round)."""
     noise_seed: int = 0
     """For an algorithm's own random numbers: another one each step, the same after a resume."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class StepPosition:
     """Where a site stands when a round of its begins."""
 
     round: int
@@ -183,7 +183,7 @@ class Algorithm:
 
     # ------------------------------------------------------------ under a rotating coordinator
 
-    def is_frozen(self, name: str, moment: Moment) -> bool:
+    def is_frozen(self, name: str, moment: StepPosition) -> bool:
         """Whether the named parameter keeps its value throughout the round."""
         return False
 

@@ -26,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gossipseg.algos.base import Losses, Moment, Outputs, Role, StepContext, Weights
+from gossipseg.algos.base import Losses, Outputs, Role, StepContext, StepPosition, Weights
 from gossipseg.algos.fedavg import FedAvg
 from gossipseg.algos.params import FedOapParams
 from gossipseg.errors import ConfigError
@@ -67,7 +67,7 @@ class FedOap(FedAvg):
             {"seg": seg.detach(), "perturbed": perturbed.detach(), "wrong": wrong.float().mean()},
         )
 
-    def is_frozen(self, name: str, moment: Moment) -> bool:
+    def is_frozen(self, name: str, moment: StepPosition) -> bool:
         return moment.settling_in and self.is_shared(name)
 
     def on_global(self, local: Weights, incoming: Weights) -> Weights:

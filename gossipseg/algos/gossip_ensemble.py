@@ -7,8 +7,7 @@ receiver holds the newest model of each peer and deploys
     p(x) = ½·p_own(x) + ½·mean over S of p_s(x)                                                          (1)
 
 where S, the peers that take part, is chosen on the receiver's validation cases and may be empty
-(learn/peer_ensemble.py). What exchange does to training itself is nothing: it is what averaged weights are to
-be compared with.
+(learn/deploy/peer_ensemble.py). Exchange does nothing to training: averaged weights are compared with it.
 """
 
 from __future__ import annotations

@@ -9,21 +9,21 @@ from pathlib import Path
 from gossipseg.bridge.manifest_checks import draft
 from gossipseg.core import effects, events
 from gossipseg.core.types import ModelKind, ModelRef, Site
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 
 PathOf = Callable[[str], Path]
 """Hash → the store's path of that model."""
 
 
-def start_round(effect: effects.StartRound, path_of: PathOf, listed: Sequence[Site]) -> jobs.StartRound:
+def start_round(effect: effects.StartRound, path_of: PathOf, listed: Sequence[Site]) -> protocol.StartRound:
     """Make the order for a round. `listed`: all sites of peers.yaml, for workers that distinguish sites by
     name."""
     entry, model = effect.visit, effect.start_from
-    return jobs.StartRound(
+    return protocol.StartRound(
         effect.round,
-        jobs.Visit.of(entry.model, entry.frm, path_of(entry.model.hash)) if entry else None,
+        protocol.Visit.of(entry.model, entry.frm, path_of(entry.model.hash)) if entry else None,
         effect.export,
-        jobs.CommonModel.of(model, path_of(model.hash)) if model else None,
+        protocol.GlobalModelFile.of(model, path_of(model.hash)) if model else None,
         effect.settling_in,
         effect.finetuning,
         list(listed),
@@ -31,13 +31,13 @@ def start_round(effect: effects.StartRound, path_of: PathOf, listed: Sequence[Si
     )
 
 
-def aggregate(effect: effects.Aggregate, path_of: PathOf) -> jobs.Aggregate:
+def aggregate(effect: effects.Aggregate, path_of: PathOf) -> protocol.Aggregate:
     """The order to aggregate a round's updates, for the worker of the coordinator."""
     files = [
-        jobs.UpdateFile(site, str(path_of(model.hash)), model.cases, model.steps)
+        protocol.UpdateFile(site, str(path_of(model.hash)), model.cases, model.steps)
         for site, model in effect.updates
     ]
-    return jobs.Aggregate(effect.round, effect.attempt, files)
+    return protocol.Aggregate(effect.round, effect.attempt, files)
 
 
 def export_kind(exchange: str) -> ModelKind:
@@ -45,19 +45,19 @@ def export_kind(exchange: str) -> ModelKind:
     return "update" if exchange == "rounds" else "model"
 
 
-def export_position(report: jobs.RoundDone) -> int:
+def export_position(report: protocol.RoundDone) -> int:
     """The position from which a site that adopts the model counts."""
     return report.round + report.ahead
 
 
 def exported(
-    export: jobs.Export, hash_: str, size_bytes: int, round: int, kind: ModelKind, path: Path
+    export: protocol.Export, hash_: str, size_bytes: int, round: int, kind: ModelKind, path: Path
 ) -> ModelRef:
     """The model of a worker's file that is in the store now. Reads its header for the manifest."""
     return ModelRef(hash_, size_bytes, round, export.steps, export.cases, kind=kind, manifest=draft(path))
 
 
-def round_finished(report: jobs.RoundDone, export: ModelRef | None) -> events.RoundFinished:
+def round_finished(report: protocol.RoundDone, export: ModelRef | None) -> events.RoundFinished:
     visit = report.visit
     return events.RoundFinished(
         report.round,
@@ -72,7 +72,7 @@ def round_finished(report: jobs.RoundDone, export: ModelRef | None) -> events.Ro
 
 
 def aggregated(
-    report: jobs.AggregateDone, model: ModelRef | None
+    report: protocol.AggregateDone, model: ModelRef | None
 ) -> events.Aggregated | events.AggregationFailed:
     """`model`: the aggregated model in the store; None: there is none, or it could not be stored."""
     refused = tuple(sorted(report.refused.items()))
@@ -83,7 +83,7 @@ def aggregated(
     return events.Aggregated(report.round, report.attempt, model, contributors, refused)
 
 
-def worker_ready(report: jobs.Ready, contract: tuple[tuple[str, str], ...]) -> events.WorkerReady:
+def worker_ready(report: protocol.Ready, contract: tuple[tuple[str, str], ...]) -> events.WorkerReady:
     """`contract`: with the network signature that the worker has reported."""
     return events.WorkerReady(
         report.round,

@@ -44,7 +44,7 @@ from gossipseg.core.params import MEMBERSHIP_PRESETS, membership_preset
 from gossipseg.core.types import fingerprint
 from gossipseg.errors import ConfigError
 from gossipseg.homes import absolute, expanded
-from gossipseg.learn.flips import resolve
+from gossipseg.learn.data.flips import resolve
 from gossipseg.learn.params import DataParams, DeviceParams, WorkerSpec
 from gossipseg.yamlbounds import TooLarge, read_bounded
 

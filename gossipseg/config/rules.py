@@ -12,7 +12,7 @@ from gossipseg.config.ranges import check_ranges
 from gossipseg.config.reading import Source
 from gossipseg.config.task_rules import check_task
 from gossipseg.errors import ConfigError
-from gossipseg.learn.flips import flips_problem
+from gossipseg.learn.data.flips import flips_problem
 from gossipseg.learn.params import (
     ONE_SHOT_NETWORK,
     PATTERN_REMEDY,

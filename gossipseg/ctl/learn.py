@@ -106,7 +106,7 @@ def _export_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 def command_line(module: str, arguments: Sequence[str]) -> list[str]:
     """The command that starts a learn module; the module reads its WorkerSpec as JSON from standard input."""
-    return [*python_module("gossipseg.ends"), f"gossipseg.learn.{module}", "--spec", "-", *arguments]
+    return [*python_module("gossipseg.ends"), f"gossipseg.learn.commands.{module}", "--spec", "-", *arguments]
 
 
 def spec_json(config: Config) -> str:
@@ -132,7 +132,7 @@ def run(
     errors: list[str] = []
     code, printed = _run(command_line(module, arguments), spec_json(config), errors)
     if code != 0 and not errors and not printed:
-        errors.append(f"gossipseg.learn.{module} ended with exit code {code} and said nothing.")
+        errors.append(f"gossipseg.learn.commands.{module} ended with exit code {code} and said nothing.")
         print(f"gossipctl: {errors[0]}", file=sys.stderr)
     _show(printed, None if json else to_lines)
     if json and code != 0 and not printed:

@@ -17,10 +17,10 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 import gossipseg
-from gossipseg.learn.ensemble import Ensemble
-from gossipseg.learn.evaluate import WINDOWS_AT_ONCE, foreground_names
-from gossipseg.learn.model import output_channels
-from gossipseg.learn.setup import Setup
+from gossipseg.learn.deploy.ensemble import Ensemble
+from gossipseg.learn.engine.build import output_channels
+from gossipseg.learn.evaluation.evaluate import WINDOWS_AT_ONCE, foreground_names
+from gossipseg.learn.settings import WorkerSettings
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.registry import build
 
@@ -37,7 +37,8 @@ def network_def(network: Mapping[str, Any], beside: int = 0, output: str = "", *
     """The registry's network with plain logits (B, K, *spatial) as output, which is what MONAI expects.
 
     State-dict names are those of a checkpoint. `task`: spatial_dims, in_channels, out_channels, patch_size.
-    `beside`: so many more such networks predict, as learn.ensemble says; `output` is softmax or sigmoid then.
+    `beside`: the number of further networks that predict, as deploy.ensemble says;
+    `output` is softmax or sigmoid then.
     """
     net: nn.Module = build(NetworkParams(**network), **task)
     if beside:
@@ -84,9 +85,9 @@ class Predictor:
 # ---------------------------------------------------------------- the files
 
 
-def inference_config(setup: Setup, *, beside: int = 0) -> Config:
+def inference_config(settings: WorkerSettings, *, beside: int = 0) -> Config:
     """configs/inference.json. `beside`: the weights are those of an ensemble with so many other networks."""
-    task, training = setup.task, setup.training
+    task, training = settings.task, settings.training
     pattern = "/*.nii*" if task.spatial_dims == 3 else "/*.[pj][np]*"
     return {
         "imports": ["$import glob", "$import os"],
@@ -98,7 +99,7 @@ def inference_config(setup: Setup, *, beside: int = 0) -> Config:
         "datalist": f"$[{{'image': p}} for p in sorted(glob.glob(@dataset_dir + '{pattern}'))]",
         "network_def": {
             "_target_": "gossipseg.learn.bundle.network_def",
-            "network": asdict(setup.network),
+            "network": asdict(settings.network),
             **({"beside": beside, "output": training.output} if beside else {}),
             "spatial_dims": task.spatial_dims,
             "in_channels": task.channels,
@@ -106,7 +107,7 @@ def inference_config(setup: Setup, *, beside: int = 0) -> Config:
             "patch_size": list(task.patch_size),
         },
         "network": "$@network_def.to(@device)",
-        "preprocessing": {"_target_": "Compose", "transforms": preprocessing(setup)},
+        "preprocessing": {"_target_": "Compose", "transforms": preprocessing(settings)},
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "inferer": {
             "_target_": "SlidingWindowInferer",
@@ -115,7 +116,7 @@ def inference_config(setup: Setup, *, beside: int = 0) -> Config:
             "overlap": training.window_overlap,
             "mode": "gaussian",
         },
-        "postprocessing": {"_target_": "Compose", "transforms": postprocessing(setup)},
+        "postprocessing": {"_target_": "Compose", "transforms": postprocessing(settings)},
         "evaluator": {
             "_target_": "gossipseg.learn.bundle.Predictor",
             "dataset": "@dataset",
@@ -130,9 +131,9 @@ def inference_config(setup: Setup, *, beside: int = 0) -> Config:
     }
 
 
-def preprocessing(setup: Setup) -> list[Config]:
+def preprocessing(settings: WorkerSettings) -> list[Config]:
     """MONAI's dictionary transforms that do to an image what transforms.prepare_image does."""
-    task = setup.task
+    task = settings.task
     flat = task.spatial_dims == 2
     reader: Config = {"_target_": "PILReader", "reverse_indexing": False}
     if not flat:
@@ -156,9 +157,9 @@ def preprocessing(setup: Setup) -> list[Config]:
     return [*steps, _on_image("NormalizeIntensityd", channel_wise=True)]
 
 
-def postprocessing(setup: Setup) -> list[Config]:
+def postprocessing(settings: WorkerSettings) -> list[Config]:
     """From logits to a saved label map on the image's own grid."""
-    task = setup.task
+    task = settings.task
     flat = task.spatial_dims == 2
     steps: list[Config] = []
     if task.spacing_mm or (task.orientation and not flat):
@@ -171,7 +172,7 @@ def postprocessing(setup: Setup) -> list[Config]:
                 "nearest_interp": False,
             }
         )
-    if setup.training.output == "softmax":
+    if settings.training.output == "softmax":
         steps.append({"_target_": "AsDiscreted", "keys": "pred", "argmax": True})
     else:
         best = "$lambda z: torch.where(z.amax(0, keepdim=True) > 0, z.argmax(0, keepdim=True) + 1, 0)"
@@ -203,13 +204,13 @@ def _scale(low: float, high: float, *, clip: bool) -> Config:
     return _on_image("ScaleIntensityRanged", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=clip)
 
 
-def metadata(setup: Setup, round: int) -> Config:
+def metadata(settings: WorkerSettings, round: int) -> Config:
     """configs/metadata.json (MONAI's meta schema 20240725)."""
-    task = setup.task
+    task = settings.task
     classes = {str(v): n for v, n in sorted(task.labels.items())}
-    spec = setup.spec
+    spec = settings.spec
     what = task.modality or "image"
-    if setup.training.output == "sigmoid":
+    if settings.training.output == "sigmoid":
         classes = {str(i): n for i, n in enumerate(foreground_names(task).values())}
     return {
         "schema": SCHEMA,
@@ -221,8 +222,8 @@ def metadata(setup: Setup, round: int) -> Config:
         "required_packages_version": {"gossipseg": gossipseg.__version__},
         "name": f"{spec.federation}-{spec.site}",
         "task": f"Segmentation of {', '.join(foreground_names(task).values())} in {what}",
-        "description": f"{setup.network.name} trained at {spec.site} in the federation {spec.federation} "
-        f"with {setup.algorithm.name}: the averaged (EMA) model after round {round}.",
+        "description": f"{settings.network.name} trained at {spec.site} in the federation {spec.federation} "
+        f"with {settings.algorithm.name}: the averaged (EMA) model after round {round}.",
         "authors": f"site {spec.site}",
         "copyright": "",
         "intended_use": "Research. Not a medical device.",
@@ -244,7 +245,7 @@ def metadata(setup: Setup, round: int) -> Config:
                 "pred": {
                     "type": "image",
                     "format": "logits",
-                    "num_channels": output_channels(task, setup.training),
+                    "num_channels": output_channels(task, settings.training),
                     "spatial_shape": list(task.patch_size),
                     "dtype": "float32",
                     "value_range": [],
@@ -260,18 +261,19 @@ def _channels(count: int) -> Sequence[str]:
     return ("red", "green", "blue") if count == 3 else [f"channel {i}" for i in range(count)]
 
 
-def readme(setup: Setup, round: int, peers: Sequence[str] = ()) -> str:
+def readme(settings: WorkerSettings, round: int, peers: Sequence[str] = ()) -> str:
     """docs/README.md. `peers`: other sites whose models predict with it."""
-    labels = "\n".join(f"- {value}: {text}" for value, text in sorted(setup.task.labels.items()))
-    kind = "NIfTI volumes" if setup.task.spatial_dims == 3 else "PNG or JPEG pictures"
+    labels = "\n".join(f"- {value}: {text}" for value, text in sorted(settings.task.labels.items()))
+    kind = "NIfTI volumes" if settings.task.spatial_dims == 3 else "PNG or JPEG pictures"
     beside = ""
     if peers:
         names = ", ".join(f"`{name}`" for name in peers)
         beside = f"\nThe weights hold models of {names} besides; their predictions are averaged with its own."
-    return f"""# {setup.spec.federation}-{setup.spec.site}
+    return f"""# {settings.spec.federation}-{settings.spec.site}
 
-The model of site `{setup.spec.site}` in the federation `{setup.spec.federation}` after round {round}:
-the average (EMA) over its rounds that the site itself predicts with. Network: `{setup.network.name}`.{beside}
+The model of site `{settings.spec.site}` in the federation `{settings.spec.federation}` after round {round}:
+the average (EMA) over its rounds that the site itself predicts with.
+Network: `{settings.network.name}`.{beside}
 
 Labels of the output:
 

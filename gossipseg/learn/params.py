@@ -396,7 +396,7 @@ def _ensemble_problem(
     return None
 
 
-MOST = 10**12
+MAX_CLAIMED_COUNT = 10**12
 """Of the steps and cases that other sites claim no more is passed on in this site's name: beyond 2^53 its own
 words would be refused by everybody."""
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import DataError
-from gossipseg.learn.cases import Case
-from gossipseg.learn.formats.kinds import Kind, kind_of
-from gossipseg.learn.formats.volume import Segmentation, Volume
-from gossipseg.learn.labels import LOSSY, MANY, file_values, ranges_text
-from gossipseg.learn.lists.listing import Listing
-from gossipseg.learn.readers import read_label, read_volume
+from gossipseg.learn.data.cases import Case
+from gossipseg.learn.data.formats.kinds import Kind, kind_of
+from gossipseg.learn.data.formats.volume import Segmentation, Volume
+from gossipseg.learn.data.labels import LOSSY, MANY, file_values, ranges_text
+from gossipseg.learn.data.lists.listing import Listing
+from gossipseg.learn.data.readers import read_label, read_volume
 
 LOOKED_INTO = 3
 """Label files read where a list names the classes; without such a list, all are read."""

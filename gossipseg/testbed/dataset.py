@@ -10,15 +10,15 @@ from typing import Any
 import nibabel
 
 from gossipseg.errors import ConfigError, DataError
-from gossipseg.learn.cases import SPLITS, Case
-from gossipseg.learn.datalist import LISTS, read_listing
-from gossipseg.learn.formats.kinds import Kind, kind_of
-from gossipseg.learn.formats.volume import Volume
-from gossipseg.learn.lists.listing import Listing
-from gossipseg.learn.lists.nnunet import channels_of
-from gossipseg.learn.lists.paths import missing
+from gossipseg.learn.data.cases import SPLITS, Case
+from gossipseg.learn.data.datalist import LISTS, read_listing
+from gossipseg.learn.data.formats.kinds import Kind, kind_of
+from gossipseg.learn.data.formats.volume import Volume
+from gossipseg.learn.data.lists.listing import Listing
+from gossipseg.learn.data.lists.nnunet import channels_of
+from gossipseg.learn.data.lists.paths import missing
+from gossipseg.learn.data.readers import read_volume
 from gossipseg.learn.params import DataParams, TaskParams
-from gossipseg.learn.readers import read_volume
 from gossipseg.testbed import classes
 from gossipseg.testbed.classes import Classes
 

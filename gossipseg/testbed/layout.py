@@ -18,7 +18,7 @@ import yaml
 from gossipseg import config, trust
 from gossipseg.algos.params import params_class
 from gossipseg.errors import ConfigError
-from gossipseg.learn.lists.paths import shown
+from gossipseg.learn.data.lists.paths import shown
 from gossipseg.learn.params import TaskParams
 from gossipseg.testbed import dataset, presets, synthetic
 

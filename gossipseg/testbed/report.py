@@ -175,7 +175,7 @@ def overlays(site: SiteFolder, folder: Path) -> list[Path]:
     """
     spec = config.worker_spec(config.load(site.config_path, env={}))
     split = "test" if spec.report_test else "validation"  # where no test case has a label
-    command = [*python_module("gossipseg.learn.evaluate"), "--spec", "-", "--split", split]
+    command = [*python_module("gossipseg.learn.evaluation.evaluate"), "--spec", "-", "--split", split]
     command += [
         "--overlays",
         str(folder),

@@ -19,8 +19,8 @@ from pathlib import Path
 import blake3
 import torch
 
-from gossipseg.learn.common import everything
-from gossipseg.learn.weights import export_wire
+from gossipseg.learn.exchange.global_model import everything
+from gossipseg.learn.exchange.wire_format import export_wire
 
 _LAYER = (512, 1024, 3, 3)
 """A large layer of a real network: 9.4 MB in float16."""
@@ -30,11 +30,11 @@ import json, resource, sys, time
 from pathlib import Path
 from gossipseg.algos.params import FedAvgParams
 from gossipseg.algos.registry import build
-from gossipseg.learn import jobs
-from gossipseg.learn.aggregate import aggregate
+from gossipseg.learn import protocol
+from gossipseg.learn.exchange.aggregate import aggregate
 from gossipseg.store import read_safetensors_header
 folder = Path(sys.argv[1])
-files = [jobs.UpdateFile(p.stem, str(p), 1) for p in sorted(folder.glob("update*.safetensors"))]
+files = [protocol.UpdateFile(p.stem, str(p), 1) for p in sorted(folder.glob("update*.safetensors"))]
 schema = {n: (i.dtype, i.shape) for n, i in read_safetensors_header(Path(files[0].path)).items()}
 Path("/proc/self/clear_refs").write_text("5")
 def peak():
@@ -42,7 +42,7 @@ def peak():
     return int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) * 1024
 before, began = peak(), time.perf_counter()
 algorithm = build(FedAvgParams(robust=sys.argv[2]))
-done = aggregate(jobs.Aggregate(1, 0, files), algorithm, schema, "float16", folder / "outbox")
+done = aggregate(protocol.Aggregate(1, 0, files), algorithm, schema, "float16", folder / "outbox")
 assert done.export is not None, done
 print(json.dumps({"grown_bytes": peak() - before, "seconds": time.perf_counter() - began}))
 """

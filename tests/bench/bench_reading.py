@@ -85,11 +85,11 @@ def product(folder: Path, image: str) -> None:
     """What `gossipctl evaluate` does but for the network."""
     import torch
 
-    from gossipseg.learn.cases import Case
-    from gossipseg.learn.data import load_label
+    from gossipseg.learn.data.cases import Case
+    from gossipseg.learn.data.dataset import load_label
+    from gossipseg.learn.data.readers import read_volume
+    from gossipseg.learn.evaluation.scoring import score_case
     from gossipseg.learn.params import TaskParams
-    from gossipseg.learn.readers import read_volume
-    from gossipseg.learn.scoring import score_case
 
     predicted = torch.from_numpy(np.asanyarray(nibabel.load(folder / "predicted.nii.gz").dataobj))
     task = TaskParams("t", 1, {0: "none", 1: "organ", 2: "lesion"}, spatial_dims=3, patch_size=(64, 64, 64))

@@ -25,31 +25,31 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from gossipseg.algos.base import Role, StepContext
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.params import GcmlParams, LocalParams
-from gossipseg.learn import jobs
-from gossipseg.learn.amp import Compute, choose_compute
-from gossipseg.learn.losses import make_target, segmentation_loss
-from gossipseg.learn.model import build_model
+from gossipseg.learn import protocol
+from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.engine.losses import make_target, segmentation_loss
+from gossipseg.learn.engine.precision import Compute, choose_compute
+from gossipseg.learn.engine.site_data import Batch, SiteData
+from gossipseg.learn.engine.train_step import Learner, make_learner, train_step
 from gossipseg.learn.params import DeviceParams
-from gossipseg.learn.setup import Setup, read_setup
-from gossipseg.learn.site import Batch, SiteContext
-from gossipseg.learn.step import Learner, make_learner, train_step
-from gossipseg.learn.trainer import Trainer
+from gossipseg.learn.settings import WorkerSettings, read_settings
+from gossipseg.learn.training.trainer import Trainer
 from tests.learn.harness import make_spec
 
 PATCH = {("cpu", 2): (96, 96), ("cpu", 3): (32, 32, 32), ("cuda", 2): (256, 256), ("cuda", 3): (128, 128, 64)}
 
 
-def setup_of(compute: Compute, dims: int, steps: int) -> Setup:
+def setup_of(compute: Compute, dims: int, steps: int) -> WorkerSettings:
     training = {"steps_per_round": steps, "batch_size": 4 if dims == 2 else 2}
     folder = Path(tempfile.gettempdir())
     spec = make_spec(
         folder, folder, dims=dims, training=training, network={"width": 12}, algorithm=LocalParams()
     )
     patch = PATCH[compute.device.type, dims]
-    return read_setup(dataclasses.replace(spec, task={**spec.task, "patch_size": patch}))
+    return read_settings(dataclasses.replace(spec, task={**spec.task, "patch_size": patch}))
 
 
-def batch_of(setup: Setup, seed: int) -> Batch:
+def batch_of(setup: WorkerSettings, seed: int) -> Batch:
     shape = (setup.training.batch_size, 1, *setup.task.patch_size)
     g = torch.Generator().manual_seed(seed)
     return {"image": torch.randn(shape, generator=g), "label": (torch.rand(shape, generator=g) > 0.7).long()}
@@ -71,7 +71,7 @@ def seconds(run: Callable[[], Any], compute: Compute) -> float:
 # ---------------------------------------------------------------- DCML against plain
 
 
-def compare_steps(setup: Setup, compute: Compute, repeats: int) -> dict[str, Any]:
+def compare_steps(setup: WorkerSettings, compute: Compute, repeats: int) -> dict[str, Any]:
     """Interleaved, so that a busy machine slows both alike; medians of single steps."""
     batch = {k: compute.place(v) for k, v in batch_of(setup, 0).items()}
     target = make_target(batch["label"], setup.training.output, 2)
@@ -106,7 +106,7 @@ def compare_steps(setup: Setup, compute: Compute, repeats: int) -> dict[str, Any
     return found
 
 
-def learner_of(setup: Setup, compute: Compute) -> Learner:
+def learner_of(setup: WorkerSettings, compute: Compute) -> Learner:
     return make_learner(
         compute.place_model(build_model(setup), setup.task.spatial_dims), setup.training, compute
     )
@@ -115,11 +115,11 @@ def learner_of(setup: Setup, compute: Compute) -> Learner:
 # ---------------------------------------------------------------- the trainer against a bare loop
 
 
-class ReadyBatches(SiteContext):
+class ReadyBatches(SiteData):
     """A site whose batches are in memory already: what is left is the trainer's own cost."""
 
-    def __init__(self, setup: Setup, compute: Compute, batches: list[Batch]) -> None:
-        self.setup, self.compute = setup, compute
+    def __init__(self, setup: WorkerSettings, compute: Compute, batches: list[Batch]) -> None:
+        self.settings, self.compute = setup, compute
         self.splits = {"training": len(batches), "validation": 0, "test": 0}
         self._ready = batches
 
@@ -127,7 +127,7 @@ class ReadyBatches(SiteContext):
         return self._ready[step % len(self._ready)]
 
 
-def compare_loops(setup: Setup, compute: Compute, repeats: int) -> dict[str, Any]:
+def compare_loops(setup: WorkerSettings, compute: Compute, repeats: int) -> dict[str, Any]:
     """Steps per second of Trainer's steps and of the loop one would write by hand, on the same batches."""
     batches = [compute.stage(batch_of(setup, seed)) for seed in range(8)]
     trainer = Trainer(ReadyBatches(setup, compute, batches), lambda make, activity: None, lambda: None)
@@ -136,7 +136,7 @@ def compare_loops(setup: Setup, compute: Compute, repeats: int) -> dict[str, Any
 
     def ours() -> None:
         trainer.history.step = 0
-        trainer.steps.take(jobs.StartRound(1), None)
+        trainer.steps.take(protocol.StartRound(1), None)
 
     ours()
     bare_loop(learner, setup, compute, batches, steps)
@@ -149,7 +149,9 @@ def compare_loops(setup: Setup, compute: Compute, repeats: int) -> dict[str, Any
     return {**rates, "ratio": ratio, "aim_ratio_at_least": 0.9}
 
 
-def bare_loop(learner: Learner, setup: Setup, compute: Compute, batches: list[Batch], steps: int) -> None:
+def bare_loop(
+    learner: Learner, setup: WorkerSettings, compute: Compute, batches: list[Batch], steps: int
+) -> None:
     """Forward, loss, backward, clip, Adam; nothing else."""
     loss_of = segmentation_loss(setup.training, setup.task.spatial_dims)
     parameters = list(learner.model.parameters())

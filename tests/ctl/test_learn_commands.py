@@ -57,7 +57,7 @@ ECHO_SPEC = """
 
 def test_command_line_names_the_module() -> None:
     assert learn.command_line("predict", ["-o", "x"])[1:] == [
-        *("-P", "-m", "gossipseg.ends", "gossipseg.learn.predict", "--spec", "-", "-o", "x"),
+        *("-P", "-m", "gossipseg.ends", "gossipseg.learn.commands.predict", "--spec", "-", "-o", "x"),
     ]
 
 

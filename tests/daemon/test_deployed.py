@@ -11,7 +11,7 @@ import pytest
 
 from gossipseg.core import effects
 from gossipseg.ctl.status import pairs
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from tests.daemon.harness import files_only, running, settled
 from tests.daemon.test_privacy_budget import service
 from tests.daemon.test_runtime import READY, done
@@ -65,7 +65,7 @@ async def test_the_worker_is_told_who_is_listed_now(
     files: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(files) as (r, _):
-        sent: list[jobs.StartRound] = []
+        sent: list[protocol.StartRound] = []
         monkeypatch.setattr(r.worker._supervisor, "send", sent.append)
         r.worker.start_round(effects.StartRound(3, None, False))
         fewer = [s for s in r.config.federation.sites if s.name != "south"]

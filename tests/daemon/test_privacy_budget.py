@@ -12,14 +12,14 @@ from gossipseg.core.types import Phase
 from gossipseg.ctl.status import pairs
 from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.runtime import Runtime
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from gossipseg.wire import documents as doc
 from tests.daemon.harness import files_only, running, settled
 from tests.daemon.test_runtime import READY, done
 from tests.e2e.federation import Federation
 
-SPENT = jobs.Spent(2.5, 1e-5, 40, max_epsilon=3.0)
-OVER = jobs.Spent(2.98, 1e-5, 44, max_epsilon=3.0, over=True)
+SPENT = protocol.Spent(2.5, 1e-5, 40, max_epsilon=3.0)
+OVER = protocol.Spent(2.98, 1e-5, 44, max_epsilon=3.0, over=True)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def service(runtime: Runtime) -> Service:
 
 async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -> None:
     async with running(files) as (r, failures):
-        r.worker.on_worker_message(msgspec.structs.replace(READY, spent=jobs.Spent(0.0, 1e-5, 0, 3.0)))
+        r.worker.on_worker_message(msgspec.structs.replace(READY, spent=protocol.Spent(0.0, 1e-5, 0, 3.0)))
         await settled(r)
         r.worker.on_worker_message(done(1, spent=SPENT))
         await settled(r)

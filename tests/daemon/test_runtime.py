@@ -20,13 +20,13 @@ from gossipseg.core.types import PeerInfo, Phase, Proposal, SuspectRecord
 from gossipseg.daemon.health.disk import DiskWatch
 from gossipseg.daemon.main import Daemon, load_config
 from gossipseg.errors import LocalError, PeerRefused
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from gossipseg.store import StateFile
 from tests.core.rig import TRAINING, model
 from tests.daemon.harness import files_only, perform, running, saved, settled
 from tests.e2e.federation import Federation
 
-READY = jobs.Ready(0, 0, 8, "net", {}, 1, "cpu", "no", {"training": 8})
+READY = protocol.Ready(0, 0, 8, "net", {}, 1, "cpu", "no", {"training": 8})
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def files(tmp_path: Path) -> Iterator[Federation]:
         yield f
 
 
-def done(number: int, **changes: Any) -> jobs.RoundDone:
-    return jobs.RoundDone(
+def done(number: int, **changes: Any) -> protocol.RoundDone:
+    return protocol.RoundDone(
         **{
             "round": number,
             "steps": number,
@@ -61,7 +61,7 @@ async def test_a_death_does_not_overtake_the_round_finished_before_it(
         monkeypatch.setattr(r.store, "adopt", lambda file: (go_on.wait(10), real(file))[1])
         exported = tmp_path / "round-1.safetensors"
         exported.write_bytes(b"model")
-        r.worker.on_worker_message(done(1, export=jobs.Export(str(exported), 8, 1)))
+        r.worker.on_worker_message(done(1, export=protocol.Export(str(exported), 8, 1)))
         r.worker.on_worker_lost("killed", False)
         r.worker.on_worker_message(msgspec.structs.replace(READY, round=1, steps=1))
         go_on.set()

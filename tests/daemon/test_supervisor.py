@@ -16,7 +16,7 @@ import pytest
 from gossipseg.daemon.worker import process
 from gossipseg.daemon.worker.memory_kills import Kills, Recent
 from gossipseg.daemon.worker.process import MAX_QUICK_DEATHS, WorkerSupervisor, last_line
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 
 PRELUDE = """
 import json, os, signal, socket, sys, time
@@ -45,7 +45,7 @@ class Owner:
     heard: list[Any] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def on_worker_message(self, message: jobs.FromWorker) -> None:
+    def on_worker_message(self, message: protocol.FromWorker) -> None:
         self.heard.append(message)
         self.changed.set()
 
@@ -107,11 +107,11 @@ async def stopped_without_waiting(supervisor: WorkerSupervisor) -> None:
 async def test_a_worker_is_configured_works_and_stops(tmp_path: Path) -> None:
     script = "assert hear() == 'Configure'; ready(); assert hear() == 'StartRound'; done(1); hear()"
     async with supervised(tmp_path, script) as (supervisor, owner):
-        await owner.until(lambda: owner.of(jobs.Ready))
+        await owner.until(lambda: owner.of(protocol.Ready))
         assert supervisor.status.state == "ready" and supervisor.status.pid
-        supervisor.send(jobs.StartRound(1))
+        supervisor.send(protocol.StartRound(1))
         assert supervisor.status.state == "training"
-        await owner.until(lambda: owner.of(jobs.RoundDone))
+        await owner.until(lambda: owner.of(protocol.RoundDone))
     assert owner.deaths == [] and supervisor.status.state == "stopped" and supervisor.status.pid is None
     assert not (tmp_path / "w.sock").exists()
 
@@ -123,7 +123,7 @@ async def test_what_it_said_last_is_heard_before_its_death_is_told(tmp_path: Pat
     )
     async with supervised(tmp_path, script) as (supervisor, owner):
         await owner.until(lambda: owner.deaths)
-        assert len(owner.of(jobs.Preparing)) == 4000
+        assert len(owner.of(protocol.Preparing)) == 4000
         assert owner.deaths == [("north/7.nii: unreadable.", True)]
         assert supervisor.status.state == "failed" and supervisor.status.restarts == 0
 
@@ -131,10 +131,10 @@ async def test_what_it_said_last_is_heard_before_its_death_is_told(tmp_path: Pat
 async def test_the_last_round_is_heard_although_it_is_stopped(tmp_path: Path) -> None:
     script = "hear(); ready(); hear()\nwhile hear() != 'Stop': pass\ndone(1)"
     async with supervised(tmp_path, script) as (supervisor, owner):
-        await owner.until(lambda: owner.of(jobs.Ready))
-        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.of(protocol.Ready))
+        supervisor.send(protocol.StartRound(1))
         await supervisor.stop(10.0)
-        assert owner.of(jobs.RoundDone) and owner.deaths == []
+        assert owner.of(protocol.RoundDone) and owner.deaths == []
 
 
 async def test_after_quick_deaths_it_has_failed_for_good(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ async def test_a_finished_round_forgives_the_deaths_before_it(tmp_path: Path) ->
     script = "hear(); ready(); hear(); done(1); os._exit(1)"
     async with supervised(tmp_path, script) as (supervisor, owner):
         for life in range(1, MAX_QUICK_DEATHS + 2):
-            await owner.until(lambda n=life: len(owner.of(jobs.Ready)) == n)  # type: ignore[misc]
-            supervisor.send(jobs.StartRound(1))
+            await owner.until(lambda n=life: len(owner.of(protocol.Ready)) == n)  # type: ignore[misc]
+            supervisor.send(protocol.StartRound(1))
         await owner.until(lambda: len(owner.deaths) > MAX_QUICK_DEATHS)
         assert not any(final for _, final in owner.deaths)
 
@@ -159,8 +159,8 @@ async def test_a_finished_round_forgives_the_deaths_before_it(tmp_path: Path) ->
 async def test_what_is_fatal_after_ready_may_pass(tmp_path: Path, kind: str, final: bool) -> None:
     script = f"hear(); ready(); hear(); say('Fatal', kind='{kind}', message='m'); os._exit(1)"
     async with supervised(tmp_path, script) as (supervisor, owner):
-        await owner.until(lambda: owner.of(jobs.Ready))
-        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.of(protocol.Ready))
+        supervisor.send(protocol.StartRound(1))
         await owner.until(lambda: owner.deaths)
         assert owner.deaths == [("m", final)]
 
@@ -168,8 +168,8 @@ async def test_what_is_fatal_after_ready_may_pass(tmp_path: Path, kind: str, fin
 async def test_one_that_says_nothing_is_killed_and_its_reason_told(tmp_path: Path) -> None:
     script = "hear(); ready(); hear(); signal.pause()"
     async with supervised(tmp_path, script, stuck_after_s=0.4) as (supervisor, owner):
-        await owner.until(lambda: owner.of(jobs.Ready))
-        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.of(protocol.Ready))
+        supervisor.send(protocol.StartRound(1))
         await owner.until(lambda: owner.deaths)
         assert owner.deaths[0][0].startswith("no progress for")
 
@@ -178,9 +178,9 @@ async def test_a_paused_worker_may_be_silent(tmp_path: Path) -> None:
     script = "hear(); ready()\nwhile hear() != 'Stop': pass"
     now = 0.0
     async with supervised(tmp_path, script, stuck_after_s=0.2, clock=lambda: now) as (supervisor, owner):
-        await owner.until(lambda: owner.of(jobs.Ready))
-        supervisor.send(jobs.SetPaused(True))
-        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.of(protocol.Ready))
+        supervisor.send(protocol.SetPaused(True))
+        supervisor.send(protocol.StartRound(1))
         now = 1000.0
         watched = asyncio.create_task(supervisor._watch(supervisor._process, Recent(Kills(), 0.0)))  # type: ignore[arg-type]
         done, _ = await asyncio.wait({watched}, timeout=0.2)
@@ -224,7 +224,7 @@ async def test_one_that_is_not_ready_has_nothing_to_save(
 
 async def test_one_that_is_stuck_is_killed_at_the_stop(tmp_path: Path) -> None:
     async with supervised(tmp_path, "hear(); ready(); signal.pause()") as (supervisor, owner):
-        await owner.until(lambda: owner.of(jobs.Ready))
+        await owner.until(lambda: owner.of(protocol.Ready))
         await supervisor.stop(0.1)
         assert supervisor.status.state == "stopped"
 
@@ -235,7 +235,7 @@ async def test_an_order_without_a_worker_changes_nothing(tmp_path: Path) -> None
         spec, Owner(), socket_path=tmp_path / "w", stuck_after_s=1, clock=time.monotonic
     )
     supervisor.status.state = "restarting"
-    supervisor.send(jobs.StartRound(1))
+    supervisor.send(protocol.StartRound(1))
     assert supervisor.status.state == "restarting"
 
 
@@ -243,7 +243,7 @@ async def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(process, "MAX_LOG_BYTES", 10)
     (tmp_path / "worker.log").write_text("much too long a text")
     async with supervised(tmp_path, "hear(); ready(); hear()") as (_, owner):
-        await owner.until(lambda: owner.of(jobs.Ready))
+        await owner.until(lambda: owner.of(protocol.Ready))
     assert (tmp_path / "worker.1.log").read_text() == "much too long a text"
 
 
@@ -266,7 +266,7 @@ async def test_while_the_data_are_away_no_worker_is_started_and_nobody_gives_up(
         assert owner.heard == [Waiting("data.path /mnt/nas is not there")], "told once"
         assert supervisor.status.state == "waiting" and "/mnt/nas" in supervisor.status.reason
         assert supervisor.status.pid is None
-        await owner.until(lambda: owner.of(jobs.Ready))
+        await owner.until(lambda: owner.of(protocol.Ready))
         assert owner.deaths == [] and supervisor.status.restarts == 0 and supervisor.status.reason == ""
         assert share.looks == share.times + 1 and len(owner.of(Waiting)) == 1
 
@@ -277,7 +277,7 @@ async def test_a_pause_ends_when_an_operator_asks(tmp_path: Path) -> None:
     async with supervised(tmp_path, "hear(); ready(); hear()", **changes) as (supervisor, owner):
         await owner.until(lambda: owner.of(Waiting))
         supervisor.try_again()
-        await owner.until(lambda: owner.of(jobs.Ready))
+        await owner.until(lambda: owner.of(protocol.Ready))
 
 
 async def test_a_stop_while_waiting_is_quick(tmp_path: Path) -> None:
@@ -296,8 +296,8 @@ async def test_data_that_go_away_later_are_waited_for_and_count_as_no_death(tmp_
     lives = MAX_QUICK_DEATHS + 2
     async with supervised(tmp_path, script, first_wait_s=0.01) as (supervisor, owner):
         for life in range(1, lives):
-            await owner.until(lambda n=life: len(owner.of(jobs.Ready)) == n)  # type: ignore[misc]
-            supervisor.send(jobs.StartRound(1))
+            await owner.until(lambda n=life: len(owner.of(protocol.Ready)) == n)  # type: ignore[misc]
+            supervisor.send(protocol.StartRound(1))
         await owner.until(lambda: len(owner.of(Waiting)) >= lives - 1)
         assert owner.deaths == [] and set(owner.of(Waiting)) == {Waiting("gone")}
 
@@ -321,7 +321,7 @@ async def test_failed_training_is_tried_again_slowly_and_when_an_operator_asks(
         assert owner.deaths[-1][1]
         (tmp_path / "mended").touch()
         supervisor.try_again()
-        await owner.until(lambda: owner.of(jobs.Ready))
+        await owner.until(lambda: owner.of(protocol.Ready))
         assert supervisor.status.state == "ready" and supervisor.status.reason == ""
     monkeypatch.setattr(process, "FAILED_RETRY_S", 0.01)
     (tmp_path / "mended").unlink()
@@ -370,8 +370,8 @@ async def test_memory_that_others_lacked_long_ago_is_not_blamed(
     changes = {"kills": kills, "stuck_after_s": 3.0, "first_backoff_s": 3600.0}
     async with supervised(tmp_path, script, **changes) as (supervisor, owner):
         owners.append(owner)
-        await owner.until(lambda: owner.of(jobs.Ready) and len(read) >= 4)
-        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.of(protocol.Ready) and len(read) >= 4)
+        supervisor.send(protocol.StartRound(1))
         await owner.until(lambda: owner.deaths)
         assert "by somebody" in owner.deaths[0][0]
 
@@ -381,8 +381,8 @@ async def test_who_was_killed_here_is_not_said_to_lack_memory(tmp_path: Path) ->
     script = "hear(); ready(); hear(); signal.pause()"
     changes = {"kills": lambda: Kills(next(numbers)), "stuck_after_s": 0.4, "first_backoff_s": 3600.0}
     async with supervised(tmp_path, script, **changes) as (supervisor, owner):
-        await owner.until(lambda: owner.of(jobs.Ready))
-        supervisor.send(jobs.StartRound(1))
+        await owner.until(lambda: owner.of(protocol.Ready))
+        supervisor.send(protocol.StartRound(1))
         await owner.until(lambda: owner.deaths)
         assert owner.deaths[0][0].startswith("no progress for")
 
@@ -398,7 +398,7 @@ async def test_a_worker_has_a_tmp_of_its_own_that_does_not_outlive_a_kill(
     )
     async with supervised(tmp_path, script) as (_, owner):
         await owner.until(lambda: len(owner.deaths) == MAX_QUICK_DEATHS)
-        said = {message.activity for message in owner.of(jobs.Preparing)}
+        said = {message.activity for message in owner.of(protocol.Preparing)}
         assert said == {f"[] {tmp_path / 'tmp'}"}
 
 
@@ -414,7 +414,7 @@ async def test_a_long_or_foreign_path_needs_nothing_outside_the_state_directory(
     script = "hear(); ready(); hear()"
     spec: Any = Spec(str(folder))
     async with supervised(tmp_path, script, socket_path=folder / "worker.sock", spec=spec) as (_, owner):
-        await owner.until(lambda: owner.of(jobs.Ready) or owner.deaths)
+        await owner.until(lambda: owner.of(protocol.Ready) or owner.deaths)
         assert owner.deaths == [] and (folder / "worker.sock").is_socket()
         assert (folder / "worker.sock").stat().st_mode & 0o777 == 0o600
     assert not (folder / "worker.sock").exists() and (folder / "worker.log").exists()

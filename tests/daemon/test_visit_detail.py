@@ -15,8 +15,8 @@ from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry
 from gossipseg.ctl.tables import exchange_cells
 from gossipseg.daemon.observe.exchange_table import ExchangeTable
-from gossipseg.learn import jobs
-from gossipseg.learn.reception import DETAIL_CHARACTERS
+from gossipseg.learn import protocol
+from gossipseg.learn.exchange.reception import DETAIL_CHARACTERS
 from gossipseg.wire.documents import ExchangesDoc
 from tests.core.rig import model
 from tests.daemon.harness import files_only, running, settled
@@ -26,19 +26,19 @@ from tests.learn.harness import make_spec, make_trainer, write_png_site
 LAYER = "network.encoder.0.first.conv.weight"
 
 
-def refused_by_the_trainer(folder: Path) -> jobs.RoundDone:
+def refused_by_the_trainer(folder: Path) -> protocol.RoundDone:
     """What the worker reports, over its wire."""
     data = write_png_site(folder / "data")
     algorithm = GossipAverageParams()
     sender = make_trainer(make_spec(data, folder / "s", site="south", algorithm=algorithm))
-    tensors = load_file(sender.run_round(jobs.StartRound(1, export=True)).export.path)
+    tensors = load_file(sender.run_round(protocol.StartRound(1, export=True)).export.path)
     tensors[LAYER] = tensors[LAYER] * 300
     save_file(tensors, folder / "exploded.safetensors")
     receiver = make_trainer(make_spec(data, folder / "n", algorithm=algorithm))
-    receiver.run_round(jobs.StartRound(1))
-    visit = jobs.Visit(str(folder / "exploded.safetensors"), model().hash, "south", 4, 5)
-    told = jobs.decode(jobs.encode(receiver.run_round(jobs.StartRound(2, visit))))
-    assert isinstance(told, jobs.RoundDone)
+    receiver.run_round(protocol.StartRound(1))
+    visit = protocol.Visit(str(folder / "exploded.safetensors"), model().hash, "south", 4, 5)
+    told = protocol.decode(protocol.encode(receiver.run_round(protocol.StartRound(2, visit))))
+    assert isinstance(told, protocol.RoundDone)
     return told
 
 
@@ -74,10 +74,10 @@ async def test_layer_and_bound_of_a_refused_visitor_are_shown(tmp_path: Path) ->
 def test_what_is_told_of_a_refusal_is_bounded(tmp_path: Path) -> None:
     data = write_png_site(tmp_path / "data")
     receiver = make_trainer(make_spec(data, tmp_path / "n", algorithm=GossipAverageParams()))
-    own = load_file(receiver.run_round(jobs.StartRound(1, export=True)).export.path)
+    own = load_file(receiver.run_round(protocol.StartRound(1, export=True)).export.path)
     save_file({**own, "x" * 5000: own[LAYER].clone()}, tmp_path / "odd.safetensors")
-    visit = jobs.Visit(str(tmp_path / "odd.safetensors"), "h", "south", 4, 5)
-    told = receiver.run_round(jobs.StartRound(2, visit)).visit
+    visit = protocol.Visit(str(tmp_path / "odd.safetensors"), "h", "south", 4, 5)
+    told = receiver.run_round(protocol.StartRound(2, visit)).visit
     assert told.reason == "schema_mismatch" and len(told.detail) <= DETAIL_CHARACTERS
 
 

@@ -157,7 +157,7 @@ _BAD_UPDATES = """
 import os, sys
 if "gossipseg.learn.worker" in sys.orig_argv:
     from gossipseg.lab.simulation.adversary import spoiler
-    from gossipseg.learn import closing
+    from gossipseg.learn.training import round_end as closing
 
     honest, spoil = closing.export_wire, spoiler("nan", 0)
 

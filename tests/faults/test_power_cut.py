@@ -9,7 +9,7 @@ import pytest
 import torch
 from blake3 import blake3
 
-from gossipseg.learn.checkpoint import intact, save_checkpoint
+from gossipseg.learn.engine.checkpoint import intact, save_checkpoint
 from gossipseg.store import Checkpoints, EventLog, ModelStore, StateFile, hash_file, read_events
 from gossipseg.store.auditlog import AuditLog, audit_files
 from gossipseg.store.auditverify import read_audit, verify_audit

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from gossipseg.algos.params import GcmlParams, LocalParams
-from gossipseg.learn import jobs
-from gossipseg.learn.amp import choose_compute
+from gossipseg.learn import protocol
+from gossipseg.learn.engine.precision import choose_compute
 from gossipseg.learn.params import DeviceParams
 from tests.learn.harness import make_spec, make_trainer, same, worker, write_nifti_site, write_png_site
 
@@ -53,20 +53,20 @@ def test_a_round_and_a_visit_in_every_precision(
 ) -> None:
     device = on("cuda", amp, channels_last=channels_last)
     trainer = make_trainer(make_spec(data, tmp_path, device=device, training={"steps_per_round": 12}))
-    first = trainer.run_round(jobs.StartRound(1, export=True))
-    second = trainer.run_round(jobs.StartRound(2, jobs.Visit(first.export.path, "v", "south", 12, 2)))
-    third = trainer.run_round(jobs.StartRound(3))
+    first = trainer.run_round(protocol.StartRound(1, export=True))
+    second = trainer.run_round(protocol.StartRound(2, protocol.Visit(first.export.path, "v", "south", 12, 2)))
+    third = trainer.run_round(protocol.StartRound(3))
     assert second.visit.outcome == "merged"
     losses = [d.loss for d in (first, second, third)]
     assert all(loss is not None for loss in losses) and losses[2] < losses[0]
-    assert all(p.dtype is torch.float32 and p.is_cuda for p in trainer.student.model.parameters())
-    assert trainer.student.learner.scaler.is_enabled() == (amp == "fp16")
+    assert all(p.dtype is torch.float32 and p.is_cuda for p in trainer.model_state.model.parameters())
+    assert trainer.model_state.learner.scaler.is_enabled() == (amp == "fp16")
 
 
 def test_convolutions_are_channels_last(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(make_spec(data, tmp_path, device=on("cuda"), network={"width": 4}))
-    trainer.run_round(jobs.StartRound(1))
-    weights = [p for p in trainer.student.model.parameters() if p.dim() == 4 and min(p.shape) > 1]
+    trainer.run_round(protocol.StartRound(1))
+    weights = [p for p in trainer.model_state.model.parameters() if p.dim() == 4 and min(p.shape) > 1]
     assert weights and all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
     step, batch = next(iter(trainer.site.batches(2, 0, 1)))
     assert step == 0 and batch["image"].is_cuda
@@ -76,8 +76,8 @@ def test_three_dimensions(tmp_path: Path) -> None:
     data = write_nifti_site(tmp_path / "site", cases=5)
     spec = make_spec(data, tmp_path / "n", dims=3, device=on("cuda", "auto"), training={"batch_size": 1})
     trainer = make_trainer(spec)
-    export = trainer.run_round(jobs.StartRound(1, export=True)).export
-    done = trainer.run_round(jobs.StartRound(2, jobs.Visit(export.path, "v", "south", 4, 1)))
+    export = trainer.run_round(protocol.StartRound(1, export=True)).export
+    done = trainer.run_round(protocol.StartRound(2, protocol.Visit(export.path, "v", "south", 4, 1)))
     assert done.visit.outcome == "merged" and done.dice_val is not None
 
 
@@ -85,7 +85,7 @@ def test_precision_changes_the_loss_only_a_little(data: Path, tmp_path: Path) ->
     losses = {}
     for amp in PRECISIONS:
         spec = make_spec(data, tmp_path, device=on("cuda", amp), training={"steps_per_round": 1})
-        losses[amp] = make_trainer(spec).run_round(jobs.StartRound(1)).loss
+        losses[amp] = make_trainer(spec).run_round(protocol.StartRound(1)).loss
     assert losses["bf16"] == pytest.approx(losses["off"], rel=0.05)
     assert losses["fp16"] == pytest.approx(losses["off"], rel=0.02)
 
@@ -96,50 +96,50 @@ def test_the_device_agrees_with_the_cpu(data: Path, tmp_path: Path) -> None:
         spec = make_spec(
             data, tmp_path, device=on(device), training={"steps_per_round": 1}, network={"dropout": 0.0}
         )
-        losses.append(make_trainer(spec).run_round(jobs.StartRound(1)).loss)
+        losses.append(make_trainer(spec).run_round(protocol.StartRound(1)).loss)
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
 @pytest.mark.parametrize(("frm", "to"), [("cuda", "cpu"), ("cpu", "cuda"), ("cuda", "cuda")])
 def test_a_checkpoint_goes_on_on_another_device(data: Path, tmp_path: Path, frm: str, to: str) -> None:
     here = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(), device=on(frm)))
-    export = here.run_round(jobs.StartRound(1, export=True)).export
-    here.run_round(jobs.StartRound(2, jobs.Visit(export.path, "v", "south", 4, 2)))
+    export = here.run_round(protocol.StartRound(1, export=True)).export
+    here.run_round(protocol.StartRound(2, protocol.Visit(export.path, "v", "south", 4, 2)))
     state = through_a_file(here.state())
     there = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(), device=on(to)))
     there.load(state)
     parts = ("model", "ema", "optimizer", "history", "guard")
     after = there.state()
     assert all(same(after[part], state[part]) for part in parts)
-    assert all(p.device.type == to for p in there.student.model.parameters())
+    assert all(p.device.type == to for p in there.model_state.model.parameters())
     assert all(
-        t.device.type == to for s in there.student.learner.optimizer.state.values() for t in s.values()
+        t.device.type == to for s in there.model_state.learner.optimizer.state.values() for t in s.values()
     )
-    assert there.run_round(jobs.StartRound(3)).loss is not None
+    assert there.run_round(protocol.StartRound(3)).loss is not None
 
 
 def test_the_scaler_of_fp16_is_checkpointed(data: Path, tmp_path: Path) -> None:
     spec = make_spec(data, tmp_path, algorithm=LocalParams(), device=on("cuda", "fp16"))
     here = make_trainer(spec)
-    here.run_round(jobs.StartRound(1))
-    here.student.learner.scaler.update(512.0)
+    here.run_round(protocol.StartRound(1))
+    here.model_state.learner.scaler.update(512.0)
     there = make_trainer(spec)
     there.load(through_a_file(here.state()))
-    assert there.student.learner.scaler.get_scale() == 512.0
+    assert there.model_state.learner.scaler.get_scale() == 512.0
 
 
 def test_a_visit_holds_two_models_and_lets_go_of_the_second(data: Path, tmp_path: Path) -> None:
     network, training = {"width": 16}, {"steps_per_round": 3, "batch_size": 1}
     trainer = make_trainer(make_spec(data, tmp_path, device=on("cuda"), network=network, training=training))
-    export = trainer.run_round(jobs.StartRound(1, export=True)).export
-    bytes_of_model = sum(p.numel() * 4 for p in trainer.student.model.parameters())
+    export = trainer.run_round(protocol.StartRound(1, export=True)).export
+    bytes_of_model = sum(p.numel() * 4 for p in trainer.model_state.model.parameters())
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    trainer.run_round(jobs.StartRound(2, jobs.Visit(export.path, "v", "south", 3, 2)))
+    trainer.run_round(protocol.StartRound(2, protocol.Visit(export.path, "v", "south", 3, 2)))
     # The visitor: what came, weights, gradients, two moments; the local one's gradients; activations besides.
     assert torch.cuda.max_memory_allocated() - before > 4 * bytes_of_model
-    trainer.student.learner.optimizer.zero_grad(set_to_none=True)
+    trainer.model_state.learner.optimizer.zero_grad(set_to_none=True)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() - before < bytes_of_model
 
@@ -159,9 +159,9 @@ def test_out_of_memory_ends_the_worker_with_a_word(data: Path, tmp_path: Path) -
     training = {"batch_size": 1024, "steps_per_round": 2}
     spec = make_spec(data, tmp_path, device=on("cuda"), training=training, network={"width": 24})
     with worker(spec) as w:
-        w.wait(jobs.Ready)
-        w.send(jobs.StartRound(1))
+        w.wait(protocol.Ready)
+        w.send(protocol.StartRound(1))
         assert w.exit_code() == 1
         assert "out of GPU memory" in w.stderr
-        assert not [m for m in w.messages if isinstance(m, jobs.Fatal)]
+        assert not [m for m in w.messages if isinstance(m, protocol.Fatal)]
     del hog

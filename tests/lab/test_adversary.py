@@ -16,8 +16,8 @@ from gossipseg.errors import ConfigError
 from gossipseg.lab.plan.choices import ADVERSARIES
 from gossipseg.lab.simulation import adversary, federation
 from gossipseg.lab.simulation.training import DataCache
-from gossipseg.learn.common import everything
-from gossipseg.learn.weights import export_wire
+from gossipseg.learn.exchange.global_model import everything
+from gossipseg.learn.exchange.wire_format import export_wire
 from gossipseg.testbed import synthetic
 from tests.lab import rig
 

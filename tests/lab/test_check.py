@@ -16,9 +16,9 @@ from gossipseg.lab.plan.choices import WantedRuns
 from gossipseg.lab.plan.run_plans import Replicate
 from gossipseg.lab.simulation import pretrained
 from gossipseg.lab.simulation.training import make_spec
-from gossipseg.learn.model import build_model
+from gossipseg.learn.engine.build import build_model
 from gossipseg.learn.params import DataParams
-from gossipseg.learn.setup import read_setup
+from gossipseg.learn.settings import read_settings
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.registry import build
 from tests.lab import rig
@@ -83,7 +83,7 @@ def equipped(hospitals: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     network = ("network.name=adapted_unetr", "network.options.adapter_width=2")
     plan = rig.plan(hospitals, "local", sites="lakeside,north", settings=network)
     folder = data / "north"
-    setup = read_setup(make_spec(plan.parsed(), "north", DataParams(str(folder)), folder, 2, "cpu"))
+    setup = read_settings(make_spec(plan.parsed(), "north", DataParams(str(folder)), folder, 2, "cpu"))
     inner = build_model(setup).network.get_submodule("vit").state_dict()
     tensors = {monais(n): t + 1.0 for n, t in inner.items() if "_adapter." not in n}
     safetensors.torch.save_file(tensors, folder / name)

@@ -12,9 +12,9 @@ import pytest
 
 from gossipseg.lab.simulation import pooled
 from gossipseg.lab.simulation.training import DataCache
-from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.sampling import TrainBatches
-from gossipseg.learn.setup import read_setup
+from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.data.patches import TrainBatches
+from gossipseg.learn.settings import read_settings
 from tests.lab import rig
 
 
@@ -67,8 +67,8 @@ def test_pooled_draws_its_patches_evenly_from_the_sites(
     sizes = {name: context.cases for name, context in pool._contexts.items()}
     assert sizes["north"] < min(sizes["lakeside"], sizes["valley"])
     whose = [name for name, size in sizes.items() for _ in range(size)]
-    union = load_cases(read_setup(pool._training.trainer.setup.spec).data, "pooled").training
-    own = [load_cases(read_setup(spec).data, name).training for name, spec in pool._specs.items()]
+    union = load_cases(read_settings(pool._training.trainer.settings.spec).data, "pooled").training
+    own = [load_cases(read_settings(spec).data, name).training for name, spec in pool._specs.items()]
     listed = [case.files for cases in own for case in cases]
     assert [case.files for case in union] == listed and len(listed) == len(whose), "site after site"
     batches, rng = pool._training.trainer.site._batches, np.random.default_rng(0)
@@ -86,7 +86,7 @@ def test_pooled_ends_with_its_last_round_and_not_before(
         run = pooled._Pooled(
             made, tmp_path / f"{cosine}", cache, lambda steps, text: None
         )._training.trainer.run
-        assert run.setup.training.cosine_rounds == cosine
+        assert run.settings.training.cosine_rounds == cosine
         assert not any(run.is_last(number) for number in range(1, made.rounds + 1))
 
 

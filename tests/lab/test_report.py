@@ -11,7 +11,7 @@ from gossipseg.lab.plan import variants
 from gossipseg.lab.plan.choices import ADVERSARIES
 from gossipseg.lab.report import glossary, html, panels, plots, statistics, table, words
 from gossipseg.lab.report.statistics import Claim, Summary
-from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
+from gossipseg.learn.evaluation.overlays import COLOURS as LABEL_COLOURS
 from gossipseg.templates import pages
 from tests.lab.test_statistics import TWO_SITES, document, row
 

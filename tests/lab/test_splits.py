@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from gossipseg.errors import DataError
 from gossipseg.lab.plan import splits
-from gossipseg.learn.cases import SPLITS, Case, Splits
-from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.division import crossing
+from gossipseg.learn.data.cases import SPLITS, Case, Splits
+from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.data.division import crossing
+from gossipseg.learn.data.patients import patient_of
 from gossipseg.learn.params import DataParams
-from gossipseg.learn.patients import patient_of
 
 
 def case(name: str, *, label: bool = True) -> Case:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gossipseg.lab.plan.splits import redrawn
-from gossipseg.learn.cases import SPLITS
-from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.data.cases import SPLITS
+from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.data.patients import patient_of
 from gossipseg.learn.params import DataParams
-from gossipseg.learn.patients import patient_of
 
 DATA = Path(os.environ.get("GOSSIPSEG_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 SITES = sorted(path.parent for path in DATA.glob("*/*/dataset.json"))

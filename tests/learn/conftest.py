@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from tests.learn.harness import make_spec, make_trainer, write_png_site
 
 
@@ -24,8 +24,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guest(data: Path, tmp_path_factory: pytest.TempPathFactory) -> jobs.Visit:
+def guest(data: Path, tmp_path_factory: pytest.TempPathFactory) -> protocol.Visit:
     """The wire file of another site of the federation after one round."""
     spec = make_spec(data, tmp_path_factory.mktemp("south"), site="south")
-    done = make_trainer(spec).run_round(jobs.StartRound(1, export=True))
-    return jobs.Visit(done.export.path, "g" * 64, "south", steps=50, cases=9)
+    done = make_trainer(spec).run_round(protocol.StartRound(1, export=True))
+    return protocol.Visit(done.export.path, "g" * 64, "south", steps=50, cases=9)

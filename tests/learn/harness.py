@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from gossipseg.algos.params import GcmlParams
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, WorkerSpec
 from gossipseg.nets.params import NetworkParams
 
@@ -126,28 +126,28 @@ class Worker:
         with self.stderr_path.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gossipseg.learn.worker"],
-                env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {}), jobs.SOCKET_ENV: str(path)},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {}), protocol.SOCKET_ENV: str(path)},
                 stderr=stderr,
             )
         self.socket, _ = listener.accept()
         listener.close()
-        self.messages: list[jobs.Message] = []
-        self._incoming: queue.Queue[jobs.Message | None] = queue.Queue()
+        self.messages: list[protocol.Message] = []
+        self._incoming: queue.Queue[protocol.Message | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if configure:
-            self.send(jobs.Configure(dataclasses.asdict(spec)))
+            self.send(protocol.Configure(dataclasses.asdict(spec)))
 
     def _read(self) -> None:
-        reader = jobs.LineReader()
+        reader = protocol.LineReader()
         with contextlib.suppress(OSError):
             while data := self.socket.recv(65536):
                 for line in reader.feed(data):
-                    self._incoming.put(jobs.decode(line))
+                    self._incoming.put(protocol.decode(line))
         self._incoming.put(None)
 
-    def send(self, message: jobs.ToWorker) -> None:
-        self.socket.sendall(jobs.encode(message))
+    def send(self, message: protocol.ToWorker) -> None:
+        self.socket.sendall(protocol.encode(message))
 
     def wait(self, kind: type[M], timeout_s: float = DEADLINE_S) -> M:
         """The next message of this kind; those before it are kept in `messages`."""
@@ -163,9 +163,11 @@ class Worker:
             if isinstance(message, kind):
                 return message
 
-    def round(self, number: int, visit: jobs.Visit | None = None, *, export: bool = False) -> jobs.RoundDone:
-        self.send(jobs.StartRound(number, visit, export))
-        return self.wait(jobs.RoundDone)
+    def round(
+        self, number: int, visit: protocol.Visit | None = None, *, export: bool = False
+    ) -> protocol.RoundDone:
+        self.send(protocol.StartRound(number, visit, export))
+        return self.wait(protocol.RoundDone)
 
     @property
     def stderr(self) -> str:
@@ -175,7 +177,7 @@ class Worker:
         return self.process.wait(timeout_s)
 
     def stop(self) -> int:
-        self.send(jobs.Stop())
+        self.send(protocol.Stop())
         return self.exit_code()
 
     def kill(self) -> None:
@@ -213,26 +215,26 @@ def make_trainer(
     context: Any = None,
 ) -> Any:
     """A trainer in this process with the site's real data; `context` saves reading them again."""
-    from gossipseg.learn.amp import choose_compute
-    from gossipseg.learn.data import SiteData
-    from gossipseg.learn.setup import read_setup
-    from gossipseg.learn.sites import open_site
-    from gossipseg.learn.trainer import Trainer
+    from gossipseg.learn.data.dataset import Dataset
+    from gossipseg.learn.engine.precision import choose_compute
+    from gossipseg.learn.engine.sites import open_site
+    from gossipseg.learn.settings import read_settings
+    from gossipseg.learn.training.trainer import Trainer
 
-    setup = read_setup(spec)
+    settings = read_settings(spec)
     if context is None:
-        context = open_site(setup, SiteData.open(spec), choose_compute(setup.device))
+        context = open_site(settings, Dataset.open(spec), choose_compute(settings.device))
     return Trainer(context, lambda make, activity: None if reports is None else reports.append(make()), gate)
 
 
 def stored(trainer: Any) -> None:
     """Write the trainer's checkpoint, and read it, as a worker does."""
-    from gossipseg.learn.checkpoint import contract_of, load_checkpoint, save_checkpoint
+    from gossipseg.learn.engine.checkpoint import contract_of, load_checkpoint, save_checkpoint
     from gossipseg.store import Checkpoints
 
-    store = Checkpoints(Path(trainer.setup.spec.state_dir) / "checkpoint")
+    store = Checkpoints(Path(trainer.settings.spec.state_dir) / "checkpoint")
     store.prepare()
-    contract = contract_of(trainer.setup, trainer.network_signature)
+    contract = contract_of(trainer.settings, trainer.network_signature)
     save_checkpoint(store, trainer.state(), contract)
     assert load_checkpoint(store, contract)[0] is not None
 

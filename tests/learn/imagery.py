@@ -64,11 +64,11 @@ def blob(shape: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def write_checkpoint(made: WorkerSpec, round: int = 3, *, shift: float = 0.0) -> Path:
     """A checkpoint as the trainer leaves it: the weights of the seed, nudged by `shift`, as EMA."""
-    from gossipseg.learn.checkpoint import digest
-    from gossipseg.learn.model import build_model
-    from gossipseg.learn.setup import read_setup
+    from gossipseg.learn.engine.build import build_model
+    from gossipseg.learn.engine.checkpoint import digest
+    from gossipseg.learn.settings import read_settings
 
-    state = {name: t + shift for name, t in build_model(read_setup(made)).state_dict().items()}
+    state = {name: t + shift for name, t in build_model(read_settings(made)).state_dict().items()}
     content = {"model": state, "ema": state, "round": round, "steps": 100 * round}
     content["digest"] = digest(content)
     return Checkpoints(Path(made.state_dir) / "checkpoint").save(round, lambda f: torch.save(content, f))

@@ -30,14 +30,14 @@ import torch
 from torch import Tensor, nn
 
 from gossipseg.algos.params import LocalParams
-from gossipseg.learn import jobs
-from gossipseg.learn.amp import choose_compute
-from gossipseg.learn.data import SiteData
+from gossipseg.learn import protocol
+from gossipseg.learn.data.dataset import Dataset
+from gossipseg.learn.engine.model_state import cpu_copy
+from gossipseg.learn.engine.precision import choose_compute
+from gossipseg.learn.engine.site_data import SiteData
 from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, WorkerSpec
-from gossipseg.learn.setup import read_setup
-from gossipseg.learn.site import SiteContext
-from gossipseg.learn.student import cpu_copy
-from gossipseg.learn.trainer import Trainer
+from gossipseg.learn.settings import read_settings
+from gossipseg.learn.training.trainer import Trainer
 from gossipseg.nets.params import NetworkParams
 
 WINDOW = 3
@@ -92,14 +92,14 @@ def spec_of(folder: Path, site: str, task: TaskParams, rounds: int, seed: int, s
 
 def record(spec: WorkerSpec, rounds: int) -> dict[str, Any]:
     """Train alone; the Dice of each validation case after each round, and for the mean of each window."""
-    setup = read_setup(spec)
-    site = SiteContext(setup, SiteData.open(spec), choose_compute(setup.device))
+    settings = read_settings(spec)
+    site = SiteData(settings, Dataset.open(spec), choose_compute(settings.device))
     trainer = Trainer(site, lambda make, activity: None, lambda: None)
-    model = trainer.student.model
+    model = trainer.model_state.model
     newest: deque[dict[str, Tensor]] = deque(maxlen=WINDOW)
     windows, single = [], []
     for number in range(1, rounds + 1):
-        trainer.run_round(jobs.StartRound(number))
+        trainer.run_round(protocol.StartRound(number))
         newest.append(cpu_copy(model.state_dict()))
         single.append(dice_of(site, model))
         if len(newest) == WINDOW:
@@ -118,7 +118,7 @@ def mean_of(newest: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     }
 
 
-def dice_of(site: SiteContext, model: nn.Module) -> list[float | None]:
+def dice_of(site: SiteData, model: nn.Module) -> list[float | None]:
     """Of each validation case, to four digits."""
     scores = site.score(model, "validation", lambda fraction: None)
     return [None if case.mean is None else round(case.mean, 4) for case in scores.per_case]

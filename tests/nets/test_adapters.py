@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gossipseg.errors import ConfigError
-from gossipseg.learn.model import build_model
-from gossipseg.learn.setup import read_setup
+from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.settings import read_settings
 from gossipseg.nets.adapted import SamSegmenter
 from gossipseg.nets.adapters import Adapter
 from gossipseg.nets.params import WITH_ADAPTERS, NetworkParams
@@ -250,13 +250,13 @@ def test_the_file_lies_in_the_sites_data_folder(tmp_path: Path) -> None:
     tensors = others("adapted_unetr")
     options = {"adapter_width": 3, **pretrained(data, "e.safetensors", tensors)}
     network = {"name": "adapted_unetr", "options": options}
-    net = build_model(read_setup(make_spec(data, tmp_path / "state", network=network)))
+    net = build_model(read_settings(make_spec(data, tmp_path / "state", network=network)))
     assert torch.equal(encoder_state(net, "adapted_unetr")["norm.weight"], tensors["norm.weight"])
     (data / "e.safetensors").unlink()
     with pytest.raises(
         ConfigError, match=r"encoder_weights = .*e\.safetensors.*cannot be read.*Put the file"
     ):
-        build_model(read_setup(make_spec(data, tmp_path / "state", network=network)))
+        build_model(read_settings(make_spec(data, tmp_path / "state", network=network)))
 
 
 def test_a_checkpoint_needs_no_file(tmp_path: Path) -> None:

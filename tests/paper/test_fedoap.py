@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gossipseg.algos.base import Moment, Outputs, StepContext, Weights
+from gossipseg.algos.base import Outputs, StepContext, StepPosition, Weights
 from gossipseg.algos.fedoap import FedOap, boundary, noise
 from gossipseg.algos.params import FedOapParams
 from gossipseg.algos.registry import build
@@ -20,7 +20,7 @@ from gossipseg.nets import registry
 from gossipseg.nets.params import NetworkParams
 
 RHO = frozenset({"head.weight", "head.bias"})
-FINETUNING = Moment(round=9, finetuning=True)
+FINETUNING = StepPosition(round=9, finetuning=True)
 
 
 @dataclass
@@ -52,7 +52,7 @@ def bce(outputs: Outputs, target: Tensor) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(outputs.logits, target)
 
 
-def context(moment: Moment | None = FINETUNING, seed: int = 1, **more: Any) -> StepContext:
+def context(moment: StepPosition | None = FINETUNING, seed: int = 1, **more: Any) -> StepContext:
     settings = {"output": "sigmoid", "visits": 0, "segmentation_loss": mean_of_logits, **more}
     return StepContext(**settings, moment=moment, noise_seed=seed)
 
@@ -102,7 +102,7 @@ def test_a_network_without_private_parts_is_refused() -> None:
 def test_a_late_joiner_first_trains_rho_alone() -> None:
     algorithm = fedoap()
     names = ["body.weight", "head.weight", "head.bias"]
-    late, settled = Moment(round=1, settling_in=True), Moment(round=2)
+    late, settled = StepPosition(round=1, settling_in=True), StepPosition(round=2)
     assert [algorithm.is_frozen(n, late) for n in names] == [True, False, False]
     assert not any(algorithm.is_frozen(n, settled) for n in names)
 
@@ -213,7 +213,7 @@ def test_the_gradient_is_the_one_of_both_terms() -> None:
     torch.testing.assert_close(z.grad.flatten(), torch.tensor([first, s(-2.0) / 2]))
 
 
-def steps(lambda_: float, moment: Moment | None, **settings: Any) -> Iterator[Weights]:
+def steps(lambda_: float, moment: StepPosition | None, **settings: Any) -> Iterator[Weights]:
     """Weights of a small network over three steps."""
     torch.manual_seed(0)
     net = torch.nn.Conv2d(1, 1, 3, padding=1)
@@ -233,7 +233,7 @@ def same(a: Iterator[Weights], b: Iterator[Weights]) -> bool:
 
 
 def test_lambda_0_is_plain_finetuning_bit_for_bit() -> None:
-    assert same(steps(0.0, FINETUNING), steps(0.5, Moment(round=1)))
+    assert same(steps(0.0, FINETUNING), steps(0.5, StepPosition(round=1)))
     assert same(steps(0.0, FINETUNING, sigma=9.0), steps(0.0, None))
     assert not same(steps(0.5, FINETUNING), steps(0.0, FINETUNING)), "or the test shows nothing"
 
@@ -251,7 +251,7 @@ def test_lambda_0_costs_nothing() -> None:
 
 
 def test_before_the_finetuning_nothing_is_perturbed() -> None:
-    assert same(steps(0.9, Moment(round=1)), steps(0.0, None))
+    assert same(steps(0.9, StepPosition(round=1)), steps(0.0, None))
 
 
 def test_without_noise_both_terms_are_one() -> None:

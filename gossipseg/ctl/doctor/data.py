@@ -1,4 +1,4 @@
-"""`gossipctl check` on data, device and model: the results of `gossipseg.learn.check`, as findings."""
+"""`gossipctl check` on data, device and model: what `gossipseg.learn.commands.check` finds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_PROBLEMS = 20
 
 
 def check_data(config: Config) -> Iterator[Finding]:
-    """Check every case of the data list, and the device, by `gossipseg.learn.check`."""
+    """Check every case of the data list, and the device, by `gossipseg.learn.commands.check`."""
     done = subprocess.run(
         learn.command_line("check", []),
         input=learn.spec_json(config),
@@ -47,7 +47,7 @@ def _last_words(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def data_findings(found: dict[str, Any]) -> Iterator[Finding]:
-    """The document of gossipseg.learn.check as findings."""
+    """The document of gossipseg.learn.commands.check as findings."""
     problems = found.get("problems", [])
     about_device = [p for p in problems if str(p.get("key") or "").startswith("device")]
     about_model = [p for p in problems if p.get("part") == "model"]

@@ -27,7 +27,7 @@ from gossipseg.ctl.doctor.start import (
     check_worker_lock,
 )
 from gossipseg.errors import DaemonUnreachable, GossipsegError
-from gossipseg.learn.flips import resolve
+from gossipseg.learn.data.flips import resolve
 from gossipseg.learn.params import FINAL_SHARE, ONE_SHOT_ALGORITHM, cosine_rate
 from gossipseg.wire.control import ControlClient
 from gossipseg.wire.documents import StatusDoc

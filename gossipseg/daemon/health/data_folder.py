@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from gossipseg.learn import presence
+from gossipseg.learn.data import presence
 
 ANSWER_S = 10.0
 

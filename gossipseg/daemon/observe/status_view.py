@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 
 
 @dataclass(slots=True)
@@ -25,10 +25,10 @@ class WorkerView:
     device: str = ""
     warnings: dict[str, str] = field(default_factory=dict)
     """Warnings for an administrator, by the part that gives them: worker, state, events, store."""
-    spent: jobs.Spent | None = None
+    spent: protocol.Spent | None = None
     """The privacy budget that differentially private training has spent."""
     deployed: str = ""
-    """Which model is deployed, and why, where there is a choice; in the words of jobs.RoundDone."""
+    """Which model is deployed, and why, where there is a choice; in the words of protocol.RoundDone."""
     deployed_reason: str = ""
     similarity: tuple[int, tuple[str, ...], tuple[tuple[float, ...], ...]] | None = None
     """Round, sites and matrix of the last aggregation that compared sites."""
@@ -41,13 +41,13 @@ class WorkerView:
         """Record the start of another activity."""
         self.activity, self.fraction = activity, fraction
 
-    def progress(self, message: jobs.Progress) -> None:
+    def progress(self, message: protocol.Progress) -> None:
         visiting = message.activity == "visit" and message.frm
         self.begin(f"learning with {message.frm}" if visiting else message.activity, message.fraction)
         self.step, self.steps_per_round = message.step, message.steps_per_round
         self.loss = message.loss if message.loss is not None else self.loss
 
-    def ready(self, message: jobs.Ready, steps_per_round: int) -> None:
+    def ready(self, message: protocol.Ready, steps_per_round: int) -> None:
         self.begin("waiting")
         self.cases, self.splits, self.device = message.cases, message.splits, message.device
         self.splits_from = message.splits_from
@@ -57,14 +57,14 @@ class WorkerView:
         self._account(message.spent)
         self.warn("worker", message.warning)
 
-    def combined(self, message: jobs.AggregateDone) -> None:
+    def combined(self, message: protocol.AggregateDone) -> None:
         self.begin("waiting")
         found = message.notes.get("similarity")
         if found:
             matrix = tuple(tuple(float(v) for v in row) for row in found["matrix"])
             self.similarity = (message.round, tuple(found["sites"]), matrix)
 
-    def round_done(self, message: jobs.RoundDone) -> None:
+    def round_done(self, message: protocol.RoundDone) -> None:
         self.begin("waiting")
         self.loss = message.loss
         self.deployed, self.deployed_reason = message.deployed, message.deployed_reason
@@ -73,7 +73,7 @@ class WorkerView:
         self.dice_test = message.dice_test if message.dice_test is not None else self.dice_test
         self.warn("worker", message.warning)
 
-    def _account(self, spent: jobs.Spent | None) -> None:
+    def _account(self, spent: protocol.Spent | None) -> None:
         self.spent = spent
         ended = ""
         if spent is not None and spent.over:

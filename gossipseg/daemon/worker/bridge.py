@@ -19,7 +19,7 @@ from gossipseg.daemon.health.data_folder import DataFolder
 from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.daemon.worker.process import ProcessStatus, WorkerSupervisor
 from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from gossipseg.store import ModelStore
 
 
@@ -30,7 +30,7 @@ class _Waiting:
     reason: str
 
 
-_News = jobs.FromWorker | events.WorkerLost | _Waiting
+_News = protocol.FromWorker | events.WorkerLost | _Waiting
 
 
 class BridgeHost(Protocol):
@@ -100,7 +100,7 @@ class WorkerBridge:
 
     def set_paused(self, paused: bool) -> None:
         """Pause training between two steps, or resume it."""
-        self._supervisor.send(jobs.SetPaused(paused))
+        self._supervisor.send(protocol.SetPaused(paused))
 
     def start_round(self, effect: effects.StartRound) -> None:
         self._training.step, self._training.fraction = 0, 0.0
@@ -114,12 +114,12 @@ class WorkerBridge:
 
     # ------------------------------------------------------------ messages of the worker
 
-    def on_worker_message(self, message: jobs.FromWorker) -> None:
+    def on_worker_message(self, message: protocol.FromWorker) -> None:
         """Handle the worker's message: progress for status at once, everything else in its turn."""
         match message:
-            case jobs.Preparing(activity=activity, fraction=fraction):
+            case protocol.Preparing(activity=activity, fraction=fraction):
                 self._training.begin(activity, fraction)
-            case jobs.Progress():
+            case protocol.Progress():
                 self._training.progress(message)
             case _:
                 self._news.put_nowait(message)
@@ -139,13 +139,13 @@ class WorkerBridge:
         while True:
             news = await self._news.get()
             match news:
-                case jobs.Ready():
+                case protocol.Ready():
                     self._ready(news)
-                case jobs.RoundDone():
+                case protocol.RoundDone():
                     await self._round_done(news)
-                case jobs.AggregateDone():
+                case protocol.AggregateDone():
                     await self._aggregate_done(news)
-                case jobs.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
+                case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):
                     self._owner.note("worker_lost", reason=reason, final=final)
@@ -155,7 +155,7 @@ class WorkerBridge:
                     self._owner.inject(events.WorkerLost(reason, False))
             self._news.task_done()
 
-    def _ready(self, message: jobs.Ready) -> None:
+    def _ready(self, message: protocol.Ready) -> None:
         federation = self._owner.config.federation
         self._training.ready(message, federation.training.steps_per_round)
         self._was_ready = True
@@ -175,7 +175,7 @@ class WorkerBridge:
         )
         self._owner.inject(orders.worker_ready(message, self.contract))
 
-    async def _round_done(self, message: jobs.RoundDone) -> None:
+    async def _round_done(self, message: protocol.RoundDone) -> None:
         self._training.round_done(message)
         kind = orders.export_kind(self._owner.config.federation.algorithm.exchange)
         visit = message.visit
@@ -189,7 +189,7 @@ class WorkerBridge:
         self._owner.inject(orders.round_finished(message, export))
         self._owner.collect_garbage()
 
-    def _end_private_training(self, spent: jobs.Spent) -> None:
+    def _end_private_training(self, spent: protocol.Spent) -> None:
         """Pause a site that may train no more; if an operator resumes it, its rounds take no steps."""
         self._owner.note(
             "privacy_budget_spent",
@@ -200,7 +200,7 @@ class WorkerBridge:
         )
         self._owner.pause(True)
 
-    async def _aggregate_done(self, message: jobs.AggregateDone) -> None:
+    async def _aggregate_done(self, message: protocol.AggregateDone) -> None:
         self._training.combined(message)
         model = await self._adopt(message.export, message.round, "global")
         self._owner.note(
@@ -216,7 +216,7 @@ class WorkerBridge:
         )
         self._owner.inject(orders.aggregated(message, model))
 
-    async def _adopt(self, export: jobs.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
+    async def _adopt(self, export: protocol.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
         """Move the worker's file into the store; None when there is no file, or it cannot be stored."""
         if export is None:
             return None
@@ -229,7 +229,7 @@ class WorkerBridge:
         return await asyncio.to_thread(orders.exported, export, hash_, size, round, kind, path)
 
 
-def _fields(message: jobs.RoundDone) -> dict[str, Any]:
+def _fields(message: protocol.RoundDone) -> dict[str, Any]:
     """The fields of a round that the event log keeps."""
     fields = msgspec.structs.asdict(message)
     for nested in ("export", "visit", "dice_val_local", "spent"):

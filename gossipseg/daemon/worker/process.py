@@ -21,7 +21,7 @@ from gossipseg import surroundings
 from gossipseg.children import directory, environment, python_module
 from gossipseg.daemon.worker import memory_kills
 from gossipseg.errors import LocalError
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from gossipseg.learn.params import WorkerSpec
 
 MAX_QUICK_DEATHS = 5
@@ -47,7 +47,7 @@ WORKER_COMMAND = python_module("gossipseg.learn.worker")
 class ProcessHost(Protocol):
     """Receives the worker's messages and learns of its exits."""
 
-    def on_worker_message(self, message: jobs.FromWorker) -> None: ...
+    def on_worker_message(self, message: protocol.FromWorker) -> None: ...
 
     def on_worker_lost(self, reason: str, final: bool) -> None: ...
 
@@ -100,7 +100,7 @@ class WorkerSupervisor:
         self._server: asyncio.Server | None = None
         self._conversation: asyncio.Task[None] | None = None
         self._paused = self._stopping = self._busy = self._running = self._was_ready = False
-        self._fatal: jobs.Fatal | None = None
+        self._fatal: protocol.Fatal | None = None
         self._cause = ""
         self._log_begins = 0
         """Why this site killed the worker; "" if it did not."""
@@ -108,17 +108,17 @@ class WorkerSupervisor:
         self._quick_deaths = self._waits = 0
         self._wake, self._ended = asyncio.Event(), asyncio.Event()
 
-    def send(self, message: jobs.ToWorker) -> None:
+    def send(self, message: protocol.ToWorker) -> None:
         """Send the worker an order; dropped without a worker (its Ready asks for orders again)."""
-        if isinstance(message, jobs.SetPaused):
+        if isinstance(message, protocol.SetPaused):
             self._paused = message.paused
         if self._writer is None:
             return
-        if isinstance(message, jobs.StartRound | jobs.Aggregate):
+        if isinstance(message, protocol.StartRound | protocol.Aggregate):
             self._busy = True
-            self.status.state = "training" if isinstance(message, jobs.StartRound) else "aggregating"
+            self.status.state = "training" if isinstance(message, protocol.StartRound) else "aggregating"
         self._last_sign_of_life = self._clock()
-        self._writer.write(jobs.encode(message))
+        self._writer.write(protocol.encode(message))
 
     def try_again(self) -> None:
         """End the pause before the next start: an obstacle may have been removed."""
@@ -141,7 +141,7 @@ class WorkerSupervisor:
     async def _listening(self, folder: int) -> asyncio.Server:
         self._socket_path.unlink(missing_ok=True)
         address = socket_address(self._socket_path, folder)
-        server = await asyncio.start_unix_server(self._connected, address, limit=jobs.MAX_LINE_BYTES)
+        server = await asyncio.start_unix_server(self._connected, address, limit=protocol.MAX_LINE_BYTES)
         self._socket_path.chmod(0o600)
         return server
 
@@ -176,7 +176,7 @@ class WorkerSupervisor:
         """
         self._stopping = True
         self._wake.set()
-        self.send(jobs.Stop())
+        self.send(protocol.Stop())
         if self._writer is None:  # it has not been told what to do yet: there is nothing to save
             self._kill(self._process)
         if self.status.state in UNREADY:
@@ -219,7 +219,7 @@ class WorkerSupervisor:
         state_dir = Path(self._spec.state_dir)
         await asyncio.to_thread(surroundings.empty_tmp, state_dir)
         env = surroundings.of_worker(environment(), state_dir)
-        env[jobs.SOCKET_ENV] = socket_address(self._socket_path, folder)
+        env[protocol.SOCKET_ENV] = socket_address(self._socket_path, folder)
         if log.exists() and log.stat().st_size > MAX_LOG_BYTES:
             log.replace(log.with_name("worker.1.log"))
         with log.open("ab") as stderr:
@@ -304,16 +304,16 @@ class WorkerSupervisor:
         process, self._conversation = self._process, asyncio.current_task()
         self._writer = writer
         if self._stopping:
-            self.send(jobs.Stop())
+            self.send(protocol.Stop())
         else:
-            self.send(jobs.Configure(asdict(self._spec)))
+            self.send(protocol.Configure(asdict(self._spec)))
         if self._paused:
-            self.send(jobs.SetPaused(True))
+            self.send(protocol.SetPaused(True))
         try:
             while line := await reader.readline():
                 try:
-                    message = jobs.decode(line)
-                except jobs.JobError as e:
+                    message = protocol.decode(line)
+                except protocol.JobError as e:
                     self._cause = f"the worker sent an invalid message and was stopped: {e}"
                     break
                 self._received(message)
@@ -328,18 +328,18 @@ class WorkerSupervisor:
             # Its exit follows; one that hung up and lives on would never be given another round.
             asyncio.get_running_loop().call_later(0 if self._cause else LAST_WORDS_S, self._kill, process)
 
-    def _received(self, message: jobs.Message) -> None:
+    def _received(self, message: protocol.Message) -> None:
         self._last_sign_of_life = self._clock()
         match message:
-            case jobs.Ready():
+            case protocol.Ready():
                 self.status.state, self.status.reason, self._was_ready = "ready", "", True
-            case jobs.RoundDone():
+            case protocol.RoundDone():
                 self._busy, self._quick_deaths, self.status.state = False, 0, "ready"
-            case jobs.AggregateDone():
+            case protocol.AggregateDone():
                 self._busy, self.status.state = False, "ready"
-            case jobs.Fatal():
+            case protocol.Fatal():
                 self._fatal = message
-        if isinstance(message, jobs.FromWorker):
+        if isinstance(message, protocol.FromWorker):
             self._owner.on_worker_message(message)
 
 

@@ -10,10 +10,10 @@ from gossipseg.errors import ConfigError
 from gossipseg.lab.plan.run_plans import RunPlan
 from gossipseg.lab.simulation.pretrained import WEIGHTS
 from gossipseg.lab.simulation.training import make_spec
-from gossipseg.learn.amp import choose_compute
-from gossipseg.learn.model import build_model
+from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.engine.precision import choose_compute
 from gossipseg.learn.params import DataParams, DeviceParams
-from gossipseg.learn.setup import Setup, read_setup
+from gossipseg.learn.settings import WorkerSettings, read_settings
 from gossipseg.nets import registry as networks
 from gossipseg.nets.adapters import KEY
 from gossipseg.nets.pretrained import read_weights
@@ -52,12 +52,12 @@ def _check(plan: RunPlan, folders: Mapping[str, str], built: dict[str, Names]) -
     algorithms.build(setup.algorithm, *built[of])
 
 
-def _setup(plan: RunPlan, site: str, folder: str) -> Setup:
+def _setup(plan: RunPlan, site: str, folder: str) -> WorkerSettings:
     data = DataParams(folder)
-    return read_setup(make_spec(plan.parsed(), site, data, Path(folder), plan.rounds, plan.device))
+    return read_settings(make_spec(plan.parsed(), site, data, Path(folder), plan.rounds, plan.device))
 
 
-def _check_weights(setup: Setup, folders: Sequence[Path]) -> None:
+def _check_weights(setup: WorkerSettings, folders: Sequence[Path]) -> None:
     """Check the other sites' files of the pretrained weights that build_model has accepted."""
     if name := setup.network.options.get(WEIGHTS):
         for folder in folders:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import DataError
-from gossipseg.learn.cases import SPLITS, Case, Splits
-from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.division import drawn_order, patients_in
+from gossipseg.learn.data.cases import SPLITS, Case, Splits
+from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.data.division import drawn_order, patients_in
 from gossipseg.learn.params import DataParams
 
 OWN = 0

@@ -11,8 +11,8 @@ from gossipseg.algos import registry as algorithms
 from gossipseg.errors import ConfigError
 from gossipseg.lab.plan import variants
 from gossipseg.lab.report.statistics import BASELINE
-from gossipseg.learn.model import output_channels
-from gossipseg.learn.weights import export_wire
+from gossipseg.learn.engine.build import output_channels
+from gossipseg.learn.exchange.wire_format import export_wire
 from gossipseg.nets import registry as networks
 
 

@@ -50,7 +50,7 @@ def _in_words(options: Mapping[str, str]) -> str:
 
 
 TINTS = ("cyan", "orange", "violet", "green", "pink", "blue")
-"""Names of learn.overlays.COLOURS, in their order."""
+"""Names of evaluation.overlays.COLOURS, in their order."""
 
 
 def tints(labels: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from gossipseg.lab.report.statistics import replicate_of, replicates
-from gossipseg.learn.overlays import COLOURS as LABEL_COLOURS
+from gossipseg.learn.evaluation.overlays import COLOURS as LABEL_COLOURS
 from gossipseg.testbed.plots import DPI, INK, WIDTH_IN, png
 
 Document = Mapping[str, Any]

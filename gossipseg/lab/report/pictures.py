@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gossipseg.learn.cases import Case
-from gossipseg.learn.evaluate import CaseScore
-from gossipseg.learn.overlays import busiest_slice, displayable
-from gossipseg.learn.readers import Volume
+from gossipseg.learn.data.cases import Case
+from gossipseg.learn.data.readers import Volume
+from gossipseg.learn.evaluation.evaluate import CaseScore
+from gossipseg.learn.evaluation.overlays import busiest_slice, displayable
 
 PER_SITE = 2
 CASES = "cases"
 
 
 class Pictures:
-    """Keeps the first few cases of one site in one run. Called as learn.report.SaveOverlay."""
+    """Keeps the first few cases of one site in one run. Called as commands.evaluate.SaveOverlay."""
 
     def __init__(self, root: Path, run: str, site: str) -> None:
         self._run, self._cases = root / run / site, root / CASES / site

@@ -14,7 +14,7 @@ from typing import Any
 
 from gossipseg.lab.plan.variants import POOLED
 from gossipseg.lab.report.intervals import Differences, Interval, Replicate, bootstrap, holm, p_value
-from gossipseg.learn.patients import patient_of
+from gossipseg.learn.data.patients import patient_of
 
 FLOOR, BASELINE = "local", "fedavg"
 ALPHA = 0.05
@@ -188,7 +188,7 @@ def last_similarity(document: Document, algorithm: str) -> Mapping[str, Any] | N
 
 
 def found_counts(document: Document, algorithm: str) -> dict[str, dict[str, int]]:
-    """Class → how often it was found (learn.scoring.Counts), added up over replicates and sites."""
+    """Class → how often it was found (evaluation.scoring.Counts), added up over replicates and sites."""
     found: dict[str, dict[str, int]] = {}
     for row in rows_of(document, algorithm):
         for label, counts in row.get("counts", {}).items():

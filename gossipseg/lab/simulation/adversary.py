@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gossipseg.learn.site import Batch, Batches
-from gossipseg.learn.weights import to_wire
+from gossipseg.learn.engine.site_data import Batch, Batches
+from gossipseg.learn.exchange.wire_format import to_wire
 
 SCALE = 100.0
 """Factor by which `scaled` multiplies the model."""

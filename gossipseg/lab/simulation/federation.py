@@ -26,9 +26,9 @@ from gossipseg.lab.simulation.keys import RunKeys
 from gossipseg.lab.simulation.pretrained import lend
 from gossipseg.lab.simulation.site import LabSite
 from gossipseg.lab.simulation.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
-from gossipseg.learn.datalist import load_cases
+from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.evaluation.scoring import Scores, mean_of
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, WorkerSpec
-from gossipseg.learn.scoring import Scores, mean_of
 from gossipseg.store import ModelStore
 from gossipseg.wire.memory import MemoryNetwork, MemoryTransport
 from gossipseg.wire.transport import PeerEndpoint
@@ -267,8 +267,8 @@ def row(
         "steps": training.trainer.history.steps,
         "gradient_evaluations": training.evaluations,
         "wire_model_bytes": training.wire_bytes,
-        "network": training.trainer.setup.network.name,
-        "parameters": sum(p.numel() for p in training.trainer.student.model.parameters()),
+        "network": training.trainer.settings.network.name,
+        "parameters": sum(p.numel() for p in training.trainer.model_state.model.parameters()),
         "seconds": round(sum(training.spent_s.values()), 3),
         "seconds_by": {what: round(s, 3) for what, s in sorted(training.spent_s.items())},
         "cpu_seconds_by": {what: round(s, 3) for what, s in sorted(training.cpu_s.items())},

@@ -18,14 +18,14 @@ from gossipseg.lab.report.pictures import Pictures
 from gossipseg.lab.simulation.federation import NO_TRAFFIC, kept, row
 from gossipseg.lab.simulation.pretrained import lend
 from gossipseg.lab.simulation.training import DataCache, Progress, Training, make_spec
-from gossipseg.learn import jobs
-from gossipseg.learn.cases import Case
-from gossipseg.learn.datalist import load_cases
+from gossipseg.learn import protocol
+from gossipseg.learn.data.cases import Case
+from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.data.patches import TrainBatches
+from gossipseg.learn.engine.site_data import Batches
+from gossipseg.learn.engine.sites import open_site
 from gossipseg.learn.params import DataParams
-from gossipseg.learn.sampling import TrainBatches
-from gossipseg.learn.setup import read_setup
-from gossipseg.learn.site import Batches
-from gossipseg.learn.sites import open_site
+from gossipseg.learn.settings import read_settings
 
 NAME = "pooled"
 NEVER = 1 << 30
@@ -70,7 +70,8 @@ class _Pooled:
         self._training = Training(union, cache, progress)
         compute = self._training.trainer.compute
         self._contexts = {
-            name: open_site(read_setup(spec), cache.open(spec), compute) for name, spec in self._specs.items()
+            name: open_site(read_settings(spec), cache.open(spec), compute)
+            for name, spec in self._specs.items()
         }
         self._training.trainer.site.feed(self._by_site)
         self._curves: dict[str, list[tuple[int, float | None]]] = {name: [] for name in plan.sites}
@@ -87,13 +88,13 @@ class _Pooled:
     def rows(self) -> list[dict[str, Any]]:
         """Train, then score each site's test cases."""
         for number in range(1, self._plan.rounds + 1):
-            self._training.run(jobs.StartRound(number))
+            self._training.run(protocol.StartRound(number))
             if number % self._validate_every == 0 or number == self._plan.rounds:
                 self._validate(number)
         return [self._row(name) for name in self._plan.sites]
 
     def _validate(self, number: int) -> None:
-        model = self._training.trainer.student.ema
+        model = self._training.trainer.model_state.ema
         for name, context in self._contexts.items():
             scores = self._training.score(context, model)
             self._curves[name].append((number, scores.mean))

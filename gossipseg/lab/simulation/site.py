@@ -23,7 +23,7 @@ from gossipseg.core.types import ModelKind, ModelRef, Record, Site
 from gossipseg.errors import PeerError
 from gossipseg.lab.simulation.durations import Durations
 from gossipseg.lab.simulation.training import Training
-from gossipseg.learn import jobs
+from gossipseg.learn import protocol
 from gossipseg.store import ModelStore
 from gossipseg.wire.memory import MemoryTransport
 
@@ -219,11 +219,11 @@ class LabSite:
             self._pace.of_round(effect.round, done.evaluations), self._round_done, done.report
         )
 
-    def _order(self, effect: effects.StartRound) -> jobs.StartRound:
+    def _order(self, effect: effects.StartRound) -> protocol.StartRound:
         self.moved.commons += effect.start_from is not None
         return orders.start_round(effect, self.store.path, sorted(self._verifier.sites))
 
-    def _round_done(self, report: jobs.RoundDone) -> None:
+    def _round_done(self, report: protocol.RoundDone) -> None:
         if report.warning:
             self.warnings.append(f"round {report.round}: {report.warning}")
         if report.export is not None and self._spoil is not None:
@@ -247,7 +247,7 @@ class LabSite:
             self.similarity = {"round": done.round, **found}
         self.inject(orders.aggregated(done, model))
 
-    def _adopted(self, export: jobs.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
+    def _adopted(self, export: protocol.Export | None, round: int, kind: ModelKind) -> ModelRef | None:
         if export is None:
             return None
         hash_, size = self.store.adopt(Path(export.path))

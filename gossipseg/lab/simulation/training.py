@@ -16,19 +16,19 @@ from torch import nn
 
 from gossipseg.config import worker_spec_for
 from gossipseg.config.files import FederationFile
-from gossipseg.learn import jobs
-from gossipseg.learn.amp import choose_compute
-from gossipseg.learn.data import SiteData
-from gossipseg.learn.datalist import load_cases
-from gossipseg.learn.division import patients_in
+from gossipseg.learn import protocol
+from gossipseg.learn.commands.evaluate import SaveOverlay, evaluate_case
+from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.data.dataset import Dataset
+from gossipseg.learn.data.division import patients_in
+from gossipseg.learn.deploy.deployment import Deployment
+from gossipseg.learn.engine.precision import choose_compute
+from gossipseg.learn.engine.site_data import SiteData
+from gossipseg.learn.engine.sites import EpisodeSite, open_site
+from gossipseg.learn.evaluation.scoring import Scores, mean_of, summarise
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, DeviceParams, WorkerSpec
-from gossipseg.learn.report import SaveOverlay, evaluate_case
-from gossipseg.learn.scoring import Scores, mean_of, summarise
-from gossipseg.learn.session import Deployment
-from gossipseg.learn.setup import read_setup
-from gossipseg.learn.site import SiteContext
-from gossipseg.learn.sites import EpisodeSite, open_site
-from gossipseg.learn.trainer import Trainer
+from gossipseg.learn.settings import read_settings
+from gossipseg.learn.training.trainer import Trainer
 from gossipseg.store.tensors import ITEM_BYTES
 
 Progress = Callable[[int, str], None]
@@ -40,15 +40,15 @@ class DataCache:
     """Preprocessed images by data list and task: the runs of one process share them."""
 
     def __init__(self) -> None:
-        self._held: dict[str, SiteData] = {}
+        self._held: dict[str, Dataset] = {}
 
-    def open(self, spec: WorkerSpec) -> SiteData:
+    def open(self, spec: WorkerSpec) -> Dataset:
         """As SiteData.open; a list made for one run is not kept. Raises DataError."""
         if spec.data["path"] == spec.state_dir:
-            return SiteData.open(spec)
+            return Dataset.open(spec)
         key = repr((spec.data, spec.task, spec.algorithm["name"] == ONE_SHOT_ALGORITHM))
         if key not in self._held:
-            self._held[key] = SiteData.open(spec)
+            self._held[key] = Dataset.open(spec)
         return self._held[key]
 
 
@@ -71,7 +71,7 @@ def make_spec(
 class Round:
     """A finished round and its cost."""
 
-    report: jobs.RoundDone
+    report: protocol.RoundDone
     evaluations: int
     """Gradients computed: two a step where two models trained."""
 
@@ -82,9 +82,9 @@ class Training:
     def __init__(
         self, spec: WorkerSpec, cache: DataCache, progress: Progress, *, equal_evaluations: bool = False
     ) -> None:
-        setup = read_setup(spec)
-        compute = choose_compute(setup.device)
-        self.trainer = Trainer(open_site(setup, cache.open(spec), compute), self._on_report, lambda: None)
+        settings = read_settings(spec)
+        compute = choose_compute(settings.device)
+        self.trainer = Trainer(open_site(settings, cache.open(spec), compute), self._on_report, lambda: None)
         self.evaluations = 0
         self.patients: dict[str, str] = {}
         """Case → patient, as far as the data list or the names of all the site's cases tell."""
@@ -95,7 +95,7 @@ class Training:
         self._progress, self._equal = progress, equal_evaluations
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
 
-    def run(self, order: jobs.StartRound) -> Round:
+    def run(self, order: protocol.StartRound) -> Round:
         """Run the round. Raises LocalError as the trainer does."""
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
         before = self.evaluations
@@ -104,7 +104,7 @@ class Training:
         self._spend("other")
         return Round(report, self.evaluations - before)
 
-    def _models(self, order: jobs.StartRound) -> int:
+    def _models(self, order: protocol.StartRound) -> int:
         """Number of models that will take gradients in this round."""
         algorithm = self.trainer.algorithm
         beside = algorithm.trains_visitor and order.visit is not None
@@ -117,17 +117,17 @@ class Training:
     @contextmanager
     def _steps_shared(self, models: int) -> Iterator[None]:
         """Let two models share the steps of one, where evaluations must be equal."""
-        before = self.trainer.setup
+        before = self.trainer.settings
         if self._equal and models > 1:
             steps = max(1, before.training.steps_per_round // models)
             training = dataclasses.replace(before.training, steps_per_round=steps)
-            self.trainer.setup = dataclasses.replace(before, training=training)
+            self.trainer.settings = dataclasses.replace(before, training=training)
         try:
             yield
         finally:
-            self.trainer.setup = before
+            self.trainer.settings = before
 
-    def _on_report(self, make: Callable[[], jobs.Progress], activity: jobs.Activity) -> None:
+    def _on_report(self, make: Callable[[], protocol.Progress], activity: protocol.Activity) -> None:
         self._spend(activity)
         if activity in ("training", "visit"):
             algorithm = self.trainer.algorithm
@@ -144,7 +144,7 @@ class Training:
 
     # ------------------------------------------------------------ scores
 
-    def score(self, context: SiteContext, model: nn.Module) -> Scores:
+    def score(self, context: SiteData, model: nn.Module) -> Scores:
         """Validate a model at another site than the trainer's own."""
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
         scores = context.score(model, "validation", lambda fraction: None)
@@ -158,22 +158,22 @@ class Training:
         turn.
         """
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
-        setup, trainer = read_setup(spec), self.trainer
+        settings, trainer = read_settings(spec), self.trainer
         if isinstance(trainer.site, EpisodeSite):
-            found = trainer.site.score(trainer.student.ema, "test", lambda fraction: None)
+            found = trainer.site.score(trainer.model_state.ema, "test", lambda fraction: None)
             self._spend("test")
             return found
         weights = "ema" if trainer.verdict is None else trainer.verdict.deployed
         history = trainer.history
         deployment = Deployment(
-            trainer.deployed, setup, trainer.compute, weights, history.round, history.steps, None
+            trainer.deployed, settings, trainer.compute, weights, history.round, history.steps, None
         )
-        splits = load_cases(setup.data, spec.site)
+        splits = load_cases(settings.data, spec.site)
         self.patients = patients_in(case for _, case in splits)
         labelled = [case for case in splits.test if case.label is not None]
         scored = [evaluate_case(deployment, case, save) for case in labelled]
         self._spend("test")
-        return summarise(scored, setup.task)
+        return summarise(scored, settings.task)
 
     @property
     def wire_bytes(self) -> int:

@@ -1,0 +1,105 @@
+"""The export command: the deployment model for use elsewhere.
+
+Written to DIR: `model.pt` (a plain state dict, loads with weights_only), `model.safetensors` (the same, with
+site, federation, round and steps as metadata), `bundle/` (a MONAI bundle). Where several models predict
+together (training.shadow_local, an ensemble of peers), all three hold them all: names begin with `own.` and
+`others.0.` …
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
+from gossipseg.errors import LocalError
+from gossipseg.learn import bundle
+from gossipseg.learn.commands import cli
+from gossipseg.learn.deploy.deployment import Deployment, load_deployment, must_segment
+from gossipseg.learn.deploy.ensemble import Ensemble
+from gossipseg.store import atomic_write
+
+OUTPUT_MODE = 0o644
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = cli.parser("export", "Write the deployment model as state dict, safetensors and MONAI bundle.")
+    parser.add_argument("-o", "--out", required=True, metavar="DIR")
+    return cli.run(_export, parser, argv)
+
+
+def _export(args: argparse.Namespace) -> int:
+    deployment = load_deployment(cli.spec_of(args))
+    must_segment(deployment)
+    files = export(deployment, Path(args.out))
+    document = {
+        "schema": 1,
+        "kind": "export",
+        "site": deployment.settings.spec.site,
+        "round": deployment.round,
+        "steps": deployment.steps,
+        "files": [str(f) for f in files],
+    }
+    cli.write_json(document, "-")
+    return 0
+
+
+def export(deployment: Deployment, folder: Path) -> list[Path]:
+    """Write all forms of the model into `folder`; returns the two weight files and the bundle's folder."""
+    state = {n: t.detach().cpu().contiguous() for n, t in deployment.net.state_dict().items()}
+    weights = _torch_bytes(state)
+    root = folder / "bundle"
+    _make_folders(root)
+    plain, safe = folder / "model.pt", folder / "model.safetensors"
+    atomic_write(plain, weights, mode=OUTPUT_MODE)
+    atomic_write(safe, safetensors_bytes(state, _metadata(deployment)), mode=OUTPUT_MODE)
+    settings, round, net = deployment.settings, deployment.round, deployment.net
+    beside = len(net.others) if isinstance(net, Ensemble) else 0
+    texts = {
+        "configs/metadata.json": json.dumps(bundle.metadata(settings, round), indent=4),
+        "configs/inference.json": json.dumps(bundle.inference_config(settings, beside=beside), indent=4),
+        "docs/README.md": bundle.readme(settings, round, list(deployment.members)),
+    }
+    atomic_write(root / "models/model.pt", weights, mode=OUTPUT_MODE)
+    for name, text in texts.items():
+        atomic_write(root / name, text.encode(), mode=OUTPUT_MODE)
+    return [plain, safe, root]
+
+
+def _make_folders(root: Path) -> None:
+    try:
+        for name in ("configs", "models", "docs"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise LocalError(
+            f"{root}: cannot be made: {e.strerror or e}. Choose another folder for -o."
+        ) from None
+
+
+def _torch_bytes(state: Mapping[str, Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def _metadata(deployment: Deployment) -> dict[str, str]:
+    spec = deployment.settings.spec
+    values = {"site": spec.site, "federation": spec.federation}
+    return values | {
+        "round": str(deployment.round),
+        "steps": str(deployment.steps),
+        "weights": deployment.weights,
+        **({"members": json.dumps(dict(deployment.members))} if deployment.members else {}),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

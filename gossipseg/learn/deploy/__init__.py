@@ -1,0 +1,4 @@
+"""Which model a site predicts with, and how it is loaded from a checkpoint.
+
+What must not stand here: training steps.
+"""

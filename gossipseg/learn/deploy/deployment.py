@@ -1,0 +1,149 @@
+"""The model a site evaluates, predicts with and exports: its deployment model, from the newest checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossipseg.errors import ConfigError, LocalError
+from gossipseg.learn.deploy.ensemble import Ensemble
+from gossipseg.learn.deploy.peer_ensemble import predicting
+from gossipseg.learn.deploy.shadow import Verdict, deployed_net
+from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.engine.checkpoint import intact
+from gossipseg.learn.engine.precision import Compute, choose_compute
+from gossipseg.learn.params import ONE_SHOT_ALGORITHM, WorkerSpec
+from gossipseg.learn.settings import WorkerSettings, read_settings
+from gossipseg.store import Checkpoints
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A network in evaluation mode on its device, and where its weights come from."""
+
+    net: nn.Module
+    settings: WorkerSettings
+    compute: Compute
+    weights: str
+    """`ema`, or `initial` before any training; with training.shadow_local `shadow`, or `averaged`; with an
+    ensemble of peers `own`, or `ensemble`."""
+    round: int
+    steps: int
+    file: Path | None
+    """The checkpoint; None for the initial weights."""
+    members: Mapping[str, str] = field(default_factory=dict)
+    """Other sites whose models predict beside this site's own, with the hashes of these."""
+
+
+def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
+    """The EMA model of the newest checkpoint that can be read, or the initial model of the federation's seed.
+
+    Reads only, so it may run beside the daemon. Raises LocalError where there is no usable checkpoint.
+    """
+    settings = read_settings(spec)
+    compute = choose_compute(settings.device)
+    if settings.device.threads:
+        torch.set_num_threads(settings.device.threads)
+    net: nn.Module = build_model(settings)
+    file: Path | None = None
+    checkpoint: dict[str, Any] = {}
+    weights, members = "initial", dict[str, str]()
+    if not initial:
+        file, checkpoint = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
+        _load(net, checkpoint["ema"], file)
+        net, weights, members = _chosen(net, checkpoint, settings, file)
+    return Deployment(
+        compute.place_model(net, settings.task.spatial_dims).eval(),
+        settings,
+        compute,
+        weights,
+        int(checkpoint.get("round", 0)),
+        int(checkpoint.get("steps", 0)),
+        file,
+        members,
+    )
+
+
+def _chosen(
+    net: nn.Module, checkpoint: Mapping[str, Any], settings: WorkerSettings, file: Path
+) -> tuple[nn.Module, str, dict[str, str]]:
+    """What is deployed, its name, and the hashes of other sites' models in it, by site.
+
+    It is `net` itself where there is no other, or it is not asked for, or a site has been removed since.
+    """
+    shadow, ensemble, training = checkpoint.get("shadow"), checkpoint.get("ensemble"), settings.training
+    if shadow is not None and training.shadow_local:
+        verdict = Verdict(**shadow["verdict"])
+        other = _built(settings, shadow["student"]["ema"], file)
+        return deployed_net(verdict, net, other, training.output), verdict.deployed, {}
+    if ensemble is not None and settings.ensembles_peers:
+        members = predicting(ensemble)
+        if not members or (settings.spec.listed is not None and set(members) - set(settings.spec.listed)):
+            return net, "own", {}
+        others = [_built(settings, member.weights, file) for member in members.values()]
+        together = Ensemble(net, others, training.output)
+        return together, "ensemble", {frm: member.hash for frm, member in members.items()}
+    return net, "ema", {}
+
+
+def _built(settings: WorkerSettings, weights: Mapping[str, Tensor], file: Path) -> nn.Module:
+    net: nn.Module = build_model(settings)
+    _load(net, weights, file)
+    return net
+
+
+def must_segment(deployment: Deployment) -> None:
+    """Raises ConfigError where the network gives features, which need a labelled scan to become labels."""
+    algorithm = deployment.settings.algorithm.name
+    if algorithm == ONE_SHOT_ALGORITHM:
+        raise ConfigError(
+            "its network segments by the example of a labelled scan only",
+            key="algorithm.name",
+            value=algorithm,
+            remedy="`gossipctl evaluate` takes each labelled scan of a split as the example in turn.",
+        )
+
+
+def newest_checkpoint(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that loads; a broken one is passed over for the one before it.
+
+    Raises LocalError that names what was tried.
+    """
+    broken = []
+    for file in Checkpoints(directory).newest():
+        try:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as e:  # torch.load raises whatever the damage leads to
+            broken.append(f"{file.name} cannot be read ({type(e).__name__})")
+            continue
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("ema"), Mapping):
+            broken.append(f"{file.name} holds no averaged weights")
+        elif not intact(loaded):
+            broken.append(f"{file.name} is damaged")
+        else:
+            return file, loaded
+    if broken:
+        raise LocalError(
+            f"{directory}: no usable checkpoint: {'; '.join(broken)}. Start the daemon: it goes on from "
+            "what it can read, and writes a new one at the end of the round."
+        )
+    raise LocalError(
+        f"{directory}: there is no checkpoint yet. One is written at the end of the first round of training. "
+        "Start `gossipsegd` and wait for it (`gossipctl status`), or evaluate with --initial."
+    )
+
+
+def _load(net: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        net.load_state_dict(dict(weights))
+    except RuntimeError as e:
+        reason = str(e).splitlines()[-1].strip()
+        raise LocalError(
+            f"{file}: the checkpoint is of another network than peers.yaml describes: {reason} "
+            "Restore the network section, or start with an empty state_dir."
+        ) from e

@@ -1,0 +1,137 @@
+"""Where a site's training run stands and whom it tells: what all parts of a round share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gossipseg.algos.base import Algorithm, Role, StepContext, StepPosition
+from gossipseg.algos.params.common import Coordinated
+from gossipseg.learn import protocol
+from gossipseg.learn.engine.history import History, RunningMeans, Throughput
+from gossipseg.learn.engine.losses import make_target
+from gossipseg.learn.engine.optim import cosine_rate, learning_rate, step_seed
+from gossipseg.learn.engine.site_data import SiteData
+from gossipseg.learn.engine.train_step import Learner, StepResult, train_step
+from gossipseg.learn.evaluation.evaluate import Scores
+from gossipseg.learn.params import SplitName
+
+Report = Callable[[Callable[[], protocol.Progress], protocol.Activity], None]
+"""Takes a maker of Progress, and calls it only when it is time for another one, or the activity is new."""
+
+Gate = Callable[[], None]
+"""Called between steps and between cases: holds while paused, raises when the worker shall stop."""
+
+
+class RunState:
+    """One site's run: its data, settings and device, its position, and the daemon's two calls."""
+
+    def __init__(self, site: SiteData, report: Report, gate: Gate) -> None:
+        self.site, self.report, self.gate = site, report, gate
+        self.settings, self.compute = site.settings, site.compute
+        self.history, self.tally = History(), RunningMeans()
+        self.resumable = True
+        """Whether the present position, perhaps within a round, may be checkpointed."""
+
+    def start_over(self) -> None:
+        """The round begins anew, from other weights than those that its steps so far have led to."""
+        self.history.step, self.tally = 0, RunningMeans()
+        self.history.averaged = self.history.in_average = False
+
+    def end_round(self, order: protocol.StartRound) -> None:
+        """The model stands at the end of the round."""
+        history = self.history
+        history.round, history.step = order.round, 0
+        history.averaged = history.in_average = False
+        history.finetuned = history.finetuned + 1 if order.finetuning else 0
+        history.reverted = None
+        self.tally = RunningMeans()
+        self.resumable = True
+
+    def moment(self, order: protocol.StartRound, step: int) -> StepPosition:
+        """Where the site stands before `step` of the round."""
+        total = self.settings.training.steps_per_round
+        # After an interruption the rest of the round is ordered as any other: its model is taken in already.
+        settling_in = order.settling_in or self.history.settling_round == order.round
+        return StepPosition(order.round, step, total, order.finetuning, settling_in)
+
+    def is_last(self, round: int) -> bool:
+        """Whether the training ends with this round, by the site's own budget or by the federation's."""
+        federation = self.settings.training.rounds
+        over = federation is not None and round + self.history.ahead >= federation
+        return over or round == self.settings.spec.rounds
+
+    def learning_rate(self, moment: StepPosition) -> float:
+        """By the federation's round; in fine-tuning by the rounds of that, from a rate of its own."""
+        training, algorithm = self.settings.training, self.settings.algorithm
+        if not moment.finetuning:
+            return learning_rate(training, moment.round + self.history.ahead, moment.step)
+        assert isinstance(algorithm, Coordinated)
+        first = algorithm.finetune_learning_rate or training.learning_rate
+        if algorithm.finetune_schedule == "constant":
+            return first
+        step = self.history.finetuned * moment.steps_per_round + moment.step
+        return cosine_rate(first, step, algorithm.finetune_rounds * moment.steps_per_round)
+
+    def learning_rate_alone(self, moment: StepPosition) -> float:
+        """As learning_rate(), of a site that meets nobody: by its own rounds."""
+        return learning_rate(self.settings.training, moment.round, moment.step)
+
+    def target(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the losses compare a batch with."""
+        annotated = self.site.annotated
+        return make_target(annotated.label(batch["label"]), self.settings.training.output, annotated.classes)
+
+    def train(
+        self,
+        moment: StepPosition,
+        batch: Mapping[str, Tensor],
+        learners: Mapping[Role, Learner],
+        algorithm: Algorithm,
+        context: StepContext,
+    ) -> StepResult:
+        """One step at `moment`, with the random numbers that are this step's at this site alone."""
+        spec = self.settings.spec
+        torch.manual_seed(step_seed(spec.seed, spec.site, moment.round, moment.step))
+        clip = self.settings.training.clip_grad_norm
+        target, seen = self.target(batch), self.site.annotated.outputs
+        return train_step(learners, batch["image"], target, algorithm, context, self.compute, clip, seen)
+
+    def step_done(
+        self, round: int, pace: Throughput, activity: protocol.Activity, frm: str | None = None
+    ) -> None:
+        """Count an optimizer step, and tell of it. `frm`: the visitor's site."""
+        self.history.step += 1
+        self.history.steps += 1
+        self.history.own_steps += 1
+        pace.tick()
+        self.report(lambda: self._training_progress(round, pace, activity, frm), activity)
+
+    def _training_progress(
+        self, round: int, pace: Throughput, activity: protocol.Activity, frm: str | None
+    ) -> protocol.Progress:
+        total = self.settings.training.steps_per_round
+        loss = self.tally.last_loss
+        return protocol.Progress(
+            round,
+            self.history.step,
+            total,
+            activity,
+            self.history.step / total,
+            None if loss is None else float(loss),
+            pace.steps_per_s,
+            frm,
+        )
+
+    def score(self, model: nn.Module, split: SplitName, round: int) -> Scores:
+        """Dice of a model over a split. Raises what the gate raises, between two cases."""
+        activity: protocol.Activity = "test" if split == "test" else "validation"
+
+        def on_progress(fraction: float) -> None:
+            self.gate()
+            step, total = self.history.step, self.settings.training.steps_per_round
+            self.report(lambda: protocol.Progress(round, step, total, activity, fraction), activity)
+
+        return self.site.score(model, split, on_progress)

@@ -1,0 +1,59 @@
+"""What `gossipctl check` says a round will take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gossipseg.algos.params import DittoParams, GcmlParams, LocalParams
+from gossipseg.learn.commands import costs
+from gossipseg.learn.data import dataset
+from gossipseg.learn.data.cases import Case
+from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.engine.precision import choose_compute
+from gossipseg.learn.settings import read_settings
+from tests.learn.harness import make_spec, write_png_site
+
+
+def pace(folder: Path, algorithm: Any = None, *, cache: bool = True, **training: Any) -> dict[str, Any]:
+    spec = make_spec(folder, folder / "state", algorithm=algorithm or LocalParams(), training=training)
+    spec = dataclasses.replace(spec, data={**spec.data, "cache": cache})
+    settings = read_settings(spec)
+    found = costs.time_round(settings, load_cases(settings.data, spec.site), choose_compute(settings.device))
+    assert found is not None
+    return found
+
+
+def test_cases_that_are_not_kept_are_read_in_the_steps_that_are_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png_site(tmp_path)
+    read: list[str] = []
+
+    def counted(case: Case, *rest: Any, load: Any = dataset.load_item) -> Any:
+        read.append(case.id)
+        return load(case, *rest)
+
+    monkeypatch.setattr(dataset, "load_item", counted)
+    pace(tmp_path)
+    assert len(read) == len(set(read)) == 3  # two for training, one for validation
+    read.clear()
+    pace(tmp_path, cache=False)
+    assert len(read) == 2 * (1 + costs.TIMED_STEPS) + 1
+
+
+def test_all_models_that_a_site_trains_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_second(work: Callable[[], object], compute: Any) -> float:
+        work()
+        return 1.0
+
+    write_png_site(tmp_path)
+    monkeypatch.setattr(costs, "_seconds", one_second)
+    cases = pace(tmp_path)["validation_cases"]
+    assert pace(tmp_path)["round_s"] == 4 * 1 + cases
+    assert pace(tmp_path, DittoParams())["round_s"] == 4 * 2 + cases
+    assert pace(tmp_path, GcmlParams(), shadow_local=True)["round_s"] == 4 * 2 + cases * 4

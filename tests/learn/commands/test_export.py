@@ -1,0 +1,172 @@
+"""What is exported loads elsewhere and gives identical logits: plain torch, safetensors, monai.bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, load
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from gossipseg.learn.commands.export import main
+from gossipseg.learn.commands.predict import predict_labels
+from gossipseg.learn.data.cases import Case
+from gossipseg.learn.deploy.deployment import Deployment, load_deployment
+from gossipseg.learn.params import TaskParams
+from tests.learn.imagery import (
+    GREY,
+    RGB,
+    VOLUME,
+    blob,
+    spec,
+    spec_file,
+    write_checkpoint,
+    write_nifti,
+    write_png,
+)
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*_target_.*importable callable:UserWarning",  # MONAI's advice about bundles of strangers
+    "ignore:.*NvImgCodec.*:UserWarning",  # it registers every reader it has, also those that cannot work
+)
+
+METADATA_REQUIRED = {
+    "schema": str,
+    "version": str,
+    "monai_version": str,
+    "pytorch_version": str,
+    "numpy_version": str,
+    "required_packages_version": dict,
+    "task": str,
+    "description": str,
+    "authors": str,
+    "copyright": str,
+    "network_data_format": dict,
+}
+TENSOR_REQUIRED = {
+    "type": str,
+    "format": str,
+    "num_channels": int,
+    "spatial_shape": list,
+    "dtype": str,
+    "value_range": list,
+}
+CT = dataclasses.replace(VOLUME, intensity="ct_window", spacing_mm=(1.2, 0.9, 1.1), orientation="LPS")
+DECLARED = dataclasses.replace(RGB, convert_grey_to_rgb=True)
+
+
+def exported(tmp_path: Path, task: TaskParams, **changes: Any) -> tuple[Deployment, Path]:
+    made = spec(tmp_path, task, **changes)
+    write_checkpoint(made, 5)
+    assert main(["--spec", spec_file(tmp_path, made), "-o", str(tmp_path / "out")]) == 0
+    return load_deployment(made), tmp_path / "out"
+
+
+def batch(deployment: Deployment) -> torch.Tensor:
+    task = deployment.settings.task
+    shape = (2, task.channels, *task.patch_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_state_dict_and_safetensors_hold_the_ema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deployment, out = exported(tmp_path, GREY)
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "export" and document["round"] == 5
+    assert [Path(f).name for f in document["files"]] == ["model.pt", "model.safetensors", "bundle"]
+    plain = torch.load(out / "model.pt", weights_only=True)
+    safe = load_file(out / "model.safetensors")
+    for name, tensor in deployment.net.state_dict().items():
+        assert torch.equal(plain[name], tensor) and torch.equal(safe[name], tensor)
+    with safe_open(out / "model.safetensors", "pt") as f:
+        assert f.metadata() == {
+            "site": "north", "federation": "test", "round": "5", "steps": "500", "weights": "ema"
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("task", [RGB, VOLUME], ids=["2d", "3d"])
+def test_monai_bundle_loads_the_network_with_identical_logits(tmp_path: Path, task: TaskParams) -> None:
+    deployment, out = exported(tmp_path, task)
+    net = load(name="bundle", bundle_dir=str(out), workflow_type="inference", source="github").eval()
+    x = batch(deployment)
+    with torch.inference_mode():
+        assert torch.equal(net(x), deployment.net(x).logits)
+
+
+def test_the_config_parser_builds_the_network_and_inferer(tmp_path: Path) -> None:
+    deployment, out = exported(tmp_path, GREY, training={"output": "sigmoid"})
+    parser = ConfigParser()
+    parser.read_config(out / "bundle/configs/inference.json")
+    parser.read_meta(out / "bundle/configs/metadata.json")
+    net = parser.get_parsed_content("network_def")
+    net.load_state_dict(torch.load(out / "bundle/models/model.pt", weights_only=True))
+    assert net.eval()(batch(deployment)).shape == (2, 1, 32, 32)
+    assert parser.get_parsed_content("inferer").roi_size == [32, 32]
+
+
+@pytest.mark.parametrize("case", ["grey", "rgb", "declared", "sigmoid", "volume", "ct"])
+def test_running_the_bundle_gives_what_predict_gives(tmp_path: Path, case: str) -> None:
+    task = {"rgb": RGB, "declared": DECLARED, "volume": VOLUME, "ct": CT}.get(case, GREY)
+    deployment, out = exported(tmp_path, task, training={"output": "sigmoid"} if case == "sigmoid" else {})
+    root, shape = out / "bundle", (28, 22, 18) if task.spatial_dims == 3 else (50, 37)
+    image = blob(shape, 4)[0]
+    if task.spatial_dims == 3:
+        affine = np.array([[-1.0, 0, 0, 9], [0, 0, 1.5, 2], [0, 2.0, 0, 5], [0, 0, 0, 1]])
+        file = write_nifti(root / "data/scan.nii.gz", image.astype(np.float32), affine)
+    else:
+        pixels = np.stack([image, image // 2, 255 - image], -1) if case == "rgb" else image
+        file = write_png(root / "data/scan.png", pixels)
+    workflow = ConfigWorkflow(
+        config_file=str(root / "configs/inference.json"), workflow_type="inference", bundle_root=str(root)
+    )
+    workflow.initialize()
+    assert workflow.check_properties() == []
+    workflow.run()
+    (saved,) = (root / "predictions").iterdir()
+    expected, volume = predict_labels(deployment, Case("scan", file))
+    if task.spatial_dims == 3:
+        got = nibabel.load(saved)
+        np.testing.assert_allclose(got.affine, volume.affine, atol=1e-5)
+        values = np.asarray(got.dataobj)
+    else:
+        values = np.asarray(Image.open(saved))
+    assert len(np.unique(expected)) > 1
+    assert values.shape == expected.shape and (values == expected).mean() > 0.999
+
+
+def test_metadata_has_what_monais_schema_requires(tmp_path: Path) -> None:
+    """Required keys and types of meta_schema_20240725, which MONAI's verify_metadata downloads."""
+    _, out = exported(tmp_path, VOLUME)
+    document = json.loads((out / "bundle/configs/metadata.json").read_text())
+    assert document["schema"].endswith("meta_schema_20240725.json")
+    assert all(isinstance(document[key], kind) for key, kind in METADATA_REQUIRED.items())
+    inputs, outputs = (document["network_data_format"][k] for k in ("inputs", "outputs"))
+    for tensor in (inputs["image"], outputs["pred"]):
+        assert all(isinstance(tensor[key], kind) for key, kind in TENSOR_REQUIRED.items())
+    assert outputs["pred"]["channel_def"] == {"0": "background", "1": "liver", "2": "spleen"}
+    assert outputs["pred"]["num_channels"] == 3 and inputs["image"]["spatial_shape"] == [16, 16, 16]
+
+
+def test_the_bundle_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's way: load with the bundle's folder as working directory."""
+    deployment, out = exported(tmp_path, GREY)
+    monkeypatch.chdir(out / "bundle")
+    net = load(name="bundle", bundle_dir="..", workflow_type="inference", source="github").eval()
+    with torch.inference_mode():
+        assert torch.equal(net(batch(deployment)), deployment.net(batch(deployment)).logits)
+    assert "put PNG or JPEG pictures into `data/`" in Path("docs/README.md").read_text()
+    assert Path("models/model.pt").stat().st_mode & 0o077 == 0o044
+
+
+def test_no_warning_is_ours(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exported(tmp_path, GREY)

@@ -1,0 +1,211 @@
+"""Sites that annotate only some of the classes, and voxels of which nobody says what they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gossipseg.algos.base import Algorithm, Outputs, StepContext
+from gossipseg.algos.fedoap import boundary
+from gossipseg.algos.gcml import mutual_terms
+from gossipseg.algos.params import GcmlParams
+from gossipseg.learn.data.labels import IGNORE
+from gossipseg.learn.data.patches import foreground_voxels
+from gossipseg.learn.engine.losses import make_target, segmentation_loss
+from gossipseg.learn.engine.partial import Annotated
+from gossipseg.learn.params import TrainingParams
+from tests.learn.harness import make_spec, make_trainer, write_png_site
+
+LOSSES = ("dice_ce", "dice_focal", "generalized_dice")
+OUTPUTS = ("softmax", "sigmoid")
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def channels(output: str, classes: int) -> int:
+    return classes - (output == "sigmoid")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_an_ignored_voxel_has_no_part_in_any_loss(loss: str, output: str, dims: int) -> None:
+    training = TrainingParams(loss=loss, output=output)  # type: ignore[arg-type]
+    label = torch.randint(0, 3, (2, 1, *[6] * dims), generator=torch.Generator().manual_seed(1))
+    label[:, :, :2] = IGNORE
+    z = seeded(2, channels(output, 3), *[6] * dims).requires_grad_()
+    head = seeded(2, channels(output, 3), *[3] * dims, seed=2).requires_grad_()
+    target = make_target(label, training.output, 3)
+    value = segmentation_loss(training, dims)(Outputs(z, (head,)), target)
+    value.backward()
+    assert bool(value.detach().isfinite()) and z.grad is not None and head.grad is not None
+    assert z.grad[:, :, :2].abs().max() == 0 and z.grad[:, :, 2:].abs().min() > 0
+    assert head.grad[:, :, :1].abs().max() == 0
+    other = z.detach().clone()
+    other[:, :, :2] = 7.0
+    again = segmentation_loss(training, dims)(Outputs(other, (head.detach(),)), target)
+    assert torch.equal(again, value.detach())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_a_batch_of_which_nothing_is_known_has_a_loss_of_zero(loss: str, output: str) -> None:
+    training = TrainingParams(loss=loss, output=output)  # type: ignore[arg-type]
+    z = seeded(1, channels(output, 2), 4, 4).requires_grad_()
+    target = make_target(torch.full((1, 1, 4, 4), IGNORE), training.output, 2)
+    value = segmentation_loss(training, 2)(Outputs(z), target)
+    value.backward()
+    assert float(value.detach()) == 0 and z.grad is not None and z.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_ignored_voxels_have_no_part_in_mutual_learning_or_perturbation(output: str) -> None:
+    label = torch.randint(0, 3, (1, 1, 6, 6), generator=torch.Generator().manual_seed(1))
+    label[:, :, :3] = IGNORE
+    target = make_target(label, output, 3)  # type: ignore[arg-type]
+    m, n = (seeded(1, channels(output, 3), 6, 6, seed=s) for s in (3, 4))
+    m = m.requires_grad_()
+    terms = mutual_terms(Outputs(m), Outputs(n), target, output, GcmlParams())  # type: ignore[arg-type]
+    (terms.l_pos + terms.l_neg).backward()
+    assert m.grad is not None and m.grad[:, :, :3].abs().max() == 0 and m.grad.abs().max() > 0
+    assert not boundary(n, target, output, 0.1)[:, :, :3].any()  # type: ignore[arg-type]
+
+
+def test_patches_are_centred_on_no_ignored_voxel() -> None:
+    label = torch.tensor([[[0, 1, IGNORE], [2, IGNORE, 0]]], dtype=torch.uint8)
+    assert {k: v.tolist() for k, v in foreground_voxels(label).items()} == {1: [1], 2: [3]}
+
+
+# ---------------------------------------------------------------- classes that are not annotated
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_background_says_nothing_of_a_class_that_is_not_annotated(loss: str) -> None:
+    """By hand: the loss is that of a network with one channel of p(background) + p(other)."""
+    training = TrainingParams(loss=loss)  # type: ignore[arg-type]
+    annotated = Annotated(3, [1], training)
+    z, label = (
+        seeded(2, 3, 5, 5),
+        torch.randint(0, 2, (2, 1, 5, 5), generator=torch.Generator().manual_seed(2)),
+    )
+    p = torch.softmax(z, 1)
+    merged = torch.stack([p[:, 0] + p[:, 2], p[:, 1]], 1).log()
+    target = make_target(annotated.label(label), "softmax", annotated.classes)
+    loss_of = segmentation_loss(training, 2)
+    assert float(loss_of(annotated.outputs(Outputs(z)), target)) == pytest.approx(
+        float(loss_of(Outputs(merged), make_target(label, "softmax", 2)))
+    )
+
+
+def test_voxels_that_the_model_gives_to_such_a_class_are_left_to_it() -> None:
+    """Where it says "class 2" and the label "background", nothing is to be learned; "class 1" is wrong."""
+    training = TrainingParams()
+    annotated = Annotated(3, [1], training)
+    z = torch.tensor([-9.0, -9.0, 9.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4).clone().requires_grad_()
+    target = make_target(annotated.label(torch.zeros(1, 1, 4, 4, dtype=torch.long)), "softmax", 2)
+    segmentation_loss(training, 2)(annotated.outputs(Outputs(z)), target).backward()
+    assert z.grad is not None and z.grad.abs().max() < 1e-6
+
+
+def test_sigmoid_channels_of_other_classes_are_left_out() -> None:
+    annotated = Annotated(4, [3, 1], TrainingParams(output="sigmoid"))
+    z = seeded(1, 3, 4, 4)
+    seen = annotated.outputs(Outputs(z, (z,), z))
+    assert torch.equal(seen.logits, z[:, [0, 2]]) and torch.equal(seen.aux[0], seen.logits)
+    assert seen.clean is not None and torch.equal(seen.clean, seen.logits)
+    label = torch.tensor([[[[0, 1, 3, IGNORE]]]])
+    assert annotated.label(label).tolist() == [[[[0, 1, 2, IGNORE]]]]
+
+
+def test_where_all_classes_are_annotated_nothing_changes() -> None:
+    annotated = Annotated(3, [1, 2], TrainingParams())
+    outputs, label = Outputs(seeded(1, 3, 2, 2)), torch.tensor([[[[0, 1], [2, 2]]]])
+    assert annotated.outputs(outputs) is outputs and annotated.label(label) is label
+
+
+# ---------------------------------------------------------------- a site's rounds
+
+
+LABELS = {0: "background", 1: "disc", 2: "frame"}
+
+
+def with_frame(folder: Path, *, annotated: bool) -> Path:
+    """Pictures with a bright disc (1) and a dark frame (2); the frame is in the masks or not."""
+    from PIL import Image
+
+    write_png_site(folder, cases=8)
+    for i in range(8):
+        files = folder / "images" / f"case{i}.png", folder / "masks" / f"case{i}.png"
+        image, mask = (np.array(Image.open(f)) for f in files)
+        frame = np.ones(mask.shape, bool)
+        frame[4:-4, 4:-4] = False
+        image[frame & (mask == 0)] = 5
+        if annotated:
+            mask[frame & (mask == 0)] = 2
+        for file, array in zip(files, (image, mask), strict=True):
+            Image.fromarray(array).save(file)
+    return folder
+
+
+def predicted(trainer: object, weights: Mapping[str, Tensor] | None = None) -> np.ndarray:
+    """Voxels of the frame that the model calls the frame, by case of validation."""
+    from gossipseg.learn.evaluation.evaluate import labels_of, predict_logits
+
+    model = copy.deepcopy(trainer.model_state.model)  # type: ignore[attr-defined]
+    settings, site = trainer.settings, trainer.site  # type: ignore[attr-defined]
+    shares = []
+    for item in site._data.items("validation"):
+        got = labels_of(
+            predict_logits(model, item.image, settings.task, settings.training, "cpu"), settings.training
+        )
+        frame = torch.zeros(got.shape, dtype=torch.bool)
+        frame[:3] = frame[-3:] = True
+        shares.append(float((got[frame] == 2).float().mean()))
+    return np.array(shares)
+
+
+@pytest.mark.slow
+def test_a_class_is_not_pushed_to_background_by_a_site_that_does_not_annotate_it(tmp_path: Path) -> None:
+    """One model learns both classes; a site that annotates the disc alone then trains it on."""
+    from gossipseg.learn import protocol as jobs
+
+    training = {"steps_per_round": 60, "batch_size": 4, "augment": "none", "learning_rate": 0.01}
+    full = with_frame(tmp_path / "full", annotated=True)
+    partly = with_frame(tmp_path / "partly", annotated=False)
+
+    def trainer(data: Path, state: str, **more: object) -> object:
+        spec = make_spec(data, tmp_path / state, training=training)
+        spec.task["labels"] = LABELS
+        spec.data.update(more)
+        return make_trainer(spec)
+
+    first = trainer(full, "first")
+    first.run_round(jobs.StartRound(1))  # type: ignore[attr-defined]
+    assert predicted(first).mean() > 0.85
+    weights = first.model_state.model.state_dict()  # type: ignore[attr-defined]
+    shares = {}
+    for name, more in {"knows": {"annotated_labels": [1]}, "does not": {}}.items():
+        then = trainer(partly, name, **more)
+        then.model_state.model.load_state_dict(weights)  # type: ignore[attr-defined]
+        then.run_round(jobs.StartRound(1))  # type: ignore[attr-defined]
+        shares[name] = predicted(then)
+    assert shares["knows"].mean() > 0.85, shares
+    assert shares["does not"].mean() < 0.1, shares  # what the key is for
+
+
+def test_step_context_of_a_plain_algorithm_is_enough() -> None:
+    training = TrainingParams()
+    annotated = Annotated(3, [2], training)
+    z, label = seeded(1, 3, 4, 4), torch.tensor([2, 0]).repeat(8).view(1, 1, 4, 4)
+    context = StepContext("softmax", 0, segmentation_loss(training, 2))
+    target = make_target(annotated.label(label), "softmax", annotated.classes)
+    losses = Algorithm().losses({"local": annotated.outputs(Outputs(z))}, target, context)
+    assert torch.isfinite(losses.total["local"])

@@ -1,0 +1,90 @@
+"""Clip and noise: equation (1) by hand, and that only what leaves the site is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from gossipseg.algos.params import FedAvgParams, FedProxParams, GossipAverageParams
+from gossipseg.errors import ConfigError
+from gossipseg.learn import protocol
+from gossipseg.learn.params import PrivacyParams
+from gossipseg.learn.privacy.clip_and_noise import Release
+from tests.learn.harness import make_spec, make_trainer, same
+
+START = {"a": torch.zeros(2), "b": torch.ones(1), "count": torch.tensor([4])}
+NOW = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([5.0]), "count": torch.tensor([9])}  # ‖Δ‖ = 5
+
+
+def released(**settings: Any) -> dict[str, Tensor]:
+    return Release(PrivacyParams(**settings), "north", START).of(NOW, round=1)
+
+
+def test_the_change_is_cut_to_its_length_over_all_tensors_together() -> None:
+    out = released(clip_norm=1.0)
+    assert torch.allclose(out["a"], torch.tensor([0.6, 0.0])) and torch.allclose(
+        out["b"], torch.tensor([1.8])
+    )
+    assert out["count"].tolist() == [9]
+    assert same(released(clip_norm=5.0), NOW) and same(released(), NOW)
+
+
+def test_the_noise_has_the_promised_size_and_comes_from_the_system_unless_seeded() -> None:
+    wide = {"w": torch.zeros(200_000)}
+    noise = Release(PrivacyParams(2.0, 0.5), "north", wide).of(wide, 1)["w"]
+    assert noise.std().item() == pytest.approx(1.0, rel=0.02) and abs(noise.mean().item()) < 0.02
+    again = Release(PrivacyParams(2.0, 0.5), "north", wide).of(wide, 1)["w"]
+    assert not torch.equal(noise, again)
+    one, two, other = (
+        Release(PrivacyParams(2.0, 0.5, seed=3), site, wide).of(wide, round)["w"]
+        for site, round in (("north", 1), ("north", 1), ("south", 1))
+    )
+    assert torch.equal(one, two) and not torch.equal(one, other)
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return sum((a[n].double() - b[n].double()).square().sum().item() for n in a) ** 0.5
+
+
+@pytest.mark.parametrize("algorithm", (GossipAverageParams(), FedAvgParams(), FedProxParams()))
+def test_the_sites_own_model_is_never_touched_and_the_file_is_clipped(
+    data: Path, tmp_path: Path, algorithm: Any
+) -> None:
+    plain, private = (
+        make_trainer(make_spec(data, tmp_path / name, algorithm=algorithm, privacy=privacy, rounds=9))
+        for name, privacy in (("a", {}), ("b", {"clip_norm": 0.01, "noise_multiplier": 0.0}))
+    )
+    start = {n: t.clone() for n, t in plain.model_state.weights().items()}
+    files = [
+        load_file(t.run_round(protocol.StartRound(1, export=True)).export.path) for t in (plain, private)
+    ]
+    assert same(plain.model_state.weights(), private.model_state.weights())
+    assert distance(files[0], start) > 0.05 > 0.02 > distance(files[1], start)
+
+
+def test_in_gossip_the_reference_is_what_was_released_and_it_survives_a_restart(
+    data: Path, tmp_path: Path
+) -> None:
+    spec = make_spec(data, tmp_path, algorithm=GossipAverageParams(), privacy={"clip_norm": 0.02})
+    trainer, again = make_trainer(spec), make_trainer(spec)
+    first = load_file(trainer.run_round(protocol.StartRound(1, export=True)).export.path)
+    again.load(trainer.state())
+    second = load_file(again.run_round(protocol.StartRound(2, export=True)).export.path)
+    assert 0.015 < distance(first, second) < 0.025  # float16 rounds a little
+    coordinated = make_trainer(
+        make_spec(data, tmp_path, algorithm=FedAvgParams(), privacy={"clip_norm": 0.02})
+    )
+    start = {n: t.clone() for n, t in coordinated.model_state.weights().items()}
+    for round in (1, 2):
+        file = load_file(coordinated.run_round(protocol.StartRound(round, export=True)).export.path)
+    assert distance(file, start) < 0.025  # no global model came: the reference is still W_0
+
+
+def test_unknown_settings_are_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon"):
+        make_trainer(make_spec(data, tmp_path, privacy={"epsilon": 3}))
