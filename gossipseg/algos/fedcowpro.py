@@ -35,13 +35,13 @@ from gossipseg.algos.base import Losses, Outputs, Role, StepContext
 from gossipseg.algos.fedavg import FedAvg
 
 SCALE = 20.0
-"""Of the cosine in (2)."""
+"""Factor of the cosine in (2)."""
 WINDOW_TRAINING, WINDOW_TEST = 4, 2
 """w of (1), in cells of the feature map."""
 INSIDE = 0.95
 """A window belongs to a class where the pooled mask is above this."""
 BACKGROUND_WEIGHT = 0.05
-"""Of the background in the cross-entropy of the query."""
+"""Weight of the background in the cross-entropy of the query."""
 LEAST_NORM = 1e-4
 """Vectors shorter than this are not stretched to length 1: their direction is noise."""
 

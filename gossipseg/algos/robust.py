@@ -34,7 +34,7 @@ from gossipseg.algos.base import Combined, Update
 
 Rule = Literal["none", "trimmed_mean", "median", "krum"]
 BLOCK_VALUES = 1 << 17
-"""So many values of each update are looked at together: memory does not grow with the size of a layer."""
+"""Values of each update that are looked at together: memory does not grow with the size of a layer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -397,8 +397,8 @@ def _ensemble_problem(
 
 
 MAX_CLAIMED_COUNT = 10**12
-"""Of the steps and cases that other sites claim no more is passed on in this site's name: beyond 2^53 its own
-words would be refused by everybody."""
+"""Most steps or cases that a site passes on in its own name, whatever others claim: beyond 2^53 everybody
+would refuse its messages."""
 
 FINAL_SHARE = 0.01
 """The cosine ends at this share of the learning rate, and stays there."""

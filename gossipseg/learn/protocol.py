@@ -165,7 +165,7 @@ class Ready(_Line, frozen=True):
     update_tensors: WireSchema = {}
     """What an update holds, where the algorithm has a coordinator."""
     spent: Spent | None = None
-    """Of differentially private training."""
+    """Privacy spent by differentially private training."""
     own_steps: int | None = None
     """Those of the steps that the site took itself: what no other site can claim."""
     deployed: str = ""
@@ -252,7 +252,7 @@ class RoundDone(_Line, frozen=True):
     warning: str = ""
     """Something an administrator should know, such as a checkpoint that did not fit on the disk."""
     spent: Spent | None = None
-    """Of differentially private training."""
+    """Privacy spent by differentially private training."""
     deployed: str = ""
     """With training.shadow_local: `shadow`, or `averaged` with the exchanging model; with an ensemble of
     peers: `own`, or `ensemble` with some of theirs; else ""."""

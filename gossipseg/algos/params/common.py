@@ -75,7 +75,7 @@ def together_problem(params: Any, rounds: int) -> tuple[str, str, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Coordinated:
-    """Of algorithms whose models meet at the coordinator of a round."""
+    """Options of algorithms whose models meet at the coordinator of a round."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "rounds"

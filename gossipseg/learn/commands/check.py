@@ -43,7 +43,7 @@ from gossipseg.nets import registry as networks
 
 Problem = DataError | ConfigError | LocalError
 NOTES = 12
-"""Of what readers say of files, so many different texts are shown."""
+"""Different notes of the readers that are shown."""
 _VERBS = {"training": "train", "validation": "validate"}
 
 

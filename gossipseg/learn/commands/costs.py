@@ -30,9 +30,9 @@ TIMED_STEPS = 3
 LONGEST_S = 20.0
 """No further step is timed after this."""
 SHADOW_PREDICTIONS = 4
-"""Of a validation case, beside a shadow: each model by itself, and both once more for their mean."""
+"""Predictions of a validation case beside a shadow: each model alone, and both again for their mean."""
 HIGH_SHARE = 0.8
-"""Of the free memory; above it a warning."""
+"""Share of the free memory above which there is a warning."""
 
 
 class Memory:

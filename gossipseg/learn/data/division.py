@@ -19,7 +19,7 @@ _TIES: tuple[SplitName, ...] = ("validation", "test", "training")
 def shares(
     patients: int, test_fraction: float, validation_fraction: float, into: Sequence[SplitName]
 ) -> dict[SplitName, int]:
-    """How many of so many patients each split gets: their shares by largest remainder, at least one in each.
+    """The patients of each split, by largest remainder of their shares, at least one in each.
 
     Validation gets three or more where there are enough: where training then still has at least as many as
     validation and test together, which is so from 10 patients on with the default shares.

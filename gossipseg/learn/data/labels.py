@@ -26,7 +26,7 @@ NARROW = 1 << 16
 """Values over no wider a range are counted and looked up in a table."""
 
 MANY = 8
-"""So many values are listed one by one; more than that, and unknown, look like a lossy or soft-edged mask."""
+"""Most unknown values that are listed one by one; more look like a lossy or soft-edged mask."""
 
 GAP = 12
 """Values no further apart are told as one range."""

@@ -83,7 +83,7 @@ def _machine() -> int | None:
 
 
 def _group() -> int | None:
-    """Of the control group (version 2) that the process sees as its own, as in a container or a unit."""
+    """Limit of the control group (version 2) that the process is in, as in a container or a unit."""
     with contextlib.suppress(OSError, ValueError):
         own = Path("/proc/self/cgroup").read_text(encoding="ascii").strip().rpartition(":")[2].lstrip("/")
         for folder in (_CGROUP / own, _CGROUP):

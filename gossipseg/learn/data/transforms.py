@@ -25,7 +25,7 @@ from gossipseg.learn.data.formats.volume import Volume, spacing_of
 from gossipseg.learn.params import TaskParams
 
 SLAB_VOXELS = 1 << 22
-"""So many voxels of the file's grid are interpolated at once."""
+"""Voxels of the file's grid that are interpolated at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Prepared:
     spacing_mm: tuple[float, ...] | None
     """Voxel size of `image`; None where the file has none."""
     grid: Grid
-    """Of the file."""
+    """The file's own grid."""
 
 
 def prepare_image(volume: Volume, task: TaskParams, file: Path) -> Prepared:

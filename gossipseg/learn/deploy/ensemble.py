@@ -13,8 +13,8 @@ from gossipseg.nets.output import NetOutput
 
 
 class Ensemble(nn.Module):
-    """Of images (B, C, *spatial): logits (B, K, *spatial) float32 whose probabilities are half those of
-    `own`, half the mean of those of `others` (at least one).
+    """Logits (B, K, *spatial) float32 of images (B, C, *spatial): half the probabilities of `own`, half the
+    mean of those of `others` (at least one).
 
     For prediction alone: it is in evaluation mode. State-dict names begin with `own.`, `others.0.`,
     `others.1.` … `output`: softmax or sigmoid, as training.output has it.

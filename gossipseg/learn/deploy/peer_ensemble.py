@@ -191,7 +191,7 @@ def better(trial: Scores, best: Scores, patients: Sequence[str]) -> bool:
 
 
 def predicting(state: Mapping[str, Any]) -> dict[str, EnsembleMember]:
-    """Of what state() gave: the models that predict beside the site's own."""
+    """The models that predict beside the site's own, out of what state() gave."""
     return {frm: EnsembleMember(**member) for frm, member in state["predicting"].items()}
 
 

@@ -45,7 +45,7 @@ class Verdict:
     cases: int = 0
     """Validation cases scored with both."""
     standard_error: float | None = None
-    """Of the mean difference, by patient; None with fewer than two."""
+    """Standard error of the mean difference, by patient; None with fewer than two."""
     patients: int | None = None
     """Whose those cases are; None in the checkpoint of a version that counted the error by case."""
 

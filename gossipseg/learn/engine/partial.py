@@ -27,14 +27,14 @@ class Annotated:
     def __init__(self, classes: int, annotated: Sequence[int], training: TrainingParams) -> None:
         """`classes` counts the background; `annotated`: label values without it."""
         self.classes = 1 + len(annotated)
-        """Of what the losses see, with the background."""
+        """Number of classes that the losses see, background included."""
         self._values = sorted(annotated)
         self._others = [v for v in range(1, classes) if v not in self._values]
         self._output = training.output
 
     @classmethod
     def of(cls, settings: WorkerSettings, rule: LabelRule) -> Annotated:
-        """Of a site."""
+        """The annotated classes of a site, by its label rule."""
         return cls(len(settings.task.labels), rule.annotated, settings.training)
 
     def outputs(self, outputs: Outputs) -> Outputs:

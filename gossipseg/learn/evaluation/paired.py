@@ -17,10 +17,10 @@ CaseScores = Sequence[float | None]
 """Mean Dice of each case, in a fixed order; None where it is undefined."""
 
 LEAST_PATIENTS = 3
-"""Of whom both models have a score, for any choice by validation: fewer tell nothing of the next patient."""
+"""Patients with a score of both models, for any choice by validation: fewer say nothing of the next."""
 
 LEAST_CHANGES = 5
-"""Of those that were seen without a merge. With three, 9.9·√(4/3) standard deviations would hide all harm: a
+"""Changes seen without a merge. With three, 9.9·√(4/3) standard deviations would hide all harm: a
 fall of 0.3 on every patient is then seen in half of the trainings, with five in nine of ten."""
 
 CONFIDENCE = 0.995
@@ -34,7 +34,7 @@ class Drop:
     mean: float
     """Over the patients, of each patient's mean fall; 0 without a patient."""
     standard_error: float | None
-    """Of that mean; None with fewer than two patients, who have no spread."""
+    """Standard error of that mean; None with fewer than two patients, who have no spread."""
     patients: int
     """Those with a case that has a finite score on both sides."""
 

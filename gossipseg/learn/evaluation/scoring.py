@@ -28,11 +28,11 @@ from gossipseg.learn.evaluation import surfaces
 from gossipseg.learn.params import TaskParams
 
 NSD_TOLERANCE = 2.0
-"""Of the surface Dice, in mm; in pixels without a voxel size."""
+"""Tolerance of the surface Dice, in mm; in pixels without a voxel size."""
 
 COUNTED_AT_ONCE = 1 << 22
 VALUES = 256
-"""Of a label map."""
+"""Different values that a label map can hold."""
 
 ByClass = Mapping[str, float | None]
 
@@ -82,10 +82,10 @@ class Counts:
     """Cases whose label holds it."""
     detected: int = 0
     missed: int = 0
-    """Of `present`."""
+    """Cases of `present` without a voxel found."""
     true_negatives: int = 0
     false_alarms: int = 0
-    """Of the other cases."""
+    """Other cases in which it was predicted."""
     false_alarm_voxels: int = 0
     false_alarm_mm3: float | None = None
     """None where a case has no volume."""
@@ -93,8 +93,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of a split. `mean` is None where no case holds any foreground. Distances: None where some cases are in
-    mm and some in pixels."""
+    """Scores of a split. `mean` is None where no case holds any foreground. Distances are None where some
+    cases are in mm and some in pixels."""
 
     mean: float | None
     per_class: ByClass

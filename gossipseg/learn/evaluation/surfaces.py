@@ -16,7 +16,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 AT_ONCE = 1_000_000
-"""So many voxels of a surface are looked up, or looked among, at once: noise has more than memory holds."""
+"""Voxels of a surface that are looked up, or looked among, at once: noise has more than memory holds."""
 
 Box = tuple[slice, ...]
 
@@ -40,7 +40,7 @@ class Distances:
 
 
 def distances(predicted: np.ndarray, label: np.ndarray, spacing: Sequence[float] | None = None) -> Distances:
-    """Of two masks (*spatial) bool, neither of which is empty. `spacing`: voxel size; None is 1."""
+    """Distances between two masks (*spatial) bool, neither of them empty. `spacing`: voxel size; None is 1."""
     a, b = surface(predicted), surface(label)
     sizes = np.ones(a.ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
     return Distances(_nearest(a, b, sizes), _nearest(b, a, sizes))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gossipseg.learn.engine.precision import Compute
 
 BATCHES = 10
-"""So many batches of the receiver's are seen before a visitor is scored."""
+"""Batches of the receiver's that are seen before a visitor is scored."""
 
 
 @torch.no_grad()

@@ -24,13 +24,13 @@ from gossipseg.learn.params import MAX_CLAIMED_COUNT
 from gossipseg.nets.segmenter import Segmenter
 
 LATE_JOINER_RATIO = 20
-"""A site takes its first visitor's model over when that has so many times its own steps behind it."""
+"""A site takes its first visitor's model over when that has this many times its own steps behind it."""
 
 LAST_ROUND = "last_round"
 """Why a model is kept out that would be neither trained nor judged."""
 
 DETAIL_CHARACTERS = 300
-"""Of what is told of a refused model: names in it may be the sender's."""
+"""Longest text about a refused model, in characters: names in it may be the sender's."""
 
 
 def rounds_kept(algorithm: Algorithm) -> int:
@@ -177,7 +177,7 @@ class Reception:
         return visitor.result()
 
     def _note_held(self, visitor: Visitor, ensemble: PeerEnsemble) -> None:
-        """Of a model that is held, that may be all that became of it."""
+        """Say "held" of a model that was kept out and is held to predict with."""
         if visitor.outcome == "kept_out" and ensemble.holds(visitor.order.frm, visitor.order.hash):
             visitor.outcome = "held"
 

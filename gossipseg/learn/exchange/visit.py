@@ -20,8 +20,8 @@ from gossipseg.learn.params import TrainingParams
 from gossipseg.nets.segmenter import Segmenter
 
 MAX_BAD_STEPS = 3
-"""A visitor is sent away after so many steps on end whose loss or gradient is not finite, unless the local
-model's output was not finite either."""
+"""Steps on end with a loss or gradient that is not finite, after which a visitor is sent away, unless the
+local model's output was not finite either."""
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ ZOOM = (0.9, 1.2)
 ELASTIC_ALPHA, ELASTIC_SIGMA_PX = 10.0, 5.0
 GAMMA = (0.5, 1.5)
 DRAWS = 10
-"""Of a view, before the slice is taken as it is."""
+"""Draws of a view before the slice is taken as it is."""
 
 OnProgress = Callable[[str, float], None]
 

@@ -62,7 +62,7 @@ class PairScore:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of the supports' own means."""
+    """Mean and spread of the supports' own means."""
 
     mean: float | None
     std: float | None
@@ -172,7 +172,7 @@ def support_of(net: nn.Module, scan: Item, task: TaskParams, device: torch.devic
 
 
 def support_slices(present: Sequence[int]) -> list[int]:
-    """Of the slices that hold the class, those at 1/6, 1/2 and 5/6."""
+    """The slices at 1/6, 1/2 and 5/6 of those that hold the class."""
     return [present[(2 * part + 1) * len(present) // (2 * PARTS)] for part in range(PARTS)]
 
 

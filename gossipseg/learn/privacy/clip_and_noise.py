@@ -75,7 +75,7 @@ class Release:
         return (reference + (mine - reference) * share + noise).to(tensor.device, tensor.dtype)
 
     def _generator(self, round: int) -> torch.Generator:
-        """Of the system's own randomness; from the seed where one is set, for experiments."""
+        """A generator of the system's own randomness; from the seed where one is set, for experiments."""
         seed = self._params.seed
         if seed is None:
             return secret_generator()

@@ -89,7 +89,7 @@ class RoundEnd:
         return scores
 
     def _validated(self, round: int, *, picks: bool, last: bool) -> Scores:
-        """Of the model that is deployed from now on."""
+        """Validation scores of the model that is deployed from now on."""
         scores = self._run.score(self._model_state.ema, "validation", round)
         if picks and self._pick(scores.mean, last):
             scores = self._run.score(self._model_state.ema, "validation", round)

@@ -31,7 +31,7 @@ NRRD_BYTES = {
     "double": 8,
 }
 MOST_SPARE = 512
-"""So many bytes after the voxels may be padding."""
+"""Most bytes after the voxels that may be padding."""
 HEADER_LIMIT = 1 << 20
 """More than any header needs."""
 

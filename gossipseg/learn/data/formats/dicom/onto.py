@@ -17,7 +17,7 @@ TOLERANCE_VOXELS = 0.1
 """How far a frame's pixels may lie from the voxels they are put into: files round positions."""
 
 FEW_SLICES = 3
-"""From so few slices nobody can tell whether those between them were left out."""
+"""Number of slices up to which nobody can tell whether those between them were left out."""
 
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
