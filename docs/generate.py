@@ -41,8 +41,6 @@ SHARED_BY = 10
 """Options that this many commands have are described once."""
 WRITTEN = "<!-- Written by docs/generate.py from the code: change it there. -->"
 
-Bounds = Mapping[type, Mapping[str, object]]
-
 
 def main() -> int:
     """Write the pages, or compare them; the exit code."""
@@ -200,13 +198,12 @@ def peers_yaml() -> str:
     from gossipseg.config import FederationFile
     from gossipseg.core.params import MEMBERSHIP_PRESETS
 
-    bounds = _ranges()
     sections = list(_sections(FederationFile, "", "The keys at the top of the file."))
-    parts = [_section(section, bounds) for section in sections if section.name != "algorithm"]
+    parts = [_section(section) for section in sections if section.name != "algorithm"]
     at = (
         next(i for i, s in enumerate(s for s in sections if s.name != "algorithm") if s.name == "network") + 1
     )
-    parts[at:at] = _algorithms(FederationFile, bounds)
+    parts[at:at] = _algorithms(FederationFile)
     presets = [(code(name), code(json.dumps(delta)) if delta else "the defaults above") for name, delta in
                MEMBERSHIP_PRESETS.items()]  # fmt: skip
     membership = next(i for i, text in enumerate(parts) if text.startswith("## membership"))
@@ -236,7 +233,7 @@ def site_yaml() -> str:
         f"`{ENV_PREFIX}DEVICE__THREADS=2` sets `device.threads`."
     )
     sections = _sections(SiteFile, "", "The keys at the top of the file.")
-    return page("site.yaml", intro, order, _units(), *(_section(s, _ranges()) for s in sections))
+    return page("site.yaml", intro, order, _units(), *(_section(s) for s in sections))
 
 
 def _units() -> str:
@@ -274,7 +271,7 @@ def _alternatives(hint: Any) -> list[Any]:
     return [hint]
 
 
-def _algorithms(federation: type, bounds: Bounds) -> list[str]:
+def _algorithms(federation: type) -> list[str]:
     """A section for each algorithm that the package itself brings."""
     hints = _alternatives(typing.get_type_hints(federation, include_extras=True)["algorithm"])
     kinds = [kind for kind in hints if kind.__module__.startswith("gossipseg.")]
@@ -292,14 +289,14 @@ def _algorithms(federation: type, bounds: Bounds) -> list[str]:
         code(name) for name, kind in zip(names, kinds, strict=True) if kind in coordinated
     )
     first = Section("algorithm", coordinated[0], f"{text}.", "### Under a coordinator", tuple(shared))
-    parts = ["## algorithm\n\n" + intro, _section(first, bounds)]
+    parts = ["## algorithm\n\n" + intro, _section(first)]
     for name, kind in zip(names, kinds, strict=True):
         exchange = {"none": "none", "gossip": "by gossip", "rounds": "under a coordinator"}
         text = f"{_about(kind)} Exchange: {exchange[kind.exchange]}."
         own = [
             f.name for f in dataclasses.fields(kind) if f.name != "name" and not _is_shared(f, kind, shared)
         ]
-        parts.append(_section(Section("algorithm", kind, text, f"### {name}", tuple(own)), bounds))
+        parts.append(_section(Section("algorithm", kind, text, f"### {name}", tuple(own))))
     return parts
 
 
@@ -314,7 +311,7 @@ def _is_shared(field: dataclasses.Field[Any], kind: Any, shared: Mapping[str, ob
     return kind.exchange == "rounds" and field.name in shared and shared[field.name] == field.default
 
 
-def _section(section: Section, bounds: Bounds) -> str:
+def _section(section: Section) -> str:
     heading = section.heading or ("## " + section.name if section.name else "## Top level")
     docs, hints = field_docs(section.kind), typing.get_type_hints(section.kind, include_extras=True)
     rows = []
@@ -327,7 +324,7 @@ def _section(section: Section, bounds: Bounds) -> str:
         if not text and key != "algorithm":
             raise ValueError(f"{section.kind.__name__}.{field.name} has no docstring below it")
         dotted = f"{section.name}.{key}" if section.name else key
-        limits = _limits(hint, bounds.get(section.kind, {}).get(field.name))
+        limits = _limits(hint)
         rows.append((code(dotted), _kind_of(hint), _default(field, bool(inner)), limits, text))
     if not rows:
         return f"{heading}\n\n{section.text} It has no keys of its own."
@@ -376,8 +373,8 @@ def _default(field: dataclasses.Field[Any], section: bool) -> str:
     return "" if section or dataclasses.is_dataclass(made) else code(json.dumps(made))
 
 
-def _limits(hint: Any, rule: Any) -> str:
-    """The bounds of a number: those at its field, or those of config's table."""
+def _limits(hint: Any) -> str:
+    """The bounds of a number, as its field states them."""
     if any(get_origin(x) is Literal for x in _alternatives(hint)):
         return ""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
@@ -387,7 +384,9 @@ def _limits(hint: Any, rule: Any) -> str:
         for at, word in words.items()
         if _has(constraint, at)
     ]
-    if not found and rule is not None:
+    from gossipseg.bounds import Range
+
+    for rule in (r for r in _constraints(hint) if isinstance(r, Range)):
         low, high = ("above" if rule.low_open else "at least"), ("below" if rule.high_open else "at most")
         found += [f"{low} {_number(rule.low)}"] if math.isfinite(rule.low) else []
         found += [f"{high} {_number(rule.high)}"] if math.isfinite(rule.high) else []
@@ -406,15 +405,6 @@ def _constraints(hint: Any) -> Iterator[object]:
     """What pydantic's Field() says at a field: its own metadata, whichever way it keeps them."""
     for extra in getattr(hint, "__metadata__", ()):
         yield from getattr(extra, "metadata", ()) or (extra,)
-
-
-def _ranges() -> Bounds:
-    """config's table of bounds, where there still is one: they may stand at the fields, too."""
-    try:
-        found: Bounds = defined("RANGES", "config")
-    except LookupError:
-        return {}
-    return found
 
 
 # ---------------------------------------------------------------- commands

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from gossipseg.algos.params import AlgorithmParams, GcmlParams
+from gossipseg.bounds import COUNT, NATURAL, Range
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams, TrustParams
 from gossipseg.learn.params import (
     AdmissionParams,
@@ -53,7 +54,7 @@ class FederationFile:
     task: TaskParams
     version: Literal[1] = 1
     """Version of this file format."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """The first weights are drawn from this seed, so that all sites begin with the same model."""
     network: NetworkParams = field(default_factory=NetworkParams)
     algorithm: AlgorithmParams = field(default_factory=GcmlParams)
@@ -106,9 +107,9 @@ class LogParams:
     """Lowest level that is written."""
     file: str | None = None
     """A file that receives the same lines; FILE.1 is the one before, and so on."""
-    file_max_bytes: int = 10 << 20
+    file_max_bytes: Annotated[int, Range(10000)] = 10 << 20
     """At this size the file is started anew."""
-    file_count: int = 5
+    file_count: Annotated[int, COUNT] = 5
     """Files kept, with the current one."""
 
 
@@ -118,7 +119,7 @@ class MetricsParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    port: int | None = None
+    port: Annotated[int | None, Range(0, 65535)] = None
     """None: off; 0: any free port, named in the log."""
     host: str = "127.0.0.1"
     """A loopback address."""
@@ -150,17 +151,17 @@ class SiteFile:
     admission: AdmissionParams = field(default_factory=AdmissionParams)
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
     quarantine: QuarantineParams = field(default_factory=QuarantineParams)
-    rounds: int | None = None
+    rounds: Annotated[int | None, COUNT] = None
     """This site's own budget of rounds, which may end before the federation's (training.rounds).
 
     None: the federation's budget counts; if there is none, the site trains for as long as the daemon runs.
     """
     report_test: bool = False
     """Evaluate the test split before the first and after the last round (used by the testbed)."""
-    max_parallel_transfers: int = 2
+    max_parallel_transfers: Annotated[int, COUNT] = 2
     """Outgoing models, and incoming models, at one time."""
     transfers: TransferParams = field(default_factory=TransferParams)
-    disk_reserve_bytes: int = 256 << 20
+    disk_reserve_bytes: Annotated[int, NATURAL] = 256 << 20
     """Incoming models are refused when less than this would stay free."""
     discovery: DiscoveryParams = field(default_factory=DiscoveryParams)
     log: LogParams = field(default_factory=LogParams)

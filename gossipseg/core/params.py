@@ -6,7 +6,9 @@ Presets are deltas on the WAN defaults; `local` is for several daemons on one ma
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from gossipseg.bounds import COUNT, NATURAL, POSITIVE, SHARE
 
 Preset = Literal["wan", "lan", "local"]
 _FORBID: dict[str, Any] = {"extra": "forbid"}
@@ -18,21 +20,21 @@ class MembershipParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    probe_interval_s: float = 5.0
+    probe_interval_s: Annotated[float, POSITIVE] = 5.0
     """One member is pinged in each interval."""
-    probe_timeout_s: float = 3.0
+    probe_timeout_s: Annotated[float, POSITIVE] = 3.0
     """A ping without an answer for this long has failed."""
-    indirect_checks: int = 3
+    indirect_checks: Annotated[int, NATURAL] = 3
     """Other members that are asked to ping a member that did not answer."""
-    suspicion_multiplier: float = 6.0
+    suspicion_multiplier: Annotated[float, COUNT] = 6.0
     """A suspicion runs for multiplier · max(1, log10 N) · probe_interval_s at least."""
-    push_pull_interval_s: float = 60.0
+    push_pull_interval_s: Annotated[float, POSITIVE] = 60.0
     """Time between two full syncs with another site."""
-    dead_kept_s: float = 60.0
+    dead_kept_s: Annotated[float, NATURAL] = 60.0
     """Dead members stay in syncs for this long, at least one push/pull interval."""
-    gossip_records_per_message: int = 16
+    gossip_records_per_message: Annotated[int, COUNT] = 16
     """Membership records that ride on a ping or its answer."""
-    max_self_health: int = 7
+    max_self_health: Annotated[int, NATURAL] = 7
     """Largest score of Lifeguard's local health; interval and timeout grow by score + 1."""
 
 
@@ -65,19 +67,19 @@ class GossipParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    sender_rate: float = 0.5
+    sender_rate: Annotated[float, SHARE] = 0.5
     """ρ: the expected share of alive sites that send at the end of a round."""
-    warmup_rounds: int = 2
+    warmup_rounds: Annotated[int, NATURAL] = 2
     """Rounds a site trains alone before it sends or receives."""
-    retries: int = 2
+    retries: Annotated[int, NATURAL] = 2
     """Other peers tried after a busy or refusing receiver; then none until the next round."""
-    max_age_rounds: int = 3
+    max_age_rounds: Annotated[int, COUNT] = 3
     """A model that has waited longer than this many of the receiver's rounds is dropped."""
-    offer_timeout_s: float = 10.0
+    offer_timeout_s: Annotated[float, POSITIVE] = 10.0
     """An offer without an answer for this long has failed."""
-    transfer_timeout_s: float = 3600.0
+    transfer_timeout_s: Annotated[float, POSITIVE] = 3600.0
     """A reserved inbox place is freed when the promised model has not come by then."""
-    max_parallel_transfers: int = 2
+    max_parallel_transfers: Annotated[int, COUNT] = 2
     """This site's outgoing models, offered or being sent, at one time."""
 
 
@@ -89,22 +91,22 @@ class RoundsParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    quorum: int | None = None
+    quorum: Annotated[int | None, COUNT] = None
     """Sites that must contribute, and store, for a round to close; None: a majority of the listed sites.
     Part of the contract."""
-    deadline_s: float = 1800.0
+    deadline_s: Annotated[float, NATURAL] = 1800.0
     """A live site that has not delivered this long after a quorum did is left out of the round."""
-    patience_s: float = 60.0
+    patience_s: Annotated[float, POSITIVE] = 60.0
     """An attempt that is silent for this long is replaced by the next coordinator's."""
-    alone_after_s: float = 3600.0
+    alone_after_s: Annotated[float, POSITIVE] = 3600.0
     """A site that waits this long for a global model trains another round alone."""
-    poll_interval_s: float = 2.0
+    poll_interval_s: Annotated[float, POSITIVE] = 2.0
     """Time between two questions of the coordinator to a site that still trains."""
-    request_timeout_s: float = 10.0
+    request_timeout_s: Annotated[float, POSITIVE] = 10.0
     """A request of a round without an answer for this long has failed."""
-    transfer_timeout_s: float = 3600.0
+    transfer_timeout_s: Annotated[float, POSITIVE] = 3600.0
     """A file of a round must have come within this time."""
-    max_parallel_transfers: int = 2
+    max_parallel_transfers: Annotated[int, COUNT] = 2
     """Updates that the coordinator fetches, and files that a site serves, at once."""
 
 
@@ -125,19 +127,19 @@ class QuarantineParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    offences: int = 3
+    offences: Annotated[int, COUNT] = 3
     """Offences within the window after which a peer is quarantined."""
-    window_s: float = 3600.0
+    window_s: Annotated[float, POSITIVE] = 3600.0
     """Offences older than this are forgotten."""
-    first_s: float = 600.0
+    first_s: Annotated[float, POSITIVE] = 600.0
     """Length of the first quarantine."""
-    factor: float = 3.0
+    factor: Annotated[float, COUNT] = 3.0
     """Growth factor of each quarantine over the one before, up to max_s."""
-    max_s: float = 7 * 86400.0
+    max_s: Annotated[float, POSITIVE] = 7 * 86400.0
     """Longest quarantine."""
-    decay_s: float = 86400.0
+    decay_s: Annotated[float, POSITIVE] = 86400.0
     """Time without an offence after which the next quarantine is one step shorter."""
     dice_offence: bool = False
     """True: a run of models that only do worse on this site's validation also counts as an offence."""
-    dice_run: int = 5
+    dice_run: Annotated[int, COUNT] = 5
     """Length of that run of models."""

@@ -86,7 +86,7 @@ class Predictor:
 
 
 def inference_config(settings: WorkerSettings, *, beside: int = 0) -> Config:
-    """configs/inference.json. `beside`: the number of other networks in the ensemble whose weights these are."""
+    """configs/inference.json. `beside`: other networks in the ensemble whose weights these are."""
     task, training = settings.task, settings.training
     pattern = "/*.nii*" if task.spatial_dims == 3 else "/*.[pj][np]*"
     return {

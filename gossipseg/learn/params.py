@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from gossipseg.algos.params import AlgorithmParams, ensembles
+from gossipseg.bounds import COUNT, NATURAL, POSITIVE, SHARE, SHARE_BELOW_1, Range
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 
@@ -20,7 +21,7 @@ class TaskParams:
 
     name: str
     """The task, in words for people."""
-    channels: int
+    channels: Annotated[int, COUNT]
     """Channels of an image."""
     labels: dict[int, str]
     """Value in the label image → name; 0 is the background."""
@@ -28,9 +29,9 @@ class TaskParams:
     """Spatial dimensions of the network."""
     modality: str = ""
     """The modality, in words for people; nothing is derived from it."""
-    patch_size: tuple[int, ...] = (96, 96)
+    patch_size: Annotated[tuple[int, ...], COUNT] = (96, 96)
     """Voxels per axis of a training patch and of the sliding window."""
-    spacing_mm: tuple[float, ...] | None = None
+    spacing_mm: Annotated[tuple[float, ...] | None, POSITIVE] = None
     """Resample to this voxel size; None leaves the images as they are (PNG/JPEG carry none)."""
     orientation: str | None = None
     """Such as `RAS`, for 3-D images with an affine; None leaves it."""
@@ -43,7 +44,7 @@ class TaskParams:
     """Accept grey images in a three-channel task by repeating the channel (declared, never silent)."""
     label_map: dict[int, int] = field(default_factory=dict)
     """File value → label value, such as {255: 1} for masks saved as 0/255."""
-    slice_axis: int | None = None
+    slice_axis: Annotated[int | None, Range(0, 2)] = None
     """Read volumes as stacks of slices along this axis, for a 2-D network; None: images are as they are."""
 
     @property
@@ -58,29 +59,29 @@ class TrainingParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    rounds: int | None = None
+    rounds: Annotated[int | None, COUNT] = None
     """The federation's budget: the round that training ends with (in gossip a site that was away trains all
     of them, and ends later). None: no end, unless a site sets one of its own (site.yaml)."""
-    steps_per_round: int = 100
+    steps_per_round: Annotated[int, COUNT] = 100
     """E: optimizer steps in a round, equal at all sites."""
-    batch_size: int = 4
+    batch_size: Annotated[int, COUNT] = 4
     """Patches in a step."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """`sgd` has Nesterov momentum of 0.9."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, POSITIVE] = 1e-3
     """Learning rate at the beginning of the schedule."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, NATURAL] = 0.0
     """Weight decay of the optimizer."""
-    clip_grad_norm: float = 1.0
+    clip_grad_norm: Annotated[float, POSITIVE] = 1.0
     """Longest gradient of a step (L2, over all parameters)."""
     schedule: Literal["auto", "constant", "cosine", "step_decay"] = "auto"
     """`auto`: cosine where its length is known (schedule_rounds or rounds), else constant."""
-    schedule_rounds: int | None = None
+    schedule_rounds: Annotated[int | None, COUNT] = None
     """Length of the cosine, which stays at its end afterwards; None: `rounds`. Where neither is set a cosine
     has no length, and the rate is constant."""
-    decay_every_steps: int = 1000
+    decay_every_steps: Annotated[int, COUNT] = 1000
     """Steps after which `step_decay` multiplies the learning rate by decay_factor, again and again."""
-    decay_factor: float = 0.95
+    decay_factor: Annotated[float, Range(0, 1, low_open=True)] = 0.95
     """What `step_decay` multiplies the learning rate by."""
     loss: Literal["dice_ce", "dice_focal", "generalized_dice"] = "dice_ce"
     """Region overlap and voxel term of the segmentation loss."""
@@ -91,17 +92,17 @@ class TrainingParams:
     flip_axes: tuple[str, ...] | str = "auto"
     """Axes that `augment` mirrors: auto, all, none, one axis or a list. The contract has the axes that it
     comes to."""
-    foreground_patches: float = 1 / 3
+    foreground_patches: Annotated[float, SHARE] = 1 / 3
     """Share of the patches that are centred on foreground."""
-    ema_decay: float = 0.9
+    ema_decay: Annotated[float, SHARE_BELOW_1] = 0.9
     """Largest decay a round of the average that is deployed; its first rounds decay faster
     (docs/design/equations.md §0)."""
-    guard_drop: float = 0.05
+    guard_drop: Annotated[float, NATURAL] = 0.05
     """A merge is undone when mean validation Dice by patient falls by more than this, and by more than
     chance would have it (docs/design/equations.md §0)."""
-    window_overlap: float = 0.5
+    window_overlap: Annotated[float, SHARE_BELOW_1] = 0.5
     """Overlap of neighbouring sliding windows."""
-    validate_every_rounds: int = 1
+    validate_every_rounds: Annotated[int, COUNT] = 1
     """Rounds between two validations."""
     shadow_local: bool = False
     """Train a second model beside it that is never exchanged, and deploy that one where it is clearly
@@ -135,13 +136,13 @@ class DataParams:
     list: str | None = None
     """The data list (.json, .csv, .tsv), relative to `path`; None looks for dataset.json and dataset.csv,
     then for the folders."""
-    fold: int | None = None
+    fold: Annotated[int | None, NATURAL] = None
     """Which fold validates, where the list or splits_final.json has folds; None: fold 0."""
     cache: bool = True
     """Keep preprocessed images in memory."""
-    test_fraction: float = 0.2
+    test_fraction: Annotated[float, SHARE_BELOW_1] = 0.2
     """Share of patients for test, where no list divides them; 0 leaves test out."""
-    validation_fraction: float = 0.15
+    validation_fraction: Annotated[float, SHARE_BELOW_1] = 0.15
     """Share of patients for validation, where no list divides them."""
     patient_pattern: str | None = None
     """A regular expression with one group, the patient: case names must match it from their beginning. None:
@@ -153,7 +154,7 @@ class DataParams:
     here get the value that most voxels of this site's own labels have."""
     ignore_label: int | None = None
     """File value of voxels whose class is unknown: they count in no loss and no score."""
-    annotated_labels: tuple[int, ...] | None = None
+    annotated_labels: Annotated[tuple[int, ...] | None, COUNT] = None
     """Label values (without 0) that this site's labels tell of. Background in its files may be any other
     class, and is taken as unknown. No part of the contract. None: all."""
     segments: dict[str, int] = field(default_factory=dict)
@@ -173,9 +174,9 @@ class DeviceParams:
     """Mixed precision. `auto`: bf16 on a GPU that can, else fp16 there; off on a CPU."""
     channels_last: bool = True
     """Use the channels-last memory layout on a GPU."""
-    threads: int | None = None
+    threads: Annotated[int | None, COUNT] = None
     """torch threads of the worker; None leaves torch's default."""
-    stuck_after_s: float = 900.0
+    stuck_after_s: Annotated[float, POSITIVE] = 900.0
     """A worker without progress for this long is restarted."""
 
 
@@ -190,21 +191,21 @@ class AdmissionParams:
 
     enabled: bool = True
     """False leaves the checks of schema and of finite values, and the guard on validation Dice."""
-    factor: float = 5.0
+    factor: Annotated[float, COUNT] = 5.0
     """How many times as far off a layer may be as the median of what has been accepted before."""
-    least_change: float = 2.0
+    least_change: Annotated[float, POSITIVE] = 2.0
     """What a layer may always be off: two honest models may be as far apart as −1 and 1."""
-    least_norm_ratio: float = 3.0
+    least_norm_ratio: Annotated[float, COUNT] = 3.0
     """How many times larger a layer may always be."""
-    least_likeness: float = 0.1
+    least_likeness: Annotated[float, Range(-1, 1)] = 0.1
     """Least cosine of the whole model with this site's: weights that have nothing to do with each other have
     0; −1 allows all."""
-    without_history: float = 10.0
+    without_history: Annotated[float, COUNT] = 10.0
     """Stands for both of them while fewer than `history_min` models have been accepted; whatever has been
     accepted after, it allows no more."""
-    history_min: int = 5
+    history_min: Annotated[int, COUNT] = 5
     """Accepted models from which the history counts."""
-    history_kept: int = 32
+    history_kept: Annotated[int, COUNT] = 32
     """Newest figures that are kept for each layer."""
 
 
@@ -214,13 +215,13 @@ class DpParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    noise_multiplier: float = 1.0
+    noise_multiplier: Annotated[float, Range(0.1)] = 1.0
     """Standard deviation of the noise on a step's summed gradient, in units of max_grad_norm."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, POSITIVE] = 1.0
     """Longest gradient of one case (L2, over all parameters); training.clip_grad_norm is not used."""
-    delta: float = 1e-5
+    delta: Annotated[float, Range(0, 1, low_open=True, high_open=True)] = 1e-5
     """δ of the ε that is shown; below 1 / training cases."""
-    max_epsilon: float | None = None
+    max_epsilon: Annotated[float | None, POSITIVE] = None
     """Training ends before more than this is spent; None: it is counted, and nothing ends."""
 
 
@@ -230,11 +231,11 @@ class PrivacyParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    clip_norm: float | None = None
+    clip_norm: Annotated[float | None, POSITIVE] = None
     """Longest change that is told (L2, over all tensors that travel); None: models travel as they are."""
-    noise_multiplier: float = 0.0
+    noise_multiplier: Annotated[float, NATURAL] = 0.0
     """Standard deviation of the noise on each value, in units of clip_norm."""
-    seed: int | None = None
+    seed: Annotated[int | None, Range(0, 2**63 - 1)] = None
     """Seed of the noise, for experiments only; None takes the system's randomness."""
     dp: DpParams | None = None
     """Train with differential privacy; None: do not."""

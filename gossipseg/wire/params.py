@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from gossipseg.bounds import COUNT, Range
 
 CHUNK_BYTES = 1 << 20
 PROTOCOL_MIN = 1
@@ -16,7 +18,7 @@ class TransferParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    max_bytes_per_s: int | None = None
+    max_bytes_per_s: Annotated[int | None, Range(1000)] = None
     """Rate of all outgoing models together; None: as fast as the link is. Requests and pings never wait."""
     windows: list[str] = field(default_factory=list)
     """Local times such as "22:00-06:00" in which a transfer may begin; one that has begun is finished. Empty:
@@ -31,5 +33,5 @@ class WireParams:
 
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """Type of weights in transfer; part of the contract."""
-    max_model_bytes: int = 2 << 30
+    max_model_bytes: Annotated[int, COUNT] = 2 << 30
     """A declared size above this is refused before a byte is stored."""

@@ -40,7 +40,7 @@ class Distances:
 
 
 def distances(predicted: np.ndarray, label: np.ndarray, spacing: Sequence[float] | None = None) -> Distances:
-    """Distances between two masks (*spatial) bool, neither of them empty. `spacing`: voxel size; None is 1."""
+    """Distances between two masks (*spatial) bool, neither empty. `spacing`: voxel size; None is 1."""
     a, b = surface(predicted), surface(label)
     sizes = np.ones(a.ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
     return Distances(_nearest(a, b, sizes), _nearest(b, a, sizes))

@@ -93,7 +93,7 @@ class PrivateTraining:
         )
 
     def settle(self, taken: int) -> None:
-        """Report how many of the steps charged were taken. A process that is killed leaves them all charged."""
+        """Report the steps taken of those charged. A process that is killed leaves them all charged."""
         reserved = self._reserved
         self._history, self._reserved = self._with(taken), 0
         self._epsilon = epsilon(self._history, self._params.delta)
