@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import signal
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,10 +24,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _SEEN, _COST = "seen", "processor seconds"
 
 
+class TestLoop(asyncio.SelectorEventLoop):
+    """gRPC has one queue of completions in a process. What a call left there after its test's loop was closed
+    (grpc/grpc#25364) must not fail the next test."""
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        late = isinstance(context.get("exception"), RuntimeError | BlockingIOError)
+        if not (late and "PollerCompletionQueue" in repr(context.get("handle"))):
+            super().call_exception_handler(context)
+
+
 @pytest.fixture
-def anyio_backend() -> str:
+def anyio_backend() -> tuple[str, dict[str, Any]]:
     """What runs a coroutine test: asyncio, in a loop of the test's own."""
-    return "asyncio"
+    return "asyncio", {"loop_factory": TestLoop}
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_a_peer_cannot_make_up_series() -> None:
 def test_every_code_that_the_core_and_the_worker_refuse_by_has_its_label() -> None:
     assert offences.OFFENCES | offences.EXCUSED <= REASONS
     # exchange.admission's are read from its text: importing it loads torch
-    text = (Path(__file__).parents[2] / "gossipseg" / "learn" / "admission.py").read_text()
+    text = (Path(__file__).parents[2] / "gossipseg" / "learn" / "exchange" / "admission.py").read_text()
     codes = re.search(r"Reason = Literal\[(.*?)\]", text, re.DOTALL)
     assert codes is not None and set(re.findall(r'"(\w+)"', codes[1])) <= REASONS
 
