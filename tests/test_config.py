@@ -15,10 +15,12 @@ import pytest
 import yaml
 
 from gossipseg import config, trust
+from gossipseg.algos.params import FedCoWProParams
 from gossipseg.config import ranges
 from gossipseg.config.files import FederationFile, SiteFile
 from gossipseg.config.reading import parse_yaml
 from gossipseg.errors import EXIT_CONFIG, ConfigError
+from gossipseg.learn.params import TrainingParams, personal_problem, trains_personal
 from gossipseg.yamlbounds import TooLarge, check_bounds
 
 ROOT = Path(__file__).parent.parent
@@ -240,7 +242,7 @@ BAD_PEERS = {
         ("  name: gcml\n", ""),
         "algorithm.name",
         None,
-        "Name the algorithm: gcml, local, gossip_average, gossip_ensemble, fedavg",
+        "Name the algorithm: gcml, local, gossip_average, fedavg",
     ),
     "algorithm as text": (
         ("algorithm:\n  name: gcml\n  lambda: 0.3", "algorithm: gcml"),
@@ -648,39 +650,64 @@ def test_private_training_reaches_the_worker(folder: Path) -> None:
     assert told == {"noise_multiplier": 1.5, "max_grad_norm": 1.0, "delta": 1e-5, "max_epsilon": 8}
 
 
-SHADOWED = PEERS + "training:\n  shadow_local: true\n"
-
-
-@pytest.mark.parametrize("key", ["shadow_local", "ensemble_peers"])
-def test_what_is_deployed_is_a_sites_own_affair(folder: Path, key: str) -> None:
+@pytest.mark.parametrize("lines", ["personal: none", "personal: always", "personal_from_round: 3"])
+def test_the_personal_model_is_a_sites_own_affair(folder: Path, lines: str) -> None:
+    (folder / "peers.yaml").write_text(replaced(PEERS, *FEDAVG))
     plain = load(folder)
-    (folder / "peers.yaml").write_text(PEERS + f"training:\n  {key}: true\n")
+    (folder / "peers.yaml").write_text(replaced(PEERS, *FEDAVG) + f"training:\n  {lines}\n")
     asked = load(folder)
-    assert config.worker_spec(asked).training[key] is True
+    key, _, value = lines.partition(": ")
+    assert str(config.worker_spec(asked).training[key]) == value
     assert config.contract(asked.federation) == config.contract(plain.federation)
 
 
-@pytest.mark.parametrize(("site", "peers"), [("", (FEDAVG[0], "name: local")), ("privacy: {dp: {}}", FEDAVG)])
-def test_a_shadow_that_cannot_be(folder: Path, site: str, peers: tuple[str, str]) -> None:
-    (folder / "site.yaml").write_text(f"{SITE}{site}\n")
-    (folder / "peers.yaml").write_text(replaced(SHADOWED, *peers))
-    error = refused(folder)
-    assert (error.file, error.key) == (str(folder / "peers.yaml"), "training.shadow_local") and error.remedy
-
-
 @pytest.mark.parametrize(
-    ("peers", "training", "key"),
+    ("algorithm", "training", "key", "remedy"),
     [
-        ("name: local", "ensemble_peers: true", "training.ensemble_peers"),
-        ("name: fedavg", "ensemble_peers: true", "training.ensemble_peers"),
-        ("name: gossip_ensemble", "shadow_local: true", "training.shadow_local"),
+        ("gcml", "personal: none", "personal", "use gossip_average"),
+        ("ditto", "personal: none", "personal", "use fedavg"),
+        ("ditto", "personal_from_round: 2", "personal_from_round", "Leave the key out"),
+        ("local", "personal_from_round: 2", "personal_from_round", "Leave the key out"),
+        ("fedavg", "personal: none\n  personal_from_round: 2", "personal_from_round", "Leave the key out"),
+        ("fedavg", "personal: sometimes", "personal", "Choose one of always, none"),
+        ("fedavg", "personal_from_round: 0", "personal_from_round", "Correct the number"),
     ],
 )
-def test_an_ensemble_of_peers_that_cannot_be(folder: Path, peers: str, training: str, key: str) -> None:
-    text = replaced(PEERS, FEDAVG[0], peers) + f"training:\n  {training}\n"
+def test_a_personal_model_that_cannot_be(
+    folder: Path, algorithm: str, training: str, key: str, remedy: str
+) -> None:
+    text = replaced(PEERS, FEDAVG[0], f"name: {algorithm}") + f"training:\n  {training}\n"
     (folder / "peers.yaml").write_text(text)
     error = refused(folder)
-    assert (error.file, error.key) == (str(folder / "peers.yaml"), key) and error.remedy
+    assert (error.file, error.key) == (str(folder / "peers.yaml"), f"training.{key}")
+    assert remedy in error.remedy
+
+
+def test_without_labels_there_is_no_personal_model() -> None:
+    found = personal_problem(TrainingParams(personal="always"), FedCoWProParams())
+    assert found is not None and "learns without labels" in found[0]
+    assert not trains_personal(TrainingParams(), FedCoWProParams())
+
+
+def test_private_training_names_what_to_write_in_place_of_gcml(folder: Path) -> None:
+    (folder / "site.yaml").write_text(SITE + "privacy: {dp: {}}\n")
+    error = refused(folder)
+    assert error.key == "algorithm.name" and error.remedy.startswith("Write gossip_average")
+
+
+@pytest.mark.parametrize("key", ["shadow_local", "ensemble_peers"])
+def test_ways_to_deploy_that_went_say_what_there_is_instead(
+    folder: Path, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "peers.yaml").write_text(PEERS + f"training:\n  {key}: true\n")
+    error = refused(folder)
+    assert (error.key, error.value) == (f"training.{key}", True)
+    assert "training.personal" in error.remedy
+    (folder / "peers.yaml").write_text(PEERS + f"training:\n  {key}: false\n")
+    load(folder)
+    (folder / "peers.yaml").write_text(replaced(PEERS, FEDAVG[0], "name: gossip_ensemble"))
+    error = refused(folder)
+    assert error.key == "algorithm.name" and "Write gossip_average" in error.remedy
 
 
 def test_a_budget_leaves_rounds_to_learn_together(folder: Path) -> None:
@@ -913,22 +940,17 @@ def test_contract_is_stable_and_leaves_out_sites(folder: Path) -> None:
 # ---------------------------------------------------------------- settings of earlier versions
 
 
-@pytest.mark.parametrize("name", ["gcml", "gossip_average"])
-def test_sites_of_earlier_versions_agree_on_what_they_had_besides(folder: Path, name: str) -> None:
-    """Version 0.3 counts these keys into the contract; both must say the same where they change nothing."""
-    (folder / "peers.yaml").write_text(replaced(PEERS, "name: gcml\n  lambda: 0.3", f"name: {name}"))
+def test_sites_of_earlier_versions_agree_on_what_they_had_besides(folder: Path) -> None:
+    """Version 0.3 counts this key into the contract; both must say the same where it changes nothing."""
+    (folder / "peers.yaml").write_text(replaced(PEERS, FEDAVG[0], "name: gossip_average"))
     found = {k: v for k, v in config.contract(load(folder).federation) if k.startswith("algorithm.")}
-    gcml = {
-        "algorithm.delta_nats": "1.0",
-        "algorithm.gamma": "0.5",
-        "algorithm.lambda": "0.2",
-        "algorithm.lambda_ramp_visits": "5",
-        "algorithm.merge": '"average"',
-        "algorithm.region": '"union"',
-        "algorithm.resident_rounds": "1",
-    }
-    besides = gcml if name == "gcml" else {}
-    assert found == {"algorithm.name": f'"{name}"', "algorithm.private_norm": "false", **besides}
+    assert found == {"algorithm.name": '"gossip_average"', "algorithm.private_norm": "false"}
+
+
+def test_sites_with_gcml_in_its_earlier_form_are_told_apart(folder: Path) -> None:
+    """There an incoming model trained as a guest: the two forms must not exchange models."""
+    found = dict(config.contract(load(folder).federation))
+    assert "algorithm.mutual" in found and "algorithm.lambda_ramp_visits" not in found
 
 
 def test_lines_of_earlier_versions_that_change_nothing_are_left_out_and_told_once(
@@ -943,7 +965,7 @@ def test_lines_of_earlier_versions_that_change_nothing_are_left_out_and_told_onc
     assert said == [
         f"{folder / 'peers.yaml'}: algorithm.{written} is no longer a setting. "
         "As it stands it changes nothing: leave the key out."
-        for written in ("private_norm = false", "resident_rounds = 1")
+        for written in ("merge = average", "private_norm = false", "resident_rounds = 1")
     ]
 
 
@@ -952,8 +974,8 @@ def test_lines_of_earlier_versions_that_change_nothing_are_left_out_and_told_onc
     [
         ("resident_rounds: 4", "algorithm.resident_rounds", 4, "Leave the key out, at all sites."),
         ("private_norm: true", "algorithm.private_norm", True, "Leave the key out, at all sites."),
-        ("merge: val_weighted", "algorithm.merge", "val_weighted", "Write merge: average, at all sites."),
-        ("merge: best_of", "algorithm.merge", "best_of", "Write merge: average, at all sites."),
+        ("merge: val_weighted", "algorithm.merge", "val_weighted", "Leave the key out, at all sites."),
+        ("merge: best_of", "algorithm.merge", "best_of", "Leave the key out, at all sites."),
     ],
 )
 def test_settings_that_brought_nothing_are_refused_with_what_to_write(

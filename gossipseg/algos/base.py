@@ -3,11 +3,10 @@
 An algorithm supplies losses, says which parameters travel, and how incoming weights are combined.
 It owns no loop, no I/O, no logging, no `.to(device)`: only learn/engine/train_step.py trains.
 
-A round with a visitor runs so:
+A round in which another site's model comes runs so:
 
     weights = algorithm.on_arrival(local, incoming)        before the first step
     E × algorithm.losses(...)                              engine.train_step does backward and optimizer
-    weights = algorithm.on_departure(local, incoming)      after the last step
 
 and one under a rotating coordinator so:
 
@@ -28,8 +27,8 @@ from torch import Tensor
 Weights = Mapping[str, Tensor]
 """Named tensors of a model, as in a state dict."""
 
-Role = Literal["local", "incoming", "personal"]
-"""local: the site's model that travels; incoming: a visitor; personal: one that never leaves the site."""
+Role = Literal["local", "personal"]
+"""local: the site's shared model, which travels; personal: the one that is never mixed."""
 
 SegmentationLoss = Callable[["Outputs", Tensor], Tensor]
 
@@ -55,8 +54,8 @@ class StepContext:
     """What a loss may know beside the batch."""
 
     output: Literal["softmax", "sigmoid"]
-    visits: int
-    """Visits this site has finished before the present one: the ramp of λ."""
+    since_exchange: int | None
+    """Rounds since the first model of another site was taken in: the ramp of λ; None before."""
     segmentation_loss: SegmentationLoss
     """L_seg with its deep supervision; the only place where `aux` weighs in."""
     parameters: Mapping[Role, Weights] = field(default_factory=dict)
@@ -139,22 +138,19 @@ class Algorithm:
     """Whether models of other sites visit."""
     needs_anchor: bool = False
     """Whether `losses` or `update_of` want the last global model beside the present weights."""
-    has_personal: bool = False
-    """Whether a second model trains beside the one that travels; it is the one that is deployed."""
+    trains_personal: bool = False
+    """Whether `losses` has one for the personal model. Otherwise that trains as `local` does."""
+    learns_from_personal: bool = False
+    """Whether `losses` wants to see what the personal model says of the batch."""
     keeps_best_finetuned: bool = False
     """Whether the deployed model is the best on validation of those after each fine-tuning round and the one
     before them, not the last."""
-    trains_visitor: bool = False
-    """Whether an incoming model is trained beside the local one for the round of its visit."""
 
     averages: bool = True
     """Whether tensors of different sites' models are ever mixed: then a model must be like this site's."""
 
     takes_over: bool = True
     """Whether a site that joins late begins with the weights of the first model that comes (gossip alone)."""
-
-    sends_average: bool = False
-    """Whether a site sends its EMA, which predicts better, and not W, which averages want (gossip alone)."""
 
     def __init__(self, private_names: Collection[str] = ()) -> None:
         self._private_names = frozenset(private_names)
@@ -164,22 +160,20 @@ class Algorithm:
         return name.rpartition(".")[2] not in PRIVATE_BUFFERS and name not in self._private_names
 
     def on_arrival(self, local: Weights, incoming: Weights) -> Weights | None:
-        """New local weights before the round of a visit, or None to leave them."""
+        """New local weights before the round in which a model comes, or None to leave them."""
         return None
 
     def losses(self, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext) -> Losses:
         """Losses of one batch.
 
-        `outputs` holds "local", and "incoming" during a visit. `target`: (B, 1, *spatial) integer label
-        indices when the output is softmax; (B, C, *spatial) of 0/1 when it is sigmoid. Negative: nobody says
-        what is there, and no loss may count it. Channels are those of the classes that the site annotates.
+        `outputs` holds "local", and "personal" where the algorithm asks for it and there is such a model: it
+        trains here if the algorithm trains it, and is detached otherwise. `target`: (B, 1, *spatial) integer
+        label indices when the output is softmax; (B, C, *spatial) of 0/1 when it is sigmoid. Negative: nobody
+        says what is there, and no loss may count it. Channels are those of the classes that the site
+        annotates.
         """
         seg = context.segmentation_loss(outputs["local"], target)
         return Losses({"local": seg}, {"seg": seg.detach()})
-
-    def on_departure(self, local: Weights, incoming: Weights) -> Weights | None:
-        """New local weights after the round of a visit, or None to leave them."""
-        return None
 
     # ------------------------------------------------------------ under a rotating coordinator
 

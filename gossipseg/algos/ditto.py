@@ -1,7 +1,7 @@
 """`ditto`: FedAvg, and a personal model held near the common one (Li 2021, arXiv 2012.04221).
 
-Standing: textbook. W is trained and combined as in fedavg.py; beside it each site k trains a V_k that never
-leaves it and is deployed:
+Standing: textbook. W is trained and combined as in fedavg.py; beside it each site k trains a personal
+model V_k that never leaves it:
 
     L(V_k) = L_seg + λ/2·‖V_k − W‖²                                                                       (1)
 
@@ -26,7 +26,7 @@ class Ditto(FedAvg):
 
     name = "ditto"
     needs_anchor = True
-    has_personal = True
+    trains_personal = True
 
     def __init__(self, lambda_: float, weighting: Literal["cases", "uniform"] = "cases") -> None:
         super().__init__(weighting)
@@ -34,6 +34,8 @@ class Ditto(FedAvg):
 
     def losses(self, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext) -> Losses:
         seg = context.segmentation_loss(outputs["local"], target)
+        if "personal" not in outputs:
+            return Losses({"local": seg}, {"seg": seg.detach()})
         own = context.segmentation_loss(outputs["personal"], target)
         prox = squared_distance(context.parameters["personal"], context.anchor)
         return Losses(

@@ -2,20 +2,27 @@
 
 Standing: [P] read in a primary source, [S] a secondary summary, [O] our own, well-defined reading.
 
-[P] No server: a site's model travels to one other site, where the incoming and the local model are trained
+[P] No server: a site's model travels to another site, where the incoming and the local model are trained
 together on the receiver's local data (deep contrastive mutual learning, DCML). [S] Who sends when is the
-protocol of its predecessor GML (arXiv 2401.06180) and lives in core/gossip. The loss below is our reading
+protocol of its predecessor GML (arXiv 2401.06180) and lives in core/gossip. The form below is our reading
 [O]: the paper's text could not be had, and no table of it is claimed to be reproduced.
 
-For learner m and partner n, each of the two models in turn, on the same batch; n is detached (sg) and shown
-with its dropout off; a model is "right" where its prediction equals the label y:
+What comes in enters the shared model T, which travels on: T ← (T + incoming)/2 (average.py). T and the
+personal model P, which is never mixed, are the incoming and the local model. They are trained together on the
+site's data, in every step from the first exchange on.
 
-    Ω      = {v : y = 1, or the local or the incoming prediction is 1}   (region: union | label | whole)  (1)
+For learner m and partner n on the same batch; n is detached (sg) and shown with its dropout off; a model is
+"right" where its prediction equals the label y:
+
+    Ω      = {v : y = 1, or T's or P's prediction is 1}   (region: union | label | whole)                 (1)
     L_pos  = Σ over {v∈Ω : n right}              KL(sg p_n ‖ p_m)    pull: be as the partner is           (2)
     L_neg  = Σ over {v∈Ω : n wrong, m right}     max(0, δ − KL(sg p_n ‖ p_m))    push: stay away from it  (3)
              both divided by max(|Ω|, 0.01·|V|)                                                           (4)
     L_m    = L_seg(p_m, y) + λ(t)·(L_pos + γ·L_neg)                                                       (5)
-    λ(t)   = λ·min(1, visits / ramp)                                                                      (6)
+    λ(t)   = λ·min(1, rounds since the first exchange / ramp)                                             (6)
+
+mutual: shared (m = T alone: T imitates P where P is right, and keeps away from P where P is wrong and T is
+right; P trains by L_seg, as `local` does) | both (m = T and m = P, each with the other as its partner).
 
 Sigmoid networks: Bernoulli KL per channel; Ω, |Ω| and |V| are a channel's over the whole batch, and the
 channels' terms are averaged. Softmax networks: y = 1 reads "not background"; the pull is the categorical
@@ -26,10 +33,7 @@ times as much as the cross-entropy does.
 
 Limits: γ = 0 is regional mutual learning (GML). With region = whole besides there is nothing to contrast:
 (2) drops its condition and is plain deep mutual learning (Zhang 2018, arXiv 1706.00384), the mean KL of
-all voxels. λ = 0 is two independent trainings. Identical models have L_pos = 0.
-
-After the visit, merge [O]:  W_r ← (W_r + W_s)/2 | none                                                   (7)
-With merge = none no weights are mixed, and a site sends its EMA: the better partner.
+all voxels. λ = 0 is `gossip_average`. Identical models have L_pos = 0.
 """
 
 from __future__ import annotations
@@ -59,42 +63,46 @@ Region = Literal["union", "label", "whole"]
 
 
 class Gcml(Algorithm):
-    """Both models train during a visit, each with the other as its partner."""
+    """The shared model is averaged with what comes, and learns from the personal one."""
 
     name = "gcml"
     exchanges = True
-    trains_visitor = True
+    learns_from_personal = True
 
     def __init__(self, params: GcmlParams) -> None:
         super().__init__()
         self.params = params
-        self.averages = params.merge == "average"
-        self.sends_average = params.merge == "none"
+        self.trains_personal = params.mutual == "both"
+
+    def on_arrival(self, local: Weights, incoming: Weights) -> Weights | None:
+        return merged(local, incoming, self.is_shared)
 
     def losses(self, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext) -> Losses:
-        """Equation (5) for both models; L_seg alone when there is no visitor."""
-        if "incoming" not in outputs:
-            return super().losses(outputs, target, context)
-        lambda_t = lambda_of(self.params, context.visits)
+        """Equation (5) for each model that learns; L_seg alone before the first exchange."""
         total: dict[Role, Tensor] = {}
-        terms = {"lambda": torch.tensor(lambda_t)}
-        pairs: tuple[tuple[Role, Role, str], ...] = (
-            ("local", "incoming", ""),
-            ("incoming", "local", "incoming_"),
-        )
-        for m, n, prefix in pairs:
-            l_seg = context.segmentation_loss(outputs[m], target)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and lambda_t > 0):
-                dcml = mutual_terms(outputs[m], outputs[n], target, context.output, self.params)
-            mutual = dcml.l_pos + self.params.gamma * dcml.l_neg
-            total[m] = l_seg + lambda_t * mutual if lambda_t > 0 else l_seg
-            found = {"seg": l_seg, "pull": dcml.l_pos, "push": dcml.l_neg, "confidence": dcml.confidence}
-            terms |= {prefix + key: value.detach() for key, value in found.items()}
+        terms: dict[str, Tensor] = {}
+        learners: tuple[Role, ...] = ("local", "personal") if self.trains_personal else ("local",)
+        for role in (m for m in learners if m in outputs):
+            total[role], found = self._loss(role, outputs, target, context)
+            terms |= {("" if role == "local" else f"{role}_") + name: x for name, x in found.items()}
         return Losses(total, terms)
 
-    def on_departure(self, local: Weights, incoming: Weights) -> Weights | None:
-        """Equation (7)."""
-        return merged(local, incoming, self.is_shared) if self.averages else None
+    def _loss(
+        self, m: Role, outputs: Mapping[Role, Outputs], target: Tensor, context: StepContext
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_m, and its terms for the log."""
+        l_seg = context.segmentation_loss(outputs[m], target)
+        n: Role = "personal" if m == "local" else "local"
+        if n not in outputs or context.since_exchange is None:
+            return l_seg, {"seg": l_seg.detach()}
+        lambda_t = lambda_of(self.params, context.since_exchange)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and lambda_t > 0):
+            dcml = mutual_terms(outputs[m], outputs[n], target, context.output, self.params)
+        mutual = dcml.l_pos + self.params.gamma * dcml.l_neg
+        found = {"seg": l_seg, "pull": dcml.l_pos, "push": dcml.l_neg, "confidence": dcml.confidence}
+        terms = {name: value.detach() for name, value in found.items()}
+        terms["lambda"] = torch.tensor(lambda_t)
+        return (l_seg + lambda_t * mutual if lambda_t > 0 else l_seg), terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +165,7 @@ def over_region(values: Tensor, mask: Tensor, omega: Tensor) -> Tensor:
     return (torch.where(mask, values, 0.0).sum(dim=axes) / size).mean()
 
 
-def lambda_of(params: GcmlParams, visits: int) -> float:
-    """λ(t) of equation (6) after `visits` finished visits."""
-    ramp = params.lambda_ramp_visits
-    return params.lambda_ * (min(1.0, visits / ramp) if ramp > 0 else 1.0)
+def lambda_of(params: GcmlParams, since_exchange: int) -> float:
+    """λ(t) of equation (6), `since_exchange` rounds after that of the first exchange."""
+    ramp = params.lambda_ramp_rounds
+    return params.lambda_ * (min(1.0, since_exchange / ramp) if ramp > 0 else 1.0)

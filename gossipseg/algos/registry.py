@@ -17,7 +17,6 @@ from gossipseg.algos.fedprox import FedProx
 from gossipseg.algos.fedsca import FedSca
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage
-from gossipseg.algos.gossip_ensemble import GossipEnsemble
 from gossipseg.algos.local import Local
 from gossipseg.algos.params import (
     AlgorithmParams,
@@ -31,7 +30,6 @@ from gossipseg.algos.params import (
     FedScaParams,
     GcmlParams,
     GossipAverageParams,
-    GossipEnsembleParams,
     LocalParams,
 )
 from gossipseg.algos.robust import Robust
@@ -74,8 +72,6 @@ def _built(params: AlgorithmParams, norm_names: Collection[str], private_names: 
             return Gcml(params)
         case GossipAverageParams():
             return GossipAverage()
-        case GossipEnsembleParams():
-            return GossipEnsemble()
         case LocalParams():
             return Local()
         case FedAvgParams():

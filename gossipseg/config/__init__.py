@@ -149,12 +149,12 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
     pairs.
 
     They are task, network, algorithm, training, wire dtype, seed and the network signature. Sites and
-    addresses are not among them. Neither is a site's choice of what to deploy (training.shadow_local,
-    ensemble_peers), since nothing of it is sent. Files with one meaning agree: the schedule is the one in
+    addresses are not among them. Neither is a site's personal model (training.personal,
+    personal_from_round), which is never sent. Files with one meaning agree: the schedule is the one in
     force, and training.flip_axes the axes that are mirrored.
     """
     training = dataclasses.asdict(federation.training)
-    del training["shadow_local"], training["ensemble_peers"]
+    del training["personal"], training["personal_from_round"]
     training["flip_axes"] = resolve(federation.task, federation.training).names
     schedule = training["schedule"] = federation.training.schedule_in_force
     training["schedule_rounds"] = federation.training.cosine_rounds if schedule == "cosine" else None

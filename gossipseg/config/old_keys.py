@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
-from gossipseg.algos.params.retired import retired_problem, retired_settings
+from gossipseg.algos.params.retired import (
+    TRAINING_WITHOUT,
+    droppable_settings,
+    retired_problem,
+    retired_training,
+)
 from gossipseg.config.reading import Source
 
 log = logging.getLogger(__name__)
@@ -13,15 +20,24 @@ _told: set[str] = set()
 
 def drop_retired(source: Source) -> None:
     """Take out the keys that change nothing, with a warning once a process. Raises ConfigError for others."""
-    section = source.raw.get("algorithm")
-    if not isinstance(section, dict):
-        return
-    found = retired_problem(section)
+    algorithm, training = source.raw.get("algorithm"), source.raw.get("training")
+    if isinstance(algorithm, dict):
+        _refuse(source, retired_problem(algorithm))
+        _drop(source, "algorithm", algorithm, droppable_settings(algorithm.get("name")))
+    if isinstance(training, dict):
+        _refuse(source, retired_training(training))
+        _drop(source, "training", training, TRAINING_WITHOUT)
+
+
+def _refuse(source: Source, found: tuple[str, str, object, str] | None) -> None:
     if found is not None:
         problem, key, value, remedy = found
         raise source.error(problem, key, value, remedy)
-    for key in sorted(retired_settings(section.get("name")).keys() & section.keys()):
-        _tell(source, f"algorithm.{key}", section.pop(key))
+
+
+def _drop(source: Source, name: str, section: dict[str, Any], without: Mapping[str, object]) -> None:
+    for key in sorted(without.keys() & section.keys()):
+        _tell(source, f"{name}.{key}", section.pop(key))
 
 
 def _tell(source: Source, key: str, value: object) -> None:

@@ -17,11 +17,11 @@ from gossipseg.learn.params import (
     ONE_SHOT_NETWORK,
     PATTERN_REMEDY,
     DataParams,
-    deployed_problem,
     dp_problem,
     labels_problem,
     one_shot_problem,
     pattern_problem,
+    personal_problem,
 )
 from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, join_address
@@ -35,7 +35,7 @@ def check_federation(federation: FederationFile, source: Source) -> None:
     _check_network(federation.network, source)
     _check_one_shot(federation, source)
     _check_flips(federation, source)
-    _check_deployed(federation, source, private=False)
+    _check_personal(federation, source)
     m = federation.membership
     if m.probe_timeout_s > m.probe_interval_s:
         raise source.error(
@@ -89,7 +89,6 @@ def check_private(site: SiteFile, site_source: Source, federation: FederationFil
     if found is not None:
         problem, key, value, remedy = found
         raise (site_source if key.startswith("device.") else peers).error(problem, key, value, remedy)
-    _check_deployed(federation, peers, private=site.privacy.dp is not None)
 
 
 def check_labels(site: SiteFile, source: Source, federation: FederationFile) -> None:
@@ -130,8 +129,8 @@ def _check_rounds(federation: FederationFile, source: Source) -> None:
         raise source.error(problem, "training.rounds", rounds, remedy)
 
 
-def _check_deployed(federation: FederationFile, source: Source, *, private: bool) -> None:
-    found = deployed_problem(federation.training, federation.algorithm, private=private)
+def _check_personal(federation: FederationFile, source: Source) -> None:
+    found = personal_problem(federation.training, federation.algorithm)
     if found is not None:
         problem, key, value, remedy = found
         raise source.error(problem, key, value, remedy)

@@ -96,14 +96,13 @@ def dice(s: StatusDoc) -> str:
 
 
 def deployed(s: StatusDoc) -> str:
-    """With training.shadow_local or an ensemble of peers: which model predicts, and why."""
+    """Which models predict, and what that gains."""
     words = {
-        "shadow": "the model trained without exchange alone",
-        "averaged": "the mean of the models with and without exchange",
-        "own": "this site's own model alone",
-        "ensemble": "this site's own model together with models of other sites",
+        "mix": "the personal and the shared model together",
+        "personal": "the personal model alone",
+        "shared": "the shared model alone",
     }
-    return f"{words.get(s.deployed, s.deployed)} ({s.deployed_reason})"
+    return f"{words.get(s.deployed, s.deployed)}: {s.deployed_reason}"
 
 
 def privacy(s: StatusDoc) -> str:

@@ -17,9 +17,9 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 import gossipseg
-from gossipseg.learn.deploy.ensemble import Ensemble
 from gossipseg.learn.engine.build import output_channels
 from gossipseg.learn.evaluation.evaluate import WINDOWS_AT_ONCE, foreground_names
+from gossipseg.learn.evaluation.mixture import Mixture
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.registry import build
@@ -33,18 +33,38 @@ Config = dict[str, Any]
 # ---------------------------------------------------------------- named by the configuration files
 
 
-def network_def(network: Mapping[str, Any], beside: int = 0, output: str = "", **task: Any) -> nn.Module:
+def network_def(
+    network: Mapping[str, Any],
+    beside: int = 0,
+    output: str = "",
+    weights: Sequence[float] = (),
+    **task: Any,
+) -> nn.Module:
     """The registry's network with plain logits (B, K, *spatial) as output, which is what MONAI expects.
 
     State-dict names are those of a checkpoint. `task`: spatial_dims, in_channels, out_channels, patch_size.
-    `beside`: the number of further networks that predict, as deploy.ensemble says;
-    `output` is softmax or sigmoid then.
+    `weights`: those of the networks that predict together, if they are several; `output` is softmax or
+    sigmoid then. `beside`: as bundles of earlier versions have it, the number of further networks, of which
+    the first network has half of the weight.
     """
-    net: nn.Module = build(NetworkParams(**network), **task)
+    shares = list(weights) or ([0.5, *[0.5 / beside] * beside] if beside else [1.0])
+    nets = [build(NetworkParams(**network), **task) for _ in shares]
+    net: nn.Module = Mixture(nets, shares, output) if len(nets) > 1 else nets[0]
     if beside:
-        net = Ensemble(net, [build(NetworkParams(**network), **task) for _ in range(beside)], output)
+        net.register_load_state_dict_pre_hook(_earlier_names)  # type: ignore[no-untyped-call]
     net.register_forward_hook(_logits_only)
     return net
+
+
+def _earlier_names(module: nn.Module, state: dict[str, Any], *rest: Any) -> None:
+    """`own.` and `others.0.` of an earlier version's bundle are `members.0.` and `members.1.` here."""
+    for name in list(state):
+        first, _, inner = name.partition(".")
+        if first == "own":
+            state[f"members.0.{inner}"] = state.pop(name)
+        elif first == "others":
+            number, _, inner = inner.partition(".")
+            state[f"members.{int(number) + 1}.{inner}"] = state.pop(name)
 
 
 def _logits_only(module: nn.Module, inputs: Any, output: Any) -> Tensor:
@@ -85,8 +105,8 @@ class Predictor:
 # ---------------------------------------------------------------- the files
 
 
-def inference_config(settings: WorkerSettings, *, beside: int = 0) -> Config:
-    """configs/inference.json. `beside`: other networks in the ensemble whose weights these are."""
+def inference_config(settings: WorkerSettings, weights: Sequence[float] = ()) -> Config:
+    """configs/inference.json. `weights`: those of the networks that predict together, if they are several."""
     task, training = settings.task, settings.training
     pattern = "/*.nii*" if task.spatial_dims == 3 else "/*.[pj][np]*"
     return {
@@ -100,7 +120,7 @@ def inference_config(settings: WorkerSettings, *, beside: int = 0) -> Config:
         "network_def": {
             "_target_": "gossipseg.learn.bundle.network_def",
             "network": asdict(settings.network),
-            **({"beside": beside, "output": training.output} if beside else {}),
+            **({"weights": list(weights), "output": training.output} if weights else {}),
             "spatial_dims": task.spatial_dims,
             "in_channels": task.channels,
             "out_channels": output_channels(task, training),
@@ -261,19 +281,16 @@ def _channels(count: int) -> Sequence[str]:
     return ("red", "green", "blue") if count == 3 else [f"channel {i}" for i in range(count)]
 
 
-def readme(settings: WorkerSettings, round: int, peers: Sequence[str] = ()) -> str:
-    """docs/README.md. `peers`: other sites whose models predict with it."""
+def readme(settings: WorkerSettings, round: int, reason: str = "") -> str:
+    """docs/README.md. `reason`: which models predict, and why these."""
     labels = "\n".join(f"- {value}: {text}" for value, text in sorted(settings.task.labels.items()))
     kind = "NIfTI volumes" if settings.task.spatial_dims == 3 else "PNG or JPEG pictures"
-    beside = ""
-    if peers:
-        names = ", ".join(f"`{name}`" for name in peers)
-        beside = f"\nThe weights hold models of {names} besides; their predictions are averaged with its own."
+    chosen = f"\nValidation Dice there: {reason}." if reason else ""
     return f"""# {settings.spec.federation}-{settings.spec.site}
 
 The model of site `{settings.spec.site}` in the federation `{settings.spec.federation}` after round {round}:
 the average (EMA) over its rounds that the site itself predicts with.
-Network: `{settings.network.name}`.{beside}
+Network: `{settings.network.name}`.{chosen}
 
 Labels of the output:
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from gossipseg.algos.params import AlgorithmParams, ensembles
+from gossipseg.algos.params import AlgorithmParams, personal_of
 from gossipseg.bounds import COUNT, NATURAL, POSITIVE, SHARE, SHARE_BELOW_1, Range
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
@@ -104,12 +104,12 @@ class TrainingParams:
     """Overlap of neighbouring sliding windows."""
     validate_every_rounds: Annotated[int, COUNT] = 1
     """Rounds between two validations."""
-    shadow_local: bool = False
-    """Train a second model beside it that is never exchanged, and deploy that one where it is clearly
-    better, else the mean of both predictions. No part of the contract: none of it travels."""
-    ensemble_peers: bool = False
-    """Let the newest models of other sites predict beside this site's own, those that validation gains by.
-    No part of the contract: they have come anyway."""
+    personal: Literal["always", "none"] | None = None
+    """A model of the site's own beside the shared one, trained on the same batches and never mixed; the site
+    predicts with both. None: always, but for fedoap and fedsca, which are personal already. No part of the
+    contract: it never travels."""
+    personal_from_round: Annotated[int, COUNT] = 1
+    """The round in which the personal model begins; after the first it begins as a copy of the shared one."""
 
     @property
     def cosine_rounds(self) -> int | None:
@@ -273,7 +273,6 @@ class WorkerSpec:
 PRIVATE_ALGORITHMS = (
     "local",
     "gossip_average",
-    "gossip_ensemble",
     "fedavg",
     "fedprox",
     "fedavg_finetune",
@@ -344,7 +343,11 @@ def dp_problem(
         return None
     if algorithm not in PRIVATE_ALGORITHMS:
         problem = "its steps cannot be trained with privacy.dp: not each of their losses is of one case alone"
+        if algorithm == "gcml":
+            problem = "its shared model learns from the personal one, which privacy.dp does not account for"
         remedy = f"Write one of {', '.join(PRIVATE_ALGORITHMS)}, or remove privacy.dp from site.yaml."
+        if algorithm == "gcml":
+            remedy = "Write gossip_average at all sites, or remove privacy.dp from site.yaml."
         return problem, "algorithm.name", algorithm, remedy
     if norm == "batch":
         problem = "batch norm mixes the cases of a batch, and its statistics would leave without noise"
@@ -355,45 +358,36 @@ def dp_problem(
     return None
 
 
-def deployed_problem(
-    training: TrainingParams, algorithm: AlgorithmParams, *, private: bool
+def trains_personal(training: TrainingParams, algorithm: AlgorithmParams) -> bool:
+    """Whether a personal model trains beside the shared one."""
+    kind = personal_of(algorithm)
+    if kind in ("itself", "no"):
+        return False
+    if kind == "own" or training.personal is not None:
+        return kind == "own" or training.personal == "always"
+    return kind == "yes"
+
+
+def personal_problem(
+    training: TrainingParams, algorithm: AlgorithmParams
 ) -> tuple[str, str, object, str] | None:
-    """What does not go with how a site deploys: (problem, key, value, remedy), or None.
-
-    `private`: whether privacy.dp is set.
-    """
-    problem = _shadow_problem(training, algorithm.name, algorithm.exchange, private)
-    return problem or _ensemble_problem(training, algorithm.name, algorithm.exchange, ensembles(algorithm))
-
-
-def _shadow_problem(
-    training: TrainingParams, algorithm: str, exchange: str, private: bool
-) -> tuple[str, str, object, str] | None:
-    if not training.shadow_local:
-        return None
-    remedy = "Remove it, or use an algorithm that exchanges models."
-    if algorithm == ONE_SHOT_ALGORITHM:
-        problem = f"{algorithm} learns without labels: there is no such training without exchange to compare"
-    elif exchange == "none":
-        problem = f"{algorithm} exchanges nothing: it is what the shadow would be"
-    elif private:
-        problem = "the shadow would learn from the cases without noise, which privacy.dp rules out"
-        remedy = "Remove it, or remove privacy.dp from site.yaml."
-    else:
-        return None
-    return problem, "training.shadow_local", True, remedy
-
-
-def _ensemble_problem(
-    training: TrainingParams, algorithm: str, exchange: str, unasked: bool
-) -> tuple[str, str, object, str] | None:
-    if training.shadow_local and (unasked or training.ensemble_peers):
-        problem = "a site deploys by one rule, and the ensemble of peers brings its own"
-        other = f"use another algorithm than {algorithm}" if unasked else "remove training.ensemble_peers"
-        return problem, "training.shadow_local", True, f"Remove it, or {other}."
-    if training.ensemble_peers and exchange != "gossip":
-        problem = f"under {algorithm} no model comes from another site that could predict beside its own"
-        return problem, "training.ensemble_peers", True, "Remove it, or use an algorithm of gossip."
+    """What does not go with training.personal: (problem, key, value, remedy), or None."""
+    kind, name, asked = personal_of(algorithm), algorithm.name, training.personal
+    if kind == "no" and asked == "always":
+        problem = f"{name} learns without labels: there is no training alone that could go beside it"
+        return problem, "training.personal", asked, "Leave the key out, or write none."
+    if kind == "own" and asked == "none":
+        problem = f"{name} is FedAvg beside a personal model: without that one it is fedavg"
+        return problem, "training.personal", asked, "Leave the key out, or use fedavg."
+    if name == "gcml" and asked == "none":
+        problem = "gcml is mutual learning of the shared and the personal model"
+        return problem, "training.personal", asked, "Leave the key out, or use gossip_average."
+    late = training.personal_from_round > 1
+    if late and (kind == "own" or not trains_personal(training, algorithm)):
+        problem = f"{name} trains its personal model from the first round"
+        if kind != "own":
+            problem = "no personal model trains here"
+        return problem, "training.personal_from_round", training.personal_from_round, "Leave the key out."
     return None
 
 

@@ -254,10 +254,9 @@ class RoundDone(_Line, frozen=True):
     spent: Spent | None = None
     """Privacy spent by differentially private training."""
     deployed: str = ""
-    """With training.shadow_local: `shadow`, or `averaged` with the exchanging model; with an ensemble of
-    peers: `own`, or `ensemble` with some of theirs; else ""."""
+    """With a personal model: `mix`, or the one that predicts alone, `personal` or `shared`; else ""."""
     deployed_reason: str = ""
-    """Why, with both Dice and what else decided."""
+    """In one line: Dice alone and deployed, the gain, and the weights."""
     ahead: int = 0
     """As in Ready, after this round."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from gossipseg.algos.params import AlgorithmParams, ensembles
+from gossipseg.algos.params import AlgorithmParams
 from gossipseg.errors import ConfigError
 from gossipseg.learn.data.flips import flips_problem
 from gossipseg.learn.params import (
@@ -18,9 +18,10 @@ from gossipseg.learn.params import (
     TaskParams,
     TrainingParams,
     WorkerSpec,
-    deployed_problem,
     dp_problem,
     one_shot_problem,
+    personal_problem,
+    trains_personal,
 )
 from gossipseg.nets.params import NetworkParams
 
@@ -40,9 +41,9 @@ class WorkerSettings:
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
 
     @property
-    def ensembles_peers(self) -> bool:
-        """Whether other sites' models may predict here: it is asked for, or the algorithm's own way."""
-        return self.training.ensemble_peers or ensembles(self.algorithm)
+    def has_personal(self) -> bool:
+        """Whether a personal model trains beside the shared one."""
+        return trains_personal(self.training, self.algorithm)
 
 
 def read_spec(raw: dict[str, Any]) -> WorkerSpec:
@@ -75,8 +76,7 @@ def read_settings(spec: WorkerSpec) -> WorkerSettings:
             settings.privacy, settings.algorithm.name, settings.network.norm, settings.device.amp
         )
     if problem is None:
-        private = settings.privacy.dp is not None
-        problem = deployed_problem(settings.training, settings.algorithm, private=private)
+        problem = personal_problem(settings.training, settings.algorithm)
     if problem is not None:
         text, key, value, remedy = problem
         raise ConfigError(text, key=key, value=value, remedy=remedy)

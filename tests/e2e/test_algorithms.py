@@ -26,7 +26,6 @@ RUN_ELSEWHERE = {
     "gcml": "test_federation.py",
     "local": "test_federation.py",
     "gossip_average": "test_federation.py",
-    "gossip_ensemble": "test_federation.py",
     "fedavg": "test_rounds.py",
     "fedbn": "test_rounds.py",
 }

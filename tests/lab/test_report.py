@@ -275,9 +275,9 @@ def test_colours_are_the_same_in_every_picture_and_the_floor_is_grey() -> None:
 
 
 def test_a_long_name_is_broken_where_it_may_be_and_loses_nothing() -> None:
-    name = "gcml[training.shadow_local=true,lambda=0]"
+    name = "gcml[training.weight_decay=1.0,lambda=0]"
     lines = panels.broken(name, 17).split("\n")
-    assert lines == ["gcml[training.", "shadow_local=", "true,lambda=0]"]
+    assert lines == ["gcml[training.", "weight_decay=1.0,", "lambda=0]"]
     assert "".join(lines) == name and panels.broken("fedavg@3", 17) == "fedavg@3"
 
 

@@ -62,7 +62,7 @@ def test_settings_of_the_files_own_algorithm_are_kept_and_may_be_changed() -> No
         ("gcml[lambda=-1]", "lambda"),
         ("gcml[lambd=1]", "lambd"),
         ("gcml[resident_rounds=4]", r"resident_rounds = 4: is no longer a setting: .* Leave the key out"),
-        ("gcml[merge=val_weighted]", r"merge = 'val_weighted': .* Write merge: average"),
+        ("gcml[merge=val_weighted]", r"merge = 'val_weighted': .* Leave the key out"),
         ("gossip_average[private_norm=true]", "private_norm = True: is no longer a setting"),
         ("local@3", "every_rounds"),
         ("pooled[epochs=3]", "no setting of pooled"),

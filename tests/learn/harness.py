@@ -23,7 +23,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from gossipseg.algos.params import GcmlParams
+from gossipseg.algos.params import GossipAverageParams
 from gossipseg.learn import protocol
 from gossipseg.learn.params import DataParams, DeviceParams, TaskParams, TrainingParams, WorkerSpec
 from gossipseg.nets.params import NetworkParams
@@ -87,8 +87,15 @@ def make_spec(
     device: dict[str, Any] | None = None,
     **more: Any,
 ) -> WorkerSpec:
-    """A spec as config.worker_spec() makes it, for a network of a few thousand parameters."""
-    settings = {"steps_per_round": 4, "batch_size": 2, "augment": "flip", **(training or {})}
+    """A spec as config.worker_spec() makes it, for a network of a few thousand parameters.
+
+    Gossip without a personal model, unless another algorithm is asked for, or one that needs it.
+    """
+    algorithm = GossipAverageParams() if algorithm is None else algorithm
+    settings = {"steps_per_round": 4, "batch_size": 2, "augment": "flip", "personal": "none"}
+    if algorithm.name in ("gcml", "ditto"):
+        del settings["personal"]
+    settings |= training or {}
     return WorkerSpec(
         site=site,
         federation="tiny",
@@ -97,7 +104,7 @@ def make_spec(
             TaskParams("discs", 1, {0: "background", 1: "disc"}, dims, patch_size=(32,) * dims)
         ),
         network=dataclasses.asdict(NetworkParams(**{"width": 2, **(network or {})})),
-        algorithm=dataclasses.asdict(algorithm if algorithm is not None else GcmlParams()),
+        algorithm=dataclasses.asdict(algorithm),
         training=dataclasses.asdict(TrainingParams(**settings)),
         data=dataclasses.asdict(DataParams(str(data))),
         device=dataclasses.asdict(DeviceParams(**{"device": "cpu", "threads": 1, **(device or {})})),

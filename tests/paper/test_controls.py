@@ -1,5 +1,4 @@
-"""The controls beside GCML: `local`, `gossip_average`, `gossip_ensemble`; the average they stand on; what
-travels. Equation (1) of gossip_ensemble is tested with the other averages of predictions (test_shadow.py)."""
+"""The controls beside GCML: `local` and `gossip_average`; the average they stand on; what travels."""
 
 from __future__ import annotations
 
@@ -12,13 +11,11 @@ from gossipseg.algos.average import merged, weighted_average
 from gossipseg.algos.base import Algorithm, Outputs, StepContext
 from gossipseg.algos.gcml import Gcml
 from gossipseg.algos.gossip_average import GossipAverage
-from gossipseg.algos.gossip_ensemble import GossipEnsemble
 from gossipseg.algos.local import Local
 from gossipseg.algos.params import (
     FedBnParams,
     GcmlParams,
     GossipAverageParams,
-    GossipEnsembleParams,
     LocalParams,
 )
 from gossipseg.algos.registry import build
@@ -114,36 +111,27 @@ def seg(outputs: Outputs, target: torch.Tensor) -> torch.Tensor:
 
 def test_local_exchanges_nothing() -> None:
     algorithm = Local()
-    assert (algorithm.exchanges, algorithm.trains_visitor) == (False, False)
+    assert not algorithm.exchanges
     weights = {"w": torch.ones(1)}
     assert algorithm.on_arrival(weights, weights) is None
-    assert algorithm.on_departure(weights, weights) is None
 
 
-def test_gossip_average_averages_at_arrival_and_never_trains_the_visitor() -> None:
+def test_gossip_average_averages_at_arrival() -> None:
     algorithm = GossipAverage()
-    assert (algorithm.exchanges, algorithm.trains_visitor) == (True, False)
+    assert algorithm.exchanges
     local, incoming = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 8.0])}
     found = algorithm.on_arrival(local, incoming)
     assert found is not None
     assert found["w"].tolist() == [2.0, 5.0]
-    assert algorithm.on_departure(local, incoming) is None
 
 
-def test_gossip_ensemble_mixes_no_weights_and_sends_its_average() -> None:
-    algorithm = GossipEnsemble()
-    assert (algorithm.exchanges, algorithm.trains_visitor) == (True, False)
-    assert (algorithm.averages, algorithm.takes_over, algorithm.sends_average) == (False, False, True)
-    weights = {"w": torch.ones(1)}
-    assert algorithm.on_arrival(weights, weights) is None
-    assert algorithm.on_departure(weights, weights) is None
-
-
-@pytest.mark.parametrize("algorithm", [Local(), GossipAverage(), GossipEnsemble(), Gcml(GcmlParams())])
+@pytest.mark.parametrize("algorithm", [Local(), GossipAverage(), Gcml(GcmlParams())])
 def test_alone_every_algorithm_has_the_same_loss(algorithm: Algorithm) -> None:
     z = torch.tensor([[[1.0, 3.0]]], requires_grad=True)
     losses = algorithm.losses(
-        {"local": Outputs(z)}, torch.zeros(1, 1, 2), StepContext("sigmoid", visits=9, segmentation_loss=seg)
+        {"local": Outputs(z)},
+        torch.zeros(1, 1, 2),
+        StepContext("sigmoid", since_exchange=9, segmentation_loss=seg),
     )
     assert losses.total["local"].item() == losses.terms["seg"].item() == 5.0
     losses.total["local"].backward()
@@ -153,9 +141,7 @@ def test_alone_every_algorithm_has_the_same_loss(algorithm: Algorithm) -> None:
 # ---------------------------------------------------------------- what travels
 
 
-@pytest.mark.parametrize(
-    "params", [GcmlParams(), GossipAverageParams(), GossipEnsembleParams(), LocalParams()]
-)
+@pytest.mark.parametrize("params", [GcmlParams(), GossipAverageParams(), LocalParams()])
 def test_running_statistics_stay_at_the_site(params: Any) -> None:
     algorithm = build(params, NORMS)
     assert algorithm.name == params.name

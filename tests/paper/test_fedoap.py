@@ -53,7 +53,7 @@ def bce(outputs: Outputs, target: Tensor) -> Tensor:
 
 
 def context(moment: StepPosition | None = FINETUNING, seed: int = 1, **more: Any) -> StepContext:
-    settings = {"output": "sigmoid", "visits": 0, "segmentation_loss": mean_of_logits, **more}
+    settings = {"output": "sigmoid", "since_exchange": None, "segmentation_loss": mean_of_logits, **more}
     return StepContext(**settings, moment=moment, noise_seed=seed)
 
 

@@ -39,8 +39,8 @@ def seg_softmax(outputs: Outputs, target: Tensor) -> Tensor:
     return F.cross_entropy(outputs.logits, target[:, 0].long())
 
 
-def context(output: str, visits: int = 5) -> StepContext:
-    return StepContext(output, visits, seg_sigmoid if output == "sigmoid" else seg_softmax)  # type: ignore[arg-type]
+def context(output: str, since: int | None = 5) -> StepContext:
+    return StepContext(output, since, seg_sigmoid if output == "sigmoid" else seg_softmax)  # type: ignore[arg-type]
 
 
 def terms_of(m: Tensor, n: Tensor, y: Tensor, output: str, **params: object) -> tuple[float, float]:
@@ -209,14 +209,14 @@ def test_the_partner_is_judged_and_imitated_with_its_dropout_off() -> None:
 # ---------------------------------------------------------------- (5) and (6)
 
 
-def visit(params: GcmlParams, visits: int = 5) -> tuple[Losses, Tensor, Tensor]:
+def step(params: GcmlParams, since: int | None = 5) -> tuple[Losses, Tensor, Tensor]:
     m, n = SIGMOID_M.clone().requires_grad_(), SIGMOID_N.clone().requires_grad_()
-    outputs = {"local": Outputs(m), "incoming": Outputs(n)}
-    return Gcml(params).losses(outputs, SIGMOID_Y, context("sigmoid", visits)), m, n  # type: ignore[arg-type]
+    outputs = {"local": Outputs(m), "personal": Outputs(n)}
+    return Gcml(params).losses(outputs, SIGMOID_Y, context("sigmoid", since)), m, n  # type: ignore[arg-type]
 
 
 def test_equation_5_for_both_models() -> None:
-    losses, m, n = visit(GcmlParams(lambda_=0.2, gamma=0.5))
+    losses, m, n = step(GcmlParams(lambda_=0.2, gamma=0.5, mutual="both"))
     seg = seg_sigmoid(Outputs(m), SIGMOID_Y).item()
     expected = seg + 0.2 * (sum(PULLS) / 3 + 0.5 * PUSH / 3)
     assert losses.total["local"].item() == pytest.approx(expected, abs=1e-6)
@@ -225,34 +225,52 @@ def test_equation_5_for_both_models() -> None:
     pulls += 0.4 * math.log(0.4 / 0.9) + 0.6 * math.log(0.6 / 0.1)
     push = 1 - (0.6 * math.log(0.6 / 0.25) + 0.4 * math.log(0.4 / 0.75))
     expected = seg_sigmoid(Outputs(n), SIGMOID_Y).item() + 0.2 * (pulls / 3 + 0.5 * push / 3)
-    assert losses.total["incoming"].item() == pytest.approx(expected, abs=1e-6)
+    assert losses.total["personal"].item() == pytest.approx(expected, abs=1e-6)
     assert losses.terms["pull"].item() == pytest.approx(sum(PULLS) / 3, abs=1e-6)
     assert losses.terms["push"].item() == pytest.approx(PUSH / 3, abs=1e-6)
-    assert losses.terms["incoming_push"].item() == pytest.approx(push / 3, abs=1e-6)
+    assert losses.terms["personal_push"].item() == pytest.approx(push / 3, abs=1e-6)
     # where both are right within Ω, m gives the label .8
     assert losses.terms["confidence"].item() == pytest.approx(0.8, abs=1e-6)
     assert all(not term.requires_grad for term in losses.terms.values())
 
 
 def test_the_partner_gets_no_gradient() -> None:
-    losses, m, n = visit(GcmlParams(lambda_=1.0, gamma=1.0))
+    losses, m, n = step(GcmlParams(lambda_=1.0, gamma=1.0, mutual="both"))
     losses.total["local"].backward()
     assert m.grad is not None
     assert n.grad is None
     m.grad = None
-    losses.total["incoming"].backward()
+    losses.total["personal"].backward()
     assert n.grad is not None
     assert m.grad is None
 
 
-def test_equation_6_ramps_lambda_over_the_first_visits() -> None:
-    ramp = [lambda_of(GcmlParams(lambda_=0.2, lambda_ramp_visits=5), visits) for visits in range(8)]
+def test_where_the_shared_model_alone_learns_the_personal_one_has_no_loss_here() -> None:
+    losses, m, n = step(GcmlParams(lambda_=0.2, gamma=0.5, mutual="shared"))
+    assert losses.total.keys() == {"local"}
+    expected = seg_sigmoid(Outputs(m), SIGMOID_Y).item() + 0.2 * (sum(PULLS) / 3 + 0.5 * PUSH / 3)
+    assert losses.total["local"].item() == pytest.approx(expected, abs=1e-6)
+    losses.total["local"].backward()
+    assert m.grad is not None and n.grad is None
+
+
+def test_equation_6_ramps_lambda_over_the_rounds_since_the_first_exchange() -> None:
+    ramp = [lambda_of(GcmlParams(lambda_=0.2, lambda_ramp_rounds=5), since) for since in range(8)]
     assert ramp == pytest.approx([0, 0.04, 0.08, 0.12, 0.16, 0.2, 0.2, 0.2])
-    assert lambda_of(GcmlParams(lambda_=0.2, lambda_ramp_visits=0), 0) == 0.2
-    assert visit(GcmlParams(), visits=1)[0].terms["lambda"].item() == pytest.approx(0.04)
+    assert lambda_of(GcmlParams(lambda_=0.2, lambda_ramp_rounds=0), 0) == 0.2
+    assert step(GcmlParams(lambda_=0.2), since=1)[0].terms["lambda"].item() == pytest.approx(0.04)
 
 
-def test_without_a_visitor_the_loss_is_that_of_segmentation() -> None:
+@pytest.mark.parametrize("mutual", ["shared", "both"])
+def test_before_the_first_exchange_the_loss_is_that_of_segmentation(mutual: str) -> None:
+    losses, m, n = step(GcmlParams(mutual=mutual, lambda_ramp_rounds=0), since=None)  # type: ignore[arg-type]
+    assert losses.total["local"].item() == pytest.approx(seg_sigmoid(Outputs(m), SIGMOID_Y).item())
+    if mutual == "both":
+        assert losses.total["personal"].item() == pytest.approx(seg_sigmoid(Outputs(n), SIGMOID_Y).item())
+    assert "pull" not in losses.terms
+
+
+def test_without_a_personal_model_the_loss_is_that_of_segmentation() -> None:
     losses = Gcml(GcmlParams()).losses({"local": Outputs(SIGMOID_M)}, SIGMOID_Y, context("sigmoid"))
     assert losses.total.keys() == {"local"}
     assert losses.total["local"].item() == pytest.approx(seg_sigmoid(Outputs(SIGMOID_M), SIGMOID_Y).item())
@@ -262,7 +280,7 @@ def test_without_a_visitor_the_loss_is_that_of_segmentation() -> None:
 
 
 def test_gamma_zero_is_regional_mutual_learning() -> None:
-    losses, m, _ = visit(GcmlParams(lambda_=0.2, gamma=0.0))
+    losses, m, _ = step(GcmlParams(lambda_=0.2, gamma=0.0))
     expected = seg_sigmoid(Outputs(m), SIGMOID_Y).item() + 0.2 * sum(PULLS) / 3
     assert losses.total["local"].item() == pytest.approx(expected, abs=1e-6)
 
@@ -285,17 +303,17 @@ def test_gamma_zero_and_the_whole_region_is_plain_deep_mutual_learning(output: s
 
 
 @pytest.mark.parametrize("output", ["sigmoid", "softmax"])
-@pytest.mark.parametrize(("lambda_", "visits"), [(0.0, 9), (0.2, 0)])
-def test_lambda_zero_is_two_independent_trainings(output: str, lambda_: float, visits: int) -> None:
+@pytest.mark.parametrize(("lambda_", "since"), [(0.0, 9), (0.2, 0)])
+def test_lambda_zero_is_two_independent_trainings(output: str, lambda_: float, since: int) -> None:
     torch.manual_seed(5)
-    together = {role: nn.Conv2d(1, 2, 3, padding=1) for role in ("local", "incoming")}
+    together = {role: nn.Conv2d(1, 2, 3, padding=1) for role in ("local", "personal")}
     alone = copy.deepcopy(together)
     x = torch.randn(2, 1, 8, 8)
     y = torch.randint(0, 2, (2, 1 if output == "softmax" else 2, 8, 8))
-    losses = Gcml(GcmlParams(lambda_=lambda_)).losses(
+    losses = Gcml(GcmlParams(lambda_=lambda_, mutual="both")).losses(
         {role: Outputs(net(x)) for role, net in together.items()},  # type: ignore[misc]
         y,
-        context(output, visits),
+        context(output, since),
     )
     for role, net in together.items():
         losses.total[role].backward()  # type: ignore[index]
@@ -304,8 +322,8 @@ def test_lambda_zero_is_two_independent_trainings(output: str, lambda_: float, v
             assert torch.equal(mine.grad, reference.grad)  # type: ignore[arg-type]
 
 
-def test_lambda_zero_keeps_a_broken_visitor_out() -> None:
-    outputs = {"local": Outputs(SIGMOID_M), "incoming": Outputs(SIGMOID_N * math.inf)}
+def test_lambda_zero_keeps_a_broken_partner_out() -> None:
+    outputs = {"local": Outputs(SIGMOID_M), "personal": Outputs(SIGMOID_N * math.inf)}
     losses = Gcml(GcmlParams(lambda_=0)).losses(outputs, SIGMOID_Y, context("sigmoid"))  # type: ignore[arg-type]
     assert losses.total["local"].isfinite()
 
@@ -362,34 +380,20 @@ def test_a_push_does_happen_and_raises_the_labels_probability() -> None:
     assert gradient[1, 1].item() / gradient[2, 1].item() == pytest.approx(1.5, rel=1e-4)
 
 
-# ---------------------------------------------------------------- (7)
+# ---------------------------------------------------------------- what comes in
 
 LOCAL = {"conv.weight": torch.tensor([2.0, 4.0]), "norm.weight": torch.tensor([1.0]), "n": torch.tensor(3)}
 INCOMING = {"conv.weight": torch.tensor([4.0, 8.0]), "norm.weight": torch.tensor([5.0]), "n": torch.tensor(9)}
 
 
-@pytest.mark.parametrize(
-    ("merge", "expected"),
-    [
-        ("average", [3.0, 6.0]),
-        ("none", None),
-    ],
-)
-def test_equation_7(merge: str, expected: list[float] | None) -> None:
-    algorithm = Gcml(GcmlParams(merge=merge))  # type: ignore[arg-type]
-    found = algorithm.on_departure(LOCAL, INCOMING)
-    if expected is None:
-        assert found is None
-    else:
-        assert found is not None
-        assert found["conv.weight"].tolist() == expected
-    assert (algorithm.averages, algorithm.sends_average) == (merge == "average", merge == "none")
-    assert algorithm.on_arrival(LOCAL, INCOMING) is None
+def test_what_comes_in_is_averaged_with_the_shared_model() -> None:
+    found = Gcml(GcmlParams()).on_arrival(LOCAL, INCOMING)
+    assert found is not None and found["conv.weight"].tolist() == [3.0, 6.0]
     assert LOCAL["conv.weight"].tolist() == [2.0, 4.0]
 
 
 def test_norms_are_averaged_and_counters_stay_the_receivers() -> None:
-    merged = Gcml(GcmlParams()).on_departure(LOCAL, INCOMING)
-    assert merged is not None
-    assert merged["norm.weight"].tolist() == [3.0]
-    assert merged["n"].item() == 3
+    found = Gcml(GcmlParams()).on_arrival(LOCAL, INCOMING)
+    assert found is not None
+    assert found["norm.weight"].tolist() == [3.0]
+    assert found["n"].item() == 3

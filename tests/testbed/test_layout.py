@@ -270,8 +270,8 @@ def test_sites_are_chosen_by_name_or_number(data: list[Path], tmp_path: Path) ->
     ("algorithm", "section", "setting"),
     [
         ("fedcowpro", "training", ("output", "sigmoid")),
-        ("fedcowpro", "training", ("shadow_local", True)),
-        ("local", "training", ("shadow_local", True)),
+        ("fedcowpro", "training", ("personal", "always")),
+        ("gcml", "training", ("personal", "none")),
     ],
 )
 def test_a_setting_that_does_not_go_with_the_algorithm_is_named_in_the_peers_file(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args
 
 from pydantic import Field
 
-from gossipseg.algos.params.common import Exchange
+from gossipseg.algos.params.common import Exchange, Personal
 from gossipseg.algos.params.fedavg import (
     DittoParams,
     FedAvgFinetuneParams,
@@ -27,20 +27,19 @@ from gossipseg.algos.params.fedavg import (
 from gossipseg.algos.params.fedcowpro import FedCoWProParams
 from gossipseg.algos.params.fedoap import FedOapParams
 from gossipseg.algos.params.fedsca import FedScaParams
-from gossipseg.algos.params.gossip import GcmlParams, GossipAverageParams, GossipEnsembleParams, LocalParams
+from gossipseg.algos.params.gossip import GcmlParams, GossipAverageParams, LocalParams
 from gossipseg.errors import ConfigError
 
-__all__ = ["AlgorithmParams", "Exchange", "ensembles", "names", "params_class", "why_broken"]
+__all__ = ["AlgorithmParams", "Exchange", "Personal", "names", "params_class", "personal_of", "why_broken"]
 __all__ += ["DittoParams", "FedAvgFinetuneParams", "FedAvgParams", "FedBnParams", "FedProxParams"]
 __all__ += ["FedCoWProParams", "FedOapParams", "FedScaParams"]
-__all__ += ["GcmlParams", "GossipAverageParams", "GossipEnsembleParams", "LocalParams"]
+__all__ += ["GcmlParams", "GossipAverageParams", "LocalParams"]
 
 GROUP = "gossipseg.algorithms"
 _BuiltIn = (
     GcmlParams
     | LocalParams
     | GossipAverageParams
-    | GossipEnsembleParams
     | FedAvgParams
     | FedProxParams
     | FedAvgFinetuneParams
@@ -87,9 +86,10 @@ def names() -> tuple[str, ...]:
     return (*built_in, *sorted(set(_CLASSES) - set(built_in)))
 
 
-def ensembles(params: Any) -> bool:
-    """Whether sites deploy an ensemble of peers under this algorithm without being asked to."""
-    return bool(getattr(params, "ensembles", False))
+def personal_of(params: Any) -> Personal:
+    """What an algorithm says of a personal model; one of an installed package may leave it out."""
+    found: Personal = getattr(params, "personal", "may")
+    return found
 
 
 def why_broken(name: str) -> str:

@@ -17,6 +17,11 @@ Exchange = Literal["none", "gossip", "rounds"]
 """How models travel: not at all, from site to site (core/gossip), or by a rotating coordinator
 (core/rounds)."""
 
+Personal = Literal["yes", "may", "own", "itself", "no"]
+"""The personal model beside the one that travels. yes: it trains unless training.personal says none; may: it
+does where training.personal says always; own: the algorithm has one, always; itself: the only model is one;
+no: there can be none."""
+
 Rule = Literal["none", "trimmed_mean", "median", "krum"]
 
 
@@ -79,6 +84,7 @@ class Coordinated:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "rounds"
+    personal: ClassVar[Personal] = "may"
     min_sites: ClassVar[int] = 1
     """With fewer listed sites the algorithm means nothing, and is refused at start."""
     combines_itself: ClassVar[bool] = False

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from gossipseg.algos.params.common import Coordinated
+from gossipseg.algos.params.common import Coordinated, Personal
 
 
 @dataclass(frozen=True, slots=True)
 class FedAvgParams(Coordinated):
     """Federated averaging (McMahan 2016): the baseline of everything else."""
 
+    personal: ClassVar[Personal] = "yes"
     name: Literal["fedavg"] = "fedavg"
     """The algorithm."""
 
@@ -22,6 +23,7 @@ class FedAvgParams(Coordinated):
 class FedProxParams(Coordinated):
     """FedAvg with a proximal term (Li 2018, arXiv 1812.06127)."""
 
+    personal: ClassVar[Personal] = "yes"
     name: Literal["fedprox"] = "fedprox"
     """The algorithm."""
     mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
@@ -32,6 +34,7 @@ class FedProxParams(Coordinated):
 class FedAvgFinetuneParams(Coordinated):
     """FedAvg, then local training from the last global model."""
 
+    personal: ClassVar[Personal] = "yes"
     name: Literal["fedavg_finetune"] = "fedavg_finetune"
     """The algorithm."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 5
@@ -41,6 +44,7 @@ class FedAvgFinetuneParams(Coordinated):
 class FedBnParams(Coordinated):
     """FedAvg without the normalisation layers, which stay at the site (Li 2021, arXiv 2102.07623)."""
 
+    personal: ClassVar[Personal] = "yes"
     name: Literal["fedbn"] = "fedbn"
     """The algorithm."""
 
@@ -49,6 +53,7 @@ class FedBnParams(Coordinated):
 class DittoParams(Coordinated):
     """FedAvg beside a personal model that is held near the common one (Li 2021, arXiv 2012.04221)."""
 
+    personal: ClassVar[Personal] = "own"
     name: Literal["ditto"] = "ditto"
     """The algorithm."""
     lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1

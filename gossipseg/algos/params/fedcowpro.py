@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from gossipseg.algos.params.common import Coordinated
+from gossipseg.algos.params.common import Coordinated, Personal
 
 PseudoLabelMethod = Literal["alp", "cow"]
 
@@ -14,6 +14,7 @@ PseudoLabelMethod = Literal["alp", "cow"]
 class FedCoWProParams(Coordinated):
     """Self-supervised one-shot segmentation (arXiv 2503.23507); symbols as in docs/design/equations.md §3."""
 
+    personal: ClassVar[Personal] = "no"
     networks: ClassVar[tuple[str, ...] | None] = ("cowpro_encoder",)
     name: Literal["fedcowpro"] = "fedcowpro"
     """The algorithm."""

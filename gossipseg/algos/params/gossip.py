@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from gossipseg.algos.params.common import FORBID, Exchange
+from gossipseg.algos.params.common import FORBID, Exchange, Personal
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +16,7 @@ class LocalParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "none"
+    personal: ClassVar[Personal] = "itself"
     name: Literal["local"] = "local"
     """The algorithm."""
 
@@ -26,19 +27,8 @@ class GossipAverageParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "gossip"
+    personal: ClassVar[Personal] = "yes"
     name: Literal["gossip_average"] = "gossip_average"
-    """The algorithm."""
-
-
-@dataclass(frozen=True, slots=True)
-class GossipEnsembleParams:
-    """Train alone, predict together with the newest models of other sites where validation gains by it."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
-    exchange: ClassVar[Exchange] = "gossip"
-    ensembles: ClassVar[bool] = True
-    """Visitors' models help to predict, whatever training.ensemble_peers says."""
-    name: Literal["gossip_ensemble"] = "gossip_ensemble"
     """The algorithm."""
 
 
@@ -48,17 +38,18 @@ class GcmlParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = FORBID
     exchange: ClassVar[Exchange] = "gossip"
+    personal: ClassVar[Personal] = "yes"
     name: Literal["gcml"] = "gcml"
     """The algorithm."""
-    lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
-    """Weight of the mutual term, reached after `lambda_ramp_visits` visits."""
-    lambda_ramp_visits: Annotated[int, Field(ge=0)] = 5
-    """Visits over which the weight of the mutual term grows from 0."""
+    lambda_: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    """Weight of the mutual term, reached `lambda_ramp_rounds` rounds after the first exchange."""
+    lambda_ramp_rounds: Annotated[int, Field(ge=0)] = 5
+    """Rounds over which the weight of the mutual term grows from 0."""
+    mutual: Literal["shared", "both"] = "shared"
+    """Who learns by the mutual term: the shared model from the personal one, or each from the other."""
     gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
     """Weight of the push beside the pull."""
     delta_nats: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Margin of the push, in nats of KL divergence."""
     region: Literal["union", "label", "whole"] = "union"
     """Voxels of the mutual term: foreground of label or predictions, of the label alone, or all."""
-    merge: Literal["average", "none"] = "average"
-    """How a visitor's weights are merged after its visit."""

@@ -18,9 +18,8 @@ METHODS = {
     "fedbn": "fedavg, but the layers that adjust to a site's brightness and contrast stay at the site",
     "ditto": "fedavg, and beside the global model each site trains one of its own near to it, which it uses",
     "gossip_average": "sites send models straight to one another; who receives one averages it with its own",
-    "gossip_ensemble": "every site trains alone; models of others help it predict where validation gains",
-    "gcml": "sites send models straight to one another; the one that arrives and the site's own learn from "
-    "each other on the site's images, and are then averaged",
+    "gcml": "sites send models straight to one another; who receives one averages it with its shared model, "
+    "which learns from the site's own model, too; the site predicts with both",
     "fedoap": "fedavg, but the parts of the network that tell organs apart stay at the site",
     "fedsca": "only small added layers of the network travel, and each site gets a mixture of those of sites "
     "like it",

@@ -85,7 +85,6 @@ class Training:
         settings = read_settings(spec)
         compute = choose_compute(settings.device)
         self.trainer = Trainer(open_site(settings, cache.open(spec), compute), self._on_report, lambda: None)
-        self.evaluations = 0
         self.patients: dict[str, str] = {}
         """Case → patient, as far as the data list or the names of all the site's cases tell."""
         self.spent_s: defaultdict[str, float] = defaultdict(float)
@@ -104,15 +103,16 @@ class Training:
         self._spend("other")
         return Round(report, self.evaluations - before)
 
+    @property
+    def evaluations(self) -> int:
+        """Gradients computed so far."""
+        return self.trainer.gradients
+
     def _models(self, order: protocol.StartRound) -> int:
         """Number of models that will take gradients in this round."""
-        algorithm = self.trainer.algorithm
-        beside = algorithm.trains_visitor and order.visit is not None
-        return 1 + algorithm.has_personal + self._shadows + beside
-
-    @property
-    def _shadows(self) -> int:
-        return int(self.trainer.shadow is not None)
+        personal = self.trainer.personal
+        first = self.trainer.settings.training.personal_from_round
+        return 1 + (personal is not None and not order.finetuning and order.round >= first)
 
     @contextmanager
     def _steps_shared(self, models: int) -> Iterator[None]:
@@ -129,11 +129,7 @@ class Training:
 
     def _on_report(self, make: Callable[[], protocol.Progress], activity: protocol.Activity) -> None:
         self._spend(activity)
-        if activity in ("training", "visit"):
-            algorithm = self.trainer.algorithm
-            beside = activity == "visit" and algorithm.trains_visitor
-            models = 1 + algorithm.has_personal + self._shadows + beside
-            self.evaluations += models
+        if activity == "training":
             self._progress(1, activity)
 
     def _spend(self, activity: str) -> None:
@@ -163,7 +159,7 @@ class Training:
             found = trainer.site.score(trainer.model_state.ema, "test", lambda fraction: None)
             self._spend("test")
             return found
-        weights = "ema" if trainer.verdict is None else trainer.verdict.deployed
+        weights = "ema" if trainer.mix is None else trainer.mix.name
         history = trainer.history
         deployment = Deployment(
             trainer.deployed, settings, trainer.compute, weights, history.round, history.steps, None
@@ -183,8 +179,8 @@ class Training:
     @property
     def deployed(self) -> dict[str, Any]:
         """The last decision on the deployed model, for a row of results; empty where there is no choice."""
-        verdict = self.trainer.verdict
-        return {} if verdict is None else {"deployed": dataclasses.asdict(verdict)}
+        mix = self.trainer.mix
+        return {} if mix is None else {"deployed": {"name": mix.name, **dataclasses.asdict(mix)}}
 
     @property
     def curve(self) -> list[tuple[int, float | None]]:

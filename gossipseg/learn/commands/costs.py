@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from gossipseg.algos import registry as algorithms
 from gossipseg.algos.base import Algorithm, StepContext
+from gossipseg.algos.params import personal_of
 from gossipseg.errors import LocalError
 from gossipseg.learn.data.cases import Splits
 from gossipseg.learn.data.dataset import Dataset, Item
@@ -24,13 +24,10 @@ from gossipseg.learn.engine.train_step import make_learner, train_step
 from gossipseg.learn.evaluation.evaluate import score
 from gossipseg.learn.params import DataParams
 from gossipseg.learn.settings import WorkerSettings
-from gossipseg.nets import registry as networks
 
 TIMED_STEPS = 3
 LONGEST_S = 20.0
 """No further step is timed after this."""
-SHADOW_PREDICTIONS = 4
-"""Predictions of a validation case beside a shadow: each model alone, and both again for their mean."""
 HIGH_SHARE = 0.8
 """Share of the free memory above which there is a warning."""
 
@@ -83,7 +80,7 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
     """Seconds of a step of this site's own models, of the validation of a case, and of a round of them.
 
     A few real steps on the first training cases, which are read anew each time where data.cache is false, as
-    in training. Steps beside a visitor take up to twice as long. None where there is nothing to time.
+    in training. None where there is nothing to time.
     Raises LocalError where a step does not fit into memory, or does not work.
     """
     training, validation = splits.training[:2], splits.validation[:1]
@@ -97,9 +94,9 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
         data.keep_all()
     try:
         step_s, net = _step_seconds(settings, data, compute)
-        step_s *= 1 + _has_personal(settings, net) + settings.training.shadow_local
         case_s = _case_seconds(settings, data, net, compute) if validation else 0.0
-        case_s *= SHADOW_PREDICTIONS if settings.training.shadow_local else 1
+        models = 1 + settings.has_personal
+        step_s, case_s = models * step_s, models * case_s
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             said = " ".join(str(e).split())[:300]
@@ -111,7 +108,7 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
         raise LocalError(
             f"not enough memory on {compute.name} for a training step: batch_size {batch} of patches {size} "
             f"through {settings.network.name}. Choose a smaller training.batch_size, task.patch_size or "
-            "network in peers.yaml (at all sites), or a device with more memory."
+            f"network in peers.yaml (at all sites), or a device with more memory.{_without(settings)}"
         ) from e
     total = settings.training.steps_per_round
     cases = len(splits.validation)
@@ -130,7 +127,7 @@ def _step_seconds(settings: WorkerSettings, data: Dataset, compute: Compute) -> 
     net = compute.place_model(build_model(settings), settings.task.spatial_dims)
     learner = make_learner(net, settings.training, compute)
     loss = segmentation_loss(settings.training, settings.task.spatial_dims)
-    context, annotated = StepContext(settings.training.output, 0, loss), Annotated.of(settings, data.rule)
+    context, annotated = StepContext(settings.training.output, None, loss), Annotated.of(settings, data.rule)
 
     def step(number: int) -> None:
         batch = batches.batch(settings.spec.seed, settings.spec.site, 1, number)
@@ -156,10 +153,11 @@ def _step_seconds(settings: WorkerSettings, data: Dataset, compute: Compute) -> 
     return times[len(times) // 2], net
 
 
-def _has_personal(settings: WorkerSettings, net: torch.nn.Module) -> bool:
-    """Whether the algorithm trains a second model on each batch."""
-    norms, private = networks.norm_parameter_names(net), networks.private_names(net)
-    return algorithms.build(settings.algorithm, norms, private).has_personal
+def _without(settings: WorkerSettings) -> str:
+    """The remedy of one model less, where there is such a choice."""
+    if personal_of(settings.algorithm) not in ("yes", "may") or settings.algorithm.name == "gcml":
+        return ""
+    return " Or write training.personal: none: the site then trains the shared model alone."
 
 
 def _case_seconds(settings: WorkerSettings, data: Dataset, net: torch.nn.Module, compute: Compute) -> float:

@@ -1,11 +1,11 @@
 """The evaluate command: scores of a split on the images' own grids, as JSON, CSV, a table and pictures.
 
-The document: {"schema": 1, "kind": "evaluation", "site", "split", "weights": "ema" | "initial" | "shadow" |
-"averaged" | "own" | "ensemble", "round", "steps", "dice": {"mean", "per_class", "with_false_alarms": {"mean",
+The document: {"schema": 1, "kind": "evaluation", "site", "split", "weights": "ema" | "initial" | "mix" |
+"personal" | "shared", "round", "steps", "dice": {"mean", "per_class", "with_false_alarms": {"mean",
 "per_class"}}, "nsd": {"tolerance", "unit", "mean", "per_class"}, "hd95": {"unit": "mm" | "px" | "mm and px",
 "mean", "per_class", "without_missed": {class: mean}}, "counts": {class: scoring.Counts}, "cases": [{"id",
 "mean", "dice", "nsd", "hd95", "unit", "missed", "false_positive_voxels", "false_positive_mm3"}],
-"unlabelled": [ids]}; with an ensemble of peers "members": {site: hash of its model}. Where some images carry
+"unlabelled": [ids]}; with a personal model "members": {model: weight} and "reason". Where some images carry
 a voxel size and some do not, NSD and HD95 have no means.
 With a one-shot algorithm it is that of oneshot.py.
 """
@@ -164,6 +164,7 @@ def _document(deployment: Deployment, split: str, scores: Scores, tolerance: flo
         "split": split,
         "weights": deployment.weights,
         **({"members": dict(deployment.members)} if deployment.members else {}),
+        **({"reason": deployment.reason} if deployment.reason else {}),
         "round": deployment.round,
         "steps": deployment.steps,
         "dice": {

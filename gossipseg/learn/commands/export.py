@@ -1,9 +1,9 @@
 """The export command: the deployment model for use elsewhere.
 
 Written to DIR: `model.pt` (a plain state dict, loads with weights_only), `model.safetensors` (the same, with
-site, federation, round and steps as metadata), `bundle/` (a MONAI bundle). Where several models predict
-together (training.shadow_local, an ensemble of peers), all three hold them all: names begin with `own.` and
-`others.0.` …
+site, federation, round and steps as metadata), `bundle/` (a MONAI bundle). Where the personal and the shared
+model predict together, all three hold both: names begin with `members.0.` and `members.1.`, in the order of
+the metadata's `members`. With --single it is the better one of the two on validation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gossipseg.errors import LocalError
 from gossipseg.learn import bundle
 from gossipseg.learn.commands import cli
 from gossipseg.learn.deploy.deployment import Deployment, load_deployment, must_segment
-from gossipseg.learn.deploy.ensemble import Ensemble
+from gossipseg.learn.evaluation.mixture import Mixture
 from gossipseg.store import atomic_write
 
 OUTPUT_MODE = 0o644
@@ -33,11 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = cli.parser("export", "Write the deployment model as state dict, safetensors and MONAI bundle.")
     parser.add_argument("-o", "--out", required=True, metavar="DIR")
+    parser.add_argument("--single", action="store_true", help="the best single model, not the mix")
     return cli.run(_export, parser, argv)
 
 
 def _export(args: argparse.Namespace) -> int:
-    deployment = load_deployment(cli.spec_of(args))
+    deployment = load_deployment(cli.spec_of(args), single=args.single)
     must_segment(deployment)
     files = export(deployment, Path(args.out))
     document = {
@@ -46,6 +47,9 @@ def _export(args: argparse.Namespace) -> int:
         "site": deployment.settings.spec.site,
         "round": deployment.round,
         "steps": deployment.steps,
+        "weights": deployment.weights,
+        **({"members": dict(deployment.members)} if deployment.members else {}),
+        **({"reason": deployment.reason} if deployment.reason else {}),
         "files": [str(f) for f in files],
     }
     cli.write_json(document, "-")
@@ -55,20 +59,20 @@ def _export(args: argparse.Namespace) -> int:
 def export(deployment: Deployment, folder: Path) -> list[Path]:
     """Write all forms of the model into `folder`; returns the two weight files and the bundle's folder."""
     state = {n: t.detach().cpu().contiguous() for n, t in deployment.net.state_dict().items()}
-    weights = _torch_bytes(state)
+    plain_bytes = _torch_bytes(state)
     root = folder / "bundle"
     _make_folders(root)
     plain, safe = folder / "model.pt", folder / "model.safetensors"
-    atomic_write(plain, weights, mode=OUTPUT_MODE)
+    atomic_write(plain, plain_bytes, mode=OUTPUT_MODE)
     atomic_write(safe, safetensors_bytes(state, _metadata(deployment)), mode=OUTPUT_MODE)
     settings, round, net = deployment.settings, deployment.round, deployment.net
-    beside = len(net.others) if isinstance(net, Ensemble) else 0
+    weights = net.weights if isinstance(net, Mixture) else ()
     texts = {
         "configs/metadata.json": json.dumps(bundle.metadata(settings, round), indent=4),
-        "configs/inference.json": json.dumps(bundle.inference_config(settings, beside=beside), indent=4),
-        "docs/README.md": bundle.readme(settings, round, list(deployment.members)),
+        "configs/inference.json": json.dumps(bundle.inference_config(settings, weights), indent=4),
+        "docs/README.md": bundle.readme(settings, round, deployment.reason),
     }
-    atomic_write(root / "models/model.pt", weights, mode=OUTPUT_MODE)
+    atomic_write(root / "models/model.pt", plain_bytes, mode=OUTPUT_MODE)
     for name, text in texts.items():
         atomic_write(root / name, text.encode(), mode=OUTPUT_MODE)
     return [plain, safe, root]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gossipseg.errors import ConfigError, LocalError
-from gossipseg.learn.deploy.ensemble import Ensemble
-from gossipseg.learn.deploy.peer_ensemble import predicting
-from gossipseg.learn.deploy.shadow import Verdict, deployed_net
+from gossipseg.learn.deploy.choice import Mix, only
+from gossipseg.learn.deploy.earlier import of_earlier_version
+from gossipseg.learn.deploy.prediction import mixed_net
 from gossipseg.learn.engine.build import build_model
 from gossipseg.learn.engine.checkpoint import intact
 from gossipseg.learn.engine.precision import Compute, choose_compute
@@ -30,18 +30,22 @@ class Deployment:
     settings: WorkerSettings
     compute: Compute
     weights: str
-    """`ema`, or `initial` before any training; with training.shadow_local `shadow`, or `averaged`; with an
-    ensemble of peers `own`, or `ensemble`."""
+    """`ema`, or `initial` before any training; with a personal model `mix`, or the one that predicts alone:
+    `personal`, `shared`."""
     round: int
     steps: int
     file: Path | None
     """The checkpoint; None for the initial weights."""
-    members: Mapping[str, str] = field(default_factory=dict)
-    """Other sites whose models predict beside this site's own, with the hashes of these."""
+    members: Mapping[str, float] = field(default_factory=dict)
+    """The models that predict, with their weights, where there is a personal one."""
+    reason: str = ""
+    """Why these, in one line."""
 
 
-def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
-    """The EMA model of the newest checkpoint that can be read, or the initial model of the federation's seed.
+def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = False) -> Deployment:
+    """What the newest checkpoint that can be read deploys, or the initial model of the federation's seed.
+
+    `single`: of several models that predict together, the one that validates best by itself.
 
     Reads only, so it may run beside the daemon. Raises LocalError where there is no usable checkpoint.
     """
@@ -52,11 +56,13 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
     net: nn.Module = build_model(settings)
     file: Path | None = None
     checkpoint: dict[str, Any] = {}
-    weights, members = "initial", dict[str, str]()
+    weights, mix = "initial", None
     if not initial:
-        file, checkpoint = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
+        file, found = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
+        checkpoint = dict(of_earlier_version(found))
         _load(net, checkpoint["ema"], file)
-        net, weights, members = _chosen(net, checkpoint, settings, file)
+        net, mix = _chosen(net, checkpoint, settings, file, single=single)
+        weights = "ema" if mix is None else mix.name
     return Deployment(
         compute.place_model(net, settings.task.spatial_dims).eval(),
         settings,
@@ -65,30 +71,29 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False) -> Deployment:
         int(checkpoint.get("round", 0)),
         int(checkpoint.get("steps", 0)),
         file,
-        members,
+        mix.weights if mix is not None else {},
+        mix.reason if mix is not None else "",
     )
 
 
 def _chosen(
-    net: nn.Module, checkpoint: Mapping[str, Any], settings: WorkerSettings, file: Path
-) -> tuple[nn.Module, str, dict[str, str]]:
-    """What is deployed, its name, and the hashes of other sites' models in it, by site.
+    net: nn.Module, checkpoint: Mapping[str, Any], settings: WorkerSettings, file: Path, *, single: bool
+) -> tuple[nn.Module, Mix | None]:
+    """What is deployed, and the mix; None where there is no personal model, or it is not asked for.
 
-    It is `net` itself where there is no other, or it is not asked for, or a site has been removed since.
+    `net`: the shared model's average.
     """
-    shadow, ensemble, training = checkpoint.get("shadow"), checkpoint.get("ensemble"), settings.training
-    if shadow is not None and training.shadow_local:
-        verdict = Verdict(**shadow["verdict"])
-        other = _built(settings, shadow["student"]["ema"], file)
-        return deployed_net(verdict, net, other, training.output), verdict.deployed, {}
-    if ensemble is not None and settings.ensembles_peers:
-        members = predicting(ensemble)
-        if not members or (settings.spec.listed is not None and set(members) - set(settings.spec.listed)):
-            return net, "own", {}
-        others = [_built(settings, member.weights, file) for member in members.values()]
-        together = Ensemble(net, others, training.output)
-        return together, "ensemble", {frm: member.hash for frm, member in members.items()}
-    return net, "ema", {}
+    personal, told = checkpoint.get("personal_model"), checkpoint.get("mix")
+    if personal is None or told is None or not settings.has_personal:
+        return net, None
+    mix = Mix(**told)
+    if single and len(mix.weights) > 1:
+        mix = only(mix)
+    if "personal" not in mix.weights:
+        return net, mix
+    return mixed_net(
+        mix, _built(settings, personal["model"]["ema"], file), net, settings.training.output
+    ), mix
 
 
 def _built(settings: WorkerSettings, weights: Mapping[str, Tensor], file: Path) -> nn.Module:

@@ -13,7 +13,7 @@ from typing import Any
 import blake3
 import torch
 
-from gossipseg.algos.params.retired import retired_settings
+from gossipseg.algos.params.retired import droppable_settings
 from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.store import Checkpoints
@@ -136,7 +136,7 @@ def _check_contract(path: Path, stored: Mapping[str, str], present: Mapping[str,
         if stored.get(key) != present.get(key):
             afresh = f"start afresh: give the site another state_dir, or move {path.parent} away."
             remedy = f"Restore the setting in peers.yaml, or {afresh}"
-            retired = retired_settings(stored.get("algorithm.name"))
+            retired = droppable_settings(stored.get("algorithm.name"))
             if key == "network.signature" and "private_norm" in retired:
                 remedy += " If it had algorithm.private_norm: true, it goes on under version 0.3 alone."
             raise ConfigError(

@@ -31,6 +31,9 @@ class History:
     own_steps: int = 0
     """Steps that this site took itself, and did not undo."""
     visits: int = 0
+    """Models of other sites that were taken in, or looked at and kept out."""
+    first_exchange: int | None = None
+    """The round in which another site's weights first came into the shared model; None: not yet."""
     last_visit: str | None = None
     """Hash of the last model that visited, whatever became of it."""
     dice_val: float | None = None

@@ -37,17 +37,12 @@ class ModelState:
         settings: WorkerSettings,
         compute: Compute,
         *,
-        has_personal: bool = False,
         keeps_rounds: int = 0,
     ) -> None:
-        """`has_personal`: a second model with the same beginning, which never travels and is deployed.
-        `keeps_rounds`: how many rounds' W are kept (`recent`)."""
+        """`keeps_rounds`: how many rounds' W are kept (`recent`)."""
         self._settings, self._compute = settings, compute
         model = compute.place_model(model, settings.task.spatial_dims)
         self.learner: Learner = make_learner(model, settings.training, compute)
-        self.personal: Learner | None = None
-        if has_personal:
-            self.personal = make_learner(copy.deepcopy(model), settings.training, compute)
         self.ema: Segmenter = copy.deepcopy(model).requires_grad_(False).eval()
         self.averaged_rounds = 0
         """t: rounds that the EMA has taken in since it began; 0: it is no average yet."""
@@ -56,13 +51,8 @@ class ModelState:
 
     @property
     def model(self) -> Segmenter:
-        """The training model W: what is sent."""
+        """The training model W."""
         return self.learner.model
-
-    @property
-    def deployed(self) -> Segmenter:
-        """The model whose average is deployed: the personal one where there is one, else W."""
-        return self.learner.model if self.personal is None else self.personal.model
 
     def weights(self) -> dict[str, Tensor]:
         """W's state dict, live."""
@@ -71,12 +61,10 @@ class ModelState:
     def renew_optimizer(self) -> None:
         """Forget the moments: they belonged to other weights."""
         self.learner = make_learner(self.model, self._settings.training, self._compute)
-        if self.personal is not None:
-            self.personal = make_learner(self.personal.model, self._settings.training, self._compute)
 
     def become(self, incoming: Weights) -> None:
         """Take over the named weights outright: model and EMA, which begins anew, with a fresh optimizer."""
-        for model in (self.model, self.deployed, self.ema):
+        for model in (self.model, self.ema):
             model.load_state_dict(dict(incoming), strict=False)
         self.begin_average()
         self.recent.clear()
@@ -91,7 +79,7 @@ class ModelState:
         """The round's steps are done: e_t, over the parameters (buffers are copied), and W_t is kept."""
         self.averaged_rounds += 1
         self._move_average(1 - self._decay)
-        for mine, its in zip(self.ema.buffers(), self.deployed.buffers(), strict=True):
+        for mine, its in zip(self.ema.buffers(), self.model.buffers(), strict=True):
             mine.copy_(its)
         self.keep_round()
 
@@ -119,14 +107,12 @@ class ModelState:
         return decay_of(self._settings.training.ema_decay, self.averaged_rounds)
 
     def _move_average(self, share: float) -> None:
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.deployed.parameters()), share)
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.model.parameters()), share)
 
     def snapshot(self) -> dict[str, Any]:
         """Copies on the CPU, which restore() puts back."""
         state: dict[str, Any] = {**_state(self.learner), "ema": self.ema.state_dict()}
         state["averaged_rounds"] = self.averaged_rounds
-        if self.personal is not None:
-            state["personal"] = _state(self.personal)
         copied: dict[str, Any] = cpu_copy(state)
         return copied
 
@@ -137,8 +123,6 @@ class ModelState:
         # the next round begins it anew.
         self.averaged_rounds = snapshot.get("averaged_rounds", 0)
         self._restore(self.learner, snapshot)
-        if self.personal is not None:
-            self._restore(self.personal, snapshot["personal"])
 
     def _restore(self, learner: Learner, state: Mapping[str, Any]) -> None:
         learner.model.load_state_dict(state["model"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from gossipseg.algos.base import Algorithm, Role, StepContext, StepPosition
+from gossipseg.algos.base import Algorithm, Outputs, Role, StepContext, StepPosition
 from gossipseg.algos.params.common import Coordinated
 from gossipseg.learn import protocol
 from gossipseg.learn.engine.history import History, RunningMeans, Throughput
@@ -16,6 +16,7 @@ from gossipseg.learn.engine.optim import cosine_rate, learning_rate, step_seed
 from gossipseg.learn.engine.site_data import SiteData
 from gossipseg.learn.engine.train_step import Learner, StepResult, train_step
 from gossipseg.learn.evaluation.evaluate import Scores
+from gossipseg.learn.evaluation.pairs import PairScores
 from gossipseg.learn.params import SplitName
 
 Report = Callable[[Callable[[], protocol.Progress], protocol.Activity], None]
@@ -91,13 +92,25 @@ class RunState:
         learners: Mapping[Role, Learner],
         algorithm: Algorithm,
         context: StepContext,
+        partners: Mapping[Role, Outputs] | None = None,
+        *,
+        show: bool = False,
     ) -> StepResult:
         """One step at `moment`, with the random numbers that are this step's at this site alone."""
         spec = self.settings.spec
         torch.manual_seed(step_seed(spec.seed, spec.site, moment.round, moment.step))
-        clip = self.settings.training.clip_grad_norm
-        target, seen = self.target(batch), self.site.annotated.outputs
-        return train_step(learners, batch["image"], target, algorithm, context, self.compute, clip, seen)
+        return train_step(
+            learners,
+            batch["image"],
+            self.target(batch),
+            algorithm,
+            context,
+            self.compute,
+            self.settings.training.clip_grad_norm,
+            self.site.annotated.outputs,
+            partners,
+            show=show,
+        )
 
     def step_done(
         self, round: int, pace: Throughput, activity: protocol.Activity, frm: str | None = None
@@ -127,6 +140,22 @@ class RunState:
 
     def score(self, model: nn.Module, split: SplitName, round: int) -> Scores:
         """Dice of a model over a split. Raises what the gate raises, between two cases."""
+        return self.site.score(model, split, self._scoring(split, round))
+
+    def score_pair(
+        self,
+        personal: nn.Module,
+        shared: nn.Module,
+        round: int,
+        compared: Collection[float],
+        deployable: Collection[float],
+    ) -> PairScores:
+        """Both models and their mixes over the validation split. Raises what the gate raises."""
+        on_progress = self._scoring("validation", round)
+        return self.site.score_pair(personal, shared, "validation", compared, deployable, on_progress)
+
+    def _scoring(self, split: SplitName, round: int) -> Callable[[float], None]:
+        """What is to be called after each case that was scored."""
         activity: protocol.Activity = "test" if split == "test" else "validation"
 
         def on_progress(fraction: float) -> None:
@@ -134,4 +163,4 @@ class RunState:
             step, total = self.history.step, self.settings.training.steps_per_round
             self.report(lambda: protocol.Progress(round, step, total, activity, fraction), activity)
 
-        return self.site.score(model, split, on_progress)
+        return on_progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -12,14 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gossipseg.algos.base import Outputs
 from gossipseg.errors import LocalError
 from gossipseg.learn.data.cases import Case
 from gossipseg.learn.data.dataset import Dataset
 from gossipseg.learn.data.division import patients_in
 from gossipseg.learn.data.patches import TrainBatches
+from gossipseg.learn.engine.losses import make_target
 from gossipseg.learn.engine.partial import Annotated
 from gossipseg.learn.engine.precision import Compute
 from gossipseg.learn.evaluation.evaluate import Scores, score
+from gossipseg.learn.evaluation.mixture import negative_log_likelihood
+from gossipseg.learn.evaluation.pairs import PairScores, score_pair
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.settings import WorkerSettings
 
@@ -117,6 +121,39 @@ class SiteData:
                 total=self.splits[split],
                 annotated=self._data.rule.annotated,
             )
+
+    def score_pair(
+        self,
+        personal: nn.Module,
+        shared: nn.Module,
+        split: SplitName,
+        compared: Collection[float],
+        deployable: Collection[float],
+        on_progress: Callable[[float], None],
+    ) -> PairScores:
+        """Both models and their mixes over a split, as score() scores one; see evaluation.pairs."""
+        with torch.no_grad(), self.compute.autocast():
+            return score_pair(
+                personal,
+                shared,
+                self._data.items(split),
+                self.settings.task,
+                self.settings.training,
+                self.compute.device,
+                compared=compared,
+                deployable=deployable,
+                loss=self._loss,
+                annotated=self._data.rule.annotated,
+                on_progress=on_progress,
+                total=self.splits[split],
+            )
+
+    def _loss(self, logits: Tensor, label: Tensor) -> float | None:
+        """NLL of a case, of the classes that the site annotates."""
+        output, annotated = self.settings.training.output, self.annotated
+        target = make_target(annotated.label(label[None]), output, annotated.classes)[0]
+        seen = annotated.outputs(Outputs(logits[None])).logits[0]
+        return negative_log_likelihood(seen, target, output)
 
     def patients(self, split: SplitName) -> tuple[str, ...]:
         """Whose the cases of `score` are, in its order. All of the site's cases tell (patients_in)."""

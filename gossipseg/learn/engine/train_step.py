@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,13 +40,8 @@ class StepResult:
     terms: Mapping[str, Tensor]
     skipped: frozenset[Role]
     """Models that took no step because their loss or gradient was not finite."""
-    finite: Mapping[Role, Tensor] = field(default_factory=dict)
-    """Whether what each model shows a partner was finite: boolean scalars, where two train side by side."""
-
-    def at_fault(self, role: Role) -> bool:
-        """Whether a model skipped its step though all that its partners showed it was finite."""
-        partners = (finite for other, finite in self.finite.items() if other != role)
-        return role in self.skipped and all(map(bool, partners))
+    shown: Outputs | None = None
+    """What the local model said, detached and with dropout off, where it was asked to show it."""
 
 
 def make_learner(model: Segmenter, training: TrainingParams, compute: Compute) -> Learner:
@@ -64,25 +59,45 @@ def train_step(
     compute: Compute,
     clip_grad_norm: float,
     seen: See = lambda outputs: outputs,
+    partners: Mapping[Role, Outputs] | None = None,
+    *,
+    show: bool = False,
 ) -> StepResult:
     """One optimizer step of each learner on the same batch.
 
     `image`: (B, C, *spatial) float32 on the device; `target`: as losses.make_target gives it. `seen`: what
-    the losses see of a network's outputs, in which `target` counts its classes.
+    the losses see of a network's outputs, in which `target` counts its classes. `partners`: what models that
+    do not train here say of the batch. `show`: whether the result holds what the local model says.
     A learner whose gradient is not finite keeps its weights and is named in `skipped`.
     """
-    partners = "incoming" in learners
+    clean = show or len(learners) > 1
     outputs: dict[Role, Outputs] = {
-        role: seen(_forward(learner.model, image, compute, partners)) for role, learner in learners.items()
+        role: seen(_forward(learner.model, image, compute, clean)) for role, learner in learners.items()
     }
-    finite = {role: x.clean.isfinite().all() for role, x in outputs.items() if x.clean is not None}
+    shown = _shown(outputs["local"]) if show else None
+    outputs |= partners or {}
     with torch.autocast(compute.device.type, enabled=False):
         losses = algorithm.losses(outputs, target, context)
     del outputs
     skipped = {
         role for role, learner in learners.items() if not _update(learner, losses.total[role], clip_grad_norm)
     }
-    return StepResult(losses.total["local"].detach(), losses.terms, frozenset(skipped), finite)
+    return StepResult(losses.total["local"].detach(), losses.terms, frozenset(skipped), shown)
+
+
+def show(model: Segmenter, image: Tensor, compute: Compute, seen: See = lambda outputs: outputs) -> Outputs:
+    """What a model that does not train now says of a batch, with dropout off. It is left as it was."""
+    mode = model.training
+    model.eval()
+    with torch.no_grad():
+        outputs = seen(_forward(model, image, compute, False))
+    model.train(mode)
+    return _shown(outputs)
+
+
+def _shown(outputs: Outputs) -> Outputs:
+    logits = outputs.logits if outputs.clean is None else outputs.clean
+    return Outputs(logits.detach())
 
 
 def private_step(

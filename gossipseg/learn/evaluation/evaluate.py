@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gossipseg.learn.data.dataset import Item
 from gossipseg.learn.data.transforms import Grid
+from gossipseg.learn.evaluation.mixture import Mixture, mixed
 from gossipseg.learn.evaluation.scoring import (
     ByClass,
     CaseScore,
@@ -47,8 +48,12 @@ def predict_logits(
     """Logits (K, *spatial) float32 on the CPU of an image (C, *spatial): overlapping windows with
     Gaussian weights.
 
-    The network is put into evaluation mode for it and left in the mode it was in.
+    The network is put into evaluation mode for it and left in the mode it was in. The members of a Mixture
+    predict the whole image one after the other.
     """
+    if isinstance(net, Mixture):
+        members = (predict_logits(member, image, task, training, device) for member in net.members)
+        return mixed(members, net.weights, net.output)
     was_training = net.training
     net.eval()
     try:
@@ -118,12 +123,12 @@ def score(
     for done, item in enumerate(cases):
         if item.label is not None:
             logits = predict_logits(net, item.image, task, training, device)
-            found.append(_score_item(item, item.label, logits, task, training, annotated))
+            found.append(score_item(item, item.label, logits, task, training, annotated))
         on_progress((done + 1) / total if total else 0.0)
     return summarise(found, task)
 
 
-def _score_item(
+def score_item(
     item: Item,
     label: Tensor,
     logits: Tensor,
@@ -131,7 +136,7 @@ def _score_item(
     training: TrainingParams,
     annotated: Collection[int] | None,
 ) -> CaseScore:
-    """On the grid of the item's truth; without one, on the task's."""
+    """Dice of a case on the grid of its truth; without one, on the task's. `label`: (1, *task grid)."""
     if item.truth is None or item.grid is None:
         predicted, truth, spacing = labels_of(logits, training), label[0], item.spacing_mm
     else:

@@ -100,9 +100,6 @@ class GlobalModel:
         return shared(self._sent(), self._algorithm.is_shared)
 
     def _sent(self) -> dict[str, Tensor]:
-        """W, or where no weights are mixed the EMA."""
-        if self._algorithm.sends_average:
-            return dict(self._model_state.ema.state_dict())
         return self._model_state.weights()
 
     def set_anchor(self, anchor: Mapping[str, Tensor]) -> None:

@@ -1,27 +1,20 @@
-"""Whom a site takes in: a visitor arrives, trains beside the local model, leaves, and its merge is judged.
+"""What becomes of a model that came: it is admitted and merged, or not, and its merge is judged.
 
 Nothing is merged in the last round: it would be neither trained nor judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from torch import Tensor
-
 from gossipseg.algos.base import Algorithm, Weights
 from gossipseg.errors import PeerRefused
 from gossipseg.learn import protocol
-from gossipseg.learn.deploy.peer_ensemble import PeerEnsemble
 from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.exchange.admission import Admission
 from gossipseg.learn.exchange.guard import WINDOW, Guard, Merge, start_over
-from gossipseg.learn.exchange.norm_recalibration import BATCHES, reestimate
-from gossipseg.learn.exchange.visit import Visitor, admit, dress, seat
+from gossipseg.learn.exchange.visit import Visitor, admit
 from gossipseg.learn.exchange.wire_format import all_finite
 from gossipseg.learn.params import MAX_CLAIMED_COUNT
-from gossipseg.nets.segmenter import Segmenter
 
 LATE_JOINER_RATIO = 20
 """A site takes its first visitor's model over when that has this many times its own steps behind it."""
@@ -38,25 +31,18 @@ def rounds_kept(algorithm: Algorithm) -> int:
     return WINDOW if algorithm.exchanges and (algorithm.averages or algorithm.takes_over) else 0
 
 
+TAKEN_OVER = "taken_over"
+"""Why a model was merged that replaced the site's own outright."""
+
+
 class Reception:
-    """The present visitor's fate, and the guard over merges that are not judged yet."""
+    """The fate of the model that came, and the guard over merges that are not judged yet."""
 
     def __init__(
-        self,
-        run: RunState,
-        algorithm: Algorithm,
-        model_state: ModelState,
-        admission: Admission,
-        ensemble: PeerEnsemble | None = None,
+        self, run: RunState, algorithm: Algorithm, model_state: ModelState, admission: Admission
     ) -> None:
-        """`ensemble`: holds the models that come, to predict with."""
-        self._run, self._algorithm, self._model_state, self._admission = (
-            run,
-            algorithm,
-            model_state,
-            admission,
-        )
-        self._ensemble = ensemble
+        self._run, self._algorithm = run, algorithm
+        self._model_state, self._admission = model_state, admission
         self.guard = Guard(run, model_state)
 
     # ------------------------------------------------------------ arrival
@@ -81,11 +67,13 @@ class Reception:
             return None, protocol.VisitDone(order.visit.hash, "refused", e.reason, detail, order.visit.frm)
         run.resumable = False
         start_over(run, self._model_state, self.guard)
-        if self._ensemble is not None:
-            self._ensemble.take_in(order.visit.frm, order.visit.hash, self._dressed(order.round, visitor))
         if self._joins_late(visitor):
             return None, self._take_over(order.round, visitor)
-        self._greet(order.round, visitor)
+        run.history.visits += 1
+        run.history.last_visit = order.visit.hash
+        merged = self._algorithm.on_arrival(self._model_state.weights(), visitor.incoming)
+        if merged is not None:
+            self._merge(order.round, visitor, merged)
         return visitor, None
 
     def _joins_late(self, visitor: Visitor) -> bool:
@@ -111,8 +99,13 @@ class Reception:
         history.steps = min(visitor.order.steps, MAX_CLAIMED_COUNT)
         history.ahead = self._ahead_of(visitor, round)
         history.last_visit = visitor.order.hash
-        visitor.outcome, visitor.reason = "merged", "taken_over"
+        visitor.outcome, visitor.reason = "merged", TAKEN_OVER
+        self._exchanged(round)
         return visitor.result()
+
+    def _exchanged(self, round: int) -> None:
+        if self._run.history.first_exchange is None:
+            self._run.history.first_exchange = round
 
     def _ahead_of(self, visitor: Visitor, round: int) -> int:
         """The model that is taken over brings its round: the present one is the next. What its sender says of
@@ -120,14 +113,6 @@ class Reception:
         ahead = max(0, min(visitor.order.round, MAX_CLAIMED_COUNT) + 1 - round)
         budget = self._run.settings.training.rounds
         return ahead if budget is None else min(ahead, max(0, budget - round))
-
-    def _greet(self, round: int, visitor: Visitor) -> None:
-        """Let the algorithm merge on arrival, seat the visitor where it trains."""
-        merged = self._algorithm.on_arrival(self._model_state.weights(), visitor.incoming)
-        if merged is not None:
-            self._merge(round, visitor, merged)
-        if self._algorithm.trains_visitor:
-            seat(visitor, self._model_state.model, self._run.settings.training, self._run.compute)
 
     # ------------------------------------------------------------ judgement
 
@@ -154,50 +139,6 @@ class Reception:
         # The average is as it was, too, and holds these weights already.
         history.averaged, history.in_average = True, False
         self.guard.undone(merge)
-        if self._ensemble is not None:
-            self._ensemble.let_go(merge.frm, merge.hash)
-
-    # ------------------------------------------------------------ departure
-
-    def leave(self, visitor: Visitor) -> None:
-        """Its steps are over. One that was sent away is not held to predict with."""
-        self._run.history.visits += 1
-        self._run.history.last_visit = visitor.order.hash
-        if self._ensemble is not None and not visitor.stays:
-            self._ensemble.let_go(visitor.order.frm, visitor.order.hash)
-
-    def departure(self, round: int, visitor: Visitor, undone: Merge | None) -> protocol.VisitDone:
-        """Let the algorithm merge. A visitor that trained beside a model now undone is kept out."""
-        if visitor.stays and undone is None:
-            self._part(round, visitor)
-        elif visitor.stays and undone is not None and undone.hash != visitor.order.hash:
-            visitor.outcome, visitor.reason = "kept_out", "earlier_visit_reverted"
-        if self._ensemble is not None and visitor.stays:
-            self._note_held(visitor, self._ensemble)
-        return visitor.result()
-
-    def _note_held(self, visitor: Visitor, ensemble: PeerEnsemble) -> None:
-        """Say "held" of a model that was kept out and is held to predict with."""
-        if visitor.outcome == "kept_out" and ensemble.holds(visitor.order.frm, visitor.order.hash):
-            visitor.outcome = "held"
-
-    def _part(self, round: int, visitor: Visitor) -> None:
-        weights = self._algorithm.on_departure(self._model_state.weights(), visitor.weights(self._algorithm))
-        if weights is not None:
-            self._merge(round, visitor, weights)
-
-    def _dressed(self, round: int, visitor: Visitor) -> Segmenter:
-        """The model as it came, ready to predict on this site's images."""
-        model = dress(visitor, self._model_state.model)
-        reestimate(model, lambda: self._unseen_images(round), self._run.compute)
-        return model
-
-    def _unseen_images(self, round: int) -> Iterator[Tensor]:
-        """Batches of this round beyond those it trains on: for batch norm's statistics."""
-        first = self._run.settings.training.steps_per_round
-        for _, batch in self._run.site.batches(round, first, first + BATCHES):
-            self._run.gate()
-            yield batch["image"]
 
     def _merge(self, round: int, visitor: Visitor, weights: Weights) -> None:
         """Take the algorithm's weights, unless this is the last round."""
@@ -207,5 +148,6 @@ class Reception:
         self.guard.before_merge(visitor.order.hash, visitor.order.frm, round)
         self._model_state.model.load_state_dict(dict(weights), strict=False)
         visitor.outcome = "merged"
+        self._exchanged(round)
         history = self._run.history
         history.steps = max(history.steps, min(visitor.order.steps, MAX_CLAIMED_COUNT))

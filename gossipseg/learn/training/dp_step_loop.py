@@ -31,6 +31,8 @@ class DpStepLoop:
     ) -> None:
         self._run, self._algorithm, self._model_state = run, algorithm, model_state
         self._private, self._make_context = private, make_context
+        self.gradients = 0
+        """Steps taken so far."""
 
     def take(self, order: protocol.StartRound) -> str:
         """The steps that the round still lacks; why fewer were taken, or "". Raises what the gate raises."""
@@ -43,6 +45,7 @@ class DpStepLoop:
                 result = self.step(run.moment(order, run.history.step))
                 if result is not None:
                     run.tally.add(result.loss, result.terms)
+                self.gradients += 1
                 run.step_done(round, pace, "training")
             run.gate()
         finally:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from gossipseg.algos.base import Algorithm
 from gossipseg.errors import DiskFull, LocalError
 from gossipseg.learn import protocol
-from gossipseg.learn.deploy.peer_ensemble import PeerEnsemble
-from gossipseg.learn.deploy.shadow import Shadow
+from gossipseg.learn.deploy.prediction import Prediction
 from gossipseg.learn.engine.model_state import ModelState, cpu_copy
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.evaluation.evaluate import Scores
@@ -19,58 +18,56 @@ from gossipseg.learn.exchange.admission import Admission
 from gossipseg.learn.exchange.global_model import GlobalModel, everything
 from gossipseg.learn.exchange.guard import Guard
 from gossipseg.learn.exchange.wire_format import all_finite, export_wire
+from gossipseg.learn.training.personal import Personal
 
 
 class RoundEnd:
-    """The deployed model at the end of each round. `best`: that of the best fine-tuning round, on the CPU."""
+    """The deployed model at the end of each round. `best`: the shared one's average of the best fine-tuning
+    round, on the CPU."""
 
     def __init__(
         self,
         run: RunState,
         algorithm: Algorithm,
-        model_state: ModelState,
+        shared: ModelState,
         admission: Admission,
         global_model: GlobalModel,
-        shadow: Shadow | None,
-        ensemble: PeerEnsemble | None,
+        personal: Personal | None,
         guard: Guard,
     ) -> None:
-        """At most one of `shadow` and `ensemble` chooses what is deployed; without them it is the EMA."""
-        self._run, self._algorithm, self._model_state = run, algorithm, model_state
-        self._admission, self._global_model, self._shadow, self._guard = (
-            admission,
-            global_model,
-            shadow,
-            guard,
-        )
-        self.choice: Shadow | PeerEnsemble | None = shadow or ensemble
+        """Without a personal model the shared one's average is deployed."""
+        self._run, self._algorithm, self._shared, self._personal = run, algorithm, shared, personal
+        self._admission, self._global_model, self._guard = admission, global_model, guard
+        self.prediction = Prediction(run) if personal is not None else None
         self.best: dict[str, Tensor] | None = None
 
     @property
     def deployed(self) -> nn.Module:
-        """What the site evaluates and predicts with: the EMA, or what the last verdict says."""
-        ema = self._model_state.ema
-        return ema if self.choice is None else self.choice.deployed(ema)
+        """What the site evaluates and predicts with."""
+        if self.prediction is None or self._personal is None:
+            return self._shared.ema
+        return self.prediction.net(self._personal.model_state.ema, self._shared.ema)
 
-    def take_in(self) -> str:
-        """Let the EMA take in the round, once. What went wrong, in words, or ""."""
-        history, model_state = self._run.history, self._model_state
+    def take_in(self, round: int) -> str:
+        """Let the averages take in the round, once. What went wrong, in words, or ""."""
+        trouble = self._personal.average(round) if self._personal is not None else ""
+        history, shared = self._run.history, self._shared
         if history.averaged:
-            return ""
-        if not (all_finite(model_state.deployed.state_dict()) and all_finite(model_state.weights())):
+            return trouble
+        if not all_finite(shared.weights()):
             return "the weights are not finite: the average that is deployed leaves this round out"
-        self._admission.note_own(model_state.deployed.state_dict(), model_state.ema.state_dict())
-        model_state.take_in_round()
+        self._admission.note_own(shared.weights(), shared.ema.state_dict())
+        shared.take_in_round()
         self._guard.round_trained()
         history.averaged = history.in_average = True
-        return ""
+        return trouble
 
     def before_finetuning(self, round: int) -> None:
         """The average begins anew. Where the best model is kept, the one before fine-tuning may be that."""
         if self._algorithm.keeps_best_finetuned:
-            dice = self._run.score(self._model_state.ema, "validation", round).mean
-            self.best, self._run.history.best_finetuned = cpu_copy(self._model_state.ema.state_dict()), dice
-        self._model_state.begin_average()
+            dice = self._run.score(self._shared.ema, "validation", round).mean
+            self.best, self._run.history.best_finetuned = cpu_copy(self._shared.ema.state_dict()), dice
+        self._shared.begin_average()
 
     def close(self, order: protocol.StartRound) -> Scores | None:
         """Validation of the EMA where it is due, and the test split after the last round."""
@@ -89,11 +86,23 @@ class RoundEnd:
         return scores
 
     def _validated(self, round: int, *, picks: bool, last: bool) -> Scores:
-        """Validation scores of the model that is deployed from now on."""
-        scores = self._run.score(self._model_state.ema, "validation", round)
-        if picks and self._pick(scores.mean, last):
-            scores = self._run.score(self._model_state.ema, "validation", round)
-        return scores if self.choice is None else self.choice.judge(self._model_state.ema, scores, round)
+        """Validation scores of what is deployed from now on."""
+        if not picks:
+            return self._judged(round)
+        scores = self._run.score(self._shared.ema, "validation", round)
+        changed = self._pick(scores.mean, last)
+        return scores if self.prediction is None and not changed else self._judged(round)
+
+    def _judged(self, round: int) -> Scores:
+        """Choose what is deployed, and score it."""
+        prediction, personal, shared = self.prediction, self._personal, self._shared.ema
+        if prediction is None or personal is None:
+            return self._run.score(shared, "validation", round)
+        if not personal.begun:
+            first = self._run.settings.training.personal_from_round
+            return prediction.shared_alone(shared, round, f"the personal model begins with round {first}")
+        copied = personal.rounds if personal.copied_from else None
+        return prediction.judge(personal.model_state.ema, shared, round, copied=copied)
 
     def _pick(self, dice: float | None, last: bool) -> bool:
         """Keep the best deployment model of fine-tuning; deploy it after the last round.
@@ -102,10 +111,10 @@ class RoundEnd:
         """
         best = self._run.history.best_finetuned
         if self.best is None or best is None or (dice is not None and dice > best):
-            self.best, self._run.history.best_finetuned = cpu_copy(self._model_state.ema.state_dict()), dice
+            self.best, self._run.history.best_finetuned = cpu_copy(self._shared.ema.state_dict()), dice
             return False
         if last:
-            self._model_state.ema.load_state_dict(self.best)
+            self._shared.ema.load_state_dict(self.best)
         return last
 
     def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:

@@ -6,88 +6,120 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from gossipseg.algos.base import Algorithm, Role, StepContext, StepPosition
+from gossipseg.algos.base import Algorithm, Outputs, Role, StepContext, StepPosition
+from gossipseg.algos.local import Local
 from gossipseg.learn import protocol
-from gossipseg.learn.deploy.shadow import Shadow
 from gossipseg.learn.engine.history import Throughput
 from gossipseg.learn.engine.losses import segmentation_loss
 from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.optim import set_learning_rate, step_seed
 from gossipseg.learn.engine.run_state import RunState
-from gossipseg.learn.engine.train_step import Learner, StepResult
+from gossipseg.learn.engine.train_step import Learner, StepResult, show
 from gossipseg.learn.exchange.global_model import GlobalModel
-from gossipseg.learn.exchange.visit import Visitor
-
-OWN: frozenset[Role] = frozenset({"local", "personal"})
-"""Models of the site itself: a step that one of them skips is told of."""
+from gossipseg.learn.training.personal import Personal
 
 
 class StepLoop:
-    """E steps of the local model, of the personal one where there is one, and of a visitor beside it.
-
-    `shadow`: trains on the same batches and has no part in the others' losses.
-    """
+    """E steps of the shared model, and of the personal one beside it where there is one."""
 
     def __init__(
         self,
         run: RunState,
         algorithm: Algorithm,
-        model_state: ModelState,
+        shared: ModelState,
         global_model: GlobalModel,
-        shadow: Shadow | None = None,
+        personal: Personal | None = None,
     ) -> None:
-        self._run, self._algorithm, self._model_state, self._global_model = (
-            run,
-            algorithm,
-            model_state,
-            global_model,
-        )
-        self._shadow = shadow
+        self._run, self._algorithm, self._alone = run, algorithm, Local()
+        self._shared, self._global_model, self._personal = shared, global_model, personal
         self._segmentation_loss = segmentation_loss(run.settings.training, run.settings.task.spatial_dims)
+        self.gradients = 0
+        """Gradients computed so far, by any of the two models."""
 
-    def take(self, order: protocol.StartRound, visitor: Visitor | None) -> None:
+    def take(self, order: protocol.StartRound) -> None:
         """The steps that the round still lacks. Raises what the gate raises, between two of them."""
         run, pace, round = self._run, Throughput(), order.round
-        activity: protocol.Activity = "training" if visitor is None else "visit"
-        frm = visitor.order.frm if visitor is not None else None
         for step, batch in run.site.batches(round, run.history.step, run.settings.training.steps_per_round):
             run.gate()
-            moment = run.moment(order, step)
-            result = self._step(moment, batch, visitor)
-            if self._shadow is not None:
-                context = self.context(moment, {"local": self._shadow.learner})
-                set_learning_rate(self._shadow.learner.optimizer, run.learning_rate_alone(moment))
-                self._shadow.step(moment, batch, context)
-            run.tally.skipped += bool(result.skipped & OWN)
+            result = self._step(run.moment(order, step), batch)
+            run.tally.skipped += bool(result.skipped)
             if "local" not in result.skipped:
                 run.tally.add(result.loss, result.terms)
-            if visitor is not None and visitor.learner is not None:
-                visitor.note_step(result.at_fault("incoming"))
-            run.step_done(round, pace, activity, frm)
+            run.step_done(round, pace, "training")
         run.gate()
 
-    def _step(self, moment: StepPosition, batch: Mapping[str, Tensor], visitor: Visitor | None) -> StepResult:
-        learners: dict[Role, Learner] = {"local": self._model_state.learner}
-        if self._model_state.personal is not None:
-            learners["personal"] = self._model_state.personal
-        if visitor is not None and visitor.learner is not None:
-            learners["incoming"] = visitor.learner
-        context = self.context(moment, learners)
-        return self._run.train(moment, batch, learners, self._algorithm, context)
+    def take_personal(self, order: protocol.StartRound) -> None:
+        """The steps of the personal model alone, where the shared one trains in another way."""
+        run, personal = self._run, self._personal
+        if personal is None:
+            return
+        for step, batch in run.site.batches(order.round, 0, run.settings.training.steps_per_round):
+            run.gate()
+            if personal.due(run.moment(order, step)):
+                self._step_alone(personal, run.moment(order, step), batch)
+        run.gate()
 
-    def context(self, moment: StepPosition, learners: Mapping[Role, Learner]) -> StepContext:
+    def _step(self, position: StepPosition, batch: Mapping[str, Tensor]) -> StepResult:
+        """One step of each model that is to take one.
+
+        They go side by side where both losses are the algorithm's. Else the personal model goes first, and
+        shows what it said before its step.
+        """
+        algorithm, personal = self._algorithm, self._personal
+        learners: dict[Role, Learner] = {"local": self._shared.learner}
+        partners: dict[Role, Outputs] = {}
+        if personal is not None and algorithm.trains_personal and personal.due(position):
+            learners["personal"] = personal.learner
+            personal.stepped(position)
+        elif personal is not None and personal.begun:
+            shown = self._shown(personal, position, batch)
+            if shown is not None and bool(shown.logits.isfinite().all()):
+                partners["personal"] = shown
+        context = self.context(position, learners)
+        if "personal" in learners and personal is not None:
+            set_learning_rate(personal.learner.optimizer, personal.learning_rate(position))
+        self.gradients += len(learners)
+        return self._run.train(position, batch, learners, algorithm, context, partners)
+
+    def _shown(
+        self, personal: Personal, position: StepPosition, batch: Mapping[str, Tensor]
+    ) -> Outputs | None:
+        """Take its step if it is due; what it says of the batch, where the algorithm asks for it."""
+        if personal.due(position):
+            return self._step_alone(personal, position, batch).shown
+        if not self._algorithm.learns_from_personal:
+            return None
+        seen = self._run.site.annotated.outputs
+        return show(personal.learner.model, batch["image"], self._run.compute, seen)
+
+    def _step_alone(
+        self, personal: Personal, position: StepPosition, batch: Mapping[str, Tensor]
+    ) -> StepResult:
+        """A step of the personal model as `local` takes it."""
+        context = self.context(position, {"local": personal.learner})
+        set_learning_rate(personal.learner.optimizer, personal.learning_rate(position))
+        learners: dict[Role, Learner] = {"local": personal.learner}
+        shows = self._algorithm.learns_from_personal
+        result = self._run.train(position, batch, learners, self._alone, context, show=shows)
+        self._run.tally.skipped += bool(result.skipped)
+        personal.stepped(position)
+        self.gradients += 1
+        return result
+
+    def context(self, position: StepPosition, learners: Mapping[Role, Learner]) -> StepContext:
         """What the losses of a step may know; the models are made ready to train."""
-        training, spec = self._run.settings.training, self._run.settings.spec
-        round, step, rate = moment.round, moment.step, self._run.learning_rate(moment)
+        training, spec, history = self._run.settings.training, self._run.settings.spec, self._run.history
+        round, step, rate = position.round, position.step, self._run.learning_rate(position)
         for learner in learners.values():
             learner.model.train()
             set_learning_rate(learner.optimizer, rate)
+        first = history.first_exchange
         return StepContext(
             training.output,
-            self._run.history.visits,
+            None if first is None else round - first,
             self._segmentation_loss,
             {role: dict(learner.model.named_parameters()) for role, learner in learners.items()},
             self._global_model.anchor,
-            moment,
+            position,
             step_seed(spec.seed, f"{spec.site}/noise", round, step),
         )

@@ -1,20 +1,16 @@
-"""The trainer: rounds of one site, with or without a visitor, and all that must survive between them.
+"""The trainer: rounds of one site, and all that must survive between them.
 
     start     under a coordinator, the global model replaces the tensors that travel (global_model.py)
-    arrival   an incoming model is checked; a site with no round behind it takes it over outright
-              (reception.py)
-    steps     E steps, both models on identical batches where the algorithm trains the visitor (step_loop.py,
+    arrival   a model that came is checked and merged into the shared one; a site with no round behind it
+              takes it over outright (reception.py)
+    steps     E steps of the shared model and of the personal one, on identical batches (step_loop.py,
               dp_step_loop.py)
-    average   the EMA takes in the site's own training, before anything is merged into it (round_end.py)
+    average   the averages take in the site's own training (round_end.py)
     judgement the guard undoes an earlier merge that did harm (reception.py, guard.py)
-    close     validation, export (round_end.py)
-    departure the algorithm may merge; the next rounds train what comes of it (reception.py)
+    close     validation, the choice of what is deployed, export (round_end.py, deploy/prediction.py)
 
-Where the settings ask for it, a shadow takes the same steps and meets nobody (shadow.py), or the models that
-came help to predict (peer_ensemble.py).
-
-A local round can be interrupted between any two steps or validation cases and goes on from there; a round
-with a visitor starts again from its beginning, because the visitor is not kept.
+A round can be interrupted between any two steps or validation cases and goes on from there; one in which a
+model came in starts again from its beginning, because that model is not kept.
 """
 
 from __future__ import annotations
@@ -30,8 +26,8 @@ from torch import nn
 from gossipseg.algos import registry as algorithms
 from gossipseg.errors import LocalError
 from gossipseg.learn import protocol
-from gossipseg.learn.deploy.peer_ensemble import PeerEnsemble, PeerVerdict
-from gossipseg.learn.deploy.shadow import Shadow, Verdict
+from gossipseg.learn.deploy.choice import Mix
+from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.engine.build import build_model
 from gossipseg.learn.engine.history import History
 from gossipseg.learn.engine.model_state import ModelState, cpu_copy
@@ -41,60 +37,59 @@ from gossipseg.learn.evaluation.evaluate import Scores
 from gossipseg.learn.exchange.admission import Admission, Examination
 from gossipseg.learn.exchange.aggregate import aggregate
 from gossipseg.learn.exchange.global_model import GlobalModel, everything, frozen
-from gossipseg.learn.exchange.guard import Guard, start_over
-from gossipseg.learn.exchange.reception import Reception, rounds_kept
+from gossipseg.learn.exchange.guard import Guard, Merge, start_over
+from gossipseg.learn.exchange.reception import TAKEN_OVER, Reception, rounds_kept
 from gossipseg.learn.exchange.visit import Visitor
 from gossipseg.learn.exchange.wire_format import content_hash, wire_schema
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.learn.training.dp_step_loop import DpStepLoop, open_account
+from gossipseg.learn.training.personal import OWN, Personal
 from gossipseg.learn.training.round_end import RoundEnd
 from gossipseg.learn.training.step_loop import StepLoop
 from gossipseg.nets import registry as networks
 
 
 class Trainer:
-    """One site's training model W, its optimizer, its EMA, and where they stand."""
+    """One site's shared model, the personal one beside it, and where they stand."""
 
     def __init__(self, site: SiteData, report: Report, gate: Gate) -> None:
         self.run = run = RunState(site, report, gate)
         self.site, self.compute = site, site.compute
         model = build_model(run.settings)
-        self.algorithm = algorithms.build(
+        self.algorithm = algorithm = algorithms.build(
             run.settings.algorithm, networks.norm_parameter_names(model), networks.private_names(model)
         )
-        self.network_signature = networks.network_signature(model, self.algorithm.is_shared)
-        self.initial_hash = content_hash(model.state_dict(), self.algorithm.is_shared)
-        self.shadow = Shadow(run, model) if run.settings.training.shadow_local else None
-        self.ensemble = PeerEnsemble(run) if run.settings.ensembles_peers else None
+        self.network_signature = networks.network_signature(model, algorithm.is_shared)
+        self.initial_hash = content_hash(model.state_dict(), algorithm.is_shared)
+        self.personal: Personal | None = None
+        if run.settings.has_personal:
+            self.personal = Personal(run, model, follows=algorithm.trains_personal)
         self.model_state = ModelState(
-            model,
-            run.settings,
-            run.compute,
-            has_personal=self.algorithm.has_personal,
-            keeps_rounds=rounds_kept(self.algorithm),
+            model, run.settings, run.compute, keeps_rounds=rounds_kept(self.algorithm)
         )
-        self.admission = Admission(run.settings.admission, averages=self.algorithm.averages)
+        self.admission = Admission(run.settings.admission, averages=algorithm.averages)
         self.global_model = GlobalModel(
-            self.algorithm, self.model_state, run.settings.spec, self.admission, run.settings.privacy
+            algorithm, self.model_state, run.settings.spec, self.admission, run.settings.privacy
         )
-        self.reception = Reception(run, self.algorithm, self.model_state, self.admission, self.ensemble)
-        self.steps = StepLoop(run, self.algorithm, self.model_state, self.global_model, self.shadow)
+        self.reception = Reception(run, algorithm, self.model_state, self.admission)
+        self.steps = StepLoop(run, algorithm, self.model_state, self.global_model, self.personal)
         self.private = open_account(run, self.model_state)
         self.private_steps: DpStepLoop | None = None
         if self.private is not None:
             self.private_steps = DpStepLoop(
-                run, self.algorithm, self.model_state, self.private, self.steps.context
+                run, algorithm, self.model_state, self.private, self.steps.context
             )
         self.round_end = RoundEnd(
             run,
-            self.algorithm,
+            algorithm,
             self.model_state,
             self.admission,
             self.global_model,
-            self.shadow,
-            self.ensemble,
+            self.personal,
             self.reception.guard,
         )
+        self._notice = ""
+        """What an administrator should know with the next round's report."""
 
     @property
     def settings(self) -> WorkerSettings:
@@ -121,9 +116,15 @@ class Trainer:
         return self.round_end.deployed
 
     @property
-    def verdict(self) -> Verdict | PeerVerdict | None:
-        """How it was chosen; None where there is nothing to choose from."""
-        return self.round_end.choice.verdict if self.round_end.choice is not None else None
+    def mix(self) -> Mix | None:
+        """Which models predict, and why; None where there is one only."""
+        return self.round_end.prediction.mix if self.round_end.prediction is not None else None
+
+    @property
+    def gradients(self) -> int:
+        """Gradients computed so far, by all models."""
+        private = self.private_steps.gradients if self.private_steps is not None else 0
+        return self.steps.gradients + private
 
     @property
     def resumable(self) -> bool:
@@ -173,27 +174,19 @@ class Trainer:
                 "The daemon and its worker disagree; restart the daemon."
             )
         started = time.perf_counter()
-        trouble = self._start(order)
-        visitor, visit = self.reception.arrival(order)
-        with frozen(self.model_state.learner, self.algorithm, self.run.moment(order, 0)):
-            if self.private_steps is None:
-                self.steps.take(order, visitor)
-            else:
-                trouble = _join(trouble, self.private_steps.take(order))
-        if self.shadow is not None:
-            self.shadow.average(order.round)
+        trouble, self._notice = _join(self._notice, self._start(order)), ""
+        visitor, visit = self._arrival(order)
+        trouble = _join(trouble, self._train(order))
         undone = self.reception.undo_not_finite()
+        trouble = _join(trouble, self.round_end.take_in(order.round))
         if undone is None:
-            trouble = _join(trouble, self.round_end.take_in())
             undone = self.reception.judgement(order.round)
-        if visitor is not None:
-            self.reception.leave(visitor)
+        self._forget_copy_of(undone, order.round)
         scores = self.round_end.close(order)
         export, warning = self.round_end.export(order) if order.export else (None, "")
         if visitor is not None:
-            visit = self.reception.departure(order.round, visitor, undone)
+            visit = visitor.result()
         done = self._done(order, scores, started)
-        done["beside"] = _beside(visitor)
         done |= {"export": export, "visit": visit, "warning": _join(trouble, self._skips(), warning)}
         if self.history.reverted is not None:
             done["reverted"], done["reverted_frm"] = self.history.reverted
@@ -202,20 +195,47 @@ class Trainer:
 
     def _start(self, order: protocol.StartRound) -> str:
         """Take the global model in, unless that was done before an interruption; what went wrong, or ""."""
-        if self.ensemble is not None and order.listed is not None:
-            self.ensemble.keep_only(order.listed)
         trouble, global_model, history = "", order.start_from, self.history
         if self.settings.algorithm.exchange == "rounds":
             history.ahead = order.ahead
+        if self.personal is not None:
+            self.personal.begin(order.round, self.model_state)
         if global_model is not None and global_model.hash != history.last_global:
             start_over(self.run, self.model_state, self.guard)
             trouble = self.global_model.begin(global_model, settling_in=order.settling_in)
             history.last_global = global_model.hash
             if order.settling_in:
                 history.settling_round = order.round
+                self._copy_personal(order.round, global_model.hash)
         if order.finetuning and not (history.finetuned or history.step or history.averaged):
             self.round_end.before_finetuning(order.round)
         return trouble
+
+    def _arrival(self, order: protocol.StartRound) -> tuple[Visitor | None, protocol.VisitDone | None]:
+        """Take in the model that came; a site that takes it over has a personal model that is its copy."""
+        visitor, visit = self.reception.arrival(order)
+        if visit is not None and visit.reason == TAKEN_OVER:
+            self._copy_personal(order.round, visit.hash)
+        return visitor, visit
+
+    def _train(self, order: protocol.StartRound) -> str:
+        """The round's steps; why fewer were taken, or ""."""
+        with frozen(self.model_state.learner, self.algorithm, self.run.moment(order, 0)):
+            if self.private_steps is None:
+                self.steps.take(order)
+                return ""
+            trouble = self.private_steps.take(order)
+            self.steps.take_personal(order)
+            return trouble
+
+    def _copy_personal(self, round: int, source: str) -> None:
+        if self.personal is not None:
+            self.personal.copy(self.model_state, round, source)
+
+    def _forget_copy_of(self, undone: Merge | None, round: int) -> None:
+        """A personal model that was a copy of one that did harm begins anew, as a copy of the shared one."""
+        if undone is not None and self.personal is not None and self.personal.copied_from == undone.hash:
+            self.personal.copy(self.model_state, round + 1, OWN)
 
     def _done(self, order: protocol.StartRound, scores: Scores | None, started: float) -> dict[str, Any]:
         loss, terms = self.run.tally.means()
@@ -232,8 +252,8 @@ class Trainer:
             "dice_test": self.history.dice_test,
             "dice_test_start": self.history.dice_test_start,
             "spent": self.private.spent if self.private is not None else None,
-            "deployed": self.verdict.deployed if self.verdict is not None else "",
-            "deployed_reason": self.verdict.reason if self.verdict is not None else "",
+            "deployed": self.mix.name if self.mix is not None else "",
+            "deployed_reason": self.mix.reason if self.mix is not None else "",
         }
 
     def _skips(self) -> str:
@@ -261,9 +281,13 @@ class Trainer:
             "admission": self.admission.state(),
             "released": self.global_model.private_state(),
             "spent": self.private.state() if self.private is not None else None,
-            **({"shadow": self.shadow.state()} if self.shadow is not None else {}),
-            **({"ensemble": self.ensemble.state()} if self.ensemble is not None else {}),
+            **self._personal_state(),
         }
+
+    def _personal_state(self) -> dict[str, Any]:
+        if self.personal is None or self.round_end.prediction is None:
+            return {}
+        return {"personal_model": self.personal.state(), "mix": self.round_end.prediction.state()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what state() gave, perhaps on another device."""
@@ -278,17 +302,24 @@ class Trainer:
         self.global_model.load_private(state.get("released"))
         if self.private_steps is not None:
             self.private_steps.load(state.get("spent"))
-        if self.shadow is not None:
-            self.shadow.load(state.get("shadow"))
-        if self.ensemble is not None:
-            self.ensemble.load(state.get("ensemble"))
+        self._load_personal(state)
         torch.set_rng_state(state["rng"]["torch"])
         if self.compute.device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)
 
-
-def _beside(visitor: Visitor | None) -> str | None:
-    return visitor.order.frm if visitor is not None and visitor.learner is not None else None
+    def _load_personal(self, state: Mapping[str, Any]) -> None:
+        """A checkpoint without a personal model: it begins as a copy of the shared one."""
+        personal, prediction = self.personal, self.round_end.prediction
+        if personal is None or prediction is None:
+            return
+        state = of_earlier_version(state)
+        if "personal_model" in state:
+            personal.load(state["personal_model"])
+            prediction.load(state.get("mix", prediction.state()))
+        elif self.history.round or self.history.step:
+            self._notice = "the personal model begins as a copy of the shared one: the checkpoint had none"
+            self.run.resumable = True
+            personal.copy(self.model_state, self.history.round + 1, OWN)
 
 
 def _join(*parts: str) -> str:

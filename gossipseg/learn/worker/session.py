@@ -161,7 +161,7 @@ class WorkerSession:
 
     def _ready(self) -> protocol.Ready:
         trainer, history = self._trainer, self._trainer.history
-        verdict = trainer.verdict
+        mix = trainer.mix
         return protocol.Ready(
             round=history.round,
             steps=history.steps,
@@ -185,6 +185,6 @@ class WorkerSession:
             update_tensors=trainer.update_schema,
             warning=self._warning,
             spent=trainer.private.spent if trainer.private is not None else None,
-            deployed=verdict.deployed if verdict is not None else "",
-            deployed_reason=verdict.reason if verdict is not None else "",
+            deployed=mix.name if mix is not None else "",
+            deployed_reason=mix.reason if mix is not None else "",
         )

@@ -137,14 +137,13 @@ class StatusDoc(Document, frozen=True):
     deployed: str = ""
     """Which model is deployed.
 
-    With training.shadow_local: shadow | averaged (the mean of both models' predictions). With an ensemble of
-    peers: own | ensemble. Otherwise empty.
+    mix (the personal and the shared model) | personal | shared. Empty without a personal model.
     """
     deployed_reason: str = ""
     """Why that model is deployed: the Dice scores, and their evidence.
 
-    The text names both validation Dice, the number of cases and patients and the standard error, or the peers
-    that take part.
+    One line: validation Dice alone and deployed, the gain with its standard error and the number of patients,
+    and the weight of each model.
     """
     concerns: tuple[ConcernRow, ...] = ()
     """The reasons that concern the exchange with others, in parts."""

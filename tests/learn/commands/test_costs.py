@@ -55,5 +55,5 @@ def test_all_models_that_a_site_trains_are_counted(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(costs, "_seconds", one_second)
     cases = pace(tmp_path)["validation_cases"]
     assert pace(tmp_path)["round_s"] == 4 * 1 + cases
-    assert pace(tmp_path, DittoParams())["round_s"] == 4 * 2 + cases
-    assert pace(tmp_path, GcmlParams(), shadow_local=True)["round_s"] == 4 * 2 + cases * 4
+    assert pace(tmp_path, DittoParams())["round_s"] == 2 * (4 + cases)
+    assert pace(tmp_path, GcmlParams())["round_s"] == 2 * (4 + cases)

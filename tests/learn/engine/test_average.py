@@ -16,7 +16,12 @@ import torch
 from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
-from gossipseg.algos.params import DittoParams, FedAvgFinetuneParams, FedAvgParams, GcmlParams, LocalParams
+from gossipseg.algos.params import (
+    FedAvgFinetuneParams,
+    FedAvgParams,
+    GossipAverageParams,
+    LocalParams,
+)
 from gossipseg.learn import protocol
 from gossipseg.learn.engine.model_state import decay_of
 from gossipseg.learn.worker.link import StopRequested
@@ -45,12 +50,15 @@ def trainer_of(data: Path, state_dir: Path, algorithm: Any = None, gate: Any = N
     trainer = make_trainer(dataclasses.replace(spec, admission={"enabled": False}))
     put(trainer.model_state.model, 0)
     put(trainer.model_state.ema, 0)
-    put(trainer.model_state.deployed, 0)
+    personal = trainer.personal
+    if personal is not None:
+        put(personal.model_state.ema, 0)
 
-    def take(order: protocol.StartRound, visitor: Any) -> None:
+    def take(order: protocol.StartRound) -> None:
         put(trainer.model_state.model, order.round)
-        if trainer.model_state.personal is not None:
-            put(trainer.model_state.personal.model, PERSONAL + order.round)
+        if personal is not None and not order.finetuning:
+            put(personal.model_state.model, PERSONAL + order.round)
+            personal.stepped(trainer.run.moment(order, 3))
         trainer.history.step, trainer.history.steps = 4, trainer.history.steps + 4
 
     trainer.steps.take = take
@@ -59,9 +67,9 @@ def trainer_of(data: Path, state_dir: Path, algorithm: Any = None, gate: Any = N
     return trainer
 
 
-def weights(trainer: Any) -> dict[int, float]:
-    """Entry → its weight in what is deployed, without zeros."""
-    held = trainer.model_state.ema.state_dict()[NAME].flatten()
+def weights(of: Any) -> dict[int, float]:
+    """Entry → its weight in the average of a trainer's shared model, or of a personal one; without zeros."""
+    held = of.model_state.ema.state_dict()[NAME].flatten()
     return {at: float(w) for at, w in enumerate(held) if abs(float(w)) > 1e-7}
 
 
@@ -116,7 +124,7 @@ def test_alone(data: Path, tmp_path: Path, decay: float) -> None:
 
 
 def test_a_site_that_takes_a_model_over_begins_anew(data: Path, tmp_path: Path, foreign: Path) -> None:
-    trainer = trainer_of(data, tmp_path / "n", GcmlParams())
+    trainer = trainer_of(data, tmp_path / "n", GossipAverageParams())
     trainer.run_round(protocol.StartRound(1))
     visit = protocol.Visit(str(foreign), "v", "south", steps=10**6, cases=3, round=7)
     assert trainer.run_round(protocol.StartRound(2, visit)).visit.reason == "taken_over"
@@ -128,21 +136,18 @@ def test_a_site_that_takes_a_model_over_begins_anew(data: Path, tmp_path: Path, 
 def test_what_is_merged_comes_in_by_training_alone_and_leaves_when_it_is_undone(
     data: Path, tmp_path: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = trainer_of(data, tmp_path / "n", GcmlParams())
+    trainer = trainer_of(data, tmp_path / "n", GossipAverageParams())
     trainer.run_round(protocol.StartRound(1))
     done = trainer.run_round(protocol.StartRound(2, protocol.Visit(str(foreign), "v", "south", steps=9)))
-    assert (
-        done.visit.outcome == "merged" and trainer.model_state.model.state_dict()[NAME].flatten()[FOREIGN] > 0
-    )
+    assert done.visit.outcome == "merged"
     check(trainer, [1, 2])
-    for number in (3, 4):
-        trainer.run_round(protocol.StartRound(number))
-    check(trainer, [1, 2, 3, 4])
+    trainer.run_round(protocol.StartRound(3))
+    check(trainer, [1, 2, 3])
     monkeypatch.setattr("gossipseg.learn.exchange.guard.harmful", lambda *_: True)
-    assert trainer.run_round(protocol.StartRound(5)).reverted == "v"
-    check(trainer, [1, 2])
-    trainer.run_round(protocol.StartRound(6))
-    check(trainer, [1, 2, 6])
+    assert trainer.run_round(protocol.StartRound(4)).reverted == "v"
+    check(trainer, [1])
+    trainer.run_round(protocol.StartRound(5))
+    check(trainer, [1, 5])
 
 
 def test_under_a_coordinator(data: Path, tmp_path: Path, foreign: Path) -> None:
@@ -175,11 +180,27 @@ def test_a_late_joiner_and_fine_tuning_begin_anew(data: Path, tmp_path: Path, fo
     check(again, [4, 5])
 
 
-def test_a_personal_model(data: Path, tmp_path: Path, foreign: Path) -> None:
-    trainer = trainer_of(data, tmp_path / "n", DittoParams())
+def test_a_personal_model_has_an_average_of_its_own(data: Path, tmp_path: Path, foreign: Path) -> None:
+    """It stands still in fine-tuning, and is left alone by what is merged."""
+    algorithm = FedAvgFinetuneParams(finetune_rounds=1)
+    trainer = trainer_of(data, tmp_path / "n", algorithm, training={"personal": "always"})
     trainer.run_round(protocol.StartRound(1))
     trainer.run_round(protocol.StartRound(2, start_from=protocol.GlobalModelFile(str(foreign), "c", 1)))
-    check(trainer, [PERSONAL + 1, PERSONAL + 2])
+    trainer.run_round(protocol.StartRound(3, finetuning=True))
+    check(trainer, [3])
+    held = weights(trainer.personal)
+    assert held == pytest.approx({PERSONAL + at: w for at, w in expected([1, 2]).items()}, abs=1e-6)
+
+
+def test_who_takes_a_model_over_has_a_personal_model_that_is_its_copy(
+    data: Path, tmp_path: Path, foreign: Path
+) -> None:
+    trainer = trainer_of(data, tmp_path / "n", training={"personal": "always"}, algorithm=FedAvgParams())
+    trainer.run_round(protocol.StartRound(1))
+    common = protocol.GlobalModelFile(str(foreign), "c", 4)
+    trainer.run_round(protocol.StartRound(2, start_from=common, settling_in=True))
+    assert weights(trainer.personal) == pytest.approx({PERSONAL + 2: 1.0})
+    assert trainer.personal.copied_from == "c"
 
 
 def test_across_a_restart(data: Path, tmp_path: Path) -> None:
@@ -207,13 +228,3 @@ def test_across_a_restart(data: Path, tmp_path: Path) -> None:
     third.load(through_a_file(second.state()))
     third.run_round(protocol.StartRound(3))
     check(third, [1, 2, 3])
-
-
-def test_the_shadow(data: Path, tmp_path: Path) -> None:
-    trainer = trainer_of(data, tmp_path, GcmlParams(), training={"shadow_local": True})
-    put(trainer.shadow.model_state.ema, 0)
-    for number in (1, 2, 3):
-        put(trainer.shadow.model_state.model, number)
-        trainer.run_round(protocol.StartRound(number))
-    held = trainer.shadow.model_state.ema.state_dict()[NAME].flatten()
-    assert {at: float(w) for at, w in enumerate(held) if w} == pytest.approx(expected([1, 2, 3]), abs=1e-6)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gossipseg.algos.params import GcmlParams, GossipAverageParams
+from gossipseg.algos.params import GossipAverageParams
 from gossipseg.learn import protocol
 from gossipseg.learn.evaluation.evaluate import CaseScore, Scores
 from gossipseg.learn.worker.link import StopRequested
@@ -63,16 +63,16 @@ def visit(trainer: Any, number: int, file: Path, hash: str = "v", steps: int = 9
 
 def test_three_rounds_before_a_merge_and_three_after_it(data: Path, tmp_path: Path, foreign: Path) -> None:
     windows: Windows = []
-    trainer = trainer_of(data, tmp_path / "n", GcmlParams())
+    trainer = trainer_of(data, tmp_path / "n", GossipAverageParams())
     watch(trainer, windows, [])
     rounds(trainer, 1, 2, 3, 4)
     assert windows == [mean(1, 2, 3)], "a window without a merge"
     assert visit(trainer, 5, foreign).visit.outcome == "merged"
-    assert rounds(trainer, 6, 7, 8) == [None] * 3
-    assert windows[1:] == [mean(3, 4, 5), mean(6, 7, 8)]
+    assert rounds(trainer, 6, 7) == [None] * 2
+    assert windows[1:] == [mean(2, 3, 4), mean(5, 6, 7)]
 
 
-def test_what_is_merged_on_arrival_has_the_same_windows(data: Path, tmp_path: Path, foreign: Path) -> None:
+def test_two_rounds_before_a_merge_are_a_window_too(data: Path, tmp_path: Path, foreign: Path) -> None:
     windows: Windows = []
     trainer = trainer_of(data, tmp_path / "n", GossipAverageParams())
     watch(trainer, windows, [])
@@ -87,33 +87,34 @@ def test_after_a_merge_is_undone_windows_begin_with_what_was_put_back(
 ) -> None:
     """Rounds that are undone are in no window."""
     windows: Windows = []
-    trainer = trainer_of(data, tmp_path / "n", GcmlParams())
+    trainer = trainer_of(data, tmp_path / "n", GossipAverageParams())
     watch(trainer, windows, [0.8, 0.2])
     rounds(trainer, 1)
     visit(trainer, 2, foreign)
-    assert rounds(trainer, 3, 4, 5) == [None, None, "v"]
+    assert rounds(trainer, 3, 4) == [None, "v"]
+    rounds(trainer, 5)
     visit(trainer, 6, foreign, "w")
-    assert windows == [mean(1, 2), mean(3, 4, 5), mean(2, 6)]
+    assert windows == [mean(1), mean(2, 3, 4), mean(1, 5)]
 
 
 def test_of_a_model_that_was_taken_over_no_window_holds_the_weights_before(
     data: Path, tmp_path: Path, foreign: Path
 ) -> None:
     windows: Windows = []
-    trainer = trainer_of(data, tmp_path / "n", GcmlParams())
+    trainer = trainer_of(data, tmp_path / "n", GossipAverageParams())
     watch(trainer, windows, [])
     rounds(trainer, 1)
     assert visit(trainer, 2, foreign, steps=10**6).visit.reason == "taken_over"
     visit(trainer, 3, foreign, "w")
-    assert windows == [mean(1), mean(2, 3)]
-    rounds(trainer, 4, 5, 6)
-    assert windows[2:] == [mean(2, 3, 4), mean(4, 5, 6)]
+    assert windows == [mean(1), mean(2)]
+    rounds(trainer, 4, 5)
+    assert windows[2:] == [mean(2, 3, 4), mean(3, 4, 5)]
 
 
 def test_a_take_over_leaves_nothing_to_be_judged_of_earlier_merges(
     data: Path, tmp_path: Path, foreign: Path
 ) -> None:
-    trainer = trainer_of(data, tmp_path / "n", GcmlParams())
+    trainer = trainer_of(data, tmp_path / "n", GossipAverageParams())
     watch(trainer, [], [])
     rounds(trainer, 1)
     visit(trainer, 2, foreign)
@@ -127,25 +128,24 @@ def test_an_earlier_merge_is_judged_by_what_is_left_after_it_when_a_later_one_is
 ) -> None:
     """The weights are no longer finite; they go back to before the last merge, which the first one is in."""
     windows: Windows = []
-    trainer = trainer_of(data, tmp_path / "n", GcmlParams())
+    trainer = trainer_of(data, tmp_path / "n", GossipAverageParams())
     watch(trainer, windows, [])
     rounds(trainer, 1)
     visit(trainer, 2, foreign)
-    rounds(trainer, 3)
-    visit(trainer, 4, foreign, "w")
+    visit(trainer, 3, foreign, "w")
     take = trainer.steps.take
 
-    def spoil(order: Any, visitor: Any) -> None:
-        take(order, visitor)
+    def spoil(order: Any) -> None:
+        take(order)
         with torch.no_grad():
             trainer.model_state.model.state_dict()[NAME].fill_(float("inf"))
 
     trainer.steps.take = spoil
-    assert rounds(trainer, 5) == ["w"]
+    assert rounds(trainer, 4) == ["w"]
     trainer.steps.take = take
     assert [(merge.hash, merge.rounds) for merge in trainer.guard.pending] == [("v", 1)]
-    rounds(trainer, 6, 7)
-    assert windows == [mean(1, 2), mean(2, 3, 4), mean(4, 6, 7)]
+    rounds(trainer, 5, 6)
+    assert windows == [mean(1), mean(1, 2), mean(2, 5, 6)]
 
 
 def test_a_round_that_starts_over_counts_once(data: Path, tmp_path: Path, foreign: Path) -> None:
@@ -160,22 +160,21 @@ def test_a_round_that_starts_over_counts_once(data: Path, tmp_path: Path, foreig
                 raise StopRequested
 
     gate, windows = Gate(), []
-    trainer = trainer_of(data, tmp_path / "n", GcmlParams(), gate=gate)
+    trainer = trainer_of(data, tmp_path / "n", GossipAverageParams(), gate=gate)
     rounds(trainer, 1, 2)
     visit(trainer, 3, foreign)
     gate.left = 1
     with pytest.raises(StopRequested):
         trainer.run_round(protocol.StartRound(4))
-    assert trainer.history.in_average and trainer.guard.pending[0].rounds == 1
-    again = trainer_of(data, tmp_path / "n", GcmlParams())
+    assert trainer.history.in_average and trainer.guard.pending[0].rounds == 2
+    again = trainer_of(data, tmp_path / "n", GossipAverageParams())
     again.load(through_a_file(trainer.state()))
     watch(again, windows, [])
     visit(again, 4, foreign, "w")
-    assert [(merge.hash, merge.rounds) for merge in again.guard.pending] == [("v", 1), ("w", 0)]
-    rounds(again, 5)
+    assert [(merge.hash, merge.rounds) for merge in again.guard.pending] == [("v", 2), ("w", 1)]
     assert len(windows) == 1, "before the second merge"
-    rounds(again, 6)
-    assert windows[1:] == [mean(4, 5, 6)]
+    rounds(again, 5)
+    assert windows[1:] == [mean(3, 4, 5)]
 
 
 @pytest.mark.slow

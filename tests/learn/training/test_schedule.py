@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from gossipseg.algos.params import FedAvgFinetuneParams, FedAvgParams, GcmlParams
+from gossipseg.algos.params import FedAvgFinetuneParams, FedAvgParams, GossipAverageParams
 from gossipseg.learn import protocol
 from gossipseg.learn.engine import run_state
 from gossipseg.learn.engine.optim import learning_rate
@@ -25,9 +25,9 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
     step = run_state.train_step
 
-    def spy(learners: Any, *args: Any) -> Any:
+    def spy(learners: Any, *args: Any, **more: Any) -> Any:
         found.append(learners["local"].optimizer.param_groups[0]["lr"])
-        return step(learners, *args)
+        return step(learners, *args, **more)
 
     monkeypatch.setattr(run_state, "train_step", spy)
     return found
@@ -68,7 +68,9 @@ def test_a_site_trains_by_the_federations_budget_and_may_end_earlier(
     data: Path, tmp_path: Path, rates: list[float]
 ) -> None:
     training = {"steps_per_round": E, "learning_rate": RATE, "rounds": 3, "validate_every_rounds": 100}
-    trainer = make_trainer(make_spec(data, tmp_path, algorithm=GcmlParams(), rounds=2, training=training))
+    trainer = make_trainer(
+        make_spec(data, tmp_path, algorithm=GossipAverageParams(), rounds=2, training=training)
+    )
     done = [trainer.run_round(protocol.StartRound(r)) for r in (1, 2)]
     assert rates == pytest.approx([at(r, 3, s) for r in (1, 2) for s in range(E)])
     assert [d.dice_val is not None for d in done] == [False, True], "validated at its own last round"

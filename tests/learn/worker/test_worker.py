@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
+from gossipseg.algos.params import GcmlParams
 from gossipseg.errors import EXIT_CONFIG, EXIT_DATA, EXIT_UNREACHABLE, AlreadyRunning
 from gossipseg.learn import protocol
 from gossipseg.learn.engine.checkpoint import contract_of, save_checkpoint
@@ -169,12 +170,12 @@ def test_a_case_that_was_trained_on_does_not_become_a_test_case_unnoticed(tmp_pa
 
 
 def test_after_a_restart_it_says_at_once_which_model_is_deployed(data: Path, tmp_path: Path) -> None:
-    spec = make_spec(data, tmp_path, training={"shadow_local": True})
+    spec = make_spec(data, tmp_path, algorithm=GcmlParams())
     checkpointed(spec, rounds=1)
     with worker(spec) as w:
         ready = w.wait(protocol.Ready)
-        assert ready.round == 1 and ready.deployed == "averaged"
-        assert "2 validation cases decide nothing" in ready.deployed_reason
+        assert ready.round == 1 and ready.deployed == "mix"
+        assert ready.deployed_reason.startswith("alone 0.")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""How much the personal and the shared model each say in a prediction: the rules, on figures alone.
+
+With P the personal model's probabilities, T the shared one's, and n validation cases (three at most of each
+patient), in this order:
+
+    1  α̂ = argmin over {0, ¼, ½, ¾, 1} of NLL(α·P + (1−α)·T),  α = (n·α̂ + 4·½)/(n + 4)                    (1)
+    2  P alone where, by patient, the paired validation Dice of the mix is below P's by more than one standard
+       error, with three patients or more                                                                 (2)
+
+A prior of one half that validation moves: choosing by a handful of cases does harm, and keeping P unless a
+gain is proved gives half of the gain away (docs/design/equations.md §7).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gossipseg.learn.evaluation.paired import LEAST_PATIENTS, CaseScores, by_patient, paired_drop
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of the personal model that are compared."""
+PRIOR_SHARE, PRIOR_CASES = 0.5, 4
+"""The share before any case has been seen, and the number of cases that it weighs as much as."""
+CASES_PER_PATIENT = 3
+"""Most cases of one patient that count: images of one patient err alike."""
+
+Member = Literal["personal", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Which models predict, with what weights, and the validation behind it.
+
+    `weights`: member → weight, in sum 1.
+    """
+
+    weights: Mapping[str, float]
+    why: str = ""
+    """Why it is one model alone; "" where it is not."""
+    alone: float | None = None
+    """Mean validation Dice of the personal model over the patients; None without a case or such a model."""
+    shared: float | None = None
+    """The same of the shared model."""
+    deployed: float | None = None
+    """The same of what these weights predict."""
+    standard_error: float | None = None
+    """Standard error of the mean difference, by patient; None with fewer than two."""
+    patients: int = 0
+    """Patients with a score of both."""
+    cases: int = 0
+    """n of equation (1)."""
+
+    @property
+    def name(self) -> str:
+        """In one word: `mix`, or the only member."""
+        return next(iter(self.weights)) if len(self.weights) == 1 else "mix"
+
+    @property
+    def reason(self) -> str:
+        """In one line: what the site would have alone, what it has, and from which models."""
+        members = ", ".join(f"{name} {weight:.2f}" for name, weight in self.weights.items())
+        if self.why:
+            members = f"{next(iter(self.weights))} alone, because {self.why}"
+        if self.alone is None or self.deployed is None:
+            return f"{members}; no validation case has been scored"
+        gain = f"{self.deployed - self.alone:+.4f}"
+        if self.standard_error is not None:
+            gain += f" ± {self.standard_error:.4f}"
+        of = f"{self.patients} patient{'s' if self.patients != 1 else ''}"
+        return f"alone {self.alone:.4f}, deployed {self.deployed:.4f}, gain {gain} on {of}; {members}"
+
+
+def counted(patients: Sequence[str]) -> int:
+    """n of equation (1). `patients`: whose each validation case is."""
+    return sum(min(CASES_PER_PATIENT, n) for n in Counter(patients).values())
+
+
+def share_of_personal(best: float, cases: int) -> float:
+    """α of equation (1). `best`: α̂."""
+    return (cases * best + PRIOR_CASES * PRIOR_SHARE) / (cases + PRIOR_CASES)
+
+
+def best_share(losses: Mapping[float, Sequence[float | None]]) -> float:
+    """α̂ of equation (1). `losses`: share → NLL of each case; None where a case has none.
+
+    Of equal ones the share nearest to the prior wins, and without any case the prior itself.
+    """
+    means = {share: _mean(values) for share, values in losses.items()}
+    known = {share: mean for share, mean in means.items() if mean is not None}
+    return min(known, key=lambda share: (known[share], abs(share - PRIOR_SHARE)), default=PRIOR_SHARE)
+
+
+def choose(
+    losses: Mapping[float, Sequence[float | None]],
+    personal: CaseScores,
+    shared: CaseScores,
+    mixes: Mapping[float, CaseScores],
+    patients: Sequence[str],
+) -> tuple[Mix, float]:
+    """The rules in their order; the mix, and α̂, by which its scores are found in `mixes`.
+
+    `losses`: share → NLL by case. `personal`, `shared`: Dice of these models by case. `mixes`: α̂ → Dice by
+    case of what equation (1) makes of it. `patients`: whose each case is. All are in one order.
+    """
+    n, best = counted(patients), best_share(losses)
+    share, mix = share_of_personal(best, n), mixes[best]
+    drop = paired_drop(personal, mix, patients)
+    alone, error = _over_patients(personal, mix, patients), drop.standard_error
+    plain = Mix(
+        {"personal": share, "shared": 1 - share},
+        alone=alone,
+        shared=_over_patients(shared, mix, patients),
+        deployed=None if alone is None else alone - drop.mean,
+        standard_error=error,
+        patients=drop.patients,
+        cases=n,
+    )
+    if drop.patients >= LEAST_PATIENTS and error is not None and drop.mean > error:
+        why = f"with the shared model validation Dice falls by {drop.mean:.4f} ± {error:.4f}"
+        return replace(plain, weights={"personal": 1.0}, why=why, deployed=alone, standard_error=0.0), best
+    return plain, best
+
+
+def best_single(mix: Mix) -> tuple[str, float | None]:
+    """The member that validates best by itself, and what the mix has above it; None where nothing tells.
+
+    Without a validation score it is the one with the larger weight.
+    """
+    scores = {"personal": mix.alone, "shared": mix.shared}
+    known = {name: dice for name, dice in scores.items() if dice is not None and name in mix.weights}
+    if not known or mix.deployed is None:
+        return max(mix.weights, key=lambda name: mix.weights[name]), None
+    best = max(known, key=lambda name: known[name])
+    return best, mix.deployed - known[best]
+
+
+def only(mix: Mix) -> Mix:
+    """The best single member, and what is lost by it."""
+    best, lost = best_single(mix)
+    why = "one model was asked for"
+    if lost is not None:
+        why += f": validation Dice {mix.deployed:.4f} with both, {lost:+.4f} against this one"
+    return replace(mix, weights={best: 1.0}, why=why)
+
+
+def _over_patients(scores: CaseScores, other: CaseScores, patients: Sequence[str]) -> float | None:
+    """Mean over the patients that have both scores, of each patient's mean."""
+    both = [a if b is not None else None for a, b in zip(scores, other, strict=True)]
+    means = by_patient(both, patients)
+    return statistics.fmean(means) if means else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return statistics.fmean(known) if known else None

@@ -1,0 +1,74 @@
+"""What a site predicts with: the averages (EMA) of its personal and its shared model, mixed.
+
+The mix is chosen anew at each validation, by the rules of choice.py. A personal model that began as a copy of
+the shared one has no say until it has trained for a while.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from gossipseg.learn.deploy.choice import SHARES, Mix, choose, counted, share_of_personal
+from gossipseg.learn.engine.run_state import RunState
+from gossipseg.learn.evaluation.evaluate import Scores, summarise
+from gossipseg.learn.evaluation.mixture import Mixture
+
+LEAST_ROUNDS_OF_A_COPY = 5
+"""Rounds that a personal model trains before it predicts, where it began as a copy of the shared one."""
+
+
+class Prediction:
+    """The present mix, and how it is chosen."""
+
+    def __init__(self, run: RunState) -> None:
+        self._run = run
+        self.mix = Mix({"personal": 0.5, "shared": 0.5})
+
+    def judge(self, personal: nn.Module, shared: nn.Module, round: int, *, copied: int | None) -> Scores:
+        """Choose the mix from now on, and return its scores over the validation split.
+
+        `copied`: rounds that the personal model has trained since it was a copy; None: it never was one.
+        """
+        if copied is not None and copied < LEAST_ROUNDS_OF_A_COPY:
+            why = f"the personal model has trained {copied} of {LEAST_ROUNDS_OF_A_COPY} rounds since it began"
+            return self.shared_alone(shared, round, why)
+        patients = self._run.site.patients("validation")
+        n = counted(patients)
+        by_best = {best: share_of_personal(best, n) for best in SHARES}
+        found = self._run.score_pair(personal, shared, round, SHARES, by_best.values())
+        alone = [case.mean for case in found.personal]
+        shared_scores = [case.mean for case in found.shared]
+        mixes = {best: [case.mean for case in found.mixes[share]] for best, share in by_best.items()}
+        self.mix, best = choose(found.losses, alone, shared_scores, mixes, patients)
+        cases = found.personal if self.mix.name == "personal" else found.mixes[by_best[best]]
+        return summarise(cases, self._run.settings.task)
+
+    def shared_alone(self, shared: nn.Module, round: int, why: str) -> Scores:
+        """Predict with the shared model alone from now on; its scores over the validation split."""
+        self.mix = Mix({"shared": 1.0}, why)
+        return self._run.score(shared, "validation", round)
+
+    def net(self, personal: nn.Module, shared: nn.Module) -> nn.Module:
+        """What the site evaluates and predicts with."""
+        return mixed_net(self.mix, personal, shared, self._run.settings.training.output)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return asdict(self.mix)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what state() gave."""
+        self.mix = Mix(**state)
+
+
+def mixed_net(mix: Mix, personal: nn.Module, shared: nn.Module, output: str) -> nn.Module:
+    """The network that a mix stands for. `output`: training.output."""
+    nets = {"personal": personal, "shared": shared}
+    members = {name: weight for name, weight in mix.weights.items() if weight > 0}
+    if len(members) == 1:
+        return nets[next(iter(members))]
+    return Mixture([nets[name] for name in members], list(members.values()), output)

@@ -1,0 +1,260 @@
+"""The personal model beside the shared one: what it is, when it begins, and what survives of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from gossipseg.algos.params import (
+    FedAvgFinetuneParams,
+    FedAvgParams,
+    FedOapParams,
+    GcmlParams,
+    GossipAverageParams,
+    LocalParams,
+)
+from gossipseg.errors import ConfigError
+from gossipseg.learn import protocol
+from gossipseg.learn.deploy.prediction import LEAST_ROUNDS_OF_A_COPY
+from gossipseg.learn.evaluation.mixture import Mixture
+from gossipseg.learn.worker.link import StopRequested
+from tests.learn.harness import make_spec, make_trainer, same
+from tests.learn.training.test_resume import through_a_file
+
+ALWAYS = {"personal": "always"}
+
+
+def trainer_of(data: Path, folder: Path, algorithm: Any, **more: Any) -> Any:
+    training = {**ALWAYS, **more.pop("training", {})}
+    return make_trainer(make_spec(data, folder, algorithm=algorithm, training=training, **more))
+
+
+def alone(data: Path, folder: Path, rounds: int, **more: Any) -> Any:
+    trainer = make_trainer(make_spec(data, folder, algorithm=LocalParams(), **more))
+    for number in range(1, rounds + 1):
+        trainer.run_round(protocol.StartRound(number))
+    return trainer
+
+
+def check_alike(personal: Any, local: Any) -> None:
+    """Bit for bit: weights, optimizer, average."""
+    assert same(personal.model_state.snapshot(), local.model_state.snapshot())
+
+
+# ---------------------------------------------------------------- bit for bit what `local` gives
+
+
+@pytest.mark.parametrize("network", [{}, {"norm": "batch"}])
+@pytest.mark.parametrize("algorithm", [GcmlParams(lambda_ramp_rounds=0), GossipAverageParams()])
+def test_in_gossip_it_is_what_local_gives(
+    data: Path, tmp_path: Path, guest: protocol.Visit, algorithm: Any, network: dict[str, Any]
+) -> None:
+    more = {"network": {"dropout": 0.2, **network}}
+    trainer = trainer_of(data, tmp_path / "n", algorithm, **more)
+    bad = replace(guest, hash="x") if network else guest  # another schema: refused
+    for number in (1, 2, 3):
+        trainer.run_round(protocol.StartRound(number, bad if number == 2 else None))
+    check_alike(trainer.personal, alone(data, tmp_path / "a", 3, **more))
+    if not network:
+        assert not same(trainer.model_state.weights(), trainer.personal.model_state.weights())
+
+
+def test_under_a_coordinator_it_is_what_local_gives_and_stands_still_in_fine_tuning(
+    data: Path, tmp_path: Path
+) -> None:
+    """Also at a site whose rounds are not the federation's."""
+    algorithm = FedAvgFinetuneParams(finetune_rounds=1)
+    south = make_trainer(make_spec(data, tmp_path / "s", site="south", algorithm=algorithm))
+    path = south.run_round(protocol.StartRound(1, export=True)).export.path
+    settings = {"rounds": 9, "learning_rate": 0.01}
+    trainer = trainer_of(data, tmp_path / "n", algorithm, training=settings)
+    trainer.run_round(protocol.StartRound(1))
+    common = protocol.GlobalModelFile(path, "c", 5)
+    trainer.run_round(protocol.StartRound(2, start_from=common, ahead=4))
+    check_alike(trainer.personal, alone(data, tmp_path / "a", 2, training=settings))
+    before = trainer.personal.model_state.snapshot()
+    done = trainer.run_round(protocol.StartRound(3, finetuning=True, ahead=4))
+    assert same(trainer.personal.model_state.snapshot(), before)
+    assert done.deployed in ("mix", "personal")
+
+
+def test_no_step_is_taken_twice_where_a_round_starts_over(
+    data: Path, tmp_path: Path, guest: protocol.Visit
+) -> None:
+    calls = iter(range(10**6))
+
+    def gate() -> None:
+        if next(calls) == 6:  # in the second round
+            raise StopRequested
+
+    spec = make_spec(data, tmp_path / "n", algorithm=GcmlParams())
+    trainer = make_trainer(spec)
+    trainer.run_round(protocol.StartRound(1))
+    trainer.run.gate = gate
+    for _ in range(4):
+        next(calls)
+    with pytest.raises(StopRequested):
+        trainer.run_round(protocol.StartRound(2))
+    assert 0 < trainer.history.step < 4 and trainer.run.resumable
+    again = make_trainer(spec)
+    again.load(through_a_file(trainer.state()))
+    again.run_round(protocol.StartRound(2, guest))
+    check_alike(again.personal, alone(data, tmp_path / "a", 2))
+
+
+def test_two_models_take_two_gradients_a_step(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, GossipAverageParams())
+    trainer.run_round(protocol.StartRound(1))
+    assert trainer.gradients == 8
+    one = make_trainer(make_spec(data, tmp_path / "one"))
+    one.run_round(protocol.StartRound(1))
+    assert one.gradients == 4
+
+
+# ---------------------------------------------------------------- when it begins
+
+
+def test_it_may_begin_later_as_a_copy_of_the_shared_one(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, GossipAverageParams(), training={"personal_from_round": 2})
+    first = trainer.run_round(protocol.StartRound(1))
+    assert first.deployed == "shared" and "begins with round 2" in first.deployed_reason
+    assert trainer.gradients == 4 and trainer.deployed is trainer.model_state.ema
+    second = trainer.run_round(protocol.StartRound(2))
+    assert trainer.gradients == 12 and trainer.personal.rounds == 1
+    assert "has trained 1 of 5 rounds" in second.deployed_reason
+    for number in range(3, 2 + LEAST_ROUNDS_OF_A_COPY):
+        last = trainer.run_round(protocol.StartRound(number))
+    assert last.deployed in ("mix", "personal")
+
+
+def test_who_joins_has_a_copy_of_what_it_took_over_on_its_schedule(
+    data: Path, tmp_path: Path, guest: protocol.Visit
+) -> None:
+    settings = {"learning_rate": 0.01, "rounds": 10}
+    trainer = trainer_of(data, tmp_path, GcmlParams(), training=settings)
+    done = trainer.run_round(protocol.StartRound(1, replace(guest, round=7)))
+    assert done.visit.reason == "taken_over" and done.ahead == 7
+    assert trainer.personal.copied_from == guest.hash and done.deployed == "shared"
+    rates = [m.learner.optimizer.param_groups[0]["lr"] for m in (trainer.personal, trainer.model_state)]
+    assert rates[0] == rates[1] < 0.002
+
+
+def test_a_copy_of_a_model_that_did_harm_begins_anew(
+    data: Path, tmp_path: Path, guest: protocol.Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(data, tmp_path, GcmlParams())
+    monkeypatch.setattr(trainer.site, "patients", lambda split: ("a", "b"))
+    trainer.run_round(protocol.StartRound(1))
+    claim = replace(guest, steps=10**9)
+    assert trainer.run_round(protocol.StartRound(2, claim)).visit.reason == "taken_over"
+    with torch.no_grad():
+        next(iter(trainer.model_state.model.parameters())).fill_(float("inf"))
+    assert trainer.run_round(protocol.StartRound(3)).reverted == guest.hash
+    assert trainer.personal.copied_from == "own" and trainer.personal.rounds == 0
+    assert same(trainer.personal.model_state.weights(), trainer.model_state.weights())
+
+
+# ---------------------------------------------------------------- what survives
+
+
+def test_it_survives_a_restart(data: Path, tmp_path: Path, guest: protocol.Visit) -> None:
+    spec = make_spec(data, tmp_path, algorithm=GcmlParams())
+    trainer = make_trainer(spec)
+    trainer.run_round(protocol.StartRound(1))
+    trainer.run_round(protocol.StartRound(2, guest))
+    again = make_trainer(spec)
+    again.load(through_a_file(trainer.state()))
+    assert same(again.state(), trainer.state()) and again.mix == trainer.mix
+    one, other = (t.run_round(protocol.StartRound(3)) for t in (trainer, again))
+    assert one.terms == other.terms and same(again.state(), trainer.state())
+
+
+def test_the_shadow_of_an_earlier_version_is_the_personal_model(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, GossipAverageParams())
+    trainer.run_round(protocol.StartRound(1))
+    state = through_a_file(trainer.state())
+    personal = state.pop("personal_model")
+    del state["mix"]
+    place = {key: personal[key] for key in ("round", "step", "averaged")}
+    state["shadow"] = {"student": personal["model"], "verdict": {}, **place}
+    again = trainer_of(data, tmp_path, GossipAverageParams())
+    again.load(state)
+    again.run_round(protocol.StartRound(2))
+    check_alike(again.personal, alone(data, tmp_path / "a", 2))
+
+
+def test_a_checkpoint_without_one_begins_it_as_a_copy_and_says_so(data: Path, tmp_path: Path) -> None:
+    before = make_trainer(make_spec(data, tmp_path))
+    before.run_round(protocol.StartRound(1))
+    trainer = trainer_of(data, tmp_path, GossipAverageParams())
+    trainer.load(through_a_file(before.state()))
+    assert same(trainer.personal.model_state.weights(), before.model_state.weights())
+    done = trainer.run_round(protocol.StartRound(2))
+    assert "begins as a copy of the shared one" in done.warning and done.deployed == "shared"
+    assert trainer.run_round(protocol.StartRound(3)).warning == ""
+
+
+def test_without_it_a_checkpoint_that_has_one_goes_on(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, FedAvgParams())
+    trainer.run_round(protocol.StartRound(1))
+    one = make_trainer(make_spec(data, tmp_path, algorithm=FedAvgParams()))
+    one.load(through_a_file(trainer.state()))
+    done = one.run_round(protocol.StartRound(2))
+    assert done.deployed == done.deployed_reason == "" and one.personal is None
+
+
+# ---------------------------------------------------------------- what is deployed
+
+
+def test_both_predict_and_the_line_says_what_that_gains(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, GcmlParams())
+    done = trainer.run_round(protocol.StartRound(1))
+    assert done.deployed == "mix" and isinstance(trainer.deployed, Mixture)
+    assert done.deployed_reason.startswith("alone 0.") and " patients; personal 0." in done.deployed_reason
+    assert done.dice_val == pytest.approx(trainer.run.score(trainer.deployed, "validation", 1).mean)
+
+
+def test_a_round_without_validation_keeps_the_mix(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, GcmlParams(), training={"validate_every_rounds": 2})
+    first, second, third = (trainer.run_round(protocol.StartRound(r)) for r in (1, 2, 3))
+    assert "no validation case has been scored" in first.deployed_reason
+    assert second.deployed_reason == third.deployed_reason != first.deployed_reason
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "training", "has"),
+    [
+        (LocalParams(), ALWAYS, False),
+        (FedAvgParams(), {"personal": None}, True),
+        (FedAvgParams(), {"personal": "none"}, False),
+        (FedOapParams(), {"personal": None}, False),
+    ],
+)
+def test_which_sites_have_one(
+    data: Path, tmp_path: Path, algorithm: Any, training: dict[str, Any], has: bool
+) -> None:
+    network = {"name": "dca_unet"} if algorithm.name == "fedoap" else {}
+    spec = make_spec(data, tmp_path, algorithm=algorithm, training=training, network=network)
+    assert (make_trainer(spec).personal is not None) == has
+
+
+def test_gcml_without_it_is_refused(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(data, tmp_path, algorithm=GcmlParams(), training={"personal": "none"})
+    with pytest.raises(ConfigError, match=r"training\.personal = 'none': gcml is mutual.*gossip_average"):
+        make_trainer(dataclasses.replace(spec))
+
+
+def test_with_privacy_it_trains_without_noise_and_the_shared_one_with(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("opacus")
+    dp = {"dp": {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 0.1}, "seed": 3}
+    spec = make_spec(data, tmp_path / "n", algorithm=GossipAverageParams(), training=ALWAYS)
+    trainer = make_trainer(dataclasses.replace(spec, privacy=dp))
+    for number in (1, 2):
+        done = trainer.run_round(protocol.StartRound(number))
+    check_alike(trainer.personal, alone(data, tmp_path / "a", 2))
+    assert done.spent is not None and done.spent.steps == 8 and trainer.gradients == 16
