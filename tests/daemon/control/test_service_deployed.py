@@ -12,9 +12,7 @@ import pytest
 from gossipseg.core import effects
 from gossipseg.ctl.status import pairs
 from gossipseg.learn import protocol
-from tests.daemon.harness import files_only, running, settled
-from tests.daemon.test_privacy_budget import service
-from tests.daemon.test_runtime import READY, done
+from tests.daemon.harness import READY, done, files_only, running, service, settled
 from tests.e2e.federation import Federation
 
 WHY = "0.8100 without exchange, 0.7000 with it; better by more than 2 standard errors"

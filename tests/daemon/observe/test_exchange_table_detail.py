@@ -19,8 +19,7 @@ from gossipseg.learn import protocol
 from gossipseg.learn.exchange.reception import DETAIL_CHARACTERS
 from gossipseg.wire.documents import ExchangesDoc
 from tests.core.rig import model
-from tests.daemon.harness import files_only, running, settled
-from tests.daemon.test_runtime import READY
+from tests.daemon.harness import READY, files_only, running, settled
 from tests.learn.harness import make_spec, make_trainer, write_png_site
 
 LAYER = "network.encoder.0.first.conv.weight"
