@@ -33,7 +33,7 @@ from gossipseg.ctl import learn
 from gossipseg.ctl.doctor import data as doctor_data
 from gossipseg.ctl.doctor import machine as doctor
 from gossipseg.ctl.doctor import start as doctor_start
-from gossipseg.ctl.whereabouts import whereabouts
+from gossipseg.ctl.doctor.whereabouts import whereabouts
 from gossipseg.errors import EXIT_UNREACHABLE, PeerRefused
 from gossipseg.store import DirectoryLock
 from gossipseg.trust.making import self_signed
@@ -551,7 +551,7 @@ def test_no_other_site(ctl: Any, federation: Federation) -> None:
 @pytest.fixture
 def aged(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is held has been so for long."""
-    monkeypatch.setattr("gossipseg.ctl.whereabouts.STARTING_S", 0.0)
+    monkeypatch.setattr("gossipseg.ctl.doctor.whereabouts.STARTING_S", 0.0)
 
 
 def test_no_daemon_a_missing_socket_and_a_hanging_daemon_are_told_apart(

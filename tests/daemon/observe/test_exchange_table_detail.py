@@ -13,7 +13,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry
-from gossipseg.ctl.tables import exchange_cells
+from gossipseg.ctl.exchanges import exchange_cells
 from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.learn import protocol
 from gossipseg.learn.exchange.reception import DETAIL_CHARACTERS
