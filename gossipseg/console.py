@@ -1,4 +1,8 @@
-"""How our commands end: exit codes, errors in words or JSON, Ctrl-C and signals."""
+"""One run of a command of gossipctl or gossiplab: its errors in words or JSON, signals, and its exit code.
+
+A command runs once typer and the program's modules are imported. What fails earlier, or when the output is
+flushed at the very end, is handled in ends.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""How our programs begin and end when their surroundings are broken.
+"""The entry points of our programs, and failures before and after a command: the imports, the streams.
 
-Examples are closed streams, an interrupted start, packages that do not fit together. Each program's main
-module is imported inside its function, so that no import ends in a traceback.
+Each program's main module is imported inside its function. So Ctrl-C during the import, a closed stream, or
+packages that do not fit together end in one line, not in a traceback. Only errors and the standard library
+are imported here. What happens while a command of gossipctl or gossiplab runs is console's.
 """
 
 from __future__ import annotations

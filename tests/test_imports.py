@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -222,6 +223,30 @@ def test_the_wings_of_core_stand_on_its_floor(wing: str) -> None:
     for path in (PACKAGE / "core" / wing).rglob("*.py"):
         inner = {n.removeprefix("gossipseg.core.").split(".")[0] for n in _imports(path) if ".core." in n}
         assert inner - set(WINGS["core"]) <= CORE_FLOOR, path
+
+
+def _table(heading: str) -> dict[str, list[str]]:
+    """Part → the names in the last cell of its row, from a table of the architecture page."""
+    page = (ROOT / "docs" / "design" / "architecture.md").read_text()
+    rows = page.split(f"\n{heading}\n")[1].split("\n\n")[0].splitlines()[1:]
+    cells = [row.strip("| ").split(" | ") for row in rows]
+    return {first.strip("`"): re.findall(r"`([\w.]+)`", last) for first, *_, last in cells}
+
+
+def test_the_architecture_page_has_the_same_arrows() -> None:
+    written = {part: {*names} for part, names in _table("| part | content | may import |").items()}
+    assert written == {part: others - {"errors"} for part, others in ALLOWED.items()}
+
+
+def test_the_architecture_page_names_the_wings_from_the_floor_up() -> None:
+    written = _table("| part | wings, from the floor up |")
+    assert {part: {*names} & set(WINGS[part]) for part, names in written.items()} == {
+        part: set(wings) for part, wings in WINGS.items()
+    }
+    for part, names in written.items():
+        order = [name for name in names if name in WINGS[part]]
+        for wing, others in WINGS[part].items():
+            assert all(order.index(other) < order.index(wing) for other in others), f"{part}/{wing}"
 
 
 def test_no_folder_is_a_drawer() -> None:

@@ -108,7 +108,7 @@ def cells(line: dict[str, Any]) -> list[str]:
         str(line.get("event", "")),
         str(line.get("peer", out.NOTHING)),
         str(line.get("kind", out.NOTHING)),
-        str(line.get("hash", out.NOTHING))[:12],
+        out.hash_text(str(line.get("hash", out.NOTHING))),
         out.NOTHING if number is None else str(number),
         out.number_text(before),
         out.number_text(after),

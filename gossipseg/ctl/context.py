@@ -129,7 +129,7 @@ def daemon(config: Path | None, socket: Path | None) -> Iterator[ControlClient]:
     except DaemonUnreachable as e:
         if socket is not None:
             raise
-        from gossipseg.ctl.whereabouts import whereabouts
+        from gossipseg.ctl.doctor.whereabouts import whereabouts
 
         found = whereabouts(find_state_dir(config), path, find_site_file(config))
         if found.state == "none":

@@ -15,6 +15,8 @@ from typing import Any
 
 SCHEMA = 1
 NOTHING = "-"
+HASH_DIGITS = 12
+"""Digits of a hash that a table shows."""
 
 _STYLES = {
     "ok": "green",
@@ -137,6 +139,11 @@ def one_line(text: str) -> str:
 
 
 # ---------------------------------------------------------------- units
+
+
+def hash_text(hash: str) -> str:
+    """The first digits of a model's hash."""
+    return hash[:HASH_DIGITS]
 
 
 def bytes_text(count: int | None) -> str:

@@ -30,7 +30,7 @@ from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.peers.unsaved_state import binding, unbound
 from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.saves import Saves
-from gossipseg.daemon.worker.bridge import WorkerBridge
+from gossipseg.daemon.worker.dialogue import WorkerDialogue
 from gossipseg.errors import GossipsegError, LocalError
 from gossipseg.store import EventLog, ModelStore, StateFile
 from gossipseg.store.auditlog import AuditLog
@@ -87,7 +87,7 @@ class Runtime:
             forged=self._forged,
         )
         self.calls = PeerCalls(self, node, transport, store, self.intake, self.ledger)
-        self.worker = WorkerBridge(self, store, self.intake, self.training, socket_path=worker_socket)
+        self.worker = WorkerDialogue(self, store, self.intake, self.training, socket_path=worker_socket)
         self.reaching = Reaching(node, transport, self.note)
         self.places = Places(Path(config.site.state_dir), self.note)
         self.changed = asyncio.Event()

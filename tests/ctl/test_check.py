@@ -33,7 +33,7 @@ from gossipseg.ctl import learn
 from gossipseg.ctl.doctor import data as doctor_data
 from gossipseg.ctl.doctor import machine as doctor
 from gossipseg.ctl.doctor import start as doctor_start
-from gossipseg.ctl.whereabouts import whereabouts
+from gossipseg.ctl.doctor.whereabouts import whereabouts
 from gossipseg.errors import EXIT_UNREACHABLE, PeerRefused
 from gossipseg.store import DirectoryLock
 from gossipseg.trust.making import self_signed
@@ -148,11 +148,18 @@ def federation(tmp_path: Path, identities: dict[str, trust.Identity]) -> Iterato
     loop.close()
 
 
+def checks(result: Any) -> list[dict[str, str]]:
+    """The findings of a check that went through to its end, whatever it found."""
+    shown = f"exit code {result.code}\n{result.out}{result.err}"
+    assert result.out.startswith("{") and "checks" in result.json, shown
+    return result.json["checks"]
+
+
 def examine(ctl: Any, federation: Federation, *flags: object) -> tuple[int, dict[str, list[dict[str, str]]]]:
     """Exit code, and check → its findings."""
     result = ctl("check", "--config", federation.site, "--json", "--no-data", *flags)
     found: dict[str, list[dict[str, str]]] = {}
-    for row in result.json["checks"]:
+    for row in checks(result):
         found.setdefault(row["check"], []).append(row)
     return result.code, found
 
@@ -551,7 +558,7 @@ def test_no_other_site(ctl: Any, federation: Federation) -> None:
 @pytest.fixture
 def aged(monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock that is held has been so for long."""
-    monkeypatch.setattr("gossipseg.ctl.whereabouts.STARTING_S", 0.0)
+    monkeypatch.setattr("gossipseg.ctl.doctor.whereabouts.STARTING_S", 0.0)
 
 
 def test_no_daemon_a_missing_socket_and_a_hanging_daemon_are_told_apart(
@@ -765,6 +772,27 @@ def test_without_a_daemon_only_the_way_out_is_tried(ctl: Any, federation: Federa
     assert "port open" in found["reach to south"][0]["remedy"]
 
 
+def test_an_insecure_site_tries_the_way_out_without_an_identity(ctl: Any, federation: Federation) -> None:
+    site = yaml.safe_load(federation.site.read_text())
+    del site["identity"]
+    federation.site.write_text(yaml.safe_dump({**site, "insecure": True}))
+    federation.doc["sites"][1]["address"] = "127.0.0.1:1"
+    federation.write()
+    _, found = examine(ctl, federation, "--reach", "--no-peers")
+    assert "refused" in found["reach to south"][0]["detail"]
+    assert "only a running daemon" in found["reach"][0]["detail"]
+
+
+def test_a_site_whose_key_is_gone_has_nothing_to_show(ctl: Any, federation: Federation) -> None:
+    site = yaml.safe_load(federation.site.read_text())
+    site["identity"]["key"] = "gone.pem"
+    federation.site.write_text(yaml.safe_dump(site))
+    _, found = examine(ctl, federation, "--reach", "--no-peers")
+    (row,) = found["reach"]
+    assert row["state"] == "skipped" and "no identity to show" in row["detail"]
+    assert "reach to south" not in found
+
+
 def test_the_daemon_lets_itself_be_called_back(ctl: Any, federation: Federation, daemon: Any) -> None:
     daemon.answers.status_doc = msgspec.structs.replace(daemon.answers.status_doc, site="north")
     daemon.answers.reach_doc = doc.ReachDoc(
@@ -855,7 +883,7 @@ def test_data_check_that_dies(ctl: Any, federation: Federation, monkeypatch: pyt
     monkeypatch.setattr(learn, "command_line", lambda *_: [learn.sys.executable, "-c", script])
     result = ctl("check", "--config", federation.site, "--json", "--no-peers")
     assert result.code == 65
-    assert [r["detail"] for r in result.json["checks"] if r["check"] == "data"] == ["the spec is odd."]
+    assert [r["detail"] for r in checks(result) if r["check"] == "data"] == ["the spec is odd."]
 
 
 @pytest.mark.slow
@@ -869,7 +897,7 @@ def test_real_data(ctl: Any, federation: Federation) -> None:
     broken = next((federation.folder / "data").rglob("*.png"))
     broken.write_bytes(b"no picture")
     result = ctl("check", "--config", federation.site, "--json", "--no-peers")
-    rows = {r["check"]: r for r in result.json["checks"]}
+    rows = {r["check"]: r for r in checks(result)}
     assert (result.code, rows["device"]["detail"]) == (65, "cpu")
-    problems = [r["detail"] for r in result.json["checks"] if (r["check"], r["state"]) == ("data", "failed")]
+    problems = [r["detail"] for r in checks(result) if (r["check"], r["state"]) == ("data", "failed")]
     assert len(problems) == 1 and broken.name in problems[0], "the one that is broken, and no other"

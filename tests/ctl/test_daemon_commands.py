@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -13,8 +14,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from rich.console import Console
 
 from gossipseg.core.rounds.status import RoundsView
+from gossipseg.ctl.status import pairs
+from gossipseg.ctl.watch import picture
 from gossipseg.errors import ConfigError
 from gossipseg.wire import documents as doc
 from tests.ctl.samples import FOLLOWED, HASH, LED, PEERS, STATUS, UNTOLD, rounds, status_of
@@ -334,6 +338,29 @@ def test_watch_to_a_pipe_prints_a_line_for_each_change(daemon: Any, ctl: Any) ->
     assert len(result.lines) == 2
     assert result.lines[1].startswith("north | degraded | training, round 4 of 10 done")
     assert result.lines[1].endswith("| west: dead")
+
+
+def test_watch_on_a_terminal_shows_what_changes_and_no_more() -> None:
+    """Address, disk, contract and the like are for `gossipctl status`."""
+    reasons = ("west: no answer for 21 s",)
+    s = msgspec.structs.replace(STATUS, exchange="rounds", state="degraded", reasons=reasons)
+    console = Console(width=200, file=io.StringIO(), record=True)
+    console.print(picture(doc.WatchDoc(s, PEERS)))
+    shown = console.export_text()
+    labels = {label for label, _ in pairs(s) if label and re.search(rf"^{label} +\S", shown, re.MULTILINE)}
+    assert labels == {
+        "site",
+        "state",
+        "phase",
+        "loss",
+        "Dice",
+        "models",
+        "rounds",
+        "bytes",
+        "members",
+        "worker",
+    }
+    assert "- west: no answer for 21 s" in shown and "10.0.0.2:7443" in shown
 
 
 def test_watch_ends_after_the_frames_asked_for(daemon: Any, ctl: Any) -> None:

@@ -10,15 +10,22 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
+from gossipseg.daemon.control.service import Service
 from gossipseg.daemon.main import Daemon, load_config
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import GossipsegError
+from gossipseg.learn import protocol
+from gossipseg.wire import documents as doc
 from tests.e2e.federation import Federation, federation
+
+READY = protocol.Ready(0, 0, 8, "net", {}, 1, "cpu", "no", {"training": 8})
+"""The report of a worker that begins."""
 
 
 @contextmanager
@@ -83,3 +90,25 @@ async def perform(runtime: Runtime, *effects: fx.Effect) -> None:
     """Carry these effects out, one after the other."""
     for effect in effects:
         await runtime._perform(effect)
+
+
+def done(number: int, **changes: Any) -> protocol.RoundDone:
+    """The report of a worker that has done a round."""
+    return protocol.RoundDone(
+        **{
+            "round": number,
+            "steps": number,
+            "loss": 0.5,
+            "terms": {},
+            "dice_val": 0.5,
+            "dice_val_local": None,
+            "seconds": 1.0,
+            **changes,
+        }
+    )
+
+
+def service(runtime: Runtime) -> Service:
+    """What answers gossipctl; nobody asks it for the identity, a stop or a reload."""
+    nothing = {"identity": lambda: None, "stop": lambda _: None, "reload": lambda: ()}
+    return Service(runtime, discovery=doc.DiscoveryStatus, **nothing)

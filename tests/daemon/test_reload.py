@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,11 @@ from cryptography.hazmat.primitives import serialization
 from gossipseg import trust
 from gossipseg.config import Config
 from gossipseg.core import events
-from gossipseg.core.effects import Snapshot
+from gossipseg.core import events as ev
 from gossipseg.core.types import payload
 from gossipseg.daemon import main as daemon_main
-from gossipseg.daemon.main import remembered
+from gossipseg.daemon.reload import listed
 from gossipseg.errors import ConfigError, LocalError
-from gossipseg.store import EventLog, StateFile
 from gossipseg.trust.making import self_signed
 from tests.daemon.harness import daemon_of, files_only
 from tests.e2e.federation import Federation
@@ -198,32 +196,16 @@ async def test_a_hangup_before_the_start_waits_for_it(files: Federation) -> None
     await daemon.transport.close()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{",
-        "[1]",
-        '{"inbox": [{}]}',
-        '{"inbox": [{"frm": "b", "model": {"strange": 1}, "arrived_round": 1}]}',
-        '{"counters": 7}',
-        '{"round": "7"}',
-        r'{"\udcff": 1}',
-        '{"incarnation": 1.5}',
-        '{"rounds": {"promised_attempt": null}}',
-        '{"seen": [{"maker": "b", "kind": "gossip", "sequence": 1, "round": 1, "hash": ""}]}',
-    ],
-)
-def test_a_damaged_state_file_is_set_aside_and_told(tmp_path: Path, text: str) -> None:
-    (tmp_path / "node.json").write_text(text)
-    event_log = EventLog(tmp_path / "events.jsonl")
-    assert remembered(StateFile(tmp_path / "node.json"), event_log) == Snapshot()
-    assert (tmp_path / "node.json.corrupt").read_text() == text
-    assert event_log.tail(1)[0]["event"] == "state_damaged"
-
-
-def test_a_whole_state_file_is_read(tmp_path: Path) -> None:
-    (tmp_path / "node.json").write_text(json.dumps({"incarnation": 4, "counters": [["sent", "b", 2]]}))
-    event_log = EventLog(tmp_path / "events.jsonl")
-    snapshot = remembered(StateFile(tmp_path / "node.json"), event_log)
-    assert snapshot == Snapshot(incarnation=4, counters=(("sent", "b", 2),))
-    assert event_log.tail(1) == []
+async def test_the_list_is_told_to_others_and_a_reload_changes_what_is_told(
+    files: Federation, tmp_path: Path
+) -> None:
+    daemon = daemon_of(files)
+    r = daemon.runtime
+    r.inject(ev.Start())
+    assert r.node.info.listed == listed(daemon.config) != ""
+    fresh = trust.create_identity("south", tmp_path / "fresh").certificate_pem.decode()
+    files.edit(lambda d: d["sites"][1].update(certificate=fresh))
+    before = r.node.info.listed
+    await daemon.reload()
+    assert r.node.info.listed != before
+    await r.transport.close()

@@ -1,1 +1,4 @@
-"""The checks of `gossipctl check`: each yields findings, none changes anything."""
+"""The checks of `gossipctl check`: each yields findings, none changes anything.
+
+`whereabouts` also serves every command whose daemon does not answer.
+"""

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gossipseg.config import Config
 from gossipseg.ctl.doctor.findings import Finding
-from gossipseg.ctl.whereabouts import Whereabouts, whereabouts
+from gossipseg.ctl.doctor.whereabouts import Whereabouts, whereabouts
 from gossipseg.store.lock import holder_of
 from gossipseg.wire.addresses import join_address, split_address
 from gossipseg.wire.listen_address import listen_fault

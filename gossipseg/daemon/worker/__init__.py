@@ -1,1 +1,1 @@
-"""The training worker as the daemon sees it: its process, its orders, its exits."""
+"""The training worker as the daemon sees it: its process, the dialogue with it, and who killed it."""

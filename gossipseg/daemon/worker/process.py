@@ -1,4 +1,4 @@
-"""The training worker as the daemon sees it: a child process, its socket, its exits and its restarts.
+"""The worker's process: its start, its socket, its exits and its restarts.
 
 A worker that dies or makes no progress is restarted from its last checkpoint, after growing pauses. After
 MAX_QUICK_DEATHS deaths without a finished round in between, training has failed. The site stays a member. The

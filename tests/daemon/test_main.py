@@ -1,9 +1,12 @@
-"""A node's memory survives its way through the state file; older and later versions' files are read too."""
+"""What a daemon remembers and what it leaves behind; older and later versions' state files are read, too."""
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import dataclasses
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gossipseg.core import effects
+from gossipseg.core.effects import Snapshot
 from gossipseg.core.quarantine import PeerRecordSnapshot
 from gossipseg.core.types import Manifest, ModelRef, Proposal
-from gossipseg.daemon.main import remembered
+from gossipseg.daemon.main import Daemon, load_config, remembered
 from gossipseg.store import EventLog, StateFile
+from tests.e2e.federation import Federation
 
 GOLDEN = Path(__file__).with_name("node.golden.json")
 """SNAPSHOT as version 0.3 has written it."""
@@ -120,3 +125,64 @@ def test_what_a_later_version_wrote_besides_is_left_out_at_every_depth(tmp_path:
 
     add(doc)
     assert read(tmp_path, json.dumps(doc)) == SNAPSHOT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[1]",
+        '{"inbox": [{}]}',
+        '{"inbox": [{"frm": "b", "model": {"strange": 1}, "arrived_round": 1}]}',
+        '{"counters": 7}',
+        '{"round": "7"}',
+        r'{"\udcff": 1}',
+        '{"incarnation": 1.5}',
+        '{"rounds": {"promised_attempt": null}}',
+        '{"seen": [{"maker": "b", "kind": "gossip", "sequence": 1, "round": 1, "hash": ""}]}',
+    ],
+)
+def test_a_damaged_state_file_is_set_aside_and_told(tmp_path: Path, text: str) -> None:
+    (tmp_path / "node.json").write_text(text)
+    event_log = EventLog(tmp_path / "events.jsonl")
+    assert remembered(StateFile(tmp_path / "node.json"), event_log) == Snapshot()
+    assert (tmp_path / "node.json.corrupt").read_text() == text
+    assert event_log.tail(1)[0]["event"] == "state_damaged"
+
+
+def test_a_whole_state_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "node.json").write_text(json.dumps({"incarnation": 4, "counters": [["sent", "b", 2]]}))
+    event_log = EventLog(tmp_path / "events.jsonl")
+    snapshot = remembered(StateFile(tmp_path / "node.json"), event_log)
+    assert snapshot == Snapshot(incarnation=4, counters=(("sent", "b", 2),))
+    assert event_log.tail(1) == []
+
+
+async def test_nothing_is_left_of_a_daemon_that_ended(files: Federation, tmp_path: Path) -> None:
+    """No task, no open file of its state, no port; a scraper that says nothing does not hold it up."""
+    folder = files["north"].folder
+    (folder / "state").mkdir(exist_ok=True)
+    args = argparse.Namespace(
+        config=str(files["north"].config),
+        set=["metrics.port=0"],
+        listen=None,
+        state_dir=None,
+        rounds=None,
+        device=None,
+    )
+    daemon, before = Daemon(load_config(args), args), asyncio.all_tasks()
+    running = asyncio.create_task(daemon.run())
+    async with asyncio.timeout(30):
+        while daemon.exporter is None or not daemon._up:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        port = daemon.exporter.port
+        silent = socket.create_connection(("127.0.0.1", port))
+        daemon.end("test")
+        await running
+    silent.close()
+    assert asyncio.all_tasks() == before
+    links = [p.readlink() for p in Path("/proc/self/fd").iterdir() if p.is_symlink()]
+    assert not [link for link in links if link.is_relative_to(tmp_path)]
+    for listening in (port, int(daemon.transport.address.rpartition(":")[2])):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", listening)).close()

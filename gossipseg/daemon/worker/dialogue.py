@@ -1,4 +1,7 @@
-"""The traffic between the node and its worker: effects become orders, the worker's messages become events."""
+"""The dialogue of the daemon with its worker: the order of a round goes out, reports come in and take effect.
+
+Reports are handled one after the other. What an order or an event holds is decided in gossipseg/bridge.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class _Waiting:
 _News = protocol.FromWorker | events.WorkerLost | _Waiting
 
 
-class BridgeHost(Protocol):
+class DialogueHost(Protocol):
     """The owner of the worker, as the runtime is."""
 
     config: configuration.Config
@@ -55,11 +58,17 @@ class BridgeHost(Protocol):
         ...
 
 
-class WorkerBridge:
+class WorkerDialogue:
     """Orders to the worker, and its messages to the node. `contract` is complete once the worker is ready."""
 
     def __init__(
-        self, owner: BridgeHost, store: ModelStore, intake: Intake, training: WorkerView, *, socket_path: Path
+        self,
+        owner: DialogueHost,
+        store: ModelStore,
+        intake: Intake,
+        training: WorkerView,
+        *,
+        socket_path: Path,
     ) -> None:
         config = owner.config
         self.contract = configuration.contract(config.federation)

@@ -12,7 +12,6 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,10 @@ from gossipseg.daemon.observe.counters import REASONS, Counters, known
 from gossipseg.daemon.observe.metrics import METRICS, Exporter, sample
 from gossipseg.errors import ConfigError, LocalError
 from tests.core.rig import TRAINING
-from tests.daemon.harness import daemon_of, files_only
+from tests.daemon.harness import daemon_of
 from tests.e2e.federation import Federation
 
-MONITORING = Path(__file__).parents[2] / "docs" / "admin" / "monitoring"
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[Federation]:
-    with files_only(tmp_path, "north", "south") as f:
-        yield f
+MONITORING = Path(__file__).parents[3] / "docs" / "admin" / "monitoring"
 
 
 def values(families: Any) -> dict[tuple[str, ...], float]:
@@ -98,7 +91,7 @@ def test_a_peer_cannot_make_up_series() -> None:
 def test_every_code_that_the_core_and_the_worker_refuse_by_has_its_label() -> None:
     assert offences.OFFENCES | offences.EXCUSED <= REASONS
     # exchange.admission's are read from its text: importing it loads torch
-    text = (Path(__file__).parents[2] / "gossipseg" / "learn" / "exchange" / "admission.py").read_text()
+    text = (Path(__file__).parents[3] / "gossipseg" / "learn" / "exchange" / "admission.py").read_text()
     codes = re.search(r"Reason = Literal\[(.*?)\]", text, re.DOTALL)
     assert codes is not None and set(re.findall(r'"(\w+)"', codes[1])) <= REASONS
 

@@ -1,4 +1,4 @@
-"""The ledger: what becomes of a row as the core's events and effects go by."""
+"""The table of exchanges: what becomes of a row as the core's events and effects go by."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import json
 import os
 import random
 from collections import Counter, deque
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.recording.state_codec import FrozenError, freeze, thaw
 from gossipseg.errors import DataError
 from tests.core.rig import OPEN, TRAINING, model
-from tests.daemon.harness import daemon_of, files_only
+from tests.daemon.harness import daemon_of
 from tests.e2e.federation import Federation
 from tests.sim.simulator import Net, Simulator
 
@@ -94,12 +93,6 @@ def test_a_replay_sees_a_core_that_behaves_otherwise(
     line = json.loads(lines[5])
     lines[5] = json.dumps({**line, "effects": "0" * 16})
     assert [s.same for s in replay.load("\n".join(lines)).steps()].count(False) == 1
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[Federation]:
-    with files_only(tmp_path, "north", "south") as f:
-        yield f
 
 
 async def test_a_runtime_with_real_keys_is_recorded_without_secrets(

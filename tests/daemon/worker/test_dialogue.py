@@ -1,8 +1,8 @@
-"""The end of a privacy budget, from the worker's report to status: the site pauses, and says why."""
+"""What the worker reports, in its order: deaths, warnings, and the end of a privacy budget."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
 from pathlib import Path
 
 import msgspec
@@ -10,28 +10,12 @@ import pytest
 
 from gossipseg.core.types import Phase
 from gossipseg.ctl.status import pairs
-from gossipseg.daemon.control.service import Service
-from gossipseg.daemon.runtime import Runtime
 from gossipseg.learn import protocol
-from gossipseg.wire import documents as doc
-from tests.daemon.harness import files_only, running, settled
-from tests.daemon.test_runtime import READY, done
+from tests.daemon.harness import READY, done, running, service, settled
 from tests.e2e.federation import Federation
 
 SPENT = protocol.Spent(2.5, 1e-5, 40, max_epsilon=3.0)
 OVER = protocol.Spent(2.98, 1e-5, 44, max_epsilon=3.0, over=True)
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Iterator[Federation]:
-    with files_only(tmp_path, "north", "south") as f:
-        yield f
-
-
-def service(runtime: Runtime) -> Service:
-    """What answers gossipctl; nothing but status is asked of it here."""
-    nothing = {"identity": lambda: None, "stop": lambda _: None, "reload": lambda: ()}
-    return Service(runtime, discovery=doc.DiscoveryStatus, **nothing)
 
 
 async def test_a_spent_budget_pauses_training_with_a_reason(files: Federation) -> None:
@@ -62,3 +46,38 @@ async def test_a_site_without_it_says_nothing_of_privacy(files: Federation) -> N
         await settled(r)
         status = await service(r).status()
         assert status.epsilon is status.delta is None and "privacy" not in dict(pairs(status))
+
+
+async def test_a_death_does_not_overtake_the_round_finished_before_it(
+    files: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, failures):
+        r.worker.on_worker_message(READY)
+        await settled(r)
+        assert r.node.phase is Phase.TRAINING
+        go_on, real = threading.Event(), r.store.adopt
+        monkeypatch.setattr(r.store, "adopt", lambda file: (go_on.wait(10), real(file))[1])
+        exported = tmp_path / "round-1.safetensors"
+        exported.write_bytes(b"model")
+        r.worker.on_worker_message(done(1, export=protocol.Export(str(exported), 8, 1)))
+        r.worker.on_worker_lost("killed", False)
+        r.worker.on_worker_message(msgspec.structs.replace(READY, round=1, steps=1))
+        go_on.set()
+        await settled(r)
+        assert (r.node.round, r.node.phase, failures) == (1, Phase.TRAINING, [])
+        names = [e["event"] for e in r.events.tail(50)]
+        assert names.index("round_finished") < names.index("worker_lost")
+        assert "dropped_event" not in names
+
+
+async def test_a_warning_of_the_worker_stays_until_it_is_withdrawn(files: Federation) -> None:
+    async with running(files) as (r, _):
+        r.worker.on_worker_message(msgspec.structs.replace(READY, warning="a damaged checkpoint"))
+        await settled(r)
+        assert list(r.training.warnings.values()) == ["a damaged checkpoint"]
+        r.worker.on_worker_message(done(1, warning="checkpoint not written: disk full"))
+        await settled(r)  # the node's own state was written meanwhile
+        assert list(r.training.warnings.values()) == ["checkpoint not written: disk full"]
+        r.worker.on_worker_message(done(2))
+        await settled(r)
+        assert r.training.warnings == {}

@@ -13,14 +13,13 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry
-from gossipseg.ctl.tables import exchange_cells
+from gossipseg.ctl.exchanges import exchange_cells
 from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.learn import protocol
 from gossipseg.learn.exchange.reception import DETAIL_CHARACTERS
 from gossipseg.wire.documents import ExchangesDoc
 from tests.core.rig import model
-from tests.daemon.harness import files_only, running, settled
-from tests.daemon.test_runtime import READY
+from tests.daemon.harness import READY, files_only, running, settled
 from tests.learn.harness import make_spec, make_trainer, write_png_site
 
 LAYER = "network.encoder.0.first.conv.weight"

@@ -12,9 +12,7 @@ import pytest
 from gossipseg.core import effects
 from gossipseg.ctl.status import pairs
 from gossipseg.learn import protocol
-from tests.daemon.harness import files_only, running, settled
-from tests.daemon.test_privacy_budget import service
-from tests.daemon.test_runtime import READY, done
+from tests.daemon.harness import READY, done, files_only, running, service, settled
 from tests.e2e.federation import Federation
 
 WHY = "alone 0.8100, deployed 0.8300, gain +0.0200 ± 0.0050 on 9 patients; personal 0.42, shared 0.58"

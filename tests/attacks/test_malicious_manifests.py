@@ -44,8 +44,7 @@ from gossipseg.trust import Identity, create_identity
 from gossipseg.wire.control import ControlClient, ControlServer
 from gossipseg.wire.documents import DiscoveryStatus
 from gossipseg.wire.grpc_transport import GrpcTransport
-from tests.daemon.harness import daemon_of, served, settled
-from tests.daemon.test_runtime import READY
+from tests.daemon.harness import READY, daemon_of, served, settled
 from tests.e2e.federation import Federation, federation
 
 TENSORS = {"w": ["F16", [10, 20]]}
