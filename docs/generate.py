@@ -558,7 +558,7 @@ def events(meanings: Mapping[str, Any]) -> str:
     if unknown := _noted() - described:
         raise ValueError(f"docs/meanings.yaml, event log: missing {sorted(unknown)}")
     made = {f"member_{x}" for x in ("alive", "suspect", "dead", "left")}
-    made |= {f"visit_{x}" for x in ("merged", "refused", "held", "kept_out")}
+    made |= {f"visit_{x}" for x in ("merged", "refused", "kept_out")}
     everything = "".join(_sources("core", "daemon"))
     if gone := {kind for kind in described - made if f'"{kind}"' not in everything}:
         raise ValueError(f"docs/meanings.yaml, event log: too many {sorted(gone)}")

@@ -151,7 +151,7 @@ class Note:
     lists_differ (another site's peers.yaml has other sites or keys).
     Exchange: offer_sent, offer_accepted, offer_busy, offer_rejected, offer_in_accepted, offer_in_busy,
     offer_in_rejected, transfer_done, transfer_failed, model_arrived, model_broken, model_dropped.
-    Rounds: visit_merged, visit_refused, visit_held, visit_kept_out, visit_reverted, finished, paused,
+    Rounds: visit_merged, visit_refused, visit_kept_out, visit_reverted, finished, paused,
     resumed.
     Coordinator: round_led (an attempt begins here), round_passed (to the next attempt, with the reason),
     round_committed (contributors and absent in `detail`), round_alone (this site trains on without the

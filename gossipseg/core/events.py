@@ -123,9 +123,8 @@ class VisitResult:
     """What became of the model that visited in a round."""
 
     hash: str
-    outcome: Literal["merged", "refused", "held", "kept_out"]
-    """`merged`: taken in. `refused`: failed the worker's checks. `held`: kept as a member of the ensemble.
-    `kept_out`: trained with, not merged."""
+    outcome: Literal["merged", "refused", "kept_out"]
+    """`merged`: taken in. `refused`: failed the worker's checks. `kept_out`: neither."""
     reason: str = ""
     detail: str = ""
 

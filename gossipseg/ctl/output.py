@@ -23,7 +23,6 @@ _STYLES = {
     "alive": "green",
     "training": "green",
     "merged": "green",
-    "held": "green",
     "sent": "green",
     "finished": "green",
     "warning": "yellow",

@@ -79,7 +79,7 @@ def doing(s: StatusDoc) -> str:
     text = f"{s.phase}, {done}"
     if s.phase in ("training", "starting") and s.activity:
         text += f", now {s.activity}"
-        if s.steps_per_round and s.activity in ("training", "visit"):
+        if s.steps_per_round and s.activity == "training":
             text += f", step {s.step} of {s.steps_per_round}"
         elif s.fraction is not None:
             text += f" {out.share_text(s.fraction)}"

@@ -20,10 +20,10 @@ MAX_LINE_BYTES = 8 << 20
 SOCKET_ENV = "GOSSIPSEG_WORKER_SOCKET"
 """Environment variable with the path of the socket on which the daemon listens."""
 
-VisitOutcome = Literal["merged", "refused", "held", "kept_out"]
+VisitOutcome = Literal["merged", "refused", "kept_out"]
 FatalKind = Literal["config", "data", "away", "local"]
 """away: the data are not there now, and may come back by themselves."""
-Activity = Literal["training", "visit", "validation", "test"]
+Activity = Literal["training", "validation", "test"]
 WireSchema = dict[str, tuple[str, tuple[int, ...]]]
 """Name → (safetensors dtype such as "F16", shape) of every tensor of a wire model file."""
 
@@ -189,8 +189,6 @@ class Progress(_Line, frozen=True):
     """0..1 of the activity."""
     loss: float | None = None
     steps_per_s: float | None = None
-    frm: str | None = None
-    """The visitor's site during a visit."""
 
 
 class Export(_Part, frozen=True):
@@ -245,8 +243,6 @@ class RoundDone(_Line, frozen=True):
     reverted_frm: str | None = None
     own_steps: int | None = None
     """As in Ready."""
-    beside: str | None = None
-    """Site whose model trained beside the local one, as a visitor."""
     dice_test: float | None = None
     dice_test_start: float | None = None
     warning: str = ""

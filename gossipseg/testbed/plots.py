@@ -18,7 +18,6 @@ from gossipseg.testbed.curves import Curve, Exchange
 COLOURS = ("#2f6db3", "#d2762c", "#3d9a6d", "#b2475b", "#7b68b5", "#8a7a4f", "#3fa3b5", "#5b6572")
 _OUTCOME_STYLE = {
     "merged": ("#2b2f36", "o"),
-    "held": ("#3d9a6d", "o"),
     "kept out": ("#8b93a1", "o"),
     "refused": ("#c0392b", "X"),
     "broken": ("#c0392b", "X"),
@@ -36,7 +35,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def learning(curves: Mapping[str, Curve]) -> bytes:
-    """Validation Dice and training loss by round; dots where another site's model was merged or held."""
+    """Validation Dice and training loss by round; dots where another site's model was merged."""
     figure = Figure(figsize=(WIDTH_IN, 3.7), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     colour = colours(list(curves))
@@ -93,7 +92,7 @@ def timeline(names: Sequence[str], exchanges: Sequence[Exchange], wall_s: float)
 def _arrow(axes: Any, e: Exchange, lane: Mapping[str, int], colour: str) -> None:
     top, bottom = lane[e.sender], lane[e.receiver]
     ink, marker = _OUTCOME_STYLE[e.outcome]
-    taken = e.outcome in ("merged", "held")
+    taken = e.outcome == "merged"
     axes.annotate(
         "",
         xy=(e.arrived_s, bottom),
@@ -112,7 +111,7 @@ def _arrow(axes: Any, e: Exchange, lane: Mapping[str, int], colour: str) -> None
     axes.scatter([e.done_s or e.arrived_s], [bottom], s=26, color=ink, marker=marker, zorder=3, linewidth=0)
 
 
-_SHOWN = {"held": "kept for the ensemble", "kept out": "rejected"}
+_SHOWN = {"kept out": "rejected"}
 
 
 def _outcome_legend(figure: Figure, outcomes: set[str]) -> None:

@@ -28,7 +28,6 @@ OVERLAYS_PER_SITE = 2
 _OVERLAY_TIMEOUT_S = 600.0
 _OUTCOMES = {
     "visit_merged": "merged",
-    "visit_held": "held",
     "visit_kept_out": "kept out",
     "visit_refused": "refused",
     "visit_reverted": "reverted",
@@ -76,7 +75,7 @@ def taken_in(site: SiteResult) -> int:
 
 
 def _was_taken(round_finished: Mapping[str, Any]) -> bool:
-    return round_finished.get("visit") in ("merged", "held")
+    return round_finished.get("visit") == "merged"
 
 
 def closed_without(result: RunResult) -> dict[int, dict[str, str]]:

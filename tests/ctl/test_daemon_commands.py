@@ -53,7 +53,7 @@ def test_status_shows_everything_in_plain_aligned_lines(daemon: Any, ctl: Any) -
     assert len({re.match(r"\w* *", line).end() for line in result.lines if line}) == 1, "one column of texts"  # type: ignore[union-attr]
     shown = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in result.lines)
     assert shown["site"] == "north of test"
-    assert shown["phase"] == "training, round 3 of 10 done, now visit, step 25 of 100"
+    assert shown["phase"] == "training, round 3 of 10 done, now training, step 25 of 100"
     assert shown["splits"] == "drawn from the seed, kept in /s/splits.json"
     assert shown["loss"] == "0.5123"
     assert shown["Dice"] == "validation 0.710, test 0.100 at the start"

@@ -183,7 +183,7 @@ def test_config_prints_what_is_in_force(ctl: Any, tmp_path: Path, monkeypatch: p
     assert shown["federation"]["gossip"]["sender_rate"] == 0.5
     document = ctl("config", "--config", site, "--json").json
     assert (document["schema"], document["kind"]) == (1, "config")
-    assert document["federation"]["algorithm"]["lambda"] == 0.2
+    assert document["federation"]["algorithm"]["lambda"] == 0.05
 
 
 def test_config_with_a_mistake_exits_78(ctl: Any, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ MESSAGES: list[protocol.Message] = [
         splits_from="the draw",
     ),
     protocol.Ready(0, 0, 0, "", {}, 0, "", "", {}),
-    protocol.Progress(1, 4, 20, "visit", 0.2, 0.7, 3.5, "south"),
+    protocol.Progress(1, 4, 20, "training", 0.2, 0.7, 3.5),
     protocol.Progress(1, 4, 20, "training", 0.0, math.nan, math.inf),
     protocol.RoundDone(
         round=3,
@@ -92,7 +92,6 @@ MESSAGES: list[protocol.Message] = [
         reverted="cd",
         reverted_frm="west",
         own_steps=50,
-        beside="west",
         dice_test=0.5,
         dice_test_start=0.25,
         warning="disk full",

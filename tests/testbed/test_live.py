@@ -15,7 +15,7 @@ from gossipseg.wire.documents import MemberCounts, StatusDoc
 TRAINING = StatusDoc(
     site="north",
     phase="training",
-    activity="learning with valley",
+    activity="validation",
     fraction=0.5,
     round=4,
     rounds=12,
@@ -52,7 +52,7 @@ def test_the_table_shows_every_figure_of_a_site() -> None:
         "0.568",
         "4.0 MB",
         "2.7 kB",
-        "learning with valley",
+        "validation",
         "valley",
         "starting",
     ):

@@ -163,7 +163,6 @@ def test_exchanges_follow_a_model_by_its_hash(result: RunResult) -> None:
     ("event", "outcome"),
     [
         ("visit_refused", "refused"),
-        ("visit_held", "held"),
         ("visit_kept_out", "kept out"),
         ("visit_reverted", "reverted"),
     ],

@@ -80,7 +80,7 @@ class Service:
             members=self._member_counts(),
             sent=node.count("sent"),
             received=node.count("received"),
-            accepted=node.count("merged") + node.count("held"),
+            accepted=node.count("merged"),
             refused=node.count("refused"),
             bytes_out=sum(t.bytes_out for t in traffic),
             bytes_in=sum(t.bytes_in for t in traffic),

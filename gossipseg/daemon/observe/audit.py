@@ -38,7 +38,6 @@ NOTES: Mapping[str, str] = {
     "model_broken": "model_refused",
     "visit_refused": "model_refused",
     "visit_merged": "model_merged",
-    "visit_held": "model_held",
     "visit_kept_out": "model_kept_out",
     "visit_reverted": "model_reverted",
     "model_dropped": "model_dropped",
@@ -56,7 +55,7 @@ OWN_NOTES = frozenset(
 )
 """Shell notes that the audit log keeps under the same name."""
 _STAGES = {"offer_in_rejected": "offer", "model_broken": "arrival", "visit_refused": "visit"}
-_JUDGED = ("visit_refused", "visit_merged", "visit_held", "visit_kept_out", "visit_reverted")
+_JUDGED = ("visit_refused", "visit_merged", "visit_kept_out", "visit_reverted")
 _KEPT = ("hash", "bytes", "round", "at_round", "attempt", "contributors", "absent", "detail")
 
 

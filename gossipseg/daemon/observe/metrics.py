@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LAG_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 5.0
 WORKER_STATES = ("starting", "ready", "training", "aggregating", "waiting", "restarting", "failed", "stopped")
-COUNTED = ("sent", "received", "merged", "refused", "held", "kept_out", "reverted", "dropped")
+COUNTED = ("sent", "received", "merged", "refused", "kept_out", "reverted", "dropped")
 WARNINGS = ("worker", "state", "events", "store", "audit", "privacy", "listen", "metrics", "log", "disk")
 
 

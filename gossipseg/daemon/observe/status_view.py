@@ -42,8 +42,7 @@ class WorkerView:
         self.activity, self.fraction = activity, fraction
 
     def progress(self, message: protocol.Progress) -> None:
-        visiting = message.activity == "visit" and message.frm
-        self.begin(f"learning with {message.frm}" if visiting else message.activity, message.fraction)
+        self.begin(message.activity, message.fraction)
         self.step, self.steps_per_round = message.step, message.steps_per_round
         self.loss = message.loss if message.loss is not None else self.loss
 

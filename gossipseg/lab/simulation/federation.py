@@ -227,7 +227,6 @@ class _Federation:
             "sent": sum(site.moved.sent_to.values()),
             "sent_to": dict(sorted(site.moved.sent_to.items())),
             "merged": node.count("merged") + site.moved.commons,
-            "held": node.count("held"),
             "merged_from": {s: n for s in others if (n := node.count("merged", s))},
             "left_out": site.moved.left_out,
             "virtual_seconds": [round(site.began_s, 3), round(site.ended_s, 3)],
@@ -281,7 +280,7 @@ def row(
 
 NO_TRAFFIC: Mapping[str, Any] = {
     **dict.fromkeys(("bytes_out", "bytes_in", "model_bytes_out", "model_bytes_in"), 0),
-    **dict.fromkeys(("sent", "merged", "held", "left_out", "reverted", "absences"), 0),
+    **dict.fromkeys(("sent", "merged", "left_out", "reverted", "absences"), 0),
     "virtual_seconds": [0.0, 0.0],
     "sent_to": {},
     "merged_from": {},

@@ -112,30 +112,25 @@ class RunState:
             show=show,
         )
 
-    def step_done(
-        self, round: int, pace: Throughput, activity: protocol.Activity, frm: str | None = None
-    ) -> None:
-        """Count an optimizer step, and tell of it. `frm`: the visitor's site."""
+    def step_done(self, round: int, pace: Throughput) -> None:
+        """Count an optimizer step, and tell of it."""
         self.history.step += 1
         self.history.steps += 1
         self.history.own_steps += 1
         pace.tick()
-        self.report(lambda: self._training_progress(round, pace, activity, frm), activity)
+        self.report(lambda: self._training_progress(round, pace), "training")
 
-    def _training_progress(
-        self, round: int, pace: Throughput, activity: protocol.Activity, frm: str | None
-    ) -> protocol.Progress:
+    def _training_progress(self, round: int, pace: Throughput) -> protocol.Progress:
         total = self.settings.training.steps_per_round
         loss = self.tally.last_loss
         return protocol.Progress(
             round,
             self.history.step,
             total,
-            activity,
+            "training",
             self.history.step / total,
             None if loss is None else float(loss),
             pace.steps_per_s,
-            frm,
         )
 
     def score(self, model: nn.Module, split: SplitName, round: int) -> Scores:

@@ -46,7 +46,7 @@ class DpStepLoop:
                 if result is not None:
                     run.tally.add(result.loss, result.terms)
                 self.gradients += 1
-                run.step_done(round, pace, "training")
+                run.step_done(round, pace)
             run.gate()
         finally:
             private.settle(run.history.step - before)

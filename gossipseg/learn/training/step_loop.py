@@ -45,7 +45,7 @@ class StepLoop:
             run.tally.skipped += bool(result.skipped)
             if "local" not in result.skipped:
                 run.tally.add(result.loss, result.terms)
-            run.step_done(round, pace, "training")
+            run.step_done(round, pace)
         run.gate()
 
     def take_personal(self, order: protocol.StartRound) -> None:

@@ -21,7 +21,7 @@ class ExchangeRow(Part, frozen=True):
     """The sender's round; the federation's for a global model."""
     state: str = ""
     """The state of the exchange. While offered: offered | accepted | busy | rejected. While sent or received:
-    waiting | sending | sent | failed | receiving | stored. Afterwards: visiting | merged | refused | held |
+    waiting | sending | sent | failed | receiving | stored. Afterwards: visiting | merged | refused |
     kept_out | reverted | dropped."""
     reason: str = ""
     fraction: float | None = None

@@ -109,7 +109,7 @@ class StatusDoc(Document, frozen=True):
     sent: int = 0
     received: int = 0
     accepted: int = 0
-    """Models merged, or held for the ensemble."""
+    """Models merged."""
     refused: int = 0
     """Models refused by the worker's checks."""
     bytes_out: int = 0

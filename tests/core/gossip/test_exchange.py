@@ -223,7 +223,7 @@ def test_an_accepted_model_arrives_waits_and_visits_exactly_once() -> None:
     assert (rig.node.count("received"), rig.node.count("merged")) == (1, 1)
 
 
-@pytest.mark.parametrize("outcome", ["merged", "refused", "held", "kept_out"])
+@pytest.mark.parametrize("outcome", ["merged", "refused", "kept_out"])
 def test_what_became_of_a_visit_is_counted(outcome: Any) -> None:
     rig = hosting()
     rig.round_done(visit=ev.VisitResult(model().hash, outcome, "why"))

