@@ -69,10 +69,16 @@ def evaluate(
 
 
 def export(
-    output: OutputOption, config: context.ConfigOption = None, json: context.JsonOption = False
+    output: OutputOption,
+    single: Annotated[
+        bool, typer.Option("--single", help="The best single model, where several predict together.")
+    ] = False,
+    config: context.ConfigOption = None,
+    json: context.JsonOption = False,
 ) -> int:
     """Write model.pt (plain state dict), safetensors and a MONAI bundle of this site's model."""
-    return run(context.load_config(config), "export", ["-o", str(output)], _export_lines, json=json)
+    arguments = ["-o", str(output), *(["--single"] if single else [])]
+    return run(context.load_config(config), "export", arguments, _export_lines, json=json)
 
 
 def _need(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -102,6 +108,8 @@ def _values_text(document: Mapping[str, Any]) -> str:
 def _export_lines(document: Mapping[str, Any]) -> Iterator[str]:
     yield from map(str, document.get("files", []))
     yield f"the model of {document.get('site')} after round {document.get('round')}"
+    if document.get("reason"):
+        yield f"  {document['reason']}"
 
 
 def command_line(module: str, arguments: Sequence[str]) -> list[str]:

@@ -70,6 +70,8 @@ def test_spec_goes_in_progress_and_document_come_out(ctl: Any, site: Path, stand
     result = ctl("predict", "i.png", "-o", "out", "--config", site, "--json")
     assert result.json["site"] == "north"
     assert ctl("export", "-o", "out", "--config", site).lines == ["a", "the model of north after round 3"]
+    ctl("export", "-o", "out", "--single", "--config", site)
+    assert called[-1] == ("export", ["-o", "out", "--single"])
 
 
 def test_predict_passes_the_format_and_shows_the_note(ctl: Any, site: Path, stand_in: Any) -> None:

@@ -17,10 +17,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from gossipseg.learn.bundle import network_def
 from gossipseg.learn.commands.export import main
 from gossipseg.learn.commands.predict import predict_labels
 from gossipseg.learn.data.cases import Case
 from gossipseg.learn.deploy.deployment import Deployment, load_deployment
+from gossipseg.learn.evaluation.mixture import Mixture
 from gossipseg.learn.params import TaskParams
 from tests.learn.imagery import (
     GREY,
@@ -64,11 +66,16 @@ CT = dataclasses.replace(VOLUME, intensity="ct_window", spacing_mm=(1.2, 0.9, 1.
 DECLARED = dataclasses.replace(RGB, convert_grey_to_rgb=True)
 
 
-def exported(tmp_path: Path, task: TaskParams, **changes: Any) -> tuple[Deployment, Path]:
-    made = spec(tmp_path, task, **changes)
-    write_checkpoint(made, 5)
-    assert main(["--spec", spec_file(tmp_path, made), "-o", str(tmp_path / "out")]) == 0
-    return load_deployment(made), tmp_path / "out"
+PAIR = {"personal": 0.4, "shared": 0.6}
+
+
+def exported(
+    tmp_path: Path, task: TaskParams, mix: dict[str, float] | None = None, *options: str, **changes: Any
+) -> tuple[Deployment, Path]:
+    made = spec(tmp_path, task, **{"algorithm": {"name": "fedavg"}} if mix else {}, **changes)
+    write_checkpoint(made, 5, mix=mix)
+    assert main(["--spec", spec_file(tmp_path, made), "-o", str(tmp_path / "out"), *options]) == 0
+    return load_deployment(made, single="--single" in options), tmp_path / "out"
 
 
 def batch(deployment: Deployment) -> torch.Tensor:
@@ -92,9 +99,13 @@ def test_state_dict_and_safetensors_hold_the_ema(tmp_path: Path, capsys: pytest.
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("mix", [None, PAIR], ids=["one", "two"])
 @pytest.mark.parametrize("task", [RGB, VOLUME], ids=["2d", "3d"])
-def test_monai_bundle_loads_the_network_with_identical_logits(tmp_path: Path, task: TaskParams) -> None:
-    deployment, out = exported(tmp_path, task)
+def test_monai_bundle_loads_the_network_with_identical_logits(
+    tmp_path: Path, task: TaskParams, mix: dict[str, float] | None
+) -> None:
+    deployment, out = exported(tmp_path, task, mix)
+    assert isinstance(deployment.net, Mixture) == (mix is not None)
     net = load(name="bundle", bundle_dir=str(out), workflow_type="inference", source="github").eval()
     x = batch(deployment)
     with torch.inference_mode():
@@ -112,10 +123,58 @@ def test_the_config_parser_builds_the_network_and_inferer(tmp_path: Path) -> Non
     assert parser.get_parsed_content("inferer").roi_size == [32, 32]
 
 
-@pytest.mark.parametrize("case", ["grey", "rgb", "declared", "sigmoid", "volume", "ct"])
+def test_the_personal_and_the_shared_model_are_exported_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployment, out = exported(tmp_path, GREY, PAIR)
+    document = json.loads(capsys.readouterr().out)
+    assert (document["weights"], document["members"]) == ("mix", PAIR)
+    assert "gain +0.0500 ± 0.0100 on 9 patients; personal 0.40, shared 0.60" in document["reason"]
+    plain = torch.load(out / "model.pt", weights_only=True)
+    assert {name.split(".")[1] for name in plain} == {
+        "0",
+        "1",
+    } and plain.keys() == deployment.net.state_dict().keys()
+    with safe_open(out / "model.safetensors", "pt") as f:
+        assert json.loads(f.metadata()["members"]) == PAIR
+    assert document["reason"] in (out / "bundle/docs/README.md").read_text()
+
+
+@pytest.mark.parametrize("mix", [PAIR, {"personal": 1.0}])
+def test_a_single_model_is_exported_as_one(
+    tmp_path: Path, mix: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployment, out = exported(tmp_path, GREY, mix, "--single")
+    document = json.loads(capsys.readouterr().out)
+    assert document["weights"] == "personal" and not isinstance(deployment.net, Mixture)
+    if len(mix) > 1:
+        assert "Dice 0.8500 with both, +0.0500 against this one" in document["reason"]
+    net = load(name="bundle", bundle_dir=str(out), workflow_type="inference", source="github").eval()
+    with torch.inference_mode():
+        assert torch.equal(net(batch(deployment)), deployment.net(batch(deployment)).logits)
+
+
+def test_a_bundle_of_an_earlier_version_with_several_networks_loads(tmp_path: Path) -> None:
+    """There the first of them had half of the weight, and other names."""
+    deployment, _ = exported(tmp_path, GREY, PAIR)
+    assert isinstance(deployment.net, Mixture)
+    own, other = deployment.net.members
+    task, network = deployment.settings.task, deployment.settings.network
+    shape = {"spatial_dims": 2, "in_channels": 1, "out_channels": 2, "patch_size": list(task.patch_size)}
+    net = network_def(dataclasses.asdict(network), beside=1, output="softmax", **shape)
+    earlier = {f"own.{n}": t for n, t in own.state_dict().items()}
+    net.load_state_dict(earlier | {f"others.0.{n}": t for n, t in other.state_dict().items()})
+    with torch.inference_mode():
+        x = batch(deployment)
+        expected = (own(x).logits.softmax(1) + other(x).logits.softmax(1)) / 2
+        assert torch.allclose(net.eval()(x).exp(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["grey", "rgb", "declared", "sigmoid", "volume", "ct", "two"])
 def test_running_the_bundle_gives_what_predict_gives(tmp_path: Path, case: str) -> None:
     task = {"rgb": RGB, "declared": DECLARED, "volume": VOLUME, "ct": CT}.get(case, GREY)
-    deployment, out = exported(tmp_path, task, training={"output": "sigmoid"} if case == "sigmoid" else {})
+    changes = {"output": "sigmoid"} if case == "sigmoid" else {}
+    deployment, out = exported(tmp_path, task, PAIR if case == "two" else None, training=changes)
     root, shape = out / "bundle", (28, 22, 18) if task.spatial_dims == 3 else (50, 37)
     image = blob(shape, 4)[0]
     if task.spatial_dims == 3:
