@@ -105,6 +105,19 @@ def test_fedavg_moves_two_models_a_round_for_each_site_but_the_coordinator(
     assert sum(r["sent"] for r in seldom.values()) == 2 * 2 * 1
 
 
+def test_what_each_model_would_have_had_alone_is_told(hospitals: Path, cache: DataCache) -> None:
+    rows = rig.run(rig.plan(hospitals, "fedavg", rounds=3), cache)
+    alone = rig.run(rig.plan(hospitals, "local", rounds=3), cache)
+    without = rig.run(rig.plan(hospitals, "fedavg[training.personal=none]", rounds=3), cache)
+    for site, row in rows.items():
+        assert row["members"].keys() == {"personal", "shared", "half"}
+        assert row["members"]["personal"] == pytest.approx(alone[site]["dice_test"])
+        assert row["members"]["shared"] == pytest.approx(without[site]["dice_test"])
+        assert row["deployed"]["name"] in ("mix", "personal") and row["deployed"]["weights"]
+        assert row["gradient_evaluations"] == 2 * alone[site]["gradient_evaluations"]
+        assert "members" not in alone[site] and "deployed" not in without[site]
+
+
 def test_what_the_others_sent_is_what_came(hospitals: Path, cache: DataCache) -> None:
     rows = rig.run(
         rig.plan(hospitals, "gossip_average[gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=3), cache

@@ -219,6 +219,7 @@ class _Federation:
         others = [s for s in plan.sites if s != name]
         return {
             **row(plan, name, scores, training, training.curve),
+            **({"members": members} if (members := training.members()) else {}),
             "rounds": node.round,
             "bytes_out": out_bytes,
             "bytes_in": in_bytes,

@@ -36,6 +36,10 @@ Progress = Callable[[int, str], None]
 activity."""
 
 
+HALF = 0.5
+"""Share of the personal model in a mix that nothing was chosen for."""
+
+
 class DataCache:
     """Preprocessed images by data list and task: the runs of one process share them."""
 
@@ -170,6 +174,21 @@ class Training:
         scored = [evaluate_case(deployment, case, save) for case in labelled]
         self._spend("test")
         return summarise(scored, settings.task)
+
+    def members(self) -> dict[str, float | None]:
+        """Mean test Dice of the personal and of the shared model alone, and of both at one half each.
+
+        Whatever is deployed; empty where there is one model only.
+        """
+        trainer = self.trainer
+        if trainer.personal is None or not trainer.personal.begun:
+            return {}
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+        personal, shared = trainer.personal.model_state.ema, trainer.model_state.ema
+        found = trainer.site.score_pair(personal, shared, "test", (), (HALF,), lambda fraction: None)
+        self._spend("members")
+        cases = {"personal": found.personal, "shared": found.shared, "half": found.mixes[HALF]}
+        return {name: summarise(scores, trainer.settings.task).mean for name, scores in cases.items()}
 
     @property
     def wire_bytes(self) -> int:
