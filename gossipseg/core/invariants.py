@@ -109,8 +109,9 @@ def check_swaps(ctx: Context, swaps: SwapExchange) -> None:
     if open.asker:
         assert open.id.number <= swaps.memory.number, "a number that was not counted"
     else:
-        standing = "committed" if open.stage is Stage.COMMITTED else "open"
-        assert swaps.memory.standing(open.id) == standing, "it remembers the swap otherwise"
+        assert not swaps.memory.is_new(open.id), "a number that was not noted"
+    if open.stage is Stage.TRADING and not open.asker:
+        assert swaps.memory.standing(open.id) == "open", "it remembers the swap otherwise"
     if open.binding:
         assert not open.takes or (open.admitted and open.theirs is not None), "bound without the model"
         assert open.part != "mix" or open.own is not None, "bound without its own snapshot"

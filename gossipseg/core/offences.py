@@ -10,6 +10,7 @@ from gossipseg.core.types import ModelRef, Site
 OFFENCES = frozenset(
     {
         "manifest_forged",
+        "terms_forged",
         "manifest_replayed",
         "manifest_mismatch",
         "manifest_federation",
@@ -34,6 +35,7 @@ MAKERS = frozenset(
     {
         "manifest_stranger",
         "manifest_forged",
+        "terms_forged",
         "manifest_replayed",
         "schema_mismatch",
         "unreadable",

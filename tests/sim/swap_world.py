@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+import pytest
+
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core.types import ExchangeId, ModelRef, Site
@@ -59,6 +61,8 @@ class Books:
 
     applied: list[Applied] = field(default_factory=list)
     exports: Counter[tuple[Site, ExchangeId]] = field(default_factory=Counter)
+    parts: dict[tuple[Site, ExchangeId], str] = field(default_factory=dict)
+    """What each site was to do, by its own plan."""
 
 
 class SwapWorld(Simulator):
@@ -74,6 +78,8 @@ class SwapWorld(Simulator):
         """Hash → the snapshot's value, steps and round."""
         self.books = Books()
         self.admit: Callable[[Site, Site], str] = lambda site, frm: ""
+        self.crash_applied: Callable[[SimNode], bool] | None = None
+        """Whether a node dies between a swap's checkpoint and the report of it."""
         self.step_s = (0.05, 0.5)
         self.deaths: Counter[Site] = Counter()
         """Deaths of each site's worker."""
@@ -135,8 +141,9 @@ class SwapWorld(Simulator):
         )
 
     def _if_alive(self, node: SimNode, serial: object, action: Callable[..., None], effect: Any) -> None:
-        if node.state is not None and serial == (node.life, self.deaths[node.site]):
-            action(node, effect)
+        if node.state is None or serial != (node.life, self.deaths[node.site]):
+            return
+        action(node, effect)
 
     def export(self, node: SimNode, effect: fx.ExportSnapshot) -> None:
         self.train(node.site)
@@ -172,13 +179,22 @@ class SwapWorld(Simulator):
             self.books.applied.append(
                 Applied(node.site, effect.swap, effect.frm, effect.part, effect.weight, delta, steps)
             )
-        self._soon(node, self.report, effect)
+        if self.crash_applied is not None and self.crash_applied(node):
+            self.crash(node.site)
+        else:
+            self._soon(node, self.report, effect)
 
     def report(self, node: SimNode, effect: fx.ApplySwap) -> None:
         copied = effect.part == "copy"
         shared = self.live[node.site]
         steps, ahead = (shared.steps, shared.ahead) if copied else (None, None)
         self._step(node, ev.SwapApplied(effect.swap, steps=steps, ahead=ahead))
+
+    def _note(self, node: SimNode, effect: fx.Note) -> None:
+        super()._note(node, effect)
+        if effect.event == "swap_opened":
+            swap = ExchangeId(effect.detail["asker"], effect.detail["number"])
+            self.books.parts[node.site, swap] = effect.detail["part"]
 
     # -------------------------------------------------------------- what the tests ask
 
@@ -193,6 +209,19 @@ class SwapWorld(Simulator):
         values = [shared.t for shared in self.live.values()]
         return max(values) - min(values)
 
+    def check(self) -> None:
+        """What holds in every run: no swap is applied twice at a site, and the sum is accounted for."""
+        times = Counter((a.site, a.swap) for a in self.books.applied)
+        assert not [k for k, n in times.items() if n > 1], "a swap was applied twice"
+        for sides in self.by_swap().values():
+            if len(sides) == 2 and {a.part for a in sides} == {"mix"}:
+                one, two = sides
+                assert one.weight + two.weight == pytest.approx(1.0)
+                balance = sum(self.nodes[a.site].worker.cases * a.delta for a in sides)
+                assert balance == pytest.approx(0.0, abs=1e-9), "the two sides do not cancel"
+        total = self.expected_sum() + self.unbalanced()
+        assert self.weighted_sum() == pytest.approx(total, abs=1e-6)
+
     def by_swap(self) -> dict[ExchangeId, list[Applied]]:
         found: dict[ExchangeId, list[Applied]] = {}
         for one in self.books.applied:
@@ -201,7 +230,8 @@ class SwapWorld(Simulator):
 
     def one_sided(self) -> list[Applied]:
         """Swaps of two mixing sites that only one of them has applied."""
-        return [a[0] for a in self.by_swap().values() if len(a) == 1 and a[0].part == "mix"]
+        alone = [a[0] for a in self.by_swap().values() if len(a) == 1]
+        return [a for a in alone if self.books.parts.get((a.partner, a.swap)) == "mix"]
 
     def unbalanced(self) -> float:
         """The weighted sum that copies, one-way meetings and one-sided swaps have added."""
@@ -217,6 +247,11 @@ def _later(method: str) -> Callable[[Simulator, SimNode, Any], None]:
     return carry_out
 
 
+def _note(sim: Simulator, node: SimNode, effect: Any) -> None:
+    sim._note(node, effect)
+
+
+EXECUTE[fx.Note] = _note
 EXECUTE[fx.ExportSnapshot] = _later("export")
 EXECUTE[fx.AdmitSnapshot] = _later("admitted")
 EXECUTE[fx.ApplySwap] = _later("apply")

@@ -41,7 +41,9 @@ TRIES = 5
 DEADLY = 2
 """Deaths of the worker with an order for one swap after which the order is given up."""
 DEAF_CALLS = 3
-"""Failed calls to a site that calls in itself after which it counts as one that cannot be dialled."""
+DEAF_S = 60.0
+"""Failed calls in a row to a site that calls in itself, and their span in seconds. After them the site counts
+as one that cannot be dialled."""
 
 
 class SwapExchange:
@@ -248,7 +250,9 @@ class SwapExchange:
     # -------------------------------------------------------------- being asked
 
     def on_offer(self, frm: Site, token: int, body: messages.SwapOffer) -> None:
-        terms, open = body.terms, self.open
+        terms = body.terms
+        self._outdate(frm, terms.swap)
+        open = self.open
         if open is not None and open.id == terms.swap and open.partner == frm and open.terms is not None:
             reply = messages.SwapOfferReply("accept", "", open.terms)  # the first answer may have been lost
             self._ctx.respond(token, reply)
@@ -315,10 +319,20 @@ class SwapExchange:
         """Whether this site takes its own offer back: the two have asked each other at once."""
         return open.stage is Stage.ASKING and open.partner == frm and frm < self._ctx.site
 
+    def _outdate(self, frm: Site, swap: ExchangeId) -> None:
+        """Drop the swap that is open with an asker that has gone on to a later one."""
+        open = self.open
+        if open is None or open.stage is not Stage.TRADING or open.asker or open.partner != frm:
+            return
+        if swap.asker == frm and swap.number > open.id.number:
+            self._drop(open, "given_up", tell=False, ask=False)
+
     def _cannot_dial(self, site: Site) -> bool:
         """Whether a site calls in, and this site's calls to it fail."""
         member = self._membership.members.get(site)
-        return member is not None and member.deaf.failed >= DEAF_CALLS
+        if member is None or member.deaf.failed < DEAF_CALLS:
+            return False
+        return self._ctx.now - member.deaf.since >= DEAF_S
 
     # -------------------------------------------------------------- trading
 
@@ -432,8 +446,9 @@ class SwapExchange:
                 self._drop(open, reason, tell=False)
         else:
             open.theirs = body.model
-            if self._ledger.accept(body.model):
-                self._ctx.persist()
+            self._ledger.accept(
+                body.model
+            )  # persisted with the next record: a crash before it drops the swap
             self._ctx.respond(token, messages.SwapSnapshotReply("accept"))
 
     def _wrong(self, open: OpenSwap, frm: Site, model: ModelRef) -> str:
@@ -467,7 +482,6 @@ class SwapExchange:
         self._counts["received", event.frm] += 1
         self._ledger.arrived(model)
         self._ctx.note("model_arrived", event.frm, **describe(model))
-        self._ctx.persist()
         self._order()
         return True
 
@@ -516,19 +530,22 @@ class SwapExchange:
 
     def on_ready(self, frm: Site, token: int, body: messages.SwapReady) -> None:
         """Handle the asker's "ready": commit if all is here. Sent again, it asks for the outcome."""
-        open, swap = self.open, body.swap
+        swap = body.swap
+        self._outdate(frm, swap)
+        open = self.open
         if open is not None and open.id == swap and open.partner == frm and not open.asker:
             open.partner_ready = True
             self._progress(open, answering=True)
         elif swap.asker == frm and self.memory.is_new(swap):
             self.memory.note(swap, "dropped")
             self._ctx.persist()  # its offer, should it still come, opens nothing
-        standing = self.memory.standing(swap) if swap.asker == frm else "dropped"
-        self._ctx.respond(token, messages.SwapState(standing))
+        self._ctx.respond(token, messages.SwapState(self._standing(frm, swap)))
 
     def on_told(self, frm: Site, token: int, body: messages.SwapTold) -> None:
         """Handle the partner's word of how the swap stands, and answer how it stands here."""
-        open, swap = self.open, body.swap
+        swap = body.swap
+        self._outdate(frm, swap)
+        open = self.open
         if open is not None and open.id == swap and open.partner == frm:
             self._learn(open, body.standing, body.reason)
         elif swap.asker == frm and body.standing == "dropped" and self.memory.is_new(swap):
@@ -605,7 +622,8 @@ class SwapExchange:
         open.turn(Turn.APPLIED)
         self._close()
 
-    def _drop(self, open: OpenSwap, reason: str, *, tell: bool = True) -> None:
+    def _drop(self, open: OpenSwap, reason: str, *, tell: bool = True, ask: bool = True) -> None:
+        """Give a swap up. `ask`: whether another peer may be asked in its place now."""
         detail = {"number": open.id.number, "asker": open.id.asker}
         if reason == "in_doubt":
             self._counts["swap_in_doubt", open.partner] += 1
@@ -621,12 +639,13 @@ class SwapExchange:
         self.open = None
         if tell:
             self._tell(open.partner, open.id, "dropped", reason)
-        self._close()
+        self._close(ask)
 
-    def _close(self) -> None:
+    def _close(self, ask: bool = True) -> None:
         self.open = None
         self._ctx.persist()
-        self._ask()
+        if ask:
+            self._ask()
         self.settled()
 
     # -------------------------------------------------------------- the worker
