@@ -11,6 +11,7 @@ from gossipseg.core.effects import Persist, Snapshot, SwapRecord
 from gossipseg.core.enforcement import QuarantineEnforcer
 from gossipseg.core.file_router import FileRouter
 from gossipseg.core.gossip.exchange import GossipExchange
+from gossipseg.core.gossip.hypercube import HypercubeTurns
 from gossipseg.core.gossip.inbox import Inbox
 from gossipseg.core.gossip.set_aside import SetAside
 from gossipseg.core.gossip.swap import SwapExchange
@@ -181,7 +182,8 @@ def _swaps(
     if setup.exchange != "gossip" or setup.gossip.exchange != "swap":
         return None
     record = setup.snapshot.swaps or SwapRecord()
-    turns = SwapTurns(ctx, setup.gossip, budget, membership, gossip.pool, SetAside(record.aside))
+    kind = HypercubeTurns if setup.gossip.swaps_per_round == "log2" else SwapTurns
+    turns = kind(ctx, setup.gossip, budget, membership, gossip.pool, SetAside(record.aside))
     swaps = SwapExchange(
         ctx,
         setup.gossip,
@@ -239,5 +241,5 @@ def _worker_state(
     if rounds is not None:
         rounds.worker = state
     if swaps is not None:
-        swaps.settled = state.resume
+        swaps.decision.settled = state.resume
     return state

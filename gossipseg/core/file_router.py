@@ -41,19 +41,19 @@ class FileRouter:
         self.wellness.sent(self._receiver(event.id), event)
         if self.rounds is not None and self.rounds.on_transfer(event):
             return True
-        if self.swaps is not None and self.swaps.on_transfer(event):
+        if self.swaps is not None and self.swaps.trade.on_transfer(event):
             return True
         return self.gossip.on_transfer(event)
 
     def began(self, event: events.TransferBegan) -> None:
-        if self.swaps is not None and self.swaps.on_began(event.frm, event.hash):
+        if self.swaps is not None and self.swaps.trade.on_began(event.frm, event.hash):
             return
         if self.rounds is None or not self.rounds.downloads.began(event.frm, event.hash):
             self.gossip.inbox.began(event.frm, event.hash, self.ctx.now)
 
     def arrived(self, event: events.ModelArrived) -> None:
         self.wellness.took(event.frm)
-        if self.swaps is not None and self.swaps.on_arrived(event):
+        if self.swaps is not None and self.swaps.trade.on_arrived(event):
             return
         if self.rounds is None or not self.rounds.downloads.arrived(event.frm, event.model):
             self.gossip.on_arrived(event)
@@ -61,7 +61,7 @@ class FileRouter:
     def broken(self, event: events.ModelBroken) -> None:
         if self.expects(event.frm, event.hash) is not None:
             self.wellness.not_taken(event.frm, event.reason)
-        if self.swaps is not None and self.swaps.on_broken(event):
+        if self.swaps is not None and self.swaps.trade.on_broken(event):
             return
         if self.rounds is None or not self.rounds.downloads.broken(event):
             self.gossip.on_broken(event)
@@ -70,7 +70,7 @@ class FileRouter:
         """The site that a transfer goes to; "" where no transfer has this number."""
         if self.rounds is not None and (transfer := self.rounds.uploads.transfers.get(id)) is not None:
             return transfer.to
-        if self.swaps is not None and (to := self.swaps.receiver(id)):
+        if self.swaps is not None and (to := self.swaps.trade.receiver(id)):
             return to
         return self.gossip.receiver(id)
 
@@ -82,7 +82,7 @@ class FileRouter:
             return None
         if self.rounds is not None and (model := self.rounds.expects(frm, hash)) is not None:
             return model
-        if self.swaps is not None and (model := self.swaps.expects(frm, hash)) is not None:
+        if self.swaps is not None and (model := self.swaps.trade.expects(frm, hash)) is not None:
             return model
         return self.gossip.inbox.expected(frm, hash)
 
@@ -92,7 +92,7 @@ class FileRouter:
         if self.rounds is not None:
             sending += [Sending(t.to, t.model, True) for t in self.rounds.uploads.transfers.values()]
         if self.swaps is not None:
-            sending += [Sending(to, model, True) for to, model in self.swaps.sending()]
+            sending += [Sending(to, model, True) for to, model in self.swaps.trade.sending()]
         return tuple(sending)
 
     def of_rounds(self) -> tuple[ModelRef, ...]:
@@ -107,5 +107,5 @@ class FileRouter:
         if inbox.reserved is not None:
             models.append(inbox.reserved.model)
         if self.swaps is not None:
-            models += self.swaps.kept()
+            models += self.swaps.trade.kept()
         return frozenset(m.hash for m in (*models, *self.of_rounds()))

@@ -232,13 +232,13 @@ class NodeState:
         return handled
 
     def _exported(self, event: events.SnapshotExported) -> bool:
-        return self._swaps is not None and self._swaps.on_exported(event)
+        return self._swaps is not None and self._swaps.trade.on_exported(event)
 
     def _admitted(self, event: events.SnapshotAdmitted) -> bool:
-        return self._swaps is not None and self._swaps.on_admitted(event)
+        return self._swaps is not None and self._swaps.trade.on_admitted(event)
 
     def _applied(self, event: events.SwapApplied) -> bool:
-        return self._swaps is not None and self._swaps.on_applied(event)
+        return self._swaps is not None and self._swaps.decision.on_applied(event)
 
     def _harmful(self, event: events.HarmfulPeer) -> bool:
         return self._swaps is not None and self._swaps.on_harm(event)

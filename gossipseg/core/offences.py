@@ -35,7 +35,6 @@ MAKERS = frozenset(
     {
         "manifest_stranger",
         "manifest_forged",
-        "terms_forged",
         "manifest_replayed",
         "schema_mismatch",
         "unreadable",

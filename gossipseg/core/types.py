@@ -244,6 +244,11 @@ class SwapTerms:
     """Whether the maker has under half of the steps that the other sites have in the median."""
     one_way: bool = False
     """Whether the maker, which was asked, cannot dial the asker: its own model stays where it is."""
+    position: int = 0
+    """Round of the federation whose stages these are; only along a hypercube."""
+    stage: int = 0
+    living: str = ""
+    """Hash of the numbering of the living sites; "" where partners are drawn."""
     signature: str = ""
     """Hex digits, as in a manifest."""
     fault: str = ""

@@ -151,7 +151,7 @@ class WorkerState:
                 ctx.note("model_dropped", visited.frm, "already_visited", **describe(visited.model))
         self._say_phase()
         if self._swaps is not None:
-            self._swaps.worker_ready(event.last_swap)
+            self._swaps.decision.worker_ready(event.last_swap)
         if first_cases:
             self._membership.self_record.announce(self._membership.self_record.incarnation + 1)
         else:
@@ -173,7 +173,7 @@ class WorkerState:
         gossip = self._gossip
         gossip.running_round = None
         if self._swaps is not None:
-            self._swaps.worker_lost()
+            self._swaps.decision.worker_lost()
         if self._coordinated is not None:
             self._coordinated.lost()
         visitor = gossip.inbox.visiting

@@ -5,9 +5,10 @@ What belongs here: the toy worker, its checkpoints, and the books on what each s
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -78,6 +79,8 @@ class SwapWorld(Simulator):
         """Hash → the snapshot's value, steps and round."""
         self.books = Books()
         self.admit: Callable[[Site, Site], str] = lambda site, frm: ""
+        self.lose_when: Callable[[SimNode, fx.Effect], bool] | None = None
+        """Whether this message does not arrive."""
         self.crash_applied: Callable[[SimNode], bool] | None = None
         """Whether a node dies between a swap's checkpoint and the report of it."""
         self.step_s = (0.05, 0.5)
@@ -190,6 +193,22 @@ class SwapWorld(Simulator):
         steps, ahead = (shared.steps, shared.ahead) if copied else (None, None)
         self._step(node, ev.SwapApplied(effect.swap, steps=steps, ahead=ahead))
 
+    def _request(self, node: SimNode, effect: fx.Request) -> None:
+        with self._perhaps_lost(node, effect):
+            super()._request(node, effect)
+
+    def _respond(self, node: SimNode, effect: fx.Respond) -> None:
+        with self._perhaps_lost(node, effect):
+            super()._respond(node, effect)
+
+    @contextlib.contextmanager
+    def _perhaps_lost(self, node: SimNode, effect: fx.Effect) -> Iterator[None]:
+        net = self.net
+        if self.lose_when is not None and self.lose_when(node, effect):
+            self.net = dataclasses.replace(net, loss=1.0)
+        yield
+        self.net = net
+
     def _note(self, node: SimNode, effect: fx.Note) -> None:
         super()._note(node, effect)
         if effect.event == "swap_opened":
@@ -247,11 +266,14 @@ def _later(method: str) -> Callable[[Simulator, SimNode, Any], None]:
     return carry_out
 
 
-def _note(sim: Simulator, node: SimNode, effect: Any) -> None:
-    sim._note(node, effect)
+def _own(method: str) -> Callable[[Simulator, SimNode, Any], None]:
+    """The world's own method, where the table names the simulator's."""
+    return lambda sim, node, effect: getattr(sim, method)(node, effect)
 
 
-EXECUTE[fx.Note] = _note
+EXECUTE[fx.Note] = _own("_note")
+EXECUTE[fx.Request] = _own("_request")
+EXECUTE[fx.Respond] = _own("_respond")
 EXECUTE[fx.ExportSnapshot] = _later("export")
 EXECUTE[fx.AdmitSnapshot] = _later("admitted")
 EXECUTE[fx.ApplySwap] = _later("apply")

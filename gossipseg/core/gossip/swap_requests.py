@@ -15,13 +15,13 @@ def answer(ctx: Context, swaps: SwapExchange | None, frm: Site, token: int, body
     if swaps is None:
         ctx.respond(token, refusal(body))
     elif isinstance(body, messages.SwapOffer):
-        swaps.on_offer(frm, token, body)
+        swaps.offers.on_offer(frm, token, body)
     elif isinstance(body, messages.SwapSnapshot):
-        swaps.on_snapshot(frm, token, body)
+        swaps.trade.on_snapshot(frm, token, body)
     elif isinstance(body, messages.SwapReady):
-        swaps.on_ready(frm, token, body)
+        swaps.decision.on_ready(frm, token, body)
     else:
-        swaps.on_told(frm, token, body)
+        swaps.decision.on_told(frm, token, body)
 
 
 def refusal(body: SwapRequest) -> messages.Reply:

@@ -16,8 +16,16 @@ class SwapSigner:
     def __init__(self, ctx: Context, membership: Membership) -> None:
         self._ctx, self._membership = ctx, membership
 
-    def sign(self, swap: ExchangeId, partner: Site, *, behind: bool, one_way: bool = False) -> SwapTerms:
-        """This site's side of a swap with `partner`."""
+    def sign(
+        self,
+        swap: ExchangeId,
+        partner: Site,
+        *,
+        behind: bool,
+        one_way: bool = False,
+        mark: tuple[int, int, str] = (0, 0, ""),
+    ) -> SwapTerms:
+        """This site's side of a swap with `partner`. `mark`: as SwapTurns.mark."""
         ctx = self._ctx
         terms = SwapTerms(
             swap,
@@ -31,6 +39,9 @@ class SwapSigner:
             round=ctx.info.round,
             behind=behind,
             one_way=one_way,
+            position=mark[0],
+            stage=mark[1],
+            living=mark[2],
         )
         return replace(terms, signature=ctx.sign(terms_payload(terms)).hex())
 

@@ -5,6 +5,8 @@ A swap is counted by taking part, whoever began it.
 
 from __future__ import annotations
 
+import math
+
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.gossip.sender_sampling import SenderPool
@@ -12,7 +14,7 @@ from gossipseg.core.gossip.set_aside import SetAside
 from gossipseg.core.gossip.swap_terms import is_behind
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams
-from gossipseg.core.types import Phase, Site
+from gossipseg.core.types import Phase, Site, SwapTerms
 
 
 class SwapTurns:
@@ -29,6 +31,8 @@ class SwapTurns:
     ) -> None:
         self._ctx, self._params, self._budget = ctx, params, budget
         self._membership, self._pool, self.aside = membership, pool, aside
+        self.next_at = math.inf
+        """When to ask again, while no swap is open."""
         self.owed = 0
         """Swaps due and not taken part in; below 0 where this site took part before they were due."""
         self._tries_left = 0
@@ -72,10 +76,29 @@ class SwapTurns:
         members = self._membership.members.values()
         return [m.info.steps for m in members if m.live and m.info is not None and m.info.round > 0]
 
+    def _may_ask(self) -> bool:
+        return self._ctx.info.phase is Phase.TRAINING and not self.over and not self.warming_up()
+
+    def mark(self) -> tuple[int, int, str]:
+        """Position, stage and list of the living, for this site's terms; only along a hypercube."""
+        return 0, 0, ""
+
+    def refusal(self, terms: SwapTerms) -> str:
+        """Why an offer does not fit this site's turns, or ""."""
+        return "other_numbering" if terms.living else ""
+
+    def accepts(self, terms: SwapTerms) -> None:
+        """Note the terms of an offer that this site accepts."""
+
+    def closed(self) -> None:
+        """Note the end of an open swap."""
+
+    def refused(self, reason: str) -> None:
+        """Note that the peer that was asked has refused."""
+
     def next_peer(self) -> Site | None:
         """The peer to ask now, uniformly among those not tried; None: ask nobody."""
-        training = self._ctx.info.phase is Phase.TRAINING
-        if not training or self.owed <= 0 or self._tries_left <= 0 or self.over or self.warming_up():
+        if self.owed <= 0 or self._tries_left <= 0 or not self._may_ask():
             return None
         site = self._pool.draw(self._ctx.rng, self._tried | self.aside.now(self._ctx.info.round))
         if site is not None:
