@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
-from gossipseg.core.effects import Persist, Snapshot
+from gossipseg.core.effects import Persist, Snapshot, SwapRecord
 from gossipseg.core.enforcement import QuarantineEnforcer
 from gossipseg.core.file_router import FileRouter
 from gossipseg.core.gossip.exchange import GossipExchange
+from gossipseg.core.gossip.hypercube import HypercubeTurns
 from gossipseg.core.gossip.inbox import Inbox
+from gossipseg.core.gossip.set_aside import SetAside
+from gossipseg.core.gossip.swap import SwapExchange
+from gossipseg.core.gossip.swap_turns import SwapTurns
 from gossipseg.core.manifests import ManifestLedger
 from gossipseg.core.membership.failure_detector import FailureDetector
 from gossipseg.core.membership.handshake import Handshake
@@ -36,6 +40,7 @@ class DurableState:
     ledger: ManifestLedger
     enforcer: QuarantineEnforcer
     counts: Counter[tuple[str, Site]]
+    swaps: SwapExchange | None
 
     def persist(self) -> None:
         """Write the present state to disk before any later effect of this step."""
@@ -54,13 +59,14 @@ class DurableState:
             sequence=self.ledger.sequence,
             seen=tuple(self.ledger.seen[key] for key in sorted(self.ledger.seen)),
             conduct=self.enforcer.records(),
+            swaps=self.swaps.record() if self.swaps is not None else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The parts of a node. `rounds`: None without a coordinator. `counts`: (what, site) → count, across
-    restarts."""
+    """The parts of a node. `rounds`: None without a coordinator. `swaps`: None where no swaps are made.
+    `counts`: (what, site) → count, across restarts."""
 
     ctx: Context
     counts: Counter[tuple[str, Site]]
@@ -69,6 +75,7 @@ class Parts:
     handshake: Handshake
     failure_detector: FailureDetector
     gossip: GossipExchange
+    swaps: SwapExchange | None
     rounds: Rounds | None
     worker_state: WorkerState
     enforcer: QuarantineEnforcer
@@ -106,16 +113,17 @@ def assemble(setup: NodeSetup) -> Parts:
     failure_detector = FailureDetector(ctx, setup.membership, membership, handshake)
     budget = Budget(setup.rounds, setup.federation_rounds)
     gossip = _gossip(setup, ctx, budget, membership, handshake, ledger, counts)
+    swaps = _swaps(setup, ctx, budget, membership, handshake, ledger, counts, gossip)
     rounds = _rounds(setup, ctx, budget, membership, ledger) if setup.exchange == "rounds" else None
-    worker_state = _worker_state(setup, ctx, budget, membership, gossip, rounds)
+    worker_state = _worker_state(setup, ctx, budget, membership, gossip, swaps, rounds)
     enforcer = QuarantineEnforcer(
         ctx, Quarantine(setup.quarantine), membership, gossip, rounds, counts, then.conduct
     )
-    memory = DurableState(ctx, membership, gossip, rounds, worker_state, ledger, enforcer, counts)
+    memory = DurableState(ctx, membership, gossip, rounds, worker_state, ledger, enforcer, counts, swaps)
     ctx.persist = memory.persist
     wellness = Wellness(ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange)
     membership.watchers.append(wellness.on_change)
-    file_router = FileRouter(ctx, membership, gossip, rounds, wellness)
+    file_router = FileRouter(ctx, membership, gossip, rounds, wellness, swaps)
     ctx.say(listed=setup.listed)
     return Parts(
         ctx,
@@ -125,6 +133,7 @@ def assemble(setup: NodeSetup) -> Parts:
         handshake,
         failure_detector,
         gossip,
+        swaps,
         rounds,
         worker_state,
         enforcer,
@@ -149,7 +158,7 @@ def _gossip(
         setup.gossip,
         membership,
         handshake,
-        exchanges=setup.exchange == "gossip",
+        exchanges=setup.exchange == "gossip" and setup.gossip.exchange == "push",
         budget=budget,
         max_model_bytes=setup.max_model_bytes,
         inbox=Inbox(setup.gossip, waiting),
@@ -158,6 +167,38 @@ def _gossip(
     )
     membership.watchers.append(gossip.on_change)
     return gossip
+
+
+def _swaps(
+    setup: NodeSetup,
+    ctx: Context,
+    budget: Budget,
+    membership: Membership,
+    handshake: Handshake,
+    ledger: ManifestLedger,
+    counts: Counter[tuple[str, Site]],
+    gossip: GossipExchange,
+) -> SwapExchange | None:
+    if setup.exchange != "gossip" or setup.gossip.exchange != "swap":
+        return None
+    record = setup.snapshot.swaps or SwapRecord()
+    kind = HypercubeTurns if setup.gossip.swaps_per_round == "log2" else SwapTurns
+    turns = kind(ctx, setup.gossip, budget, membership, gossip.pool, SetAside(record.aside))
+    swaps = SwapExchange(
+        ctx,
+        setup.gossip,
+        membership,
+        handshake,
+        turns=turns,
+        budget=budget,
+        max_model_bytes=setup.max_model_bytes,
+        counts=counts,
+        ledger=ledger,
+        record=record,
+        floor=setup.sequence_floor,
+    )
+    membership.watchers.append(swaps.on_change)
+    return swaps
 
 
 def _rounds(
@@ -184,6 +225,7 @@ def _worker_state(
     budget: Budget,
     membership: Membership,
     gossip: GossipExchange,
+    swaps: SwapExchange | None,
     rounds: Rounds | None,
 ) -> WorkerState:
     state = WorkerState(
@@ -193,8 +235,11 @@ def _worker_state(
         budget=budget,
         snapshot=setup.snapshot,
         coordinated=rounds,
+        swaps=swaps,
         dice_run=setup.quarantine.dice_run if setup.quarantine.dice_offence else None,
     )
     if rounds is not None:
         rounds.worker = state
+    if swaps is not None:
+        swaps.decision.settled = state.resume
     return state

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from gossipseg.core import messages
 from gossipseg.core.quarantine import PeerRecordSnapshot
-from gossipseg.core.types import ModelKind, ModelRef, Proposal, Site
+from gossipseg.core.types import ExchangeId, ModelKind, ModelRef, Proposal, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,47 @@ class RoundsRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class SwapSeen:
+    """The newest swap that a site has asked this one for, and how it stands."""
+
+    asker: Site
+    number: int
+    standing: Literal["open", "committed", "dropped"]
+    """After a restart `open` counts as dropped: the site that was asked has not committed it."""
+
+
+SwapPart = Literal["mix", "copy", "keep"]
+"""What a swap does to a site's model. `mix`: w of the difference is added. `copy`: the partner's model takes
+its place. `keep`: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSwap:
+    """A swap that a crash must not undo: committed here, or in doubt."""
+
+    swap: ExchangeId
+    partner: Site
+    part: SwapPart
+    weight: float
+    own: ModelRef | None
+    theirs: ModelRef | None
+    committed: bool
+    """False: this site asked, is ready, and does not know whether the other one committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwapRecord:
+    """What a site must remember of its swaps. It is fsynced before any message depends on it."""
+
+    number: int = 0
+    """The last number with which this site has asked for a swap."""
+    seen: tuple[SwapSeen, ...] = ()
+    bound: BoundSwap | None = None
+    aside: tuple[tuple[Site, int], ...] = ()
+    """Sites that are set aside, and the own round until which."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All a node must remember across a crash. It is small: each save writes it whole."""
 
@@ -100,6 +141,7 @@ class Snapshot:
     """The last number with which this site has signed a manifest."""
     seen: tuple[SeenManifest, ...] = ()
     conduct: tuple[PeerRecordSnapshot, ...] = ()
+    swaps: SwapRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +181,42 @@ class Aggregate:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportSnapshot:
+    """Let the worker write its shared model as it is now, at the next step's end or while idle. The outcome
+    is events.SnapshotExported. After a restart of the worker the order may come again."""
+
+    swap: ExchangeId
+
+
+@dataclass(frozen=True, slots=True)
+class AdmitSnapshot:
+    """Let the worker check the partner's snapshot; the outcome is events.SnapshotAdmitted."""
+
+    swap: ExchangeId
+    frm: Site
+    model: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class ApplySwap:
+    """Let the worker apply a swap at its next step's end, or while idle.
+
+    `mix`: T += weight·(theirs − own), both as they went over the wire. `copy`: T = theirs, with its round.
+    The worker writes a checkpoint that names the swap, and then reports events.SwapApplied. It never applies
+    the swap that its checkpoint names.
+    """
+
+    swap: ExchangeId
+    frm: Site
+    part: Literal["mix", "copy"]
+    weight: float
+    """w_j, the share of the partner's model; 1 for a copy."""
+    theirs: ModelRef
+    own: ModelRef | None
+    """The own snapshot that the partner was sent; None for a copy."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The training budget is used up."""
 
@@ -151,6 +229,9 @@ class Note:
     lists_differ (another site's peers.yaml has other sites or keys).
     Exchange: offer_sent, offer_accepted, offer_busy, offer_rejected, offer_in_accepted, offer_in_busy,
     offer_in_rejected, transfer_done, transfer_failed, model_arrived, model_broken, model_dropped.
+    Swaps: swap_asked, swap_refused (by the other side, with the reason), swap_in_refused, swap_opened,
+    swap_committed, swap_applied, swap_dropped, swap_in_doubt (dropped without knowing the outcome),
+    swap_lost (committed, and the worker could not apply it), peer_harmful, peer_set_aside.
     Rounds: visit_merged, visit_refused, visit_kept_out, visit_reverted, finished, paused,
     resumed.
     Coordinator: round_led (an attempt begins here), round_passed (to the next attempt, with the reason),
@@ -168,4 +249,16 @@ class Note:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
-Effect = Request | Respond | StartTransfer | Persist | StartRound | Aggregate | Finished | Note
+Effect = (
+    Request
+    | Respond
+    | StartTransfer
+    | Persist
+    | StartRound
+    | Aggregate
+    | ExportSnapshot
+    | AdmitSnapshot
+    | ApplySwap
+    | Finished
+    | Note
+)

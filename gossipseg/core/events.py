@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gossipseg.core import messages
-from gossipseg.core.types import ModelRef, Site
+from gossipseg.core.types import ExchangeId, ModelRef, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,8 @@ class WorkerReady:
     """Steps that this site took itself; None: as many as `steps`."""
     ahead: int = 0
     """Rounds by which the federation is ahead of this site's own count (Budget.ahead)."""
+    last_swap: ExchangeId | None = None
+    """The last swap that its checkpoint includes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,8 @@ class RoundFinished:
     """As in WorkerReady."""
     ahead: int = 0
     """As in WorkerReady, after this round."""
+    due: bool = True
+    """Whether an exchange is due now. Swaps alone ask for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +173,47 @@ class AggregationFailed:
     attempt: int
     reason: str
     refused: tuple[tuple[Site, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotExported:
+    """The worker wrote its shared model for effects.ExportSnapshot; it is in the store."""
+
+    swap: ExchangeId
+    model: ModelRef | None
+    """None: it could not, for `reason`: not_finite, disk_full …"""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotAdmitted:
+    """The worker checked the partner's snapshot."""
+
+    swap: ExchangeId
+    reason: str = ""
+    """A stable code: why it is refused; "" where it is admitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwapApplied:
+    """A checkpoint holds the swap's effect, and names the swap."""
+
+    swap: ExchangeId
+    reason: str = ""
+    """Why it could not be applied; "" where it was."""
+    steps: int | None = None
+    """Steps behind the model now; None: as before. A copy brings its maker's steps."""
+    ahead: int | None = None
+    """As in WorkerReady, after a copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class HarmfulPeer:
+    """Swaps with a peer did harm here, by the worker's measure: validation NLL just after less just before
+    (docs/design/swap.md)."""
+
+    site: Site
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +263,10 @@ Event = (
     | RoundFinished
     | Aggregated
     | AggregationFailed
+    | SnapshotExported
+    | SnapshotAdmitted
+    | SwapApplied
+    | HarmfulPeer
     | Pause
     | Leave
     | SitesChanged

@@ -1,4 +1,4 @@
-"""Model files in transfer: which of the two exchanges a file is for, and which files the store must keep."""
+"""Model files in transfer: which of the exchanges a file is for, and which files the store must keep."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gossipseg.core import events
 from gossipseg.core.context import Context
 from gossipseg.core.gossip.exchange import GossipExchange
+from gossipseg.core.gossip.swap import SwapExchange
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import ModelRef, Site
@@ -24,13 +25,14 @@ class Sending:
 
 @dataclass(slots=True)
 class FileRouter:
-    """All incoming and outgoing files. `rounds`: None without a coordinator."""
+    """All incoming and outgoing files. `rounds`: None without a coordinator. `swaps`: None without swaps."""
 
     ctx: Context
     membership: Membership
     gossip: GossipExchange
     rounds: Rounds | None
     wellness: Wellness
+    swaps: SwapExchange | None = None
 
     # -------------------------------------------------------------- what happens
 
@@ -39,20 +41,28 @@ class FileRouter:
         self.wellness.sent(self._receiver(event.id), event)
         if self.rounds is not None and self.rounds.on_transfer(event):
             return True
+        if self.swaps is not None and self.swaps.trade.on_transfer(event):
+            return True
         return self.gossip.on_transfer(event)
 
     def began(self, event: events.TransferBegan) -> None:
+        if self.swaps is not None and self.swaps.trade.on_began(event.frm, event.hash):
+            return
         if self.rounds is None or not self.rounds.downloads.began(event.frm, event.hash):
             self.gossip.inbox.began(event.frm, event.hash, self.ctx.now)
 
     def arrived(self, event: events.ModelArrived) -> None:
         self.wellness.took(event.frm)
+        if self.swaps is not None and self.swaps.trade.on_arrived(event):
+            return
         if self.rounds is None or not self.rounds.downloads.arrived(event.frm, event.model):
             self.gossip.on_arrived(event)
 
     def broken(self, event: events.ModelBroken) -> None:
         if self.expects(event.frm, event.hash) is not None:
             self.wellness.not_taken(event.frm, event.reason)
+        if self.swaps is not None and self.swaps.trade.on_broken(event):
+            return
         if self.rounds is None or not self.rounds.downloads.broken(event):
             self.gossip.on_broken(event)
 
@@ -60,6 +70,8 @@ class FileRouter:
         """The site that a transfer goes to; "" where no transfer has this number."""
         if self.rounds is not None and (transfer := self.rounds.uploads.transfers.get(id)) is not None:
             return transfer.to
+        if self.swaps is not None and (to := self.swaps.trade.receiver(id)):
+            return to
         return self.gossip.receiver(id)
 
     # -------------------------------------------------------------- what is known
@@ -70,6 +82,8 @@ class FileRouter:
             return None
         if self.rounds is not None and (model := self.rounds.expects(frm, hash)) is not None:
             return model
+        if self.swaps is not None and (model := self.swaps.trade.expects(frm, hash)) is not None:
+            return model
         return self.gossip.inbox.expected(frm, hash)
 
     def sending(self) -> tuple[Sending, ...]:
@@ -77,6 +91,8 @@ class FileRouter:
         sending = [Sending(o.to, o.model, o.transferring) for o in self.gossip.outgoing]
         if self.rounds is not None:
             sending += [Sending(t.to, t.model, True) for t in self.rounds.uploads.transfers.values()]
+        if self.swaps is not None:
+            sending += [Sending(to, model, True) for to, model in self.swaps.trade.sending()]
         return tuple(sending)
 
     def of_rounds(self) -> tuple[ModelRef, ...]:
@@ -90,4 +106,6 @@ class FileRouter:
         models = [e.model for e in inbox.entries] + [o.model for o in self.gossip.outgoing]
         if inbox.reserved is not None:
             models.append(inbox.reserved.model)
+        if self.swaps is not None:
+            models += self.swaps.trade.kept()
         return frozenset(m.hash for m in (*models, *self.of_rounds()))

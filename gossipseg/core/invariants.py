@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from gossipseg.core.context import Context
 from gossipseg.core.gossip.exchange import GossipExchange
+from gossipseg.core.gossip.open_swap import Stage
+from gossipseg.core.gossip.swap import SwapExchange
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.rounds.rounds import Rounds
@@ -92,3 +94,25 @@ def check_rounds(ctx: Context, rounds: Rounds, state: WorkerState) -> None:
         assert (attempt.round, attempt.attempt) == (acceptor.round, acceptor.promised), "led unpromised"
         assert quorum.coordinator(attempt.round, attempt.attempt) == ctx.site, "led out of turn"
         assert ctx.site not in attempt.rows, "it asks itself"
+
+
+def check_swaps(ctx: Context, swaps: SwapExchange) -> None:
+    """Check the open swap."""
+    open, turns = swaps.open, swaps.turns
+    assert abs(turns.owed) <= turns.per_round, "more swaps owed than a round has"
+    if open is None:
+        return
+    assert open.stage is not Stage.OVER, "a swap that is over is open"
+    assert open.asker == (open.id.asker == ctx.site), "another site's number"
+    assert open.partner != ctx.site, "a swap with itself"
+    assert open.asker or open.stage in (Stage.TRADING, Stage.COMMITTED), "only the asker asks and doubts"
+    if open.asker:
+        assert open.id.number <= swaps.memory.number, "a number that was not counted"
+    else:
+        assert not swaps.memory.is_new(open.id), "a number that was not noted"
+    if open.stage is Stage.TRADING and not open.asker:
+        assert swaps.memory.standing(open.id) == "open", "it remembers the swap otherwise"
+    if open.binding:
+        assert not open.takes or (open.admitted and open.theirs is not None), "bound without the model"
+        assert open.part != "mix" or open.own is not None, "bound without its own snapshot"
+    assert not open.arrived or open.theirs is not None, "a model came that was not announced"

@@ -2,7 +2,8 @@
 
 Every request is answered by one reply: Hello → HelloReply, Ping → Ack, IndirectPing → IndirectAck, Sync →
 SyncReply, Offer → OfferReply, Prepare → PrepareReply, Fetch → FetchReply, Accept → AcceptReply, Commit →
-CommitReply.
+CommitReply, SwapOffer → SwapOfferReply, SwapSnapshot → SwapSnapshotReply, SwapReady and SwapTold →
+SwapState.
 """
 
 from __future__ import annotations
@@ -10,7 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gossipseg.core.types import ModelKind, ModelRef, PeerInfo, Proposal, Record, Site, UpdateTally
+from gossipseg.core.types import (
+    ExchangeId,
+    ModelKind,
+    ModelRef,
+    PeerInfo,
+    Proposal,
+    Record,
+    Site,
+    SwapTerms,
+    UpdateTally,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +203,87 @@ class CommitReply:
     reason: str = ""
 
 
-Request = Hello | Ping | IndirectPing | Sync | Offer | Prepare | Fetch | Accept | Commit
+@dataclass(frozen=True, slots=True)
+class SwapOffer:
+    """Ask for a swap. No model is sent yet."""
+
+    terms: SwapTerms
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOfferReply:
+    """`terms`: with accept, the answering site's side of the swap."""
+
+    verdict: Literal["accept", "busy", "reject"]
+    reason: str = ""
+    """A stable lower_case code when not accepted: busy, not_ready, paused, failed, finished, leaving,
+    exchanges_nothing, contract_mismatch, quarantined, set_aside, warming_up, no_cases, cannot_dial,
+    old_number, terms_mismatch, terms_forged."""
+    terms: SwapTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SwapSnapshot:
+    """Tell what the sender has exported for an open swap; either side sends it. Once accepted, the stream
+    follows."""
+
+    swap: ExchangeId
+    model: ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class SwapSnapshotReply:
+    """`here`: the file has come already. `wait`: the receiver does not know yet whether the swap is open."""
+
+    verdict: Literal["accept", "here", "wait", "reject"]
+    reason: str = ""
+    """A stable lower_case code when rejected: no_such_swap, too_large, or a fault of the manifest."""
+
+
+SwapStanding = Literal["open", "committed", "dropped"]
+"""How a swap stands. `open`: not decided."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwapReady:
+    """The asker has admitted what it needs, and applies the swap if the receiver commits it. It is sent again
+    until it is answered; the answer decides."""
+
+    swap: ExchangeId
+
+
+@dataclass(frozen=True, slots=True)
+class SwapTold:
+    """Tell how a swap stands for the sender. `open` only asks for the answer."""
+
+    swap: ExchangeId
+    standing: SwapStanding
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SwapState:
+    """How the swap stands for the answering site. A swap that it does not know is dropped."""
+
+    standing: SwapStanding
+    reason: str = ""
+
+
+Request = (
+    Hello
+    | Ping
+    | IndirectPing
+    | Sync
+    | Offer
+    | Prepare
+    | Fetch
+    | Accept
+    | Commit
+    | SwapOffer
+    | SwapSnapshot
+    | SwapReady
+    | SwapTold
+)
 Reply = (
     HelloReply
     | Ack
@@ -203,5 +294,8 @@ Reply = (
     | FetchReply
     | AcceptReply
     | CommitReply
+    | SwapOfferReply
+    | SwapSnapshotReply
+    | SwapState
 )
 Body = Request | Reply

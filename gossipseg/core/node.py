@@ -19,7 +19,9 @@ from gossipseg.core.effects import Effect, InboxEntry
 from gossipseg.core.events import Event
 from gossipseg.core.file_router import Sending
 from gossipseg.core.gossip.inbox import Reservation
-from gossipseg.core.invariants import check, check_rounds
+from gossipseg.core.gossip.open_swap import OpenSwap
+from gossipseg.core.gossip.swap_requests import SwapRequest, answer
+from gossipseg.core.invariants import check, check_rounds, check_swaps
 from gossipseg.core.membership.member import Member
 from gossipseg.core.params import QuarantineParams
 from gossipseg.core.quarantine import PeerRecord
@@ -75,6 +77,7 @@ class NodeState:
             parts.handshake,
         )
         self._gossip, self._rounds, self._worker_state = parts.gossip, parts.rounds, parts.worker_state
+        self._swaps = parts.swaps
         self._ledger, self._enforcer, self._file_router = parts.ledger, parts.enforcer, parts.file_router
         self._wellness = parts.wellness
 
@@ -109,6 +112,8 @@ class NodeState:
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself. For tests."""
         check(self._ctx, self._membership, self._gossip, self._worker_state)
+        if self._swaps is not None:
+            check_swaps(self._ctx, self._swaps)
         if self._rounds is not None:
             check_rounds(self._ctx, self._rounds, self._worker_state)
 
@@ -125,6 +130,8 @@ class NodeState:
             due = suspicions
         if self._rounds is not None:
             due = min(due, self._rounds.next_deadline())
+        if self._swaps is not None:
+            due = min(due, self._swaps.next_deadline())
         return None if due == math.inf else due
 
     def _unexpected(self, event: Event) -> None:
@@ -143,10 +150,14 @@ class NodeState:
         self._failure_detector.start()
         if self._rounds is not None:
             self._rounds.start()
+        if self._swaps is not None:
+            self._swaps.start()
         return True
 
     def _tick(self, event: events.Tick) -> bool:
         self._gossip.expire()
+        if self._swaps is not None:
+            self._swaps.expire()
         self._failure_detector.on_tick()
         return True
 
@@ -173,6 +184,9 @@ class NodeState:
                 self._rounds.on_request(frm, token, body)
             else:
                 self._ctx.respond(token, refusal(body, "other_run"))
+        elif isinstance(body, SwapRequest):
+            self._failure_detector.contact(frm, (), None)
+            answer(self._ctx, self._swaps, frm, token, body)
         else:
             return False
         return True
@@ -217,6 +231,18 @@ class NodeState:
                 self._rounds.count_from_here()
         return handled
 
+    def _exported(self, event: events.SnapshotExported) -> bool:
+        return self._swaps is not None and self._swaps.trade.on_exported(event)
+
+    def _admitted(self, event: events.SnapshotAdmitted) -> bool:
+        return self._swaps is not None and self._swaps.trade.on_admitted(event)
+
+    def _applied(self, event: events.SwapApplied) -> bool:
+        return self._swaps is not None and self._swaps.decision.on_applied(event)
+
+    def _harmful(self, event: events.HarmfulPeer) -> bool:
+        return self._swaps is not None and self._swaps.on_harm(event)
+
     def _pause(self, event: events.Pause) -> bool:
         self._worker_state.pause(event.paused)
         return True
@@ -224,6 +250,8 @@ class NodeState:
     def _leave(self, event: events.Leave) -> bool:
         self._stage = Lifecycle.GONE
         self._worker_state.leave()
+        if self._swaps is not None:
+            self._swaps.leave()
         if self._rounds is not None:
             self._rounds.leave()
         self._failure_detector.say_goodbye(_ignore)
@@ -245,6 +273,8 @@ class NodeState:
             self._gossip.drop_waiting("no_longer_listed", site)
         self._ledger.keep(event.sites)
         self._enforcer.keep(event.sites)
+        if self._swaps is not None:
+            self._swaps.keep(event.sites)
         if self._rounds is not None:
             self._rounds.set_sites(event.sites)
         if event.rekeyed:
@@ -317,6 +347,16 @@ class NodeState:
         return self._gossip.inbox.reserved
 
     @property
+    def swap(self) -> OpenSwap | None:
+        """The swap that this site has open."""
+        return self._swaps.open if self._swaps is not None else None
+
+    @property
+    def set_aside(self) -> frozenset[Site]:
+        """Peers that are kept out of swaps now."""
+        return self._swaps.turns.aside.now(self.round) if self._swaps is not None else frozenset()
+
+    @property
     def sending(self) -> tuple[Sending, ...]:
         """Models offered or being transferred now."""
         return self._file_router.sending()
@@ -349,7 +389,7 @@ class NodeState:
         """Number of models or offences so far, with one site or with all, counted across restarts.
 
         `what`: `sent`, `received`, `merged`, `refused`, `held`, `kept_out`, `reverted`, `dropped` or
-        `offences`.
+        `offences`; for swaps `mixed`, `copied`, `kept`, `swap_dropped`, `swap_in_doubt` or `swap_lost`.
         """
         return sum(n for (w, s), n in self._counts.items() if w == what and site in (None, s))
 
@@ -384,6 +424,10 @@ _ALWAYS: Mapping[type, _Handler] = {
     events.RoundFinished: NodeState._worker,
     events.Aggregated: NodeState._worker,
     events.AggregationFailed: NodeState._worker,
+    events.SnapshotExported: NodeState._exported,
+    events.SnapshotAdmitted: NodeState._admitted,
+    events.SwapApplied: NodeState._applied,
+    events.HarmfulPeer: NodeState._harmful,
     events.Pause: NodeState._pause,
     events.SitesChanged: NodeState._sites_changed,
     events.LiftQuarantine: NodeState._lift,

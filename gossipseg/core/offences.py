@@ -10,6 +10,7 @@ from gossipseg.core.types import ModelRef, Site
 OFFENCES = frozenset(
     {
         "manifest_forged",
+        "terms_forged",
         "manifest_replayed",
         "manifest_mismatch",
         "manifest_federation",

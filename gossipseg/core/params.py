@@ -63,10 +63,17 @@ def membership_preset(name: str, **overrides: Any) -> MembershipParams:
 
 @dataclass(frozen=True, slots=True)
 class GossipParams:
-    """The GML exchange protocol (docs/design/equations.md §1)."""
+    """The exchange: GML's push (docs/design/equations.md §1), or swaps (docs/design/swap.md)."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
+    exchange: Literal["swap", "push"] = "push"
+    """`push`: a model travels one way. `swap`: two sites exchange models, and both mix; this version's daemon
+    refuses it."""
+    swaps_per_round: Literal[1, 2, "log2"] = 1
+    """Swaps in which a site takes part in a round, whoever began. Only with `exchange: swap`."""
+    doubt_timeout_s: Annotated[float, POSITIVE] = 600.0
+    """A site that is ready for a swap, and hears no outcome for this long, drops it."""
     sender_rate: Annotated[float, SHARE] = 0.5
     """ρ: the expected share of alive sites that send at the end of a round."""
     warmup_rounds: Annotated[int, NATURAL] = 2

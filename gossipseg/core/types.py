@@ -212,3 +212,52 @@ class UpdateTally:
     """Sorted; the coordinator itself among them."""
     left_out: tuple[tuple[Site, str], ...] = ()
     """Sorted; sites that the coordinator does not wait for, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeId:
+    """The name of one swap: the site that asked for it, and that site's count of its offers."""
+
+    asker: Site
+    number: int
+    """Persisted before its offer is sent, and never used twice, not even after a restart."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwapTerms:
+    """One site's signed side of a swap. Both sites compute the same plan from the two."""
+
+    swap: ExchangeId
+    federation: str
+    contract: str
+    """Fingerprint of the contract."""
+    maker: Site
+    partner: Site
+    own_cases: int
+    """The maker's training cases."""
+    partner_cases: int
+    """The partner's training cases as the maker counts them: capped, see swap_terms.py."""
+    steps: int
+    """Optimizer steps behind the maker's model."""
+    round: int
+    behind: bool = False
+    """Whether the maker has under half of the steps that the other sites have in the median."""
+    one_way: bool = False
+    """Whether the maker, which was asked, cannot dial the asker: its own model stays where it is."""
+    position: int = 0
+    """Round of the federation whose stages these are; only along a hypercube."""
+    stage: int = 0
+    living: str = ""
+    """Hash of the numbering of the living sites; "" where partners are drawn."""
+    signature: str = ""
+    """Hex digits, as in a manifest."""
+    fault: str = ""
+    """Why the receiving shell rejects the terms; "" where it does not. Neither signed nor sent."""
+
+
+def terms_payload(terms: SwapTerms) -> bytes:
+    """The signed bytes. Their prefix differs from those of records and manifests."""
+    names = (n for n in terms.__dataclass_fields__ if n not in ("swap", "signature", "fault"))
+    fields: dict[str, object] = {"asker": terms.swap.asker, "number": terms.swap.number}
+    fields.update({n: getattr(terms, n) for n in names})
+    return b"gossipseg swap 1\n" + json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()

@@ -17,6 +17,7 @@ from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate, Finished, Snapshot, StartRound
 from gossipseg.core.gossip.exchange import GossipExchange, describe
+from gossipseg.core.gossip.swap import SwapExchange
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.offences import DICE, verdict_is_offence
 from gossipseg.core.rounds.rounds import Rounds
@@ -48,11 +49,12 @@ class WorkerState:
         budget: Budget,
         snapshot: Snapshot,
         coordinated: Rounds | None = None,
+        swaps: SwapExchange | None = None,
         dice_run: int | None = None,
     ) -> None:
         """`dice_run`: consecutive models that only do worse here which make an offence; None: never."""
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
-        self._coordinated = coordinated
+        self._coordinated, self._swaps = coordinated, swaps
         self._budget = budget
         self.worker = WorkerPhase.ABSENT
         self.paused = snapshot.paused
@@ -74,9 +76,11 @@ class WorkerState:
         """Whether the site has finished.
 
         That is: the budget is used up, and the worker has said so since it started. The global model with its
-        last update is here, or cannot be had.
+        last update is here, or cannot be had. No swap is left that must be applied.
         """
         if self.worker is not WorkerPhase.IDLE or not self._spent:
+            return False
+        if self._swaps is not None and self._swaps.binding:
             return False
         return self._over or self._coordinated is None or not self._coordinated.waiting
 
@@ -146,6 +150,8 @@ class WorkerState:
             if visited is not None:
                 ctx.note("model_dropped", visited.frm, "already_visited", **describe(visited.model))
         self._say_phase()
+        if self._swaps is not None:
+            self._swaps.decision.worker_ready(event.last_swap)
         if first_cases:
             self._membership.self_record.announce(self._membership.self_record.incarnation + 1)
         else:
@@ -166,6 +172,8 @@ class WorkerState:
         self.worker = WorkerPhase.ABSENT
         gossip = self._gossip
         gossip.running_round = None
+        if self._swaps is not None:
+            self._swaps.decision.worker_lost()
         if self._coordinated is not None:
             self._coordinated.lost()
         visitor = gossip.inbox.visiting
@@ -198,6 +206,8 @@ class WorkerState:
         ctx.persist()
         if event.export is not None and self._coordinated is None:
             gossip.send(event.export)
+        if self._swaps is not None:
+            self._swaps.round_over(event.round, event.due)
         self._go_on()
         return True
 

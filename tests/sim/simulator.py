@@ -158,6 +158,8 @@ class Simulator:
         self.on_round: Callable[[SimNode, fx.StartRound], None] | None = None
         self.refused_updates: set[Site] = set()
         """Sites whose updates fail the worker's checks."""
+        self.crash_when: Callable[[SimNode, fx.Effect], bool] | None = None
+        """Whether a node dies in place of carrying this effect out."""
         self.check_every, self.keep_notes = check_every, keep_notes
         self.now, self.steps, self._seq = 0.0, 0, 0
         self._heap: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -290,6 +292,9 @@ class Simulator:
             self.hash.update(f"{self.now!r} {node.site} {event!r} {out!r}\n".encode())
         life = node.life
         for effect in out:
+            if self.crash_when is not None and self.crash_when(node, effect):
+                self.crash(node.site)
+                return
             if node.crash_within is not None:
                 if node.crash_within <= 0:
                     self.events["crash_mid_step"] += 1

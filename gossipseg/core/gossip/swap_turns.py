@@ -1,0 +1,107 @@
+"""When a site asks for a swap, and whom: its clock, its tries in a round, and the peers it may ask.
+
+A swap is counted by taking part, whoever began it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from gossipseg.core.budget import Budget
+from gossipseg.core.context import Context
+from gossipseg.core.gossip.sender_sampling import SenderPool
+from gossipseg.core.gossip.set_aside import SetAside
+from gossipseg.core.gossip.swap_terms import is_behind
+from gossipseg.core.membership.members import Membership
+from gossipseg.core.params import GossipParams
+from gossipseg.core.types import Phase, Site, SwapTerms
+
+
+class SwapTurns:
+    """The swaps that this site still owes, and the peers it has tried since its last round."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        params: GossipParams,
+        budget: Budget,
+        membership: Membership,
+        pool: SenderPool,
+        aside: SetAside,
+    ) -> None:
+        self._ctx, self._params, self._budget = ctx, params, budget
+        self._membership, self._pool, self.aside = membership, pool, aside
+        self.next_at = math.inf
+        """When to ask again, while no swap is open."""
+        self.owed = 0
+        """Swaps due and not taken part in; below 0 where this site took part before they were due."""
+        self._tries_left = 0
+        self._tried: set[Site] = set()
+
+    @property
+    def per_round(self) -> int:
+        """Swaps of a site in a round."""
+        n = self._params.swaps_per_round
+        return n if isinstance(n, int) else 1
+
+    def round_over(self, due: bool) -> None:
+        """Begin the turn at a round's end."""
+        if due:
+            self.owed = min(self.owed + self.per_round, self.per_round)
+        self._tries_left = self.per_round + self._params.retries
+        self._tried = set()
+
+    def took_part(self) -> None:
+        """Count a swap that has been accepted."""
+        self.owed = max(self.owed - 1, -self.per_round)
+
+    def broken(self) -> None:
+        """Take back a count: the swap was dropped."""
+        self.owed = min(self.owed + 1, self.per_round)
+
+    @property
+    def over(self) -> bool:
+        """Whether no round is left in which a swap would be of use."""
+        return self._ctx.info.round >= self._budget.last
+
+    def warming_up(self) -> bool:
+        """Whether models are still trained alone. A site that is behind takes a model over at once."""
+        return self._ctx.info.round < self._params.warmup_rounds and not self.behind()
+
+    def behind(self) -> bool:
+        """Whether this site has under half of the others' steps; see swap_terms.is_behind."""
+        return is_behind(self._ctx.info.steps, self._others_steps())
+
+    def _others_steps(self) -> list[int]:
+        members = self._membership.members.values()
+        return [m.info.steps for m in members if m.live and m.info is not None and m.info.round > 0]
+
+    def _may_ask(self) -> bool:
+        return self._ctx.info.phase is Phase.TRAINING and not self.over and not self.warming_up()
+
+    def mark(self) -> tuple[int, int, str]:
+        """Position, stage and list of the living, for this site's terms; only along a hypercube."""
+        return 0, 0, ""
+
+    def refusal(self, terms: SwapTerms) -> str:
+        """Why an offer does not fit this site's turns, or ""."""
+        return "other_numbering" if terms.living else ""
+
+    def accepts(self, terms: SwapTerms) -> None:
+        """Note the terms of an offer that this site accepts."""
+
+    def closed(self) -> None:
+        """Note the end of an open swap."""
+
+    def refused(self, reason: str) -> None:
+        """Note that the peer that was asked has refused."""
+
+    def next_peer(self) -> Site | None:
+        """The peer to ask now, uniformly among those not tried; None: ask nobody."""
+        if self.owed <= 0 or self._tries_left <= 0 or not self._may_ask():
+            return None
+        site = self._pool.draw(self._ctx.rng, self._tried | self.aside.now(self._ctx.info.round))
+        if site is not None:
+            self._tries_left -= 1
+            self._tried.add(site)
+        return site
