@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -214,7 +215,17 @@ def print_outcome(outcome: ExperimentOutcome) -> None:
     ]
     print()
     out.print_table(columns, rows, "no sites")
+    for line in deployed_lines(outcome.document):
+        print(line)
     print(f"\n{outcome.document['wall_s']:.0f} s. Report: {outcome.folder / 'report.html'}")
+
+
+def deployed_lines(document: Mapping[str, Any]) -> list[str]:
+    """By site: what it would have alone, what it deploys, and which models predict (validation Dice)."""
+    chosen = [(s["site"], s["deployed_reason"]) for s in document["sites"] if s["deployed_reason"]]
+    if not chosen:
+        return []
+    return ["", "which models predict, by validation Dice:", *(f"  {site}: {why}" for site, why in chosen)]
 
 
 def name_missing(outcome: ExperimentOutcome) -> None:

@@ -54,7 +54,13 @@ def render(
         closed_without=_closed_without(doc),
         columns=[title for _, title in _COLUMNS],
         sites=[
-            {"name": s["site"], "colour": colour[s["site"]], "figures": _figures(s)} for s in doc["sites"]
+            {
+                "name": s["site"],
+                "colour": colour[s["site"]],
+                "figures": _figures(s),
+                "deployed": s["deployed_reason"],
+            }
+            for s in doc["sites"]
         ],
         learning=learning,
         timeline=timeline,

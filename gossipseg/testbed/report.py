@@ -56,6 +56,8 @@ def _site(site: SiteResult) -> dict[str, Any]:
         "dice_test_start": s.dice_test_start if s else None,
         "dice_test": s.dice_test if s else None,
         "dice_val": s.dice_val if s else None,
+        "deployed": s.deployed if s else "",
+        "deployed_reason": s.deployed_reason if s else "",
         "sent": s.sent if s else 0,
         "received": s.received if s else 0,
         "accepted": taken_in(site),
@@ -66,7 +68,7 @@ def _site(site: SiteResult) -> dict[str, Any]:
 
 
 def taken_in(site: SiteResult) -> int:
-    """Models that this site merged or holds for the ensemble, or global models that it began from.
+    """Models that this site merged, or global models that it began from.
 
     They are counted from its event log, so that a restart loses none.
     """
@@ -174,7 +176,7 @@ def overlays(site: SiteFolder, folder: Path) -> list[Path]:
     """
     spec = config.worker_spec(config.load(site.config_path, env={}))
     split = "test" if spec.report_test else "validation"  # where no test case has a label
-    command = [*python_module("gossipseg.learn.evaluation.evaluate"), "--spec", "-", "--split", split]
+    command = [*python_module("gossipseg.learn.commands.evaluate"), "--spec", "-", "--split", split]
     command += [
         "--overlays",
         str(folder),
@@ -198,7 +200,10 @@ def overlays(site: SiteFolder, folder: Path) -> list[Path]:
     if done.returncode != 0:
         words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
         raise LocalError(f"{site.name}: no pictures of its predictions: {words[0]}")
-    return sorted(folder.glob("*.png"))
+    pictures = sorted(folder.glob("*.png"))
+    if not pictures:
+        raise LocalError(f"{site.name}: no pictures of its predictions: the evaluation made none.")
+    return pictures
 
 
 def spec_json(spec: WorkerSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gossipseg.ctl.testbed import deployed_lines
 from gossipseg.store import EventLog, read_events
 from gossipseg.testbed import layout, page, plots, report, synthetic
 from gossipseg.testbed.run import RunResult, SiteResult
@@ -20,11 +22,12 @@ from gossipseg.wire.documents import StatusDoc
 BEGAN = 1_795_247_950.0
 COUNTS = ("rounds", "cases", "sent", "received", "accepted", "refused", "bytes_out", "bytes_in")
 FIGURES = ("dice_test_start", "dice_test", "dice_val")
+TEXTS = ("site", "deployed", "deployed_reason")
 SITE_SCHEMA = {
     "type": "object",
-    "required": ["site", *COUNTS, *FIGURES],
+    "required": [*TEXTS, *COUNTS, *FIGURES],
     "properties": {
-        "site": {"type": "string"},
+        **{key: {"type": "string"} for key in TEXTS},
         **{key: {"type": "integer", "minimum": 0} for key in COUNTS},
         **{key: {"type": ["number", "null"]} for key in FIGURES},
     },
@@ -85,7 +88,15 @@ def result(tmp_path: Path) -> RunResult:
     """Two sites; events go through a real event log."""
     status = {
         "north": StatusDoc(
-            site="north", round=3, cases=48, dice_test_start=0.04, dice_test=0.5, sent=1, phase="finished"
+            site="north",
+            round=3,
+            cases=48,
+            dice_test_start=0.04,
+            dice_test=0.5,
+            sent=1,
+            phase="finished",
+            deployed="mix",
+            deployed_reason="alone 0.4, deployed <0.5>",
         ),
         "valley": StatusDoc(
             site="valley", round=3, cases=6, dice_test_start=0.03, received=2, bytes_in=2_655_776
@@ -219,7 +230,15 @@ def test_the_page_needs_nothing_else_and_names_the_missing(result: RunResult, tm
     assert "<script" not in text
     assert "valley did not finish (gone): the daemon ended &lt;badly&gt;" in text
     assert "+0.460" in text
+    assert "Which models predict" in text and "north</span>: alone 0.4, deployed &lt;0.5&gt;</li>" in text
     assert synthetic.TASK_NAME in text
+
+
+def test_the_terminal_says_which_models_predict(result: RunResult) -> None:
+    lines = deployed_lines(report.document(result))
+    assert lines[-1] == "  north: alone 0.4, deployed <0.5>" and len(lines) == 3
+    alone = dataclasses.replace(result, sites=[SiteResult("west", "gone", "")])
+    assert deployed_lines(report.document(alone)) == []
 
 
 def test_the_terminal_table_says_what_is_unknown(result: RunResult) -> None:
