@@ -43,7 +43,9 @@ SHOWN = (
     "gcml[training.shadow_local=true]",
     "gossip_ensemble",
 )
+"""Methods of the tables. The forms of gcml in them, and gossip_ensemble, were settings until version 0.4."""
 SHORT = {
+    "gcml": "gcml, first form",
     "gcml[training.shadow_local=true]": "gcml + local control",
     "gcml[merge=none]": "gcml, nothing merged",
     "gcml[merge=none,lambda=1]": "gcml, nothing merged, λ = 1",
