@@ -105,6 +105,8 @@ class UpdateFile(_Part, frozen=True):
     path: str
     cases: int
     steps: int = 0
+    hash: str = ""
+    """blake3 of the file."""
 
 
 class Aggregate(_Line, frozen=True):
