@@ -1,4 +1,4 @@
-"""Q of docs/design/equations.md §7 by hand, its bound, and the rest that a site keeps."""
+"""Q of docs/design/equations.md §0 by hand, its bound, and the rest that a site keeps."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ class Site:
         with torch.no_grad():
             self.net.weight[0, 20] += quanta * STEP
         path, update = self._folder / f"{self.name}-{round}.safetensors", self.model.release(round)
-        hash = export_wire(path, update, everything, "int8", {"site": self.name})
+        hash = export_wire(path, update, everything, "int8", {"site": self.name, "round": round})
         self.model.sent(update, hash)
         return protocol.UpdateFile(self.name, str(path), 1, hash=hash)
 

@@ -26,6 +26,7 @@ from gossipseg.learn import protocol
 from gossipseg.learn.exchange.admission import Examination, Unfit
 from gossipseg.learn.exchange.quantisation import (
     BLOCK_VALUES,
+    NeverWritten,
     NotRepresentable,
     blocks_in,
     check_quantised,
@@ -128,6 +129,8 @@ def _bad_values(update: UpdateOnDisk, examination: Examination | None) -> tuple[
             examination.accept()
     except Unfit as e:
         return e.reason, e.detail
+    except NeverWritten as e:
+        return "bad_format", str(e)
     except (OSError, ValueError, RuntimeError) as e:
         return "unreadable", f"{type(e).__name__}: {e}"
     return "", ""

@@ -1,4 +1,4 @@
-"""Q, the eight-bit form of a tensor (docs/design/equations.md §7): blocks of 64 values with a scale each.
+"""Q, the eight-bit form of a tensor (docs/design/equations.md §0): blocks of 64 values with a scale each.
 
 Over the flattened tensor x, block by block (the last one may be shorter), [O]:
 
@@ -25,6 +25,10 @@ SMALLEST_SCALE = 2.0**-24
 
 class NotRepresentable(ValueError):
     """The tensor is not finite, or beyond 127·65504."""
+
+
+class NeverWritten(ValueError):
+    """What came is not what equations (1) and (2) can give."""
 
 
 def blocks_in(values: int) -> int:
@@ -74,8 +78,8 @@ def dequantised(q: Tensor, scales: Tensor, begin: int = 0) -> Tensor:
 
 
 def check_quantised(name: str, q: Tensor, scales: Tensor) -> None:
-    """Raise ValueError where no honest site has written this. (Scales that are not finite show in (3).)"""
+    """Raise NeverWritten where no honest site has written this. (Scales that are not finite show in (3).)"""
     if q.numel() and int(q.min()) < -LARGEST:
-        raise ValueError(f"{name} holds {-LARGEST - 1}, which is never written")
+        raise NeverWritten(f"{name} holds {-LARGEST - 1}, which is never written")
     if bool(torch.signbit(scales).any()):
-        raise ValueError(f"{name} has a negative scale")
+        raise NeverWritten(f"{name} has a negative scale")

@@ -21,6 +21,7 @@ from gossipseg.algos.base import Weights
 from gossipseg.errors import LocalError, PeerRefused
 from gossipseg.learn.exchange.admission import Admission, Examination, Unfit
 from gossipseg.learn.exchange.quantisation import (
+    NeverWritten,
     NotRepresentable,
     blocks_in,
     check_quantised,
@@ -121,8 +122,9 @@ def load_incoming(
     """Another site's shared tensors from its wire file: checked, on the CPU, in the reference's dtypes.
 
     `reference`: this site's own state dict. Raises PeerRefused(frm, reason, detail) with reason
-    `unreadable`, `schema_mismatch` (the detail names the first differing tensor), `not_finite`, and with
-    `admission` also `norm_exploded`, `layer_changed_too_much` and `unrelated`.
+    `unreadable`, `schema_mismatch` (the detail names the first differing tensor), `bad_format` (what no site
+    writes), `not_finite`, and with `admission` also `norm_exploded`, `layer_changed_too_much` and
+    `unrelated`.
     """
     try:
         header = read_safetensors_header(path)
@@ -185,6 +187,8 @@ def _load(
         return taken
     except Unfit as e:
         raise PeerRefused(frm, e.reason, e.detail) from None
+    except NeverWritten as e:
+        raise PeerRefused(frm, "bad_format", str(e)) from None
     except (SafetensorError, OSError, ValueError) as e:
         raise PeerRefused(frm, "unreadable", str(e)) from e
 
@@ -192,7 +196,7 @@ def _load(
 def read_tensor(file: Any, name: str, *, quantised: bool) -> Tensor:
     """A tensor of a wire file that safe_open has opened; a quantised one in float32.
 
-    Raises ValueError, SafetensorError.
+    Raises NeverWritten, SafetensorError.
     """
     values: Tensor = file.get_tensor(name)
     if not quantised:

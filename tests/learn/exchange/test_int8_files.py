@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,6 +18,7 @@ from gossipseg.algos.base import Algorithm
 from gossipseg.algos.fedavg import FedAvg
 from gossipseg.algos.params import FedAvgParams, FedScaParams
 from gossipseg.algos.registry import build
+from gossipseg.core.offences import EXCUSED
 from gossipseg.errors import LocalError, PeerRefused
 from gossipseg.learn import protocol
 from gossipseg.learn.exchange.admission import Admission
@@ -101,8 +104,8 @@ REFUSALS: list[tuple[Change, str, str]] = [
     (lambda t: t.update({"conv.bias..scales": torch.ones(1)}), "schema_mismatch", "conv.bias..scales is not"),
     (lambda t: t[SCALES].__setitem__(2, math.nan), "not_finite", f"{W} holds values"),
     (lambda t: t[SCALES].__setitem__(2, math.inf), "not_finite", f"{W} holds values"),
-    (lambda t: t[SCALES].__setitem__(1, -0.01), "unreadable", f"{W} has a negative scale"),
-    (lambda t: t[W].__setitem__((4, 2, 2, 2), -128), "unreadable", f"{W} holds -128"),
+    (lambda t: t[SCALES].__setitem__(1, -0.01), "bad_format", f"{W} has a negative scale"),
+    (lambda t: t[W].__setitem__((4, 2, 2, 2), -128), "bad_format", f"{W} holds -128"),
 ]
 
 
@@ -122,6 +125,24 @@ def test_what_no_honest_site_writes_is_refused(
     assert refused.value.reason == reason
     done = combine(tmp_path, update(sent(tmp_path, "good")), update(bad))
     assert done.contributors == ["good"] and done.refused == {"bad": reason}
+    assert reason not in EXCUSED, "it is the sender's offence"
+
+
+@given(st.data())
+def test_no_changed_byte_crashes_the_intake(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    content = bytearray(sent(folder, "fuzz8").read_bytes())
+    for at in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=4)):
+        content[at] = data.draw(st.integers(0, 255))
+    path = folder / "fuzz8.safetensors"
+    path.write_bytes(content)
+    try:
+        found = load_incoming(path, STATE, everything, "int8", "south")
+    except PeerRefused:
+        return
+    assert all(bool(t.isfinite().all()) for t in found.values())
 
 
 @pytest.mark.parametrize("theirs", ["float16", "bfloat16", "float32"])
