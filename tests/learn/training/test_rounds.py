@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gossipseg.algos.params import DittoParams, FedAvgParams, FedBnParams, FedProxParams
+from gossipseg.algos.params import DittoParams, FedAvgParams, FedBnParams, FedProxParams, GossipAverageParams
 from gossipseg.learn import protocol
 from gossipseg.learn.engine.checkpoint import contract_of, load_checkpoint, save_checkpoint
 from gossipseg.learn.engine.model_state import cpu_copy
@@ -182,6 +182,14 @@ def test_with_int8_fine_tuning_begins_with_the_global_model_itself(data: Path, t
     trainer.run_round(protocol.StartRound(2, start_from=common, finetuning=True))
     taken = load_common(Path(common.path), "north", seen[0], trainer.algorithm.is_shared, "int8")
     assert taken is not None and all(torch.equal(seen[0][n], t) for n, t in taken.items())
+
+
+def test_in_gossip_nothing_is_kept_of_the_rounding(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(data, tmp_path, algorithm=GossipAverageParams())
+    trainer = make_trainer(dataclasses.replace(spec, wire_dtype="int8"))
+    done = trainer.run_round(protocol.StartRound(1, export=True))
+    assert any(name.endswith("..scales") for name in load_file(done.export.path))
+    assert not trainer.global_model.rest.tensors and not trainer.state()["rest"]["tensors"]
 
 
 def test_a_checkpoint_without_a_rest_is_read(data: Path, tmp_path: Path) -> None:
