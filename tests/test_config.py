@@ -19,6 +19,9 @@ from gossipseg.algos.params import FedCoWProParams
 from gossipseg.config import ranges
 from gossipseg.config.files import FederationFile, SiteFile
 from gossipseg.config.reading import parse_yaml
+from gossipseg.core.membership.handshake import refusal
+from gossipseg.core.messages import Hello
+from gossipseg.core.types import PeerInfo, Phase
 from gossipseg.errors import EXIT_CONFIG, ConfigError
 from gossipseg.learn.params import TrainingParams, personal_problem, trains_personal
 from gossipseg.yamlbounds import TooLarge, check_bounds
@@ -1037,6 +1040,21 @@ def test_contract_leaves_out_what_is_not_shared(folder: Path) -> None:
     first = config.contract(load(folder).federation)
     (folder / "peers.yaml").write_text(PEERS + "gossip: {retries: 9}\nwire: {max_model_bytes: 9}\n")
     assert config.contract(load(folder).federation) == first
+
+
+@pytest.mark.parametrize("other", ["float16", "bfloat16", "float32"])
+def test_a_site_with_another_wire_dtype_is_refused_by_the_contract(folder: Path, other: str) -> None:
+    def hello(dtype: str) -> Hello:
+        (folder / "peers.yaml").write_text(PEERS + f"wire: {{dtype: {dtype}}}\n")
+        loaded = load(folder)
+        assert config.worker_spec(loaded).wire_dtype == dtype
+        info = PeerInfo(0, 0, 0, Phase.TRAINING, "")
+        return Hello(1, 1, "f", config.contract(loaded.federation, "abc"), info)
+
+    mine, theirs = hello("int8"), hello(other)
+    assert refusal(mine, theirs) == f'wire.dtype: "int8" here, "{other}" there'
+    assert refusal(theirs, mine) == f'wire.dtype: "{other}" here, "int8" there'
+    assert refusal(mine, mine) == ""
 
 
 VOLUMES = {"spatial_dims": 3, "patch_size": [32, 32, 32], "orientation": "LPS"}

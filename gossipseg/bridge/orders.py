@@ -34,7 +34,7 @@ def start_round(effect: effects.StartRound, path_of: PathOf, listed: Sequence[Si
 def aggregate(effect: effects.Aggregate, path_of: PathOf) -> protocol.Aggregate:
     """The order to aggregate a round's updates, for the worker of the coordinator."""
     files = [
-        protocol.UpdateFile(site, str(path_of(model.hash)), model.cases, model.steps)
+        protocol.UpdateFile(site, str(path_of(model.hash)), model.cases, model.steps, model.hash)
         for site, model in effect.updates
     ]
     return protocol.Aggregate(effect.round, effect.attempt, files)

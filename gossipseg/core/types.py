@@ -135,7 +135,7 @@ class Manifest:
     schema: str = ""
     """Hash of the names and shapes of the file's tensors (computed by the shell)."""
     dtype: str = ""
-    """The tensors' types, sorted and joined by "+": F16, F16+F32."""
+    """The tensors' types, sorted and joined by "+": F16, F16+F32, F16+F32+I8."""
     federation: str = ""
     contract: str = ""
     """Fingerprint of the contract."""

@@ -105,6 +105,8 @@ class UpdateFile(_Part, frozen=True):
     path: str
     cases: int
     steps: int = 0
+    hash: str = ""
+    """blake3 of the file."""
 
 
 class Aggregate(_Line, frozen=True):
@@ -205,7 +207,7 @@ class VisitDone(_Part, frozen=True):
     hash: str
     outcome: VisitOutcome
     reason: str = ""
-    """Stable code when refused: schema_mismatch, not_finite, unreadable, norm_exploded,
+    """Stable code when refused: schema_mismatch, bad_format, not_finite, unreadable, norm_exploded,
     layer_changed_too_much, unrelated. `detail` says more."""
     detail: str = ""
     frm: str = ""
@@ -265,7 +267,7 @@ class AggregateDone(_Line, frozen=True):
     export: Export | None
     contributors: list[str]
     refused: dict[str, str]
-    """Site → stable reason code of an update that failed the checks: unreadable, schema_mismatch,
+    """Site → stable reason code of an update that failed the checks: unreadable, schema_mismatch, bad_format,
     not_finite, norm_exploded, layer_changed_too_much, unrelated."""
     reason: str = ""
     detail: str = ""

@@ -22,17 +22,20 @@ from gossipseg.store.models import (
 )
 from gossipseg.store.state import StateFile
 from gossipseg.store.tensors import (
+    SCALES,
     BadSafetensors,
     SafetensorsHeader,
     Schema,
     TensorInfo,
     by_addressee,
+    is_scales,
     read_safetensors,
     read_safetensors_header,
     schema_difference,
 )
 
 __all__ = [
+    "SCALES",
     "BadSafetensors",
     "BrokenModel",
     "Checkpoints",
@@ -52,6 +55,7 @@ __all__ = [
     "atomic_write",
     "by_addressee",
     "hash_file",
+    "is_scales",
     "read_events",
     "read_safetensors",
     "read_safetensors_header",

@@ -76,11 +76,20 @@ def read_safetensors(path: Path, *, max_header_bytes: int = 16 << 20) -> Safeten
 Schema = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name → (dtype, shape) of the tensors that a wire file holds."""
 
+SCALES = "..scales"
+"""Behind the name of an I8 tensor: its scales, F16. No parameter is called so, because no module may have an
+empty name."""
+
+
+def is_scales(name: str) -> bool:
+    """Whether the entry of a wire file holds the scales of another one."""
+    return name.endswith(SCALES)
+
 
 def schema_difference(tensors: Mapping[str, TensorInfo], schema: Schema) -> str:
     """The first tensor in which a file differs from what is expected, in words; "" if none does.
 
-    A tensor of half precision may travel as F32, where its values do not fit.
+    A tensor of half precision may travel as F32, where its values do not fit; scales may not.
     """
     for name in sorted(tensors.keys() | schema.keys()):
         if name not in schema:
@@ -90,7 +99,8 @@ def schema_difference(tensors: Mapping[str, TensorInfo], schema: Schema) -> str:
         info, (dtype, shape) = tensors[name], schema[name]
         if info.shape != tuple(shape):
             return f"{name} has shape {list(info.shape)}, expected {list(shape)}"
-        if info.dtype != dtype and not (info.dtype == "F32" and dtype in ("F16", "BF16")):
+        widened = info.dtype == "F32" and dtype in ("F16", "BF16") and not is_scales(name)
+        if info.dtype != dtype and not widened:
             return f"{name} is {info.dtype}, expected {dtype}"
     return ""
 

@@ -1,6 +1,7 @@
 """The coordinator's memory and time while it averages ten updates of 125 MB.
 
     python tests/bench/bench_aggregate.py [--sites 10] [--mb 125] [--robust none|median|trimmed_mean|krum]
+        [--dtype float16|int8]
 
 Prints the growth of the worker's memory in models' worth (aim: under 3), and the time as a ratio against
 reading the same files through blake3, which any coordinator must do to check them.
@@ -42,21 +43,21 @@ def peak():
     return int(next(l for l in lines if l.startswith("VmHWM")).split()[1]) * 1024
 before, began = peak(), time.perf_counter()
 algorithm = build(FedAvgParams(robust=sys.argv[2]))
-done = aggregate(protocol.Aggregate(1, 0, files), algorithm, schema, "float16", folder / "outbox")
+done = aggregate(protocol.Aggregate(1, 0, files), algorithm, schema, sys.argv[3], folder / "outbox")
 assert done.export is not None, done
 print(json.dumps({"grown_bytes": peak() - before, "seconds": time.perf_counter() - began}))
 """
 
 
-def write_updates(folder: Path, sites: int, megabytes: int) -> int:
+def write_updates(folder: Path, sites: int, megabytes: int, dtype: str) -> int:
     """Updates of different values; returns the bytes of one."""
-    layer_bytes = 2 * torch.Size(_LAYER).numel()
+    layer_bytes = (1 if dtype == "int8" else 2) * torch.Size(_LAYER).numel()
     layers = max(1, round(megabytes * 1e6 / layer_bytes))
     torch.manual_seed(0)
     base = torch.randn(_LAYER) * 0.01
     for i in range(sites):
         state = {f"layer{n}.weight": base * (1 + i + n) for n in range(layers)}
-        export_wire(folder / f"update{i}.safetensors", state, everything, "float16", {})
+        export_wire(folder / f"update{i}.safetensors", state, everything, dtype, {})
     return (folder / "update0.safetensors").stat().st_size
 
 
@@ -76,12 +77,13 @@ def main() -> int:
     parser.add_argument("--sites", type=int, default=10)
     parser.add_argument("--mb", type=int, default=125)
     parser.add_argument("--robust", default="none")
+    parser.add_argument("--dtype", default="float16")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        size = write_updates(folder, args.sites, args.mb)
+        size = write_updates(folder, args.sites, args.mb, args.dtype)
         baseline_s = read_seconds(folder)
-        child = [sys.executable, "-c", _CHILD, name, args.robust]
+        child = [sys.executable, "-c", _CHILD, name, args.robust, args.dtype]
         found = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
     models = found["grown_bytes"] / size
     print(f"{args.sites} updates of {size / 1e6:.0f} MB")

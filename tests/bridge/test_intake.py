@@ -349,6 +349,28 @@ def test_tensors_of_a_common_model_may_be_for_single_listed_sites(
     assert bool(as_update) == (set(parts) != {"w"}), "an update is never for single sites"
 
 
+@pytest.mark.parametrize("dtype", ["I8", "F16"])
+async def test_a_file_in_int8_is_checked_with_its_scales(bench: Bench, dtype: str) -> None:
+    """Of a site that speaks float16, in a federation that speaks int8: refused by its header."""
+    entries = {
+        "w": {"dtype": dtype, "shape": [10, 20], "data_offsets": [0, 200 if dtype == "I8" else 400]},
+    }
+    end = entries["w"]["data_offsets"][1]  # type: ignore[index]
+    if dtype == "I8":
+        entries["w..scales"] = {"dtype": "F16", "shape": [4], "data_offsets": [end, end + 8]}
+        end += 8
+    header = json.dumps(entries).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(end)
+    schema = {"w": ("I8", (10, 20)), "w..scales": ("F16", (4,))}
+    bench.intake.schemas = dict.fromkeys(("model", "update", "global"), schema)
+    model = await bench.promise(data)
+    if dtype == "I8":
+        await bench.push(model, data)
+        assert bench.store.has(model.hash)
+    else:
+        assert await bench.refused(model, data) == "schema_mismatch"
+
+
 def test_a_late_copy_of_a_file_in_use_does_not_take_it_away(tmp_path: Path) -> None:
     """The same global model may come twice; the second comes for nothing, and must not remove the first."""
     bench = Bench(tmp_path, exchange="rounds")

@@ -17,6 +17,7 @@ from gossipseg.store import (
     BadSafetensors,
     TensorInfo,
     by_addressee,
+    is_scales,
     read_safetensors,
     read_safetensors_header,
     schema_difference,
@@ -217,3 +218,38 @@ def test_the_parts_of_a_common_model() -> None:
         "b": {"x.w": info},
         "": {"y": info, ":y": info},
     }
+
+
+QUANTISED = {"w": ("I8", (5, 13)), "w..scales": ("F16", (2,)), "h": ("F16", (4, 4))}
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "difference"),
+    [
+        ("", None, ""),
+        ("h", TensorInfo("F32", (4, 4)), ""),
+        ("w", TensorInfo("F16", (5, 13)), "w is F16, expected I8"),
+        ("w", TensorInfo("F32", (5, 13)), "w is F32, expected I8"),
+        ("h", TensorInfo("I8", (4, 4)), "h is I8, expected F16"),
+        ("w..scales", TensorInfo("F32", (2,)), "w..scales is F32, expected F16"),
+        ("w..scales", TensorInfo("F16", (3,)), "w..scales has shape [3], expected [2]"),
+        ("w..scales", None, "w..scales is missing"),
+        ("h..scales", TensorInfo("F16", (1,)), "h..scales is not among the shared tensors"),
+    ],
+)
+def test_a_quantised_tensor_is_two_entries_and_neither_may_be_wider(
+    name: str, found: TensorInfo | None, difference: str
+) -> None:
+    tensors = {n: TensorInfo(dtype, shape) for n, (dtype, shape) in QUANTISED.items()}
+    if found is not None:
+        tensors[name] = found
+    elif name:
+        del tensors[name]
+    assert schema_difference(tensors, QUANTISED) == difference
+
+
+def test_scales_for_one_site_stay_with_their_tensor() -> None:
+    info = TensorInfo("I8", (1, 1))
+    parts = by_addressee({"north:w": info, "north:w..scales": info, "w..scales": info})
+    assert parts == {"north": {"w": info, "w..scales": info}, "": {"w..scales": info}}
+    assert is_scales("w..scales") and not is_scales("w.scales")

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gossipseg.learn.engine.site_data import Batch, Batches
-from gossipseg.learn.exchange.wire_format import to_wire
+from gossipseg.learn.exchange.wire_format import INT8, entries_of, read_tensor, to_wire
+from gossipseg.store import SCALES, is_scales
 
 SCALE = 100.0
 """Factor by which `scaled` multiplies the model."""
@@ -33,18 +34,35 @@ def _spoilt(tensor: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     if kind == "nan":
         return torch.full_like(tensor, float("nan"))
     if kind == "scaled":
-        return to_wire(tensor.float() * SCALE, "float16")
+        return tensor.float() * SCALE
     # a model of the usual size, so that no norm reveals it
     size = float(tensor.float().square().mean().sqrt()) if tensor.numel() else 0.0
-    return to_wire(torch.randn(tensor.shape, generator=generator) * size, "float16")
+    return torch.randn(tensor.shape, generator=generator) * size
 
 
 def _rewrite(path: Path, spoil: Callable[[Tensor], Tensor]) -> None:
+    changed: dict[str, Tensor] = {}
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-    changed = {name: spoil(t) if t.is_floating_point() else t for name, t in tensors.items()}
+        metadata, names = file.metadata(), set(file.keys())
+        for name in sorted(name for name in names if not is_scales(name)):
+            quantised = name + SCALES in names
+            tensor = read_tensor(file, name, quantised=quantised)
+            if not tensor.is_floating_point():
+                changed[name] = tensor
+            elif quantised:
+                changed |= _in_int8(name, spoil(tensor))
+            else:
+                spoilt = spoil(tensor)
+                changed[name] = spoilt if spoilt.isnan().any() else to_wire(spoilt, "float16")
     save_file(changed, path, metadata)
+
+
+def _in_int8(name: str, spoilt: Tensor) -> dict[str, Tensor]:
+    """The entries of a spoilt tensor; what is not finite shows in the scales."""
+    entries = entries_of(name, spoilt.nan_to_num(), INT8)
+    if spoilt.isnan().any():
+        entries[name + SCALES].fill_(float("nan"))
+    return entries
 
 
 class FlippedLabels:

@@ -24,12 +24,23 @@ from gossipseg.algos.base import Algorithm
 from gossipseg.errors import DiskFull, LocalError
 from gossipseg.learn import protocol
 from gossipseg.learn.exchange.admission import Examination, Unfit
-from gossipseg.learn.exchange.wire_format import CODES, FORMAT_VERSION, finite, to_wire
+from gossipseg.learn.exchange.quantisation import (
+    BLOCK_VALUES,
+    NeverWritten,
+    NotRepresentable,
+    blocks_in,
+    check_quantised,
+    dequantised,
+)
+from gossipseg.learn.exchange.rest import SENT_IN, sent_in
+from gossipseg.learn.exchange.wire_format import CODES, FORMAT_VERSION, INT8, entries_of, finite
 from gossipseg.learn.params import MAX_CLAIMED_COUNT
 from gossipseg.store import (
+    SCALES,
     BadSafetensors,
     SafetensorsHeader,
     atomic_write,
+    is_scales,
     read_safetensors,
     schema_difference,
 )
@@ -50,7 +61,8 @@ class UpdateOnDisk:
         self, file: protocol.UpdateFile, header: SafetensorsHeader, on_tensor: OnTensor = lambda: None
     ) -> None:
         self.site, self.cases = file.site, file.cases
-        self.names = sorted(header.tensors)
+        self.hash = file.hash
+        self.names = sorted(name for name in header.tensors if not is_scales(name))
         self._path, self._header, self._on_tensor = Path(file.path), header, on_tensor
 
     def tensor(self, name: str) -> Tensor:
@@ -65,14 +77,23 @@ class UpdateOnDisk:
     def part(self, name: str, begin: int, end: int) -> Tensor:
         """The values `begin` … `end` of the flattened tensor."""
         self._on_tensor()
+        found = self._stored(name, begin, end)
+        if name + SCALES in self._header.tensors:
+            scales = self._stored(name + SCALES, begin // BLOCK_VALUES, blocks_in(end))
+            check_quantised(name, found, scales)
+            return dequantised(found, scales, begin)
+        floating = found.is_floating_point()
+        return found.to(torch.promote_types(found.dtype, torch.float32)) if floating else found
+
+    def _stored(self, name: str, begin: int, end: int) -> Tensor:
+        """The values `begin` … `end` of an entry, as they lie in the file."""
         dtype = _DTYPES[self._header.tensors[name].dtype]
         with self._path.open("rb") as f:
             f.seek(self._header.offsets[name] + begin * dtype.itemsize)
             raw = bytearray(f.read((end - begin) * dtype.itemsize))
         if len(raw) != (end - begin) * dtype.itemsize:
             raise ValueError(f"{name}: the file ends within it")
-        found = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return found.to(torch.promote_types(dtype, torch.float32)) if dtype.is_floating_point else found
+        return torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
 
 
 def open_updates(
@@ -108,6 +129,8 @@ def _bad_values(update: UpdateOnDisk, examination: Examination | None) -> tuple[
             examination.accept()
     except Unfit as e:
         return e.reason, e.detail
+    except NeverWritten as e:
+        return "bad_format", str(e)
     except (OSError, ValueError, RuntimeError) as e:
         return "unreadable", f"{type(e).__name__}: {e}"
     return "", ""
@@ -148,8 +171,14 @@ def aggregate(
         return done(None, "no_update", detail=detail)
     combined = algorithm.aggregate(updates, order.round)
     path = outbox / f"common-{order.round}-{order.attempt}.safetensors"
+
+    def metadata() -> dict[str, object]:
+        said: dict[str, object] = {"round": order.round, "attempt": order.attempt}
+        hashes = {update.site: update.hash for update in updates}
+        return said | ({SENT_IN: sent_in(hashes, combined.notes)} if wire_dtype == INT8 else {})
+
     try:
-        _write(path, combined.tensors, wire_dtype, {"round": order.round, "attempt": order.attempt})
+        _write(path, combined.tensors, wire_dtype, metadata)
     except ValueError as e:  # the updates do not fit together
         return done(None, "cannot_combine", detail=str(e))
     except _NotFinite as e:
@@ -164,9 +193,12 @@ class _NotFinite(Exception):
 
 
 def _write(
-    path: Path, tensors: Iterable[tuple[str, Tensor]], wire_dtype: str, metadata: Mapping[str, object]
+    path: Path,
+    tensors: Iterable[tuple[str, Tensor]],
+    wire_dtype: str,
+    metadata: Callable[[], Mapping[str, object]],
 ) -> None:
-    """A safetensors file, whole or not at all, of tensors that come one at a time.
+    """A safetensors file, whole or not at all, of tensors that come one at a time; `metadata` is asked last.
 
     Which of them need float32 is known only when they are there, and the header stands first: bodies go to
     temporary files by the size of their items (so that all lie on multiples of it), then all are joined.
@@ -182,8 +214,11 @@ def _write(
             for name, tensor in tensors:
                 if not finite(tensor):
                     raise _NotFinite(f"{name}: the combination holds values that are not finite")
-                entries[name] = _append(bodies, to_wire(tensor, wire_dtype), path.parent, stack)
-            atomic_write(path, lambda f: _join(f, bodies, entries, metadata))
+                for entry, stored in entries_of(name, tensor, wire_dtype).items():
+                    entries[entry] = _append(bodies, stored, path.parent, stack)
+            atomic_write(path, lambda f: _join(f, bodies, entries, metadata()))
+    except NotRepresentable as e:
+        raise _NotFinite(f"the combination cannot be sent: {e}") from None
     except OSError as e:
         full = DiskFull if e.errno in (errno.ENOSPC, errno.EDQUOT) else LocalError
         raise full(

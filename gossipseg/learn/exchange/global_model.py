@@ -16,7 +16,8 @@ from gossipseg.learn import protocol
 from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.train_step import Learner
 from gossipseg.learn.exchange.admission import Admission
-from gossipseg.learn.exchange.wire_format import load_common, shared
+from gossipseg.learn.exchange.rest import Rest
+from gossipseg.learn.exchange.wire_format import INT8, load_common, shared
 from gossipseg.learn.params import PrivacyParams, WorkerSpec
 from gossipseg.learn.privacy.clip_and_noise import Release
 
@@ -39,15 +40,17 @@ class GlobalModel:
     ) -> None:
         self._algorithm, self._model_state, self._spec = algorithm, model_state, spec
         self._admission, self._private = admission, Release(privacy, spec.site, self._travelling())
+        self.rest = Rest(active=spec.wire_dtype == INT8 and not algorithm.exchanges)
         self.anchor: dict[str, Tensor] = {}
         """The shared tensors of the last global model (W_0 before the first), on the device; empty unless
         the algorithm asks for them."""
         self._remember()
 
-    def begin(self, common: protocol.GlobalModelFile, *, settling_in: bool) -> str:
+    def begin(self, common: protocol.GlobalModelFile, *, settling_in: bool, finetuning: bool = False) -> str:
         """Let the round start from a global model. What went wrong, in words, or "".
 
-        A site that joined after the others had begun takes it over outright, its EMA too.
+        A site that joined after the others had begun takes it over outright, its EMA too. The rest of this
+        site's own update is added where it is due (rest.py). `anchor`, and what is clipped against, lack it.
         """
         model_state, spec = self._model_state, self._spec
         local = model_state.weights()
@@ -60,6 +63,7 @@ class GlobalModel:
                 spec.wire_dtype,
                 self._admission,
             )
+            owed = self.rest.owed(Path(common.path)) if incoming is not None else {}
         except PeerRefused as e:
             return f"the global model of round {common.round} was not taken: {e.reason}: {e.detail}"
         if incoming is None:
@@ -73,7 +77,15 @@ class GlobalModel:
             model_state.model.load_state_dict(dict(weights), strict=False)
         self._remember()
         self._private.set_reference(incoming)
+        if not (settling_in or finetuning):
+            self._add(owed)
         return ""
+
+    @torch.no_grad()
+    def _add(self, rest: Mapping[str, Tensor]) -> None:
+        weights = self._model_state.weights()
+        for name, tensor in rest.items():
+            weights[name].add_(tensor.to(weights[name].device))
 
     def update(self) -> Weights:
         """What the site sends: to a coordinator, or in gossip."""
@@ -87,6 +99,11 @@ class GlobalModel:
         if self._algorithm.exchanges:  # in gossip nobody else says where everybody stands
             self._private.set_reference(told)
         return self._algorithm.update_of({**self._sent(), **told}, self.anchor)
+
+    def sent(self, update: Weights, hash: str) -> None:
+        """The update is in the file with this hash: keep what did not fit into it."""
+        weights = self._model_state.weights()
+        self.rest.keep({name: tensor for name, tensor in update.items() if name in weights}, hash)
 
     def private_state(self) -> dict[str, Any]:
         """For a checkpoint."""

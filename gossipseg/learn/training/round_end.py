@@ -135,7 +135,8 @@ class RoundEnd:
             "dice_val": history.dice_val,
         }
         try:
-            export_wire(path, self._global_model.release(order.round), everything, spec.wire_dtype, metadata)
+            sent = self._global_model.release(order.round)
+            self._global_model.sent(sent, export_wire(path, sent, everything, spec.wire_dtype, metadata))
         except LocalError as e:
             full = "the disk is full: " if isinstance(e, DiskFull) else ""
             return None, f"the model was not exported: {full}{e}"

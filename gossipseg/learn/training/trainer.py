@@ -202,7 +202,9 @@ class Trainer:
             self.personal.begin(order.round, self.model_state)
         if global_model is not None and global_model.hash != history.last_global:
             start_over(self.run, self.model_state, self.guard)
-            trouble = self.global_model.begin(global_model, settling_in=order.settling_in)
+            trouble = self.global_model.begin(
+                global_model, settling_in=order.settling_in, finetuning=order.finetuning
+            )
             history.last_global = global_model.hash
             if order.settling_in:
                 history.settling_round = order.round
@@ -280,6 +282,7 @@ class Trainer:
             "best": self.round_end.best,
             "admission": self.admission.state(),
             "released": self.global_model.private_state(),
+            "rest": self.global_model.rest.state(),
             "spent": self.private.state() if self.private is not None else None,
             **self._personal_state(),
         }
@@ -300,6 +303,7 @@ class Trainer:
         self.round_end.best = state.get("best")
         self.admission.load(state.get("admission"))
         self.global_model.load_private(state.get("released"))
+        self.global_model.rest.load(state.get("rest"))
         if self.private_steps is not None:
             self.private_steps.load(state.get("spent"))
         self._load_personal(state)

@@ -196,7 +196,7 @@ folder = Path(sys.argv[1])
 files = [protocol.UpdateFile(p.stem, str(p), 1) for p in sorted(folder.glob("s*.safetensors"))]
 schema = {n: (i.dtype, i.shape) for n, i in read_safetensors_header(Path(files[0].path)).items()}
 before = peak_kib()
-done = aggregate(protocol.Aggregate(1, 0, files), FedAvg(), schema, "float16", folder / "outbox")
+done = aggregate(protocol.Aggregate(1, 0, files), FedAvg(), schema, sys.argv[2], folder / "outbox")
 assert done.export is not None, done
 print(peak_kib() - before)
 """
@@ -206,17 +206,18 @@ MODEL_KIB = 12 << 10
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_with_the_number_of_sites(tmp_path: Path) -> None:
-    """Models of 12 MB in tensors of 1 MB: under three models' worth, however many models."""
-    state = {f"layer{i}.weight": torch.randn(1024, 512) for i in range(12)}
+@pytest.mark.parametrize(("dtype", "layers"), [("float16", 12), ("int8", 24)])
+def test_memory_does_not_grow_with_the_number_of_sites(tmp_path: Path, dtype: str, layers: int) -> None:
+    """Models of 12 MB in tensors of half a million values: under three models' worth, however many models."""
+    state = {f"layer{i}.weight": torch.randn(1024, 512) for i in range(layers)}
     grown = {}
     for sites in (2, 8):
         folder = tmp_path / str(sites)
         folder.mkdir()
-        export_wire(folder / "s0.safetensors", state, everything, "float16", {})
+        export_wire(folder / "s0.safetensors", state, everything, dtype, {})
         for i in range(1, sites):
             (folder / f"s{i}.safetensors").hardlink_to(folder / "s0.safetensors")
-        command = [sys.executable, "-c", _MEASURE, str(folder)]
+        command = [sys.executable, "-c", _MEASURE, str(folder), dtype]
         runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
         grown[sites] = min(int(run.stdout) for run in runs)  # other work on the machine adds to the peak
     assert grown[2] > 0 and grown[8] < 3 * MODEL_KIB, grown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gossipseg.algos.params import DittoParams, FedAvgParams, FedBnParams, FedProxParams
+from gossipseg.algos.params import DittoParams, FedAvgParams, FedBnParams, FedProxParams, GossipAverageParams
 from gossipseg.learn import protocol
 from gossipseg.learn.engine.checkpoint import contract_of, load_checkpoint, save_checkpoint
 from gossipseg.learn.engine.model_state import cpu_copy
 from gossipseg.learn.evaluation.evaluate import Scores
+from gossipseg.learn.exchange.wire_format import load_common
 from gossipseg.learn.params import WorkerSpec
-from gossipseg.store import Checkpoints
+from gossipseg.store import Checkpoints, hash_file
 from tests.learn.harness import make_spec, make_trainer, same, worker
 
 
@@ -27,7 +29,8 @@ def common_of(trainer: Any, order: protocol.StartRound, folder: Path) -> protoco
     """Run a round, and make a global model of this site's update alone."""
     done = trainer.run_round(order)
     assert done.export is not None, done.warning
-    update = protocol.UpdateFile("north", done.export.path, done.export.cases, done.export.steps)
+    hash, _ = hash_file(Path(done.export.path))
+    update = protocol.UpdateFile("north", done.export.path, done.export.cases, done.export.steps, hash)
     made = trainer.aggregate(protocol.Aggregate(order.round, 0, [update]))
     assert made.export is not None, made
     kept = folder / f"common{order.round}.safetensors"
@@ -143,6 +146,65 @@ def test_an_interrupted_round_goes_on_from_where_it_was_and_not_from_its_beginni
     second.load(middle)
     second.run_round(order)
     assert same(second.state(), straight.state())
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_with_int8_a_site_goes_on_from_the_global_model_and_what_was_rounded_off_its_update(
+    data: Path, tmp_path: Path, restarted: bool
+) -> None:
+    """It made the global model alone: begun with it, and with the rest, its weights are as they were sent."""
+    spec = dataclasses.replace(spec_of(data, tmp_path / "a"), wire_dtype="int8")
+    trainer = make_trainer(spec)
+    common = common_of(trainer, protocol.StartRound(1, export=True), tmp_path)
+    sent = cpu_copy(trainer.model_state.weights())
+    if restarted:
+        store = Checkpoints(tmp_path / "c")
+        contract = contract_of(trainer.settings, trainer.network_signature)
+        save_checkpoint(store, trainer.state(), contract)
+        trainer = make_trainer(spec)
+        state, _ = load_checkpoint(store, contract)
+        assert state is not None
+        trainer.load(state)
+    seen: list[dict[str, torch.Tensor]] = []
+    trainer.run.gate = lambda: seen.append(cpu_copy(trainer.model_state.weights()))
+    trainer.run_round(protocol.StartRound(2, start_from=common))
+    taken = load_common(Path(common.path), "north", sent, trainer.algorithm.is_shared, "int8")
+    assert taken is not None and any(not torch.allclose(taken[n], t, atol=1e-6) for n, t in sent.items())
+    assert all(torch.allclose(seen[0][n], t, atol=1e-6) for n, t in sent.items())
+
+
+def test_with_int8_fine_tuning_begins_with_the_global_model_itself(data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(dataclasses.replace(spec_of(data, tmp_path / "a"), wire_dtype="int8"))
+    common = common_of(trainer, protocol.StartRound(1, export=True), tmp_path)
+    seen: list[dict[str, torch.Tensor]] = []
+    trainer.run.gate = lambda: seen.append(cpu_copy(trainer.model_state.weights()))
+    trainer.run_round(protocol.StartRound(2, start_from=common, finetuning=True))
+    taken = load_common(Path(common.path), "north", seen[0], trainer.algorithm.is_shared, "int8")
+    assert taken is not None and all(torch.equal(seen[0][n], t) for n, t in taken.items())
+
+
+def test_in_gossip_nothing_is_kept_of_the_rounding(data: Path, tmp_path: Path) -> None:
+    spec = make_spec(data, tmp_path, algorithm=GossipAverageParams())
+    trainer = make_trainer(dataclasses.replace(spec, wire_dtype="int8"))
+    done = trainer.run_round(protocol.StartRound(1, export=True))
+    assert any(name.endswith("..scales") for name in load_file(done.export.path))
+    assert not trainer.global_model.rest.tensors and not trainer.state()["rest"]["tensors"]
+
+
+def test_a_checkpoint_without_a_rest_is_read(data: Path, tmp_path: Path) -> None:
+    """Written before int8, or under another wire dtype."""
+    spec = dataclasses.replace(spec_of(data, tmp_path / "a"), wire_dtype="int8")
+    trainer = make_trainer(spec)
+    trainer.run_round(protocol.StartRound(1, export=True))
+    state = trainer.state()
+    assert state["rest"]["tensors"]
+    other = make_trainer(spec_of(data, tmp_path / "b"))
+    other.load(state)
+    assert not other.global_model.rest.tensors
+    del state["rest"]
+    again = make_trainer(spec)
+    again.load(state)
+    assert not again.global_model.rest.tensors and again.history.round == 1
 
 
 def test_a_late_joiner_takes_the_common_model_over_with_its_average(data: Path, tmp_path: Path) -> None:
