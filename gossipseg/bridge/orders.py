@@ -63,7 +63,7 @@ def round_finished(report: protocol.RoundDone, export: ModelRef | None) -> event
         report.round,
         report.steps,
         report.dice_val,
-        replace(export, dice_val=report.dice_val) if export is not None else None,
+        replace(export, dice_val=report.export.dice_val) if export and report.export else None,
         events.VisitResult(visit.hash, visit.outcome, visit.reason, visit.detail) if visit else None,
         report.reverted,
         report.own_steps,

@@ -199,6 +199,8 @@ class Export(_Part, frozen=True):
     path: str
     cases: int
     steps: int
+    dice_val: float | None = None
+    """Mean validation Dice of the average of this very model, whatever the site deploys; others see it."""
 
 
 class VisitDone(_Part, frozen=True):

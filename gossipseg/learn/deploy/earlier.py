@@ -14,14 +14,26 @@ def of_earlier_version(state: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if "personal_model" in state:
         return state
-    shadow, ditto = state.get("shadow"), state.get("personal")
-    if shadow is not None:
-        place = {key: shadow[key] for key in ("round", "step", "averaged")}
-        found = {"model": shadow["student"], **place}
-    elif ditto is not None:
-        average = {key: state[key] for key in ("ema", "averaged_rounds")}
-        round, step = (state["history"][key] for key in ("round", "step"))
-        found = {"model": {**ditto, **average}, "round": round, "step": step, "averaged": round}
-    else:
-        return state
-    return {**state, "personal_model": {"begun": True, "copied_from": "", **found}}
+    if "shadow" in state:
+        return {**state, **_of_shadow(state["shadow"])}
+    return {**state, **_of_ditto(state)} if "personal" in state else state
+
+
+def _of_shadow(shadow: Mapping[str, Any]) -> dict[str, Any]:
+    place = {key: shadow[key] for key in ("round", "step", "averaged")}
+    alone = shadow.get("verdict", {}).get("deployed") == "shadow"
+    weights = {"personal": 1.0} if alone else {"personal": 0.5, "shared": 0.5}
+    why = "it was deployed by an earlier version" if alone else ""
+    personal = {"begun": True, "copied_from": "", "model": shadow["student"], **place}
+    return {"personal_model": personal, "mix": {"weights": weights, "why": why}}
+
+
+def _of_ditto(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The average was the personal model's: the shared one's begins anew."""
+    average = {key: state[key] for key in ("ema", "averaged_rounds")}
+    round, step = (state["history"][key] for key in ("round", "step"))
+    model = {**state["personal"], **average}
+    personal = {"begun": True, "copied_from": "", "model": model, "round": round, "step": step}
+    mix = {"weights": {"personal": 1.0}, "why": "it was deployed by an earlier version"}
+    own = {"ema": state["model"], "averaged_rounds": 0}
+    return {"personal_model": {**personal, "averaged": round}, "mix": mix, **own}

@@ -28,14 +28,17 @@ class Prediction:
         self._run = run
         self.mix = Mix({"personal": 0.5, "shared": 0.5})
 
-    def judge(self, personal: nn.Module, shared: nn.Module, round: int, *, copied: int | None) -> Scores:
-        """Choose the mix from now on, and return its scores over the validation split.
+    def judge(
+        self, personal: nn.Module, shared: nn.Module, round: int, *, copied: int | None
+    ) -> tuple[Scores, Scores]:
+        """Choose the mix from now on; its scores over the validation split, and the shared model's.
 
         `copied`: rounds that the personal model has trained since it was a copy; None: it never was one.
         """
         if copied is not None and copied < LEAST_ROUNDS_OF_A_COPY:
             why = f"the personal model has trained {copied} of {LEAST_ROUNDS_OF_A_COPY} rounds since it began"
-            return self.shared_alone(shared, round, why)
+            scores = self.shared_alone(shared, round, why)
+            return scores, scores
         patients = self._run.site.patients("validation")
         n = counted(patients)
         by_best = {best: share_of_personal(best, n) for best in SHARES}
@@ -45,7 +48,8 @@ class Prediction:
         mixes = {best: [case.mean for case in found.mixes[share]] for best, share in by_best.items()}
         self.mix, best = choose(found.losses, alone, shared_scores, mixes, patients)
         cases = found.personal if self.mix.name == "personal" else found.mixes[by_best[best]]
-        return summarise(cases, self._run.settings.task)
+        task = self._run.settings.task
+        return summarise(cases, task), summarise(found.shared, task)
 
     def shared_alone(self, shared: nn.Module, round: int, why: str) -> Scores:
         """Predict with the shared model alone from now on; its scores over the validation split."""

@@ -18,9 +18,10 @@ from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.store import Checkpoints
 
-FORMAT = 2
-READABLE = (1, FORMAT)
-"""1: of version 0.1, whose average begins at the initial weights (ModelState.restore)."""
+FORMAT = 3
+READABLE = (1, 2, FORMAT)
+"""1: of version 0.1, whose average begins at the initial weights (ModelState.restore). 2: without a personal
+model under this name (deploy/earlier.py)."""
 log = logging.getLogger(__name__)
 
 

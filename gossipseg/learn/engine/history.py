@@ -37,6 +37,9 @@ class History:
     last_visit: str | None = None
     """Hash of the last model that visited, whatever became of it."""
     dice_val: float | None = None
+    """Mean validation Dice of what is deployed."""
+    dice_shared: float | None = None
+    """The same of the shared model's average: what is said of it where it travels."""
     dice_test_start: float | None = None
     dice_test: float | None = None
     reverted: tuple[str, str] | None = None

@@ -91,18 +91,25 @@ class RoundEnd:
             return self._judged(round)
         scores = self._run.score(self._shared.ema, "validation", round)
         changed = self._pick(scores.mean, last)
-        return scores if self.prediction is None and not changed else self._judged(round)
+        if self.prediction is not None or changed:
+            return self._judged(round)
+        self._run.history.dice_shared = scores.mean
+        return scores
 
     def _judged(self, round: int) -> Scores:
         """Choose what is deployed, and score it."""
         prediction, personal, shared = self.prediction, self._personal, self._shared.ema
         if prediction is None or personal is None:
-            return self._run.score(shared, "validation", round)
-        if not personal.begun:
+            scores = of_shared = self._run.score(shared, "validation", round)
+        elif not personal.begun:
             first = self._run.settings.training.personal_from_round
-            return prediction.shared_alone(shared, round, f"the personal model begins with round {first}")
-        copied = personal.rounds if personal.copied_from else None
-        return prediction.judge(personal.model_state.ema, shared, round, copied=copied)
+            why = f"the personal model begins with round {first}"
+            scores = of_shared = prediction.shared_alone(shared, round, why)
+        else:
+            copied = personal.rounds if personal.copied_from else None
+            scores, of_shared = prediction.judge(personal.model_state.ema, shared, round, copied=copied)
+        self._run.history.dice_shared = of_shared.mean
+        return scores
 
     def _pick(self, dice: float | None, last: bool) -> bool:
         """Keep the best deployment model of fine-tuning; deploy it after the last round.
@@ -132,7 +139,7 @@ class RoundEnd:
             "round": order.round,
             "steps": history.steps,
             "cases": cases,
-            "dice_val": history.dice_val,
+            "dice_val": history.dice_shared,
         }
         try:
             sent = self._global_model.release(order.round)
@@ -140,4 +147,4 @@ class RoundEnd:
         except LocalError as e:
             full = "the disk is full: " if isinstance(e, DiskFull) else ""
             return None, f"the model was not exported: {full}{e}"
-        return protocol.Export(str(path), cases, history.steps), ""
+        return protocol.Export(str(path), cases, history.steps, history.dice_shared), ""

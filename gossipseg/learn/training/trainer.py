@@ -227,7 +227,8 @@ class Trainer:
                 self.steps.take(order)
                 return ""
             trouble = self.private_steps.take(order)
-            self.steps.take_personal(order)
+            if not trouble:  # where the budget is spent, training has ended
+                self.steps.take_personal(order)
             return trouble
 
     def _copy_personal(self, round: int, source: str) -> None:
@@ -294,6 +295,7 @@ class Trainer:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what state() gave, perhaps on another device."""
+        state = of_earlier_version(state)
         self.model_state.restore(state)
         self.run.history = History.of(state["history"])
         self.run.tally.load(state["tally"])
@@ -316,7 +318,6 @@ class Trainer:
         personal, prediction = self.personal, self.round_end.prediction
         if personal is None or prediction is None:
             return
-        state = of_earlier_version(state)
         if "personal_model" in state:
             personal.load(state["personal_model"])
             prediction.load(state.get("mix", prediction.state()))

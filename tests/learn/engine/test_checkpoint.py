@@ -12,7 +12,7 @@ import torch
 from gossipseg.algos.params import LocalParams
 from gossipseg.errors import ConfigError, DiskFull, LocalError
 from gossipseg.learn import protocol
-from gossipseg.learn.engine.checkpoint import contract_of, digest, load_checkpoint, save_checkpoint
+from gossipseg.learn.engine.checkpoint import FORMAT, contract_of, digest, load_checkpoint, save_checkpoint
 from gossipseg.learn.params import WorkerSpec
 from gossipseg.learn.settings import read_settings
 from gossipseg.store import Checkpoints
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_version_0_1_is_gone_on_with_and_its_average_begins_anew
 def test_a_checkpoint_of_a_later_version_is_neither_read_nor_set_aside(store: Checkpoints) -> None:
     """Or training would go back to an older one in silence."""
     newest = store.newest()[0]
-    torch.save({**torch.load(newest, weights_only=True), "format": 3}, newest)
+    torch.save({**torch.load(newest, weights_only=True), "format": FORMAT + 1}, newest)
     with pytest.raises(LocalError, match=r"round-3\.pt: was written by a later version"):
         load_checkpoint(store, CONTRACT)
     assert newest.exists()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
+from safetensors import safe_open
 
 from gossipseg.algos.params import (
+    DittoParams,
     FedAvgFinetuneParams,
     FedAvgParams,
     FedOapParams,
@@ -188,6 +190,22 @@ def test_the_shadow_of_an_earlier_version_is_the_personal_model(data: Path, tmp_
     check_alike(again.personal, alone(data, tmp_path / "a", 2))
 
 
+def test_dittos_of_an_earlier_version_goes_on_with_its_own_average(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, DittoParams())
+    for number in (1, 2):
+        trainer.run_round(protocol.StartRound(number))
+    state = through_a_file(trainer.state())
+    own = state.pop("personal_model")["model"]
+    del state["mix"]
+    state["personal"] = {key: own[key] for key in ("model", "optimizer", "scaler")}
+    state["ema"], state["averaged_rounds"] = own["ema"], own["averaged_rounds"]
+    again = trainer_of(data, tmp_path, DittoParams())
+    again.load(state)
+    check_alike(again.personal, trainer.personal)
+    assert again.mix.weights == {"personal": 1.0} and again.model_state.averaged_rounds == 0
+    assert same(dict(again.model_state.ema.state_dict()), again.model_state.weights())
+
+
 def test_a_checkpoint_without_one_begins_it_as_a_copy_and_says_so(data: Path, tmp_path: Path) -> None:
     before = make_trainer(make_spec(data, tmp_path))
     before.run_round(protocol.StartRound(1))
@@ -217,6 +235,17 @@ def test_both_predict_and_the_line_says_what_that_gains(data: Path, tmp_path: Pa
     assert done.deployed == "mix" and isinstance(trainer.deployed, Mixture)
     assert done.deployed_reason.startswith("alone 0.") and " patients; personal 0." in done.deployed_reason
     assert done.dice_val == pytest.approx(trainer.run.score(trainer.deployed, "validation", 1).mean)
+
+
+def test_what_travels_has_the_dice_of_the_shared_model_alone(data: Path, tmp_path: Path) -> None:
+    """That of the mix would tell others of a model that never leaves the site."""
+    trainer = trainer_of(data, tmp_path, GossipAverageParams(), training={"learning_rate": 0.05})
+    trainer.model_state.learner.optimizer.param_groups[0]["weight_decay"] = 5.0  # another model than P
+    done = trainer.run_round(protocol.StartRound(1, export=True))
+    of_shared = trainer.run.score(trainer.model_state.ema, "validation", 1).mean
+    assert done.export.dice_val == of_shared != done.dice_val
+    with safe_open(done.export.path, "pt") as f:
+        assert float(f.metadata()["dice_val"]) == of_shared
 
 
 def test_a_round_without_validation_keeps_the_mix(data: Path, tmp_path: Path) -> None:
@@ -258,3 +287,14 @@ def test_with_privacy_it_trains_without_noise_and_the_shared_one_with(data: Path
         done = trainer.run_round(protocol.StartRound(number))
     check_alike(trainer.personal, alone(data, tmp_path / "a", 2))
     assert done.spent is not None and done.spent.steps == 8 and trainer.gradients == 16
+
+
+def test_where_the_privacy_budget_is_spent_the_personal_model_trains_no_more_either(
+    data: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("opacus")
+    dp = {"dp": {"noise_multiplier": 0.5, "delta": 0.1, "max_epsilon": 1e-6}, "seed": 3}
+    spec = make_spec(data, tmp_path, algorithm=GossipAverageParams(), training=ALWAYS)
+    trainer = make_trainer(dataclasses.replace(spec, privacy=dp))
+    done = trainer.run_round(protocol.StartRound(1))
+    assert "Training here has ended" in done.warning and trainer.gradients == 0
