@@ -730,3 +730,28 @@ def test_the_memory_keeps_the_newest_number_of_each_asker() -> None:
     memory.keep(["b"])
     assert [s.asker for s in memory.seen()] == ["b"]
     assert SwapMemory(fx.SwapRecord(3), 100).next_number() == 101, "a clock's floor, where the disk was lost"
+
+
+def test_only_the_asker_may_say_that_it_is_ready() -> None:
+    rig, swap = trading()
+    rig.asks("c", ms.SwapReady(swap))
+    assert rig.reply() == ms.SwapState("dropped") and not rig.of(fx.ApplySwap)
+    rig.asks("c", ms.SwapTold(swap, "dropped"))
+    assert rig.reply() == ms.SwapState("dropped") and rig.node.swap is not None
+
+
+def test_a_swap_that_was_dropped_does_not_count_as_taking_part() -> None:
+    rig, swap = trading()
+    rig.asks("b", ms.SwapTold(swap, "dropped"))
+    rig.round_done()
+    assert asked(rig)
+
+
+def test_the_number_of_a_snapshots_manifest_is_on_disk_before_it_is_told() -> None:
+    rig = rig_of("b")
+    rig.asks("b", offer_of("b"))
+    rig.do(ev.SnapshotExported(ExchangeId("b", 1), model("mine")))
+    assert order(rig, fx.Persist, fx.Request) == [fx.Persist, fx.Request]
+    told = rig.request(ms.SwapSnapshot).body
+    assert isinstance(told, ms.SwapSnapshot) and told.model.manifest is not None
+    assert rig.snapshot.sequence == told.model.manifest.sequence  # type: ignore[attr-defined]
