@@ -117,6 +117,48 @@ class Aggregate(_Line, frozen=True):
     updates: list[UpdateFile]
 
 
+class Swap(_Part, frozen=True):
+    """The name of a swap: who asked for it, and that site's count of its offers (docs/design/swap.md)."""
+
+    asker: str
+    number: int
+
+
+class ExportSnapshot(_Line, frozen=True):
+    """Write the shared model as it is to outbox/, at the next step's end or while idle."""
+
+    swap: Swap
+
+
+class AdmitSnapshot(_Line, frozen=True):
+    """Check a partner's snapshot that is in the store, as a visiting model is checked."""
+
+    swap: Swap
+    frm: str
+    path: str
+    hash: str
+
+
+class ApplySwap(_Line, frozen=True):
+    """Apply a swap at the next step's end or while idle, checkpoint, and report.
+
+    `mix`: T += weight·(theirs − own), both as they went over the wire. `copy`: T = theirs, with its round and
+    steps. The swap that the checkpoint names is reported again and not applied.
+    """
+
+    swap: Swap
+    frm: str
+    part: Literal["mix", "copy"]
+    weight: float
+    theirs: str
+    """Path of the partner's snapshot in the store."""
+    hash: str
+    own: str | None
+    """Path of the own snapshot in the store; None for a copy."""
+    steps: int = 0
+    round: int = 0
+
+
 class SetPaused(_Line, frozen=True):
     """Hold between two steps, or go on."""
 
@@ -170,6 +212,8 @@ class Ready(_Line, frozen=True):
     """Privacy spent by differentially private training."""
     own_steps: int | None = None
     """Those of the steps that the site took itself: what no other site can claim."""
+    last_swap: Swap | None = None
+    """The last swap that its checkpoint holds."""
     deployed: str = ""
     """As in RoundDone: what has been deployed since the last validation."""
     deployed_reason: str = ""
@@ -278,6 +322,35 @@ class AggregateDone(_Line, frozen=True):
     seconds: float = 0.0
 
 
+class SnapshotExported(_Line, frozen=True):
+    """What came of ExportSnapshot: a file in outbox/, or the reason why there is none."""
+
+    swap: Swap
+    export: Export | None
+    round: int = 0
+    reason: str = ""
+
+
+class SnapshotAdmitted(_Line, frozen=True):
+    """What came of AdmitSnapshot. `reason`: a code as in VisitDone; "" where the snapshot is admitted."""
+
+    swap: Swap
+    reason: str = ""
+    detail: str = ""
+
+
+class SwapApplied(_Line, frozen=True):
+    """What came of ApplySwap. `reason`: why the swap was not applied; "" where a checkpoint holds it."""
+
+    swap: Swap
+    reason: str = ""
+    detail: str = ""
+    steps: int = 0
+    """Optimizer steps behind the model now."""
+    ahead: int = 0
+    """As in Ready."""
+
+
 class Fatal(_Line, frozen=True):
     """The worker cannot go on; it exits next with the code of errors.py."""
 
@@ -285,8 +358,10 @@ class Fatal(_Line, frozen=True):
     message: str
 
 
-ToWorker = Configure | StartRound | Aggregate | SetPaused | Stop
-FromWorker = Preparing | Ready | Progress | RoundDone | AggregateDone | Fatal
+SwapOrder = ExportSnapshot | AdmitSnapshot | ApplySwap
+SwapReport = SnapshotExported | SnapshotAdmitted | SwapApplied
+ToWorker = Configure | StartRound | Aggregate | SwapOrder | SetPaused | Stop
+FromWorker = Preparing | Ready | Progress | RoundDone | AggregateDone | SwapReport | Fatal
 Message = ToWorker | FromWorker
 
 

@@ -18,6 +18,7 @@ GOLDEN = Path(__file__).with_name("protocol.golden.jsonl")
 
 VISIT = protocol.Visit("models/ab.safetensors", "ab", "south", 40, 12, 3)
 EXPORT = protocol.Export("outbox/x.safetensors", 9, 60)
+SWAP = protocol.Swap("south", 7)
 SPENT = protocol.Spent(1.25, 1e-5, 60, 8.0, True)
 TENSORS: protocol.WireSchema = {
     "head.weight": ("F16", (2, 3)),
@@ -75,6 +76,7 @@ MESSAGES: list[protocol.Message] = [
         deployed_reason="why",
         ahead=-2,
         splits_from="the draw",
+        last_swap=SWAP,
     ),
     protocol.Ready(0, 0, 0, "", {}, 0, "", "", {}),
     protocol.Progress(1, 4, 20, "training", 0.2, 0.7, 3.5),
@@ -112,6 +114,16 @@ MESSAGES: list[protocol.Message] = [
         seconds=2.5,
     ),
     protocol.AggregateDone(4, 1, None, [], {}),
+    protocol.ExportSnapshot(SWAP),
+    protocol.AdmitSnapshot(SWAP, "south", "models/ab.safetensors", "ab"),
+    protocol.ApplySwap(
+        SWAP, "south", "mix", 0.25, "models/ab.safetensors", "ab", "models/cd.safetensors", 9, 2
+    ),
+    protocol.ApplySwap(SWAP, "south", "copy", 1.0, "models/ab.safetensors", "ab", None),
+    protocol.SnapshotExported(SWAP, EXPORT, 3),
+    protocol.SnapshotExported(SWAP, None, reason="not_finite"),
+    protocol.SnapshotAdmitted(SWAP, "not_finite", "head.weight"),
+    protocol.SwapApplied(SWAP, steps=40, ahead=1),
     protocol.Fatal("data", "images/M\udcfcller \u2028 \U0001f600.png: missing."),
 ]
 
