@@ -192,6 +192,7 @@ class SnapshotAdmitted:
     swap: ExchangeId
     reason: str = ""
     """A stable code: why it is refused; "" where it is admitted."""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,8 @@ class SwapApplied:
     """Steps behind the model now; None: as before. A copy brings its maker's steps."""
     ahead: int | None = None
     """As in WorkerReady, after a copy."""
+    detail: str = ""
+    """More about the reason."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,9 @@ class Runtime:
         self._timer: asyncio.TimerHandle | None = None
         self._unsaved = False
         """Whether the node's state is not on disk: then it may make no promise."""
+        self._held: effects.ApplySwap | None = None
+        """The committed swap that waits for the disk. After a crash a site that has applied what its state
+        does not know would say that the swap was dropped."""
         self._saves = Saves()
 
     # ------------------------------------------------------------ life
@@ -242,6 +245,10 @@ class Runtime:
                 self.worker.start_round(effect)
             case effects.Aggregate():
                 self.worker.aggregate(effect)
+            case effects.ApplySwap() if self._unsaved:
+                self._held = effect
+            case effects.ExportSnapshot() | effects.AdmitSnapshot() | effects.ApplySwap():
+                self.worker.swap(effect)
             case effects.Finished():
                 self.training.begin("finished", 1.0)
             case effects.Note(event=name, site=site, reason=reason, detail=detail):
@@ -259,11 +266,18 @@ class Runtime:
             await self.disk.beside("node.json", self._state.save, dataclasses.asdict(snapshot))
             self._unsaved = False
             self.training.warn("state", "")
+            self._release()
         except LocalError as e:  # the old state stays valid; training goes on, status shows it
             self._unsaved = True
             self.training.warn("state", str(e))
             self.note("persist_failed", reason=str(e))
         self._saves.done(snapshot)
+
+    def _release(self) -> None:
+        """Let the worker apply the swap that has waited for the disk."""
+        held, self._held, open = self._held, None, self.node.swap
+        if held is not None and open is not None and open.id == held.swap:
+            self.worker.swap(held)
 
     def collect_garbage(self) -> None:
         """Remove the models that nothing refers to any more, in the background."""

@@ -14,6 +14,7 @@ from gossipseg.core import events, messages
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import AdmitSnapshot, ApplySwap, ExportSnapshot
+from gossipseg.core.gossip.exchange import describe
 from gossipseg.core.gossip.open_swap import OpenSwap, Stage, Turn
 from gossipseg.core.gossip.swap_memory import SwapMemory
 from gossipseg.core.gossip.swap_turns import SwapTurns
@@ -152,7 +153,7 @@ class SwapDecision:
         if open is None:
             return True  # known since the worker's start
         if event.reason:
-            self._lose(open, event.reason)
+            self._lose(open, event.reason, event.detail)
             return True
         if event.steps is not None:
             self._ctx.say(steps=event.steps)
@@ -167,14 +168,16 @@ class SwapDecision:
         """Close a swap that has done its part here."""
         what = {"mix": "mixed", "copy": "copied", "keep": "kept"}[open.part]
         self._counts[what, open.partner] += 1
-        self._ctx.note("swap_applied", open.partner, open.part, **_named(open))
+        model = describe(open.theirs) if open.theirs is not None else {}
+        self._ctx.note("swap_applied", open.partner, open.part, **_named(open), **model)
         open.turn(Turn.APPLIED)
         self._close()
 
-    def _lose(self, open: OpenSwap, reason: str) -> None:
+    def _lose(self, open: OpenSwap, reason: str, detail: str = "") -> None:
         """Give up a committed swap that the worker cannot apply: it holds at the other site alone."""
         self._counts["swap_lost", open.partner] += 1
-        self._ctx.note("swap_lost", open.partner, reason, **_named(open))
+        more = {"detail": detail} if detail else {}
+        self._ctx.note("swap_lost", open.partner, reason, **_named(open), **more)
         open.turn(Turn.APPLIED)
         self._close()
 

@@ -121,6 +121,16 @@ class WorkerDialogue:
         self._training.begin(f"combining {len(order.updates)} updates")
         self._supervisor.send(order)
 
+    def swap(self, effect: effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap) -> None:
+        """Order what a swap needs, at the next step's end."""
+        match effect:
+            case effects.ExportSnapshot():
+                self._supervisor.send(orders.export_snapshot(effect))
+            case effects.AdmitSnapshot():
+                self._supervisor.send(orders.admit_snapshot(effect, self._store.path))
+            case effects.ApplySwap():
+                self._supervisor.send(orders.apply_swap(effect, self._store.path))
+
     # ------------------------------------------------------------ messages of the worker
 
     def on_worker_message(self, message: protocol.FromWorker) -> None:
@@ -154,6 +164,13 @@ class WorkerDialogue:
                     await self._round_done(news)
                 case protocol.AggregateDone():
                     await self._aggregate_done(news)
+                case protocol.SnapshotExported():
+                    model = await self._adopt(news.export, news.round, "model")
+                    self._owner.inject(orders.snapshot_exported(news, model))
+                case protocol.SnapshotAdmitted():
+                    self._owner.inject(orders.snapshot_admitted(news))
+                case protocol.SwapApplied():
+                    self._owner.inject(orders.swap_applied(news))
                 case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):
