@@ -216,6 +216,7 @@ def worker_spec_for(
         wire_dtype=federation.wire.dtype,
         state_dir=state_dir,
         rounds=rounds,
+        swaps=federation.algorithm.exchange == "gossip" and federation.gossip.exchange == "swap",
         **own,
     )
 

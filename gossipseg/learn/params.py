@@ -268,6 +268,8 @@ class WorkerSpec:
     """The federation's sites; None: not told."""
     admission: dict[str, Any] = field(default_factory=dict)
     privacy: dict[str, Any] = field(default_factory=dict)
+    swaps: bool = False
+    """Whether models are exchanged by swaps: then nothing that was mixed in is undone."""
 
 
 PRIVATE_ALGORITHMS = (

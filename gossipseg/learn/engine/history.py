@@ -34,6 +34,8 @@ class History:
     """Models of other sites that were taken in, or looked at and kept out."""
     first_exchange: int | None = None
     """The round in which another site's weights first came into the shared model; None: not yet."""
+    last_swap: tuple[str, int] | None = None
+    """Asker and number of the last swap that is in the shared model."""
     last_visit: str | None = None
     """Hash of the last model that visited, whatever became of it."""
     dice_val: float | None = None
@@ -62,8 +64,11 @@ class History:
         """From what state() gave."""
         past = [(int(r), d) for r, d in state["dice_history"]]
         reverted = tuple(state["reverted"]) if state.get("reverted") else None
+        swap = tuple(state["last_swap"]) if state.get("last_swap") else None
         own = int(state.get("own_steps", state["steps"]))  # an earlier version kept one number
-        return cls(**{**state, "own_steps": own, "dice_history": past, "reverted": reverted})
+        return cls(
+            **{**state, "own_steps": own, "dice_history": past, "reverted": reverted, "last_swap": swap}
+        )
 
 
 class RunningMeans:

@@ -70,6 +70,11 @@ class ModelState:
         self.recent.clear()
         self.renew_optimizer()
 
+    def return_to_average(self) -> None:
+        """Be the average again, with a fresh optimizer: the weights are lost."""
+        self.model.load_state_dict(self.ema.state_dict())
+        self.renew_optimizer()
+
     def begin_average(self) -> None:
         """Let the next round's weights be the whole of the EMA."""
         self.averaged_rounds = 0

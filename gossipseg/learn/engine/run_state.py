@@ -35,6 +35,8 @@ class RunState:
         self.history, self.tally = History(), RunningMeans()
         self.resumable = True
         """Whether the present position, perhaps within a round, may be checkpointed."""
+        self.between_steps: Gate = lambda: None
+        """Called between two steps: what waits for one is done then."""
 
     def start_over(self) -> None:
         """The round begins anew, from other weights than those that its steps so far have led to."""

@@ -26,9 +26,10 @@ DETAIL_CHARACTERS = 300
 """Longest text about a refused model, in characters: names in it may be the sender's."""
 
 
-def rounds_kept(algorithm: Algorithm) -> int:
-    """How many rounds' weights the guard needs of a site (ModelState.recent)."""
-    return WINDOW if algorithm.exchanges and (algorithm.averages or algorithm.takes_over) else 0
+def rounds_kept(algorithm: Algorithm, *, swaps: bool) -> int:
+    """How many rounds' weights the guard needs of a site (ModelState.recent). Under swaps it has no part."""
+    guards = algorithm.exchanges and (algorithm.averages or algorithm.takes_over) and not swaps
+    return WINDOW if guards else 0
 
 
 TAKEN_OVER = "taken_over"

@@ -42,6 +42,7 @@ class DpStepLoop:
         try:
             while run.history.step < before + allowed:
                 run.gate()
+                run.between_steps()
                 result = self.step(run.moment(order, run.history.step))
                 if result is not None:
                     run.tally.add(result.loss, result.terms)

@@ -41,6 +41,7 @@ class StepLoop:
         run, pace, round = self._run, Throughput(), order.round
         for step, batch in run.site.batches(round, run.history.step, run.settings.training.steps_per_round):
             run.gate()
+            run.between_steps()
             result = self._step(run.moment(order, step), batch)
             run.tally.skipped += bool(result.skipped)
             if "local" not in result.skipped:

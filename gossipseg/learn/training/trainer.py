@@ -39,8 +39,9 @@ from gossipseg.learn.exchange.aggregate import aggregate
 from gossipseg.learn.exchange.global_model import GlobalModel, everything, frozen
 from gossipseg.learn.exchange.guard import Guard, Merge, start_over
 from gossipseg.learn.exchange.reception import TAKEN_OVER, Reception, rounds_kept
+from gossipseg.learn.exchange.swap import Swaps
 from gossipseg.learn.exchange.visit import Visitor
-from gossipseg.learn.exchange.wire_format import content_hash, wire_schema
+from gossipseg.learn.exchange.wire_format import all_finite, content_hash, wire_schema
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.learn.training.dp_step_loop import DpStepLoop, open_account
 from gossipseg.learn.training.personal import OWN, Personal
@@ -65,13 +66,17 @@ class Trainer:
         if run.settings.has_personal:
             self.personal = Personal(run, model, follows=algorithm.trains_personal)
         self.model_state = ModelState(
-            model, run.settings, run.compute, keeps_rounds=rounds_kept(self.algorithm)
+            model,
+            run.settings,
+            run.compute,
+            keeps_rounds=rounds_kept(algorithm, swaps=run.settings.spec.swaps),
         )
         self.admission = Admission(run.settings.admission, averages=algorithm.averages)
         self.global_model = GlobalModel(
             algorithm, self.model_state, run.settings.spec, self.admission, run.settings.privacy
         )
         self.reception = Reception(run, algorithm, self.model_state, self.admission)
+        self.swaps = Swaps(run, algorithm, self.model_state, self.admission, self.global_model)
         self.steps = StepLoop(run, algorithm, self.model_state, self.global_model, self.personal)
         self.private = open_account(run, self.model_state)
         self.private_steps: DpStepLoop | None = None
@@ -160,6 +165,24 @@ class Trainer:
             order, self.algorithm, self.update_schema, spec.wire_dtype, outbox, on_tensor, examine
         )
 
+    # ------------------------------------------------------------ swaps, between two steps or while idle
+
+    def export_snapshot(self, order: protocol.ExportSnapshot) -> protocol.SnapshotExported:
+        """The shared model as it is now, in a file."""
+        return self.swaps.export(order)
+
+    def admit_snapshot(self, order: protocol.AdmitSnapshot) -> protocol.SnapshotAdmitted:
+        """Whether a partner's snapshot may be mixed in."""
+        return self.swaps.admit(order)
+
+    def apply_swap(self, order: protocol.ApplySwap) -> protocol.SwapApplied:
+        """Apply a swap, once; the caller checkpoints before it tells anybody."""
+        fresh = self.history.last_swap != (order.swap.asker, order.swap.number)
+        done = self.swaps.apply(order)
+        if fresh and order.part == "copy" and not done.reason:
+            self._copy_personal(self.history.round + 1, order.hash)
+        return done
+
     def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
         """The test split before the first round (kept in the checkpoint)."""
         self.round_end.score_test_at_start(on_progress)
@@ -176,7 +199,7 @@ class Trainer:
         started = time.perf_counter()
         trouble, self._notice = _join(self._notice, self._start(order)), ""
         visitor, visit = self._arrival(order)
-        trouble = _join(trouble, self._train(order))
+        trouble = _join(trouble, self._train(order), self._sound())
         undone = self.reception.undo_not_finite()
         trouble = _join(trouble, self.round_end.take_in(order.round))
         if undone is None:
@@ -230,6 +253,13 @@ class Trainer:
             if not trouble:  # where the budget is spent, training has ended
                 self.steps.take_personal(order)
             return trouble
+
+    def _sound(self) -> str:
+        """Under swaps a merge is never undone: weights that are not finite become the average again."""
+        if not self.settings.spec.swaps or all_finite(self.model_state.weights()):
+            return ""
+        self.model_state.return_to_average()
+        return "the shared model's weights were not finite: it goes on from its average"
 
     def _copy_personal(self, round: int, source: str) -> None:
         if self.personal is not None:

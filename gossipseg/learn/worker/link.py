@@ -8,10 +8,10 @@ write into a state directory that may already have a new owner.
 from __future__ import annotations
 
 import os
-import queue
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from gossipseg.learn import protocol
 
 PROGRESS_INTERVAL_S = 0.25
 _READ_BYTES = 1 << 16
+
+
+Order = protocol.Configure | protocol.StartRound | protocol.Aggregate | protocol.SwapOrder
 
 
 class StopRequested(Exception):
@@ -38,10 +41,9 @@ class DaemonLink:
             raise DaemonUnreachable(
                 f"{path}: no daemon listens here: {e.strerror}. The worker is started by gossipsegd."
             ) from None
-        self._orders: queue.SimpleQueue[
-            protocol.Configure | protocol.StartRound | protocol.Aggregate | protocol.Stop
-        ] = queue.SimpleQueue()
         self._state = threading.Condition()
+        self._orders: deque[Order | protocol.Stop] = deque()
+        """Guarded by `_state`, as all below."""
         self._paused = self._stopping = False
         self._last_progress_s, self._last_activity = float("-inf"), ""
         threading.Thread(target=self._read, name="orders", daemon=True).start()
@@ -64,13 +66,22 @@ class DaemonLink:
 
     # ------------------------------------------------------------ in
 
-    def order(self) -> protocol.Configure | protocol.StartRound | protocol.Aggregate:
+    def order(self) -> Order:
         """Wait for the next order. Raises StopRequested."""
-        message = self._orders.get()
+        with self._state:
+            self._state.wait_for(lambda: bool(self._orders))
+            message = self._orders.popleft()
         if isinstance(message, protocol.Stop):
             raise StopRequested
         self._last_progress_s = float("-inf")  # a round's first step is told at once
         return message
+
+    def swap_order(self) -> protocol.SwapOrder | None:
+        """The next order, if it is one of a swap: those are carried out between two steps, too."""
+        with self._state:
+            if self._orders and isinstance(self._orders[0], protocol.SwapOrder):
+                return self._orders.popleft()  # type: ignore[return-value]
+        return None
 
     def check(self) -> None:
         """Raises StopRequested; a pause does not hold here (a paused worker gets ready all the same)."""
@@ -104,9 +115,18 @@ class DaemonLink:
             case protocol.Stop():
                 with self._state:
                     self._stopping = True
+                    self._orders.append(message)
                     self._state.notify_all()
-                self._orders.put(message)
-            case protocol.Configure() | protocol.StartRound() | protocol.Aggregate():
-                self._orders.put(message)
+            case (
+                protocol.Configure()
+                | protocol.StartRound()
+                | protocol.Aggregate()
+                | protocol.ExportSnapshot()
+                | protocol.AdmitSnapshot()
+                | protocol.ApplySwap()
+            ):
+                with self._state:
+                    self._orders.append(message)
+                    self._state.notify_all()
             case _:
                 raise protocol.JobError(f"{type(message).__name__} is not for a worker")

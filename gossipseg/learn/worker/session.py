@@ -69,6 +69,7 @@ class WorkerSession:
             torch.backends.cudnn.benchmark = True
         data = Dataset.open(spec, self._preparing)
         self._trainer = Trainer(open_site(settings, data, compute, self._preparing), link.report, link.gate)
+        self._trainer.run.between_steps = self._swap_orders
         self._splits_from = data.splits.origin.text
         self._trained_on = TrainedCases(Path(spec.state_dir), data.splits)
         self._contract = contract_of(settings, self._trainer.network_signature)
@@ -88,6 +89,8 @@ class WorkerSession:
                         self._round(order)
                     case protocol.Aggregate() as order:
                         self._aggregate(order)
+                    case protocol.ExportSnapshot() | protocol.AdmitSnapshot() | protocol.ApplySwap() as order:
+                        self._swap(order)
                     case _:
                         raise LocalError("the daemon configured this worker twice; restart the daemon.")
         except StopRequested:
@@ -144,6 +147,29 @@ class WorkerSession:
             done = protocol.AggregateDone(order.round, order.attempt, None, sites, {}, "local", str(e))
         self._link.send(done)
 
+    def _swap_orders(self) -> None:
+        """Carry out what has been ordered of a swap since the last step."""
+        while (order := self._link.swap_order()) is not None:
+            self._swap(order)
+
+    def _swap(self, order: protocol.SwapOrder) -> None:
+        match order:
+            case protocol.ExportSnapshot():
+                self._link.send(self._trainer.export_snapshot(order))
+            case protocol.AdmitSnapshot():
+                self._link.send(self._trainer.admit_snapshot(order))
+            case protocol.ApplySwap():
+                self._apply(order)
+
+    def _apply(self, order: protocol.ApplySwap) -> None:
+        """Apply, checkpoint, report. A swap that no checkpoint holds is taken back, as a restart would do."""
+        before, last = self._trainer.state(), self._trainer.history.last_swap
+        done = self._trainer.apply_swap(order)
+        if self._trainer.history.last_swap != last and (trouble := self._checkpoint()):
+            self._trainer.load(before)
+            done = msgspec.structs.replace(done, reason="not_saved", detail=trouble)
+        self._link.send(done)
+
     def _checkpoint(self) -> str:
         """Write a checkpoint; "" or why it failed. Training goes on: the one before stays valid."""
         try:
@@ -185,6 +211,7 @@ class WorkerSession:
             update_tensors=trainer.update_schema,
             warning=self._warning,
             spent=trainer.private.spent if trainer.private is not None else None,
+            last_swap=protocol.Swap(*history.last_swap) if history.last_swap else None,
             deployed=mix.name if mix is not None else "",
             deployed_reason=mix.reason if mix is not None else "",
         )

@@ -1,0 +1,182 @@
+"""A swap at two workers: the mean is kept, whatever is trained meanwhile, and nothing is applied twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gossipseg.algos.params import GcmlParams
+from gossipseg.learn import protocol
+from gossipseg.learn.exchange.swap import add_difference
+from tests.learn.harness import make_spec, make_trainer, same, worker
+from tests.learn.training.test_resume import through_a_file
+
+SWAP = protocol.Swap("north", 1)
+
+
+def trainer_of(data: Path, folder: Path, site: str, dtype: str = "float32", **more: Any) -> Any:
+    spec = make_spec(data, folder / site, site=site, **more)
+    return make_trainer(dataclasses.replace(spec, swaps=True, wire_dtype=dtype))
+
+
+def floats(trainer: Any) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in trainer.model_state.weights().items() if t.is_floating_point()}
+
+
+def snapshots(*trainers: Any, swap: protocol.Swap = SWAP) -> list[protocol.Export]:
+    found = [t.export_snapshot(protocol.ExportSnapshot(swap)) for t in trainers]
+    assert all(f.reason == "" and f.swap == swap for f in found)
+    return [f.export for f in found]
+
+
+def mix(own: protocol.Export, theirs: protocol.Export, weight: float, **more: Any) -> protocol.ApplySwap:
+    return protocol.ApplySwap(SWAP, "x", "mix", weight, theirs.path, "h", own.path, **more)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_the_weighted_mean_is_kept_though_both_train_on(data: Path, tmp_path: Path, dtype: str) -> None:
+    north, south = (trainer_of(data, tmp_path, site, dtype) for site in ("north", "south"))
+    for trainer in (north, south):
+        trainer.run_round(protocol.StartRound(1))
+    ours, theirs = snapshots(north, south)
+    for trainer in (north, south):
+        trainer.run_round(protocol.StartRound(2))
+    before = [floats(t) for t in (north, south)]
+    share = 0.3
+    assert north.apply_swap(mix(ours, theirs, share)).reason == ""
+    assert south.apply_swap(mix(theirs, ours, 1 - share)).reason == ""
+    after = [floats(t) for t in (north, south)]
+    for name in before[0]:
+        # m_north : m_south = 1 − share : share
+        mean = [(1 - share) * a[name] + share * b[name] for a, b in (before, after)]
+        assert torch.allclose(mean[0], mean[1], atol=1e-6), name
+    head = "network.head.weight"
+    assert not torch.equal(before[0][head], after[0][head])
+
+
+def test_the_mix_by_hand() -> None:
+    weights = {"w": torch.tensor([10.0, 20.0]), "n": torch.tensor(3)}
+    theirs = {"w": torch.tensor([5.0, 1.0]), "n": torch.tensor(7)}
+    own = {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(3)}
+    add_difference(weights, theirs, own, 0.25)
+    assert weights["w"].tolist() == [11.0, 19.75] and weights["n"].item() == 3
+
+
+def test_without_steps_between_two_equal_sites_have_one_model(data: Path, tmp_path: Path) -> None:
+    north, south = (trainer_of(data, tmp_path, site) for site in ("north", "south"))
+    for trainer in (north, south):
+        trainer.run_round(protocol.StartRound(1))
+    moments = through_a_file(north.model_state.learner.optimizer.state_dict())
+    ours, theirs = snapshots(north, south)
+    north.apply_swap(mix(ours, theirs, 0.5))
+    south.apply_swap(mix(theirs, ours, 0.5))
+    one, other = floats(north), floats(south)
+    assert all(torch.allclose(one[n], other[n], atol=1e-6) for n in one)
+    assert same(north.model_state.learner.optimizer.state_dict(), moments), "the moments stay"
+
+
+def test_a_swap_is_applied_once_also_across_a_restart(data: Path, tmp_path: Path) -> None:
+    north, south = (trainer_of(data, tmp_path, site) for site in ("north", "south"))
+    for trainer in (north, south):
+        trainer.run_round(protocol.StartRound(1))
+    ours, theirs = snapshots(north, south)
+    north.apply_swap(mix(ours, theirs, 0.5))
+    once = floats(north)
+    assert north.apply_swap(mix(ours, theirs, 0.5)).reason == "" and same(floats(north), once)
+    again = trainer_of(data, tmp_path, "north")
+    again.load(through_a_file(north.state()))
+    assert again.apply_swap(mix(ours, theirs, 0.5)).reason == "" and same(floats(again), once)
+    assert again.history.last_swap == ("north", 1) and again.history.first_exchange == 2
+
+
+def test_a_young_site_takes_the_partners_model_over(data: Path, tmp_path: Path) -> None:
+    north, south = (
+        trainer_of(data, tmp_path, site, algorithm=GcmlParams(), training={"rounds": 9})
+        for site in ("north", "south")
+    )
+    south.run_round(protocol.StartRound(1))
+    (theirs,) = snapshots(south)
+    order = protocol.ApplySwap(SWAP, "south", "copy", 1.0, theirs.path, "h", None, steps=40, round=6)
+    done = north.apply_swap(order)
+    assert (done.reason, done.steps, done.ahead) == ("", 40, 6)
+    assert all(torch.equal(t, floats(south)[n]) for n, t in floats(north).items())
+    assert north.personal.copied_from == "h" and not north.model_state.learner.optimizer.state
+    assert same(north.personal.model_state.weights(), north.model_state.weights())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t["network.head.weight"].fill_(float("nan")), "not_finite"),
+        (lambda t: t.update(renamed=t.pop("network.head.bias")), "schema_mismatch"),
+    ],
+)
+def test_a_bad_snapshot_is_not_admitted(data: Path, tmp_path: Path, change: Any, reason: str) -> None:
+    north, south = (trainer_of(data, tmp_path, site) for site in ("north", "south"))
+    (good,) = snapshots(south)
+    tensors = load_file(good.path)
+    change(tensors)
+    bad = tmp_path / "bad.safetensors"
+    save_file(tensors, bad)
+    asked = protocol.AdmitSnapshot(SWAP, "south", str(bad), "h")
+    assert north.admit_snapshot(asked).reason == reason
+    fine = protocol.AdmitSnapshot(SWAP, "south", good.path, "h")
+    assert north.admit_snapshot(fine).reason == ""
+    before = floats(north)
+    (own,) = snapshots(north)
+    order = protocol.ApplySwap(SWAP, "south", "mix", 0.5, str(bad), "h", own.path)
+    assert north.apply_swap(order).reason == reason and same(floats(north), before)
+    assert north.history.last_swap is None
+
+
+def test_a_model_that_is_not_finite_is_never_sent_and_becomes_its_average(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, "north")
+    trainer.run_round(protocol.StartRound(1))
+    with torch.no_grad():
+        next(iter(trainer.model_state.model.parameters())).fill_(float("inf"))
+    told = trainer.export_snapshot(protocol.ExportSnapshot(SWAP))
+    assert told.export is None and told.reason == "not_finite"
+    done = trainer.run_round(protocol.StartRound(2))
+    assert "goes on from its average" in done.warning
+    assert all(torch.isfinite(t).all() for t in floats(trainer).values())
+
+
+def test_under_swaps_the_guard_has_no_part(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, "north")
+    for number in (1, 2, 3, 4):
+        trainer.run_round(protocol.StartRound(number))
+    assert not trainer.model_state.recent and trainer.guard.state()["calm"] == 0
+
+
+@pytest.mark.slow
+def test_a_worker_swaps_between_two_steps_and_its_checkpoint_names_the_swap(
+    data: Path, tmp_path: Path
+) -> None:
+    south = trainer_of(data, tmp_path, "south", "float16")
+    south.run_round(protocol.StartRound(1))
+    (theirs,) = snapshots(south)
+    spec = make_spec(data, tmp_path / "w", training={"steps_per_round": 60})
+    spec = dataclasses.replace(spec, swaps=True)
+    with worker(spec) as w:
+        assert w.wait(protocol.Ready).last_swap is None
+        w.send(protocol.StartRound(1))
+        w.wait(protocol.Progress)
+        w.send(protocol.ExportSnapshot(SWAP))
+        own = w.wait(protocol.SnapshotExported).export
+        w.send(protocol.AdmitSnapshot(SWAP, "south", theirs.path, "h"))
+        assert w.wait(protocol.SnapshotAdmitted).reason == ""
+        w.send(protocol.ApplySwap(SWAP, "south", "mix", 0.5, theirs.path, "h", own.path))
+        assert w.wait(protocol.SwapApplied) == protocol.SwapApplied(SWAP, steps=w.messages[-1].steps)
+        assert not any(isinstance(m, protocol.RoundDone) for m in w.messages), "the round goes on"
+        w.kill()
+    with worker(spec) as w:
+        assert w.wait(protocol.Ready).last_swap == SWAP
+        w.send(protocol.ApplySwap(SWAP, "south", "mix", 0.5, theirs.path, "h", own.path))
+        assert w.wait(protocol.SwapApplied).reason == "", "told of again, and not applied"
+        assert w.stop() == 0, w.stderr
