@@ -40,16 +40,22 @@ def aggregate(effect: effects.Aggregate, path_of: PathOf) -> protocol.Aggregate:
     return protocol.Aggregate(effect.round, effect.attempt, files)
 
 
-def export_snapshot(effect: effects.ExportSnapshot) -> protocol.ExportSnapshot:
-    return protocol.ExportSnapshot(_swap(effect.swap))
+def swap_order(
+    effect: effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap, path_of: PathOf
+) -> protocol.SwapOrder:
+    """Make an order of a swap."""
+    match effect:
+        case effects.ExportSnapshot():
+            return protocol.ExportSnapshot(_swap(effect.swap))
+        case effects.AdmitSnapshot(model=model):
+            return protocol.AdmitSnapshot(
+                _swap(effect.swap), effect.frm, str(path_of(model.hash)), model.hash
+            )
+        case effects.ApplySwap():
+            return _apply_swap(effect, path_of)
 
 
-def admit_snapshot(effect: effects.AdmitSnapshot, path_of: PathOf) -> protocol.AdmitSnapshot:
-    hash_ = effect.model.hash
-    return protocol.AdmitSnapshot(_swap(effect.swap), effect.frm, str(path_of(hash_)), hash_)
-
-
-def apply_swap(effect: effects.ApplySwap, path_of: PathOf) -> protocol.ApplySwap:
+def _apply_swap(effect: effects.ApplySwap, path_of: PathOf) -> protocol.ApplySwap:
     theirs, own = effect.theirs, effect.own
     return protocol.ApplySwap(
         _swap(effect.swap),
@@ -131,9 +137,7 @@ def worker_ready(report: protocol.Ready, contract: tuple[tuple[str, str], ...]) 
     )
 
 
-def snapshot_exported(
-    report: protocol.SnapshotExported, model: ModelRef | None
-) -> events.SnapshotExported:
+def snapshot_exported(report: protocol.SnapshotExported, model: ModelRef | None) -> events.SnapshotExported:
     """`model`: the snapshot in the store; None: there is none, or it could not be stored."""
     reason = "" if model is not None else report.reason or "not_stored"
     if model is not None and report.export is not None:

@@ -123,13 +123,7 @@ class WorkerDialogue:
 
     def swap(self, effect: effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap) -> None:
         """Order what a swap needs, at the next step's end."""
-        match effect:
-            case effects.ExportSnapshot():
-                self._supervisor.send(orders.export_snapshot(effect))
-            case effects.AdmitSnapshot():
-                self._supervisor.send(orders.admit_snapshot(effect, self._store.path))
-            case effects.ApplySwap():
-                self._supervisor.send(orders.apply_swap(effect, self._store.path))
+        self._supervisor.send(orders.swap_order(effect, self._store.path))
 
     # ------------------------------------------------------------ messages of the worker
 
