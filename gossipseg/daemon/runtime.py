@@ -26,6 +26,7 @@ from gossipseg.daemon.observe.counters import Counters
 from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.daemon.observe.journal import Journal
 from gossipseg.daemon.observe.status_view import WorkerView
+from gossipseg.daemon.observe.swap_table import SwapTable
 from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.peers.unsaved_state import binding, unbound
 from gossipseg.daemon.recording.recorder import Recorder
@@ -74,7 +75,8 @@ class Runtime:
         self.disk = DiskWatch(config.site.state_dir)
         self.audit = Audit(audit_log, time.time, self.training.warn, self.disk)
         self.counters = Counters()
-        self._witnesses: tuple[Witness, ...] = (self.ledger, self.audit, self.counters)
+        self.swaps = SwapTable(config.site.site, time.time)
+        self._witnesses: tuple[Witness, ...] = (self.ledger, self.swaps, self.audit, self.counters)
         self.started_at = time.monotonic()
         self._journal = Journal(event_log, self.audit, self.training, time.time, self.disk)
         self.intake = Intake(

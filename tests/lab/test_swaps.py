@@ -6,12 +6,16 @@ import asyncio
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from gossipseg.lab.simulation import virtual_time
 from gossipseg.lab.simulation.lockstep import Lockstep
-from gossipseg.lab.simulation.training import DataCache
+from gossipseg.lab.simulation.training import DataCache, Training
+from gossipseg.learn import protocol
+from gossipseg.learn.params import WorkerSpec
 from tests.lab import rig
 
 SWAP = "gossip_average[gossip.exchange=swap,gossip.warmup_rounds=0,training.personal=none]"
@@ -109,7 +113,7 @@ def test_two_works_take_turns_in_virtual_time() -> None:
                 pause()
 
         work = Lockstep(steps)
-        while not work.advance():
+        while not work.advance():  # noqa: ASYNC110 - it is the virtual clock
             await asyncio.sleep(step_s)
 
     async def both() -> None:
@@ -118,3 +122,48 @@ def test_two_works_take_turns_in_virtual_time() -> None:
     virtual_time.run(both())
     assert sorted(seen, key=lambda x: x[2]) == seen
     assert {(n, t) for n, _, t in seen} == {("a", 0), ("a", 1), ("a", 2), ("b", 0), ("b", 1.5), ("b", 3)}
+
+
+# ---------------------------------------------------------------- what a swap does to the weights
+
+
+def test_after_a_swap_both_sites_have_the_weighted_mean(
+    hospitals: Path, cache: DataCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites that start apart and all but stand still: each mix moves both to their mean by training cases."""
+    found: list[dict[str, tuple[float, int]]] = []
+    trainings: dict[str, Training] = {}
+    made, swap = Training.__init__, Training.swap
+
+    def apart(self: Training, spec: WorkerSpec, *args: Any, **named: Any) -> None:
+        made(self, spec, *args, **named)
+        trainings[spec.site] = self
+        for tensor in floating(self).values():
+            tensor.add_(len(trainings) * 0.25)
+
+    def seen(self: Training, order: protocol.SwapOrder) -> protocol.SwapReport:
+        report = swap(self, order)
+        if isinstance(order, protocol.ApplySwap):
+            found.append({s: (value(t), t.trainer.site.cases) for s, t in trainings.items()})
+        return report
+
+    monkeypatch.setattr(Training, "__init__", apart)
+    monkeypatch.setattr(Training, "swap", seen)
+    label = SWAP[:-1] + ",training.learning_rate=1e-9,training.weight_decay=0]"
+    rig.run(rig.plan(hospitals, label, rounds=6, steps=2), cache)
+    sums = [sum(v * m for v, m in at.values()) for at in found]
+    assert len(found) >= 6 and sums[1::2] == pytest.approx([sums[1]] * len(sums[1::2]), rel=2e-3)
+    last = [v for v, _ in found[-1].values()]
+    first = [v for v, _ in found[0].values()]
+    assert max(last) - min(last) < 0.25 * (max(first) - min(first))
+
+
+@torch.no_grad()
+def floating(training: Training) -> dict[str, torch.Tensor]:
+    weights = training.trainer.model_state.weights()
+    return {name: t for name, t in weights.items() if t.is_floating_point() and t.dim() > 1}
+
+
+def value(training: Training) -> float:
+    """The mean of all weights."""
+    return float(torch.cat([t.flatten() for t in floating(training).values()]).double().mean())
