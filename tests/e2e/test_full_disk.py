@@ -42,7 +42,7 @@ def fill(folder: Path) -> Path:
 
 def test_training_outlives_a_full_disk(tmp_path: Path) -> None:
     with (
-        small_disk(tmp_path / "north" / "state", 16) as disk,
+        small_disk(tmp_path / "north" / "state", 24) as disk,
         federation(tmp_path, ["north"], site={"disk_reserve_bytes": 0}) as f,
     ):
         north = f["north"]

@@ -108,7 +108,7 @@ def test_stopped_while_an_earlier_visit_is_judged(
     """The verdict is neither lost nor passed twice, and an undone visit is told of."""
     monkeypatch.setattr("gossipseg.learn.exchange.guard.harmful", lambda *scores: harmful)
     monkeypatch.setattr("gossipseg.learn.exchange.guard.LEAST_PATIENTS", 1)
-    monkeypatch.setattr("gossipseg.learn.exchange.guard.WINDOW", 1)
+    monkeypatch.setattr("gossipseg.learn.exchange.guard.WINDOW", 2)
     settings: dict[str, Any] = {"training": {"steps_per_round": 1}}
     south = make_trainer(make_spec(data, tmp_path / "s", site="south", **settings))
     export = south.run_round(protocol.StartRound(1, export=True)).export
