@@ -152,5 +152,5 @@ def snapshot_admitted(report: protocol.SnapshotAdmitted) -> events.SnapshotAdmit
 def swap_applied(report: protocol.SwapApplied) -> events.SwapApplied:
     """A swap that was not applied leaves steps and position as they were."""
     if report.reason:
-        return events.SwapApplied(_exchange_id(report.swap), report.reason, detail=report.detail)
+        return events.SwapApplied(_exchange_id(report.swap), report.reason)
     return events.SwapApplied(_exchange_id(report.swap), "", report.steps, report.ahead)

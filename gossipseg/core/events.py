@@ -206,8 +206,6 @@ class SwapApplied:
     """Steps behind the model now; None: as before. A copy brings its maker's steps."""
     ahead: int | None = None
     """As in WorkerReady, after a copy."""
-    detail: str = ""
-    """More about the reason."""
 
 
 @dataclass(frozen=True, slots=True)

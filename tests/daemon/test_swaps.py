@@ -308,6 +308,8 @@ async def test_an_order_that_waited_for_the_disk_is_forgotten_with_its_swap(
             await ready(r)
             await worker.says(protocol.SwapApplied(SWAP, "not_saved", "it was never ordered"))
             assert r.node.swap is None
+            (note,) = [e for e in r.events.tail(50) if e["event"] == "swap_not_applied"]
+            assert (note["reason"], note["detail"]) == ("not_saved", "it was never ordered")
         await worker.says(done(6, steps=60))
         assert worker.of(protocol.ApplySwap) == []
 

@@ -153,7 +153,7 @@ class SwapDecision:
         if open is None:
             return True  # known since the worker's start
         if event.reason:
-            self._lose(open, event.reason, event.detail)
+            self._lose(open, event.reason)
             return True
         if event.steps is not None:
             self._ctx.say(steps=event.steps)
@@ -173,11 +173,10 @@ class SwapDecision:
         open.turn(Turn.APPLIED)
         self._close()
 
-    def _lose(self, open: OpenSwap, reason: str, detail: str = "") -> None:
+    def _lose(self, open: OpenSwap, reason: str) -> None:
         """Give up a committed swap that the worker cannot apply: it holds at the other site alone."""
         self._counts["swap_lost", open.partner] += 1
-        more = {"detail": detail} if detail else {}
-        self._ctx.note("swap_lost", open.partner, reason, **_named(open), **more)
+        self._ctx.note("swap_lost", open.partner, reason, **_named(open))
         open.turn(Turn.APPLIED)
         self._close()
 

@@ -163,7 +163,10 @@ class WorkerDialogue:
                     self._owner.inject(orders.snapshot_exported(news, model))
                 case protocol.SnapshotAdmitted():
                     self._owner.inject(orders.snapshot_admitted(news))
-                case protocol.SwapApplied():
+                case protocol.SwapApplied(swap=swap, reason=reason, detail=detail):
+                    if reason:  # it may name a file, which no recording of the core may hold
+                        more = {"asker": swap.asker, "number": swap.number, "detail": detail}
+                        self._owner.note("swap_not_applied", reason=reason, **more)
                     self._owner.inject(orders.swap_applied(news))
                 case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))

@@ -755,3 +755,21 @@ def test_the_number_of_a_snapshots_manifest_is_on_disk_before_it_is_told() -> No
     told = rig.request(ms.SwapSnapshot).body
     assert isinstance(told, ms.SwapSnapshot) and told.model.manifest is not None
     assert rig.snapshot.sequence == told.model.manifest.sequence  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- a pause
+
+
+def test_a_pause_drops_what_is_trading_and_tells_the_partner() -> None:
+    rig, swap = trading()
+    rig.do(ev.Pause(True))
+    assert rig.node.swap is None
+    told = rig.request(ms.SwapTold).body
+    assert told == ms.SwapTold(swap, "dropped", "paused")
+    assert not rig.requests(ms.SwapOffer), "a paused site asks nobody in its place"
+
+
+def test_a_pause_leaves_a_doubt_open() -> None:
+    rig, swap = in_doubt()
+    rig.do(ev.Pause(True))
+    assert rig.node.swap is not None and rig.node.swap.id == swap
