@@ -140,7 +140,7 @@ def restored(bound: BoundSwap, me: Site) -> OpenSwap:
         weight=bound.weight,
         own=bound.own,
         theirs=bound.theirs,
-        arrived=True,
-        admitted=True,
+        arrived=bound.theirs is not None,
+        admitted=bound.theirs is not None,
         delivered=True,
     )

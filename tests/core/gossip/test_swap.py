@@ -755,3 +755,18 @@ def test_the_number_of_a_snapshots_manifest_is_on_disk_before_it_is_told() -> No
     told = rig.request(ms.SwapSnapshot).body
     assert isinstance(told, ms.SwapSnapshot) and told.model.manifest is not None
     assert rig.snapshot.sequence == told.model.manifest.sequence  # type: ignore[attr-defined]
+
+
+def test_the_giving_side_in_doubt_also_asks_after_a_restart() -> None:
+    rig = rig_of("b")
+    rig.round_done()
+    swap = accepted(rig, asked(rig), one_way=True)
+    rig.do(ev.SnapshotExported(swap, model("mine")))
+    rig.answer(rig.request(ms.SwapSnapshot), ms.SwapSnapshotReply("accept"))
+    rig.do(ev.TransferDone(rig.of(fx.StartTransfer)[0].id))
+    again = restarted(rig)
+    again.ready()
+    again.until(again.now + 0.1)
+    assert again.node.swap is not None
+    again.asks("b", ms.SwapTold(swap, "committed"))
+    assert again.node.swap is None and not again.of(fx.ApplySwap) and again.node.count("kept", "b") == 1
