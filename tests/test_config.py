@@ -300,12 +300,6 @@ BAD_PEERS = {
         1.5,
         "Correct the number",
     ),
-    "swaps": (
-        ("task:\n", "gossip: {exchange: swap}\ntask:\n"),
-        "gossip.exchange",
-        "swap",
-        "Write push",
-    ),
     "no patience": (("task:\n", "rounds: {patience_s: 0}\ntask:\n"), "rounds.patience_s", 0, "Correct"),
     "half of the sites": (("task:\n", "rounds: {quorum: 1}\ntask:\n"), "rounds.quorum", 1, "from 2 to 2"),
     "more than all sites": (("task:\n", "rounds: {quorum: 3}\ntask:\n"), "rounds.quorum", 3, "majority"),

@@ -1,4 +1,4 @@
-"""Checks signed manifests against keys and files: marks invalid ones, describes a file."""
+"""Checks signed manifests and terms against keys and files: marks invalid ones, describes a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from gossipseg.core.messages import Body
-from gossipseg.core.types import Manifest, ModelRef, Proposal, Site, manifest_payload
+from gossipseg.core.types import (
+    Manifest,
+    ModelRef,
+    Proposal,
+    Site,
+    SwapTerms,
+    manifest_payload,
+    terms_payload,
+)
 from gossipseg.errors import LocalError
 from gossipseg.store import Schema, TensorInfo, read_safetensors_header
 
@@ -63,7 +71,7 @@ def file_differs(model: ModelRef, tensors: Mapping[str, TensorInfo]) -> str:
 
 
 def marked(body: _B, verifier: Verifier, schemas: Mapping[str, Schema]) -> _B:
-    """The message, with the reason on each manifest in it that is invalid."""
+    """The message, with the reason on each manifest, and on terms of a swap, that are invalid."""
     changes: dict[str, Any] = {}
     for f in fields(body):
         value = getattr(body, f.name)
@@ -71,6 +79,8 @@ def marked(body: _B, verifier: Verifier, schemas: Mapping[str, Schema]) -> _B:
             changes[f.name] = _examined(value, verifier, schemas)
         elif isinstance(value, Proposal):
             changes[f.name] = replace(value, model=_examined(value.model, verifier, schemas))
+        elif isinstance(value, SwapTerms):
+            changes[f.name] = replace(value, fault=_fault_of_terms(value, verifier))
     return replace(body, **changes) if changes else body
 
 
@@ -79,6 +89,11 @@ def _examined(model: ModelRef, verifier: Verifier, schemas: Mapping[str, Schema]
     if manifest is None:
         return model
     return replace(model, manifest=replace(manifest, fault=_fault(manifest, verifier, schemas)))
+
+
+def _fault_of_terms(terms: SwapTerms, verifier: Verifier) -> str:
+    signature = bytes.fromhex(terms.signature)
+    return "" if verifier.verify(terms.maker, terms_payload(terms), signature) else "terms_forged"
 
 
 def _fault(manifest: Manifest, verifier: Verifier, schemas: Mapping[str, Schema]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gossipseg.bridge.manifest_checks import draft
 from gossipseg.core import effects, events
-from gossipseg.core.types import ModelKind, ModelRef, Site
+from gossipseg.core.types import ExchangeId, ModelKind, ModelRef, Site
 from gossipseg.learn import protocol
 
 PathOf = Callable[[str], Path]
@@ -38,6 +38,44 @@ def aggregate(effect: effects.Aggregate, path_of: PathOf) -> protocol.Aggregate:
         for site, model in effect.updates
     ]
     return protocol.Aggregate(effect.round, effect.attempt, files)
+
+
+def swap_order(
+    effect: effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap, path_of: PathOf
+) -> protocol.SwapOrder:
+    """Make an order of a swap."""
+    match effect:
+        case effects.ExportSnapshot():
+            return protocol.ExportSnapshot(_swap(effect.swap))
+        case effects.AdmitSnapshot(model=model):
+            return protocol.AdmitSnapshot(
+                _swap(effect.swap), effect.frm, str(path_of(model.hash)), model.hash
+            )
+        case effects.ApplySwap():
+            return _apply_swap(effect, path_of)
+
+
+def _apply_swap(effect: effects.ApplySwap, path_of: PathOf) -> protocol.ApplySwap:
+    theirs, own = effect.theirs, effect.own
+    return protocol.ApplySwap(
+        _swap(effect.swap),
+        effect.frm,
+        effect.part,
+        effect.weight,
+        str(path_of(theirs.hash)),
+        theirs.hash,
+        str(path_of(own.hash)) if own is not None else None,
+        theirs.steps,
+        theirs.round,
+    )
+
+
+def _swap(id: ExchangeId) -> protocol.Swap:
+    return protocol.Swap(id.asker, id.number)
+
+
+def _exchange_id(swap: protocol.Swap) -> ExchangeId:
+    return ExchangeId(swap.asker, swap.number)
 
 
 def export_kind(exchange: str) -> ModelKind:
@@ -95,4 +133,24 @@ def worker_ready(report: protocol.Ready, contract: tuple[tuple[str, str], ...]) 
         report.last_global,
         report.own_steps,
         report.ahead,
+        _exchange_id(report.last_swap) if report.last_swap is not None else None,
     )
+
+
+def snapshot_exported(report: protocol.SnapshotExported, model: ModelRef | None) -> events.SnapshotExported:
+    """`model`: the snapshot in the store; None: there is none, or it could not be stored."""
+    reason = "" if model is not None else report.reason or "not_stored"
+    if model is not None and report.export is not None:
+        model = replace(model, dice_val=report.export.dice_val)
+    return events.SnapshotExported(_exchange_id(report.swap), model, reason)
+
+
+def snapshot_admitted(report: protocol.SnapshotAdmitted) -> events.SnapshotAdmitted:
+    return events.SnapshotAdmitted(_exchange_id(report.swap), report.reason, report.detail)
+
+
+def swap_applied(report: protocol.SwapApplied) -> events.SwapApplied:
+    """A swap that was not applied leaves steps and position as they were."""
+    if report.reason:
+        return events.SwapApplied(_exchange_id(report.swap), report.reason)
+    return events.SwapApplied(_exchange_id(report.swap), "", report.steps, report.ahead)

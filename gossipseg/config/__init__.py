@@ -170,7 +170,15 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
     }
     if federation.algorithm.exchange == "rounds":
         parts["rounds.quorum"] = federation.rounds.quorum
+    if swaps(federation):
+        parts["gossip.exchange"] = federation.gossip.exchange
     return tuple(sorted((k, json.dumps(v, sort_keys=True)) for k, v in _flatten(parts)))
+
+
+def swaps(federation: FederationFile) -> bool:
+    """Whether models are exchanged by swaps. Only then is the exchange part of the contract: pushing sites of
+    earlier versions have no such key."""
+    return federation.algorithm.exchange == "gossip" and federation.gossip.exchange == "swap"
 
 
 def worker_spec(config: Config) -> WorkerSpec:
@@ -216,7 +224,7 @@ def worker_spec_for(
         wire_dtype=federation.wire.dtype,
         state_dir=state_dir,
         rounds=rounds,
-        swaps=federation.algorithm.exchange == "gossip" and federation.gossip.exchange == "swap",
+        swaps=swaps(federation),
         **own,
     )
 

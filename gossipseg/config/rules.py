@@ -46,7 +46,6 @@ def check_federation(federation: FederationFile, source: Source) -> None:
         )
     _check_unique(federation.sites, source)
     _check_algorithm(federation, source)
-    _check_swaps(federation, source)
     _check_rounds(federation, source)
     _check_quorum(federation, source)
     for i, site in enumerate(federation.sites):
@@ -118,17 +117,6 @@ def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> 
         problem, key, least = found
         remedy = f"Give {least} rounds or more, or lower algorithm.{key} in peers.yaml."
         raise source.error(problem, "rounds", site.rounds, remedy)
-
-
-def _check_swaps(federation: FederationFile, source: Source) -> None:
-    """Refuse swaps: daemon and worker cannot carry them out yet."""
-    if federation.gossip.exchange == "swap":
-        raise source.error(
-            "cannot be carried out by this version",
-            "gossip.exchange",
-            "swap",
-            "Write push, or leave the key out.",
-        )
 
 
 def _check_rounds(federation: FederationFile, source: Source) -> None:

@@ -121,7 +121,9 @@ def assemble(setup: NodeSetup) -> Parts:
     )
     memory = DurableState(ctx, membership, gossip, rounds, worker_state, ledger, enforcer, counts, swaps)
     ctx.persist = memory.persist
-    wellness = Wellness(ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange)
+    wellness = Wellness(
+        ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange, swaps
+    )
     membership.watchers.append(wellness.on_change)
     file_router = FileRouter(ctx, membership, gossip, rounds, wellness, swaps)
     ctx.say(listed=setup.listed)

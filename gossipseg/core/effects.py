@@ -232,6 +232,7 @@ class Note:
     Swaps: swap_asked, swap_refused (by the other side, with the reason), swap_in_refused, swap_opened,
     swap_committed, swap_applied, swap_dropped, swap_in_doubt (dropped without knowing the outcome),
     swap_lost (committed, and the worker could not apply it), peer_harmful, peer_set_aside.
+    A snapshot that the worker refuses is a visit_refused, too.
     Rounds: visit_merged, visit_refused, visit_kept_out, visit_reverted, finished, paused,
     resumed.
     Coordinator: round_led (an attempt begins here), round_passed (to the next attempt, with the reason),

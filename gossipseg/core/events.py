@@ -192,6 +192,7 @@ class SnapshotAdmitted:
     swap: ExchangeId
     reason: str = ""
     """A stable code: why it is refused; "" where it is admitted."""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,8 +68,8 @@ class GossipParams:
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
     exchange: Literal["swap", "push"] = "push"
-    """`push`: a model travels one way. `swap`: two sites exchange models, and both mix; this version's daemon
-    refuses it."""
+    """`push`: a model travels one way. `swap`: two sites exchange models, and both mix. Sites that swap and
+    sites that push exchange nothing."""
     swaps_per_round: Literal[1, 2, "log2"] = 1
     """Swaps in which a site takes part in a round, whoever began. Only with `exchange: swap`."""
     doubt_timeout_s: Annotated[float, POSITIVE] = 600.0

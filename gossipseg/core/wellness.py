@@ -11,6 +11,7 @@ from typing import Literal
 from gossipseg.core.context import Context
 from gossipseg.core.events import RequestFailed, TransferDone, TransferFailed
 from gossipseg.core.gossip.exchange import GossipExchange
+from gossipseg.core.gossip.swap import SwapExchange
 from gossipseg.core.membership.member import FailureRun, Member
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams, MembershipParams
@@ -68,6 +69,8 @@ class _Mark:
     """This site's round at that time; None: before the worker was up."""
     others: dict[Site, int] = field(default_factory=dict)
     """The rounds of a few others at that time."""
+    due: int = 0
+    """Under swaps: the exchanges that were due until then."""
 
 
 class Wellness:
@@ -82,10 +85,11 @@ class Wellness:
         gossip: GossipExchange,
         rounds: Rounds | None,
         exchange: str,
+        swaps: SwapExchange | None = None,
     ) -> None:
         self._ctx, self._membership = ctx, membership
         self._gossip_params, self._gossip, self._rounds = gossip_params, gossip, rounds
-        self._exchange = exchange
+        self._exchange, self._swaps = exchange, swaps
         self.grace_s = max(MIN_GRACE_S, GRACE_INTERVALS * params.push_pull_interval_s)
         self._started: float | None = None
         self._sent, self._received = _Mark(), _Mark()
@@ -160,6 +164,7 @@ class Wellness:
 
     def _set(self, mark: _Mark) -> None:
         mark.round = self._ctx.info.round
+        mark.due = self._swaps.turns.due if self._swaps is not None else 0
         few = itertools.islice(self._membership.alive, WATCHED_SITES)
         infos = {site: self._membership.members[site].info for site in few}
         mark.others = {site: info.round for site, info in infos.items() if info is not None}
@@ -221,6 +226,11 @@ class Wellness:
             return
         if self._rounds is not None:
             yield from self._uncommon(self._rounds, expected)
+        elif self._swaps is not None:
+            yield from self._no_swaps("nothing_sent", "sent", self._sent, self._swaps.turns.due, expected)
+            yield from self._no_swaps(
+                "nothing_received", "received", self._received, self._swaps.turns.due, expected
+            )
         elif self._exchange == "gossip" and self._gossip_params.sender_rate > 0:
             rate = self._gossip_params.sender_rate
             p = self._gossip.pool.probability(self._ctx.info.cases, rate)
@@ -238,6 +248,15 @@ class Wellness:
         quiet, limit = self._ctx.info.round - since, max(QUIET_ROUNDS, math.ceil(QUIET_DRAWS / chance))
         if quiet >= limit and not self._others_are_slower(mark, limit):
             yield Concern(code, "", f"no model was {word} in the last {quiet} rounds; {_standing(expected)}")
+
+    def _no_swaps(
+        self, code: Code, word: str, mark: _Mark, due: int, expected: list[Member]
+    ) -> Iterator[Concern]:
+        """Exchanges that were due and came to nothing: in the rounds between them silence is no news."""
+        quiet = due - mark.due
+        if mark.round is not None and quiet >= QUIET_ROUNDS:
+            text = f"no model was {word} in the last {quiet} exchanges that were due; {_standing(expected)}"
+            yield Concern(code, "", text)
 
     def _others_are_slower(self, mark: _Mark, limit: int) -> bool:
         """Whether the live sites have trained fewer rounds than the limit, on average: they have sent less,

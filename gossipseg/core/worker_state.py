@@ -106,6 +106,8 @@ class WorkerState:
         self.paused = paused
         self._ctx.note("paused" if paused else "resumed")
         self._say_phase()
+        if paused and self._swaps is not None:
+            self._swaps.pause()
         self._ctx.persist()
         self._go_on()
 

@@ -1,4 +1,4 @@
-"""`gossipctl exchanges`: the models offered, sent and received."""
+"""`gossipctl exchanges`: the models offered, sent and received, and the swaps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gossipseg.ctl.output import Column
 from gossipseg.errors import EXIT_OK
 
 if TYPE_CHECKING:
-    from gossipseg.wire.documents import ExchangeRow
+    from gossipseg.wire.documents import ExchangeRow, SwapRow
 
 COLUMNS = (
     Column("TIME"),
@@ -28,6 +28,17 @@ COLUMNS = (
 )
 
 
+SWAP_COLUMNS = (
+    Column("TIME"),
+    Column("SWAP"),
+    Column("PEER"),
+    Column("STATE"),
+    Column("PART"),
+    Column("WEIGHT", right=True),
+    Column("WHY"),
+)
+
+
 def register(app: typer.Typer) -> None:
     app.command("exchanges")(exchanges)
 
@@ -38,7 +49,7 @@ def exchanges(
     socket: context.SocketOption = None,
     json: context.JsonOption = False,
 ) -> int:
-    """Models offered, sent and received, newest first: each with its state and why."""
+    """Models offered, sent and received, newest first: each with its state and why. Then the swaps."""
     with context.daemon(config, socket) as daemon:
         document = daemon.exchanges(limit)
     if json:
@@ -46,7 +57,22 @@ def exchanges(
     else:
         rows = [exchange_cells(row) for row in document.exchanges]
         out.print_table(COLUMNS, rows, "No model has been offered yet.")
+        if document.swaps:
+            print()
+            out.print_table(SWAP_COLUMNS, [swap_cells(row) for row in document.swaps], "")
     return EXIT_OK
+
+
+def swap_cells(row: SwapRow) -> list[str]:
+    return [
+        out.clock_text(row.t),
+        f"{row.asker} {row.number}",
+        row.peer,
+        row.state,
+        row.part or out.NOTHING,
+        out.number_text(row.weight),
+        ": ".join(part for part in (row.reason, row.detail) if part) or out.NOTHING,
+    ]
 
 
 def exchange_cells(row: ExchangeRow) -> list[str]:

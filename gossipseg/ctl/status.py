@@ -54,6 +54,8 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
     if s.delta is not None:
         yield "privacy", privacy(s)
     yield "models", models(s)
+    if text := swaps(s):
+        yield "swaps", text
     if s.exchange == "rounds":
         yield "rounds", f"global model of round {s.committed or 0}; {under_way(s)}"
         for row in s.under_way.missing:
@@ -117,6 +119,24 @@ def models(s: StatusDoc) -> str:
     return (
         f"{s.sent} sent, {s.received} received: {s.accepted} accepted, {s.refused} refused, {s.inbox} waiting"
     )
+
+
+def swaps(s: StatusDoc) -> str:
+    """How the swaps ended, the open one, and who is set aside; "" where none were made."""
+    words = {
+        "mixed": "mixed",
+        "copied": "taken over",
+        "kept": "given only",
+        "dropped": "dropped",
+        "in_doubt": "dropped in doubt",
+        "lost": "lost",
+    }
+    counts = [f"{n} {word}" for name, word in words.items() if (n := getattr(s.swaps, name))]
+    if s.swap.state:
+        counts.append(f"one {s.swap.state} with {s.swap.peer} now")
+    if s.set_aside:
+        counts.append(f"set aside: {', '.join(s.set_aside)}")
+    return ", ".join(counts)
 
 
 def under_way(s: StatusDoc) -> str:

@@ -26,6 +26,7 @@ from gossipseg.daemon.observe.counters import Counters
 from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.daemon.observe.journal import Journal
 from gossipseg.daemon.observe.status_view import WorkerView
+from gossipseg.daemon.observe.swap_table import SwapTable
 from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.peers.unsaved_state import binding, unbound
 from gossipseg.daemon.recording.recorder import Recorder
@@ -74,7 +75,8 @@ class Runtime:
         self.disk = DiskWatch(config.site.state_dir)
         self.audit = Audit(audit_log, time.time, self.training.warn, self.disk)
         self.counters = Counters()
-        self._witnesses: tuple[Witness, ...] = (self.ledger, self.audit, self.counters)
+        self.swaps = SwapTable(config.site.site, time.time)
+        self._witnesses: tuple[Witness, ...] = (self.ledger, self.swaps, self.audit, self.counters)
         self.started_at = time.monotonic()
         self._journal = Journal(event_log, self.audit, self.training, time.time, self.disk)
         self.intake = Intake(
@@ -98,6 +100,9 @@ class Runtime:
         self._timer: asyncio.TimerHandle | None = None
         self._unsaved = False
         """Whether the node's state is not on disk: then it may make no promise."""
+        self._held: effects.ApplySwap | None = None
+        """The committed swap that waits for the disk. After a crash a site that has applied what its state
+        does not know would say that the swap was dropped."""
         self._saves = Saves()
 
     # ------------------------------------------------------------ life
@@ -242,6 +247,10 @@ class Runtime:
                 self.worker.start_round(effect)
             case effects.Aggregate():
                 self.worker.aggregate(effect)
+            case effects.ApplySwap() if self._unsaved:
+                self._held = effect
+            case effects.ExportSnapshot() | effects.AdmitSnapshot() | effects.ApplySwap():
+                self.worker.swap(effect)
             case effects.Finished():
                 self.training.begin("finished", 1.0)
             case effects.Note(event=name, site=site, reason=reason, detail=detail):
@@ -259,11 +268,18 @@ class Runtime:
             await self.disk.beside("node.json", self._state.save, dataclasses.asdict(snapshot))
             self._unsaved = False
             self.training.warn("state", "")
+            self._release()
         except LocalError as e:  # the old state stays valid; training goes on, status shows it
             self._unsaved = True
             self.training.warn("state", str(e))
             self.note("persist_failed", reason=str(e))
         self._saves.done(snapshot)
+
+    def _release(self) -> None:
+        """Let the worker apply the swap that has waited for the disk."""
+        held, self._held, open = self._held, None, self.node.swap
+        if held is not None and open is not None and open.id == held.swap:
+            self.worker.swap(held)
 
     def collect_garbage(self) -> None:
         """Remove the models that nothing refers to any more, in the background."""

@@ -27,6 +27,8 @@ from gossipseg.wire.params import CHUNK_BYTES
 from gossipseg.wire.reached import Reached, decode_reached
 from gossipseg.wire.transport import Handler, PeerEndpoint, Traffic
 
+UNKNOWN_RPC = "unimplemented"
+"""Reason of a refusal by a peer of an older version."""
 RESUME_WAIT_S = 30.0
 """Seconds allowed for the peer of a broken stream to come back before the transfer is given up."""
 RETIRING_S = 3600.0
@@ -224,7 +226,12 @@ class GrpcTransport:
     async def request(self, to: Site, body: Request, timeout_s: float) -> Reply:
         """Send one request and return its reply. Raises PeerUnreachable, PeerUntrusted or PeerRefused."""
         rpc = codec.kind_of(body).rpc
-        answer = await self._link(to).call(rpc, codec.encode_request(body), timeout_s)
+        try:
+            answer = await self._link(to).call(rpc, codec.encode_request(body), timeout_s)
+        except PeerRefused as e:
+            if e.reason != UNKNOWN_RPC:
+                raise
+            raise PeerRefused(to, UNKNOWN_RPC, f"its version of gossipseg knows no {rpc}") from None
         return codec.decode_reply(body, answer, to)
 
     async def reach(self, site: Site) -> Reached:

@@ -39,6 +39,21 @@ class StoreVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STORE_VERDICT_MISSING: _ClassVar[StoreVerdict]
     STORE_VERDICT_REJECT: _ClassVar[StoreVerdict]
 
+class SnapshotVerdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SNAPSHOT_VERDICT_UNSPECIFIED: _ClassVar[SnapshotVerdict]
+    SNAPSHOT_VERDICT_ACCEPT: _ClassVar[SnapshotVerdict]
+    SNAPSHOT_VERDICT_HERE: _ClassVar[SnapshotVerdict]
+    SNAPSHOT_VERDICT_WAIT: _ClassVar[SnapshotVerdict]
+    SNAPSHOT_VERDICT_REJECT: _ClassVar[SnapshotVerdict]
+
+class SwapStanding(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SWAP_STANDING_UNSPECIFIED: _ClassVar[SwapStanding]
+    SWAP_STANDING_OPEN: _ClassVar[SwapStanding]
+    SWAP_STANDING_COMMITTED: _ClassVar[SwapStanding]
+    SWAP_STANDING_DROPPED: _ClassVar[SwapStanding]
+
 class ReachOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     REACH_OUTCOME_UNSPECIFIED: _ClassVar[ReachOutcome]
@@ -75,6 +90,15 @@ STORE_VERDICT_UNSPECIFIED: StoreVerdict
 STORE_VERDICT_STORED: StoreVerdict
 STORE_VERDICT_MISSING: StoreVerdict
 STORE_VERDICT_REJECT: StoreVerdict
+SNAPSHOT_VERDICT_UNSPECIFIED: SnapshotVerdict
+SNAPSHOT_VERDICT_ACCEPT: SnapshotVerdict
+SNAPSHOT_VERDICT_HERE: SnapshotVerdict
+SNAPSHOT_VERDICT_WAIT: SnapshotVerdict
+SNAPSHOT_VERDICT_REJECT: SnapshotVerdict
+SWAP_STANDING_UNSPECIFIED: SwapStanding
+SWAP_STANDING_OPEN: SwapStanding
+SWAP_STANDING_COMMITTED: SwapStanding
+SWAP_STANDING_DROPPED: SwapStanding
 REACH_OUTCOME_UNSPECIFIED: ReachOutcome
 REACH_OUTCOME_OK: ReachOutcome
 REACH_OUTCOME_NO_ADDRESS: ReachOutcome
@@ -477,6 +501,104 @@ class CommitResponse(_message.Message):
     known: bool
     reason: str
     def __init__(self, known: bool = ..., reason: _Optional[str] = ...) -> None: ...
+
+class ExchangeId(_message.Message):
+    __slots__ = ("asker", "number")
+    ASKER_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    asker: str
+    number: int
+    def __init__(self, asker: _Optional[str] = ..., number: _Optional[int] = ...) -> None: ...
+
+class SwapTerms(_message.Message):
+    __slots__ = ("swap", "federation", "contract", "maker", "partner", "own_cases", "partner_cases", "steps", "round", "behind", "one_way", "position", "stage", "living", "signature")
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    FEDERATION_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_FIELD_NUMBER: _ClassVar[int]
+    MAKER_FIELD_NUMBER: _ClassVar[int]
+    PARTNER_FIELD_NUMBER: _ClassVar[int]
+    OWN_CASES_FIELD_NUMBER: _ClassVar[int]
+    PARTNER_CASES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
+    ONE_WAY_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    LIVING_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    swap: ExchangeId
+    federation: str
+    contract: str
+    maker: str
+    partner: str
+    own_cases: int
+    partner_cases: int
+    steps: int
+    round: int
+    behind: bool
+    one_way: bool
+    position: int
+    stage: int
+    living: str
+    signature: bytes
+    def __init__(self, swap: _Optional[_Union[ExchangeId, _Mapping]] = ..., federation: _Optional[str] = ..., contract: _Optional[str] = ..., maker: _Optional[str] = ..., partner: _Optional[str] = ..., own_cases: _Optional[int] = ..., partner_cases: _Optional[int] = ..., steps: _Optional[int] = ..., round: _Optional[int] = ..., behind: bool = ..., one_way: bool = ..., position: _Optional[int] = ..., stage: _Optional[int] = ..., living: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class SwapOfferRequest(_message.Message):
+    __slots__ = ("terms",)
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    terms: SwapTerms
+    def __init__(self, terms: _Optional[_Union[SwapTerms, _Mapping]] = ...) -> None: ...
+
+class SwapOfferResponse(_message.Message):
+    __slots__ = ("verdict", "reason", "terms")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
+    verdict: Verdict
+    reason: str
+    terms: SwapTerms
+    def __init__(self, verdict: _Optional[_Union[Verdict, str]] = ..., reason: _Optional[str] = ..., terms: _Optional[_Union[SwapTerms, _Mapping]] = ...) -> None: ...
+
+class SwapSnapshotRequest(_message.Message):
+    __slots__ = ("swap", "model")
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    swap: ExchangeId
+    model: ModelRef
+    def __init__(self, swap: _Optional[_Union[ExchangeId, _Mapping]] = ..., model: _Optional[_Union[ModelRef, _Mapping]] = ...) -> None: ...
+
+class SwapSnapshotResponse(_message.Message):
+    __slots__ = ("verdict", "reason")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    verdict: SnapshotVerdict
+    reason: str
+    def __init__(self, verdict: _Optional[_Union[SnapshotVerdict, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SwapReadyRequest(_message.Message):
+    __slots__ = ("swap",)
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    swap: ExchangeId
+    def __init__(self, swap: _Optional[_Union[ExchangeId, _Mapping]] = ...) -> None: ...
+
+class SwapToldRequest(_message.Message):
+    __slots__ = ("swap", "standing", "reason")
+    SWAP_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    swap: ExchangeId
+    standing: SwapStanding
+    reason: str
+    def __init__(self, swap: _Optional[_Union[ExchangeId, _Mapping]] = ..., standing: _Optional[_Union[SwapStanding, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SwapStateResponse(_message.Message):
+    __slots__ = ("standing", "reason")
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    standing: SwapStanding
+    reason: str
+    def __init__(self, standing: _Optional[_Union[SwapStanding, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ReachRequest(_message.Message):
     __slots__ = ()

@@ -79,6 +79,26 @@ class PeerStub(object):
                 request_serializer=gossipseg_dot_wire_dot_peer__pb2.CommitRequest.SerializeToString,
                 response_deserializer=gossipseg_dot_wire_dot_peer__pb2.CommitResponse.FromString,
                 _registered_method=True)
+        self.SwapOffer = channel.unary_unary(
+                '/gossipseg.wire.Peer/SwapOffer',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.SwapOfferRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.SwapOfferResponse.FromString,
+                _registered_method=True)
+        self.SwapSnapshot = channel.unary_unary(
+                '/gossipseg.wire.Peer/SwapSnapshot',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.SwapSnapshotRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.SwapSnapshotResponse.FromString,
+                _registered_method=True)
+        self.SwapReady = channel.unary_unary(
+                '/gossipseg.wire.Peer/SwapReady',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.SwapReadyRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.SwapStateResponse.FromString,
+                _registered_method=True)
+        self.SwapTold = channel.unary_unary(
+                '/gossipseg.wire.Peer/SwapTold',
+                request_serializer=gossipseg_dot_wire_dot_peer__pb2.SwapToldRequest.SerializeToString,
+                response_deserializer=gossipseg_dot_wire_dot_peer__pb2.SwapStateResponse.FromString,
+                _registered_method=True)
         self.PushOffset = channel.unary_unary(
                 '/gossipseg.wire.Peer/PushOffset',
                 request_serializer=gossipseg_dot_wire_dot_peer__pb2.PushOffsetRequest.SerializeToString,
@@ -167,6 +187,34 @@ class PeerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SwapOffer(self, request, context):
+        """Would you swap models with me?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwapSnapshot(self, request, context):
+        """This is my snapshot for our swap; its stream follows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwapReady(self, request, context):
+        """I have admitted yours: do you commit the swap? Sent again, it asks for the outcome.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SwapTold(self, request, context):
+        """This is how our swap stands here; how does it stand there?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PushOffset(self, request, context):
         """How much of an accepted model is already there?
         """
@@ -242,6 +290,26 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Commit,
                     request_deserializer=gossipseg_dot_wire_dot_peer__pb2.CommitRequest.FromString,
                     response_serializer=gossipseg_dot_wire_dot_peer__pb2.CommitResponse.SerializeToString,
+            ),
+            'SwapOffer': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwapOffer,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.SwapOfferRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.SwapOfferResponse.SerializeToString,
+            ),
+            'SwapSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwapSnapshot,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.SwapSnapshotRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.SwapSnapshotResponse.SerializeToString,
+            ),
+            'SwapReady': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwapReady,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.SwapReadyRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.SwapStateResponse.SerializeToString,
+            ),
+            'SwapTold': grpc.unary_unary_rpc_method_handler(
+                    servicer.SwapTold,
+                    request_deserializer=gossipseg_dot_wire_dot_peer__pb2.SwapToldRequest.FromString,
+                    response_serializer=gossipseg_dot_wire_dot_peer__pb2.SwapStateResponse.SerializeToString,
             ),
             'PushOffset': grpc.unary_unary_rpc_method_handler(
                     servicer.PushOffset,
@@ -507,6 +575,114 @@ class Peer(object):
             '/gossipseg.wire.Peer/Commit',
             gossipseg_dot_wire_dot_peer__pb2.CommitRequest.SerializeToString,
             gossipseg_dot_wire_dot_peer__pb2.CommitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwapOffer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/SwapOffer',
+            gossipseg_dot_wire_dot_peer__pb2.SwapOfferRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.SwapOfferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwapSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/SwapSnapshot',
+            gossipseg_dot_wire_dot_peer__pb2.SwapSnapshotRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.SwapSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwapReady(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/SwapReady',
+            gossipseg_dot_wire_dot_peer__pb2.SwapReadyRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.SwapStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SwapTold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gossipseg.wire.Peer/SwapTold',
+            gossipseg_dot_wire_dot_peer__pb2.SwapToldRequest.SerializeToString,
+            gossipseg_dot_wire_dot_peer__pb2.SwapStateResponse.FromString,
             options,
             channel_credentials,
             insecure,

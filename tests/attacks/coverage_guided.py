@@ -65,6 +65,8 @@ def seeds() -> list[bytes]:
     )
     proposal = ts.Proposal(1, 0, model, ("south", "west"), (("north", "late"),))
     run, sites = "b" * 32, "e" * 32
+    swap = ts.ExchangeId("south", 7)
+    terms = ts.SwapTerms(swap, "f", "c" * 32, "south", "north", 7, 9, 30, 3, signature="ab" * 70)
     bodies = [
         ms.Hello(1, 2, "f", (("a", "1"), ("b", '"x"')), info),
         ms.Ping(records, info),
@@ -75,6 +77,10 @@ def seeds() -> list[bytes]:
         ms.Fetch(run, sites, "update", 1, 0, "a" * 64),
         ms.Accept(run, sites, proposal),
         ms.Commit(run, sites, proposal),
+        ms.SwapOffer(terms),
+        ms.SwapSnapshot(terms.swap, model),
+        ms.SwapReady(terms.swap),
+        ms.SwapTold(terms.swap, "dropped", "too_old"),
     ]
     found = [bytes([RPCS.index(codec.kind_of(b).rpc)]) + codec.encode_request(b) for b in bodies]
     header = b'{"w":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"__metadata__":{"a":"b"}}'

@@ -10,9 +10,9 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams, membership_preset
-from gossipseg.core.types import Phase, listing
+from gossipseg.core.types import Phase, SwapTerms, listing
 from gossipseg.core.wellness import FAILED_TRANSFERS, QUIET_ROUNDS, lists_text
-from tests.core.rig import TRAINING, Rig, alive, model, phase
+from tests.core.rig import PRINT, TRAINING, Rig, alive, model, phase
 
 
 def codes(rig: Rig, site: str | None = None) -> set[str]:
@@ -248,6 +248,43 @@ def test_no_model_for_too_many_rounds_is_told_and_the_count_begins_anew_with_eac
     assert codes(rig) == {"nothing_sent"}
     rig.do(ev.TransferDone(begin_transfer(rig).id))
     assert codes(rig) == set()
+
+
+def test_under_swaps_the_exchanges_that_were_due_are_counted() -> None:
+    rig = training("b", gossip=GossipParams(exchange="swap", warmup_rounds=0))
+    for _ in range(3 * QUIET_ROUNDS):
+        rig.round_done(due=False)
+    assert codes(rig) == set(), "nothing was due"
+    for _ in range(QUIET_ROUNDS):
+        rig.round_done()
+        refuse(rig)
+    assert codes(rig) == {"nothing_sent", "nothing_received"}
+    assert f"in the last {QUIET_ROUNDS} exchanges that were due; b is alive" in text(rig, "nothing_sent")
+
+
+def test_under_swaps_a_model_each_way_ends_the_silence() -> None:
+    rig = training("b", gossip=GossipParams(exchange="swap", warmup_rounds=0))
+    for _ in range(QUIET_ROUNDS):
+        rig.round_done()
+        refuse(rig)
+    rig.round_done()
+    offer = rig.request(ms.SwapOffer)
+    swap = offer.body.terms.swap  # type: ignore[union-attr]
+    terms = SwapTerms(swap, "f", PRINT, "b", "me", 10, 10, rig.node.info.steps, 5)
+    rig.answer(offer, ms.SwapOfferReply("accept", "", terms))
+    rig.do(ev.SnapshotExported(swap, model("mine")))
+    rig.answer(rig.request(ms.SwapSnapshot), ms.SwapSnapshotReply("accept"))
+    rig.do(ev.TransferDone(rig.of(fx.StartTransfer)[0].id))
+    assert codes(rig) == {"nothing_received"}
+    rig.asks("b", ms.SwapSnapshot(swap, model("theirs")))
+    rig.do(ev.ModelArrived("b", model("theirs")))
+    assert codes(rig) == set()
+
+
+def refuse(rig: Rig) -> None:
+    """The peer is busy each time."""
+    while found := rig.requests(ms.SwapOffer):
+        rig.answer(found[0], ms.SwapOfferReply("busy", "busy"))
 
 
 def test_a_restart_begins_the_count_at_its_own_round() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from gossipseg.core import messages as m
 from gossipseg.core.types import (
     AliveRecord,
+    ExchangeId,
     LeftRecord,
     Manifest,
     ModelRef,
@@ -16,6 +19,7 @@ from gossipseg.core.types import (
     Phase,
     Proposal,
     SuspectRecord,
+    SwapTerms,
     UpdateTally,
 )
 from gossipseg.errors import PeerRefused
@@ -85,6 +89,23 @@ def tallies(draw):
     return UpdateTally(draw(st.none() | counts), proposal.contributors, proposal.absent)
 
 
+swaps = st.builds(ExchangeId, sites, counts)
+terms = st.builds(
+    SwapTerms,
+    swaps,
+    texts,
+    texts,
+    sites,
+    sites,
+    *[counts] * 4,
+    behind=st.booleans(),
+    one_way=st.booleans(),
+    position=counts,
+    stage=counts,
+    living=texts,
+    signature=signatures.map(bytes.hex),
+)
+standings = st.sampled_from(["open", "committed", "dropped"])
 maybe = st.none() | proposals()
 promised = st.integers(-1, 2**31 - 1)
 verdicts = st.sampled_from(["accept", "busy", "reject"])
@@ -109,7 +130,12 @@ requests = st.one_of(
     ),
     st.builds(m.Accept, fingerprints, fingerprints, proposals()),
     st.builds(m.Commit, fingerprints, fingerprints, proposals()),
+    st.builds(m.SwapOffer, terms),
+    st.builds(m.SwapSnapshot, swaps, models),
+    st.builds(m.SwapReady, swaps),
+    st.builds(m.SwapTold, swaps, standings, codes),
 )
+states = st.builds(m.SwapState, standings, codes)
 REPLIES = {
     m.Hello: st.builds(m.HelloReply, *hello),
     m.Ping: st.builds(m.Ack, some, infos),
@@ -126,6 +152,13 @@ REPLIES = {
         m.AcceptReply, st.sampled_from(["stored", "missing", "reject"]), codes, promised, maybe
     ),
     m.Commit: st.builds(m.CommitReply, st.sampled_from(["known", "reject"]), codes),
+    m.SwapOffer: st.builds(m.SwapOfferReply, st.just("accept"), codes, terms)
+    | st.builds(m.SwapOfferReply, st.sampled_from(["busy", "reject"]), codes),
+    m.SwapSnapshot: st.builds(
+        m.SwapSnapshotReply, st.sampled_from(["accept", "here", "wait", "reject"]), codes
+    ),
+    m.SwapReady: states,
+    m.SwapTold: states,
 }
 
 
@@ -239,7 +272,66 @@ def entries(*keys):
     return [pb.ContractEntry(key=key, value="1") for key in keys]
 
 
+SWAP = pb.ExchangeId(asker="north", number=7)
+
+
+def terms_(**changed):
+    return pb.SwapTerms(**{"swap": SWAP, "maker": "north", "partner": "south"} | changed)
+
+
+def swap_offer(**changed):
+    return pb.SwapOfferRequest(terms=terms_(**changed))
+
+
 BAD = {
+    "no terms": ("SwapOffer", pb.SwapOfferRequest(), "terms is missing"),
+    "terms of no swap": (
+        "SwapOffer",
+        pb.SwapOfferRequest(terms=pb.SwapTerms(maker="north", partner="south")),
+        "swap is missing",
+    ),
+    "a swap that nobody asked for": ("SwapOffer", swap_offer(swap=pb.ExchangeId(number=7)), "no site"),
+    "a number beyond all measure": (
+        "SwapOffer",
+        swap_offer(swap=pb.ExchangeId(asker="north", number=2**53)),
+        "number",
+    ),
+    "terms that nobody made": ("SwapOffer", swap_offer(maker=""), "no site"),
+    "terms for nobody": ("SwapOffer", swap_offer(partner="So uth"), "no site"),
+    "cases beyond all measure": ("SwapOffer", swap_offer(own_cases=2**53), "own_cases"),
+    "others' cases beyond all measure": ("SwapOffer", swap_offer(partner_cases=2**63), "partner_cases"),
+    "steps beyond all measure": ("SwapOffer", swap_offer(steps=2**53), "steps"),
+    "a position beyond all measure": ("SwapOffer", swap_offer(position=2**53), "position"),
+    "a stage beyond all measure": ("SwapOffer", swap_offer(stage=2**53), "stage"),
+    "terms of a long federation": ("SwapOffer", swap_offer(federation="x" * 257), "federation"),
+    "terms of a long contract": ("SwapOffer", swap_offer(contract="x" * 257), "contract"),
+    "a long list of the living": ("SwapOffer", swap_offer(living="x" * 257), "living"),
+    "terms with a long signature": ("SwapOffer", swap_offer(signature=b"s" * 1025), "signature"),
+    "a snapshot of no swap": (
+        "SwapSnapshot",
+        pb.SwapSnapshotRequest(model=pb.ModelRef(hash="0f" * 32, size_bytes=9)),
+        "swap is missing",
+    ),
+    "no snapshot": ("SwapSnapshot", pb.SwapSnapshotRequest(swap=SWAP), "model is missing"),
+    "a snapshot of no bytes": (
+        "SwapSnapshot",
+        pb.SwapSnapshotRequest(swap=SWAP, model=pb.ModelRef(hash="0f" * 32)),
+        "no bytes",
+    ),
+    "ready for nothing": ("SwapReady", pb.SwapReadyRequest(), "swap is missing"),
+    "ready for a nameless swap": ("SwapReady", pb.SwapReadyRequest(swap=pb.ExchangeId()), "no site"),
+    "told of nothing": ("SwapTold", pb.SwapToldRequest(standing=1), "swap is missing"),
+    "told nothing": ("SwapTold", pb.SwapToldRequest(swap=SWAP), "unknown standing 0"),
+    "a standing of later times": (
+        "SwapTold",
+        pb.SwapToldRequest(swap=SWAP, standing=4),
+        "unknown standing 4",
+    ),
+    "told in prose": (
+        "SwapTold",
+        pb.SwapToldRequest(swap=SWAP, standing=3, reason="I am sorry."),
+        "lower_case",
+    ),
     "no info": ("Ping", pb.PingRequest(), "info is missing"),
     "no phase": ("Ping", ping(phase=0), "unknown phase 0"),
     "a later phase": ("Ping", ping(phase=99), "unknown phase 99"),
@@ -325,6 +417,20 @@ def test_what_no_message_may_say_is_malformed(case):
     assert (e.value.peer, e.value.reason) == ("mallory", "malformed")
 
 
+TERMS = SwapTerms(ExchangeId("north", 7), "f", "c", "north", "south", 3, 3, 10, 1, signature="0f")
+
+
+def test_no_one_else_marks_terms_and_the_receivers_mark_stays_here():
+    marked = m.SwapOffer(dataclasses.replace(TERMS, fault="terms_forged"))
+    assert codec.decode_request("SwapOffer", codec.encode_request(marked), "a") == m.SwapOffer(TERMS)
+
+
+def test_a_reason_in_prose_goes_out_as_other():
+    told = m.SwapTold(TERMS.swap, "dropped", "Disk /dev/sda is full!")
+    data = codec.encode_request(told)
+    assert codec.decode_request("SwapTold", data, "a") == m.SwapTold(TERMS.swap, "dropped", "other")
+
+
 def test_replies_are_judged_as_strictly():
     asked = m.Offer(model())
     for reply in (pb.OfferResponse(), pb.OfferResponse(verdict=pb.VERDICT_BUSY, reason="Not Now\n")):
@@ -340,6 +446,16 @@ def test_replies_are_judged_as_strictly():
         (m.Fetch(key, key, "global", 1, 0, ""), pb.FetchResponse(verdict=1, proposal=pb.Proposal())),
         (m.Accept(key, key, proposed()), pb.AcceptResponse()),
         (m.Commit(key, key, proposed()), pb.CommitResponse(reason="?")),
+        (m.SwapOffer(TERMS), pb.SwapOfferResponse()),
+        (m.SwapOffer(TERMS), pb.SwapOfferResponse(verdict=pb.VERDICT_ACCEPT)),
+        (m.SwapOffer(TERMS), pb.SwapOfferResponse(verdict=pb.VERDICT_BUSY, terms=terms_())),
+        (m.SwapOffer(TERMS), pb.SwapOfferResponse(verdict=pb.VERDICT_REJECT, reason="Not Now")),
+        (m.SwapSnapshot(TERMS.swap, model()), pb.SwapSnapshotResponse()),
+        (m.SwapSnapshot(TERMS.swap, model()), pb.SwapSnapshotResponse(verdict=5)),
+        (m.SwapSnapshot(TERMS.swap, model()), pb.SwapSnapshotResponse(verdict=4, reason="?")),
+        (m.SwapReady(TERMS.swap), pb.SwapStateResponse()),
+        (m.SwapReady(TERMS.swap), pb.SwapStateResponse(standing=9)),
+        (m.SwapTold(TERMS.swap, "open"), pb.SwapStateResponse(standing=1, reason="No!")),
     ):
         with pytest.raises(PeerRefused, match="malformed"):
             codec.decode_reply(asked_, reply_.SerializeToString(), "mallory")

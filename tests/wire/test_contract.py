@@ -8,7 +8,16 @@ import dataclasses
 import pytest
 
 from gossipseg.core import messages as m
-from gossipseg.core.types import AliveRecord, LeftRecord, ModelRef, Proposal, SuspectRecord, UpdateTally
+from gossipseg.core.types import (
+    AliveRecord,
+    ExchangeId,
+    LeftRecord,
+    ModelRef,
+    Proposal,
+    SuspectRecord,
+    SwapTerms,
+    UpdateTally,
+)
 from gossipseg.errors import DiskFull, LocalError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from tests.wire.harness import INFO, answer_of_each_kind, until
 
@@ -24,6 +33,12 @@ COMMON = Proposal(
     4, 1, ModelRef("0f" * 32, 9, 4, 0, 0, kind="global"), ("chase_db1", "north"), (("south-2", "dead"),)
 )
 UPDATE = ModelRef("1e" * 32, 7, 12, 1200, 17, 0.71, "update")
+SWAP = ExchangeId("chase_db1", 1_764_000_000_000)
+TERMS = SwapTerms(SWAP, "demo", "c0ffee", "chase_db1", "north", 17, 31, 400, 3, behind=True, signature="00ff")
+THEIRS = SwapTerms(
+    SWAP, "demo", "c0ffee", "north", "chase_db1", 31, 17, 900, 9, one_way=True, living="0badf00d"
+)
+SNAPSHOT = ModelRef("2d" * 32, 8, 3, 400, 17)
 EXCHANGES = [
     (m.Hello(1, 3, "demo", CONTRACT, INFO), m.HelloReply(1, 2, "demo", (), INFO)),
     (m.Ping(RECORDS, INFO), m.Ack(RECORDS[:1], INFO)),
@@ -39,6 +54,11 @@ EXCHANGES = [
     (m.Fetch(RUN, LIST, "global", 4, 0, ""), m.FetchReply("accept", "", COMMON.model, COMMON)),
     (m.Accept(RUN, LIST, COMMON), m.AcceptReply("missing", "", 1)),
     (m.Commit(RUN, LIST, COMMON), m.CommitReply("known")),
+    (m.SwapOffer(TERMS), m.SwapOfferReply("accept", "", THEIRS)),
+    (m.SwapOffer(TERMS), m.SwapOfferReply("busy", "busy")),
+    (m.SwapSnapshot(SWAP, SNAPSHOT), m.SwapSnapshotReply("wait", "not_opened")),
+    (m.SwapReady(SWAP), m.SwapState("committed")),
+    (m.SwapTold(SWAP, "dropped", "too_old"), m.SwapState("dropped", "too_old")),
 ]
 
 

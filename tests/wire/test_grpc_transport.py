@@ -10,8 +10,9 @@ import grpc
 import pytest
 from grpc import aio
 
-from gossipseg.core.messages import Ack, Ping
-from gossipseg.core.types import ModelRef
+from gossipseg.bridge.outcomes import why
+from gossipseg.core.messages import Ack, Ping, SwapOffer, SwapReady, SwapTold
+from gossipseg.core.types import ExchangeId, ModelRef, SwapTerms
 from gossipseg.errors import ConfigError, LocalError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from gossipseg.store import ModelStore
 from gossipseg.wire import peer_pb2 as pb
@@ -435,6 +436,23 @@ def test_an_rpc_of_a_later_version_is_said_to_be_unknown(rough):
         assert e.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
     rough(body)
+
+
+def test_a_peer_of_an_older_version_refuses_a_swap_in_words(over_grpc, monkeypatch):
+    for rpc in ("SwapOffer", "SwapSnapshot", "SwapReady", "SwapTold"):
+        monkeypatch.delitem(codec.KINDS, rpc)  # what the servers below do not know
+    swap = ExchangeId("chase_db1", 7)
+    terms = SwapTerms(swap, "demo", "c0ffee", "chase_db1", "north", 17, 31, 400, 3)
+
+    async def body():
+        async with over_grpc() as f:
+            for request in (SwapOffer(terms), SwapReady(swap), SwapTold(swap, "open")):
+                with pytest.raises(PeerRefused, match="its version of gossipseg knows no Swap") as e:
+                    await f.transports["chase_db1"].request("north", request, 5.0)
+                assert (e.value.peer, e.value.reason) == ("north", "unimplemented")
+                assert why(e.value, in_core_words=True)[0] == "refused"
+
+    asyncio.run(body())
 
 
 def test_a_message_beyond_the_limit_is_refused(rough):

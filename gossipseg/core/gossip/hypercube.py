@@ -69,6 +69,7 @@ class HypercubeTurns(SwapTurns):
     def round_over(self, due: bool) -> None:
         """Begin the stages of the round that has ended, or go on with them."""
         position = self._ctx.info.round + self._budget.ahead
+        self.count_due(due)
         if not due:
             self._finish()
             return

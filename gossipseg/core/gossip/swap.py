@@ -99,6 +99,11 @@ class SwapExchange:
                 self.decision.drop(open, "too_old")
         self.offers.ask()
 
+    def pause(self) -> None:
+        """Drop what is not bound: a worker that is held carries out no order, and the partner would wait."""
+        if self.open is not None and not self.open.binding:
+            self.decision.drop(self.open, "paused", ask=False)
+
     def leave(self) -> None:
         """Drop what is not bound; the rest waits for the next start."""
         if self.open is not None and not self.open.binding:

@@ -14,6 +14,7 @@ from gossipseg.core import events, messages
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import AdmitSnapshot, ApplySwap, ExportSnapshot
+from gossipseg.core.gossip.exchange import describe
 from gossipseg.core.gossip.open_swap import OpenSwap, Stage, Turn
 from gossipseg.core.gossip.swap_memory import SwapMemory
 from gossipseg.core.gossip.swap_turns import SwapTurns
@@ -178,7 +179,8 @@ class SwapDecision:
         """Close a swap that has done its part here."""
         what = {"mix": "mixed", "copy": "copied", "keep": "kept"}[open.part]
         self._counts[what, open.partner] += 1
-        self._ctx.note("swap_applied", open.partner, open.part, **_named(open))
+        model = describe(open.theirs) if open.theirs is not None else {}
+        self._ctx.note("swap_applied", open.partner, open.part, **_named(open), **model)
         open.turn(Turn.APPLIED)
         self._close()
 

@@ -73,7 +73,7 @@ class SwapOffers:
         )
         self._decision.open.terms = terms
         ctx.persist()  # its number is never used again
-        ctx.note("swap_asked", site, number=id.number)
+        ctx.note("swap_asked", site, number=id.number, asker=id.asker)
         ctx.request(site, messages.SwapOffer(terms), self._params.offer_timeout_s, self._on_answer, id)
 
     def _on_answer(self, call: Call, outcome: CallOutcome) -> None:
@@ -88,11 +88,15 @@ class SwapOffers:
         elif reply is not None and accepted:
             self._accepted(open, reply.terms)
         else:
-            self._refused(open, getattr(outcome, "reason", ""), answered=reply is not None)
+            reason, detail = getattr(outcome, "reason", ""), getattr(outcome, "detail", "")
+            self._refused(open, reason, detail, answered=reply is not None)
 
-    def _refused(self, open: OpenSwap, reason: str, *, answered: bool) -> None:
+    def _refused(self, open: OpenSwap, reason: str, detail: str, *, answered: bool) -> None:
         """Ask another peer."""
-        self._ctx.note("swap_refused", open.partner, reason, number=open.id.number)
+        more = {"detail": detail} if detail else {}
+        self._ctx.note(
+            "swap_refused", open.partner, reason, number=open.id.number, asker=open.id.asker, **more
+        )
         self._decision.open = None
         self._decision.turns.refused(reason)
         if answered:
@@ -167,7 +171,7 @@ class SwapOffers:
         verdict = messages.SwapOfferReply("busy" if reason == "busy" else "reject", reason)
         if swap.asker == frm and reason != "old_number":
             self._decision.memory.note(swap, "dropped")
-        self._ctx.note("swap_in_refused", frm, reason, number=swap.number)
+        self._ctx.note("swap_in_refused", frm, reason, number=swap.number, asker=swap.asker)
         self._ctx.refused(frm, reason, None)
         self._ctx.respond(token, verdict)
 

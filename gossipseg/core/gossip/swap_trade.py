@@ -201,6 +201,8 @@ class SwapTrade:
             return True
         if event.reason:
             self._counts["refused", open.partner] += 1
+            model = describe(open.theirs) if open.theirs is not None else {}
+            self._ctx.note("visit_refused", open.partner, event.reason, detail=event.detail, **model)
             if verdict_is_offence(event.reason):
                 self._ctx.offence(open.partner, event.reason)
             self._decision.drop(open, event.reason)

@@ -35,6 +35,8 @@ class SwapTurns:
         """When to ask again, while no swap is open."""
         self.owed = 0
         """Swaps due and not taken part in; below 0 where this site took part before they were due."""
+        self.due = 0
+        """Rounds past the warm-up, since the daemon started, at whose end an exchange was due."""
         self._tries_left = 0
         self._tried: set[Site] = set()
 
@@ -46,10 +48,15 @@ class SwapTurns:
 
     def round_over(self, due: bool) -> None:
         """Begin the turn at a round's end."""
+        self.count_due(due)
         if due:
             self.owed = min(self.owed + self.per_round, self.per_round)
         self._tries_left = self.per_round + self._params.retries
         self._tried = set()
+
+    def count_due(self, due: bool) -> None:
+        """Count an exchange that is due, for the alarms about silence."""
+        self.due += due and not self.warming_up()
 
     def took_part(self) -> None:
         """Count a swap that has been accepted."""

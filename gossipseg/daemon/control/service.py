@@ -14,6 +14,7 @@ from gossipseg import __version__, trust
 from gossipseg.core.membership.member import Member
 from gossipseg.core.types import MemberState, Phase, Site, fingerprint
 from gossipseg.daemon.control.round_documents import rounds_doc, under_way
+from gossipseg.daemon.control.swap_documents import open_swap, swap_counts
 from gossipseg.daemon.health.concerns import current_concerns, reach_rows, sentence
 from gossipseg.daemon.observe import certificate_expiry
 from gossipseg.daemon.runtime import Runtime
@@ -80,7 +81,7 @@ class Service:
             members=self._member_counts(),
             sent=node.count("sent"),
             received=node.count("received"),
-            accepted=node.count("merged"),
+            accepted=sum(node.count(what) for what in ("merged", "mixed", "copied")),
             refused=node.count("refused"),
             bytes_out=sum(t.bytes_out for t in traffic),
             bytes_in=sum(t.bytes_in for t in traffic),
@@ -100,6 +101,9 @@ class Service:
             deployed=view.deployed,
             deployed_reason=view.deployed_reason,
             concerns=found,
+            swap=open_swap(r),
+            swaps=swap_counts(node),
+            set_aside=tuple(sorted(node.set_aside)),
         )
 
     async def peers(self, limit: int) -> doc.PeersDoc:
@@ -107,7 +111,8 @@ class Service:
         return doc.PeersDoc(peers=tuple(rows[: limit or None]))
 
     async def exchanges(self, limit: int) -> doc.ExchangesDoc:
-        return doc.ExchangesDoc(exchanges=tuple(self._runtime.ledger.recent(limit)))
+        r = self._runtime
+        return doc.ExchangesDoc(tuple(r.ledger.recent(limit)), tuple(r.swaps.recent(limit)))
 
     async def models(self) -> doc.ModelsDoc:
         r = self._runtime
@@ -117,6 +122,11 @@ class Service:
             maker = model.manifest.maker if model.manifest is not None else ""
             known[model.hash] = ("common" if model.kind == "global" else model.kind, maker, model.round)
         known |= {s.model.hash: ("outgoing", r.config.site.site, s.model.round) for s in r.node.sending}
+        if (swap := r.node.swap) is not None:
+            if swap.own is not None:
+                known[swap.own.hash] = ("outgoing", r.config.site.site, swap.own.round)
+            if swap.theirs is not None:
+                known[swap.theirs.hash] = ("inbox", swap.partner, swap.theirs.round)
         known |= {e.model.hash: ("inbox", e.frm, e.model.round) for e in r.node.inbox}
         if (visit := r.node.visiting) is not None:
             known[visit.model.hash] = ("visiting", visit.frm, visit.model.round)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gossipseg.core import effects, events
-from gossipseg.core.messages import Offer
+from gossipseg.core.messages import Offer, SwapSnapshot
 from gossipseg.core.types import ModelRef, Site
 from gossipseg.daemon.health.disk import DiskWatch
 from gossipseg.errors import LocalError
@@ -24,7 +24,16 @@ MAX_WAITING = 10_000
 RETRY_S = 5.0
 FOLD_AFTER, FOLD_S = 20, 60.0
 """Refusals per site and reason with a line of their own, within these seconds; further ones are counted."""
-FOLDED_NOTES = frozenset({"offer_in_rejected", "record_forged", "duplicate_site", "peer_refused"})
+FOLDED_NOTES = frozenset(
+    {
+        "offer_in_rejected",
+        "record_forged",
+        "duplicate_site",
+        "peer_refused",
+        "swap_in_refused",
+        "swap_dropped",
+    }
+)
 """Notes that a peer can cause with one message each."""
 _REMEMBERED = 200
 """Remembered offers per peer. One peer's offers must neither displace nor stand for another's."""
@@ -41,6 +50,12 @@ NOTES: Mapping[str, str] = {
     "visit_kept_out": "model_kept_out",
     "visit_reverted": "model_reverted",
     "model_dropped": "model_dropped",
+    "swap_in_refused": "swap_refused",
+    "swap_applied": "swap_applied",
+    "swap_dropped": "swap_dropped",
+    "swap_in_doubt": "swap_in_doubt",
+    "swap_lost": "swap_lost",
+    "peer_set_aside": "peer_set_aside",
     "round_committed": "round_committed",
     "update_refused": "update_left_out",
     "peer_refused": "peer_refused",
@@ -56,7 +71,10 @@ OWN_NOTES = frozenset(
 """Shell notes that the audit log keeps under the same name."""
 _STAGES = {"offer_in_rejected": "offer", "model_broken": "arrival", "visit_refused": "visit"}
 _JUDGED = ("visit_refused", "visit_merged", "visit_kept_out", "visit_reverted")
-_KEPT = ("hash", "bytes", "round", "at_round", "attempt", "contributors", "absent", "detail")
+_KEPT = (
+    "hash", "bytes", "round", "at_round", "attempt", "contributors", "absent", "detail", "asker", "number",
+    "rounds",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -104,7 +122,7 @@ class Audit:
     def event(self, event: events.Event) -> None:
         """Record an event."""
         match event:
-            case events.Incoming(frm=frm, body=Offer(model=model)):
+            case events.Incoming(frm=frm, body=Offer(model=model) | SwapSnapshot(model=model)):
                 offered = self._offered.setdefault(frm, OrderedDict())
                 offered[model.hash] = model
                 while len(offered) > _REMEMBERED:

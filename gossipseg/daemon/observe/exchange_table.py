@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 import msgspec
 
 from gossipseg.core import effects, events
-from gossipseg.core.messages import Fetch, FetchReply, Offer, OfferReply
-from gossipseg.core.types import ModelRef, Site
+from gossipseg.core.messages import Fetch, FetchReply, Offer, OfferReply, SwapSnapshot, SwapSnapshotReply
+from gossipseg.core.types import ExchangeId, ModelRef, Site
 from gossipseg.wire.documents import ExchangeRow
 
 MAX_ROWS = 500
+_SNAPSHOT_STATES = {"accept": "accepted", "here": "sent", "wait": "waiting", "reject": "rejected"}
+_UNUSED = ("accepted", "receiving", "stored")
+"""States of a snapshot that came, or was to come, and that nothing has been done with."""
 
 
 @dataclass(slots=True)
@@ -28,6 +31,8 @@ class ExchangeTable:
     rows: OrderedDict[tuple[str, Site, str], ExchangeRow] = field(default_factory=OrderedDict)
     _offers: dict[int, tuple[Site, ModelRef]] = field(default_factory=dict)
     _fetches: dict[int, Site] = field(default_factory=dict)
+    _snapshots: OrderedDict[ExchangeId, tuple[Site, str]] = field(default_factory=OrderedDict)
+    """The snapshot that the partner has announced in each swap: its maker and its hash."""
     _asked: dict[int, tuple[Site, ModelRef]] = field(default_factory=dict)
     _visitors: OrderedDict[str, Site] = field(default_factory=OrderedDict)
     _dice_val: float | None = None
@@ -38,6 +43,9 @@ class ExchangeTable:
             case effects.Request(id=id_, to=to, body=Offer(model=model)):
                 self._offers[id_] = (to, model)
                 self._put("out", to, model, "offered")
+            case effects.Request(id=id_, to=to, body=SwapSnapshot(model=model)):
+                self._offers[id_] = (to, model)
+                self._put("out", to, model, "offered")
             case effects.Request(id=id_, to=to, body=Fetch(hash=hash_)) if hash_:  # "" is only a question
                 self._fetches[id_] = to
             case effects.StartTransfer(id=id_, to=to, model=model):
@@ -45,6 +53,16 @@ class ExchangeTable:
                 self._put("out", to, model, "sending")
             case effects.Respond(token=token, body=OfferReply() as reply) if token in self._asked:
                 self._answered(*self._asked.pop(token), reply)
+            case effects.Respond(token=token, body=SwapSnapshotReply() as reply) if token in self._asked:
+                self._snapshot_answered(*self._asked.pop(token), reply)
+            case effects.Note(event="swap_applied", site=str(site), reason=part, detail=detail) if (
+                part != "keep"
+            ):
+                self._set("in", site, str(detail.get("hash", "")), "merged")
+            case effects.Note(
+                event="swap_dropped" | "swap_in_doubt" | "swap_lost", reason=reason, detail=detail
+            ):
+                self._swap_over(ExchangeId(str(detail["asker"]), int(detail["number"])), reason)
             case effects.StartRound(visit=effects.InboxEntry() as entry):
                 self._visitors[entry.model.hash] = entry.frm
                 while len(self._visitors) > MAX_ROWS:
@@ -58,6 +76,17 @@ class ExchangeTable:
         match event:
             case events.Incoming(frm=frm, token=token, body=Offer(model=model)):
                 self._asked[token] = (frm, model)
+            case events.Incoming(frm=frm, token=token, body=SwapSnapshot(swap=swap, model=model)):
+                self._asked[token] = (frm, model)
+                self._snapshots[swap] = (frm, model.hash)
+                while len(self._snapshots) > MAX_ROWS:
+                    self._snapshots.popitem(last=False)
+            case events.Reply(id=id_, body=SwapSnapshotReply() as reply) if id_ in self._offers:
+                site, model = self._offers.pop(id_)
+                self._set("out", site, model.hash, _SNAPSHOT_STATES[reply.verdict], reply.reason)
+            case events.SnapshotAdmitted(swap=swap, reason=reason, detail=detail) if reason:
+                if (snapshot := self._snapshots.get(swap)) is not None:
+                    self._set("in", *snapshot, "refused", reason, detail=detail)
             case events.Reply(id=id_, body=OfferReply() as reply) if id_ in self._offers:
                 site, model = self._offers.pop(id_)
                 state = {"accept": "accepted", "busy": "busy", "reject": "rejected"}[reply.verdict]
@@ -105,6 +134,21 @@ class ExchangeTable:
             self._put("in", frm, model, "accepted")
         elif reply.reason not in ("duplicate",):
             self._put("in", frm, model, "busy" if reply.verdict == "busy" else "rejected", reply.reason)
+
+    def _snapshot_answered(self, frm: Site, model: ModelRef, reply: SwapSnapshotReply) -> None:
+        """Add a row for a partner's snapshot, unless it is announced once more."""
+        known = self.rows.get(("in", frm, model.hash))
+        if reply.verdict == "accept" and (known is None or known.state not in _UNUSED):
+            self._put("in", frm, model, "accepted")
+        elif reply.verdict == "reject" and known is None:
+            self._put("in", frm, model, "rejected", reply.reason)
+
+    def _swap_over(self, swap: ExchangeId, reason: str) -> None:
+        """Drop the partner's snapshot of a swap that came to nothing."""
+        site, hash_ = self._snapshots.pop(swap, ("", ""))
+        row = self.rows.get(("in", site, hash_))
+        if row is not None and row.state in _UNUSED:
+            self._set("in", site, hash_, "dropped", reason)
 
     def _round(self, done: events.RoundFinished) -> None:
         if (visit := done.visit) is not None and (site := self._visitors.get(visit.hash)) is not None:

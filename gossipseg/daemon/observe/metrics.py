@@ -24,6 +24,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from gossipseg import __version__, trust
+from gossipseg import config as configuration
 from gossipseg.core.types import MemberState, Phase
 from gossipseg.daemon.health import concerns
 from gossipseg.daemon.observe import logs
@@ -37,6 +38,15 @@ if TYPE_CHECKING:
 LAG_INTERVAL_S = 1.0
 ANSWER_TIMEOUT_S = 5.0
 WORKER_STATES = ("starting", "ready", "training", "aggregating", "waiting", "restarting", "failed", "stopped")
+SWAPS = {
+    "mixed": "mixed",
+    "copied": "copied",
+    "kept": "kept",
+    "swap_dropped": "dropped",
+    "swap_in_doubt": "in_doubt",
+    "swap_lost": "lost",
+}
+"""What the core counts of swaps → the label of the outcome."""
 COUNTED = ("sent", "received", "merged", "refused", "kept_out", "reverted", "dropped")
 WARNINGS = ("worker", "state", "events", "store", "audit", "privacy", "listen", "metrics", "log", "disk")
 
@@ -95,6 +105,14 @@ METRICS: dict[str, Described] = {
     "gossipseg_transfers_active": Described("gauge", "Models being sent now."),
     "gossipseg_models_total": Described(
         "counter", "Outcomes of models, counted across restarts.", ("peer", "outcome")
+    ),
+    "gossipseg_swaps_total": Described(
+        "counter",
+        "Swaps by their end (mixed, copied, kept, dropped, in_doubt, lost), counted across restarts.",
+        ("peer", "outcome"),
+    ),
+    "gossipseg_peer_set_aside": Described(
+        "gauge", "1 while no swaps are made with the peer, because theirs did harm.", ("peer",)
     ),
     "gossipseg_refusals_total": Described(
         "counter", "Models refused: in, by this site; out, by the peer.", ("direction", "peer", "reason")
@@ -215,6 +233,15 @@ def _peer(f: _Families, r: Runtime, peer: str, now_s: float) -> None:
     f.add("gossipseg_wire_sent_bytes_total", traffic.bytes_out, peer=peer)
     for outcome in COUNTED:
         f.add("gossipseg_models_total", r.node.count(outcome, peer), peer=peer, outcome=outcome)
+    _swaps(f, r, peer)
+
+
+def _swaps(f: _Families, r: Runtime, peer: str) -> None:
+    if not configuration.swaps(r.config.federation):
+        return
+    for what, outcome in SWAPS.items():
+        f.add("gossipseg_swaps_total", r.node.count(what, peer), peer=peer, outcome=outcome)
+    f.add("gossipseg_peer_set_aside", float(peer in r.node.set_aside), peer=peer)
 
 
 def _counted(f: _Families, r: Runtime) -> None:

@@ -121,6 +121,10 @@ class WorkerDialogue:
         self._training.begin(f"combining {len(order.updates)} updates")
         self._supervisor.send(order)
 
+    def swap(self, effect: effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap) -> None:
+        """Order what a swap needs, at the next step's end."""
+        self._supervisor.send(orders.swap_order(effect, self._store.path))
+
     # ------------------------------------------------------------ messages of the worker
 
     def on_worker_message(self, message: protocol.FromWorker) -> None:
@@ -154,6 +158,16 @@ class WorkerDialogue:
                     await self._round_done(news)
                 case protocol.AggregateDone():
                     await self._aggregate_done(news)
+                case protocol.SnapshotExported():
+                    model = await self._adopt(news.export, news.round, "model")
+                    self._owner.inject(orders.snapshot_exported(news, model))
+                case protocol.SnapshotAdmitted():
+                    self._owner.inject(orders.snapshot_admitted(news))
+                case protocol.SwapApplied(swap=swap, reason=reason, detail=detail):
+                    if reason:  # it may name a file, which no recording of the core may hold
+                        more = {"asker": swap.asker, "number": swap.number, "detail": detail}
+                        self._owner.note("swap_not_applied", reason=reason, **more)
+                    self._owner.inject(orders.swap_applied(news))
                 case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):

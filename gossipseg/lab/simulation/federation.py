@@ -146,6 +146,7 @@ class _Federation:
             self._keys,
             transfer_timeout_s=self._settings.gossip.transfer_timeout_s,
             exchange=self._settings.algorithm.exchange,
+            swaps=config.swaps(self._settings),
             broke=self._break,
             spoil=spoiler(plan.adversaries[name], plan.seed) if name in plan.adversaries else None,
         )
@@ -227,8 +228,9 @@ class _Federation:
             "model_bytes_in": site.moved.bytes_in,
             "sent": sum(site.moved.sent_to.values()),
             "sent_to": dict(sorted(site.moved.sent_to.items())),
-            "merged": node.count("merged") + site.moved.commons,
-            "merged_from": {s: n for s in others if (n := node.count("merged", s))},
+            "merged": _taken_in(node) + site.moved.commons,
+            "merged_from": {s: n for s in others if (n := _taken_in(node, s))},
+            **({"swaps": swap_counts(node)} if config.swaps(self._settings) else {}),
             "left_out": site.moved.left_out,
             "virtual_seconds": [round(site.began_s, 3), round(site.ended_s, 3)],
             "reverted": node.count("reverted"),
@@ -277,6 +279,20 @@ def row(
         "patients": {c.id: training.patients[c.id] for c in scores.per_case if c.id in training.patients},
         **training.deployed,
     }
+
+
+SWAPS = ("mixed", "copied", "kept", "swap_dropped", "swap_in_doubt", "swap_lost")
+"""What becomes of a swap at a site, as the core counts it."""
+
+
+def swap_counts(node: NodeState) -> dict[str, int]:
+    """How many of a site's swaps ended how."""
+    return {what: node.count(what) for what in SWAPS}
+
+
+def _taken_in(node: NodeState, site: str | None = None) -> int:
+    """Models of other sites that went into this site's own."""
+    return sum(node.count(what, site) for what in ("merged", "mixed", "copied"))
 
 
 NO_TRAFFIC: Mapping[str, Any] = {

@@ -1,12 +1,13 @@
 """One site of a lab federation: carries out the core's effects, and reports their outcomes to the core.
 
 A round is computed at once when it starts. Its outcome is reported after the virtual time that it takes.
+Under swaps it is computed step by step, because a swap takes place between two steps.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,12 +23,14 @@ from gossipseg.core.node import NodeState
 from gossipseg.core.types import ModelKind, ModelRef, Record, Site
 from gossipseg.errors import PeerError
 from gossipseg.lab.simulation.durations import Durations
-from gossipseg.lab.simulation.training import Training
+from gossipseg.lab.simulation.lockstep import Lockstep
+from gossipseg.lab.simulation.training import Round, Training
 from gossipseg.learn import protocol
 from gossipseg.store import ModelStore
 from gossipseg.wire.memory import MemoryTransport
 
 Contract = tuple[tuple[str, str], ...]
+SwapEffect = effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap
 
 
 @dataclass(slots=True)
@@ -60,6 +63,7 @@ class LabSite:
         *,
         transfer_timeout_s: float,
         exchange: str,
+        swaps: bool = False,
         broke: Callable[[BaseException], None],
         spoil: Callable[[Path], None] | None = None,
     ) -> None:
@@ -74,6 +78,9 @@ class LabSite:
         self._pace, self._contract, self._broke = pace, contract, broke
         self._spoil, self._verifier = spoil, verifier
         self._transfer_timeout_s, self._kind = transfer_timeout_s, orders.export_kind(exchange)
+        self._swaps, self._in_round = swaps, False
+        self._swap_orders: deque[SwapEffect] = deque()
+        """Orders of a swap that wait for the end of a step."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -141,9 +148,12 @@ class LabSite:
                 self._spawn(self._transfer(effect))
             case effects.StartRound():
                 away_s = self._pace.before(effect.round)
-                self._loop.call_later(away_s, self._round, effect)
+                self._loop.call_later(away_s, self._begin_round, effect)
             case effects.Aggregate():
                 self._loop.call_later(self._pace.combining_s, self._aggregate, effect)
+            case effects.ExportSnapshot() | effects.AdmitSnapshot() | effects.ApplySwap():
+                self._swap_orders.append(effect)
+                self._loop.call_soon(self._swap_if_idle)
             case effects.Note(event=name, detail=detail):
                 self.moved.notes[name] += 1
                 self.moved.left_out += name == "round_committed" and self.name in detail["absent"]
@@ -207,6 +217,62 @@ class LabSite:
         raise AssertionError(f"{peer} sent {record} and {more} more that nobody signed")
 
     # ------------------------------------------------------------ training
+
+    def _begin_round(self, effect: effects.StartRound) -> None:
+        if self._swaps:
+            self._in_round = True
+            self._spawn(self._round_in_steps(effect))
+        else:
+            self._round(effect)
+
+    async def _round_in_steps(self, effect: effects.StartRound) -> None:
+        """Compute each step when it begins; at its end, in virtual time, carry out a swap's orders."""
+        order, number = self._order(effect), effect.round
+        work: Lockstep[Round] = Lockstep(lambda pause: self.training.run(order, pause))
+        before = self.training.evaluations
+        try:
+            while not work.advance():
+                before = await self._step_over(number, before)
+                self._carry_out_swaps()
+            await self._step_over(number, before)
+        finally:
+            work.abandon()
+        self._in_round = False
+        self._round_done(work.result.report)
+        self._carry_out_swaps()
+
+    async def _step_over(self, round: int, before: int) -> int:
+        """Wait for the virtual time of the gradients computed since `before`; returns their number now."""
+        now = self.training.evaluations
+        if now > before:
+            await asyncio.sleep(self._pace.of_round(round, now - before))
+        return now
+
+    def _swap_if_idle(self) -> None:
+        if not self._in_round:
+            self._carry_out_swaps()
+
+    def _carry_out_swaps(self) -> None:
+        while self._swap_orders:
+            self.inject(self._swapped(self._swap_orders.popleft()))
+
+    def _swapped(self, effect: SwapEffect) -> events.Event:
+        """Let the trainer do its part of a swap, and say what came of it."""
+        try:
+            report = self.training.swap(orders.swap_order(effect, self.store.path))
+            match report:
+                case protocol.SnapshotExported():
+                    if report.export is not None and self._spoil is not None:
+                        self._spoil(Path(report.export.path))
+                    model = self._adopted(report.export, report.round, "model")
+                    return orders.snapshot_exported(report, model)
+                case protocol.SnapshotAdmitted():
+                    return orders.snapshot_admitted(report)
+                case protocol.SwapApplied():
+                    return orders.swap_applied(report)
+        except Exception as e:
+            self._broke(e)
+            raise
 
     def _round(self, effect: effects.StartRound) -> None:
         """Compute the round now, and report it when its virtual time has passed."""

@@ -98,14 +98,39 @@ class Training:
         self._progress, self._equal = progress, equal_evaluations
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
 
-    def run(self, order: protocol.StartRound) -> Round:
-        """Run the round. Raises LocalError as the trainer does."""
+    def run(self, order: protocol.StartRound, pause: Callable[[], None] | None = None) -> Round:
+        """Run the round. Raises LocalError as the trainer does.
+
+        `pause` is called before each step, and holds the round while other sites go on.
+        """
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
         before = self.evaluations
+        if pause is not None:
+            self.trainer.run.between_steps = lambda: self._held(pause)
         with self._steps_shared(self._models(order)):
             report = self.trainer.run_round(order)
         self._spend("other")
         return Round(report, self.evaluations - before)
+
+    def _held(self, pause: Callable[[], None]) -> None:
+        """Hold the round; what happens meanwhile is not its own time."""
+        self._spend("other")
+        pause()
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+
+    def swap(self, order: protocol.SwapOrder) -> protocol.SwapReport:
+        """Carry out an order of a swap, between two steps or between two rounds."""
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+        report: protocol.SwapReport
+        match order:
+            case protocol.ExportSnapshot():
+                report = self.trainer.export_snapshot(order)
+            case protocol.AdmitSnapshot():
+                report = self.trainer.admit_snapshot(order)
+            case protocol.ApplySwap():
+                report = self.trainer.apply_swap(order)
+        self._spend("swap")
+        return report
 
     @property
     def evaluations(self) -> int:

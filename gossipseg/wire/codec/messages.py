@@ -15,7 +15,7 @@ from gossipseg.core import messages as m
 from gossipseg.core.types import ModelRef, Site
 from gossipseg.errors import PeerRefused
 from gossipseg.wire import peer_pb2 as pb
-from gossipseg.wire.codec import rounds
+from gossipseg.wire.codec import rounds, swaps
 from gossipseg.wire.codec.parts import (
     Malformed,
     MessageKind,
@@ -290,6 +290,7 @@ _PAIRS: tuple[tuple[type, type, MessageKind], ...] = (
         ),
     ),
     *rounds.PAIRS,
+    *swaps.PAIRS,
 )
 _KIND_OF_REQUEST: dict[type, MessageKind] = {request: kind for request, _, kind in _PAIRS}
 _KIND_OF_REPLY: dict[type, MessageKind] = {reply: kind for _, reply, kind in _PAIRS}

@@ -174,7 +174,6 @@ def _write_manifest(manifest: Manifest) -> Any:
 
 
 def _read_manifest(x: Any) -> Manifest:
-    require(len(x.signature) <= _MAX_SIGNATURE, "a signature too long")
     require(_HASH.fullmatch(x.hash) is not None, "a manifest's hash must be 64 hex digits")
     dice = x.dice_val if x.HasField("dice_val") else None
     require(dice is None or math.isfinite(dice), "dice_val is not finite")
@@ -194,7 +193,7 @@ def _read_manifest(x: Any) -> Manifest:
         attempt=attempt(x.attempt),
         hash=x.hash,
         dice_val=dice,
-        signature=bytes(x.signature).hex(),
+        signature=signature(x.signature),
     )
 
 
@@ -332,6 +331,17 @@ def attempt(value: int) -> int:
 def code(value: str) -> str:
     require(_CODE.fullmatch(value) is not None, "a reason that is no lower_case code")
     return value
+
+
+def code_or_other(value: str) -> str:
+    """A reason to be sent: one that a worker or a connection gave in other words is `other`."""
+    return value if _CODE.fullmatch(value) is not None else "other"
+
+
+def signature(value: bytes) -> str:
+    """A signature in hex digits, as the core keeps it."""
+    require(len(value) <= _MAX_SIGNATURE, "a signature too long")
+    return bytes(value).hex()
 
 
 def hash_or_nothing(value: str) -> str:

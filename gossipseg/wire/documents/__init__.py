@@ -14,7 +14,14 @@ from collections.abc import Mapping
 
 from gossipseg.wire.documents.answers import OkDoc, WatchDoc
 from gossipseg.wire.documents.base import SCHEMA, BadDocument, Document, listing, load
-from gossipseg.wire.documents.exchanges import ExchangeRow, ExchangesDoc, ModelRow, ModelsDoc
+from gossipseg.wire.documents.exchanges import (
+    ExchangeRow,
+    ExchangesDoc,
+    ModelRow,
+    ModelsDoc,
+    SwapCounts,
+    SwapRow,
+)
 from gossipseg.wire.documents.logs import DumpDoc, EventsDoc
 from gossipseg.wire.documents.peers import PeerRow, PeersDoc, QuarantineDoc, QuarantineRow
 from gossipseg.wire.documents.reach import ReachDoc, ReachRow
@@ -54,6 +61,8 @@ __all__ = [
     "RoundsDoc",
     "SplitCounts",
     "StatusDoc",
+    "SwapCounts",
+    "SwapRow",
     "WatchDoc",
     "WorkerStatus",
     "field_listing",

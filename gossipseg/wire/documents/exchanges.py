@@ -1,4 +1,4 @@
-"""Models in transfer, and those in the store."""
+"""Models in transfer, swaps, and the models in the store."""
 
 from __future__ import annotations
 
@@ -35,11 +35,49 @@ class ExchangeRow(Part, frozen=True):
     """More about the reason: for a refused model, the layer, its figure and the bound."""
 
 
+class SwapRow(Part, frozen=True):
+    """A swap of models with another site."""
+
+    t: float = 0.0
+    """Wall seconds of the last change."""
+    asker: str = ""
+    """The site that asked; with `number` the swap's name at both sites."""
+    number: int = 0
+    peer: str = ""
+    """The other site."""
+    direction: str = ""
+    """out: this site asked | in: the other one did"""
+    state: str = ""
+    """asked | refused | open | committed | applied | dropped | in_doubt (dropped without knowing whether the
+    peer has applied it) | lost (committed, and not applied here). Empty: there is none."""
+    reason: str = ""
+    detail: str = ""
+    part: str = ""
+    """What it does to this site's model: mix | copy | keep. Empty until it is open."""
+    weight: float | None = None
+    """Weight of the peer's model in a mix."""
+
+
+class SwapCounts(Part, frozen=True):
+    """How this site's swaps ended, counted across restarts."""
+
+    mixed: int = 0
+    copied: int = 0
+    """Those in which this site took the peer's model over."""
+    kept: int = 0
+    """Those in which only the peer's model changed."""
+    dropped: int = 0
+    in_doubt: int = 0
+    lost: int = 0
+
+
 class ExchangesDoc(Document, frozen=True):
     """Newest first."""
 
     kind: ClassVar[str] = "exchanges"
     exchanges: tuple[ExchangeRow, ...] = ()
+    swaps: tuple[SwapRow, ...] = ()
+    """Under `gossip.exchange: swap`; newest first."""
 
 
 class ModelRow(Part, frozen=True, rename={"frm": "from"}):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gossipseg.wire.documents.base import Document, Part
+from gossipseg.wire.documents.exchanges import SwapCounts, SwapRow
 from gossipseg.wire.documents.rounds import RoundUnderWay
 
 
@@ -109,7 +110,7 @@ class StatusDoc(Document, frozen=True):
     sent: int = 0
     received: int = 0
     accepted: int = 0
-    """Models merged."""
+    """Models merged, swapped ones among them."""
     refused: int = 0
     """Models refused by the worker's checks."""
     bytes_out: int = 0
@@ -147,3 +148,8 @@ class StatusDoc(Document, frozen=True):
     """
     concerns: tuple[ConcernRow, ...] = ()
     """The reasons that concern the exchange with others, in parts."""
+    swap: SwapRow = SwapRow()
+    """The swap that is open now; its state is empty where none is."""
+    swaps: SwapCounts = SwapCounts()
+    set_aside: tuple[str, ...] = ()
+    """Peers with which no swaps are made for some rounds, because theirs did harm here."""

@@ -803,3 +803,21 @@ def test_a_trade_that_goes_on_holds_the_place_and_so_does_what_is_bound() -> Non
     rig.until(rig.now + 100)
     rig.asks("c", offer_of("c"))
     assert rig.reply().verdict == "busy" and rig.node.swap is not None
+
+
+# ---------------------------------------------------------------- a pause
+
+
+def test_a_pause_drops_what_is_trading_and_tells_the_partner() -> None:
+    rig, swap = trading()
+    rig.do(ev.Pause(True))
+    assert rig.node.swap is None
+    told = rig.request(ms.SwapTold).body
+    assert told == ms.SwapTold(swap, "dropped", "paused")
+    assert not rig.requests(ms.SwapOffer), "a paused site asks nobody in its place"
+
+
+def test_a_pause_leaves_a_doubt_open() -> None:
+    rig, swap = in_doubt()
+    rig.do(ev.Pause(True))
+    assert rig.node.swap is not None and rig.node.swap.id == swap

@@ -106,6 +106,8 @@ async def test_every_metric_is_shown_and_none_that_is_not_listed(files: Federati
     listed = {name.removesuffix("_total") for name in METRICS}
     later = {
         "gossipseg_committed_round",  # under a coordinator
+        "gossipseg_swaps",  # under swaps
+        "gossipseg_peer_set_aside",
         "gossipseg_peer_rtt_seconds",
         "gossipseg_peer_silence_seconds",
     }

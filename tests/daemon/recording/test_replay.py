@@ -15,7 +15,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.node import NodeState
-from gossipseg.core.params import RoundsParams, membership_preset
+from gossipseg.core.params import GossipParams, RoundsParams, membership_preset
 from gossipseg.daemon.recording import replay
 from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.recording.state_codec import FrozenError, freeze, thaw
@@ -24,6 +24,7 @@ from tests.core.rig import OPEN, TRAINING, model
 from tests.daemon.harness import daemon_of
 from tests.e2e.federation import Federation
 from tests.sim.simulator import Net, Simulator
+from tests.sim.swap_world import SwapWorld
 
 QUICK = RoundsParams(patience_s=20.0, poll_interval_s=1.0, request_timeout_s=2.0)
 
@@ -80,6 +81,28 @@ def test_every_site_of_a_federation_replays_to_the_same_effects(
         assert steps[-1].number == recorder.steps - 1
         kinds.update(type(effect).__name__ for step in steps for effect in step.effects)
     assert {"Request", "Respond", "Persist", "StartRound", "StartTransfer"} <= set(kinds)
+    assert any(r._segments[0].first > 0 for r in made), "no recording began in the middle"
+
+
+def test_swaps_replay_to_the_same_effects(
+    recorders: dict[int, Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for swaps in (1, "log2"):
+        params = GossipParams(exchange="swap", swaps_per_round=swaps, warmup_rounds=0)  # type: ignore[arg-type]
+        sim = SwapWorld(4, seed=3, gossip=params)
+        sim.start_all()
+        sim.at(40.0, sim.crash, "s0003")
+        sim.at(45.0, sim.start, "s0003")
+        sim.run(120)
+    monkeypatch.undo()
+    made = [r for r in recorders.values() if isinstance(r, Recorder)]
+    assert len(made) == 10 and not [r.problem for r in made if r.problem]
+    kinds: Counter[str] = Counter()
+    for recorder in made:
+        steps = list(replay.load(recorder.text(site="s")).steps())
+        assert steps and all(step.same for step in steps), next(s for s in steps if not s.same)
+        kinds.update(type(effect).__name__ for step in steps for effect in step.effects)
+    assert {"ExportSnapshot", "AdmitSnapshot", "ApplySwap"} <= set(kinds)
     assert any(r._segments[0].first > 0 for r in made), "no recording began in the middle"
 
 
