@@ -218,7 +218,7 @@ class SwapOfferReply:
     reason: str = ""
     """A stable lower_case code when not accepted: busy, not_ready, paused, failed, finished, leaving,
     exchanges_nothing, contract_mismatch, quarantined, set_aside, warming_up, no_cases, cannot_dial,
-    old_number, terms_mismatch, terms_forged."""
+    old_number, terms_mismatch, terms_forged; along a hypercube stage_over, other_list, other_numbering."""
     terms: SwapTerms | None = None
 
 

@@ -349,6 +349,8 @@ class SwapApplied(_Line, frozen=True):
     """Optimizer steps behind the model now."""
     ahead: int = 0
     """As in Ready."""
+    harm: str = ""
+    """Why the partner's last swaps did harm here; "" where they did not."""
 
 
 class Fatal(_Line, frozen=True):

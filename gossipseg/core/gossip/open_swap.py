@@ -82,6 +82,8 @@ class OpenSwap:
     """Failed attempts to deliver the snapshot."""
     next_at: float = math.inf
     """When to send the next message about it if nothing else happens."""
+    firm_until: float = math.inf
+    """Until when another site's offer cannot displace it, while it is traded."""
     losses: int = 0
     """Deaths of the worker while it had an order for this swap."""
 
@@ -140,7 +142,7 @@ def restored(bound: BoundSwap, me: Site) -> OpenSwap:
         weight=bound.weight,
         own=bound.own,
         theirs=bound.theirs,
-        arrived=True,
-        admitted=True,
+        arrived=bound.theirs is not None,
+        admitted=bound.theirs is not None,
         delivered=True,
     )

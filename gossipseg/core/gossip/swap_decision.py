@@ -24,7 +24,8 @@ from gossipseg.core.params import GossipParams
 from gossipseg.core.types import ExchangeId, Site
 
 PROBE_SHARE = 4.0
-"""Offer timeouts of silence after which a site asks its partner whether the swap is still open."""
+"""Offer timeouts of silence after which a site asks its partner whether the swap is still open. After as many
+without progress another site's offer displaces a swap that is only traded."""
 DEADLY = 2
 """Deaths of the worker with an order for one swap after which the order is given up."""
 
@@ -60,9 +61,19 @@ class SwapDecision:
         now = self._ctx.now
         open.deadline = now + self._params.transfer_timeout_s
         open.next_at = now + PROBE_SHARE * self._params.offer_timeout_s
+        self.advanced(open)
         self._ctx.note("swap_opened", open.partner, part=open.part, weight=open.weight, **_named(open))
         self.order()
         self.progress(open)
+
+    def advanced(self, open: OpenSwap) -> None:
+        """Note that the trade goes on. Words alone do not hold the place: files and admissions do."""
+        open.firm_until = self._ctx.now + PROBE_SHARE * self._params.offer_timeout_s
+
+    def displaceable(self, open: OpenSwap) -> bool:
+        """Whether the trade stands still, so that another site's offer may take its place."""
+        still = open.transfer is None and self._ctx.now >= open.firm_until
+        return open.stage is Stage.TRADING and still
 
     # -------------------------------------------------------------- the decision
 

@@ -137,7 +137,8 @@ class SwapOffers:
             self._ctx.respond(token, reply)
             return
         reason = self._why_not(frm, terms)
-        if not reason and open is not None and not self._gives_way(open, frm):
+        gives_way = open is None or self._gives_way(open, frm) or self._decision.displaceable(open)
+        if not reason and not gives_way:
             reason = "busy"
         ours = self._signer.sign(
             terms.swap, frm, behind=self._decision.turns.behind(), one_way=self._cannot_dial(frm)
@@ -148,6 +149,8 @@ class SwapOffers:
         if agreed is None:
             self._refuse(frm, token, terms.swap, reason)
             return
+        if open is not None and open.stage is Stage.TRADING:
+            self._decision.drop(open, "displaced", ask=False)
         self._decision.open = open = OpenSwap(
             terms.swap,
             frm,

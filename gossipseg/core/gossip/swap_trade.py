@@ -48,6 +48,7 @@ class SwapTrade:
             self._decision.drop(open, event.reason)
             return True
         open.own = self._ledger.sign(event.model)
+        self._decision.advanced(open)
         self._ctx.persist()  # its number is never used again
         if open.gives:
             self.speak(open)
@@ -106,6 +107,7 @@ class SwapTrade:
             self._ctx.note("transfer_done", to, **describe(model))
             if open is not None:
                 open.transfer, open.delivered = None, True
+                self._decision.advanced(open)
                 self._decision.progress(open)
         else:
             self._ctx.note("transfer_failed", to, event.reason, detail=event.detail, **describe(model))
@@ -165,6 +167,7 @@ class SwapTrade:
         if self.expects(frm, hash) is None or self._decision.open is None:
             return False
         self._decision.open.next_at = self._ctx.now + PROBE_SHARE * self._params.offer_timeout_s
+        self._decision.advanced(self._decision.open)
         return True
 
     def on_arrived(self, event: events.ModelArrived) -> bool:
@@ -173,6 +176,7 @@ class SwapTrade:
         if model is None or open is None:
             return False
         open.arrived = True
+        self._decision.advanced(open)
         self._counts["received", event.frm] += 1
         self._ledger.arrived(model)
         self._ctx.note("model_arrived", event.frm, **describe(model))
@@ -204,6 +208,7 @@ class SwapTrade:
             self._decision.drop(open, event.reason)
         else:
             open.admitted = True
+            self._decision.advanced(open)
             self._decision.progress(open)
         return True
 

@@ -151,6 +151,10 @@ class RunState:
         on_progress = self._scoring("validation", round)
         return self.site.score_pair(personal, shared, "validation", compared, deployable, on_progress)
 
+    def losses(self, model: nn.Module, round: int) -> list[float | None]:
+        """NLL of a model by validation case. Raises what the gate raises."""
+        return self.site.losses(model, "validation", self._scoring("validation", round))
+
     def _scoring(self, split: SplitName, round: int) -> Callable[[float], None]:
         """What is to be called after each case that was scored."""
         activity: protocol.Activity = "test" if split == "test" else "validation"

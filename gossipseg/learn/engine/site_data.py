@@ -23,7 +23,7 @@ from gossipseg.learn.engine.partial import Annotated
 from gossipseg.learn.engine.precision import Compute
 from gossipseg.learn.evaluation.evaluate import Scores, score
 from gossipseg.learn.evaluation.mixture import negative_log_likelihood
-from gossipseg.learn.evaluation.pairs import PairScores, score_pair
+from gossipseg.learn.evaluation.pairs import PairScores, losses_of, score_pair
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.settings import WorkerSettings
 
@@ -144,6 +144,22 @@ class SiteData:
                 deployable=deployable,
                 loss=self._loss,
                 annotated=self._data.rule.annotated,
+                on_progress=on_progress,
+                total=self.splits[split],
+            )
+
+    def losses(
+        self, model: nn.Module, split: SplitName, on_progress: Callable[[float], None]
+    ) -> list[float | None]:
+        """NLL of a model by case of a split, in the order of patients()."""
+        with torch.no_grad(), self.compute.autocast():
+            return losses_of(
+                model,
+                self._data.items(split),
+                self.settings.task,
+                self.settings.training,
+                self.compute.device,
+                loss=self._loss,
                 on_progress=on_progress,
                 total=self.splits[split],
             )

@@ -18,6 +18,26 @@ Loss = Callable[[Tensor, Tensor], float | None]
 """NLL of a case, from logits (K, *spatial) and label values (1, *spatial)."""
 
 
+def losses_of(
+    net: nn.Module,
+    cases: Iterable[Item],
+    task: TaskParams,
+    training: TrainingParams,
+    device: torch.device | str,
+    *,
+    loss: Loss,
+    on_progress: OnProgress = lambda fraction: None,
+    total: int = 0,
+) -> list[float | None]:
+    """NLL of one model by labelled case."""
+    found = []
+    for done, item in enumerate(cases):
+        if item.label is not None:
+            found.append(loss(predict_logits(net, item.image, task, training, device), item.label))
+        on_progress((done + 1) / total if total else 0.0)
+    return found
+
+
 @dataclass(slots=True)
 class PairScores:
     """Scores by case, all in one order."""

@@ -22,6 +22,7 @@ from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.exchange.admission import Admission
 from gossipseg.learn.exchange.global_model import GlobalModel, everything
+from gossipseg.learn.exchange.harm import Harm, change_by_patient
 from gossipseg.learn.exchange.wire_format import all_finite, export_wire, load_incoming
 from gossipseg.learn.params import MAX_CLAIMED_COUNT
 
@@ -39,6 +40,7 @@ class Swaps:
     ) -> None:
         self._run, self._algorithm, self._shared = run, algorithm, shared
         self._admission, self._global_model = admission, global_model
+        self.harm = Harm()
 
     def export(self, order: protocol.ExportSnapshot) -> protocol.SnapshotExported:
         """Write the shared model as it is now to outbox/."""
@@ -68,24 +70,32 @@ class Swaps:
 
     def apply(self, order: protocol.ApplySwap) -> protocol.SwapApplied:
         """Mix, or take the partner's model over. One that is in this model already is told of again."""
-        history, name = self._run.history, (order.swap.asker, order.swap.number)
+        history, name, harm = self._run.history, (order.swap.asker, order.swap.number), ""
         if history.last_swap != name:
             try:
-                self._apply(order)
+                harm = self._apply(order)
             except PeerRefused as e:
                 return protocol.SwapApplied(order.swap, e.reason, e.detail, history.steps, history.ahead)
             history.last_swap = name
             if history.first_exchange is None:
                 history.first_exchange = history.round + 1
-        return protocol.SwapApplied(order.swap, steps=history.steps, ahead=history.ahead)
+        return protocol.SwapApplied(order.swap, steps=history.steps, ahead=history.ahead, harm=harm)
 
-    def _apply(self, order: protocol.ApplySwap) -> None:
+    def _apply(self, order: protocol.ApplySwap) -> str:
+        """Why the partner's swaps do harm, or "". Raises PeerRefused before anything has changed."""
         theirs = self._read(order.theirs, order.frm)
         if order.part == "copy":
             self._copy(order, theirs)
-            return
+            return ""
         own = self._read(order.own or "", self._run.settings.spec.site)
+        before = self._losses()
         add_difference(self._shared.weights(), theirs, own, order.weight)
+        change = change_by_patient(before, self._losses(), self._run.site.patients("validation"))
+        return self.harm.note(order.frm, change)
+
+    def _losses(self) -> list[float | None]:
+        """Validation NLL of the training weights, by case."""
+        return self._run.losses(self._shared.model, self._run.history.round + 1)
 
     def _copy(self, order: protocol.ApplySwap, theirs: Mapping[str, Tensor]) -> None:
         """The partner's model brings its steps and its round: the present one is the next."""

@@ -312,6 +312,7 @@ class Trainer:
             "anchor": cpu_copy(self.global_model.anchor),
             "best": self.round_end.best,
             "admission": self.admission.state(),
+            "harm": self.swaps.harm.state(),
             "released": self.global_model.private_state(),
             "rest": self.global_model.rest.state(),
             "spent": self.private.state() if self.private is not None else None,
@@ -334,6 +335,7 @@ class Trainer:
         self.global_model.set_anchor(state.get("anchor", {}))
         self.round_end.best = state.get("best")
         self.admission.load(state.get("admission"))
+        self.swaps.harm.load(state.get("harm"))
         self.global_model.load_private(state.get("released"))
         self.global_model.rest.load(state.get("rest"))
         if self.private_steps is not None:

@@ -757,6 +757,54 @@ def test_the_number_of_a_snapshots_manifest_is_on_disk_before_it_is_told() -> No
     assert rig.snapshot.sequence == told.model.manifest.sequence  # type: ignore[attr-defined]
 
 
+def test_the_giving_side_in_doubt_also_asks_after_a_restart() -> None:
+    rig = rig_of("b")
+    rig.round_done()
+    swap = accepted(rig, asked(rig), one_way=True)
+    rig.do(ev.SnapshotExported(swap, model("mine")))
+    rig.answer(rig.request(ms.SwapSnapshot), ms.SwapSnapshotReply("accept"))
+    rig.do(ev.TransferDone(rig.of(fx.StartTransfer)[0].id))
+    again = restarted(rig)
+    again.ready()
+    again.until(again.now + 0.1)
+    assert again.node.swap is not None
+    again.asks("b", ms.SwapTold(swap, "committed"))
+    assert again.node.swap is None and not again.of(fx.ApplySwap) and again.node.count("kept", "b") == 1
+
+
+def test_a_peer_that_only_talks_does_not_hold_the_place() -> None:
+    """Accepted, and then no file comes: after a while another site's offer takes the place."""
+    rig = rig_of("b", "c")
+    rig.asks("b", offer_of("b"))
+    rig.asks("c", offer_of("c", 1))
+    assert rig.reply().verdict == "busy"
+    for _ in range(4):
+        rig.until(rig.now + 10.1)
+        rig.asks("b", ms.SwapTold(ExchangeId("b", 1), "open"))
+        assert rig.reply() == ms.SwapState("open")
+    rig.asks("c", offer_of("c", 2))
+    assert rig.reply().verdict == "accept"
+    told = [r.body for r in rig.requests(ms.SwapTold, "b")]
+    assert told == [ms.SwapTold(ExchangeId("b", 1), "dropped", "displaced")]
+
+
+def test_a_trade_that_goes_on_holds_the_place_and_so_does_what_is_bound() -> None:
+    rig = rig_of("b", "c")
+    swap = ExchangeId("b", 1)
+    rig.asks("b", offer_of("b"))
+    rig.asks("b", ms.SwapSnapshot(swap, model("theirs")))
+    for number in range(1, 5):
+        rig.until(rig.now + 30)
+        rig.do(ev.TransferBegan("b", model("theirs").hash))
+        rig.asks("c", offer_of("c", number))
+        assert rig.reply().verdict == "busy"
+    rig, swap = trading()
+    rig.asks("b", ms.SwapReady(swap))
+    rig.until(rig.now + 100)
+    rig.asks("c", offer_of("c"))
+    assert rig.reply().verdict == "busy" and rig.node.swap is not None
+
+
 # ---------------------------------------------------------------- a pause
 
 

@@ -147,6 +147,23 @@ def test_a_model_that_is_not_finite_is_never_sent_and_becomes_its_average(data: 
     assert all(torch.isfinite(t).all() for t in floats(trainer).values())
 
 
+def test_a_partner_that_does_harm_is_told_of(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    north, south = (trainer_of(data, tmp_path, site) for site in ("north", "south"))
+    ours, theirs = snapshots(north, south)
+    monkeypatch.setattr(north.site, "patients", lambda split: ("a", "b", "c"))
+    losses = iter([[1.0, 1.0, 1.0], [1.3, 1.4, 1.2]] * 3)
+    monkeypatch.setattr(north.site, "losses", lambda model, split, on_progress: next(losses))
+    orders = [
+        protocol.ApplySwap(protocol.Swap("x", n), "west", "mix", 0.5, theirs.path, "h", ours.path)
+        for n in (1, 2, 3)
+    ]
+    said = [north.apply_swap(order).harm for order in orders]
+    assert said[:2] == ["", ""] and "raised the validation loss by 0.300" in said[2]
+    assert north.apply_swap(orders[2]).harm == "", "told once"
+
+
 def test_under_swaps_the_guard_has_no_part(data: Path, tmp_path: Path) -> None:
     trainer = trainer_of(data, tmp_path, "north")
     for number in (1, 2, 3, 4):

@@ -1,0 +1,75 @@
+"""Which peer's swaps do harm here: validation NLL just after a swap, less just before it.
+
+For each peer the last three swaps are kept, by patient. With d the mean of a peer's, less the mean of all
+other peers' (0 where there is no other), a peer does harm where, over the patients,
+
+    mean(d) > max(0.05, 3·SE(d))                                                                         (1)
+
+with three patients or more. Nothing is undone: the core sets the peer aside (docs/design/swap.md).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gossipseg.learn.evaluation.paired import LEAST_PATIENTS
+
+SWAPS_KEPT = 3
+LEAST_HARM, STANDARD_ERRORS = 0.05, 3.0
+
+ByPatient = Mapping[str, float]
+
+
+class Harm:
+    """What the last swaps with each peer did to the loss, by patient."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, list[dict[str, float]]] = {}
+
+    def note(self, peer: str, change: ByPatient) -> str:
+        """Take in a swap's change of the loss; why the peer does harm, or ""."""
+        kept = self._kept.setdefault(peer, [])
+        kept.append(dict(change))
+        del kept[:-SWAPS_KEPT]
+        return self._judged(peer) if len(kept) == SWAPS_KEPT else ""
+
+    def _judged(self, peer: str) -> str:
+        own = _means(self._kept[peer])
+        others = _means([c for name, changes in self._kept.items() if name != peer for c in changes])
+        differences = [value - others.get(patient, 0.0) for patient, value in own.items()]
+        if len(differences) < LEAST_PATIENTS:
+            return ""
+        mean, error = statistics.fmean(differences), statistics.stdev(differences) / len(differences) ** 0.5
+        if mean <= max(LEAST_HARM, STANDARD_ERRORS * error):
+            return ""
+        return (
+            f"its last {SWAPS_KEPT} swaps raised the validation loss by {mean:.3f} ± {error:.3f} "
+            f"more than those of others, over {len(differences)} patients"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: plain values."""
+        return {peer: [dict(change) for change in kept] for peer, kept in self._kept.items()}
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from what state() gave; None: from an earlier version's checkpoint."""
+        self._kept = {peer: [dict(change) for change in kept] for peer, kept in (state or {}).items()}
+
+
+def change_by_patient(
+    before: Sequence[float | None], after: Sequence[float | None], patients: Sequence[str]
+) -> dict[str, float]:
+    """Each patient's mean change of the loss, over the cases with a finite loss both times."""
+    found: dict[str, list[float]] = {}
+    for b, a, patient in zip(before, after, patients, strict=True):
+        if b is not None and a is not None and math.isfinite(a - b):
+            found.setdefault(patient, []).append(a - b)
+    return {patient: statistics.fmean(values) for patient, values in found.items()}
+
+
+def _means(changes: Sequence[ByPatient]) -> dict[str, float]:
+    patients = {patient for change in changes for patient in change}
+    return {p: statistics.fmean(c[p] for c in changes if p in c) for p in sorted(patients)}
