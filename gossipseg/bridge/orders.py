@@ -149,6 +149,11 @@ def snapshot_admitted(report: protocol.SnapshotAdmitted) -> events.SnapshotAdmit
     return events.SnapshotAdmitted(_exchange_id(report.swap), report.reason, report.detail)
 
 
+def harmful(report: protocol.SwapApplied, frm: Site) -> events.HarmfulPeer | None:
+    """What the worker says of its last swaps with `frm`; None: they did no harm."""
+    return events.HarmfulPeer(frm, report.harm) if report.harm else None
+
+
 def swap_applied(report: protocol.SwapApplied) -> events.SwapApplied:
     """A swap that was not applied leaves steps and position as they were."""
     if report.reason:

@@ -254,10 +254,11 @@ class LabSite:
 
     def _carry_out_swaps(self) -> None:
         while self._swap_orders:
-            self.inject(self._swapped(self._swap_orders.popleft()))
+            for event in self._swapped(self._swap_orders.popleft()):
+                self.inject(event)
 
-    def _swapped(self, effect: SwapEffect) -> events.Event:
-        """Let the trainer do its part of a swap, and say what came of it."""
+    def _swapped(self, effect: SwapEffect) -> list[events.Event]:
+        """Let the trainer do its part of a swap; what came of it."""
         try:
             report = self.training.swap(orders.swap_order(effect, self.store.path))
             match report:
@@ -265,11 +266,13 @@ class LabSite:
                     if report.export is not None and self._spoil is not None:
                         self._spoil(Path(report.export.path))
                     model = self._adopted(report.export, report.round, "model")
-                    return orders.snapshot_exported(report, model)
+                    return [orders.snapshot_exported(report, model)]
                 case protocol.SnapshotAdmitted():
-                    return orders.snapshot_admitted(report)
+                    return [orders.snapshot_admitted(report)]
                 case protocol.SwapApplied():
-                    return orders.swap_applied(report)
+                    assert isinstance(effect, effects.ApplySwap)
+                    harm = orders.harmful(report, effect.frm)
+                    return [*([harm] if harm is not None else []), orders.swap_applied(report)]
         except Exception as e:
             self._broke(e)
             raise
