@@ -149,6 +149,11 @@ def snapshot_admitted(report: protocol.SnapshotAdmitted) -> events.SnapshotAdmit
     return events.SnapshotAdmitted(_exchange_id(report.swap), report.reason, report.detail)
 
 
+def harmful_peer(report: protocol.SwapApplied) -> events.HarmfulPeer | None:
+    """The peer whose swaps did harm, by the worker's measure; None: this one's did not."""
+    return events.HarmfulPeer(report.frm, report.harm) if report.harm else None
+
+
 def swap_applied(report: protocol.SwapApplied) -> events.SwapApplied:
     """A swap that was not applied leaves steps and position as they were."""
     if report.reason:

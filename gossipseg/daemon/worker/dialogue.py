@@ -168,6 +168,8 @@ class WorkerDialogue:
                         more = {"asker": swap.asker, "number": swap.number, "detail": detail}
                         self._owner.note("swap_not_applied", reason=reason, **more)
                     self._owner.inject(orders.swap_applied(news))
+                    if (harmful := orders.harmful_peer(news)) is not None:
+                        self._owner.inject(harmful)
                 case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):

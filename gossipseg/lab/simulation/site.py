@@ -254,9 +254,10 @@ class LabSite:
 
     def _carry_out_swaps(self) -> None:
         while self._swap_orders:
-            self.inject(self._swapped(self._swap_orders.popleft()))
+            for event in self._swapped(self._swap_orders.popleft()):
+                self.inject(event)
 
-    def _swapped(self, effect: SwapEffect) -> events.Event:
+    def _swapped(self, effect: SwapEffect) -> list[events.Event]:
         """Let the trainer do its part of a swap, and say what came of it."""
         try:
             report = self.training.swap(orders.swap_order(effect, self.store.path))
@@ -265,11 +266,12 @@ class LabSite:
                     if report.export is not None and self._spoil is not None:
                         self._spoil(Path(report.export.path))
                     model = self._adopted(report.export, report.round, "model")
-                    return orders.snapshot_exported(report, model)
+                    return [orders.snapshot_exported(report, model)]
                 case protocol.SnapshotAdmitted():
-                    return orders.snapshot_admitted(report)
+                    return [orders.snapshot_admitted(report)]
                 case protocol.SwapApplied():
-                    return orders.swap_applied(report)
+                    harmful = orders.harmful_peer(report)
+                    return [orders.swap_applied(report), *([harmful] if harmful is not None else [])]
         except Exception as e:
             self._broke(e)
             raise
