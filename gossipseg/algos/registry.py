@@ -35,6 +35,9 @@ from gossipseg.algos.params import (
 from gossipseg.algos.robust import Robust
 from gossipseg.errors import ConfigError
 
+GONE = ("on_departure", "has_personal", "trains_visitor", "sends_average")
+"""What algorithms of earlier versions could say; left unread, it would make another algorithm of them."""
+
 
 def build(
     params: AlgorithmParams,
@@ -112,6 +115,14 @@ def _brought(params: Any, norm_names: Collection[str], private_names: Collection
             f"{type(params).algorithm} made a {type(algorithm).__name__}, which is no Algorithm",
             key="algorithm.name",
             value=params.name,
+        )
+    gone = [name for name in GONE if hasattr(algorithm, name)]
+    if gone:
+        raise ConfigError(
+            f"{type(algorithm).__name__} has {', '.join(gone)}, which this version does not know",
+            key="algorithm.name",
+            value=params.name,
+            remedy=f"Update the package of {type(params).algorithm} (docs/ml/extending.md).",
         )
     if params.exchange == "rounds" and type(algorithm).aggregate is Algorithm.aggregate:
         raise ConfigError(

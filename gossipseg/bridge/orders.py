@@ -149,9 +149,9 @@ def snapshot_admitted(report: protocol.SnapshotAdmitted) -> events.SnapshotAdmit
     return events.SnapshotAdmitted(_exchange_id(report.swap), report.reason, report.detail)
 
 
-def harmful(report: protocol.SwapApplied, frm: Site) -> events.HarmfulPeer | None:
-    """What the worker says of its last swaps with `frm`; None: they did no harm."""
-    return events.HarmfulPeer(frm, report.harm) if report.harm else None
+def harmful_peer(report: protocol.SwapApplied) -> events.HarmfulPeer | None:
+    """The peer whose swaps did harm, by the worker's measure; None: this one's did not."""
+    return events.HarmfulPeer(report.frm, report.harm) if report.harm else None
 
 
 def swap_applied(report: protocol.SwapApplied) -> events.SwapApplied:

@@ -349,8 +349,9 @@ class SwapApplied(_Line, frozen=True):
     """Optimizer steps behind the model now."""
     ahead: int = 0
     """As in Ready."""
+    frm: str = ""
     harm: str = ""
-    """Why the partner's last swaps did harm here; "" where they did not."""
+    """Why the last swaps with `frm` did harm here; "" where they did not."""
 
 
 class Fatal(_Line, frozen=True):

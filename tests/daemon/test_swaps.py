@@ -18,6 +18,7 @@ from gossipseg.ctl.exchanges import swap_cells
 from gossipseg.ctl.status import pairs
 from gossipseg.daemon.main import remembered
 from gossipseg.daemon.observe.metrics import sample
+from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.recording import replay
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.errors import LocalError
@@ -194,10 +195,10 @@ async def test_a_peer_whose_swaps_did_harm_is_set_aside_before_the_next(
         seen: list[ev.Event] = []
         real = r.inject
         monkeypatch.setattr(r, "inject", lambda event: (seen.append(event), real(event))[1])
-        await worker.says(protocol.SwapApplied(SWAP, steps=54, harm="it raised the loss by 0.2"))
-        assert seen == [ev.HarmfulPeer("south", "it raised the loss by 0.2"), ev.SwapApplied(ID, "", 54, 0)]
+        await worker.says(protocol.SwapApplied(SWAP, frm="south", steps=54, harm="it raised the loss"))
+        assert seen == [ev.HarmfulPeer("south", "it raised the loss"), ev.SwapApplied(ID, "", 54, 0)]
         (note,) = [e for e in r.events.tail(50) if e["event"] == "peer_harmful"]
-        assert (note["site"], note["detail"]) == ("south", "it raised the loss by 0.2")
+        assert (note["site"], note["detail"]) == ("south", "it raised the loss")
 
 
 async def test_an_export_that_cannot_be_stored_drops_the_swap(
@@ -223,6 +224,32 @@ async def test_a_worker_that_comes_again_has_its_order_again_unless_its_checkpoi
         r.worker.on_worker_lost("killed", False)
         await worker.says(msgspec.structs.replace(READY, last_swap=SWAP))
         assert len(worker.of(protocol.ApplySwap)) == 2 and r.node.count("mixed") == 1
+
+
+async def test_a_snapshot_whose_swap_is_over_is_not_sent_when_its_window_opens(
+    swapping: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with met(swapping, monkeypatch) as (r, worker):
+        transfer = PeerCalls.transfer
+        pushed: list[str] = []
+        ended: list[ev.Event] = []
+
+        async def push(to: str, ref: ModelRef, *_: Any) -> None:
+            pushed.append(ref.hash)
+
+        monkeypatch.setattr(r.transport, "push", push)
+        await traded(r, worker, tmp_path)
+        own = r.node.swap.own  # type: ignore[union-attr]
+        assert own is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(r, "inject", ended.append)
+            await transfer(r.calls, fx.StartTransfer(91, "south", own))
+            assert pushed == [own.hash] and ended == [ev.TransferDone(91)]
+        r.inject(ev.Incoming("south", 5, ms.SwapTold(ID, "dropped", "too_old")))
+        monkeypatch.setattr(r, "inject", ended.append)
+        await transfer(r.calls, fx.StartTransfer(92, "south", own))
+        assert pushed == [own.hash]
+        assert ended[1:] == [ev.TransferFailed(92, "cancelled", "the swap is over")]
 
 
 # ---------------------------------------------------------------- the disk

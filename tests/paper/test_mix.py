@@ -100,6 +100,7 @@ def test_the_best_share_is_the_one_with_the_least_mean_loss() -> None:
     assert best_share({0.0: [3.0, 1.0], 0.5: [2.0, 1.9], 1.0: [1.0, 2.8]}) == 1.0
     assert best_share({0.0: [1.0, None], 0.5: [9.0, None], 1.0: [2.0, None]}) == 0.0
     assert best_share({0.0: [1.0], 0.25: [1.0], 1.0: [1.0]}) == 0.25  # the nearest to one half
+    assert best_share({0.0: [math.nan], 0.5: [math.inf], 1.0: [5.0]}) == 1.0
     assert best_share({share: [] for share in SHARES}) == 0.5
 
 
@@ -148,6 +149,7 @@ def test_the_best_single_model_says_what_is_lost() -> None:
     both = Mix({"personal": 0.4, "shared": 0.6}, alone=0.7, shared=0.72, deployed=0.75)
     assert best_single(both) == ("shared", pytest.approx(0.03))
     assert only(both).weights == {"shared": 1.0} and "0.7500 with both, +0.0300" in only(both).why
+    assert only(both).deployed == 0.72 and "deployed 0.7200" in only(both).reason
     assert best_single(Mix({"personal": 0.4, "shared": 0.6})) == ("shared", None)
 
 

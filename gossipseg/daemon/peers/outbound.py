@@ -14,6 +14,7 @@ from gossipseg.core.node import NodeState
 from gossipseg.core.types import Site
 from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from gossipseg.daemon.peers.transfer_windows import window_open
+from gossipseg.errors import PeerUnreachable
 from gossipseg.store import ModelStore
 from gossipseg.wire.transport import Transport
 
@@ -68,6 +69,13 @@ class PeerCalls:
         else:
             self._owner.hear_peer(events.Reply(effect.id, body, time.monotonic() - begin))
 
+    def _outdated(self, effect: effects.StartTransfer) -> bool:
+        """Whether a snapshot's swap is over: it may have waited long for its window."""
+        if not configuration.swaps(self._owner.config.federation):
+            return False
+        own = self._node.swap.own if self._node.swap is not None else None
+        return own is None or own.hash != effect.model.hash
+
     async def transfer(self, effect: effects.StartTransfer) -> None:
         self._outgoing[effect.id] = effect.model.hash
         path, size = self._store.path(effect.model.hash), max(1, effect.model.size_bytes)
@@ -85,6 +93,8 @@ class PeerCalls:
                 effect.to,
                 lambda reason: self._ledger.waits(effect.to, effect.model.hash, reason),
             )
+            if self._outdated(effect):
+                raise PeerUnreachable(effect.to, "cancelled", "the swap is over")
             await self._transport.push(effect.to, effect.model, path, timeout_s, moved)
         except (Exception, asyncio.CancelledError) as e:
             self._owner.inject(events.TransferFailed(effect.id, *why(e)))

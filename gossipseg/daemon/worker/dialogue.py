@@ -81,8 +81,6 @@ class WorkerDialogue:
             clock=time.monotonic,
             obstacle=DataFolder(Path(config.site.data.path)).obstacle,
         )
-        self._partner = ""
-        """The site whose snapshot was last ordered to be applied."""
         self._news: asyncio.Queue[_News] = asyncio.Queue()
         self._was_ready = False
 
@@ -125,8 +123,6 @@ class WorkerDialogue:
 
     def swap(self, effect: effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap) -> None:
         """Order what a swap needs, at the next step's end."""
-        if isinstance(effect, effects.ApplySwap):
-            self._partner = effect.frm
         self._supervisor.send(orders.swap_order(effect, self._store.path))
 
     # ------------------------------------------------------------ messages of the worker
@@ -171,8 +167,8 @@ class WorkerDialogue:
                     if reason:  # it may name a file, which no recording of the core may hold
                         more = {"asker": swap.asker, "number": swap.number, "detail": detail}
                         self._owner.note("swap_not_applied", reason=reason, **more)
-                    if (harm := orders.harmful(news, self._partner)) is not None:
-                        self._owner.inject(harm)  # first: the next swap is with another peer
+                    if (harmful := orders.harmful_peer(news)) is not None:
+                        self._owner.inject(harmful)  # first: the next swap is with another peer
                     self._owner.inject(orders.swap_applied(news))
                 case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))

@@ -258,7 +258,7 @@ class LabSite:
                 self.inject(event)
 
     def _swapped(self, effect: SwapEffect) -> list[events.Event]:
-        """Let the trainer do its part of a swap; what came of it."""
+        """Let the trainer do its part of a swap, and say what came of it."""
         try:
             report = self.training.swap(orders.swap_order(effect, self.store.path))
             match report:
@@ -270,9 +270,8 @@ class LabSite:
                 case protocol.SnapshotAdmitted():
                     return [orders.snapshot_admitted(report)]
                 case protocol.SwapApplied():
-                    assert isinstance(effect, effects.ApplySwap)
-                    harm = orders.harmful(report, effect.frm)
-                    return [*([harm] if harm is not None else []), orders.swap_applied(report)]
+                    harmful = orders.harmful_peer(report)
+                    return [*([harmful] if harmful is not None else []), orders.swap_applied(report)]
         except Exception as e:
             self._broke(e)
             raise

@@ -13,6 +13,7 @@ gain is proved gives half of the gain away (docs/design/equations.md §7).
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -65,13 +66,15 @@ class Mix:
         members = ", ".join(f"{name} {weight:.2f}" for name, weight in self.weights.items())
         if self.why:
             members = f"{next(iter(self.weights))} alone, because {self.why}"
-        if self.alone is None or self.deployed is None:
+        if self.deployed is None:
             return f"{members}; no validation case has been scored"
+        of = f"on {self.patients} patient{'s' if self.patients != 1 else ''}"
+        if self.alone is None:
+            return f"deployed {self.deployed:.4f} {of}; {members}"
         gain = f"{self.deployed - self.alone:+.4f}"
         if self.standard_error is not None:
             gain += f" ± {self.standard_error:.4f}"
-        of = f"{self.patients} patient{'s' if self.patients != 1 else ''}"
-        return f"alone {self.alone:.4f}, deployed {self.deployed:.4f}, gain {gain} on {of}; {members}"
+        return f"alone {self.alone:.4f}, deployed {self.deployed:.4f}, gain {gain} {of}; {members}"
 
 
 def counted(patients: Sequence[str]) -> int:
@@ -90,7 +93,7 @@ def best_share(losses: Mapping[float, Sequence[float | None]]) -> float:
     Of equal ones the share nearest to the prior wins, and without any case the prior itself.
     """
     means = {share: _mean(values) for share, values in losses.items()}
-    known = {share: mean for share, mean in means.items() if mean is not None}
+    known = {share: mean for share, mean in means.items() if mean is not None and math.isfinite(mean)}
     return min(known, key=lambda share: (known[share], abs(share - PRIOR_SHARE)), default=PRIOR_SHARE)
 
 
@@ -106,6 +109,9 @@ def choose(
     `losses`: share → NLL by case. `personal`, `shared`: Dice of these models by case. `mixes`: α̂ → Dice by
     case of what equation (1) makes of it. `patients`: whose each case is. All are in one order.
     """
+    broken = [name for name, share in (("personal", 1.0), ("shared", 0.0)) if not _finite(losses[share])]
+    if broken:
+        return _without(broken, personal, shared, patients), PRIOR_SHARE
     n, best = counted(patients), best_share(losses)
     share, mix = share_of_personal(best, n), mixes[best]
     drop = paired_drop(personal, mix, patients)
@@ -123,6 +129,30 @@ def choose(
         why = f"with the shared model validation Dice falls by {drop.mean:.4f} ± {error:.4f}"
         return replace(plain, weights={"personal": 1.0}, why=why, deployed=alone, standard_error=0.0), best
     return plain, best
+
+
+def shared_alone(why: str, scores: CaseScores = (), patients: Sequence[str] = ()) -> Mix:
+    """The shared model alone, and its validation Dice where there is one."""
+    means = by_patient(scores, patients)
+    dice = statistics.fmean(means) if means else None
+    return Mix({"shared": 1.0}, why, shared=dice, deployed=dice, patients=len(means))
+
+
+def _without(broken: Sequence[str], personal: CaseScores, shared: CaseScores, patients: Sequence[str]) -> Mix:
+    """A model whose predictions are not finite has no part; the figures are those of the other one."""
+    if "personal" in broken:
+        which = (
+            "both models' predictions are" if "shared" in broken else "the personal model's predictions are"
+        )
+        return shared_alone(f"{which} not finite", shared, patients)
+    means = by_patient(personal, patients)
+    dice = statistics.fmean(means) if means else None
+    why = "the shared model's predictions are not finite"
+    return Mix({"personal": 1.0}, why, alone=dice, deployed=dice, standard_error=0.0, patients=len(means))
+
+
+def _finite(losses: Sequence[float | None]) -> bool:
+    return all(loss is None or math.isfinite(loss) for loss in losses)
 
 
 def best_single(mix: Mix) -> tuple[str, float | None]:
@@ -144,7 +174,8 @@ def only(mix: Mix) -> Mix:
     why = "one model was asked for"
     if lost is not None:
         why += f": validation Dice {mix.deployed:.4f} with both, {lost:+.4f} against this one"
-    return replace(mix, weights={best: 1.0}, why=why)
+    own = {"personal": mix.alone, "shared": mix.shared}.get(best)
+    return replace(mix, weights={best: 1.0}, why=why, deployed=own, standard_error=None)
 
 
 def _over_patients(scores: CaseScores, other: CaseScores, patients: Sequence[str]) -> float | None:

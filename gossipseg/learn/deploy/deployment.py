@@ -84,7 +84,8 @@ def _chosen(
     `net`: the shared model's average.
     """
     personal, told = checkpoint.get("personal_model"), checkpoint.get("mix")
-    if personal is None or told is None or not settings.has_personal:
+    unusable = personal is None or told is None or not personal.get("begun", True)
+    if personal is None or told is None or unusable or not settings.has_personal:
         return net, None
     mix = Mix(**told)
     if single and len(mix.weights) > 1:

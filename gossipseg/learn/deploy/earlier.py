@@ -30,10 +30,11 @@ def _of_shadow(shadow: Mapping[str, Any]) -> dict[str, Any]:
 
 def _of_ditto(state: Mapping[str, Any]) -> dict[str, Any]:
     """The average was the personal model's: the shared one's begins anew."""
-    average = {key: state[key] for key in ("ema", "averaged_rounds")}
-    round, step = (state["history"][key] for key in ("round", "step"))
-    model = {**state["personal"], **average}
-    personal = {"begun": True, "copied_from": "", "model": model, "round": round, "step": step}
+    history = {**state["history"], "in_average": False}
+    round = history["round"] + 1  # the one that it is in
+    model = {**state["personal"], **{key: state[key] for key in ("ema", "averaged_rounds")}}
+    place = {"round": round, "step": history["step"], "averaged": round if history["averaged"] else round - 1}
+    personal = {"begun": True, "copied_from": "", "model": model, **place}
     mix = {"weights": {"personal": 1.0}, "why": "it was deployed by an earlier version"}
-    own = {"ema": state["model"], "averaged_rounds": 0}
-    return {"personal_model": {**personal, "averaged": round}, "mix": mix, **own}
+    own = {"ema": state["model"], "averaged_rounds": 0, "history": history}
+    return {"personal_model": personal, "mix": mix, **own}

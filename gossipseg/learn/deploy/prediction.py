@@ -12,13 +12,18 @@ from typing import Any
 
 from torch import nn
 
-from gossipseg.learn.deploy.choice import SHARES, Mix, choose, counted, share_of_personal
+from gossipseg.learn.deploy.choice import SHARES, Mix, choose, counted, share_of_personal, shared_alone
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.evaluation.evaluate import Scores, summarise
 from gossipseg.learn.evaluation.mixture import Mixture
 
 LEAST_ROUNDS_OF_A_COPY = 5
 """Rounds that a personal model trains before it predicts, where it began as a copy of the shared one."""
+
+
+def young(rounds: int) -> str:
+    """Why a personal model that was a copy has no say yet."""
+    return f"the personal model has trained {rounds} of {LEAST_ROUNDS_OF_A_COPY} rounds since it began"
 
 
 class Prediction:
@@ -36,7 +41,7 @@ class Prediction:
         `copied`: rounds that the personal model has trained since it was a copy; None: it never was one.
         """
         if copied is not None and copied < LEAST_ROUNDS_OF_A_COPY:
-            why = f"the personal model has trained {copied} of {LEAST_ROUNDS_OF_A_COPY} rounds since it began"
+            why = young(copied)
             scores = self.shared_alone(shared, round, why)
             return scores, scores
         patients = self._run.site.patients("validation")
@@ -47,14 +52,21 @@ class Prediction:
         shared_scores = [case.mean for case in found.shared]
         mixes = {best: [case.mean for case in found.mixes[share]] for best, share in by_best.items()}
         self.mix, best = choose(found.losses, alone, shared_scores, mixes, patients)
-        cases = found.personal if self.mix.name == "personal" else found.mixes[by_best[best]]
+        single = {"personal": found.personal, "shared": found.shared}
+        cases = single.get(self.mix.name, found.mixes[by_best[best]])
         task = self._run.settings.task
         return summarise(cases, task), summarise(found.shared, task)
 
     def shared_alone(self, shared: nn.Module, round: int, why: str) -> Scores:
         """Predict with the shared model alone from now on; its scores over the validation split."""
-        self.mix = Mix({"shared": 1.0}, why)
-        return self._run.score(shared, "validation", round)
+        scores = self._run.score(shared, "validation", round)
+        patients = self._run.site.patients("validation")
+        self.mix = shared_alone(why, [case.mean for case in scores.per_case], patients)
+        return scores
+
+    def begins_anew(self, why: str) -> None:
+        """Predict with the shared model alone until the next validation."""
+        self.mix = shared_alone(why)
 
     def net(self, personal: nn.Module, shared: nn.Module) -> nn.Module:
         """What the site evaluates and predicts with."""

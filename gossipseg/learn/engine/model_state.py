@@ -98,8 +98,11 @@ class ModelState:
         """Undo take_in_round() while W is still what it took in: e_(t−1) = (e_t − (1−d_t)·W_t)/d_t, within
         rounding.
 
-        Buffers stay, and at t = 1 all of the EMA does: the next round replaces them.
+        Buffers stay, and at t = 1 all of the EMA does: the next round replaces them. An average that has
+        taken in nothing has nothing to give back.
         """
+        if not self.averaged_rounds:
+            return
         if self._decay > 0:
             self._move_average(1 - 1 / self._decay)
         self.averaged_rounds -= 1

@@ -46,8 +46,10 @@ class GlobalModel:
         the algorithm asks for them."""
         self._remember()
 
-    def begin(self, common: protocol.GlobalModelFile, *, settling_in: bool, finetuning: bool = False) -> str:
-        """Let the round start from a global model. What went wrong, in words, or "".
+    def begin(
+        self, common: protocol.GlobalModelFile, *, settling_in: bool, finetuning: bool = False
+    ) -> tuple[bool, str]:
+        """Let the round start from a global model: whether it was taken, and what went wrong, or "".
 
         A site that joined after the others had begun takes it over outright, its EMA too. The rest of this
         site's own update is added where it is due (rest.py). `anchor`, and what is clipped against, lack it.
@@ -65,9 +67,9 @@ class GlobalModel:
             )
             owed = self.rest.owed(Path(common.path)) if incoming is not None else {}
         except PeerRefused as e:
-            return f"the global model of round {common.round} was not taken: {e.reason}: {e.detail}"
+            return False, f"the global model of round {common.round} was not taken: {e.reason}: {e.detail}"
         if incoming is None:
-            return ""
+            return False, ""
         # An algorithm may calculate with both, and moves nothing between devices.
         incoming = {name: tensor.to(local[name].device) for name, tensor in incoming.items()}
         weights = self._algorithm.on_global(local, incoming)
@@ -79,7 +81,7 @@ class GlobalModel:
         self._private.set_reference(incoming)
         if not (settling_in or finetuning):
             self._add(owed)
-        return ""
+        return True, ""
 
     @torch.no_grad()
     def _add(self, rest: Mapping[str, Tensor]) -> None:

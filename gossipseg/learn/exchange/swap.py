@@ -79,11 +79,17 @@ class Swaps:
             history.last_swap = name
             if history.first_exchange is None:
                 history.first_exchange = history.round + 1
-        return protocol.SwapApplied(order.swap, steps=history.steps, ahead=history.ahead, harm=harm)
+        return protocol.SwapApplied(
+            order.swap, steps=history.steps, ahead=history.ahead, frm=order.frm, harm=harm
+        )
 
     def _apply(self, order: protocol.ApplySwap) -> str:
         """Why the partner's swaps do harm, or "". Raises PeerRefused before anything has changed."""
+        history = self._run.history
+        if order.part == "copy" and self._run.is_last(history.round):
+            raise PeerRefused(order.frm, "last_round", "training has ended here: nothing would be trained")
         theirs = self._read(order.theirs, order.frm)
+        history.in_average = False  # what the average took in is no longer what the weights are
         if order.part == "copy":
             self._copy(order, theirs)
             return ""
@@ -103,8 +109,9 @@ class Swaps:
         self._shared.become(theirs)
         history.steps = min(order.steps, MAX_CLAIMED_COUNT)
         ahead = max(0, min(order.round, MAX_CLAIMED_COUNT) - history.round)
-        left = ahead if training.rounds is None else max(0, training.rounds - history.round)
+        left = ahead if training.rounds is None else max(0, training.rounds - history.round - 1)
         history.ahead = min(ahead, left)
+        history.dice_val = history.dice_shared = None
 
     def _read(self, path: str, frm: str, admission: Admission | None = None) -> dict[str, Tensor]:
         """The shared tensors of a snapshot, on the model's device. Raises PeerRefused."""

@@ -46,10 +46,12 @@ class Personal:
         """Rounds behind its average."""
         return self.model_state.averaged_rounds
 
-    def begin(self, round: int, shared: ModelState) -> None:
-        """Begin as a copy of the shared model in the round that the settings say."""
-        if not self.begun and round >= self._run.settings.training.personal_from_round:
-            self.copy(shared, round, OWN)
+    def begin(self, round: int, shared: ModelState) -> bool:
+        """Begin as a copy of the shared model in the round that the settings say; whether it begins now."""
+        if self.begun or round < self._run.settings.training.personal_from_round:
+            return False
+        self.copy(shared, round, OWN)
+        return True
 
     def copy(self, shared: ModelState, round: int, source: str) -> None:
         """Be a copy of the shared model, on its schedule, from the beginning of `round`."""

@@ -54,10 +54,14 @@ class StepLoop:
         run, personal = self._run, self._personal
         if personal is None:
             return
-        for step, batch in run.site.batches(order.round, 0, run.settings.training.steps_per_round):
+        total = run.settings.training.steps_per_round
+        for step, batch in run.site.batches(order.round, 0, total):
             run.gate()
+            run.between_steps()
             if personal.due(run.moment(order, step)):
                 self._step_alone(personal, run.moment(order, step), batch)
+            done = protocol.Progress(order.round, step + 1, total, "training", (step + 1) / total)
+            run.report(lambda done=done: done, "training")  # type: ignore[misc]
         run.gate()
 
     def _step(self, position: StepPosition, batch: Mapping[str, Tensor]) -> StepResult:

@@ -28,6 +28,7 @@ from gossipseg.errors import LocalError
 from gossipseg.learn import protocol
 from gossipseg.learn.deploy.choice import Mix
 from gossipseg.learn.deploy.earlier import of_earlier_version
+from gossipseg.learn.deploy.prediction import young
 from gossipseg.learn.engine.build import build_model
 from gossipseg.learn.engine.history import History
 from gossipseg.learn.engine.model_state import ModelState, cpu_copy
@@ -93,6 +94,9 @@ class Trainer:
             self.personal,
             self.reception.guard,
         )
+        if self.personal is not None and not self.personal.begun and self.round_end.prediction is not None:
+            first = run.settings.training.personal_from_round
+            self.round_end.prediction.begins_anew(f"the personal model begins with round {first}")
         self._notice = ""
         """What an administrator should know with the next round's report."""
 
@@ -221,15 +225,15 @@ class Trainer:
         trouble, global_model, history = "", order.start_from, self.history
         if self.settings.algorithm.exchange == "rounds":
             history.ahead = order.ahead
-        if self.personal is not None:
-            self.personal.begin(order.round, self.model_state)
+        if self.personal is not None and self.personal.begin(order.round, self.model_state):
+            self._personal_is_young()
         if global_model is not None and global_model.hash != history.last_global:
             start_over(self.run, self.model_state, self.guard)
-            trouble = self.global_model.begin(
+            taken, trouble = self.global_model.begin(
                 global_model, settling_in=order.settling_in, finetuning=order.finetuning
             )
             history.last_global = global_model.hash
-            if order.settling_in:
+            if order.settling_in and taken:
                 history.settling_round = order.round
                 self._copy_personal(order.round, global_model.hash)
         if order.finetuning and not (history.finetuned or history.step or history.averaged):
@@ -264,11 +268,25 @@ class Trainer:
     def _copy_personal(self, round: int, source: str) -> None:
         if self.personal is not None:
             self.personal.copy(self.model_state, round, source)
+            self._personal_is_young()
+
+    def _personal_is_young(self) -> None:
+        """A copy of the shared model has no say before it has trained for a while."""
+        if self.round_end.prediction is not None:
+            self.round_end.prediction.begins_anew(young(0))
 
     def _forget_copy_of(self, undone: Merge | None, round: int) -> None:
-        """A personal model that was a copy of one that did harm begins anew, as a copy of the shared one."""
-        if undone is not None and self.personal is not None and self.personal.copied_from == undone.hash:
-            self.personal.copy(self.model_state, round + 1, OWN)
+        """A personal model that was a copy of one that did harm begins anew, as a copy of the shared one.
+
+        Once that take-over is judged, the same model may come again and be undone for its own sake.
+        """
+        personal = self.personal
+        if personal is None or not personal.copied_from:
+            return
+        if undone is not None and personal.copied_from == undone.hash:
+            self._copy_personal(round + 1, OWN)
+        elif all(merge.hash != personal.copied_from for merge in self.guard.pending):
+            personal.copied_from = OWN
 
     def _done(self, order: protocol.StartRound, scores: Scores | None, started: float) -> dict[str, Any]:
         loss, terms = self.run.tally.means()
@@ -331,6 +349,8 @@ class Trainer:
         self.run.history = History.of(state["history"])
         self.run.tally.load(state["tally"])
         self.guard.load(state["guard"])
+        if self.settings.spec.swaps:
+            self.guard.forget()
         self.model_state.recent.extend(state.get("recent", []))
         self.global_model.set_anchor(state.get("anchor", {}))
         self.round_end.best = state.get("best")
@@ -349,14 +369,15 @@ class Trainer:
         """A checkpoint without a personal model: it begins as a copy of the shared one."""
         personal, prediction = self.personal, self.round_end.prediction
         if personal is None or prediction is None:
+            if "personal_model" in state:
+                self._notice = "training.personal is none: the personal model of the checkpoint is let go of"
             return
         if "personal_model" in state:
             personal.load(state["personal_model"])
             prediction.load(state.get("mix", prediction.state()))
-        elif self.history.round or self.history.step:
+        elif personal.begun and (self.history.round or self.history.step):
             self._notice = "the personal model begins as a copy of the shared one: the checkpoint had none"
-            self.run.resumable = True
-            personal.copy(self.model_state, self.history.round + 1, OWN)
+            self._copy_personal(self.history.round + 1, OWN)
 
 
 def _join(*parts: str) -> str:

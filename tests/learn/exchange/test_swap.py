@@ -110,6 +110,21 @@ def test_a_young_site_takes_the_partners_model_over(data: Path, tmp_path: Path) 
     assert same(north.personal.model_state.weights(), north.model_state.weights())
 
 
+def test_a_copy_that_claims_a_far_round_leaves_a_round_to_train(data: Path, tmp_path: Path) -> None:
+    north, south = (
+        trainer_of(data, tmp_path, s, algorithm=GcmlParams(), training={"rounds": 3}) for s in ("n", "s")
+    )
+    (theirs,) = snapshots(south)
+    north.run_round(protocol.StartRound(1))
+    order = protocol.ApplySwap(SWAP, "s", "copy", 1.0, theirs.path, "h", None, steps=40, round=10**12)
+    assert north.apply_swap(order).ahead == 1
+    assert north.mix.weights == {"shared": 1.0} and north.history.dice_val is None
+    north.run_round(protocol.StartRound(2))
+    late = protocol.ApplySwap(protocol.Swap("s", 9), "s", "copy", 1.0, theirs.path, "h", None, round=3)
+    before = floats(north)
+    assert north.apply_swap(late).reason == "last_round" and same(floats(north), before)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -189,7 +204,8 @@ def test_a_worker_swaps_between_two_steps_and_its_checkpoint_names_the_swap(
         w.send(protocol.AdmitSnapshot(SWAP, "south", theirs.path, "h"))
         assert w.wait(protocol.SnapshotAdmitted).reason == ""
         w.send(protocol.ApplySwap(SWAP, "south", "mix", 0.5, theirs.path, "h", own.path))
-        assert w.wait(protocol.SwapApplied) == protocol.SwapApplied(SWAP, steps=w.messages[-1].steps)
+        done = w.wait(protocol.SwapApplied)
+        assert (done.swap, done.frm, done.reason) == (SWAP, "south", "")
         assert not any(isinstance(m, protocol.RoundDone) for m in w.messages), "the round goes on"
         w.kill()
     with worker(spec) as w:

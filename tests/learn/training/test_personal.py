@@ -141,7 +141,7 @@ def test_who_joins_has_a_copy_of_what_it_took_over_on_its_schedule(
     trainer = trainer_of(data, tmp_path, GcmlParams(), training=settings)
     done = trainer.run_round(protocol.StartRound(1, replace(guest, round=7)))
     assert done.visit.reason == "taken_over" and done.ahead == 7
-    assert trainer.personal.copied_from == guest.hash and done.deployed == "shared"
+    assert trainer.personal.copied_from and done.deployed == "shared"
     rates = [m.learner.optimizer.param_groups[0]["lr"] for m in (trainer.personal, trainer.model_state)]
     assert rates[0] == rates[1] < 0.002
 
@@ -298,3 +298,78 @@ def test_where_the_privacy_budget_is_spent_the_personal_model_trains_no_more_eit
     trainer = make_trainer(dataclasses.replace(spec, privacy=dp))
     done = trainer.run_round(protocol.StartRound(1))
     assert "Training here has ended" in done.warning and trainer.gradients == 0
+
+
+def test_before_it_begins_it_has_no_say_not_even_without_a_validation(data: Path, tmp_path: Path) -> None:
+    settings = {"personal_from_round": 3, "validate_every_rounds": 20}
+    trainer = trainer_of(data, tmp_path, GossipAverageParams(), training=settings)
+    assert trainer.deployed is trainer.model_state.ema and "begins with round 3" in trainer.mix.reason
+    done = [trainer.run_round(protocol.StartRound(r)) for r in (1, 2, 3)]
+    assert [d.deployed for d in done] == ["shared"] * 3
+    assert "has trained 0 of 5 rounds" in done[2].deployed_reason
+
+
+def test_a_model_whose_predictions_are_not_finite_has_no_say(data: Path, tmp_path: Path) -> None:
+    for broken, left in (("personal", "shared"), ("shared", "personal")):
+        trainer = trainer_of(data, tmp_path / broken, GossipAverageParams())
+        trainer.run_round(protocol.StartRound(1))
+        states = {"personal": trainer.personal.model_state, "shared": trainer.model_state}
+        with torch.no_grad():
+            for parameter in states[broken].ema.parameters():
+                parameter.mul_(1e30)
+        scores = trainer.round_end._judged(1)
+        assert trainer.mix.weights == {left: 1.0}
+        assert f"the {broken} model's predictions are not finite" in trainer.mix.reason
+        assert trainer.deployed is states[left].ema
+        assert scores.mean == trainer.run.score(states[left].ema, "validation", 1).mean
+
+
+def test_a_model_that_is_merged_again_later_and_undone_costs_no_personal_model(
+    data: Path, tmp_path: Path, guest: protocol.Visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a peer could make a site throw it away by sending an old file again."""
+    trainer = trainer_of(data, tmp_path, GcmlParams())
+    trainer.run_round(protocol.StartRound(1, guest))
+    trainer.run_round(protocol.StartRound(2))
+    monkeypatch.setattr("gossipseg.learn.exchange.guard.harmful", lambda *_: True)
+    monkeypatch.setattr("gossipseg.learn.exchange.guard.LEAST_PATIENTS", 1)
+    trainer.run_round(protocol.StartRound(3, guest))
+    rounds = trainer.personal.rounds
+    trainer.run_round(protocol.StartRound(4))
+    assert trainer.run_round(protocol.StartRound(5)).reverted == guest.hash
+    assert trainer.personal.rounds == rounds + 2
+
+
+def test_a_global_model_that_is_refused_costs_no_personal_model(data: Path, tmp_path: Path) -> None:
+    trainer = trainer_of(data, tmp_path, FedAvgParams())
+    trainer.run_round(protocol.StartRound(1))
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"no model")
+    common = protocol.GlobalModelFile(str(torn), "c", 4)
+    done = trainer.run_round(protocol.StartRound(2, start_from=common, settling_in=True))
+    assert "was not taken" in done.warning and trainer.personal.rounds == 2
+    assert not trainer.personal.copied_from and done.deployed in ("mix", "personal")
+
+
+def test_a_personal_model_that_is_let_go_of_is_told_and_begins_when_it_may(
+    data: Path, tmp_path: Path
+) -> None:
+    trainer = trainer_of(data, tmp_path, FedAvgParams())
+    trainer.run_round(protocol.StartRound(1))
+    one = make_trainer(make_spec(data, tmp_path, algorithm=FedAvgParams()))
+    one.load(through_a_file(trainer.state()))
+    assert "is let go of" in one.run_round(protocol.StartRound(2)).warning
+    later = trainer_of(data, tmp_path, FedAvgParams(), training={"personal_from_round": 9})
+    later.load(through_a_file(one.state()))
+    assert not later.personal.begun and later.run_round(protocol.StartRound(3)).deployed == "shared"
+
+
+def test_with_privacy_its_steps_are_told_of(data: Path, tmp_path: Path) -> None:
+    """A worker that says nothing for long is taken for stuck."""
+    pytest.importorskip("opacus")
+    reports: list[protocol.Progress] = []
+    dp = {"dp": {"noise_multiplier": 1.0, "delta": 0.1}, "seed": 3}
+    spec = make_spec(data, tmp_path, algorithm=GossipAverageParams(), training=ALWAYS)
+    trainer = make_trainer(dataclasses.replace(spec, privacy=dp), reports=reports)
+    trainer.run_round(protocol.StartRound(1))
+    assert sum(r.activity == "training" for r in reports) == 8
