@@ -1030,6 +1030,19 @@ def test_the_quorum_is_of_the_contract_where_there_is_a_coordinator(folder: Path
     assert coordinated["rounds.quorum"] == "2" and "rounds.patience_s" not in coordinated
 
 
+def test_a_swap_is_of_the_contract_and_a_push_is_not(folder: Path) -> None:
+    """Sites of earlier versions push, and their contract has no such key."""
+    assert "gossip.exchange" not in dict(config.contract(load(folder).federation))
+    doc = yaml.safe_load(PEERS)
+    doc["gossip"] = {**doc.get("gossip", {}), "exchange": "swap"}
+    (folder / "peers.yaml").write_text(yaml.safe_dump(doc))
+    swapping = load(folder).federation
+    assert dict(config.contract(swapping))["gossip.exchange"] == '"swap"' and config.swaps(swapping)
+    doc["algorithm"] = {"name": "fedavg"}
+    (folder / "peers.yaml").write_text(yaml.safe_dump(doc))
+    assert "gossip.exchange" not in dict(config.contract(load(folder).federation))
+
+
 def test_contract_leaves_out_what_is_not_shared(folder: Path) -> None:
     first = config.contract(load(folder).federation)
     (folder / "peers.yaml").write_text(PEERS + "gossip: {retries: 9}\nwire: {max_model_bytes: 9}\n")

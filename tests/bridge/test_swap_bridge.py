@@ -155,6 +155,12 @@ def test_reports_become_events() -> None:
     assert orders.swap_applied(failed) == ev.SwapApplied(ID, "not_saved")
 
 
+def test_harm_is_told_of_the_partner() -> None:
+    swap = protocol.Swap("b", 3)
+    assert orders.harmful_peer(protocol.SwapApplied(swap, frm="b")) is None
+    assert orders.harmful_peer(protocol.SwapApplied(swap, frm="b", harm="0.2")) == ev.HarmfulPeer("b", "0.2")
+
+
 def test_a_worker_that_is_ready_says_which_swap_its_checkpoint_holds() -> None:
     ready = protocol.Ready(
         4, 40, 8, "net", {}, 1, "cpu", "no", {"training": 8}, last_swap=protocol.Swap("b", 3)

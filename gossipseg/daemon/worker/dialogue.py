@@ -167,9 +167,9 @@ class WorkerDialogue:
                     if reason:  # it may name a file, which no recording of the core may hold
                         more = {"asker": swap.asker, "number": swap.number, "detail": detail}
                         self._owner.note("swap_not_applied", reason=reason, **more)
-                    self._owner.inject(orders.swap_applied(news))
                     if (harmful := orders.harmful_peer(news)) is not None:
-                        self._owner.inject(harmful)
+                        self._owner.inject(harmful)  # first: the next swap is with another peer
+                    self._owner.inject(orders.swap_applied(news))
                 case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):

@@ -271,7 +271,7 @@ class LabSite:
                     return [orders.snapshot_admitted(report)]
                 case protocol.SwapApplied():
                     harmful = orders.harmful_peer(report)
-                    return [orders.swap_applied(report), *([harmful] if harmful is not None else [])]
+                    return [*([harmful] if harmful is not None else []), orders.swap_applied(report)]
         except Exception as e:
             self._broke(e)
             raise

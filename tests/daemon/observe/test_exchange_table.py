@@ -11,6 +11,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry
+from gossipseg.core.types import ExchangeId
 from gossipseg.daemon.observe import exchange_table as module
 from gossipseg.daemon.observe.exchange_table import ExchangeTable
 from tests.core.rig import OPEN, model
@@ -102,6 +103,59 @@ def test_a_model_dropped_or_broken(ledger: ExchangeTable) -> None:
     assert (row(ledger).state, row(ledger).reason) == ("dropped", "too_old")
     ledger.event(ev.ModelBroken("b", model().hash, "hash_mismatch"))
     assert (row(ledger).state, row(ledger).reason) == ("refused", "hash_mismatch")
+
+
+SWAP = ExchangeId("b", 3)
+NAMED = {"asker": "b", "number": 3}
+
+
+def announce(ledger: ExchangeTable, reply: ms.SwapSnapshotReply) -> None:
+    ledger.event(ev.Incoming("b", 7, ms.SwapSnapshot(SWAP, model())))
+    ledger.effect(fx.Respond(7, reply))
+
+
+def test_a_snapshot_on_its_way_out(ledger: ExchangeTable) -> None:
+    ledger.effect(fx.Request(1, "b", ms.SwapSnapshot(SWAP, model()), 10.0))
+    assert (row(ledger).direction, row(ledger).state) == ("out", "offered")
+    ledger.event(ev.Reply(1, ms.SwapSnapshotReply("wait", "not_opened"), 0.1))
+    assert (row(ledger).state, row(ledger).reason) == ("waiting", "not_opened") and ledger._offers == {}
+    ledger.effect(fx.Request(2, "b", ms.SwapSnapshot(SWAP, model()), 10.0))
+    ledger.event(ev.Reply(2, ms.SwapSnapshotReply("accept"), 0.1))
+    ledger.effect(fx.StartTransfer(3, "b", model()))
+    ledger.event(ev.TransferDone(3))
+    assert (row(ledger).state, len(ledger.rows)) == ("sent", 1)
+
+
+def test_a_snapshot_from_its_announcement_to_the_mix(ledger: ExchangeTable) -> None:
+    announce(ledger, ms.SwapSnapshotReply("accept"))
+    assert (row(ledger).direction, row(ledger).state) == ("in", "accepted") and ledger._asked == {}
+    ledger.event(ev.ModelArrived("b", model()))
+    announce(ledger, ms.SwapSnapshotReply("here"))
+    assert row(ledger).state == "stored", "it was only announced once more"
+    ledger.effect(fx.Note("swap_applied", "b", "mix", {**NAMED, "hash": model().hash}))
+    assert row(ledger).state == "merged"
+
+
+@pytest.mark.parametrize("note", ["swap_dropped", "swap_in_doubt", "swap_lost"])
+def test_a_snapshot_of_a_swap_that_came_to_nothing(ledger: ExchangeTable, note: str) -> None:
+    announce(ledger, ms.SwapSnapshotReply("accept"))
+    ledger.event(ev.ModelArrived("b", model()))
+    ledger.effect(fx.Note(note, "b", "too_old", NAMED))
+    assert (row(ledger).state, row(ledger).reason) == ("dropped", "too_old")
+
+
+def test_a_snapshot_that_is_refused_keeps_its_reason(ledger: ExchangeTable) -> None:
+    announce(ledger, ms.SwapSnapshotReply("accept"))
+    ledger.event(ev.SnapshotAdmitted(SWAP, "not_finite", "layer w"))
+    ledger.effect(fx.Note("swap_dropped", "b", "not_finite", NAMED))
+    assert (row(ledger).state, row(ledger).reason, row(ledger).detail) == ("refused", "not_finite", "layer w")
+    announce(ledger, ms.SwapSnapshotReply("reject", "no_such_swap"))
+    assert row(ledger).state == "refused"
+
+
+def test_a_snapshot_that_nobody_waits_for(ledger: ExchangeTable) -> None:
+    announce(ledger, ms.SwapSnapshotReply("reject", "no_such_swap"))
+    assert (row(ledger).state, row(ledger).reason) == ("rejected", "no_such_swap")
 
 
 def test_rows_are_bounded_and_the_newest_come_first(
