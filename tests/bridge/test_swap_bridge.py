@@ -157,9 +157,8 @@ def test_reports_become_events() -> None:
 
 def test_harm_is_told_of_the_partner() -> None:
     swap = protocol.Swap("b", 3)
-    assert orders.harmful_peer(protocol.SwapApplied(swap, frm="c")) is None
-    told = protocol.SwapApplied(swap, frm="c", harm="0.2")
-    assert orders.harmful_peer(told) == ev.HarmfulPeer("c", "0.2")
+    assert orders.harmful_peer(protocol.SwapApplied(swap, frm="b")) is None
+    assert orders.harmful_peer(protocol.SwapApplied(swap, frm="b", harm="0.2")) == ev.HarmfulPeer("b", "0.2")
 
 
 def test_a_worker_that_is_ready_says_which_swap_its_checkpoint_holds() -> None:

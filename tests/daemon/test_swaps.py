@@ -195,10 +195,10 @@ async def test_a_peer_whose_swaps_did_harm_is_set_aside_before_the_next(
         seen: list[ev.Event] = []
         real = r.inject
         monkeypatch.setattr(r, "inject", lambda event: (seen.append(event), real(event))[1])
-        await worker.says(protocol.SwapApplied(SWAP, frm="south", steps=54, harm="it raised the loss"))
-        assert seen == [ev.HarmfulPeer("south", "it raised the loss"), ev.SwapApplied(ID, "", 54, 0)]
+        await worker.says(protocol.SwapApplied(SWAP, steps=54, frm="south", harm="it raised the loss by 0.2"))
+        assert seen == [ev.HarmfulPeer("south", "it raised the loss by 0.2"), ev.SwapApplied(ID, "", 54, 0)]
         (note,) = [e for e in r.events.tail(50) if e["event"] == "peer_harmful"]
-        assert (note["site"], note["detail"]) == ("south", "it raised the loss")
+        assert (note["site"], note["detail"]) == ("south", "it raised the loss by 0.2")
 
 
 async def test_an_export_that_cannot_be_stored_drops_the_swap(
