@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -95,8 +96,7 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
     try:
         step_s, net = _step_seconds(settings, data, compute)
         case_s = _case_seconds(settings, data, net, compute) if validation else 0.0
-        models = 1 + settings.has_personal
-        step_s, case_s = models * step_s, models * case_s
+        case_s *= 1 + settings.has_personal
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             said = " ".join(str(e).split())[:300]
@@ -122,10 +122,11 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
 
 
 def _step_seconds(settings: WorkerSettings, data: Dataset, compute: Compute) -> tuple[float, torch.nn.Module]:
-    """Median over a few steps after the first, which allocates; and the network."""
+    """Median over a few steps of all models after the first, which allocates; and the network."""
     batches = TrainBatches(data, settings.task, settings.training)
     net = compute.place_model(build_model(settings), settings.task.spatial_dims)
-    learner = make_learner(net, settings.training, compute)
+    nets = [net, *([copy.deepcopy(net)] if settings.has_personal else [])]
+    learners = [make_learner(each, settings.training, compute) for each in nets]
     loss = segmentation_loss(settings.training, settings.task.spatial_dims)
     context, annotated = StepContext(settings.training.output, None, loss), Annotated.of(settings, data.rule)
 
@@ -134,18 +135,20 @@ def _step_seconds(settings: WorkerSettings, data: Dataset, compute: Compute) -> 
         placed = {name: compute.place(tensor) for name, tensor in compute.stage(batch).items()}
         target = make_target(annotated.label(placed["label"]), settings.training.output, annotated.classes)
         clip = settings.training.clip_grad_norm
-        train_step(
-            {"local": learner},
-            placed["image"],
-            target,
-            Algorithm(),
-            context,
-            compute,
-            clip,
-            annotated.outputs,
-        )
+        for learner in learners:
+            train_step(
+                {"local": learner},
+                placed["image"],
+                target,
+                Algorithm(),
+                context,
+                compute,
+                clip,
+                annotated.outputs,
+            )
 
-    net.train()
+    for each in nets:
+        each.train()
     first_s = _seconds(lambda: step(0), compute)
     if first_s > LONGEST_S:
         return first_s, net

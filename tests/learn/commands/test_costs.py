@@ -46,14 +46,27 @@ def test_cases_that_are_not_kept_are_read_in_the_steps_that_are_timed(
     assert len(read) == 2 * (1 + costs.TIMED_STEPS) + 1
 
 
-def test_all_models_that_a_site_trains_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_models_that_a_site_trains_take_a_step_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that holds one model must not be told that it holds two."""
+    trained: list[set[int]] = []
+    step = costs.train_step
+
     def one_second(work: Callable[[], object], compute: Any) -> float:
+        trained.append(set())
         work()
         return 1.0
 
+    def spied(learners: Any, *args: Any) -> Any:
+        trained[-1].add(id(learners["local"].model))
+        return step(learners, *args)
+
     write_png_site(tmp_path)
     monkeypatch.setattr(costs, "_seconds", one_second)
+    monkeypatch.setattr(costs, "train_step", spied)
     cases = pace(tmp_path)["validation_cases"]
-    assert pace(tmp_path)["round_s"] == 4 * 1 + cases
-    assert pace(tmp_path, DittoParams())["round_s"] == 2 * (4 + cases)
-    assert pace(tmp_path, GcmlParams())["round_s"] == 2 * (4 + cases)
+    for algorithm, models in ((None, 1), (DittoParams(), 2), (GcmlParams(), 2)):
+        trained.clear()
+        assert pace(tmp_path, algorithm)["round_s"] == 4 + models * cases
+        assert [len(one) for one in trained[:-1]] == [models] * (1 + costs.TIMED_STEPS)
