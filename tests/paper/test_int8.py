@@ -234,7 +234,7 @@ def after_fifty_rounds(folder: Path, quanta: tuple[float, ...], *, keeps: bool) 
         files = [site.update(step, round) for site, step in zip(sites, quanta, strict=True)]
         common = combined(folder, files, round)
         for site in sites:
-            assert site.model.begin(common, settling_in=False) == ""
+            assert site.model.begin(common, settling_in=False) == (True, "")
     return sum(site.moved for site in sites) / len(sites)
 
 
@@ -293,10 +293,11 @@ def test_a_global_model_that_is_refused_leaves_the_rest_where_it_is(tmp_path: Pa
     torn = Path(combined(tmp_path, files, 1).path)
     whole = torn.read_bytes()
     torn.write_bytes(whole[:-1])
-    assert "unreadable" in a.model.begin(protocol.GlobalModelFile(str(torn), "h", 1), settling_in=False)
+    taken, why = a.model.begin(protocol.GlobalModelFile(str(torn), "h", 1), settling_in=False)
+    assert not taken and "unreadable" in why
     assert a.moved == pytest.approx(0.3, abs=1e-5) and a.model.rest.tensors
     torn.write_bytes(whole)
-    assert a.model.begin(protocol.GlobalModelFile(str(torn), "h", 1), settling_in=False) == ""
+    assert a.model.begin(protocol.GlobalModelFile(str(torn), "h", 1), settling_in=False) == (True, "")
     assert a.moved == pytest.approx(0.3, abs=1e-5) and not a.model.rest.tensors
 
 
@@ -307,7 +308,7 @@ def test_a_robust_rule_names_the_updates_it_has_used(tmp_path: Path) -> None:
     files = [site.update(0.3 if i else 30.3, 1) for i, site in enumerate(sites)]
     common = combined(tmp_path, files, 1, krum)
     for site, moved in ((sites[0], 0.0), (sites[1], 0.3)):
-        assert site.model.begin(common, settling_in=False) == ""
+        assert site.model.begin(common, settling_in=False) == (True, "")
         assert site.moved == pytest.approx(moved, abs=1e-5)
 
 
