@@ -109,6 +109,7 @@ def test_a_stderr_that_nobody_reads_stops_no_site(tmp_path: Path, seen: Seen) ->
             f.until("both see each other", lambda: all(alive(f, a, b) for a, b in PAIRS))
             f.until("status says so", lambda: "standard error takes no log line" in reasons(f, "north"))
             said = reasons(f, "north")
+            at_start = f["south"].events("member_suspect")  # two that start at once may miss a ping
             f.until_round("north", 2)
             os.read(nobody, 1 << 16)
             f.until("all is well again", lambda: reasons(f, "north") == "")
@@ -118,7 +119,7 @@ def test_a_stderr_that_nobody_reads_stops_no_site(tmp_path: Path, seen: Seen) ->
                     pass
             os.set_blocking(full, True)
             assert north.end() == 0, "SIGTERM is obeyed"
-            assert f["south"].events("member_suspect", "member_dead") == []
+            assert f["south"].events("member_suspect", "member_dead") == at_start
             seen(f"trained on, and ended with 0; status said: {said[:120]!r}")
     finally:
         os.close(nobody)
