@@ -137,7 +137,8 @@ def test_a_row_may_give_sites_networks_of_their_own(hospitals: Path) -> None:
         ("gcml[site.north.personal_network.name=segresnt]", "Did you mean `segresnet`"),
         ("gcml[site.north.personal_network.name=unet,site.north.personal_network.width=0]", "greater than"),
         ("local[site.north.personal_network.name=unet]", "write that network in peers.yaml"),
-        ("pooled[site.north.personal_network.name=unet]", "pooled has no sites"),
+        ("pooled[site.north.personal_network.name=unet]", "pooled has no personal model"),
+        ("lone_pair[site.north.personal_network.name=unet]", "lone_pair has no personal model"),
         ("fedavg[site.personal_network.name=unet,training.personal=none]", "training.personal: always"),
     ],
 )

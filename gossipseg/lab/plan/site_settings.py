@@ -16,7 +16,7 @@ from gossipseg.config.files import FederationFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import set_dotted
 from gossipseg.errors import ConfigError
-from gossipseg.lab.plan.variants import OF_A_SITE, POOLED, Variant
+from gossipseg.lab.plan.variants import OF_A_SITE, OF_THE_LAB, Variant
 from gossipseg.learn.params import personal_network_problem
 from gossipseg.nets.params import NetworkParams, network_names
 
@@ -58,8 +58,8 @@ def _settings(variant: Variant, names: Sequence[str]) -> Iterator[tuple[str, str
 
 def _checked(variant: Variant, site: str, raw: Any, federation: FederationFile) -> NetworkParams:
     key = f"{OF_A_SITE}{site}.{SECTION}"
-    if variant.name == POOLED:
-        raise _wrong(variant, key, f"{POOLED} has no sites: leave it out.")
+    if variant.name in OF_THE_LAB:
+        raise _wrong(variant, key, f"{variant.name} has no personal model: leave it out.")
     try:
         network: NetworkParams = TypeAdapter(NetworkParams).validate_python(raw)
     except ValidationError as e:

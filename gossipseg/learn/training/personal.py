@@ -15,7 +15,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from gossipseg.algos.base import StepPosition
+from gossipseg.algos.base import Algorithm, StepPosition
 from gossipseg.learn.engine.build import check_identity, personal_identity
 from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.run_state import RunState
@@ -30,10 +30,10 @@ OWN = "own"
 class Personal:
     """The model, its optimizer and EMA, and its own place in the run."""
 
-    def __init__(self, run: RunState, initial: Segmenter, *, follows: bool) -> None:
-        """`initial`: the first weights, which are copied. `follows`: the learning rate is always the shared
-        model's."""
-        self._run, self._follows = run, follows
+    def __init__(self, run: RunState, initial: Segmenter, *, algorithm: Algorithm) -> None:
+        """`initial`: the first weights, which are copied. Where the algorithm has a loss of its own for this
+        model, the learning rate is always the shared model's."""
+        self._run, self._always_follows = run, algorithm.trains_personal
         self._identity = personal_identity(run.settings, initial)
         self.model_state = ModelState(copy.deepcopy(initial), run.settings, run.compute)
         self.begun = run.settings.training.personal_from_round <= 1
@@ -90,7 +90,7 @@ class Personal:
 
     def learning_rate(self, position: StepPosition) -> float:
         """By this site's own rounds, as `local` has it; a copy, or one that joined, by the shared model's."""
-        if self._follows or self.copied_from or self.joined:
+        if self._always_follows or self.copied_from or self.joined:
             return self._run.learning_rate(position)
         return self._run.learning_rate_alone(position)
 
