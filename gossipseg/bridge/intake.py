@@ -90,6 +90,11 @@ class Intake:
         finally:
             self._waiting.pop(token, None)
 
+    @property
+    def waiting(self) -> int:
+        """Requests of peers that the core has not answered yet."""
+        return len(self._waiting)
+
     def respond(self, token: int, body: Reply) -> None:
         """Deliver the core's answer to a request; nobody waits for a late one."""
         future = self._waiting.get(token)
