@@ -122,9 +122,9 @@ def test_a_stranger_in_a_listed_sites_name_on_the_local_link(tmp_path: Path, see
 
 async def _own_record(discovery: MdnsDiscovery) -> AsyncServiceInfo:
     """What the real site announces: the stranger copies it."""
-    while discovery._info is None:  # noqa: ASYNC110
+    while (announced := discovery.announced) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
-    return discovery._info
+    return announced
 
 
 def _properties(own: AsyncServiceInfo, site_id: str, site: str) -> dict[bytes, bytes]:
