@@ -211,6 +211,11 @@ class Simulator:
                 gc.enable()
         self.now = until
 
+    @property
+    def scheduled(self) -> int:
+        """What waits on the heap."""
+        return len(self._heap)
+
     def step(self) -> None:
         """Play the next thing on the heap."""
         self.now, _, action, args = heapq.heappop(self._heap)
