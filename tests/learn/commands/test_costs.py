@@ -91,21 +91,27 @@ def test_a_network_of_the_personal_models_own_is_timed_and_named_where_memory_la
 ) -> None:
     write_png_site(tmp_path)
     own = {"name": "segresnet", "width": 4}
-    trained: list[str] = []
-    step, seconds = costs.train_step, costs._case_seconds
+    seen: list[tuple[str, str]] = []
+    step, score = costs.train_step, costs.score
 
-    def spied(learners: Any, *args: Any) -> Any:
-        trained.append(type(learners["local"].model.network).__name__)
+    def one_second(work: Callable[[], object], compute: Any) -> float:
+        work()
+        return 1.0
+
+    def trained(learners: Any, *args: Any) -> Any:
+        seen.append(("step", type(learners["local"].model.network).__name__))
         return step(learners, *args)
 
-    def scored(settings: Any, data: Any, net: Any, compute: Any) -> float:
-        assert seconds(settings, data, net, compute) > 0
-        return {"SANet": 1.0, "SegResNet": 10.0}[type(net.network).__name__]
+    def scored(net: Any, *args: Any) -> Any:
+        seen.append(("case", type(net.network).__name__))
+        return score(net, *args)
 
-    monkeypatch.setattr(costs, "train_step", spied)
-    monkeypatch.setattr(costs, "_case_seconds", scored)
-    found = pace(tmp_path, GcmlParams(), own=own)
-    assert found["validation_case_s"] == 11 and trained[:2] == ["SANet", "SegResNet"]
+    monkeypatch.setattr(costs, "_seconds", one_second)
+    monkeypatch.setattr(costs, "train_step", trained)
+    monkeypatch.setattr(costs, "score", scored)
+    assert pace(tmp_path, GcmlParams(), own=own)["validation_case_s"] == 2
+    assert seen[:2] == [("step", "SANet"), ("step", "SegResNet")]
+    assert seen[-2:] == [("case", "SANet"), ("case", "SegResNet")]
 
     def full(*args: Any) -> None:
         raise MemoryError
