@@ -150,7 +150,7 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
 
     They are task, network, algorithm, training, wire dtype, seed and the network signature. Sites and
     addresses are not among them. Neither is a site's personal model (training.personal,
-    personal_from_round), which is never sent. Files with one meaning agree: the schedule is the one in
+    personal_from_round), which is never mixed. Files with one meaning agree: the schedule is the one in
     force, and training.flip_axes the axes that are mirrored.
     """
     training = dataclasses.asdict(federation.training)
@@ -193,6 +193,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         rounds=s.rounds,
         admission=dataclasses.asdict(s.admission),
         privacy=dataclasses.asdict(s.privacy),
+        inference=dataclasses.asdict(s.inference),
         report_test=s.report_test,
         tensorboard=s.tensorboard,
         listed=[site.name for site in f.sites],

@@ -15,6 +15,7 @@ from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
     DeviceParams,
+    InferenceParams,
     PrivacyParams,
     TaskParams,
     TrainingParams,
@@ -150,6 +151,7 @@ class SiteFile:
     device: DeviceParams = field(default_factory=DeviceParams)
     admission: AdmissionParams = field(default_factory=AdmissionParams)
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
+    inference: InferenceParams = field(default_factory=InferenceParams)
     quarantine: QuarantineParams = field(default_factory=QuarantineParams)
     rounds: Annotated[int | None, COUNT] = None
     """This site's own budget of rounds, which may end before the federation's (training.rounds).

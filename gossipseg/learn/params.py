@@ -242,6 +242,17 @@ class PrivacyParams:
 
 
 @dataclass(frozen=True, slots=True)
+class InferenceParams:
+    """What predicting may cost at this site (site.yaml)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    max_members: Annotated[int, Range(2)] = 5
+    """Most models that predict together: the shared and the personal one, and peers' personal models. With 2
+    none of a peer's is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """All a training process needs to know; sent as JSON, built by config.worker_spec()."""
 
@@ -270,6 +281,7 @@ class WorkerSpec:
     privacy: dict[str, Any] = field(default_factory=dict)
     swaps: bool = False
     """Whether models are exchanged by swaps: then nothing that was mixed in is undone."""
+    inference: dict[str, Any] = field(default_factory=dict)
 
 
 PRIVATE_ALGORITHMS = (

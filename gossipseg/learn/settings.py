@@ -14,6 +14,7 @@ from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
     DeviceParams,
+    InferenceParams,
     PrivacyParams,
     TaskParams,
     TrainingParams,
@@ -39,6 +40,7 @@ class WorkerSettings:
     device: DeviceParams
     admission: AdmissionParams = field(default_factory=AdmissionParams)
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
+    inference: InferenceParams = field(default_factory=InferenceParams)
 
     @property
     def has_personal(self) -> bool:
@@ -65,6 +67,7 @@ def read_settings(spec: WorkerSpec) -> WorkerSettings:
         _read(DeviceParams, spec.device, "device"),
         _read(AdmissionParams, spec.admission, "admission"),
         _read(PrivacyParams, spec.privacy, "privacy"),
+        _read(InferenceParams, spec.inference, "inference"),
     )
     problem = one_shot_problem(
         settings.algorithm.name, settings.network.name, settings.task, settings.training

@@ -55,6 +55,7 @@ REASONS = frozenset(
         "no_exchange",
         "no_longer_listed",
         "no_memory",
+        "no_personal",
         "no_plan",
         "no_such_swap",
         "norm_exploded",
@@ -81,6 +82,8 @@ REASONS = frozenset(
         "partial_damaged",
         "partner_gone",
         "paused",
+        "private",
+        "private_part",
         "quarantined",
         "refused",
         "removed",
@@ -119,6 +122,9 @@ _TRANSFERS = {
     "transfer_failed": ("out", "failed"),
     "model_arrived": ("in", "done"),
     "model_broken": ("in", "failed"),
+    "personal_sent": ("out", "done"),
+    "personal_not_sent": ("out", "failed"),
+    "personal_received": ("in", "done"),
 }
 _REFUSALS = {
     "offer_in_rejected": "in",
@@ -129,6 +135,8 @@ _REFUSALS = {
     "update_refused": "out",
     "swap_in_refused": "in",
     "swap_refused": "out",
+    "personal_refused": "in",
+    "personal_declined": "out",
 }
 _CHANGES = {
     "member_alive": "alive",

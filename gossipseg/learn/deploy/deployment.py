@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossipseg.errors import ConfigError, LocalError
-from gossipseg.learn.deploy.choice import Mix, only
+from gossipseg.learn.deploy.choice import OF_PEER, Mix, only
 from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.deploy.prediction import mixed_net
 from gossipseg.learn.engine.build import build_model
@@ -90,11 +90,20 @@ def _chosen(
     mix = Mix(**told)
     if single and len(mix.weights) > 1:
         mix = only(mix)
-    if "personal" not in mix.weights:
-        return net, mix
-    return mixed_net(
-        mix, _built(settings, personal["model"]["ema"], file), net, settings.training.output
-    ), mix
+    told_peers = checkpoint.get("peers", {})
+    nets: dict[str, nn.Module] = {"shared": net}
+    for member in mix.weights:
+        if member == "personal":
+            nets[member] = _built(settings, personal["model"]["ema"], file)
+        elif member.startswith(OF_PEER):
+            record = told_peers.get(member.removeprefix(OF_PEER))
+            if record is None:
+                raise LocalError(
+                    f"{file}: {member} predicts, and is not in the checkpoint. Start the daemon: it writes "
+                    "a new one at the end of the round."
+                )
+            nets[member] = _built(settings, record["weights"], file)
+    return mixed_net(mix, nets, settings.training.output), mix
 
 
 def _built(settings: WorkerSettings, weights: Mapping[str, Tensor], file: Path) -> nn.Module:
