@@ -120,7 +120,12 @@ ALLOWED: dict[str, set[str]] = {
 }
 # part → wing → the other wings of that part it may import. Modules beside the wings are open to all of them.
 WINGS: dict[str, dict[str, set[str]]] = {
-    "core": {"membership": set(), "gossip": {"membership"}, "rounds": {"membership"}},
+    "core": {
+        "membership": set(),
+        "gossip": {"membership"},
+        "rounds": {"membership"},
+        "personal": {"membership"},
+    },
     "daemon": {
         "health": set(),
         "recording": set(),

@@ -24,7 +24,7 @@ from gossipseg.store import (
     PartialBusy,
     PartialModel,
     Schema,
-    read_safetensors_header,
+    read_safetensors,
 )
 
 if TYPE_CHECKING:
@@ -187,9 +187,11 @@ class Intake:
         path, schema = self._store.path(model.hash), self.schemas.get(model.kind, {})
         try:
             room = header_room_bytes(model.kind, schema, self.verifier.sites)
-            header = await self._in_thread(read_safetensors_header, path, max_header_bytes=room)
-            differs = file_differs(model, header)
-            difference = content_difference(header, model.kind, schema, self.verifier.sites)
+            header = await self._in_thread(read_safetensors, path, max_header_bytes=room)
+            differs = file_differs(model, header.tensors)
+            difference = content_difference(
+                header.tensors, model.kind, schema, self.verifier.sites, header.metadata
+            )
         except ValueError as e:
             self._bad_file(peer, model, "unreadable", str(e))
         except (OSError, LocalError) as e:  # its bytes are those that were promised: this site's own trouble

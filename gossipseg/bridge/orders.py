@@ -134,7 +134,34 @@ def worker_ready(report: protocol.Ready, contract: tuple[tuple[str, str], ...]) 
         report.own_steps,
         report.ahead,
         _exchange_id(report.last_swap) if report.last_swap is not None else None,
+        report.personal_refusal,
+        report.takes_personal,
     )
+
+
+def personal_order(
+    effect: effects.ExportPersonal | effects.HoldPersonal, path_of: PathOf
+) -> protocol.PersonalOrder:
+    """Make an order about personal models."""
+    match effect:
+        case effects.ExportPersonal():
+            return protocol.ExportPersonal()
+        case effects.HoldPersonal(models=models):
+            files = [
+                protocol.PersonalFile(site, str(path_of(model.hash)), model.hash, model.round)
+                for site, model in models
+            ]
+            return protocol.HoldPersonal(files)
+
+
+def personal_exported(report: protocol.PersonalExported, model: ModelRef | None) -> events.PersonalExported:
+    """`model`: the personal model in the store; None: there is none, or it could not be stored."""
+    reason = "" if model is not None else report.reason or "not_stored"
+    return events.PersonalExported(model, report.round, reason)
+
+
+def personal_held(report: protocol.PersonalHeld) -> events.PersonalHeld:
+    return events.PersonalHeld(tuple((r.site, r.hash, r.reason, r.detail) for r in report.refused))
 
 
 def snapshot_exported(report: protocol.SnapshotExported, model: ModelRef | None) -> events.SnapshotExported:

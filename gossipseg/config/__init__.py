@@ -196,6 +196,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         admission=dataclasses.asdict(s.admission),
         personal_network=None if s.personal_network is None else dataclasses.asdict(s.personal_network),
         privacy=dataclasses.asdict(s.privacy),
+        inference=dataclasses.asdict(s.inference),
         report_test=s.report_test,
         tensorboard=s.tensorboard,
         listed=[site.name for site in f.sites],

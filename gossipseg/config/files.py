@@ -15,6 +15,7 @@ from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
     DeviceParams,
+    InferenceParams,
     PrivacyParams,
     TaskParams,
     TrainingParams,
@@ -153,6 +154,7 @@ class SiteFile:
     personal_network: NetworkParams | None = None
     """A network of its own for this site's personal model, with its own first weights; the shared model keeps
     that of peers.yaml. No part of the contract. None: the shared model's."""
+    inference: InferenceParams = field(default_factory=InferenceParams)
     quarantine: QuarantineParams = field(default_factory=QuarantineParams)
     rounds: Annotated[int | None, COUNT] = None
     """This site's own budget of rounds, which may end before the federation's (training.rounds).

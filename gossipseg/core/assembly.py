@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
-from gossipseg.core.effects import Persist, Snapshot, SwapRecord
+from gossipseg.core.effects import Persist, PersonalRecord, Snapshot, SwapRecord
 from gossipseg.core.enforcement import QuarantineEnforcer
 from gossipseg.core.file_router import FileRouter
 from gossipseg.core.gossip.exchange import GossipExchange
@@ -20,6 +20,7 @@ from gossipseg.core.manifests import ManifestLedger
 from gossipseg.core.membership.failure_detector import FailureDetector
 from gossipseg.core.membership.handshake import Handshake
 from gossipseg.core.membership.members import Membership
+from gossipseg.core.personal.personal import PersonalModels
 from gossipseg.core.quarantine import Quarantine
 from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.setup import NodeSetup
@@ -41,6 +42,7 @@ class DurableState:
     enforcer: QuarantineEnforcer
     counts: Counter[tuple[str, Site]]
     swaps: SwapExchange | None
+    personal: PersonalModels
 
     def persist(self) -> None:
         """Write the present state to disk before any later effect of this step."""
@@ -60,6 +62,7 @@ class DurableState:
             seen=tuple(self.ledger.seen[key] for key in sorted(self.ledger.seen)),
             conduct=self.enforcer.records(),
             swaps=self.swaps.record() if self.swaps is not None else None,
+            personal=self.personal.record(),
         )
 
 
@@ -81,6 +84,7 @@ class Parts:
     enforcer: QuarantineEnforcer
     file_router: FileRouter
     wellness: Wellness
+    personal: PersonalModels
 
 
 def assemble(setup: NodeSetup) -> Parts:
@@ -119,13 +123,17 @@ def assemble(setup: NodeSetup) -> Parts:
     enforcer = QuarantineEnforcer(
         ctx, Quarantine(setup.quarantine), membership, gossip, rounds, counts, then.conduct
     )
-    memory = DurableState(ctx, membership, gossip, rounds, worker_state, ledger, enforcer, counts, swaps)
+    personal = _personal(setup, ctx, budget, membership, ledger, counts)
+    worker_state.personal = personal
+    memory = DurableState(
+        ctx, membership, gossip, rounds, worker_state, ledger, enforcer, counts, swaps, personal
+    )
     ctx.persist = memory.persist
     wellness = Wellness(
         ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange, swaps
     )
     membership.watchers.append(wellness.on_change)
-    file_router = FileRouter(ctx, membership, gossip, rounds, wellness, swaps)
+    file_router = FileRouter(ctx, membership, gossip, rounds, wellness, swaps, personal)
     ctx.say(listed=setup.listed)
     return Parts(
         ctx,
@@ -141,6 +149,7 @@ def assemble(setup: NodeSetup) -> Parts:
         enforcer,
         file_router,
         wellness,
+        personal,
     )
 
 
@@ -219,6 +228,27 @@ def _rounds(
     )
     membership.watchers.append(rounds.on_change)
     return rounds
+
+
+def _personal(
+    setup: NodeSetup,
+    ctx: Context,
+    budget: Budget,
+    membership: Membership,
+    ledger: ManifestLedger,
+    counts: Counter[tuple[str, Site]],
+) -> PersonalModels:
+    return PersonalModels(
+        ctx,
+        setup.gossip,
+        membership,
+        budget=budget,
+        ledger=ledger,
+        counts=counts,
+        max_model_bytes=setup.max_model_bytes,
+        active=setup.exchange != "none",
+        record=setup.snapshot.personal or PersonalRecord(),
+    )
 
 
 def _worker_state(

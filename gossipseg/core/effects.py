@@ -126,6 +126,16 @@ class SwapRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PersonalRecord:
+    """What a site must remember of personal models that travel; all these files are kept."""
+
+    own: ModelRef | None = None
+    """This site's own, as it is served."""
+    held: tuple[tuple[Site, ModelRef], ...] = ()
+    """Other sites', the oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All a node must remember across a crash. It is small: each save writes it whole."""
 
@@ -142,6 +152,7 @@ class Snapshot:
     seen: tuple[SeenManifest, ...] = ()
     conduct: tuple[PeerRecordSnapshot, ...] = ()
     swaps: SwapRecord | None = None
+    personal: PersonalRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +228,20 @@ class ApplySwap:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportPersonal:
+    """Let the worker write its personal model, between two rounds or while idle. The outcome is
+    events.PersonalExported."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPersonal:
+    """Tell the worker which peers' personal models may predict here: all of them, the oldest first. It lets
+    go of others. The outcome is events.PersonalHeld."""
+
+    models: tuple[tuple[Site, ModelRef], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The training budget is used up."""
 
@@ -233,6 +258,8 @@ class Note:
     swap_committed, swap_applied, swap_dropped, swap_in_doubt (dropped without knowing the outcome),
     swap_lost (committed, and the worker could not apply it), peer_harmful, peer_set_aside.
     A snapshot that the worker refuses is a visit_refused, too.
+    Personal models: personal_sent, personal_not_sent, personal_received, personal_declined (the site never
+    sends one, with the reason), personal_refused (a received one, with the reason), personal_not_exported.
     Rounds: visit_merged, visit_refused, visit_kept_out, visit_reverted, finished, paused,
     resumed.
     Coordinator: round_led (an attempt begins here), round_passed (to the next attempt, with the reason),
@@ -260,6 +287,8 @@ Effect = (
     | ExportSnapshot
     | AdmitSnapshot
     | ApplySwap
+    | ExportPersonal
+    | HoldPersonal
     | Finished
     | Note
 )

@@ -110,6 +110,11 @@ class WorkerReady:
     """Rounds by which the federation is ahead of this site's own count (Budget.ahead)."""
     last_swap: ExchangeId | None = None
     """The last swap that its checkpoint includes."""
+    personal_refusal: str = "no_personal"
+    """Why its personal model is never sent: no_personal, private, private_part, private_network; "" where it
+    may be."""
+    takes_personal: bool = False
+    """Whether peers' personal models are of use here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +223,24 @@ class HarmfulPeer:
 
 
 @dataclass(frozen=True, slots=True)
+class PersonalExported:
+    """The worker wrote its personal model for effects.ExportPersonal; it is in the store."""
+
+    model: ModelRef | None
+    """None: it could not, for `reason`: not_finite, disk_full …"""
+    round: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalHeld:
+    """The worker has read the models of effects.HoldPersonal."""
+
+    refused: tuple[tuple[Site, str, str, str], ...] = ()
+    """(site, hash, stable reason code, detail) of each that failed its checks."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """An operator pauses (or, with paused=False, resumes) training and exchange."""
 
@@ -268,6 +291,8 @@ Event = (
     | SnapshotAdmitted
     | SwapApplied
     | HarmfulPeer
+    | PersonalExported
+    | PersonalHeld
     | Pause
     | Leave
     | SitesChanged

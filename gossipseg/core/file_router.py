@@ -9,6 +9,7 @@ from gossipseg.core.context import Context
 from gossipseg.core.gossip.exchange import GossipExchange
 from gossipseg.core.gossip.swap import SwapExchange
 from gossipseg.core.membership.members import Membership
+from gossipseg.core.personal.personal import PersonalModels
 from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import ModelRef, Site
 from gossipseg.core.wellness import Wellness
@@ -33,6 +34,7 @@ class FileRouter:
     rounds: Rounds | None
     wellness: Wellness
     swaps: SwapExchange | None = None
+    personal: PersonalModels | None = None
 
     # -------------------------------------------------------------- what happens
 
@@ -43,10 +45,14 @@ class FileRouter:
             return True
         if self.swaps is not None and self.swaps.trade.on_transfer(event):
             return True
+        if self.personal is not None and self.personal.serving.on_transfer(event):
+            return True
         return self.gossip.on_transfer(event)
 
     def began(self, event: events.TransferBegan) -> None:
         if self.swaps is not None and self.swaps.trade.on_began(event.frm, event.hash):
+            return
+        if self.personal is not None and self.personal.fetching.began(event.frm, event.hash):
             return
         if self.rounds is None or not self.rounds.downloads.began(event.frm, event.hash):
             self.gossip.inbox.began(event.frm, event.hash, self.ctx.now)
@@ -55,6 +61,8 @@ class FileRouter:
         self.wellness.took(event.frm)
         if self.swaps is not None and self.swaps.trade.on_arrived(event):
             return
+        if self.personal is not None and self.personal.fetching.arrived(event):
+            return
         if self.rounds is None or not self.rounds.downloads.arrived(event.frm, event.model):
             self.gossip.on_arrived(event)
 
@@ -62,6 +70,8 @@ class FileRouter:
         if self.expects(event.frm, event.hash) is not None:
             self.wellness.not_taken(event.frm, event.reason)
         if self.swaps is not None and self.swaps.trade.on_broken(event):
+            return
+        if self.personal is not None and self.personal.fetching.broken(event):
             return
         if self.rounds is None or not self.rounds.downloads.broken(event):
             self.gossip.on_broken(event)
@@ -72,6 +82,8 @@ class FileRouter:
             return transfer.to
         if self.swaps is not None and (to := self.swaps.trade.receiver(id)):
             return to
+        if self.personal is not None and id in self.personal.serving.transfers:
+            return self.personal.serving.transfers[id][0]
         return self.gossip.receiver(id)
 
     # -------------------------------------------------------------- what is known
@@ -84,6 +96,8 @@ class FileRouter:
             return model
         if self.swaps is not None and (model := self.swaps.trade.expects(frm, hash)) is not None:
             return model
+        if self.personal is not None and (model := self.personal.fetching.expects(frm, hash)) is not None:
+            return model
         return self.gossip.inbox.expected(frm, hash)
 
     def sending(self) -> tuple[Sending, ...]:
@@ -93,6 +107,8 @@ class FileRouter:
             sending += [Sending(t.to, t.model, True) for t in self.rounds.uploads.transfers.values()]
         if self.swaps is not None:
             sending += [Sending(to, model, True) for to, model in self.swaps.trade.sending()]
+        if self.personal is not None:
+            sending += [Sending(to, model, True) for to, model in self.personal.serving.transfers.values()]
         return tuple(sending)
 
     def of_rounds(self) -> tuple[ModelRef, ...]:
@@ -100,12 +116,14 @@ class FileRouter:
         return tuple(self.rounds.kept_models()) if self.rounds is not None else ()
 
     def kept(self) -> frozenset[str]:
-        """Hashes the store must not collect: waiting, visiting, promised or outgoing models, and those of
-        rounds."""
+        """Hashes the store must not collect: waiting, visiting, promised or outgoing models, those of rounds,
+        and personal ones."""
         inbox = self.gossip.inbox
         models = [e.model for e in inbox.entries] + [o.model for o in self.gossip.outgoing]
         if inbox.reserved is not None:
             models.append(inbox.reserved.model)
         if self.swaps is not None:
             models += self.swaps.trade.kept()
+        if self.personal is not None:
+            models += self.personal.kept()
         return frozenset(m.hash for m in (*models, *self.of_rounds()))

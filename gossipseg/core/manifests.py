@@ -68,6 +68,10 @@ class ManifestLedger:
         """Why a model for gossip that `frm` offers is refused; "" if its manifest is valid."""
         return self._fault(model, "model", frm) or self._replayed(model)
 
+    def fault_of_personal(self, frm: Site, model: ModelRef) -> str:
+        """Why a personal model that `frm` serves is refused; "" if its manifest is valid."""
+        return self._fault(model, "personal", frm) or self._replayed(model)
+
     def fault_of_update(self, frm: Site, model: ModelRef, run: str, round: int) -> str:
         """Why an update of `frm` for a coordinator is refused; "" if its manifest is valid."""
         return (

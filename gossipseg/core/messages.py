@@ -141,7 +141,8 @@ class Fetch:
     """Ask the receiver to stream a file: its update for the round, or a global model that it has stored.
 
     With an empty hash and kind `global` the request asks which one is the newest committed; no stream
-    follows.
+    follows. Kind `personal`: the receiver's personal model; with an empty hash the request asks which one it
+    is. `run` and `sites` are the fingerprint of the contract then, round and attempt 0.
     """
 
     run: str
@@ -159,7 +160,8 @@ class FetchReply:
     verdict: Literal["accept", "busy", "reject"]
     reason: str = ""
     """A stable lower_case code when not accepted: busy, not_here, other_run, other_sites, later_attempt,
-    not_coordinator, not_ready, leaving."""
+    not_coordinator, not_ready, leaving; of a personal model also private, private_part, private_network,
+    no_personal, contract_mismatch, quarantined."""
     model: ModelRef | None = None
     proposal: Proposal | None = None
     """The newest global model that the site knows to be committed; sent with an empty hash and with

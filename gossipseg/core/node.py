@@ -77,7 +77,7 @@ class NodeState:
             parts.handshake,
         )
         self._gossip, self._rounds, self._worker_state = parts.gossip, parts.rounds, parts.worker_state
-        self._swaps = parts.swaps
+        self._swaps, self._personal = parts.swaps, parts.personal
         self._ledger, self._enforcer, self._file_router = parts.ledger, parts.enforcer, parts.file_router
         self._wellness = parts.wellness
 
@@ -102,6 +102,8 @@ class NodeState:
             self._rounds.settle()
             if self._enforcer.judge():
                 self._rounds.settle()
+        if self._stage is Lifecycle.UP:
+            self._personal.fetching.settle()
         self._due = self._next_deadline()
         return effects
 
@@ -132,6 +134,7 @@ class NodeState:
             due = min(due, self._rounds.next_deadline())
         if self._swaps is not None:
             due = min(due, self._swaps.next_deadline())
+        due = min(due, self._personal.fetching.next_deadline())
         return None if due == math.inf else due
 
     def _unexpected(self, event: Event) -> None:
@@ -178,6 +181,9 @@ class NodeState:
         elif isinstance(body, messages.Hello):
             self._handshake.on_hello(frm, token, body)
             self._failure_detector.contact(frm, (), body.info)
+        elif isinstance(body, messages.Fetch) and body.kind == "personal":
+            self._failure_detector.contact(frm, (), None)
+            self._personal.serving.answer(frm, token, body)
         elif isinstance(body, messages.Prepare | messages.Fetch | messages.Accept | messages.Commit):
             self._failure_detector.contact(frm, (), None)
             if self._rounds is not None:
@@ -243,6 +249,12 @@ class NodeState:
     def _harmful(self, event: events.HarmfulPeer) -> bool:
         return self._swaps is not None and self._swaps.on_harm(event)
 
+    def _personal_exported(self, event: events.PersonalExported) -> bool:
+        return self._personal.serving.on_exported(event)
+
+    def _personal_held(self, event: events.PersonalHeld) -> bool:
+        return self._personal.fetching.on_held(event)
+
     def _pause(self, event: events.Pause) -> bool:
         self._worker_state.pause(event.paused)
         return True
@@ -252,6 +264,7 @@ class NodeState:
         self._worker_state.leave()
         if self._swaps is not None:
             self._swaps.leave()
+        self._personal.fetching.leave()
         if self._rounds is not None:
             self._rounds.leave()
         self._failure_detector.say_goodbye(_ignore)
@@ -275,9 +288,11 @@ class NodeState:
         self._enforcer.keep(event.sites)
         if self._swaps is not None:
             self._swaps.keep(event.sites)
+        self._personal.fetching.keep(event.sites)
         if self._rounds is not None:
             self._rounds.set_sites(event.sites)
         if event.rekeyed:
+            self._personal.serving.rekeyed()
             if self._rounds is not None:
                 self._rounds.acceptor.rekeyed()
             self._membership.self_record.announce(self.incarnation + 1)
@@ -362,6 +377,16 @@ class NodeState:
         return self._swaps.turns.aside.now(self.round) if self._swaps is not None else frozenset()
 
     @property
+    def held_personal(self) -> Mapping[Site, ModelRef]:
+        """Other sites' personal models at this one, the oldest first."""
+        return MappingProxyType(self._personal.fetching.held)
+
+    @property
+    def wants_personal(self) -> frozenset[Site]:
+        """Sites whose personal models this one is yet to fetch."""
+        return frozenset(self._personal.fetching.wants)
+
+    @property
     def sending(self) -> tuple[Sending, ...]:
         """Models offered or being transferred now."""
         return self._file_router.sending()
@@ -433,6 +458,8 @@ _ALWAYS: Mapping[type, _Handler] = {
     events.SnapshotAdmitted: NodeState._admitted,
     events.SwapApplied: NodeState._applied,
     events.HarmfulPeer: NodeState._harmful,
+    events.PersonalExported: NodeState._personal_exported,
+    events.PersonalHeld: NodeState._personal_held,
     events.Pause: NodeState._pause,
     events.SitesChanged: NodeState._sites_changed,
     events.LiftQuarantine: NodeState._lift,

@@ -88,6 +88,12 @@ class GossipParams:
     """A reserved inbox place is freed when the promised model has not come by then."""
     max_parallel_transfers: Annotated[int, COUNT] = 2
     """This site's outgoing models, offered or being sent, at one time."""
+    personal_every_rounds: Annotated[int, COUNT] = 10
+    """Rounds after which others may fetch a site's personal model anew; at the end of training they may,
+    too."""
+    personal_fetches: Annotated[int, NATURAL] = 3
+    """Personal models of others that a site of 8 validation patients or more then fetches, in int8; twice as
+    many are held. 0: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,8 +124,9 @@ def listing(keys: Mapping[Site, Iterable[str]]) -> str:
     return f"{len(pairs)}-{fingerprint(pairs)[:12]}"
 
 
-ModelKind = Literal["model", "update", "global"]
-"""The kind of a file: a model for gossip, a site's update for a coordinator, or a global model."""
+ModelKind = Literal["model", "update", "global", "personal"]
+"""The kind of a file: a model for gossip, a site's update for a coordinator, a global model, or a site's
+personal model."""
 
 
 @dataclass(frozen=True, slots=True)

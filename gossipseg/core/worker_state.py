@@ -20,6 +20,7 @@ from gossipseg.core.gossip.exchange import GossipExchange, describe
 from gossipseg.core.gossip.swap import SwapExchange
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.offences import DICE, verdict_is_offence
+from gossipseg.core.personal.personal import PersonalModels
 from gossipseg.core.rounds.rounds import Rounds
 from gossipseg.core.types import Phase, Site
 
@@ -56,6 +57,8 @@ class WorkerState:
         self._ctx, self._gossip, self._membership = ctx, gossip, membership
         self._coordinated, self._swaps = coordinated, swaps
         self._budget = budget
+        self.personal: PersonalModels | None = None
+        """Personal models that travel; set by assembly.py."""
         self.worker = WorkerPhase.ABSENT
         self.paused = snapshot.paused
         self.leaving = False
@@ -154,6 +157,8 @@ class WorkerState:
         self._say_phase()
         if self._swaps is not None:
             self._swaps.decision.worker_ready(event.last_swap)
+        if self.personal is not None:
+            self.personal.worker_ready(event)
         if first_cases:
             self._membership.self_record.announce(self._membership.self_record.incarnation + 1)
         else:
@@ -163,6 +168,8 @@ class WorkerState:
 
     def _lost(self, event: events.WorkerLost) -> bool:
         if self.finished:
+            if self.personal is not None:
+                self.personal.serving.worker_lost()
             return True  # it has nothing left to do
         self._lose()
         if event.final:
@@ -174,6 +181,8 @@ class WorkerState:
         self.worker = WorkerPhase.ABSENT
         gossip = self._gossip
         gossip.running_round = None
+        if self.personal is not None:
+            self.personal.serving.worker_lost()
         if self._swaps is not None:
             self._swaps.decision.worker_lost()
         if self._coordinated is not None:
@@ -210,6 +219,8 @@ class WorkerState:
             gossip.send(event.export)
         if self._swaps is not None:
             self._swaps.round_over(event.round, event.due)
+        if self.personal is not None:
+            self.personal.round_over(event.round)
         self._go_on()
         return True
 

@@ -271,6 +271,8 @@ class Runtime:
                 self._held = effect
             case effects.ExportSnapshot() | effects.AdmitSnapshot() | effects.ApplySwap():
                 self.worker.swap(effect)
+            case effects.ExportPersonal() | effects.HoldPersonal():
+                self.worker.personal(effect)
             case effects.Finished():
                 self.training.begin("finished", 1.0)
             case effects.Note(event=name, site=site, reason=reason, detail=detail):

@@ -243,6 +243,20 @@ class PrivacyParams:
 
 
 @dataclass(frozen=True, slots=True)
+class InferenceParams:
+    """What predicting may cost at this site (site.yaml)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    max_members: Annotated[int, Range(2)] = 5
+    """Most models that predict together: the shared and the personal one, and peers' personal models. With 2
+    none of a peer's is asked for."""
+    max_parameters: Annotated[int, COUNT] = 40_000_000
+    """Most values that the network of a peer's personal model may have, where it is not the shared model's. A
+    prediction of it may also take no more than 16 times one of the shared model."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """All a training process needs to know; sent as JSON, built by config.worker_spec()."""
 
@@ -273,6 +287,7 @@ class WorkerSpec:
     """Whether models are exchanged by swaps: then nothing that was mixed in is undone."""
     personal_network: dict[str, Any] | None = None
     """The personal model's own network; None: it has the shared model's."""
+    inference: dict[str, Any] = field(default_factory=dict)
 
 
 PRIVATE_ALGORITHMS = (

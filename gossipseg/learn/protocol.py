@@ -159,6 +159,25 @@ class ApplySwap(_Line, frozen=True):
     round: int = 0
 
 
+class ExportPersonal(_Line, frozen=True):
+    """Write the personal model's average to outbox/, between two rounds or while idle."""
+
+
+class PersonalFile(_Part, frozen=True):
+    """A peer's personal model in the store: its wire file, blake3 `hash` and its maker's rounds."""
+
+    site: str
+    path: str
+    hash: str
+    round: int = 0
+
+
+class HoldPersonal(_Line, frozen=True):
+    """The peers' personal models that may predict here from now on: all of them; others are let go of."""
+
+    models: list[PersonalFile]
+
+
 class SetPaused(_Line, frozen=True):
     """Hold between two steps, or go on."""
 
@@ -222,6 +241,13 @@ class Ready(_Line, frozen=True):
     takes the round of the model that it takes over. Negative where it has trained rounds alone."""
     splits_from: str = ""
     """Who said which case is in which split, in words."""
+    personal_tensors: WireSchema = {}
+    """What a file of a personal model holds; empty where there is none."""
+    personal_refusal: str = "no_personal"
+    """Why its own personal model is never sent: no_personal, private, private_part, private_network; ""
+    where it may be."""
+    takes_personal: bool = False
+    """Whether peers' personal models are of use here: there are validation patients enough to choose by."""
 
 
 class Progress(_Line, frozen=True):
@@ -354,6 +380,37 @@ class SwapApplied(_Line, frozen=True):
     """Why the last swaps with `frm` did harm here; "" where they did not."""
 
 
+class PersonalExported(_Line, frozen=True):
+    """What came of ExportPersonal: a file in outbox/, or the reason why there is none."""
+
+    export: Export | None
+    round: int = 0
+    reason: str = ""
+
+
+class PersonalRefused(_Part, frozen=True):
+    """A peer's personal model that failed the checks. `reason`: a code as in VisitDone."""
+
+    site: str
+    hash: str
+    reason: str
+    detail: str = ""
+
+
+class PersonalHeld(_Line, frozen=True):
+    """What came of HoldPersonal. Where the mix was chosen again, what is deployed now."""
+
+    refused: list[PersonalRefused]
+    ended: bool = False
+    """Whether training has ended."""
+    chosen: bool = False
+    deployed: str = ""
+    """As in RoundDone."""
+    deployed_reason: str = ""
+    dice_val: float | None = None
+    dice_test: float | None = None
+
+
 class Fatal(_Line, frozen=True):
     """The worker cannot go on; it exits next with the code of errors.py."""
 
@@ -363,8 +420,10 @@ class Fatal(_Line, frozen=True):
 
 SwapOrder = ExportSnapshot | AdmitSnapshot | ApplySwap
 SwapReport = SnapshotExported | SnapshotAdmitted | SwapApplied
-ToWorker = Configure | StartRound | Aggregate | SwapOrder | SetPaused | Stop
-FromWorker = Preparing | Ready | Progress | RoundDone | AggregateDone | SwapReport | Fatal
+PersonalOrder = ExportPersonal | HoldPersonal
+PersonalReport = PersonalExported | PersonalHeld
+ToWorker = Configure | StartRound | Aggregate | SwapOrder | PersonalOrder | SetPaused | Stop
+FromWorker = Preparing | Ready | Progress | RoundDone | AggregateDone | SwapReport | PersonalReport | Fatal
 Message = ToWorker | FromWorker
 
 

@@ -14,6 +14,7 @@ from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
     DeviceParams,
+    InferenceParams,
     PrivacyParams,
     TaskParams,
     TrainingParams,
@@ -42,6 +43,7 @@ class WorkerSettings:
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
     personal_network: NetworkParams | None = None
     """That of the personal model alone, with first weights of its own; None: the shared model's."""
+    inference: InferenceParams = field(default_factory=InferenceParams)
 
     @property
     def has_personal(self) -> bool:
@@ -69,6 +71,7 @@ def read_settings(spec: WorkerSpec) -> WorkerSettings:
         _read(AdmissionParams, spec.admission, "admission"),
         _read(PrivacyParams, spec.privacy, "privacy"),
         _read(NetworkParams | None, spec.personal_network, "personal_network"),
+        _read(InferenceParams, spec.inference, "inference"),
     )
     problem = one_shot_problem(
         settings.algorithm.name, settings.network.name, settings.task, settings.training

@@ -22,6 +22,7 @@ from gossipseg.store.models import (
 )
 from gossipseg.store.state import StateFile
 from gossipseg.store.tensors import (
+    NETWORK,
     SCALES,
     BadSafetensors,
     SafetensorsHeader,
@@ -35,6 +36,7 @@ from gossipseg.store.tensors import (
 )
 
 __all__ = [
+    "NETWORK",
     "SCALES",
     "BadSafetensors",
     "BrokenModel",

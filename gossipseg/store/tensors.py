@@ -76,6 +76,9 @@ def read_safetensors(path: Path, *, max_header_bytes: int = 16 << 20) -> Safeten
 Schema = Mapping[str, tuple[str, tuple[int, ...]]]
 """Name → (dtype, shape) of the tensors that a wire file holds."""
 
+NETWORK = "network"
+"""Metadata of a personal model's file: the record of its network, where that is not the federation's."""
+
 SCALES = "..scales"
 """Behind the name of an I8 tensor: its scales, F16. No parameter is called so, because no module may have an
 empty name."""

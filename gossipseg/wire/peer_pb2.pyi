@@ -24,6 +24,7 @@ class ModelKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_KIND_MODEL: _ClassVar[ModelKind]
     MODEL_KIND_UPDATE: _ClassVar[ModelKind]
     MODEL_KIND_GLOBAL: _ClassVar[ModelKind]
+    MODEL_KIND_PERSONAL: _ClassVar[ModelKind]
 
 class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -82,6 +83,7 @@ MODEL_KIND_UNSPECIFIED: ModelKind
 MODEL_KIND_MODEL: ModelKind
 MODEL_KIND_UPDATE: ModelKind
 MODEL_KIND_GLOBAL: ModelKind
+MODEL_KIND_PERSONAL: ModelKind
 VERDICT_UNSPECIFIED: Verdict
 VERDICT_ACCEPT: Verdict
 VERDICT_BUSY: Verdict

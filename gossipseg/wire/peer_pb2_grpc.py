@@ -167,7 +167,7 @@ class PeerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """Please push me this update or global model.
+        """Please push me this update, global model or personal model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

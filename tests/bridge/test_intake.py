@@ -267,7 +267,7 @@ async def test_a_disk_that_cannot_be_read_is_not_the_senders_offence(
 
     data = safetensors()
     model = await bench.promise(data)
-    monkeypatch.setattr(inbound, "read_safetensors_header", unreadable)
+    monkeypatch.setattr(inbound, "read_safetensors", unreadable)
     assert await bench.refused(model, data) == "io_error"
     assert bench.rig.node.count("offences", "b") == 0 and not bench.store.has(model.hash)
 

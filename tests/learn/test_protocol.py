@@ -77,6 +77,9 @@ MESSAGES: list[protocol.Message] = [
         ahead=-2,
         splits_from="the draw",
         last_swap=SWAP,
+        personal_tensors=TENSORS,
+        personal_refusal="private",
+        takes_personal=True,
     ),
     protocol.Ready(0, 0, 0, "", {}, 0, "", "", {}),
     protocol.Progress(1, 4, 20, "training", 0.2, 0.7, 3.5),
@@ -124,6 +127,12 @@ MESSAGES: list[protocol.Message] = [
     protocol.SnapshotExported(SWAP, None, reason="not_finite"),
     protocol.SnapshotAdmitted(SWAP, "not_finite", "head.weight"),
     protocol.SwapApplied(SWAP, steps=40, ahead=1),
+    protocol.ExportPersonal(),
+    protocol.HoldPersonal([protocol.PersonalFile("south", "models/ab.safetensors", "ab", 10)]),
+    protocol.PersonalExported(EXPORT, 10),
+    protocol.PersonalExported(None, 10, "not_finite"),
+    protocol.PersonalHeld([protocol.PersonalRefused("south", "ab", "not_finite", "head.weight")]),
+    protocol.PersonalHeld([], True, True, "mix", "personal 0.50, shared 0.50", 0.5, 0.25),
     protocol.Fatal("data", "images/M\udcfcller \u2028 \U0001f600.png: missing."),
 ]
 

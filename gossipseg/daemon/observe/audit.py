@@ -50,6 +50,10 @@ NOTES: Mapping[str, str] = {
     "visit_kept_out": "model_kept_out",
     "visit_reverted": "model_reverted",
     "model_dropped": "model_dropped",
+    "personal_sent": "personal_sent",
+    "personal_not_sent": "model_not_sent",
+    "personal_received": "personal_received",
+    "personal_refused": "model_refused",
     "swap_in_refused": "swap_refused",
     "swap_applied": "swap_applied",
     "swap_dropped": "swap_dropped",
@@ -69,7 +73,12 @@ OWN_NOTES = frozenset(
     {"daemon_started", "daemon_stopped", "config_reloaded", "config_refused", "record_forged"}
 )
 """Shell notes that the audit log keeps under the same name."""
-_STAGES = {"offer_in_rejected": "offer", "model_broken": "arrival", "visit_refused": "visit"}
+_STAGES = {
+    "offer_in_rejected": "offer",
+    "model_broken": "arrival",
+    "visit_refused": "visit",
+    "personal_refused": "personal",
+}
 _JUDGED = ("visit_refused", "visit_merged", "visit_kept_out", "visit_reverted")
 _KEPT = (
     "hash", "bytes", "round", "at_round", "attempt", "contributors", "absent", "detail", "asker", "number",

@@ -125,6 +125,10 @@ class WorkerDialogue:
         """Order what a swap needs, at the next step's end."""
         self._supervisor.send(orders.swap_order(effect, self._store.path))
 
+    def personal(self, effect: effects.ExportPersonal | effects.HoldPersonal) -> None:
+        """Order what personal models that travel need, between two rounds."""
+        self._supervisor.send(orders.personal_order(effect, self._store.path))
+
     # ------------------------------------------------------------ messages of the worker
 
     def on_worker_message(self, message: protocol.FromWorker) -> None:
@@ -170,6 +174,11 @@ class WorkerDialogue:
                     if (harmful := orders.harmful_peer(news)) is not None:
                         self._owner.inject(harmful)  # first: the next swap is with another peer
                     self._owner.inject(orders.swap_applied(news))
+                case protocol.PersonalExported():
+                    model = await self._adopt(news.export, news.round, "personal")
+                    self._owner.inject(orders.personal_exported(news, model))
+                case protocol.PersonalHeld():
+                    self._personal_held(news)
                 case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):
@@ -188,6 +197,7 @@ class WorkerDialogue:
             "model": message.tensors,
             "global": message.tensors,
             "update": message.update_tensors,
+            "personal": message.personal_tensors,
         }
         self.contract = configuration.contract(federation, message.network_signature)
         self._owner.note(
@@ -199,6 +209,12 @@ class WorkerDialogue:
             splits=message.splits,
         )
         self._owner.inject(orders.worker_ready(message, self.contract))
+
+    def _personal_held(self, message: protocol.PersonalHeld) -> None:
+        if message.chosen:
+            self._training.chosen(message)
+            self._owner.note("mix_chosen", deployed=message.deployed, reason=message.deployed_reason)
+        self._owner.inject(orders.personal_held(message))
 
     async def _round_done(self, message: protocol.RoundDone) -> None:
         self._training.round_done(message)

@@ -39,6 +39,8 @@ DELAY_S = (0.005, 0.05)
 """Delay of a message or a chunk of a model, as in a wide-area network."""
 PATIENCE = 50.0
 """Longest duration of a run, as a multiple of what its slowest site needs alone. A longer run has failed."""
+LAST_FETCHES = 20.0
+"""Most rounds' time in which the last personal models are fetched, once all sites have finished."""
 TAIL = 0.1
 """`dice_val_tail` is the mean over the last tenth of the rounds."""
 
@@ -120,6 +122,12 @@ class _Federation:
 
     async def _lives(self) -> None:
         await asyncio.gather(*(self._life(site) for site in self._sites.values()))
+        end_s = asyncio.get_running_loop().time() + LAST_FETCHES * self._round_s
+        while asyncio.get_running_loop().time() < end_s:
+            if not any(site.node.wants_personal for site in self._sites.values()):
+                break
+            await asyncio.sleep(self._round_s / 10)
+        await asyncio.sleep(self._round_s / 10)  # what came last is taken in
 
     async def _life(self, site: LabSite) -> None:
         await asyncio.sleep((self._plan.late_join.get(site.name, 1) - 1) * self._round_s)
@@ -236,6 +244,8 @@ class _Federation:
             "bytes_in": in_bytes,
             "model_bytes_out": site.moved.bytes_out,
             "model_bytes_in": site.moved.bytes_in,
+            "personal_bytes_out": site.moved.personal_out,
+            "personal_bytes_in": site.moved.personal_in,
             "sent": sum(site.moved.sent_to.values()),
             "sent_to": dict(sorted(site.moved.sent_to.items())),
             "merged": _taken_in(node) + site.moved.commons,
@@ -307,6 +317,7 @@ def _taken_in(node: NodeState, site: str | None = None) -> int:
 
 NO_TRAFFIC: Mapping[str, Any] = {
     **dict.fromkeys(("bytes_out", "bytes_in", "model_bytes_out", "model_bytes_in"), 0),
+    **dict.fromkeys(("personal_bytes_out", "personal_bytes_in"), 0),
     **dict.fromkeys(("sent", "merged", "left_out", "reverted", "absences"), 0),
     "virtual_seconds": [0.0, 0.0],
     "sent_to": {},

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from gossipseg.wire.memory import MemoryTransport
 
 Contract = tuple[tuple[str, str], ...]
 SwapEffect = effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap
+PersonalEffect = effects.ExportPersonal | effects.HoldPersonal
 
 
 @dataclass(slots=True)
@@ -46,6 +47,9 @@ class Moved:
     """Global models that were made without this site's update."""
     notes: Counter[str] = field(default_factory=Counter)
     """Number of each of the core's notes."""
+    personal_out: int = 0
+    """Bytes of personal models, which are among the others."""
+    personal_in: int = 0
 
 
 class LabSite:
@@ -81,6 +85,8 @@ class LabSite:
         self._swaps, self._in_round = swaps, False
         self._swap_orders: deque[SwapEffect] = deque()
         """Orders of a swap that wait for the end of a step."""
+        self._personal_orders: deque[PersonalEffect] = deque()
+        """Orders about personal models that wait for the end of the round."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -103,8 +109,11 @@ class LabSite:
         self.inject(events.Start())
         trainer = self.training.trainer
         model, update = trainer.schema, trainer.update_schema
-        self._intake.schemas = {"model": model, "global": model, "update": update}
-        self.inject(events.WorkerReady(0, 0, trainer.site.cases, self._contract))
+        personal = trainer.personal_schema
+        self._intake.schemas = {"model": model, "global": model, "update": update, "personal": personal}
+        ready = events.WorkerReady(0, 0, trainer.site.cases, self._contract)
+        refusal, takes = trainer.personal_refusal, trainer.takes_personal
+        self.inject(replace(ready, personal_refusal=refusal, takes_personal=takes))
 
     async def close(self) -> None:
         """Stop, whatever is under way."""
@@ -154,6 +163,10 @@ class LabSite:
             case effects.ExportSnapshot() | effects.AdmitSnapshot() | effects.ApplySwap():
                 self._swap_orders.append(effect)
                 self._loop.call_soon(self._swap_if_idle)
+            case effects.ExportPersonal() | effects.HoldPersonal():
+                self._personal_orders.append(effect)
+                if not self._in_round:
+                    self._loop.call_soon(self._carry_out_personal)
             case effects.Note(event=name, detail=detail):
                 self.moved.notes[name] += 1
                 self.moved.left_out += name == "round_committed" and self.name in detail["absent"]
@@ -193,7 +206,10 @@ class LabSite:
             self.inject(events.TransferFailed(effect.id, *why(e)))
         else:
             self.moved.bytes_out += effect.model.size_bytes
-            self.moved.sent_to[effect.to] += 1
+            if effect.model.kind == "personal":
+                self.moved.personal_out += effect.model.size_bytes
+            else:
+                self.moved.sent_to[effect.to] += 1
             self.inject(events.TransferDone(effect.id))
 
     async def on_request(self, peer: Site, body: Request) -> Reply:
@@ -206,11 +222,16 @@ class LabSite:
 
     async def on_push(self, peer: Site, model: ModelRef, offset: int, chunks: AsyncIterator[bytes]) -> None:
         """wire.transport.Handler."""
-        await self._intake.on_push(peer, model, offset, self._counted(chunks))
+        await self._intake.on_push(peer, model, offset, self._counted(peer, model, chunks))
 
-    async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _counted(
+        self, peer: Site, model: ModelRef, chunks: AsyncIterator[bytes]
+    ) -> AsyncIterator[bytes]:
+        wanted = self.node.expects(peer, model.hash)
+        personal = wanted is not None and wanted.kind == "personal"
         async for chunk in chunks:
             self.moved.bytes_in += len(chunk)
+            self.moved.personal_in += len(chunk) if personal else 0
             yield chunk
 
     def _forged(self, peer: Site, record: Record, more: int) -> None:
@@ -240,6 +261,7 @@ class LabSite:
         self._in_round = False
         self._round_done(work.result.report)
         self._carry_out_swaps()
+        self._carry_out_personal()
 
     async def _step_over(self, round: int, before: int) -> int:
         """Wait for the virtual time of the gradients computed since `before`; returns their number now."""
@@ -272,6 +294,26 @@ class LabSite:
                 case protocol.SwapApplied():
                     harmful = orders.harmful_peer(report)
                     return [*([harmful] if harmful is not None else []), orders.swap_applied(report)]
+        except Exception as e:
+            self._broke(e)
+            raise
+
+    def _carry_out_personal(self) -> None:
+        while self._personal_orders and not self._in_round:
+            self.inject(self._personal_done(self._personal_orders.popleft()))
+
+    def _personal_done(self, effect: PersonalEffect) -> events.Event:
+        """Let the trainer carry out an order about personal models, and say what came of it."""
+        try:
+            report = self.training.personal(orders.personal_order(effect, self.store.path))
+            match report:
+                case protocol.PersonalExported():
+                    if report.export is not None and self._spoil is not None:
+                        self._spoil(Path(report.export.path))
+                    model = self._adopted(report.export, report.round, "personal")
+                    return orders.personal_exported(report, model)
+                case protocol.PersonalHeld():
+                    return orders.personal_held(report)
         except Exception as e:
             self._broke(e)
             raise

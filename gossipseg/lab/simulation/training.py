@@ -155,6 +155,18 @@ class Training:
         self._spend("swap")
         return report
 
+    def personal(self, order: protocol.PersonalOrder) -> protocol.PersonalReport:
+        """Carry out an order about personal models, between two rounds."""
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+        report: protocol.PersonalReport
+        match order:
+            case protocol.ExportPersonal():
+                report = self.trainer.export_personal(order)
+            case protocol.HoldPersonal():
+                report = self.trainer.hold_personal(order)
+        self._spend("personal")
+        return report
+
     @property
     def evaluations(self) -> int:
         """Gradients computed so far, those of a personal model that was read included."""

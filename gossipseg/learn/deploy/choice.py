@@ -1,14 +1,17 @@
-"""How much the personal and the shared model each say in a prediction: the rules, on figures alone.
+"""How much each model says in a prediction: the rules, on figures alone.
 
 With P the personal model's probabilities, T the shared one's, and n validation cases (three at most of each
 patient), in this order:
 
     1  α̂ = argmin over {0, ¼, ½, ¾, 1} of NLL(α·P + (1−α)·T),  α = (n·α̂ + 4·½)/(n + 4)                    (1)
-    2  P alone where, by patient, the paired validation Dice of the mix is below P's by more than one standard
-       error, with three patients or more                                                                 (2)
+    2  from 8 validation patients: g, greedy over P, T and the peers' personal models (ensemble selection,
+       Caruana et al. 2004), blended into (1): (n·g + 8·w)/(n + 8), w the weights of (1). Taken if, by
+       patient, its paired validation Dice is above that of (1) by more than one standard error           (2)
+    3  P alone where, by patient, the paired validation Dice of the mix is below P's by more than one standard
+       error, with three patients or more                                                                 (3)
 
-A prior of one half that validation moves: choosing by a handful of cases does harm, and keeping P unless a
-gain is proved gives half of the gain away (docs/design/equations.md §7).
+Priors that validation moves: choosing by a handful of cases does harm, and keeping P unless a gain is proved
+gives half of the gain away (docs/design/equations.md §7).
 """
 
 from __future__ import annotations
@@ -16,9 +19,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
 from gossipseg.learn.evaluation.paired import LEAST_PATIENTS, CaseScores, by_patient, paired_drop
 
@@ -29,7 +32,16 @@ PRIOR_SHARE, PRIOR_CASES = 0.5, 4
 CASES_PER_PATIENT = 3
 """Most cases of one patient that count: images of one patient err alike."""
 
+GREEDY_PATIENTS = 8
+"""Validation patients from which peers' personal models are chosen from."""
+GREEDY_PRIOR = 8
+"""The cases that the weights of equation (1) weigh as much as, in (2)."""
+GREEDY_STEPS = 8
+"""Most additions of a member, some perhaps added again."""
+
 Member = Literal["personal", "shared"]
+OF_PEER = "personal of "
+"""A peer's personal model is the member `personal of <site>`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +66,8 @@ class Mix:
     """Patients with a score of both."""
     cases: int = 0
     """n of equation (1)."""
+    peers: Mapping[str, float | None] = field(default_factory=dict)
+    """Member → mean validation Dice of a peer's personal model alone, of those that were compared."""
 
     @property
     def name(self) -> str:
@@ -97,38 +111,123 @@ def best_share(losses: Mapping[float, Sequence[float | None]]) -> float:
     return min(known, key=lambda share: (known[share], abs(share - PRIOR_SHARE)), default=PRIOR_SHARE)
 
 
+class Candidates(Protocol):
+    """All models that may predict together, on the validation cases in their order."""
+
+    @property
+    def members(self) -> Sequence[str]:
+        """`personal`, `shared`, and the peers' (`personal of <site>`)."""
+
+    def loss(self, counts: Mapping[str, int]) -> float:
+        """Mean NLL over the cases of the members' mean, each counted that often."""
+
+    def dice(self, weights: Mapping[str, float]) -> CaseScores:
+        """Dice by case of what these weights predict."""
+
+
+def greedy(members: Sequence[str], loss: Callable[[Mapping[str, int]], float], most: int) -> dict[str, int]:
+    """Ensemble selection: begin with P; add, again perhaps, the member that lowers the loss most, until none
+    does.
+
+    `most`: models that may predict together, P and T among them. Member → how often it was taken.
+    """
+    counts = {"personal": 1}
+    least = loss(counts)
+    for _ in range(GREEDY_STEPS):
+        full = len({*counts, "personal", "shared"}) >= most
+        open_to = [m for m in members if not full or m in counts or m == "shared"]
+        tried = {m: loss({**counts, m: counts.get(m, 0) + 1}) for m in open_to}
+        better = {m: found for m, found in tried.items() if math.isfinite(found) and found < least}
+        if not better:
+            break
+        best = min(better, key=lambda m: better[m])
+        counts[best], least = counts.get(best, 0) + 1, better[best]
+    return counts
+
+
+def blended(counts: Mapping[str, int], weights: Mapping[str, float], cases: int) -> dict[str, float]:
+    """Equation (2). `counts`: from greedy(); `weights`: those of (1); `cases`: n."""
+    total = sum(counts.values())
+    return {
+        member: (cases * counts.get(member, 0) / total + GREEDY_PRIOR * weights.get(member, 0.0))
+        / (cases + GREEDY_PRIOR)
+        for member in {**weights, **counts}
+    }
+
+
 def choose(
     losses: Mapping[float, Sequence[float | None]],
     personal: CaseScores,
     shared: CaseScores,
     mixes: Mapping[float, CaseScores],
     patients: Sequence[str],
+    candidates: Candidates | None = None,
+    most: int = 2,
 ) -> tuple[Mix, float]:
-    """The rules in their order; the mix, and α̂, by which its scores are found in `mixes`.
+    """The rules in their order; the mix, and α̂, by which the scores of (1) are found in `mixes`.
 
     `losses`: share → NLL by case. `personal`, `shared`: Dice of these models by case. `mixes`: α̂ → Dice by
     case of what equation (1) makes of it. `patients`: whose each case is. All are in one order.
+    `candidates`, `most`: for (2); None leaves it out.
     """
     broken = [name for name, share in (("personal", 1.0), ("shared", 0.0)) if not _finite(losses[share])]
     if broken:
         return _without(broken, personal, shared, patients), PRIOR_SHARE
     n, best = counted(patients), best_share(losses)
-    share, mix = share_of_personal(best, n), mixes[best]
-    drop = paired_drop(personal, mix, patients)
-    alone, error = _over_patients(personal, mix, patients), drop.standard_error
-    plain = Mix(
-        {"personal": share, "shared": 1 - share},
+    share, dice = share_of_personal(best, n), mixes[best]
+    weights = {"personal": share, "shared": 1 - share}
+    if candidates is not None and len(set(patients)) >= GREEDY_PATIENTS:
+        weights, dice = _wider(candidates, most, weights, dice, patients, n)
+    mix = _told(weights, personal, shared, dice, patients, n)
+    drop = paired_drop(personal, dice, patients)
+    if (
+        drop.patients >= LEAST_PATIENTS
+        and drop.standard_error is not None
+        and drop.mean > drop.standard_error
+    ):
+        others = "the shared model" if len(weights) == 2 else "the other models"
+        why = f"with {others} validation Dice falls by {drop.mean:.4f} ± {drop.standard_error:.4f}"
+        only_own = {"personal": 1.0}
+        return replace(mix, weights=only_own, why=why, deployed=mix.alone, standard_error=0.0), best
+    return mix, best
+
+
+def _wider(
+    candidates: Candidates,
+    most: int,
+    weights: dict[str, float],
+    dice: CaseScores,
+    patients: Sequence[str],
+    cases: int,
+) -> tuple[dict[str, float], CaseScores]:
+    """Equation (2): the weights and their Dice by case, or those of (1) as they are."""
+    wider = blended(greedy(candidates.members, candidates.loss, most), weights, cases)
+    scores = candidates.dice(wider)
+    drop = paired_drop(dice, scores, patients)
+    if drop.standard_error is not None and -drop.mean > drop.standard_error:
+        return wider, scores
+    return weights, dice
+
+
+def _told(
+    weights: Mapping[str, float],
+    personal: CaseScores,
+    shared: CaseScores,
+    dice: CaseScores,
+    patients: Sequence[str],
+    cases: int,
+) -> Mix:
+    """The mix with the figures behind it. `dice`: of what the weights predict."""
+    drop, alone = paired_drop(personal, dice, patients), _over_patients(personal, dice, patients)
+    return Mix(
+        weights,
         alone=alone,
-        shared=_over_patients(shared, mix, patients),
+        shared=_over_patients(shared, dice, patients),
         deployed=None if alone is None else alone - drop.mean,
-        standard_error=error,
+        standard_error=drop.standard_error,
         patients=drop.patients,
-        cases=n,
+        cases=cases,
     )
-    if drop.patients >= LEAST_PATIENTS and error is not None and drop.mean > error:
-        why = f"with the shared model validation Dice falls by {drop.mean:.4f} ± {error:.4f}"
-        return replace(plain, weights={"personal": 1.0}, why=why, deployed=alone, standard_error=0.0), best
-    return plain, best
 
 
 def shared_alone(why: str, scores: CaseScores = (), patients: Sequence[str] = ()) -> Mix:
@@ -160,7 +259,7 @@ def best_single(mix: Mix) -> tuple[str, float | None]:
 
     Without a validation score it is the one with the larger weight.
     """
-    scores = {"personal": mix.alone, "shared": mix.shared}
+    scores = {"personal": mix.alone, "shared": mix.shared, **mix.peers}
     known = {name: dice for name, dice in scores.items() if dice is not None and name in mix.weights}
     if not known or mix.deployed is None:
         return max(mix.weights, key=lambda name: mix.weights[name]), None
@@ -173,8 +272,9 @@ def only(mix: Mix) -> Mix:
     best, lost = best_single(mix)
     why = "one model was asked for"
     if lost is not None:
-        why += f": validation Dice {mix.deployed:.4f} with both, {lost:+.4f} against this one"
-    own = {"personal": mix.alone, "shared": mix.shared}.get(best)
+        together = "both" if len(mix.weights) == 2 else f"all {len(mix.weights)}"
+        why += f": validation Dice {mix.deployed:.4f} with {together}, {lost:+.4f} against this one"
+    own = {"personal": mix.alone, "shared": mix.shared, **mix.peers}.get(best)
     return replace(mix, weights={best: 1.0}, why=why, deployed=own, standard_error=None)
 
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gossipseg.errors import ConfigError, LocalError
-from gossipseg.learn.deploy.choice import Mix, only
+from gossipseg.learn.deploy.choice import OF_PEER, Mix, only
 from gossipseg.learn.deploy.earlier import of_earlier_version
+from gossipseg.learn.deploy.peers import network_of
 from gossipseg.learn.deploy.prediction import mixed_net
 from gossipseg.learn.engine.build import (
+    build_described,
     build_model,
     build_personal,
     check_identity,
@@ -71,7 +73,7 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
         checkpoint = dict(of_earlier_version(found))
         _load(net, checkpoint["ema"], file)
         net, mix = _chosen(net, checkpoint, settings, file, single=single)
-        networks = networks_of(mix, settings)
+        networks = networks_of(mix, settings, checkpoint.get("peers", {}))
         weights = "ema" if mix is None else mix.name
     return Deployment(
         compute.place_model(net, settings.task.spatial_dims).eval(),
@@ -87,9 +89,12 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
     )
 
 
-def networks_of(mix: Mix | None, settings: WorkerSettings) -> list[NetworkParams]:
-    """The network of each model that predicts, in the order of mixed_net()."""
-    own = {"personal": settings.personal_network or settings.network}
+def networks_of(
+    mix: Mix | None, settings: WorkerSettings, peers: Mapping[str, Mapping[str, Any]]
+) -> list[NetworkParams]:
+    """The network of each model that predicts, in the order of mixed_net(). `peers`: of the checkpoint."""
+    own = {OF_PEER + site: network_of(told, settings) for site, told in peers.items()}
+    own["personal"] = settings.personal_network or settings.network
     names = [name for name, weight in mix.weights.items() if weight > 0] if mix is not None else ["shared"]
     return [own.get(name, settings.network) for name in names]
 
@@ -108,9 +113,20 @@ def _chosen(
     mix = Mix(**told)
     if single and len(mix.weights) > 1:
         mix = only(mix)
-    if "personal" not in mix.weights:
-        return net, mix
-    return mixed_net(mix, _built_personal(settings, personal, file), net, settings.training.output), mix
+    told_peers = checkpoint.get("peers", {})
+    nets: dict[str, nn.Module] = {"shared": net}
+    for member in mix.weights:
+        if member == "personal":
+            nets[member] = _built_personal(settings, personal, file)
+        elif member.startswith(OF_PEER):
+            record = told_peers.get(member.removeprefix(OF_PEER))
+            if record is None:
+                raise LocalError(
+                    f"{file}: {member} predicts, and is not in the checkpoint. Start the daemon: it writes "
+                    "a new one at the end of the round."
+                )
+            nets[member] = _built_peer(settings, record, file)
+    return mixed_net(mix, nets, settings.training.output), mix
 
 
 def _built_personal(settings: WorkerSettings, state: Mapping[str, Any], file: Path) -> nn.Module:
@@ -118,6 +134,15 @@ def _built_personal(settings: WorkerSettings, state: Mapping[str, Any], file: Pa
     net = build_personal(settings)
     check_identity(state.get("network"), personal_identity(settings, net))
     _load(net, state["model"]["ema"], file)
+    return net
+
+
+def _built_peer(settings: WorkerSettings, told: Mapping[str, Any], file: Path) -> nn.Module:
+    """A peer's personal model, from its part of a checkpoint."""
+    if told.get("network") is not None:
+        return build_described(told["network"], told["weights"], settings)
+    net = build_model(settings)
+    _load(net, told["weights"], file)
     return net
 
 

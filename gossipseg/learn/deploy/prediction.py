@@ -1,4 +1,5 @@
-"""What a site predicts with: the averages (EMA) of its personal and its shared model, mixed.
+"""What a site predicts with: the averages (EMA) of its personal and its shared model, and of peers' personal
+models, mixed.
 
 The mix is chosen anew at each validation, by the rules of choice.py. A personal model that began as a copy of
 the shared one has no say until it has trained for a while. Nor has one with a network of its own, where the
@@ -7,16 +8,32 @@ site took the shared model over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from gossipseg.learn.deploy.choice import SHARES, Mix, choose, counted, share_of_personal, shared_alone
+from gossipseg.learn.deploy.candidates import ValidationMembers
+from gossipseg.learn.deploy.choice import (
+    GREEDY_PATIENTS,
+    SHARES,
+    Mix,
+    choose,
+    counted,
+    share_of_personal,
+    shared_alone,
+)
+from gossipseg.learn.deploy.peers import PeerModel, PeerModels
+from gossipseg.learn.engine.checkpoint import digest
+from gossipseg.learn.engine.model_state import cpu_copy
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.evaluation.evaluate import Scores, summarise
+from gossipseg.learn.evaluation.kept import KeptPredictions
 from gossipseg.learn.evaluation.mixture import Mixture
+from gossipseg.learn.evaluation.paired import by_patient
 
 LEAST_ROUNDS_OF_A_COPY = 5
 """Rounds that a personal model trains before it predicts, where the shared one was taken over."""
@@ -33,6 +50,14 @@ class Prediction:
     def __init__(self, run: RunState) -> None:
         self._run = run
         self.mix = Mix({"personal": 0.5, "shared": 0.5})
+        self.peers = PeerModels()
+        self._kept = KeptPredictions(Path(run.settings.spec.state_dir) / "predictions")
+        self._kept.sweep_cases(run.site.case_ids("validation"))
+
+    @property
+    def looks_wider(self) -> bool:
+        """Whether there are patients enough to choose among more than two models."""
+        return len(set(self._run.site.patients("validation"))) >= GREEDY_PATIENTS
 
     def judge(
         self, personal: nn.Module, shared: nn.Module, round: int, *, trained: int | None
@@ -49,15 +74,72 @@ class Prediction:
         patients = self._run.site.patients("validation")
         n = counted(patients)
         by_best = {best: share_of_personal(best, n) for best in SHARES}
-        found = self._run.score_pair(personal, shared, round, SHARES, by_best.values())
+        members = self._members(personal, shared, round) if self.looks_wider else None
+        if members is None:
+            self._kept.sweep((), ())
+            found = self._run.score_pair(personal, shared, round, SHARES, by_best.values())
+        else:
+            names = {personal: "personal", shared: "shared"}
+            found = self._run.score_pair(
+                personal,
+                shared,
+                round,
+                SHARES,
+                by_best.values(),
+                lambda net, item: members.logits(names[net], item),
+                members.see,
+            )
         alone = [case.mean for case in found.personal]
         shared_scores = [case.mean for case in found.shared]
         mixes = {best: [case.mean for case in found.mixes[share]] for best, share in by_best.items()}
-        self.mix, best = choose(found.losses, alone, shared_scores, mixes, patients)
+        most = self._run.settings.inference.max_members
+        self.mix, best = choose(found.losses, alone, shared_scores, mixes, patients, members, most)
+        cases = found.mixes[by_best[best]]
+        if members is not None:
+            self.mix = replace(self.mix, peers=self._peers_alone(members, patients))
+            cases = members.scores_of(self.mix.weights) or cases
         single = {"personal": found.personal, "shared": found.shared}
-        cases = single.get(self.mix.name, found.mixes[by_best[best]])
+        cases = single.get(self.mix.name, cases)
         task = self._run.settings.task
         return summarise(cases, task), summarise(found.shared, task)
+
+    def _members(self, personal: nn.Module, shared: nn.Module, round: int) -> ValidationMembers:
+        """All models that may predict. Predictions of others are deleted."""
+        run, held = self._run, sorted(self.peers.held.items())
+        nets: dict[str, Callable[[], nn.Module]] = {"personal": lambda: personal, "shared": lambda: shared}
+        keys = {
+            "personal": digest(cpu_copy(personal.state_dict())),
+            "shared": digest(cpu_copy(shared.state_dict())),
+        }
+        for _, peer in held:
+            nets[peer.member], keys[peer.member] = self._maker(peer), peer.hash
+        self._kept.sweep(keys.values(), run.site.case_ids("validation"))
+        return ValidationMembers(run, round, nets, keys, self._kept)
+
+    def _maker(self, peer: PeerModel) -> Callable[[], nn.Module]:
+        return lambda: peer.net(self._run.settings, self._run.compute)
+
+    def _peers_alone(self, members: ValidationMembers, patients: tuple[str, ...]) -> dict[str, float | None]:
+        means = {peer.member: by_patient(members.alone(peer.member), patients) for peer in self._held()}
+        return {member: statistics.fmean(found) if found else None for member, found in means.items()}
+
+    def _held(self) -> list[PeerModel]:
+        return [peer for _, peer in sorted(self.peers.held.items())]
+
+    def drop_peers(self, sites: Mapping[str, str]) -> bool:
+        """Keep no peers' models but these, site → hash; whether the mix has lost a member by it.
+
+        What such a member had in the mix goes to the others until the next validation.
+        """
+        self.peers.keep(sites)
+        held = {peer.member for peer in self._held()}
+        left = {m: w for m, w in self.mix.weights.items() if m in ("personal", "shared") or m in held}
+        if len(left) == len(self.mix.weights):
+            return False
+        total = sum(left.values())
+        left = {member: weight / total for member, weight in left.items()}
+        self.mix = replace(self.mix, weights=left, deployed=None, standard_error=None)
+        return True
 
     def shared_alone(self, shared: nn.Module, round: int, why: str) -> Scores:
         """Predict with the shared model alone from now on; its scores over the validation split."""
@@ -72,7 +154,12 @@ class Prediction:
 
     def net(self, personal: nn.Module, shared: nn.Module) -> nn.Module:
         """What the site evaluates and predicts with."""
-        return mixed_net(self.mix, personal, shared, self._run.settings.training.output)
+        peers = {peer.member: peer for peer in self._held()}
+        run = self._run
+        nets = {m: peers[m].net(run.settings, run.compute) for m in self.mix.weights if m in peers}
+        return mixed_net(
+            self.mix, {"personal": personal, "shared": shared, **nets}, run.settings.training.output
+        )
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -83,9 +170,8 @@ class Prediction:
         self.mix = Mix(**state)
 
 
-def mixed_net(mix: Mix, personal: nn.Module, shared: nn.Module, output: str) -> nn.Module:
-    """The network that a mix stands for. `output`: training.output."""
-    nets = {"personal": personal, "shared": shared}
+def mixed_net(mix: Mix, nets: Mapping[str, nn.Module], output: str) -> nn.Module:
+    """The network that a mix stands for. `nets`: by member; `output`: training.output."""
     members = {name: weight for name, weight in mix.weights.items() if weight > 0}
     if len(members) == 1:
         return nets[next(iter(members))]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from gossipseg.errors import ConfigError
 from gossipseg.learn.engine.optim import step_seed
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.nets.params import NetworkParams
+from gossipseg.nets.params.described import read
 from gossipseg.nets.registry import Segmenter, build, initialise, network_signature
 
 SITE_FILE = "site.yaml"
@@ -44,6 +48,23 @@ def build_personal(settings: WorkerSettings) -> Segmenter:
         return _initial(network, settings, seed)
     except ConfigError as e:
         raise _of_site(e, network, settings.task) from e
+
+
+def build_described(record: object, weights: Mapping[str, Tensor], settings: WorkerSettings) -> Segmenter:
+    """A peer's model of the network that its record describes, on the CPU.
+
+    `weights`: its floating-point tensors; tables of indices follow from the network. The caller has checked
+    both (exchange/described_models.py). Raises NotDescribed, ConfigError, RuntimeError.
+    """
+    network = read(record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MONAI says of another site's options
+        model = _initial(network, settings, 0)
+    missing, unexpected = model.load_state_dict(dict(weights), strict=False)
+    state = model.state_dict()
+    if unexpected or any(state[name].is_floating_point() for name in missing):
+        raise RuntimeError(f"the weights are not those of {network.name} with these options")
+    return model
 
 
 def _initial(network: NetworkParams, settings: WorkerSettings, seed: int) -> Segmenter:

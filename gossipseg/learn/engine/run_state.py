@@ -16,7 +16,7 @@ from gossipseg.learn.engine.optim import cosine_rate, learning_rate, step_seed
 from gossipseg.learn.engine.site_data import SiteData
 from gossipseg.learn.engine.train_step import Learner, StepResult, train_step
 from gossipseg.learn.evaluation.evaluate import Scores
-from gossipseg.learn.evaluation.pairs import PairScores
+from gossipseg.learn.evaluation.pairs import PairScores, Predict, Seen
 from gossipseg.learn.params import SplitName
 
 Report = Callable[[Callable[[], protocol.Progress], protocol.Activity], None]
@@ -137,7 +137,7 @@ class RunState:
 
     def score(self, model: nn.Module, split: SplitName, round: int) -> Scores:
         """Dice of a model over a split. Raises what the gate raises, between two cases."""
-        return self.site.score(model, split, self._scoring(split, round))
+        return self.site.score(model, split, self.scoring(split, round))
 
     def score_pair(
         self,
@@ -146,16 +146,20 @@ class RunState:
         round: int,
         compared: Collection[float],
         deployable: Collection[float],
+        predict: Predict | None = None,
+        seen: Seen = lambda item, label, p, t: None,
     ) -> PairScores:
         """Both models and their mixes over the validation split. Raises what the gate raises."""
-        on_progress = self._scoring("validation", round)
-        return self.site.score_pair(personal, shared, "validation", compared, deployable, on_progress)
+        on_progress = self.scoring("validation", round)
+        return self.site.score_pair(
+            personal, shared, "validation", compared, deployable, on_progress, predict, seen
+        )
 
     def losses(self, model: nn.Module, round: int) -> list[float | None]:
         """NLL of a model by validation case. Raises what the gate raises."""
-        return self.site.losses(model, "validation", self._scoring("validation", round))
+        return self.site.losses(model, "validation", self.scoring("validation", round))
 
-    def _scoring(self, split: SplitName, round: int) -> Callable[[float], None]:
+    def scoring(self, split: SplitName, round: int) -> Callable[[float], None]:
         """What is to be called after each case that was scored."""
         activity: protocol.Activity = "test" if split == "test" else "validation"
 

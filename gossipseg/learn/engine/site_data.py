@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -15,15 +16,15 @@ from torch import Tensor, nn
 from gossipseg.algos.base import Outputs
 from gossipseg.errors import LocalError
 from gossipseg.learn.data.cases import Case
-from gossipseg.learn.data.dataset import Dataset
+from gossipseg.learn.data.dataset import Dataset, Item
 from gossipseg.learn.data.division import patients_in
 from gossipseg.learn.data.patches import TrainBatches
 from gossipseg.learn.engine.losses import make_target
 from gossipseg.learn.engine.partial import Annotated
 from gossipseg.learn.engine.precision import Compute
-from gossipseg.learn.evaluation.evaluate import Scores, score
-from gossipseg.learn.evaluation.mixture import negative_log_likelihood
-from gossipseg.learn.evaluation.pairs import PairScores, losses_of, score_pair
+from gossipseg.learn.evaluation.evaluate import CaseScore, Scores, predict_logits, score, score_item
+from gossipseg.learn.evaluation.mixture import log_likelihoods
+from gossipseg.learn.evaluation.pairs import PairScores, Predict, Seen, losses_of, score_pair
 from gossipseg.learn.params import SplitName
 from gossipseg.learn.settings import WorkerSettings
 
@@ -110,7 +111,7 @@ class SiteData:
     def score(self, model: nn.Module, split: SplitName, on_progress: Callable[[float], None]) -> Scores:
         """Dice of a model over a split, of the classes that the site annotates; `on_progress` is called after
         each case."""
-        with torch.no_grad(), self.compute.autocast():
+        with self.scoring():
             return score(
                 model,
                 self._data.items(split),
@@ -130,9 +131,11 @@ class SiteData:
         compared: Collection[float],
         deployable: Collection[float],
         on_progress: Callable[[float], None],
+        predict: Predict | None = None,
+        seen: Seen = lambda item, label, p, t: None,
     ) -> PairScores:
         """Both models and their mixes over a split, as score() scores one; see evaluation.pairs."""
-        with torch.no_grad(), self.compute.autocast():
+        with self.scoring():
             return score_pair(
                 personal,
                 shared,
@@ -146,13 +149,15 @@ class SiteData:
                 annotated=self._data.rule.annotated,
                 on_progress=on_progress,
                 total=self.splits[split],
+                predict=predict,
+                seen=seen,
             )
 
     def losses(
         self, model: nn.Module, split: SplitName, on_progress: Callable[[float], None]
     ) -> list[float | None]:
         """NLL of a model by case of a split, in the order of patients()."""
-        with torch.no_grad(), self.compute.autocast():
+        with self.scoring():
             return losses_of(
                 model,
                 self._data.items(split),
@@ -164,12 +169,44 @@ class SiteData:
                 total=self.splits[split],
             )
 
-    def _loss(self, logits: Tensor, label: Tensor) -> float | None:
-        """NLL of a case, of the classes that the site annotates."""
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Without gradients, and in the precision of training: how every score here is made."""
+        with torch.no_grad(), self.compute.autocast():
+            yield
+
+    def labelled(self, split: SplitName) -> Iterator[tuple[Item, Tensor]]:
+        """The cases that score_pair() scores, in its order, with their labels."""
+        for item in self._data.items(split):
+            if item.label is not None:
+                yield item, item.label
+
+    def case_ids(self, split: SplitName) -> tuple[str, ...]:
+        """Names of all cases of a split."""
+        return tuple(case.id for case in self._data.splits.of(split))
+
+    def predict(self, net: nn.Module, item: Item) -> Tensor:
+        """Logits (K, *spatial) of a case; within scoring()."""
+        return predict_logits(
+            net, item.image, self.settings.task, self.settings.training, self.compute.device
+        )
+
+    def score_logits(self, item: Item, label: Tensor, logits: Tensor) -> CaseScore:
+        """Dice of a case, as score() counts it."""
+        task, training = self.settings.task, self.settings.training
+        return score_item(item, label, logits, task, training, self._data.rule.annotated)
+
+    def log_likelihoods(self, logits: Tensor, label: Tensor) -> Tensor:
+        """log p(label) of what the label says, of the classes that the site annotates, in one axis."""
         output, annotated = self.settings.training.output, self.annotated
         target = make_target(annotated.label(label[None]), output, annotated.classes)[0]
         seen = annotated.outputs(Outputs(logits[None])).logits[0]
-        return negative_log_likelihood(seen, target, output)
+        return log_likelihoods(seen, target, output)
+
+    def _loss(self, logits: Tensor, label: Tensor) -> float | None:
+        """NLL of a case, of the classes that the site annotates."""
+        log_p = self.log_likelihoods(logits, label)
+        return float(-log_p.double().mean()) if log_p.numel() else None
 
     def patients(self, split: SplitName) -> tuple[str, ...]:
         """Whose the cases of `score` are, in its order. All of the site's cases tell (patients_in)."""

@@ -64,11 +64,19 @@ def negative_log_likelihood(logits: Tensor, target: Tensor, output: str) -> floa
     `logits`: (K, *spatial). `target`: (1, *spatial) class indices for softmax, (K, *spatial) of 0 and 1 for
     sigmoid (the mean is over the channels, too); negative where the label says nothing.
     """
+    log_p = log_likelihoods(logits, target, output)
+    return float(-log_p.double().mean()) if log_p.numel() else None
+
+
+def log_likelihoods(logits: Tensor, target: Tensor, output: str) -> Tensor:
+    """log p(label) of every voxel (and channel, for sigmoid) whose label says something, in one axis.
+
+    As in negative_log_likelihood(). By equation (1), that of a mix is the logarithm of the weighted mean of
+    its members' exponentials.
+    """
     said = target >= 0
-    if not bool(said.any()):
-        return None
     if output == "softmax":
         log_p = F.log_softmax(logits.float(), 0).gather(0, target.long().clamp(min=0))
     else:
         log_p = F.logsigmoid(logits.float() * (2.0 * target.clamp(min=0) - 1))
-    return float(-log_p[said].double().mean())
+    return log_p[said]

@@ -16,6 +16,10 @@ from gossipseg.learn.params import TaskParams, TrainingParams
 
 Loss = Callable[[Tensor, Tensor], float | None]
 """NLL of a case, from logits (K, *spatial) and label values (1, *spatial)."""
+Predict = Callable[[nn.Module, Item], Tensor]
+"""Logits (K, *spatial) of a case."""
+Seen = Callable[[Item, Tensor, Tensor, Tensor], None]
+"""Called for each labelled case with it, its label, and the logits of the personal and the shared model."""
 
 
 def losses_of(
@@ -64,15 +68,24 @@ def score_pair(
     annotated: Collection[int] | None = None,
     on_progress: OnProgress = lambda fraction: None,
     total: int = 0,
+    predict: Predict | None = None,
+    seen: Seen = lambda item, label, p, t: None,
 ) -> PairScores:
     """Predict each labelled case once with either model, and score both and their mixes.
 
     `compared`: shares of the personal model whose NLL is asked for; `deployable`: those whose Dice is.
+    `predict`: another way to the logits than computing them.
     """
+    if predict is None:
+
+        def predict(net: nn.Module, item: Item) -> Tensor:
+            return predict_logits(net, item.image, task, training, device)
+
     found = PairScores({share: [] for share in compared}, {share: [] for share in deployable})
     for done, item in enumerate(cases):
         if item.label is not None:
-            p, t = (predict_logits(net, item.image, task, training, device) for net in (personal, shared))
+            p, t = predict(personal, item), predict(shared, item)
+            seen(item, item.label, p, t)
             _add(found, item, item.label, p, t, task, training, loss, annotated)
         on_progress((done + 1) / total if total else 0.0)
     return found

@@ -27,7 +27,7 @@ from gossipseg.learn.protocol import WireSchema
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.params.described import NotDescribed, describe, read
-from gossipseg.nets.registry import Segmenter, build, initialise
+from gossipseg.nets.registry import Segmenter, build
 
 TIMES_THE_SHARED = 16
 """How many times as much a prediction may take as one of the shared model."""
@@ -62,7 +62,8 @@ BEARABLE = Cost(0, 1 << 34, 1 << 32, 1 << 26)
 class DescribedModel:
     """A network that may come from another site."""
 
-    network: NetworkParams
+    record: Mapping[str, Any]
+    """With the fields that count, for build_described()."""
     cost: Cost
     schema: WireSchema
     """What a wire file of its weights holds, in eight bits."""
@@ -105,27 +106,13 @@ def personal_schema(record: object, settings: WorkerSettings, bounds: Cost, frm:
     except _FAULTS as e:
         raise PeerRefused(frm, "bad_network", _short(e)) from None
     reference = sent(state)
-    return DescribedModel(network, cost, wire_schema(reference, _all, INT8), reference)
+    return DescribedModel(describe(network), cost, wire_schema(reference, _all, INT8), reference)
 
 
 def sent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of such a model that travel: numbers it has learned. Tables of indices follow from the
     network, and one of a stranger's could point outside."""
     return {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-
-
-def built(model: DescribedModel, weights: Mapping[str, Tensor], settings: WorkerSettings) -> Segmenter:
-    """The network with these weights, on the CPU: those that load_incoming() gave for its reference.
-
-    Raises ValueError where they are others.
-    """
-    if weights.keys() != model.reference.keys():
-        raise ValueError("the weights are not those of the network's record")
-    with _quiet():
-        net = initialise(lambda: _network(model.network, settings), 0)
-    assert isinstance(net, Segmenter)
-    net.load_state_dict(dict(weights), strict=False)
-    return net
 
 
 # ---------------------------------------------------------------- on the meta device

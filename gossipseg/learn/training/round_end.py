@@ -111,6 +111,16 @@ class RoundEnd:
         self._run.history.dice_shared = of_shared.mean
         return scores
 
+    def choose_again(self, round: int) -> Scores:
+        """Choose what is deployed anew, as `round`'s validation did, from the models that are there now."""
+        scores, history = self._judged(round), self._run.history
+        if history.dice_history and history.dice_history[-1][0] == round:
+            history.dice_history[-1] = (round, scores.mean)
+            history.dice_val = scores.mean
+        if history.dice_test is not None:
+            history.dice_test = self._run.score(self.deployed, "test", round).mean
+        return scores
+
     def _pick(self, dice: float | None, last: bool) -> bool:
         """Keep the best deployment model of fine-tuning; deploy it after the last round.
 

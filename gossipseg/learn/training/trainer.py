@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from gossipseg.algos import registry as algorithms
-from gossipseg.errors import LocalError
+from gossipseg.errors import LocalError, PeerRefused
 from gossipseg.learn import protocol
 from gossipseg.learn.deploy.choice import Mix
 from gossipseg.learn.deploy.earlier import of_earlier_version
@@ -39,6 +39,7 @@ from gossipseg.learn.exchange.admission import Admission, Examination
 from gossipseg.learn.exchange.aggregate import aggregate
 from gossipseg.learn.exchange.global_model import GlobalModel, everything, frozen
 from gossipseg.learn.exchange.guard import Guard, Merge, start_over
+from gossipseg.learn.exchange.personal_models import PersonalExchange
 from gossipseg.learn.exchange.reception import TAKEN_OVER, Reception, rounds_kept
 from gossipseg.learn.exchange.swap import Swaps
 from gossipseg.learn.exchange.visit import Visitor
@@ -49,6 +50,9 @@ from gossipseg.learn.training.personal import OWN, Personal
 from gossipseg.learn.training.round_end import RoundEnd
 from gossipseg.learn.training.step_loop import StepLoop
 from gossipseg.nets import registry as networks
+
+LEAST_MEMBERS = 2
+"""The models of one site that predict together: no peer's is among them."""
 
 
 class Trainer:
@@ -102,6 +106,9 @@ class Trainer:
             self.personal,
             self.reception.guard,
         )
+        self.peers: PersonalExchange | None = None
+        if self.personal is not None:
+            self.peers = PersonalExchange(run, algorithm, self.personal.model_state, self.model_state)
         if self.personal is not None and not self.personal.begun and self.round_end.prediction is not None:
             first = run.settings.training.personal_from_round
             self.round_end.prediction.begins_anew(f"the personal model begins with round {first}")
@@ -194,6 +201,56 @@ class Trainer:
         if fresh and order.part == "copy" and not done.reason:
             self._copy_personal(self.history.round + 1, order.hash)
         return done
+
+    # ------------------------------------------------------------ personal models, while idle
+
+    @property
+    def personal_schema(self) -> protocol.WireSchema:
+        """What a file of a personal model holds; empty where there is none."""
+        return self.peers.schema if self.peers is not None else {}
+
+    @property
+    def personal_refusal(self) -> str:
+        """Why this site's personal model is never sent; "" where it may be."""
+        return self.peers.refusal if self.peers is not None else "no_personal"
+
+    @property
+    def takes_personal(self) -> bool:
+        """Whether peers' personal models are of use here."""
+        prediction = self.round_end.prediction
+        if prediction is None or self.peers is None or not self.peers.takes:
+            return False
+        return prediction.looks_wider and self.settings.inference.max_members > LEAST_MEMBERS
+
+    def export_personal(self, order: protocol.ExportPersonal) -> protocol.PersonalExported:
+        """The personal model as it is now, in a file."""
+        if self.peers is None:
+            return protocol.PersonalExported(None, self.history.round, self.personal_refusal)
+        return self.peers.export()
+
+    def hold_personal(self, order: protocol.HoldPersonal) -> protocol.PersonalHeld:
+        """Take peers' personal models in, and let go of all others; the mix is chosen again where training
+        has ended, or one of its members is gone. The caller checkpoints. Raises what the gate raises."""
+        prediction, refused = self.round_end.prediction, list[protocol.PersonalRefused]()
+        if prediction is None or self.peers is None:
+            return protocol.PersonalHeld(refused)
+        gone = prediction.drop_peers({file.site: file.hash for file in order.models})
+        came = False
+        for file in order.models:
+            if file.site in prediction.peers.held or not self.takes_personal:
+                continue
+            try:
+                prediction.peers.put(self.peers.admit(file))
+                came = True
+            except PeerRefused as e:
+                refused.append(protocol.PersonalRefused(file.site, file.hash, e.reason, e.detail))
+        ended = self.history.round > 0 and self.run.is_last(self.history.round)
+        if not (gone or (came and ended)):
+            return protocol.PersonalHeld(refused, ended)
+        scores, mix = self.round_end.choose_again(self.history.round), prediction.mix
+        return protocol.PersonalHeld(
+            refused, ended, True, mix.name, mix.reason, scores.mean, self.history.dice_test
+        )
 
     def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
         """The test split before the first round (kept in the checkpoint)."""
@@ -350,7 +407,12 @@ class Trainer:
     def _personal_state(self) -> dict[str, Any]:
         if self.personal is None or self.round_end.prediction is None:
             return {}
-        return {"personal_model": self.personal.state(), "mix": self.round_end.prediction.state()}
+        prediction = self.round_end.prediction
+        state = {"personal_model": self.personal.state(), "mix": prediction.state()}
+        state |= {"peers": prediction.peers.state()}
+        if self.peers is not None:
+            state |= {"released_personal": self.peers.release.state()}
+        return state
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what state() gave, perhaps on another device."""
@@ -386,6 +448,9 @@ class Trainer:
         if "personal_model" in state:
             personal.load(state["personal_model"])
             prediction.load(state.get("mix", prediction.state()))
+            prediction.peers.load(state.get("peers", {}))
+            if self.peers is not None:
+                self.peers.release.load(state.get("released_personal"))
         elif personal.begun and (self.history.round or self.history.step):
             origin = "as a copy of the shared one"
             if self.settings.personal_network is not None:

@@ -22,7 +22,13 @@ PROGRESS_INTERVAL_S = 0.25
 _READ_BYTES = 1 << 16
 
 
-Order = protocol.Configure | protocol.StartRound | protocol.Aggregate | protocol.SwapOrder
+Order = (
+    protocol.Configure
+    | protocol.StartRound
+    | protocol.Aggregate
+    | protocol.SwapOrder
+    | protocol.PersonalOrder
+)
 
 
 class StopRequested(Exception):
@@ -77,10 +83,17 @@ class DaemonLink:
         return message
 
     def swap_order(self) -> protocol.SwapOrder | None:
-        """The next order, if it is one of a swap: those are carried out between two steps, too."""
+        """The next order, if it is one of a swap: those are carried out between two steps, too.
+
+        Orders about personal models wait for the end of the round, and hold up no swap.
+        """
         with self._state:
-            if self._orders and isinstance(self._orders[0], protocol.SwapOrder):
-                return self._orders.popleft()  # type: ignore[return-value]
+            for i, order in enumerate(self._orders):
+                if isinstance(order, protocol.SwapOrder):
+                    del self._orders[i]
+                    return order
+                if not isinstance(order, protocol.PersonalOrder):
+                    break
         return None
 
     def check(self) -> None:
@@ -124,6 +137,8 @@ class DaemonLink:
                 | protocol.ExportSnapshot()
                 | protocol.AdmitSnapshot()
                 | protocol.ApplySwap()
+                | protocol.ExportPersonal()
+                | protocol.HoldPersonal()
             ):
                 with self._state:
                     self._orders.append(message)

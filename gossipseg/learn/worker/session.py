@@ -89,6 +89,10 @@ class WorkerSession:
                         self._round(order)
                     case protocol.Aggregate() as order:
                         self._aggregate(order)
+                    case protocol.ExportPersonal():
+                        self._link.send(self._trainer.export_personal(protocol.ExportPersonal()))
+                    case protocol.HoldPersonal() as order:
+                        self._hold(order)
                     case protocol.ExportSnapshot() | protocol.AdmitSnapshot() | protocol.ApplySwap() as order:
                         self._swap(order)
                     case _:
@@ -170,6 +174,12 @@ class WorkerSession:
             done = msgspec.structs.replace(done, reason="not_saved", detail=trouble)
         self._link.send(done)
 
+    def _hold(self, order: protocol.HoldPersonal) -> None:
+        """Take peers' personal models in, checkpoint, report: what predicts is read from the checkpoint."""
+        done = self._trainer.hold_personal(order)
+        self._checkpoint()
+        self._link.send(done)
+
     def _checkpoint(self) -> str:
         """Write a checkpoint; "" or why it failed. Training goes on: the one before stays valid."""
         try:
@@ -214,4 +224,7 @@ class WorkerSession:
             last_swap=protocol.Swap(*history.last_swap) if history.last_swap else None,
             deployed=mix.name if mix is not None else "",
             deployed_reason=mix.reason if mix is not None else "",
+            personal_tensors=trainer.personal_schema,
+            personal_refusal=trainer.personal_refusal,
+            takes_personal=trainer.takes_personal,
         )

@@ -50,6 +50,7 @@ _KINDS: dict[ModelKind, Any] = {
     "model": pb.MODEL_KIND_MODEL,
     "update": pb.MODEL_KIND_UPDATE,
     "global": pb.MODEL_KIND_GLOBAL,
+    "personal": pb.MODEL_KIND_PERSONAL,
 }
 _KIND_OF: dict[int, ModelKind] = {number: kind for kind, number in _KINDS.items()}
 _KIND_OF[pb.MODEL_KIND_UNSPECIFIED] = "model"

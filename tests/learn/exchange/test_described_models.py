@@ -13,13 +13,12 @@ import pytest
 import torch
 
 from gossipseg.errors import PeerRefused
-from gossipseg.learn.engine.build import build_personal
+from gossipseg.learn.engine.build import build_described, build_personal
 from gossipseg.learn.exchange import described_models
 from gossipseg.learn.exchange.described_models import (
     BEARABLE,
     Cost,
     bounds_of,
-    built,
     own_record,
     personal_schema,
     sent,
@@ -68,7 +67,7 @@ def test_a_model_goes_to_another_site_and_predicts_there(tmp_path: Path, name: s
     path = tmp_path / "personal.safetensors"
     export_wire(path, sent(net.state_dict()), everything, INT8, {})
     weights = load_incoming(path, told.reference, everything, INT8, "south")
-    here = built(told, weights, HERE).eval()
+    here = build_described(told.record, weights, HERE).eval()
     image = torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         mine, theirs = here(image).logits, net(image).logits
@@ -85,16 +84,19 @@ def test_what_is_counted_without_memory_is_what_the_network_has(name: str) -> No
     assert {n: t.shape for n, t in told.reference.items()} == {n: t.shape for n, t in sent(state).items()}
 
 
-def test_tables_of_indices_do_not_travel() -> None:
+def test_tables_of_indices_do_not_travel(tmp_path: Path) -> None:
     """A stranger's could point outside, which ends a worker on a GPU."""
     here = settings(own={"name": "swinunetr", "width": 12})
     state = build_personal(here).state_dict()
     tables = {n for n, t in state.items() if not t.is_floating_point()}
     told = personal_schema(describe(NetworkParams("swinunetr", 12)), here, WIDE, "south")
     assert tables and not tables & set(told.schema)
-    poisoned = {**sent(state), next(iter(tables)): torch.full((1,), 10**9)}
-    with pytest.raises(ValueError, match="not those of the network's record"):
-        built(told, poisoned, here)
+    file = tmp_path / "poisoned.safetensors"
+    export_wire(file, state, everything, INT8, {})
+    with pytest.raises(PeerRefused, match="schema_mismatch"):
+        load_incoming(file, told.reference, everything, INT8, "south")
+    with pytest.raises(RuntimeError, match="not those of swinunetr"):
+        build_described(told.record, dict(list(sent(state).items())[1:]), here)
 
 
 def test_a_file_of_another_network_than_its_record_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,144 @@
+"""Personal models that travel: this site's own on its way out, and peers' on their way in.
+
+Rarely, in eight bits whatever the wire's type, and never mixed: a peer's personal model only predicts beside
+this site's own models. It is checked as any model that comes, but for the likeness: models that never met may
+have grown far apart.
+
+Where a part of the network stays at its site (the norms under FedBN, the private parts of FedOAP's and
+FedSCA's networks), a personal model is of no use without it: none travels.
+
+One with a network of its own says in its file's metadata which network that is (described_models.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gossipseg.algos.base import Algorithm, Weights
+from gossipseg.errors import DiskFull, LocalError, PeerRefused
+from gossipseg.learn import protocol
+from gossipseg.learn.deploy.peers import PeerModel
+from gossipseg.learn.engine.model_state import ModelState
+from gossipseg.learn.engine.run_state import RunState
+from gossipseg.learn.exchange.admission import Admission
+from gossipseg.learn.exchange.described_models import Cost, bounds_of, own_record, personal_schema, sent
+from gossipseg.learn.exchange.global_model import everything
+from gossipseg.learn.exchange.wire_format import INT8, all_finite, export_wire, load_incoming, wire_schema
+from gossipseg.learn.privacy.clip_and_noise import Release
+from gossipseg.learn.settings import WorkerSettings
+from gossipseg.nets.params.described import NotDescribed
+from gossipseg.store import NETWORK, BadSafetensors, read_safetensors
+
+LONGEST_RECORD = 4096
+"""Characters of a record in a file's metadata."""
+
+
+class PersonalExchange:
+    """A site's part in it. `own`: the personal model; `shared`: the one of the federation's network."""
+
+    def __init__(self, run: RunState, algorithm: Algorithm, own: ModelState, shared: ModelState) -> None:
+        self._run, self._own, self._shared = run, own, shared
+        spec, self._privacy = run.settings.spec, run.settings.privacy
+        self._whole = all(algorithm.is_shared(name) for name in shared.weights())
+        self._record, self._hidden = _record_of(run.settings)
+        self._bounds: Cost | None = None
+        self._admission = Admission(run.settings.admission, averages=False)
+        self.release = Release(self._privacy, f"{spec.site}/personal", self._of(own.weights()))
+
+    @property
+    def refusal(self) -> str:
+        """Why this site's own is never sent: `private`, `private_part`, `private_network`; "" where it may
+        be."""
+        if self._privacy.dp is not None:
+            return "private"
+        if not self._whole:
+            return "private_part"
+        return "private_network" if self._hidden else ""
+
+    @property
+    def takes(self) -> bool:
+        """Whether a peer's is of use here, but for the number of validation patients."""
+        return self._whole
+
+    @property
+    def schema(self) -> protocol.WireSchema:
+        """What a file of a personal model of the federation's network holds."""
+        return wire_schema(self._shared.weights(), everything, INT8)
+
+    def _of(self, weights: Weights) -> dict[str, Tensor]:
+        """What of a personal model travels."""
+        return dict(weights) if self._record is None else sent(weights)
+
+    def export(self) -> protocol.PersonalExported:
+        """Write the average (EMA) to outbox/, clipped where the settings ask for it. Never where it is
+        private."""
+        spec, history, cases = self._run.settings.spec, self._run.history, self._run.site.cases
+        round, weights = history.round, self._of(self._own.ema.state_dict())
+        if self.refusal:
+            return protocol.PersonalExported(None, round, self.refusal)
+        if not self._own.averaged_rounds:
+            return protocol.PersonalExported(None, round, "not_ready")
+        if not all_finite(weights):
+            return protocol.PersonalExported(None, round, "not_finite")
+        path = Path(spec.state_dir) / "outbox" / f"personal-{round}.safetensors"
+        metadata = {"site": spec.site, "round": round, "steps": history.own_steps, "cases": cases}
+        if self._record is not None:
+            metadata[NETWORK] = json.dumps(self._record, sort_keys=True)
+        try:
+            told = self.release.of(weights, round)
+            export_wire(path, told, everything, INT8, metadata)
+        except LocalError as e:
+            reason = "disk_full" if isinstance(e, DiskFull) else "not_written"
+            return protocol.PersonalExported(None, round, reason)
+        self.release.set_reference(told)
+        return protocol.PersonalExported(protocol.Export(str(path), cases, history.own_steps, None), round)
+
+    def admit(self, file: protocol.PersonalFile) -> PeerModel:
+        """Read and check a peer's. Raises PeerRefused."""
+        path, text = Path(file.path), _described_in(file)
+        if text is None:
+            own, admission, record = self._shared.ema.state_dict(), self._admission, None
+        else:
+            model = personal_schema(_parsed(text, file.site), self._run.settings, self._bound(), file.site)
+            own, admission, record = dict(model.reference), None, model.record
+        found: dict[str, Tensor] = load_incoming(path, own, everything, INT8, file.site, admission)
+        weights = {name: tensor.detach().cpu() for name, tensor in found.items()}
+        return PeerModel(file.site, file.hash, file.round, weights, record)
+
+    def _bound(self) -> Cost:
+        """The most that a peer's network may take here; counted once."""
+        if self._bounds is None:
+            settings = self._run.settings
+            self._bounds = bounds_of(settings, settings.inference.max_parameters)
+        return self._bounds
+
+
+def _record_of(settings: WorkerSettings) -> tuple[Mapping[str, Any] | None, bool]:
+    """The record of the personal model's own network, and whether there is none that others could read."""
+    try:
+        return own_record(settings), False
+    except NotDescribed:
+        return None, True
+
+
+def _described_in(file: protocol.PersonalFile) -> str | None:
+    """The record in the file's metadata; None: it is of the federation's network. Raises PeerRefused."""
+    try:
+        return read_safetensors(Path(file.path)).metadata.get(NETWORK)
+    except (BadSafetensors, OSError) as e:
+        raise PeerRefused(file.site, "unreadable", str(e)) from e
+
+
+def _parsed(text: str, frm: str) -> object:
+    """The record as plain values. Raises PeerRefused."""
+    try:
+        if len(text) > LONGEST_RECORD:
+            raise ValueError(f"its record has {len(text)} characters")
+        return json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise PeerRefused(frm, "bad_network", str(e)[:200]) from None

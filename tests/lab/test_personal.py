@@ -1,0 +1,109 @@
+"""Personal models that travel, in the lab: fetched, chosen from and paid for in whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gossipseg.lab.simulation.training import DataCache
+from gossipseg.testbed import synthetic
+from tests.lab import rig
+
+EVERY_4 = "gossip.personal_every_rounds=4"
+LABEL = f"gossip_average[{EVERY_4}]"
+
+
+@pytest.fixture(scope="module")
+def wards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sites of eight validation patients, and one of three."""
+    root = tmp_path_factory.mktemp("wards")
+    four = synthetic.hospitals(4)
+    sizes = [(6, 8, 1), (6, 8, 1), (6, 8, 1), (6, 3, 1)]
+    small = [replace(h, cases=cases) for h, cases in zip(four, sizes, strict=True)]
+    synthetic.write_federation(root, small, seed=1, size_px=40)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache() -> DataCache:
+    return DataCache()
+
+
+@pytest.fixture(scope="module")
+def rows(wards: Path, cache: DataCache) -> rig.Rows:
+    return rig.run(rig.plan(wards, LABEL, rounds=8, steps=4), cache)
+
+
+def poor(rows: rig.Rows) -> str:
+    """The site with too few validation patients."""
+    return next(site for site, row in rows.items() if not row["personal_bytes_in"])
+
+
+def test_only_sites_with_eight_validation_patients_fetch(rows: rig.Rows) -> None:
+    fetching = [site for site, row in rows.items() if row["personal_bytes_in"]]
+    assert len(fetching) == 3 and not rows[poor(rows)]["deployed"]["peers"]
+    for site in fetching:
+        peers = rows[site]["deployed"]["peers"]
+        assert sorted(peers) == sorted(f"personal of {s}" for s in rows if s != site)
+        assert all(dice is not None for dice in peers.values())
+
+
+def test_every_fetch_is_in_int8_and_counted(rows: rig.Rows) -> None:
+    for site, row in rows.items():
+        sent, received = row["notes"].get("personal_sent", 0), row["notes"].get("personal_received", 0)
+        assert row["personal_bytes_out"] <= row["model_bytes_out"] <= row["bytes_out"]
+        assert row["personal_bytes_in"] <= row["model_bytes_in"] <= row["bytes_in"]
+        if received:  # three a refresh: after round 4, and at the end
+            assert 3 <= received <= 6, site
+            per_fetch = row["personal_bytes_in"] / received
+            assert 0.5 * row["wire_model_bytes"] < per_fetch < 0.9 * row["wire_model_bytes"], "and its names"
+        assert sent, "the site that fetches none is asked all the same"
+    out, into = (sum(row[f"personal_bytes_{way}"] for row in rows.values()) for way in ("out", "in"))
+    assert out == into > 0
+
+
+def test_without_fetches_only_the_choice_differs(wards: Path, cache: DataCache, rows: rig.Rows) -> None:
+    without = rig.run(rig.plan(wards, f"{LABEL[:-1]},gossip.personal_fetches=0]", rounds=8, steps=4), cache)
+    for site, row in without.items():
+        assert row["personal_bytes_in"] == row["personal_bytes_out"] == 0
+        assert row["members"]["personal"] == rows[site]["members"]["personal"], "it is never mixed"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "label",
+    [LABEL, f"gcml[gossip.exchange=swap,{EVERY_4}]", f"fedavg[training.personal=always,{EVERY_4}]"],
+)
+def test_runs_are_the_same_twice(wards: Path, cache: DataCache, label: str) -> None:
+    made = rig.plan(wards, label, rounds=5, steps=3)
+    first, again = rig.run(made, cache), rig.run(made, DataCache())
+    assert sum(row["personal_bytes_in"] for row in first.values()) > 0
+    assert rig.timeless(first) == rig.timeless(again)
+
+
+def test_alone_nobody_is_asked(wards: Path, cache: DataCache) -> None:
+    rows = rig.run(rig.plan(wards, "local", rounds=2, steps=2), cache)
+    assert all(row["personal_bytes_in"] == row["model_bytes_in"] == 0 for row in rows.values())
+
+
+@pytest.mark.parametrize("label", ["fedbn[training.personal=always,gossip.personal_every_rounds=2]"])
+def test_a_model_with_a_private_part_does_not_travel(wards: Path, cache: DataCache, label: str) -> None:
+    rows = rig.run(rig.plan(wards, label, rounds=3, steps=2), cache)
+    assert all(row["personal_bytes_out"] == 0 and row["deployed"]["weights"] for row in rows.values())
+
+
+def test_peers_of_other_networks_are_fetched_and_chosen_from(wards: Path, cache: DataCache) -> None:
+    sites = sorted(rig.plan(wards, LABEL, rounds=8, steps=4).sites)
+    own = dict(zip(sites, ("segresnet", "unet"), strict=False))
+    options = ",".join(
+        f"site.{site}.personal_network.name={name},site.{site}.personal_network.width=4"
+        for site, name in own.items()
+    )
+    rows = rig.run(rig.plan(wards, f"{LABEL[:-1]},{options}]", rounds=8, steps=4), cache)
+    for site, row in rows.items():
+        assert row["notes"].get("personal_refused", 0) == 0, (site, row["notes"])
+        if row["personal_bytes_in"]:
+            assert sorted(row["deployed"]["peers"]) == sorted(f"personal of {s}" for s in rows if s != site)
+    assert sum(1 for row in rows.values() if row["personal_bytes_in"]) == 3
