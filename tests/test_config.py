@@ -9,6 +9,7 @@ import os
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -761,6 +762,12 @@ def test_a_personal_network_beside_an_algorithm_that_has_no_place_for_it(
 def test_which_algorithms_stand_beside_a_personal_network(params: Any, personal: Any, fits: bool) -> None:
     training = TrainingParams(personal=personal)
     assert (personal_network_problem(NetworkParams("unet"), training, params) is None) == fits
+
+
+def test_features_of_two_networks_are_not_compared() -> None:
+    asked = SimpleNamespace(name="gcml", personal="yes", contrast="features")
+    found = personal_network_problem(NetworkParams("unet"), TrainingParams(), asked)  # type: ignore[arg-type]
+    assert found is not None and "algorithm.contrast: logits" in found[3]
 
 
 def test_without_labels_there_is_no_personal_model() -> None:

@@ -136,8 +136,13 @@ class Gain:
     below: int
     """Cells that are worse."""
     cells: int
-    worst_site: tuple[str, float]
-    """The site with the lowest mean over the repetitions."""
+    by_site: Mapping[str, float]
+    """Mean over the repetitions."""
+
+    @property
+    def worst_site(self) -> tuple[str, float]:
+        """The site with the lowest mean."""
+        return min(self.by_site.items(), key=lambda pair: pair[1])
 
     @property
     def verdict(self) -> str:
@@ -167,9 +172,9 @@ def gain(one: Method, other: Method) -> Gain | None:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     all_of_them = np.concatenate(table)
-    worst = min(((site, statistics.fmean(ds)) for site, ds in by_site.items()), key=lambda pair: pair[1])
+    sites = {site: statistics.fmean(differences) for site, differences in by_site.items()}
     mean = float(np.mean([t.mean() for t in table]))
-    return Gain(mean, float(low), float(high), int((all_of_them < 0).sum()), len(all_of_them), worst)
+    return Gain(mean, float(low), float(high), int((all_of_them < 0).sum()), len(all_of_them), sites)
 
 
 def at_equal_bytes(one: Method, found: Mapping[str, Method]) -> Method | None:

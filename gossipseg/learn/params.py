@@ -428,6 +428,11 @@ def personal_network_problem(
         problem = f"no personal model trains here (algorithm {name}, training.personal {training.personal})"
         remedy = "Remove it." if kind == "no" else "Remove it, or write training.personal: always."
         return problem, key, network.name, remedy
+    if getattr(algorithm, "contrast", "") == "features":
+        problem = (
+            f"{name} compares features of both models (algorithm.contrast), which have no common measure"
+        )
+        return problem, key, network.name, "Remove it, or agree on algorithm.contrast: logits at all sites."
     if training.personal_from_round > 1:
         problem = (
             f"training.personal_from_round is {training.personal_from_round}: the personal model would begin "
