@@ -5,13 +5,15 @@ this site's own models. It is checked as any model that comes, but for the liken
 have grown far apart.
 
 Where a part of the network stays at its site (the norms under FedBN, the private parts of FedOAP's and
-FedSCA's networks), a personal model is of no use without it: none travels.
+FedSCA's networks), a personal model is of no use without it: none travels. Batch norm's running statistics
+never leave a site either, but the receiver can measure them on images of its own.
 
 One with a network of its own says in its file's metadata which network that is (described_models.py).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gossipseg.algos.base import Algorithm, Weights
+from gossipseg.algos.base import PRIVATE_BUFFERS, Algorithm, Weights
 from gossipseg.errors import DiskFull, LocalError, PeerRefused
 from gossipseg.learn import protocol
 from gossipseg.learn.deploy.peers import PeerModel
@@ -28,6 +30,7 @@ from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.exchange.admission import Admission
 from gossipseg.learn.exchange.described_models import Cost, bounds_of, own_record, personal_schema, sent
 from gossipseg.learn.exchange.global_model import everything
+from gossipseg.learn.exchange.norm_recalibration import BATCHES, reestimate
 from gossipseg.learn.exchange.wire_format import INT8, all_finite, export_wire, load_incoming, wire_schema
 from gossipseg.learn.privacy.clip_and_noise import Release
 from gossipseg.learn.settings import WorkerSettings
@@ -44,7 +47,7 @@ class PersonalExchange:
     def __init__(self, run: RunState, algorithm: Algorithm, own: ModelState, shared: ModelState) -> None:
         self._run, self._own, self._shared = run, own, shared
         spec, self._privacy = run.settings.spec, run.settings.privacy
-        self._whole = all(algorithm.is_shared(name) for name in shared.weights())
+        self._whole = all(algorithm.is_shared(name) for name in shared.weights() if travels(name))
         self._record, self._hidden = _record_of(run.settings)
         self._bounds: Cost | None = None
         self._admission = Admission(run.settings.admission, averages=False)
@@ -68,10 +71,10 @@ class PersonalExchange:
     @property
     def schema(self) -> protocol.WireSchema:
         """What a file of a personal model of the federation's network holds."""
-        return wire_schema(self._shared.weights(), everything, INT8)
+        return wire_schema(self._shared.weights(), travels, INT8)
 
     def _of(self, weights: Weights) -> dict[str, Tensor]:
-        """What of a personal model travels."""
+        """What of a personal model travels, at most."""
         return dict(weights) if self._record is None else sent(weights)
 
     def export(self) -> protocol.PersonalExported:
@@ -91,7 +94,7 @@ class PersonalExchange:
             metadata[NETWORK] = json.dumps(self._record, sort_keys=True)
         try:
             told = self.release.of(weights, round)
-            export_wire(path, told, everything, INT8, metadata)
+            export_wire(path, told, travels, INT8, metadata)
         except LocalError as e:
             reason = "disk_full" if isinstance(e, DiskFull) else "not_written"
             return protocol.PersonalExported(None, round, reason)
@@ -99,16 +102,24 @@ class PersonalExchange:
         return protocol.PersonalExported(protocol.Export(str(path), cases, history.own_steps, None), round)
 
     def admit(self, file: protocol.PersonalFile) -> PeerModel:
-        """Read and check a peer's. Raises PeerRefused."""
+        """Read and check a peer's; what batch norm measures is measured here. Raises PeerRefused."""
         path, text = Path(file.path), _described_in(file)
         if text is None:
-            own, admission, record = self._shared.ema.state_dict(), self._admission, None
-        else:
-            model = personal_schema(_parsed(text, file.site), self._run.settings, self._bound(), file.site)
-            own, admission, record = dict(model.reference), None, model.record
-        found: dict[str, Tensor] = load_incoming(path, own, everything, INT8, file.site, admission)
-        weights = {name: tensor.detach().cpu() for name, tensor in found.items()}
-        return PeerModel(file.site, file.hash, file.round, weights, record)
+            own = self._shared.ema.state_dict()
+            weights = _on_cpu(load_incoming(path, own, travels, INT8, file.site, self._admission))
+            if any(not travels(name) for name in own):
+                weights = self._measured(weights)
+            return PeerModel(file.site, file.hash, file.round, weights)
+        model = personal_schema(_parsed(text, file.site), self._run.settings, self._bound(), file.site)
+        weights = _on_cpu(load_incoming(path, model.reference, everything, INT8, file.site))
+        return PeerModel(file.site, file.hash, file.round, weights, model.record)
+
+    def _measured(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with running statistics of this site's training images."""
+        run, net = self._run, copy.deepcopy(self._shared.ema)
+        net.load_state_dict(dict(weights), strict=False)
+        reestimate(net, lambda: (b["image"] for _, b in run.site.batches(0, 0, BATCHES)), run.compute)
+        return _on_cpu(net.state_dict())
 
     def _bound(self) -> Cost:
         """The most that a peer's network may take here; counted once."""
@@ -142,3 +153,12 @@ def _parsed(text: str, frm: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise PeerRefused(frm, "bad_network", str(e)[:200]) from None
+
+
+def _on_cpu(weights: Weights) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in weights.items()}
+
+
+def travels(name: str) -> bool:
+    """Whether the named tensor of a personal model travels."""
+    return name.rpartition(".")[2] not in PRIVATE_BUFFERS
