@@ -1,6 +1,7 @@
 """Which algorithms are compared, and with which settings: `gcml`, `fedavg@3`, `gcml[lambda=0,region=whole]`.
 
-A key in brackets is the algorithm's own, or a dotted key of peers.yaml: `gcml[gossip.sender_rate=1]`.
+A key in brackets is the algorithm's own, or a dotted key of peers.yaml: `gcml[gossip.sender_rate=1]`. One
+that begins with `site.` is of a site's own file (site_settings.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ OF_THE_LAB = {POOLED: "local", LONE_PAIR: "gossip_average"}
 """Rows that are no algorithm, and the algorithm whose settings each has."""
 POOLED_STEPS = ("all", "site")
 """`pooled[steps=…]`: per round, as many steps as all sites together take, or as one of them takes."""
+OF_A_SITE = "site."
+"""What a key of site.yaml begins with."""
 _ENTRY = re.compile(r"(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<every>\d+))?(?:\[(?P<options>[^\[\]]*)\])?")
 Sections = Mapping[str, Any]
 
@@ -129,6 +132,8 @@ def federation(
     elif sections.get("algorithm", {}).get("name") == variant.name:
         raw["algorithm"] = dict(sections["algorithm"])
     for key, value in variant.options:
+        if key.startswith(OF_A_SITE):
+            continue
         if "." in key:
             set_dotted(raw, key, value, f"--algorithms {variant.label}", is_text=False)
         elif variant.name != POOLED:
