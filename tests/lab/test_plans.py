@@ -55,11 +55,20 @@ def test_the_fingerprint_changes_with_whatever_changes_results(hospitals: Path) 
         rig.plan(hospitals, "gcml", settings=("training.learning_rate=1e-4",)),
         rig.plan(hospitals, "gcml", site_dropout=0.1),
         rig.plan(hospitals, "gcml", heterogeneity="speed"),
+        rig.plan(hospitals, "gcml", heterogeneity="cases:north+valley"),
         rig.plan(hospitals, "gcml", late_join=("north:2",)),
         rig.plan(hospitals, "gcml", equal_evaluations=True),
     ]
     assert len({m.settings for m in made}) == len(made)
     assert made[0].settings == rig.plan(hospitals, "gcml").settings
+
+
+def test_one_site_may_be_rich_and_the_others_poor(hospitals: Path) -> None:
+    assert rig.plan(hospitals, "gcml", heterogeneity="cases:north+valley").kept_cases == {
+        "north": 0.25,
+        "valley": 0.25,
+    }
+    assert len(rig.plan(hospitals, "gcml", heterogeneity="cases").kept_cases) == 1
 
 
 def test_the_fingerprint_of_pooled_has_how_cases_are_drawn(
