@@ -89,7 +89,7 @@ def test_a_peer_is_told_which_model_it_is_and_then_sent_it() -> None:
     assert r.notes("personal_sent")[0].site == "b" and not r.node.sending
 
 
-@pytest.mark.parametrize("refusal", ["private", "private_part", "no_personal"])
+@pytest.mark.parametrize("refusal", ["private", "private_part", "private_network", "no_personal"])
 def test_a_site_that_never_sends_one_says_so(refusal: str) -> None:
     """With privacy.dp: `private`."""
     r = at_work(rig(), refusal=refusal)
@@ -333,6 +333,19 @@ def test_what_the_worker_refuses_is_let_go_of(reason: str, offence: bool) -> Non
     r.do(ev.PersonalHeld((("b", ref.hash, reason, "head.weight"),)))
     assert not r.node.held_personal and r.node.count("refused", "b") == 1
     assert bool(r.notes("offence")) == offence and r.notes("personal_refused")[0].reason == reason
+
+
+@pytest.mark.parametrize("reason", ["bad_network", "network_too_large"])
+def test_a_network_that_cannot_be_built_here_is_no_offence_and_not_asked_for_again(reason: str) -> None:
+    r = at_work(rig("b"))
+    r.round_done()
+    ref = personal("b")
+    receive(r, "b", ref, fetching(r)["b"])
+    r.do(ev.PersonalHeld((("b", ref.hash, reason, "5,000,000 parameters"),)))
+    assert r.notes("personal_refused")[0].reason == reason and not r.notes("offence")
+    for _ in range(4):
+        r.round_done()
+        assert not fetching(r) and not r.node.held_personal
 
 
 def test_the_worker_is_told_after_a_restart_what_is_held() -> None:
