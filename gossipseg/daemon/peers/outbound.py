@@ -71,7 +71,7 @@ class PeerCalls:
 
     def _outdated(self, effect: effects.StartTransfer) -> bool:
         """Whether a snapshot's swap is over: it may have waited long for its window."""
-        if not configuration.swaps(self._owner.config.federation):
+        if effect.model.kind != "model" or not configuration.swaps(self._owner.config.federation):
             return False
         own = self._node.swap.own if self._node.swap is not None else None
         return own is None or own.hash != effect.model.hash
@@ -85,7 +85,8 @@ class PeerCalls:
 
         try:
             config = self._owner.config
-            section = config.federation.gossip if effect.model.kind == "model" else config.federation.rounds
+            of_rounds = effect.model.kind in ("update", "global")
+            section = config.federation.rounds if of_rounds else config.federation.gossip
             timeout_s = section.transfer_timeout_s
             await window_open(
                 config.site.transfers.windows,
