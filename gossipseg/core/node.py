@@ -382,9 +382,14 @@ class NodeState:
         return MappingProxyType(self._personal.fetching.held)
 
     @property
+    def own_personal(self) -> ModelRef | None:
+        """This site's own personal model, as it is served."""
+        return self._personal.serving.own
+
+    @property
     def wants_personal(self) -> frozenset[Site]:
-        """Sites whose personal models this one is yet to fetch."""
-        return frozenset(self._personal.fetching.wants)
+        """Sites whose personal models this one is yet to fetch, or its worker yet to take in."""
+        return frozenset(self._personal.fetching.wants) | self._personal.fetching.untold
 
     @property
     def sending(self) -> tuple[Sending, ...]:

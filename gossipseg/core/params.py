@@ -93,7 +93,7 @@ class GossipParams:
     too."""
     personal_fetches: Annotated[int, NATURAL] = 3
     """Personal models of others that a site of 8 validation patients or more then fetches, in int8; twice as
-    many are held. 0: none."""
+    many are held. 0: none, and this site's own is not sent either."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,8 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
     yield "Dice", dice(s)
     if s.deployed:
         yield "deployed", deployed(s)
+    if s.personal_held or s.personal_wanted:
+        yield "peers'", peers_models(s)
     yield "cases", f"{s.splits.training} training, {s.splits.validation} validation, {s.splits.test} test"
     if s.splits_from:
         yield "splits", s.splits_from
@@ -100,7 +102,7 @@ def dice(s: StatusDoc) -> str:
 def deployed(s: StatusDoc) -> str:
     """Which models predict, and what that gains."""
     words = {
-        "mix": "the personal and the shared model together",
+        "mix": "several models together",
         "personal": "the personal model alone",
         "shared": "the shared model alone",
     }
@@ -111,6 +113,12 @@ def learning(s: StatusDoc) -> str:
     """Algorithm and device, and the personal model's network where that is another one."""
     own = f"; the personal model: {s.personal_network}" if s.personal_network else ""
     return f"{s.algorithm or out.NOTHING} on {s.device or out.NOTHING}{own}"
+
+
+def peers_models(s: StatusDoc) -> str:
+    """Whose personal models are here, and whose are still to come."""
+    text = f"personal models of {', '.join(s.personal_held)}" if s.personal_held else "no personal model yet"
+    return text + (f"; still to come: {', '.join(s.personal_wanted)}" if s.personal_wanted else "")
 
 
 def privacy(s: StatusDoc) -> str:

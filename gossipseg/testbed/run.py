@@ -20,7 +20,7 @@ from gossipseg.wire.documents import PeersDoc, StatusDoc
 _T = TypeVar("_T")
 POLL_S = 0.5
 DRAIN_S = 20.0
-"""Seconds for transfers that are under way when the last site finishes."""
+"""Seconds for transfers under way, and for personal models to be fetched, when the last site finishes."""
 MAX_EVENTS = 100_000
 _MOVING = ("accepted", "sending", "receiving")
 _ENDED = ("finished", "failed", "gone")
@@ -175,6 +175,10 @@ class FederationRun:
     def _moving(self, site: SiteFolder) -> bool:
         if not self._daemons[site.name].alive():
             return False
+        self._poll_site(site)
+        status = self._views[site.name].status
+        if status is not None and status.personal_wanted:
+            return True
         doc = self._ask(site, lambda client: client.exchanges())
         return doc is not None and any(row.state in _MOVING for row in doc.exchanges)
 

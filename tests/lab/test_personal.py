@@ -107,3 +107,33 @@ def test_peers_of_other_networks_are_fetched_and_chosen_from(wards: Path, cache:
         if row["personal_bytes_in"]:
             assert sorted(row["deployed"]["peers"]) == sorted(f"personal of {s}" for s in rows if s != site)
     assert sum(1 for row in rows.values() if row["personal_bytes_in"]) == 3
+
+
+# ---------------------------------------------------------------- a malicious peer
+
+
+@pytest.fixture(scope="module")
+def clinics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four alike sites of few training cases and eight validation patients: a peer's model helps."""
+    root = tmp_path_factory.mktemp("clinics")
+    first = synthetic.hospitals(1)[0]
+    alike = [replace(first, name=f"clinic{i}", cases=(3, 8, 1)) for i in range(4)]
+    synthetic.write_federation(root, alike, seed=3, size_px=40)
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", ["label_flipped", "random_weights", "nan", "scaled"])
+def test_a_malicious_peer_s_model_gets_no_weight_where_an_honest_one_s_does(
+    clinics: Path, cache: DataCache, attack: str
+) -> None:
+    label = "gossip_average[gossip.personal_every_rounds=6,training.validate_every_rounds=6]"
+    made = rig.plan(clinics, label, rounds=12, steps=10, adversary=(f"clinic3:{attack}",))
+    rows = rig.run(made, cache)
+    weights = [row["deployed"]["weights"] for row in rows.values()]
+    assert len(rows) == 3 and all("personal of clinic3" not in w for w in weights)
+    honest = [sum(w for m, w in found.items() if m.startswith("personal of")) for found in weights]
+    assert max(honest) > 0.2, honest
+    refused = sum(row["notes"].get("personal_refused", 0) for row in rows.values())
+    compared = sum("personal of clinic3" in row["deployed"]["peers"] for row in rows.values())
+    assert (refused > 0) == (attack in ("nan", "scaled")) and (compared > 0) != (refused > 0)

@@ -31,8 +31,10 @@ MOST_HELD_SHARE = 2
 """Models held, as a multiple of those fetched at a refresh: each costs memory and time at a validation."""
 SILENT_SHARE = 4.0
 """Request timeouts without data after which a stream is given up."""
+LOOK_SHARE = 0.2
+"""Request timeouts between two looks at whether a site has finished."""
 LONGEST_PAUSE_S = 600.0
-NEVER = frozenset({"private", "private_part", "private_network", "no_personal"})
+NEVER = frozenset({"private", "private_part", "private_network", "no_personal", "exchanges_nothing"})
 """Answers of a site that will not send any."""
 NOT_FOR_US = frozenset({"bad_network", "network_too_large"})
 """Verdicts on a network that this site cannot build or does not bear: no offence, and not asked for again."""
@@ -55,7 +57,7 @@ class Want:
 
 
 class PersonalFetching:
-    """`held`: those of the last run. `active`: whether this federation exchanges anything."""
+    """`held`: those of the last run."""
 
     def __init__(
         self,
@@ -67,7 +69,6 @@ class PersonalFetching:
         ledger: ManifestLedger,
         counts: Counter[tuple[str, Site]],
         max_model_bytes: int,
-        active: bool,
         held: Iterable[tuple[Site, ModelRef]],
     ) -> None:
         self._ctx, self._params, self._membership, self._budget = ctx, params, membership, budget
@@ -75,7 +76,8 @@ class PersonalFetching:
         self.held: dict[Site, ModelRef] = dict(held)
         """The oldest first."""
         self.wants: dict[Site, Want] = {}
-        self._active = active and params.personal_fetches > 0
+        self.untold: set[Site] = set()
+        """Sites whose model has come, and the worker has not answered yet."""
         self._takes = self._ended = False
         self._never: set[Site] = set()
 
@@ -83,7 +85,7 @@ class PersonalFetching:
 
     def worker_ready(self, *, takes: bool, spent: bool) -> None:
         """The worker is up; it is told what is held. `takes`: whether a peer's model is of use here."""
-        self._takes = takes and self._active
+        self._takes = takes
         if not self._takes:
             self.held, self.wants = {}, {}
             return
@@ -120,7 +122,7 @@ class PersonalFetching:
             if want.model is not None:
                 self._later(want)  # the stream has fallen silent
             elif self._at_work(site):
-                want.at = now + self._params.offer_timeout_s
+                want.at = now + LOOK_SHARE * self._params.offer_timeout_s
             elif self._busy() < self._params.max_parallel_transfers:
                 self._ask(site, want, "")
             else:
@@ -221,6 +223,7 @@ class PersonalFetching:
         self.held[event.frm] = model
         while len(self.held) > MOST_HELD_SHARE * self._params.personal_fetches:
             del self.held[next(iter(self.held))]
+        self.untold.add(event.frm)
         self._ctx.note("personal_received", event.frm, **describe(model))
         self._ctx.persist()
         self._tell()
@@ -242,6 +245,7 @@ class PersonalFetching:
 
     def on_held(self, event: events.PersonalHeld) -> bool:
         """Let go of what the worker refused."""
+        self.untold = set()
         for site, hash, reason, detail in event.refused:
             model = self.held.get(site)
             if model is None or model.hash != hash:
@@ -262,6 +266,7 @@ class PersonalFetching:
         """Only these sites are listed now: the models of others are let go of. (The caller persists.)"""
         sites = set(listed)
         self.wants = {site: want for site, want in self.wants.items() if site in sites}
+        self.untold &= sites
         self._never = set()
         if any(site not in sites for site in self.held):
             self.held = {site: model for site, model in self.held.items() if site in sites}

@@ -33,8 +33,11 @@ class PersonalModels:
         record: PersonalRecord,
     ) -> None:
         """`active`: whether this federation exchanges anything. `record`: of the last run."""
-        self._ctx, self._params, self._budget, self._active = ctx, params, budget, active
+        self._ctx, self._params, self._budget = ctx, params, budget
+        self._active = active and params.personal_fetches > 0
         self.serving = PersonalServing(ctx, params, membership, ledger=ledger, own=record.own)
+        if not self._active:
+            self.serving.refusal, self.serving.own = "exchanges_nothing", None
         self.fetching = PersonalFetching(
             ctx,
             params,
@@ -43,8 +46,7 @@ class PersonalModels:
             ledger=ledger,
             counts=counts,
             max_model_bytes=max_model_bytes,
-            active=active,
-            held=((s, m) for s, m in record.held if s in membership.members),
+            held=((s, m) for s, m in record.held if s in membership.members and self._active),
         )
 
     @property

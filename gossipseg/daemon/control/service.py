@@ -106,6 +106,8 @@ class Service:
             swap=open_swap(r),
             swaps=swap_counts(node),
             set_aside=tuple(sorted(node.set_aside)),
+            personal_held=tuple(node.held_personal),
+            personal_wanted=tuple(sorted(node.wants_personal)),
         )
 
     async def peers(self, limit: int) -> doc.PeersDoc:
@@ -123,6 +125,9 @@ class Service:
         for model in r.node.round_models:
             maker = model.manifest.maker if model.manifest is not None else ""
             known[model.hash] = ("common" if model.kind == "global" else model.kind, maker, model.round)
+        if (own := r.node.own_personal) is not None:
+            known[own.hash] = ("personal", r.config.site.site, own.round)
+        known |= {m.hash: ("personal", frm, m.round) for frm, m in r.node.held_personal.items()}
         known |= {s.model.hash: ("outgoing", r.config.site.site, s.model.round) for s in r.node.sending}
         if (swap := r.node.swap) is not None:
             if swap.own is not None:

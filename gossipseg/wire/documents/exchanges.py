@@ -86,7 +86,7 @@ class ModelRow(Part, frozen=True, rename={"frm": "from"}):
     hash: str = ""
     bytes: int = 0
     kind: str = "other"
-    """outgoing | inbox | visiting | update | common | other"""
+    """outgoing | inbox | visiting | update | common | personal | other"""
     frm: str = ""
     """The site that it came from; this site's own name for its own. In JSON: `from`."""
     round: int | None = None

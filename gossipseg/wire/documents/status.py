@@ -138,7 +138,7 @@ class StatusDoc(Document, frozen=True):
     deployed: str = ""
     """Which model is deployed.
 
-    mix (the personal and the shared model) | personal | shared. Empty without a personal model.
+    mix (several together) | personal | shared. Empty without a personal model.
     """
     deployed_reason: str = ""
     """Why that model is deployed: the Dice scores, and their evidence.
@@ -148,6 +148,10 @@ class StatusDoc(Document, frozen=True):
     """
     personal_network: str = ""
     """The network of the personal model, where site.yaml gives it one of its own: its name and width."""
+    personal_held: tuple[str, ...] = ()
+    """Peers whose personal models are here to be chosen from, the oldest first."""
+    personal_wanted: tuple[str, ...] = ()
+    """Peers whose personal models are still to be fetched, or taken in by the worker."""
     concerns: tuple[ConcernRow, ...] = ()
     """The reasons that concern the exchange with others, in parts."""
     swap: SwapRow = SwapRow()

@@ -54,7 +54,7 @@ def serve(r: Rig, ref: ModelRef | None = None) -> ModelRef:
 
 
 def receive(r: Rig, site: Site, ref: ModelRef, request: fx.Request) -> None:
-    """Let a peer name its model and stream it."""
+    """Let a peer name its model and stream it; the worker is told."""
     r.answer(request, ms.FetchReply("accept", "", ref))
     second = fetching(r)[site]
     assert second.body.hash == ref.hash  # type: ignore[union-attr]
@@ -174,7 +174,9 @@ def test_sites_without_patients_enough_fetch_none() -> None:
         assert not fetching(r)
     r = at_work(rig(gossip=replace(EVERY, personal_fetches=0)))
     r.round_done()
-    assert not fetching(r)
+    assert not fetching(r) and not r.of(fx.ExportPersonal)
+    r.asks("b", fetch())
+    assert r.reply() == ms.FetchReply("reject", "exchanges_nothing"), "who takes none gives none"
     r = Rig(OTHERS, gossip=EVERY, exchange="none").start()
     r.meet(*OTHERS)
     at_work(r).round_done()
@@ -190,6 +192,8 @@ def test_a_refresh_asks_so_many_and_first_those_of_whom_nothing_is_held() -> Non
         receive(r, site, personal(site), request)
         (told,) = r.of(fx.HoldPersonal)
         assert len(told.models) == i + 1 and r.notes("personal_received")
+        assert site in r.node.wants_personal, "until the worker has it"
+        r.do(ev.PersonalHeld())
     assert set(r.node.held_personal) == set(asked) and not r.node.wants_personal
     assert {m.hash for m in r.node.held_personal.values()} <= r.node.kept_models()
     r.round_done()
@@ -215,6 +219,7 @@ def test_the_same_model_is_not_fetched_twice() -> None:
     r = at_work(rig("b"))
     r.round_done()
     receive(r, "b", personal("b"), fetching(r)["b"])
+    r.do(ev.PersonalHeld())
     r.round_done()
     r.round_done()
     r.answer(fetching(r)["b"], ms.FetchReply("accept", "", personal("b")))

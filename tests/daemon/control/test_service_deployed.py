@@ -40,7 +40,7 @@ async def test_status_says_which_model_is_deployed_and_why(files: Federation) ->
         await settled(r)
         status = await service(r).status()
         assert (status.deployed, status.to_dict()["deployed_reason"]) == ("mix", WHY)
-        assert dict(pairs(status))["deployed"] == f"the personal and the shared model together: {WHY}"
+        assert dict(pairs(status))["deployed"] == f"several models together: {WHY}"
         (note,) = [e for e in r.events.tail(50) if e["event"] == "round_finished"]
         assert (note["deployed"], note["deployed_reason"]) == ("mix", WHY)
 
