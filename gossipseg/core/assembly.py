@@ -211,7 +211,7 @@ def _rounds(
         setup.rounds_params,
         membership,
         budget=budget,
-        every_rounds=setup.every_rounds,
+        times=setup.exchange_at,
         finetune_rounds=setup.finetune_rounds,
         max_model_bytes=setup.max_model_bytes,
         record=setup.snapshot.rounds,

@@ -271,9 +271,10 @@ class Wellness:
         return bool(gone) and sum(gone) < limit * len(gone)
 
     def _uncommon(self, rounds: Rounds, expected: list[Member]) -> Iterator[Concern]:
-        quiet = rounds.own_rounds_since_commit
+        quiet = rounds.due_since_commit
         if quiet is not None and quiet >= QUIET_ROUNDS and not rounds.schedule.hopeless:
-            text = f"no global model in the last {quiet} rounds of this site; {_standing(expected)}"
+            of = "rounds of this site" if rounds.each_round else "exchanges that were due"
+            text = f"no global model in the last {quiet} {of}; {_standing(expected)}"
             yield Concern("no_common_model", "", text)
 
     def _round(self) -> Iterator[Concern]:
