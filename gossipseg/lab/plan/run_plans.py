@@ -16,7 +16,7 @@ from gossipseg.config.files import FederationFile
 from gossipseg.errors import ConfigError
 from gossipseg.lab.plan import splits, variants
 from gossipseg.lab.plan.study import SiteSource, Study, digest, plain
-from gossipseg.lab.plan.variants import POOLED, Variant
+from gossipseg.lab.plan.variants import LONE_PAIR, POOLED, Variant
 from gossipseg.learn.params import DataParams
 
 
@@ -55,6 +55,8 @@ class RunPlan:
     """Folder for predictions of a few test cases; "": none are made."""
     pseudolabels: str = ""
     """Folder of the pseudo-masks that runs share; "": each run makes its own."""
+    personal_records: str = ""
+    """Folder of the personal models that runs share; "": each run trains its own."""
     split: int = splits.OWN
     adversaries: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
@@ -117,6 +119,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
         device=study.device,
         pictures=str(out.absolute() / "pictures") if out else "",
         pseudolabels=str(out.absolute() / "pseudolabels") if out else "",
+        personal_records=str(out.absolute() / "personal") if out else "",
         split=replicate.split,
         adversaries=study.adversaries,
         ignored={s.name: s.data.ignore_label for s in study.sites if s.data.ignore_label is not None},
@@ -145,7 +148,7 @@ def _federation(study: Study, variant: Variant) -> FederationFile:
 
 
 def _check_sites(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
-    exchanges = algorithm.exchange != "none"
+    exchanges = algorithm.exchange != "none" and variant.name != LONE_PAIR
     least = max(getattr(algorithm, "min_sites", 1), 2 if exchanges else 1)
     if len(study.sites) < least:
         raise _impossible(

@@ -26,6 +26,10 @@ from gossipseg.testbed import presets
 
 POOLED = "pooled"
 """One trainer over the training cases of all sites: the result if the images could be shared."""
+LONE_PAIR = "lone_pair"
+"""Two models of each site, trained alone from different seeds, that predict together."""
+OF_THE_LAB = {POOLED: "local", LONE_PAIR: "gossip_average"}
+"""Rows that are no algorithm, and the algorithm whose settings each has."""
 POOLED_STEPS = ("all", "site")
 """`pooled[steps=…]`: per round, as many steps as all sites together take, or as one of them takes."""
 _ENTRY = re.compile(r"(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<every>\d+))?(?:\[(?P<options>[^\[\]]*)\])?")
@@ -51,7 +55,7 @@ class Variant:
 
 def known() -> list[str]:
     """Names that may be compared."""
-    return [*algorithms.names(), POOLED]
+    return [*algorithms.names(), *OF_THE_LAB]
 
 
 def parse(text: str) -> list[Variant]:
@@ -122,7 +126,7 @@ def federation(
     Raises ConfigError.
     """
     raw = copy.deepcopy(dict(sections))
-    presets.set_algorithm(raw, "local" if variant.name == POOLED else variant.name, own)
+    presets.set_algorithm(raw, OF_THE_LAB.get(variant.name, variant.name), own)
     if variant.name == POOLED:
         pooled_steps(variant)
     elif sections.get("algorithm", {}).get("name") == variant.name:

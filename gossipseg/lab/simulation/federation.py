@@ -24,6 +24,7 @@ from gossipseg.lab.simulation import virtual_time
 from gossipseg.lab.simulation.adversary import FlippedLabels, spoiler
 from gossipseg.lab.simulation.durations import STEP_S, Durations
 from gossipseg.lab.simulation.keys import RunKeys
+from gossipseg.lab.simulation.personal_record import record_of
 from gossipseg.lab.simulation.pretrained import lend
 from gossipseg.lab.simulation.site import LabSite
 from gossipseg.lab.simulation.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
@@ -63,7 +64,13 @@ class _Federation:
         self._sites: dict[str, LabSite] = {}
         self._specs = {name: self._spec(name, Path(data)) for name, data in plan.sites.items()}
         self._trainings = {
-            name: Training(spec, cache, progress, equal_evaluations=plan.equal_evaluations)
+            name: Training(
+                spec,
+                cache,
+                progress,
+                equal_evaluations=plan.equal_evaluations,
+                record=record_of(plan, spec),
+            )
             for name, spec in self._specs.items()
         }
         labels = len(self._settings.task.labels)

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from gossipseg.algos.base import StepPosition
+from gossipseg.algos.base import Algorithm, StepPosition
 from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.engine.train_step import Learner
@@ -26,9 +26,10 @@ OWN = "own"
 class Personal:
     """The model, its optimizer and EMA, and its own place in the run."""
 
-    def __init__(self, run: RunState, initial: Segmenter, *, follows: bool) -> None:
-        """`initial`: W_0, which is copied. `follows`: the learning rate is always the shared model's."""
-        self._run, self._always_follows = run, follows
+    def __init__(self, run: RunState, initial: Segmenter, *, algorithm: Algorithm) -> None:
+        """`initial`: W_0, which is copied. Where the algorithm has a loss of its own for this model, the
+        learning rate is always the shared model's."""
+        self._run, self._always_follows = run, algorithm.trains_personal
         self.model_state = ModelState(copy.deepcopy(initial), run.settings, run.compute)
         self.begun = run.settings.training.personal_from_round <= 1
         self.copied_from = ""

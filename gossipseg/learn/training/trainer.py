@@ -54,7 +54,14 @@ from gossipseg.nets import registry as networks
 class Trainer:
     """One site's shared model, the personal one beside it, and where they stand."""
 
-    def __init__(self, site: SiteData, report: Report, gate: Gate) -> None:
+    def __init__(
+        self,
+        site: SiteData,
+        report: Report,
+        gate: Gate,
+        make_personal: Callable[..., Personal] = Personal,
+    ) -> None:
+        """`make_personal`: takes what Personal takes."""
         self.run = run = RunState(site, report, gate)
         self.site, self.compute = site, site.compute
         model = build_model(run.settings)
@@ -65,7 +72,7 @@ class Trainer:
         self.initial_hash = content_hash(model.state_dict(), algorithm.is_shared)
         self.personal: Personal | None = None
         if run.settings.has_personal:
-            self.personal = Personal(run, model, follows=algorithm.trains_personal)
+            self.personal = make_personal(run, model, algorithm=algorithm)
         self.model_state = ModelState(
             model,
             run.settings,

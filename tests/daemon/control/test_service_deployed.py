@@ -11,6 +11,7 @@ import pytest
 
 from gossipseg.core import effects
 from gossipseg.ctl.status import pairs
+from gossipseg.daemon.worker.process import WorkerSupervisor
 from gossipseg.learn import protocol
 from tests.daemon.harness import READY, done, files_only, running, service, settled
 from tests.e2e.federation import Federation
@@ -48,7 +49,7 @@ async def test_the_worker_is_told_who_is_listed_now(
 ) -> None:
     async with running(files) as (r, _):
         sent: list[protocol.StartRound] = []
-        monkeypatch.setattr(r.worker._supervisor, "send", sent.append)
+        monkeypatch.setattr(WorkerSupervisor, "send", lambda _, order: sent.append(order))
         r.worker.start_round(effects.StartRound(3, None, False))
         fewer = [s for s in r.config.federation.sites if s.name != "south"]
         federation = dataclasses.replace(r.config.federation, sites=fewer)
