@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from gossipseg.algos.params.common import Coordinated
 from gossipseg.config.files import FederationFile
 from gossipseg.core.exchange_times import ExchangeTimes
-from gossipseg.core.params import ExchangeAtParams
 from gossipseg.learn.rates import summed_rate
 
 Found = tuple[str, str, object, str]
@@ -41,10 +39,6 @@ def exchange_terms(federation: FederationFile) -> dict[str, Any]:
 def exchange_problem(federation: FederationFile) -> Found | None:
     """What is wrong with exchange_at by itself, or None."""
     at = federation.exchange_at
-    if federation.algorithm.exchange == "gossip" and at not in (ExchangeAtParams(), ExchangeAtParams(1)):
-        found = {key: value for key, value in dataclasses.asdict(at).items() if value is not None}
-        key, value = found.popitem()
-        return "is for algorithms with a coordinator", f"exchange_at.{key}", value, "Leave it out."
     if at.summed_rate is None:
         return None
     if at.every_rounds is not None:

@@ -46,11 +46,36 @@ def test_a_coordinator_exchanges_at_the_rounds_that_the_sum_gives(
     assert moved[0] / moved[1] == pytest.approx(2 / ROUNDS, rel=0.01)
 
 
+@pytest.mark.parametrize("way", ["swap", "push"])
+def test_gossip_is_spaced_alike(hospitals: Path, way: str) -> None:
+    """A constant rate: a quarter of the sum is a quarter of the rounds."""
+    settings = (
+        f"gossip.exchange={way}",
+        "gossip.warmup_rounds=0",
+        "gossip.sender_rate=1",
+        "training.schedule=constant",
+        "network.width=1",
+    )
+    cache, sent, bytes_out = DataCache(), {}, {}
+    for when in ("every_rounds=1", "every_rounds=3", "summed_rate=0.25"):
+        name = f"gossip_average[training.personal=none,exchange_at.{when}]"
+        rows = rig.run(rig.plan(hospitals, name, rounds=12, settings=settings), cache)
+        sent[when] = sum(row["sent"] for row in rows.values())
+        bytes_out[when] = sum(row["model_bytes_out"] for row in rows.values())
+        assert {row["rounds"] for row in rows.values()} == {12}
+    assert sent["every_rounds=3"] == sent["summed_rate=0.25"], "the same rounds, the same draws"
+    assert 0 < sent["every_rounds=3"] <= 0.5 * sent["every_rounds=1"], "the third site, too"
+    assert bytes_out["summed_rate=0.25"] <= 0.51 * bytes_out["every_rounds=1"]
+
+
 def test_settings_that_do_not_go_together_are_told(hospitals: Path) -> None:
     with pytest.raises(ConfigError, match=r"exchange_at.every_rounds \(3\) both say when"):
         rig.plan(hospitals, "fedavg@3[exchange_at.summed_rate=0.3]")
     with pytest.raises(ConfigError, match="local exchanges nothing"):
         rig.plan(hospitals, "local[every_rounds=3]")
+    common = ("exchange_at.summed_rate=0.3",)
+    assert exchange_times(rig.plan(hospitals, "fedavg@2", settings=common).parsed()).every_rounds == 2
+    assert rig.plan(hospitals, "local", settings=common).name == "local"
 
 
 def test_finished_runs_of_earlier_versions_are_found_again(
