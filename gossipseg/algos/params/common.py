@@ -31,8 +31,8 @@ FINETUNE_KEYS = ("finetune_learning_rate", "finetune_schedule")
 
 def settings(params: Any) -> dict[str, Any]:
     """All settings of an algorithm that do something: those of robust rules only where there is one, those of
-    fine-tuning only where some rounds are fine-tuned. Those that earlier versions had besides stand at the
-    value by which this one goes.
+    fine-tuning only where some rounds are fine-tuned, GCML's contrast where it is not that of its logits.
+    Those that earlier versions had besides stand at the value by which this one goes.
 
     So two versions of this program agree on a federation that uses nothing which only one of them knows.
     """
@@ -42,6 +42,8 @@ def settings(params: Any) -> dict[str, Any]:
         unused |= set(ROBUST_KEYS)
     if not found.get("finetune_rounds"):
         unused |= set(FINETUNE_KEYS)
+    if params.name == "gcml" and params.contrast == "logits":
+        unused.add("contrast")
     return {key: value for key, value in found.items() if key not in unused}
 
 

@@ -29,7 +29,7 @@ from gossipseg.learn import protocol
 from gossipseg.learn.deploy.choice import Mix
 from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.deploy.prediction import young
-from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.engine.build import build_model, check_features
 from gossipseg.learn.engine.history import History
 from gossipseg.learn.engine.model_state import ModelState, cpu_copy
 from gossipseg.learn.engine.run_state import Gate, Report, RunState
@@ -73,6 +73,8 @@ class Trainer:
         self.personal: Personal | None = None
         if run.settings.has_personal:
             self.personal = make_personal(run, model, algorithm=algorithm)
+        if algorithm.wants_features:
+            check_features(model, self.personal.learner.model if self.personal is not None else model)
         self.model_state = ModelState(
             model,
             run.settings,
