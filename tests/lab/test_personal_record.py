@@ -88,6 +88,20 @@ def test_a_personal_model_that_is_not_as_local_has_it_is_neither_kept_nor_read(
 
 
 @pytest.mark.slow
+def test_a_personal_model_with_a_network_of_its_own_has_a_record_of_its_own(
+    hospitals: Path, cache: DataCache, tmp_path: Path
+) -> None:
+    rig.run(_kept(rig.plan(hospitals, "local", rounds=2), tmp_path), cache)
+    own = "site.north.personal_network.name=segresnet,site.north.personal_network.width=4"
+    made = rig.plan(hospitals, f"gossip_average[gossip.sender_rate=1,gossip.warmup_rounds=0,{own}]", rounds=2)
+    trained = rig.run(made, cache)
+    assert rig.timeless(rig.run(_kept(made, tmp_path), cache)) == rig.timeless(trained)
+    folders = [f.name.split("-seed")[0] for f in tmp_path.iterdir()]
+    assert {site: folders.count(site) for site in set(folders)} == {"lakeside": 1, "valley": 1, "north": 2}
+    assert rig.timeless(rig.run(_kept(made, tmp_path), cache)) == rig.timeless(trained), "all are read"
+
+
+@pytest.mark.slow
 def test_two_lone_models_predict_together(hospitals: Path, cache: DataCache, tmp_path: Path) -> None:
     alone = rig.run(_kept(rig.plan(hospitals, "local", rounds=2), tmp_path), cache)
     rows = _lone(hospitals, tmp_path, cache)

@@ -15,6 +15,7 @@ from gossipseg.config.exchange import exchange_terms, exchange_times, together_p
 from gossipseg.config.files import FederationFile
 from gossipseg.errors import ConfigError
 from gossipseg.lab.plan import splits, variants
+from gossipseg.lab.plan.site_settings import personal_networks
 from gossipseg.lab.plan.study import SiteSource, Study, digest, plain
 from gossipseg.lab.plan.variants import LONE_PAIR, POOLED, Variant
 from gossipseg.learn.params import DataParams
@@ -61,6 +62,8 @@ class RunPlan:
     adversaries: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
     """data.ignore_label of the sites whose lists name one."""
+    personal_networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """personal_network of the sites that have one."""
 
     def data(self, site: str) -> DataParams:
         """The folder of the site's images, and what its list says of its labels."""
@@ -123,6 +126,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
         split=replicate.split,
         adversaries=study.adversaries,
         ignored={s.name: s.data.ignore_label for s in study.sites if s.data.ignore_label is not None},
+        personal_networks=personal_networks(variant, study.names, federation),
     )
 
 

@@ -2,6 +2,7 @@
 
 A key in brackets is the algorithm's own, or a dotted key of peers.yaml: `gcml[gossip.sender_rate=1]`.
 `@3` is short for exchange_at.every_rounds, as is `every_rounds` in brackets, where earlier versions had it.
+One that begins with `site.` is of a site's own file (site_settings.py).
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ OF_THE_LAB = {POOLED: "local", LONE_PAIR: "gossip_average"}
 """Rows that are no algorithm, and the algorithm whose settings each has."""
 POOLED_STEPS = ("all", "site")
 """`pooled[steps=…]`: per round, as many steps as all sites together take, or as one of them takes."""
+OF_A_SITE = "site."
+"""What a key of site.yaml begins with."""
 _ENTRY = re.compile(r"(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<every>\d+))?(?:\[(?P<options>[^\[\]]*)\])?")
 EXCHANGE_AT = ("exchange_at.every_rounds", "exchange_at.summed_rate")
 Sections = Mapping[str, Any]
@@ -134,6 +137,8 @@ def federation(
     if not {"every_rounds", *EXCHANGE_AT}.isdisjoint(dict(variant.options)):
         raw.pop("exchange_at", None)  # of its two keys one stands
     for key, value in variant.options:
+        if key.startswith(OF_A_SITE):
+            continue
         if key == "every_rounds":
             if params_class(raw["algorithm"]["name"]).exchange == "none":
                 problem = f"every_rounds={value}: {variant.name} exchanges nothing"

@@ -31,6 +31,7 @@ from gossipseg.lab.simulation.training import DataCache, Progress, Training, cas
 from gossipseg.learn.data.datalist import load_cases
 from gossipseg.learn.evaluation.scoring import Scores, mean_of
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, WorkerSpec
+from gossipseg.nets.params import NetworkParams
 from gossipseg.store import ModelStore
 from gossipseg.wire.memory import MemoryNetwork, MemoryTransport
 from gossipseg.wire.transport import PeerEndpoint
@@ -88,7 +89,9 @@ class _Federation:
         params = kept(self._plan.data(site), site, self._plan.kept_cases.get(site), own)
         lend(self._settings.network, data, Path(params.path))
         budget = self._plan.budget(site)
-        return make_spec(self._settings, site, params, own, budget, self._plan.device)
+        if network := self._plan.personal_networks.get(site):
+            lend(NetworkParams(**network), data, Path(params.path))
+        return make_spec(self._settings, site, params, own, budget, self._plan.device, network)
 
     # ------------------------------------------------------------ training
 

@@ -76,6 +76,7 @@ def record_of(plan: RunPlan, spec: WorkerSpec) -> PersonalRecord | None:
         "data": [plan.sites[spec.site], plan.split, plan.kept_cases.get(spec.site), plan.ignored],
         "task": plain(spec.task),
         "network": plain(spec.network),
+        **({"personal_network": plain(spec.personal_network)} if spec.personal_network else {}),
         "training": plain(training),
         "seed": spec.seed,
         "rounds": plan.rounds,
@@ -119,7 +120,7 @@ class _Recorded(Personal):
     def average(self, round: int) -> str:
         before = self.rounds
         trouble = super().average(round)
-        if self.rounds > before and validated(self._run, round) and not self.copied_from:
+        if self.rounds > before and validated(self._run, round) and self.on_trial is None:
             self._record.keep(round, self.model_state)
         return trouble
 
@@ -146,8 +147,8 @@ class Replayed(Personal):
 
     def copy(self, shared: ModelState, round: int, source: str) -> None:
         raise LocalError(
-            "a recorded personal model is to become a copy of the shared one. Run this algorithm with "
-            "another --out, where nothing is recorded."
+            "a recorded personal model is to become a copy of the shared one, or to go by its schedule. Run "
+            "this algorithm with another --out, where nothing is recorded."
         )
 
 

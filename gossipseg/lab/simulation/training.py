@@ -59,7 +59,13 @@ class DataCache:
 
 
 def make_spec(
-    federation: FederationFile, site: str, data: DataParams, folder: Path, rounds: int, device: str
+    federation: FederationFile,
+    site: str,
+    data: DataParams,
+    folder: Path,
+    rounds: int,
+    device: str,
+    personal_network: Mapping[str, Any] | None = None,
 ) -> WorkerSpec:
     """The specification that a daemon would give its worker; the lab scores the test split itself."""
     threads = 1 if device == "cpu" else None
@@ -70,6 +76,7 @@ def make_spec(
         device=DeviceParams(device, amp="off" if device == "cpu" else "auto", threads=threads),
         state_dir=str(folder),
         rounds=rounds,
+        personal_network=None if personal_network is None else dict(personal_network),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gossipseg.algos.params import DittoParams, FedAvgParams, GcmlParams, LocalParams
+from gossipseg.errors import LocalError
 from gossipseg.learn.commands import costs, peak
 from gossipseg.learn.commands.peak import with_peak
 from gossipseg.learn.data import dataset
@@ -21,8 +22,21 @@ from gossipseg.learn.settings import read_settings
 from tests.learn.harness import make_spec, write_png_site
 
 
-def pace(folder: Path, algorithm: Any = None, *, cache: bool = True, **training: Any) -> dict[str, Any]:
-    spec = make_spec(folder, folder / "state", algorithm=algorithm or LocalParams(), training=training)
+def pace(
+    folder: Path,
+    algorithm: Any = None,
+    *,
+    cache: bool = True,
+    own: dict[str, Any] | None = None,
+    **training: Any,
+) -> dict[str, Any]:
+    spec = make_spec(
+        folder,
+        folder / "state",
+        algorithm=algorithm or LocalParams(),
+        training=training,
+        personal_network=own,
+    )
     spec = dataclasses.replace(spec, data={**spec.data, "cache": cache})
     settings = read_settings(spec)
     found = costs.time_round(settings, load_cases(settings.data, spec.site), choose_compute(settings.device))
@@ -103,3 +117,40 @@ def test_the_peak_is_of_the_work_alone(monkeypatch: pytest.MonkeyPatch, tmp_path
         assert with_peak(lambda: None, compute)[1] < size / 8, "the peak before is forgotten"  # type: ignore[operator]
     monkeypatch.setattr(peak, "_RESET", tmp_path / "no" / "such")
     assert with_peak(lambda: 3, compute) == (3, None)
+
+
+def test_a_network_of_the_personal_models_own_is_timed_and_named_where_memory_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png_site(tmp_path)
+    own = {"name": "segresnet", "width": 4}
+    seen: list[tuple[str, str]] = []
+    step, score = costs.train_step, costs.score
+
+    def one_second(work: Callable[[], object], compute: Any) -> float:
+        work()
+        return 1.0
+
+    def trained(learners: Any, *args: Any) -> Any:
+        seen.append(("step", type(learners["local"].model.network).__name__))
+        return step(learners, *args)
+
+    def scored(net: Any, *args: Any) -> Any:
+        seen.append(("case", type(net.network).__name__))
+        return score(net, *args)
+
+    monkeypatch.setattr(costs, "_seconds", one_second)
+    monkeypatch.setattr(costs, "train_step", trained)
+    monkeypatch.setattr(costs, "score", scored)
+    assert pace(tmp_path, GcmlParams(), own=own)["validation_case_s"] == 2
+    assert seen[:2] == [("step", "SANet"), ("step", "SegResNet")]
+    assert seen[-2:] == [("case", "SANet"), ("case", "SegResNet")]
+
+    def full(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(costs, "train_step", full)
+    with pytest.raises(
+        LocalError, match=r"through sanet and segresnet.*smaller personal_network in site.yaml"
+    ):
+        pace(tmp_path, GcmlParams(), own=own)
