@@ -83,6 +83,22 @@ def test_runs_are_the_same_twice(wards: Path, cache: DataCache, label: str) -> N
     assert rig.timeless(first) == rig.timeless(again)
 
 
+@pytest.mark.slow
+def test_a_recorded_model_travels_as_a_trained_one_does(
+    wards: Path, cache: DataCache, tmp_path: Path
+) -> None:
+    """Rounds that are validated, and rounds in which it is sent, need not be the same."""
+    apart = "gossip.personal_every_rounds=2,training.validate_every_rounds=3"
+    made = rig.plan(wards, f"gossip_average[{apart}]", rounds=5, steps=3)
+    kept = replace(made, personal_records=str(tmp_path))
+    trained = rig.run(made, cache)
+    rig.run(replace(rig.plan(wards, f"local[{apart}]", rounds=5, steps=3), personal_records=str(tmp_path)))
+    files = {f.name for f in tmp_path.rglob("*.safetensors")}
+    assert files == {f"round-00000{number}.safetensors" for number in (2, 3, 4, 5)}
+    assert rig.timeless(rig.run(kept, cache)) == rig.timeless(trained)
+    assert sum(row["notes"].get("personal_sent", 0) for row in trained.values()) > 6
+
+
 def test_alone_nobody_is_asked(wards: Path, cache: DataCache) -> None:
     rows = rig.run(rig.plan(wards, "local", rounds=2, steps=2), cache)
     assert all(row["personal_bytes_in"] == row["model_bytes_in"] == 0 for row in rows.values())

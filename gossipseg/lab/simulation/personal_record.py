@@ -1,8 +1,9 @@
 """Personal models that are trained once for all runs of a comparison.
 
 A personal model does not depend on the exchange: with one seed, split and training it is bit for bit the
-same beside every algorithm that trains it as `local` does. The first run keeps its averages of the validated
-rounds in OUT/personal, and later ones read them instead of taking the steps.
+same beside every algorithm that trains it as `local` does. The first run keeps its averages of the rounds
+that are validated, or in which it may be sent to others, in OUT/personal. Later runs read them instead of
+taking the steps.
 """
 
 from __future__ import annotations
@@ -33,14 +34,19 @@ MakePersonal = Callable[..., Personal]
 class PersonalRecord:
     """The averages of one site's personal model, by round."""
 
-    def __init__(self, folder: Path, last: int) -> None:
-        """`last`: the round whose average is kept last."""
-        self._folder, self._last = folder, last
+    def __init__(self, folder: Path, last: int, every: int) -> None:
+        """`last`: the round whose average is kept last. `every`: rounds after which it may be sent."""
+        self._folder, self._last, self._every = folder, last, every
 
     @property
     def complete(self) -> bool:
         """Whether the last round is there; the earlier ones were kept before it."""
         return self._file(self._last).exists()
+
+    def wants(self, run: RunState, round: int) -> bool:
+        """Whether the average after this round is looked at: validated, or sent to others."""
+        validated = round % max(1, run.settings.training.validate_every_rounds) == 0
+        return validated or round % self._every == 0 or run.is_last(round)
 
     def keep(self, round: int, average: ModelState) -> None:
         """Keep the average after `round`."""
@@ -72,7 +78,10 @@ def record_of(plan: RunPlan, spec: WorkerSpec) -> PersonalRecord | None:
     if not (plan.personal_records and early) or stands_still or any(other) or spec.privacy.get("dp"):
         return None
     training = {k: v for k, v in spec.training.items() if not k.startswith("personal")}
+    every = plan.parsed().gossip.personal_every_rounds
+    beside = every % max(1, training["validate_every_rounds"]) != 0
     decides = {
+        **({"personal_every_rounds": every} if beside else {}),
         "data": [plan.sites[spec.site], plan.split, plan.kept_cases.get(spec.site), plan.ignored],
         "task": plain(spec.task),
         "network": plain(spec.network),
@@ -85,7 +94,7 @@ def record_of(plan: RunPlan, spec: WorkerSpec) -> PersonalRecord | None:
         "gossipseg": importlib.metadata.version("gossipseg"),
     }
     name = f"{spec.site}-seed{spec.seed}-{digest(decides)[:16]}"
-    return PersonalRecord(Path(plan.personal_records) / name, plan.rounds)
+    return PersonalRecord(Path(plan.personal_records) / name, plan.rounds, every)
 
 
 def maker(record: PersonalRecord | None, settings: WorkerSettings) -> MakePersonal:
@@ -105,11 +114,6 @@ def _make(record: PersonalRecord, run: RunState, initial: Segmenter, *, algorith
     return Replayed(record, run, initial, algorithm=algorithm)
 
 
-def validated(run: RunState, round: int) -> bool:
-    """Whether the models are validated, and so looked at, after this round."""
-    return run.is_last(round) or round % max(1, run.settings.training.validate_every_rounds) == 0
-
-
 class _Recorded(Personal):
     """Trains, and keeps its averages."""
 
@@ -120,7 +124,7 @@ class _Recorded(Personal):
     def average(self, round: int) -> str:
         before = self.rounds
         trouble = super().average(round)
-        if self.rounds > before and validated(self._run, round) and self.on_trial is None:
+        if self.rounds > before and self._record.wants(self._run, round) and self.on_trial is None:
             self._record.keep(round, self.model_state)
         return trouble
 
@@ -141,8 +145,9 @@ class Replayed(Personal):
         return False
 
     def average(self, round: int) -> str:
-        if validated(self._run, round) and not self._record.read(round, self.model_state):
+        if self._record.wants(self._run, round) and not self._record.read(round, self.model_state):
             raise LocalError(f"round {round} of a recorded personal model is missing. Remove OUT/personal.")
+        self.model_state.averaged_rounds = round  # it is there from the first round on
         return ""
 
     def copy(self, shared: ModelState, round: int, source: str) -> None:
@@ -154,5 +159,5 @@ class Replayed(Personal):
 
 def keep_local(record: PersonalRecord | None, run: RunState, round: int, model: ModelState) -> None:
     """Keep the average of a site that trains alone: `local`'s model is a personal one."""
-    if record is not None and not record.complete and validated(run, round):
+    if record is not None and not record.complete and record.wants(run, round):
         record.keep(round, model)
