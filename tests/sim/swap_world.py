@@ -84,6 +84,8 @@ class SwapWorld(Simulator):
         self.crash_applied: Callable[[SimNode], bool] | None = None
         """Whether a node dies between a swap's checkpoint and the report of it."""
         self.step_s = (0.05, 0.5)
+        self.due_every = 1
+        """At the end of which rounds an exchange is due."""
         self.deaths: Counter[Site] = Counter()
         """Deaths of each site's worker."""
 
@@ -133,7 +135,8 @@ class SwapWorld(Simulator):
         w.steps = shared.steps
         self._checkpoint(node.site)
         node.round_times.append(self.now)
-        self._step(node, ev.RoundFinished(w.round, shared.steps, None, ahead=w.ahead))
+        due = w.round % self.due_every == 0
+        self._step(node, ev.RoundFinished(w.round, shared.steps, None, ahead=w.ahead, due=due))
 
     def _soon(self, node: SimNode, action: Callable[..., None], effect: Any) -> None:
         """At the worker's next step boundary, unless one of the two processes dies before."""

@@ -77,11 +77,7 @@ class SwapTurns:
 
     def behind(self) -> bool:
         """Whether this site has under half of the others' steps; see swap_terms.is_behind."""
-        return is_behind(self._ctx.info.steps, self._others_steps())
-
-    def _others_steps(self) -> list[int]:
-        members = self._membership.members.values()
-        return [m.info.steps for m in members if m.live and m.info is not None and m.info.round > 0]
+        return is_behind(self._ctx.info.steps, self._membership.census.steps.median())
 
     def _may_ask(self) -> bool:
         return self._ctx.info.phase is Phase.TRAINING and not self.over and not self.warming_up()
