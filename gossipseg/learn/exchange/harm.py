@@ -5,7 +5,13 @@ other peers' (0 where there is no other), a peer does harm where, over the patie
 
     mean(d) > max(0.05, 3·SE(d))                                                                         (1)
 
-with three patients or more. Nothing is undone: the core sets the peer aside (docs/design/swap.md).
+with three patients or more. Where two other peers or more have been met, the peer must stand out among them,
+too: with m_k the mean change of each other peer whose three swaps are known,
+
+    mean(d) > 3·SD(m_k),   three such peers, or all that were met                                        (2)
+
+A peer that has just mixed with a harmful one passes its harm on, and is not the cause. Nothing is undone: the
+core sets the peer aside (docs/design/swap.md).
 """
 
 from __future__ import annotations
@@ -18,7 +24,8 @@ from typing import Any
 from gossipseg.learn.evaluation.paired import LEAST_PATIENTS
 
 SWAPS_KEPT = 3
-LEAST_HARM, STANDARD_ERRORS = 0.05, 3.0
+LEAST_HARM, STANDARD_ERRORS, DEVIATIONS = 0.05, 3.0, 3.0
+LEAST_PEERS, ENOUGH_PEERS = 2, 3
 
 ByPatient = Mapping[str, float]
 
@@ -43,12 +50,23 @@ class Harm:
         if len(differences) < LEAST_PATIENTS:
             return ""
         mean, error = statistics.fmean(differences), statistics.stdev(differences) / len(differences) ** 0.5
-        if mean <= max(LEAST_HARM, STANDARD_ERRORS * error):
+        if mean <= max(LEAST_HARM, STANDARD_ERRORS * error, self._usual(peer)):
             return ""
         return (
             f"its last {SWAPS_KEPT} swaps raised the validation loss by {mean:.3f} ± {error:.3f} "
             f"more than those of others, over {len(differences)} patients"
         )
+
+    def _usual(self, peer: str) -> float:
+        """How far the other peers' swaps differ from each other: equation (2)."""
+        others = {name: changes for name, changes in self._kept.items() if name != peer}
+        if len(others) < LEAST_PEERS:
+            return 0.0
+        known = [changes for changes in others.values() if len(changes) == SWAPS_KEPT]
+        means = [statistics.fmean(found.values()) for changes in known if (found := _means(changes))]
+        if len(means) < min(ENOUGH_PEERS, len(others)):
+            return math.inf  # it is told once there is something to compare it with
+        return DEVIATIONS * statistics.stdev(means)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain values."""
