@@ -225,6 +225,13 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferWindow:
+    """The hours in which this site may begin to send have come, or are over. At the start they have."""
+
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """Tell the others that this site leaves. After this step's effects it counts as left."""
 
@@ -269,6 +276,7 @@ Event = (
     | SwapApplied
     | HarmfulPeer
     | Pause
+    | TransferWindow
     | Leave
     | SitesChanged
     | LiftQuarantine

@@ -24,6 +24,7 @@ REASONS = frozenset(
         "contract_mismatch",
         "cut_off",
         "disk_full",
+        "displaced",
         "diverged",
         "dropped_there",
         "duplicate",
@@ -107,6 +108,7 @@ REASONS = frozenset(
         "untrusted",
         "validation",
         "warming_up",
+        "window_closed",
         "worker_lost",
         "wrong_offset",
     }
