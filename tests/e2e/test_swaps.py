@@ -63,8 +63,8 @@ def weights(site: Site) -> torch.Tensor:
 
 
 def start_apart(f: Federation) -> torch.Tensor:
-    """Let each site train one round alone; then move south's model by APART. Returns W_0."""
-    for site in f.sites.values():
+    """Let north and south train one round alone; then move south's model by APART. Returns W_0."""
+    for site in (f["north"], f["south"]):
         site.start("--rounds", "1")
         f.until(f"{site.name} has done a round", lambda site=site: phase(site) == "finished")
         assert site.end() == 0
