@@ -51,7 +51,7 @@ def check_alike(personal: Any, local: Any) -> None:
 # ---------------------------------------------------------------- bit for bit what `local` gives
 
 
-@pytest.mark.parametrize("network", [{}, {"norm": "batch"}])
+@pytest.mark.parametrize("network", [{}, {"norm": "batch"}, {"name": "unet", "norm": "batch"}])
 @pytest.mark.parametrize("algorithm", [GcmlParams(lambda_ramp_rounds=0), GossipAverageParams()])
 def test_in_gossip_it_is_what_local_gives(
     data: Path, tmp_path: Path, guest: protocol.Visit, algorithm: Any, network: dict[str, Any]
