@@ -61,6 +61,15 @@ def test_a_peer_must_stand_out_among_the_others() -> None:
     assert [bool(harm.note("west", by(0.41, 0.41, 0.41))) for _ in range(3)] == [False, False, True]
 
 
+def test_one_bad_swap_is_no_harm() -> None:
+    """Mean .3 above the others', but without the worst swap 0: the peer had just been spoilt itself."""
+    harm = Harm()
+    for _ in range(3):
+        harm.note("south", by(0.0, 0.0, 0.0))
+    assert [harm.note("west", by(c, c, c)) for c in (0.0, 0.9, 0.0)] == [""] * 3
+    assert harm.note("west", by(0.1, 0.1, 0.1)), "two are"
+
+
 def test_among_several_peers_it_waits_until_two_others_are_known() -> None:
     harm = Harm()
     for swap in range(3):
