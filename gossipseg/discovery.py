@@ -97,6 +97,16 @@ class MdnsDiscovery:
         """Whether it listens on the link now."""
         return self._zeroconf is not None
 
+    @property
+    def announced(self) -> AsyncServiceInfo | None:
+        """The record of this site on the link; None before it is there."""
+        return self._info
+
+    @property
+    def seen(self) -> tuple[Announcement, ...]:
+        """The announcements read so far whose records live, this site's own among them."""
+        return tuple(a for a in self._seen.values() if a is not None)
+
     async def start(self) -> None:
         """Begin to listen and to announce; returns at once. A failure becomes a warning and a `reason`."""
         self._open()

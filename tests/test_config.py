@@ -9,13 +9,14 @@ import os
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from gossipseg import config, trust
-from gossipseg.algos.params import FedCoWProParams
+from gossipseg.algos.params import FedAvgFinetuneParams, FedCoWProParams, FedOapParams, GcmlParams
 from gossipseg.config import ranges
 from gossipseg.config.files import FederationFile, SiteFile
 from gossipseg.config.reading import parse_yaml
@@ -23,7 +24,13 @@ from gossipseg.core.membership.handshake import refusal
 from gossipseg.core.messages import Hello
 from gossipseg.core.types import PeerInfo, Phase
 from gossipseg.errors import EXIT_CONFIG, ConfigError
-from gossipseg.learn.params import TrainingParams, personal_problem, trains_personal
+from gossipseg.learn.params import (
+    TrainingParams,
+    personal_network_problem,
+    personal_problem,
+    trains_personal,
+)
+from gossipseg.nets.params import NetworkParams
 from gossipseg.yamlbounds import TooLarge, check_bounds
 
 ROOT = Path(__file__).parent.parent
@@ -684,6 +691,83 @@ def test_a_personal_model_that_cannot_be(
     error = refused(folder)
     assert (error.file, error.key) == (str(folder / "peers.yaml"), f"training.{key}")
     assert remedy in error.remedy
+
+
+SEGRESNET = "personal_network: {name: segresnet, width: 8}\n"
+
+
+def test_a_personal_network_is_a_sites_own_affair(folder: Path) -> None:
+    plain = load(folder)
+    (folder / "site.yaml").write_text(SITE + SEGRESNET)
+    own = load(folder)
+    told = config.worker_spec(own).personal_network
+    assert told is not None and (told["name"], told["width"], told["norm"]) == ("segresnet", 8, "instance")
+    assert config.worker_spec(own).network == config.worker_spec(plain).network
+    assert config.worker_spec(plain).personal_network is None
+    assert config.contract(own.federation) == config.contract(plain.federation)
+    by_variable = load(folder, env={"GOSSIPSEG_PERSONAL_NETWORK__WIDTH": "4"})
+    assert by_variable.site.personal_network is not None and by_variable.site.personal_network.width == 4
+
+
+@pytest.mark.parametrize(
+    ("site", "key", "problem", "remedy"),
+    [
+        ("personal_network: {width: 8}", "name", "missing", "Name the network: sanet"),
+        ("personal_network: {}", "name", "missing", "Name the network: sanet"),
+        ("personal_network: {name: segresnt}", "name", "is not one of", "Did you mean `segresnet`?"),
+        ("personal_network: {name: unet, width: 0}", "width", "must be at least 1", "Correct the number"),
+        ("personal_network: {name: unet, witdh: 8}", "witdh", "unknown key", "Did you mean `width`?"),
+        ("personal_network: {name: cowpro_encoder}", "name", "gives features", "Write another network"),
+    ],
+)
+def test_a_personal_network_that_cannot_be(
+    folder: Path, site: str, key: str, problem: str, remedy: str
+) -> None:
+    (folder / "site.yaml").write_text(f"{SITE}{site}\n")
+    error = refused(folder)
+    assert (error.file, error.key) == (str(folder / "site.yaml"), f"personal_network.{key}")
+    assert problem in error.problem and remedy in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "training", "problem", "remedy"),
+    [
+        ("local", "", "trains one model", "write that network in peers.yaml"),
+        ("ditto", "", "both have one network", "fedavg or gcml"),
+        ("fedavg", "personal: none", "no personal model trains here", "personal: always"),
+        ("fedavg", "personal_from_round: 2", "begin as a copy", "personal_from_round"),
+    ],
+)
+def test_a_personal_network_beside_an_algorithm_that_has_no_place_for_it(
+    folder: Path, algorithm: str, training: str, problem: str, remedy: str
+) -> None:
+    text = replaced(PEERS, FEDAVG[0], f"name: {algorithm}")
+    (folder / "peers.yaml").write_text(text + (f"training:\n  {training}\n" if training else ""))
+    (folder / "site.yaml").write_text(SITE + SEGRESNET)
+    error = refused(folder)
+    assert (error.file, error.key) == (str(folder / "site.yaml"), "personal_network.name")
+    assert problem in error.problem and remedy in error.remedy
+
+
+@pytest.mark.parametrize(
+    ("params", "personal", "fits"),
+    [
+        (FedOapParams(), None, False),
+        (FedOapParams(), "always", True),
+        (FedCoWProParams(), None, False),
+        (FedAvgFinetuneParams(), None, True),
+        (GcmlParams(mutual="both"), None, True),
+    ],
+)
+def test_which_algorithms_stand_beside_a_personal_network(params: Any, personal: Any, fits: bool) -> None:
+    training = TrainingParams(personal=personal)
+    assert (personal_network_problem(NetworkParams("unet"), training, params) is None) == fits
+
+
+def test_features_of_two_networks_are_not_compared() -> None:
+    asked = SimpleNamespace(name="gcml", personal="yes", contrast="features")
+    found = personal_network_problem(NetworkParams("unet"), TrainingParams(), asked)  # type: ignore[arg-type]
+    assert found is not None and "algorithm.contrast: logits" in found[3]
 
 
 def test_without_labels_there_is_no_personal_model() -> None:

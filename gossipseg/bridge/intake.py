@@ -11,10 +11,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from gossipseg.bridge.expected_files import content_difference, header_room_bytes
 from gossipseg.bridge.manifest_checks import Verifier, file_differs, marked
 from gossipseg.core import events
 from gossipseg.core.messages import Body, Reply, Request
-from gossipseg.core.types import ModelKind, ModelRef, Record, Site, payload, signer_of
+from gossipseg.core.types import ModelRef, Record, Site, payload, signer_of
 from gossipseg.errors import DiskFull, LocalError, PeerRefused
 from gossipseg.store import (
     BrokenModel,
@@ -23,18 +24,13 @@ from gossipseg.store import (
     PartialBusy,
     PartialModel,
     Schema,
-    TensorInfo,
-    by_addressee,
     read_safetensors_header,
-    schema_difference,
 )
 
 if TYPE_CHECKING:
     from gossipseg.core.node import NodeState
 
 ANSWER_TIMEOUT_S = 30.0
-HEADER_BYTES, HEADER_ENTRY_BYTES = 64 << 10, 512
-"""Bytes allowed in a model file's header: for metadata, and for each expected tensor beside its name."""
 TELL_EVERY_S = 2.0
 """Seconds between two reports to the core that a promised model is arriving."""
 _B = TypeVar("_B", bound=Body)
@@ -89,6 +85,11 @@ class Intake:
             raise PeerRefused(peer, "no_answer", "the daemon did not answer in time") from None
         finally:
             self._waiting.pop(token, None)
+
+    @property
+    def waiting(self) -> int:
+        """Requests of peers that the core has not answered yet."""
+        return len(self._waiting)
 
     def respond(self, token: int, body: Reply) -> None:
         """Deliver the core's answer to a request; nobody waits for a late one."""
@@ -183,12 +184,12 @@ class Intake:
                 self._inject(events.TransferBegan(peer, model.hash))
 
     async def _check_header(self, peer: Site, model: ModelRef) -> None:
-        path = self._store.path(model.hash)
+        path, schema = self._store.path(model.hash), self.schemas.get(model.kind, {})
         try:
-            room = self._header_room_bytes(model.kind)
+            room = header_room_bytes(model.kind, schema, self.verifier.sites)
             header = await self._in_thread(read_safetensors_header, path, max_header_bytes=room)
             differs = file_differs(model, header)
-            difference = self._difference(header, model.kind)
+            difference = content_difference(header, model.kind, schema, self.verifier.sites)
         except ValueError as e:
             self._bad_file(peer, model, "unreadable", str(e))
         except (OSError, LocalError) as e:  # its bytes are those that were promised: this site's own trouble
@@ -197,29 +198,6 @@ class Intake:
             self._bad_file(peer, model, "manifest_mismatch", differs)
         if difference:
             self._bad_file(peer, model, "schema_mismatch", difference)
-
-    def _header_room_bytes(self, kind: ModelKind) -> int:
-        """Header bytes that the expected tensors may take: reading a header costs a hundred times its
-        size."""
-        copies = len(self.verifier.sites) + 1 if kind == "global" else 1  # for each site, and for all others
-        names = self.schemas.get(kind, {})
-        return HEADER_BYTES + copies * sum(HEADER_ENTRY_BYTES + len(name.encode()) for name in names)
-
-    def _difference(self, header: Mapping[str, TensorInfo], kind: ModelKind) -> str:
-        """The fault of a header; "" if there is none.
-
-        A global model may hold `site:name` tensors, complete for each site, beside or instead of those for
-        all others.
-        """
-        schema = self.schemas.get(kind, {})
-        if kind != "global" or not any(":" in name for name in header):
-            return schema_difference(header, schema)
-        parts = by_addressee(header)
-        strangers = sorted(set(parts) - self.verifier.sites - {""})
-        if strangers:
-            return f"it holds tensors for {strangers[0]!r}, which is no listed site"
-        differences = (schema_difference(part, schema) for _, part in sorted(parts.items()))
-        return next(filter(None, differences), "")
 
     def _forget(self, model: ModelRef) -> None:
         """Remove a file that was not accepted, unless the same model is wanted for another reason."""

@@ -37,6 +37,7 @@ from gossipseg.config.rules import (
     check_federation,
     check_labels,
     check_loopback,
+    check_personal_network,
     check_private,
     check_site,
 )
@@ -118,6 +119,7 @@ def load(
         )
     check_private(site, source, federation, peers)
     check_budget(site, source, federation)
+    check_personal_network(site, source, federation)
     check_labels(site, source, federation)
     if site.insecure:
         check_loopback(site, source, federation, peers)
@@ -150,8 +152,8 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
 
     They are task, network, algorithm, training, wire dtype, seed and the network signature. Sites and
     addresses are not among them. Neither is a site's personal model (training.personal,
-    personal_from_round), which is never sent. Files with one meaning agree: the schedule is the one in
-    force, and training.flip_axes the axes that are mirrored.
+    personal_from_round; personal_network of site.yaml), which is never mixed. Files with one meaning agree:
+    the schedule is the one in force, and training.flip_axes the axes that are mirrored.
     """
     training = dataclasses.asdict(federation.training)
     del training["personal"], training["personal_from_round"]
@@ -192,6 +194,7 @@ def worker_spec(config: Config) -> WorkerSpec:
         state_dir=s.state_dir,
         rounds=s.rounds,
         admission=dataclasses.asdict(s.admission),
+        personal_network=None if s.personal_network is None else dataclasses.asdict(s.personal_network),
         privacy=dataclasses.asdict(s.privacy),
         report_test=s.report_test,
         tensorboard=s.tensorboard,

@@ -150,6 +150,9 @@ class SiteFile:
     device: DeviceParams = field(default_factory=DeviceParams)
     admission: AdmissionParams = field(default_factory=AdmissionParams)
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
+    personal_network: NetworkParams | None = None
+    """A network of its own for this site's personal model, with its own first weights; the shared model keeps
+    that of peers.yaml. No part of the contract. None: the shared model's."""
     quarantine: QuarantineParams = field(default_factory=QuarantineParams)
     rounds: Annotated[int | None, COUNT] = None
     """This site's own budget of rounds, which may end before the federation's (training.rounds).

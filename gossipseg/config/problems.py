@@ -168,6 +168,10 @@ def _schema(kind: Any) -> Any:
 
 
 def _resolve(node: Any, kind: Any) -> Any:
+    """What a reference leads to, be it that of a section which may be missing."""
+    sections = [option for option in node.get("anyOf", ()) if "$ref" in option]
+    if len(sections) == 1:
+        node = sections[0]
     while "$ref" in node:
         node = _schema(kind)["$defs"][node["$ref"].rsplit("/", 1)[1]]
     return node

@@ -21,6 +21,7 @@ from gossipseg.learn.params import (
     labels_problem,
     one_shot_problem,
     pattern_problem,
+    personal_network_problem,
     personal_problem,
 )
 from gossipseg.nets.params import NetworkParams, network_names
@@ -80,6 +81,7 @@ def check_site(site: SiteFile, source: Source) -> None:
     _check_windows(site.transfers.windows, source)
     _check_text("data.path", site.data.path, source)
     _check_text("state_dir", site.state_dir, source)
+    _check_named(site, source)
 
 
 def check_private(site: SiteFile, site_source: Source, federation: FederationFile, peers: Source) -> None:
@@ -89,6 +91,14 @@ def check_private(site: SiteFile, site_source: Source, federation: FederationFil
     if found is not None:
         problem, key, value, remedy = found
         raise (site_source if key.startswith("device.") else peers).error(problem, key, value, remedy)
+
+
+def check_personal_network(site: SiteFile, source: Source, federation: FederationFile) -> None:
+    """Check that a personal model of this network can stand beside the shared one. Raises ConfigError."""
+    found = personal_network_problem(site.personal_network, federation.training, federation.algorithm)
+    if found is not None:
+        problem, key, value, remedy = found
+        raise source.error(problem, key, value, remedy)
 
 
 def check_labels(site: SiteFile, source: Source, federation: FederationFile) -> None:
@@ -176,6 +186,21 @@ def _check_windows(windows: list[str], source: Source) -> None:
             raise source.error(e.problem, f"transfers.windows.{i}", text, e.remedy) from None
 
 
+def _check_named(site: SiteFile, source: Source) -> None:
+    """Check that the personal model's network has a name, which is known: no default stands for it."""
+    network = site.personal_network
+    if network is None:
+        return
+    if source.given("personal_network.name") is None:
+        raise source.error(
+            "this key is missing",
+            "personal_network.name",
+            None,
+            f"Name the network: {', '.join(network_names())}.",
+        )
+    _check_network(network, source, "personal_network")
+
+
 def _check_text(key: str, value: str, source: Source) -> None:
     if not value.strip():
         raise source.error("is empty", key, value, "Give the path of a folder.")
@@ -251,12 +276,12 @@ def _check_quorum(federation: FederationFile, source: Source) -> None:
     )
 
 
-def _check_network(network: NetworkParams, source: Source) -> None:
+def _check_network(network: NetworkParams, source: Source, section: str = "network") -> None:
     known = network_names()
     if network.name not in known:
         raise source.error(
             f"is not one of {', '.join(known)}",
-            "network.name",
+            f"{section}.name",
             network.name,
             nearest(network.name, known) or f"Choose one of {', '.join(known)}.",
         )

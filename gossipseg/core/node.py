@@ -28,7 +28,7 @@ from gossipseg.core.quarantine import PeerRecord
 from gossipseg.core.rounds.participant import refusal
 from gossipseg.core.rounds.status import RoundsView, view_of
 from gossipseg.core.setup import NodeSetup
-from gossipseg.core.types import ModelRef, PeerInfo, Phase, Site
+from gossipseg.core.types import AliveRecord, LeftRecord, ModelRef, PeerInfo, Phase, Site
 from gossipseg.core.wellness import Concern
 
 __all__ = [
@@ -335,6 +335,11 @@ class NodeState:
     @property
     def incarnation(self) -> int:
         return self._membership.self_record.incarnation
+
+    @property
+    def own_record(self) -> AliveRecord | LeftRecord:
+        """What this site tells of its membership, signed."""
+        return self._membership.news.own
 
     @property
     def inbox(self) -> tuple[InboxEntry, ...]:

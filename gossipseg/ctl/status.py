@@ -50,7 +50,7 @@ def pairs(s: StatusDoc) -> Iterator[tuple[str, str]]:
     yield "cases", f"{s.splits.training} training, {s.splits.validation} validation, {s.splits.test} test"
     if s.splits_from:
         yield "splits", s.splits_from
-    yield "learning", f"{s.algorithm or out.NOTHING} on {s.device or out.NOTHING}"
+    yield "learning", learning(s)
     if s.delta is not None:
         yield "privacy", privacy(s)
     yield "models", models(s)
@@ -105,6 +105,12 @@ def deployed(s: StatusDoc) -> str:
         "shared": "the shared model alone",
     }
     return f"{words.get(s.deployed, s.deployed)}: {s.deployed_reason}"
+
+
+def learning(s: StatusDoc) -> str:
+    """Algorithm and device, and the personal model's network where that is another one."""
+    own = f"; the personal model: {s.personal_network}" if s.personal_network else ""
+    return f"{s.algorithm or out.NOTHING} on {s.device or out.NOTHING}{own}"
 
 
 def privacy(s: StatusDoc) -> str:

@@ -74,8 +74,7 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.end, signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGHUP, self._hangup)
-        self.transport = self._transport()
-        self.runtime = self._runtime()
+        self.assemble()
         service = Service(
             self.runtime,
             identity=lambda: self.identity,
@@ -117,6 +116,12 @@ class Daemon:
             logs.say(f"gossipsegd: {error}")
             return error.exit_code
         return EXIT_OK
+
+    def assemble(self, limits: PeerLimits | None = None) -> None:
+        """Make transport and runtime, and start neither. `limits` stands for what the configuration gives a
+        peer."""
+        self.transport = self._transport(limits)
+        self.runtime = self._runtime()
 
     def end(self, reason: str, error: GossipsegError | None = None) -> None:
         """Begin the shutdown; the first reason counts."""
@@ -174,8 +179,9 @@ class Daemon:
     def _status(self) -> str:
         return f"{self.config.site.site} in {self.config.federation.federation}"
 
-    def _transport(self) -> GrpcTransport:
+    def _transport(self, limits: PeerLimits | None) -> GrpcTransport:
         site, federation = self.config.site, self.config.federation
+        transfer_s = max(federation.gossip.transfer_timeout_s, federation.rounds.transfer_timeout_s)
         transport = GrpcTransport(
             site.site,
             listen=site.listen,
@@ -184,9 +190,7 @@ class Daemon:
             insecure=site.insecure,
             max_parallel_transfers=site.max_parallel_transfers,
             reconnect_max_s=federation.membership.probe_interval_s,
-            limits=PeerLimits(
-                stream_s=max(federation.gossip.transfer_timeout_s, federation.rounds.transfer_timeout_s)
-            ),
+            limits=limits or PeerLimits(stream_s=transfer_s),
         )
         transport.tell_clock(time.time)
         if (rate := site.transfers.max_bytes_per_s) is not None:

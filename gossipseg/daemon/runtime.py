@@ -113,14 +113,18 @@ class Runtime:
     async def start(self) -> None:
         """Listen, start the worker, start the node. Raises CannotListen when waiting is of no use."""
         await listen(self, "listen", lambda: self.transport.start(self.intake))
-        self.spawn(self._perform_all())
-        self.spawn(self.worker.hear())
+        self.serve()
         self.spawn(self.audit.run())
         self.spawn(self.worker.run())
         self.spawn(self.reaching.run(self.config), "reaching")
         self.spawn(follow_windows(self.config.site.transfers.windows, self.window), "windows")
         self.note("daemon_started", version=_version(), site_id=self.config.me.id or "")
         self.inject(events.Start())
+
+    def serve(self) -> None:
+        """Carry out the node's effects and hear the worker, until `end_tasks`."""
+        self.spawn(self._perform_all())
+        self.spawn(self.worker.hear())
 
     async def stop(self, reason: str, *, grace_s: float = 7.0) -> None:
         """Say goodbye, let the worker checkpoint, close everything."""
@@ -131,28 +135,41 @@ class Runtime:
             await asyncio.wait_for(self._goodbye(), 1.0)
         await stopping
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._settled(), 1.0)
+            await asyncio.wait_for(self.settled(), 1.0)
         self.note("daemon_stopped", reason=reason)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._disarm()
         self.intake.close()
         await self.audit.close()  # first: what is being written must not be written twice
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.end_tasks()
         await self.transport.close()
         self.events.close()
 
+    async def end_tasks(self) -> None:
+        """Cancel everything in the background, the node's clock included, and wait until it has ended."""
+        self._disarm()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     async def _goodbye(self) -> None:
         """Wait until the effects of Leave are done and its messages have been answered."""
-        await self._queue.join()
+        await self.drained()
         requests = [t for t in self._tasks if t.get_name().startswith("request")]
         await asyncio.gather(*requests, return_exceptions=True)
 
-    async def _settled(self) -> None:
+    async def settled(self) -> None:
         """Wait until the worker's last messages, such as a finished round, are on disk."""
         await self.worker.heard()
+        await self.drained()
+
+    async def drained(self) -> None:
+        """Wait until no effect waits: states are on disk, and what waited for them is said."""
         await self._queue.join()
+
+    @property
+    def queued(self) -> int:
+        """Effects that wait for their turn, as behind a slow disk."""
+        return self._queue.qsize()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str = "task") -> None:
         """Run a task in the background; an unexpected error in it ends the daemon with that error."""
@@ -214,9 +231,12 @@ class Runtime:
         except Exception as e:  # the loop would only log it, and the node would never tick again
             self._broke(e)
 
-    def _arm(self) -> None:
+    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+    def _arm(self) -> None:
+        self._disarm()
         deadline = self.node.next_deadline()
         if deadline is not None:
             delay = max(0.0, deadline - time.monotonic())

@@ -13,13 +13,14 @@ from typing import Any
 import monai
 import numpy
 import torch
+from monai.inferers import SlidingWindowInferer
 from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 import gossipseg
 from gossipseg.learn.engine.build import output_channels
 from gossipseg.learn.evaluation.evaluate import WINDOWS_AT_ONCE, foreground_names
-from gossipseg.learn.evaluation.mixture import Mixture
+from gossipseg.learn.evaluation.mixture import Mixture, mixed
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.registry import build
@@ -34,21 +35,24 @@ Config = dict[str, Any]
 
 
 def network_def(
-    network: Mapping[str, Any],
+    network: Mapping[str, Any] | None = None,
     beside: int = 0,
     output: str = "",
     weights: Sequence[float] = (),
+    networks: Sequence[Mapping[str, Any]] = (),
     **task: Any,
 ) -> nn.Module:
     """The registry's network with plain logits (B, K, *spatial) as output, which is what MONAI expects.
 
     State-dict names are those of a checkpoint. `task`: spatial_dims, in_channels, out_channels, patch_size.
     `weights`: those of the networks that predict together, if they are several; `output` is softmax or
-    sigmoid then. `beside`: as bundles of earlier versions have it, the number of further networks, of which
-    the first network has half of the weight.
+    sigmoid then. `networks`: one for each of them, in place of `network`, where they differ. `beside`: as
+    bundles of earlier versions have it, the number of further networks, of which the first network has half
+    of the weight.
     """
     shares = list(weights) or ([0.5, *[0.5 / beside] * beside] if beside else [1.0])
-    nets = [build(NetworkParams(**network), **task) for _ in shares]
+    described = networks or [network or {}] * len(shares)
+    nets = [build(NetworkParams(**each), **task) for each in described]
     net: nn.Module = Mixture(nets, shares, output) if len(nets) > 1 else nets[0]
     if beside:
         net.register_load_state_dict_pre_hook(_earlier_names)  # type: ignore[no-untyped-call]
@@ -70,6 +74,25 @@ def _earlier_names(module: nn.Module, state: dict[str, Any], *rest: Any) -> None
 def _logits_only(module: nn.Module, inputs: Any, output: Any) -> Tensor:
     logits: Tensor = output.logits
     return logits
+
+
+class MemberwiseInferer(SlidingWindowInferer):  # type: ignore[misc]
+    """The windows of each model are put together before the models are mixed, as `gossipctl predict` does it
+    and validation scored it. With one network it is MONAI's own."""
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        whole = super().__call__
+        if not isinstance(network, Mixture):
+            return whole(inputs, network, *args, **kwargs)
+        each = (_of_member(whole, inputs, member, args, kwargs) for member in network.members)
+        return mixed(each, network.weights, network.output, channel=1)
+
+
+def _of_member(
+    whole: Callable[..., Any], inputs: Tensor, member: nn.Module, args: Any, kwargs: Any
+) -> Tensor:
+    logits: Tensor = whole(inputs, lambda window: member(window).logits, *args, **kwargs)
+    return logits.float()
 
 
 class Predictor:
@@ -105,7 +128,9 @@ class Predictor:
 # ---------------------------------------------------------------- the files
 
 
-def inference_config(settings: WorkerSettings, weights: Sequence[float] = ()) -> Config:
+def inference_config(
+    settings: WorkerSettings, networks: Sequence[NetworkParams], weights: Sequence[float] = ()
+) -> Config:
     """configs/inference.json. `weights`: those of the networks that predict together, if they are several."""
     task, training = settings.task, settings.training
     pattern = "/*.nii*" if task.spatial_dims == 3 else "/*.[pj][np]*"
@@ -119,7 +144,7 @@ def inference_config(settings: WorkerSettings, weights: Sequence[float] = ()) ->
         "datalist": f"$[{{'image': p}} for p in sorted(glob.glob(@dataset_dir + '{pattern}'))]",
         "network_def": {
             "_target_": "gossipseg.learn.bundle.network_def",
-            "network": asdict(settings.network),
+            **_described(networks),
             **({"weights": list(weights), "output": training.output} if weights else {}),
             "spatial_dims": task.spatial_dims,
             "in_channels": task.channels,
@@ -130,7 +155,7 @@ def inference_config(settings: WorkerSettings, weights: Sequence[float] = ()) ->
         "preprocessing": {"_target_": "Compose", "transforms": preprocessing(settings)},
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "inferer": {
-            "_target_": "SlidingWindowInferer",
+            "_target_": "gossipseg.learn.bundle.MemberwiseInferer" if weights else "SlidingWindowInferer",
             "roi_size": list(task.patch_size),
             "sw_batch_size": WINDOWS_AT_ONCE,
             "overlap": training.window_overlap,
@@ -149,6 +174,19 @@ def inference_config(settings: WorkerSettings, weights: Sequence[float] = ()) ->
         "initialize": ["$os.makedirs(@output_dir, exist_ok=True) if os.path.isdir(@dataset_dir) else None"],
         "run": ["$@evaluator.run()"],
     }
+
+
+def _described(networks: Sequence[NetworkParams]) -> Config:
+    """One network, also where several models have it, or a list."""
+    first, *others = [asdict(network) for network in networks]
+    if all(other == first for other in others):
+        return {"network": first}
+    return {"networks": [first, *others]}
+
+
+def names_of(networks: Sequence[NetworkParams]) -> list[str]:
+    """The names of the networks, each once, in order."""
+    return list(dict.fromkeys(network.name for network in networks))
 
 
 def preprocessing(settings: WorkerSettings) -> list[Config]:
@@ -224,7 +262,7 @@ def _scale(low: float, high: float, *, clip: bool) -> Config:
     return _on_image("ScaleIntensityRanged", a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=clip)
 
 
-def metadata(settings: WorkerSettings, round: int) -> Config:
+def metadata(settings: WorkerSettings, networks: Sequence[NetworkParams], round: int) -> Config:
     """configs/metadata.json (MONAI's meta schema 20240725)."""
     task = settings.task
     classes = {str(v): n for v, n in sorted(task.labels.items())}
@@ -242,7 +280,8 @@ def metadata(settings: WorkerSettings, round: int) -> Config:
         "required_packages_version": {"gossipseg": gossipseg.__version__},
         "name": f"{spec.federation}-{spec.site}",
         "task": f"Segmentation of {', '.join(foreground_names(task).values())} in {what}",
-        "description": f"{settings.network.name} trained at {spec.site} in the federation {spec.federation} "
+        "description": f"{' and '.join(names_of(networks))} trained at {spec.site} in the federation "
+        f"{spec.federation} "
         f"with {settings.algorithm.name}: the averaged (EMA) model after round {round}.",
         "authors": f"site {spec.site}",
         "copyright": "",
@@ -281,16 +320,17 @@ def _channels(count: int) -> Sequence[str]:
     return ("red", "green", "blue") if count == 3 else [f"channel {i}" for i in range(count)]
 
 
-def readme(settings: WorkerSettings, round: int, reason: str = "") -> str:
+def readme(settings: WorkerSettings, networks: Sequence[NetworkParams], round: int, reason: str = "") -> str:
     """docs/README.md. `reason`: which models predict, and why these."""
     labels = "\n".join(f"- {value}: {text}" for value, text in sorted(settings.task.labels.items()))
     kind = "NIfTI volumes" if settings.task.spatial_dims == 3 else "PNG or JPEG pictures"
+    used = " and ".join(f"`{name}`" for name in names_of(networks))
     chosen = f"\nValidation Dice there: {reason}." if reason else ""
     return f"""# {settings.spec.federation}-{settings.spec.site}
 
 The model of site `{settings.spec.site}` in the federation `{settings.spec.federation}` after round {round}:
 the average (EMA) over its rounds that the site itself predicts with.
-Network: `{settings.network.name}`.{chosen}
+Network: {used}.{chosen}
 
 Labels of the output:
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from gossipseg.algos.params import AlgorithmParams, personal_of
 from gossipseg.bounds import COUNT, NATURAL, POSITIVE, SHARE, SHARE_BELOW_1, Range
+from gossipseg.nets.params import NetworkParams
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 
@@ -270,6 +271,8 @@ class WorkerSpec:
     privacy: dict[str, Any] = field(default_factory=dict)
     swaps: bool = False
     """Whether models are exchanged by swaps: then nothing that was mixed in is undone."""
+    personal_network: dict[str, Any] | None = None
+    """The personal model's own network; None: it has the shared model's."""
 
 
 PRIVATE_ALGORITHMS = (
@@ -390,6 +393,41 @@ def personal_problem(
         if kind != "own":
             problem = "no personal model trains here"
         return problem, "training.personal_from_round", training.personal_from_round, "Leave the key out."
+    return None
+
+
+def personal_network_problem(
+    network: NetworkParams | None, training: TrainingParams, algorithm: AlgorithmParams
+) -> Found | None:
+    """What does not go with a network of the personal model's own (site.yaml), or None."""
+    if network is None:
+        return None
+    key, kind, name = "personal_network.name", personal_of(algorithm), algorithm.name
+    if kind == "itself":
+        remedy = "Remove it, and write that network in peers.yaml: nothing is exchanged."
+        return f"{name} trains one model, of the network of peers.yaml", key, network.name, remedy
+    if kind == "own":
+        problem = f"{name} holds the personal model's weights near the shared one's: both have one network"
+        return problem, key, network.name, "Remove it, or agree on fedavg or gcml at all sites."
+    if not trains_personal(training, algorithm):
+        problem = f"no personal model trains here (algorithm {name}, training.personal {training.personal})"
+        remedy = "Remove it." if kind == "no" else "Remove it, or write training.personal: always."
+        return problem, key, network.name, remedy
+    if getattr(algorithm, "contrast", "") == "features":
+        problem = (
+            f"{name} compares features of both models (algorithm.contrast), which have no common measure"
+        )
+        return problem, key, network.name, "Remove it, or agree on algorithm.contrast: logits at all sites."
+    if training.personal_from_round > 1:
+        problem = (
+            f"training.personal_from_round is {training.personal_from_round}: the personal model would begin "
+            "as a copy of the shared one, which has another network"
+        )
+        remedy = "Remove it, or leave training.personal_from_round out of this site's peers.yaml."
+        return problem, key, network.name, remedy
+    if network.name == ONE_SHOT_NETWORK:
+        problem = f"{ONE_SHOT_NETWORK} gives features, and no segmentation"
+        return problem, key, network.name, "Write another network, such as segresnet."
     return None
 
 

@@ -20,6 +20,7 @@ from gossipseg.learn.params import (
     WorkerSpec,
     dp_problem,
     one_shot_problem,
+    personal_network_problem,
     personal_problem,
     trains_personal,
 )
@@ -39,6 +40,8 @@ class WorkerSettings:
     device: DeviceParams
     admission: AdmissionParams = field(default_factory=AdmissionParams)
     privacy: PrivacyParams = field(default_factory=PrivacyParams)
+    personal_network: NetworkParams | None = None
+    """That of the personal model alone, with first weights of its own; None: the shared model's."""
 
     @property
     def has_personal(self) -> bool:
@@ -65,6 +68,7 @@ def read_settings(spec: WorkerSpec) -> WorkerSettings:
         _read(DeviceParams, spec.device, "device"),
         _read(AdmissionParams, spec.admission, "admission"),
         _read(PrivacyParams, spec.privacy, "privacy"),
+        _read(NetworkParams | None, spec.personal_network, "personal_network"),
     )
     problem = one_shot_problem(
         settings.algorithm.name, settings.network.name, settings.task, settings.training
@@ -77,13 +81,15 @@ def read_settings(spec: WorkerSpec) -> WorkerSettings:
         )
     if problem is None:
         problem = personal_problem(settings.training, settings.algorithm)
+    if problem is None:
+        problem = personal_network_problem(settings.personal_network, settings.training, settings.algorithm)
     if problem is not None:
         text, key, value, remedy = problem
         raise ConfigError(text, key=key, value=value, remedy=remedy)
     return settings
 
 
-def _read(kind: Any, raw: dict[str, Any], section: str) -> Any:
+def _read(kind: Any, raw: dict[str, Any] | None, section: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(raw)
     except ValidationError as e:

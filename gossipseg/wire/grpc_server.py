@@ -102,6 +102,16 @@ class PeerServicer:
         for stream in list(self._streams.values()):
             stream.look_again()
 
+    @property
+    def streams(self) -> tuple[InboundStream, ...]:
+        """The models that are coming in."""
+        return tuple(self._streams.values())
+
+    @property
+    def counted(self) -> frozenset[Site]:
+        """The sites whose calls are counted against their limits."""
+        return frozenset(self._turnstiles)
+
     def site_of(self, context: Context) -> Site | None:
         """The site that the caller's key is listed for, now. The names in its certificate do not count."""
         if self._insecure:
@@ -308,6 +318,11 @@ class InboundStream:
         self._context, self._listed = context, listed
         self._reading: asyncio.Future[Any] | None = None
         self._pace = StreamProgress(limits, asyncio.get_running_loop().time())
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for the sender."""
+        return self._reading is not None and not self._reading.done()
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The data, until the declared size is reached or the sender has ended the stream.

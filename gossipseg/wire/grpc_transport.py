@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from grpc import aio
 
@@ -18,7 +19,7 @@ from gossipseg.wire.codec import messages as codec
 from gossipseg.wire.grpc_link import Explain, PeerChannel, background_done, closing_is_unreachable
 from gossipseg.wire.grpc_options import server_credentials, server_options
 from gossipseg.wire.grpc_reach import ReachTimes, look
-from gossipseg.wire.grpc_server import PeerServicer
+from gossipseg.wire.grpc_server import InboundStream, PeerServicer
 from gossipseg.wire.limits import PeerLimits
 from gossipseg.wire.listening import require_name, why_not
 from gossipseg.wire.outgoing import STALLED_TRIES, file_chunks
@@ -86,7 +87,7 @@ class GrpcTransport:
             limits=limits or PeerLimits(),
         )
         self.times = ReachTimes()
-        self._servicer.look, self._servicer.look_pause_s = self.reach, self.times.between_s
+        self._servicer.look = self.reach
         self.set_peers(peers)
 
     # ------------------------------------------------------------ listening
@@ -114,6 +115,40 @@ class GrpcTransport:
         """host:port where this transport listens, with the actual port once started."""
         host, port = split_address(self._listen)
         return join_address(host, self._port or port)
+
+    @property
+    def times(self) -> ReachTimes:
+        """The time limits of dialling a site, for this one's own questions and for its peers'."""
+        return self._times
+
+    @times.setter
+    def times(self, times: ReachTimes) -> None:
+        self._times, self._servicer.look_pause_s = times, times.between_s
+
+    @property
+    def identity(self) -> Identity | None:
+        """The key and certificate that this site shows; None: plaintext."""
+        return self._identity
+
+    @property
+    def links(self) -> Mapping[Site, PeerChannel]:
+        """The connections to the listed sites."""
+        return MappingProxyType(self._links)
+
+    @property
+    def retired(self) -> tuple[PeerChannel, ...]:
+        """Replaced connections on which calls may still be under way."""
+        return tuple(self._retired)
+
+    @property
+    def streams(self) -> tuple[InboundStream, ...]:
+        """The models that are coming in."""
+        return self._servicer.streams
+
+    @property
+    def counted(self) -> frozenset[Site]:
+        """The sites whose calls are counted against their limits."""
+        return self._servicer.counted
 
     # Both are called by gRPC from a thread of its own, at every handshake.
 

@@ -82,7 +82,7 @@ def test_a_stranger_in_a_listed_sites_name_on_the_local_link(tmp_path: Path, see
                     await zeroconf.async_register_service(info)
                 while sites["impostor"].address not in hints:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-                assert len(sites["north"]._links["south"].addresses) <= MAX_HINTS
+                assert len(sites["north"].links["south"].addresses) <= MAX_HINTS
                 sites["north"].hint_address("south", sites["impostor"].address)
                 refused = 0
                 for _ in range(8):  # it is tried, and its key is not south's
@@ -122,9 +122,9 @@ def test_a_stranger_in_a_listed_sites_name_on_the_local_link(tmp_path: Path, see
 
 async def _own_record(discovery: MdnsDiscovery) -> AsyncServiceInfo:
     """What the real site announces: the stranger copies it."""
-    while discovery._info is None:  # noqa: ASYNC110
+    while (announced := discovery.announced) is None:  # noqa: ASYNC110
         await asyncio.sleep(0.05)
-    return discovery._info
+    return announced
 
 
 def _properties(own: AsyncServiceInfo, site_id: str, site: str) -> dict[bytes, bytes]:

@@ -30,15 +30,12 @@ async def main(site_yaml: str) -> None:
     )
     daemon = Daemon(load_config(args), args)
     Path(daemon.config.site.state_dir).mkdir(exist_ok=True)
-    daemon.transport = daemon._transport()
-    wanted = json.loads(os.environ.get("VICTIM_LIMITS", "{}"))
-    daemon.transport._servicer.limits = PeerLimits(**wanted)
-    daemon.runtime = daemon._runtime()
+    daemon.assemble(PeerLimits(**json.loads(os.environ.get("VICTIM_LIMITS", "{}"))))
     runtime = daemon.runtime
     for kind in ("model", "update", "global"):
         runtime.intake.schemas = {**runtime.intake.schemas, kind: SCHEMA}
     await daemon.transport.start(runtime.intake)
-    runtime.spawn(runtime._perform_all())
+    runtime.serve()
     runtime.inject(events.Start())
     contract = configuration.contract(daemon.config.federation, "signature")
     runtime.inject(events.WorkerReady(5, 50, 10, contract))
@@ -59,9 +56,9 @@ def about(daemon: Daemon) -> dict[str, Any]:
         "members": {name: member.state.value for name, member in node.members.items()},
         "models": len(store.list()),
         "disk_bytes": sum(p.stat().st_size for p in store.root.rglob("*") if p.is_file()),
-        "waiting": len(daemon.runtime.intake._waiting),
-        "queue": daemon.runtime._queue.qsize(),
-        "streams": len(daemon.transport._servicer._streams),
+        "waiting": daemon.runtime.intake.waiting,
+        "queue": daemon.runtime.queued,
+        "streams": len(daemon.transport.streams),
         "refused": node.count("refused"),
         "merged": node.count("merged"),
         "inbox": len(node.inbox),

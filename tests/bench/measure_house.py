@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).parents[2])
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    found = {"code": measure_code(args.root), "prose": measure_prose(args.root)}
+    private = private_reads(args.root)
+    code = {**measure_code(args.root), "private reads of tests": [private.total(), len(private)]}
+    found = {"code": code, "prose": measure_prose(args.root)}
     print(json.dumps(found, indent=2) if args.json else _table(found))
 
 
@@ -53,6 +55,25 @@ def measure_code(root: Path) -> dict[str, Any]:
         "longest function": [longest, where],
         "modules in circles": _circles(root, trees),
     }
+
+
+def private_reads(root: Path) -> Counter[str]:
+    """Reads and writes, file by file, of attributes that begin with `_` and are not a test's own.
+
+    Two names count as its own: self and cls. Names in strings, as for monkeypatch, are not seen.
+    """
+    found: Counter[str] = Counter()
+    for path in sorted((root / "tests").rglob("*.py")):
+        nodes = ast.walk(ast.parse(path.read_text()))
+        if n := sum(_is_private(node) for node in nodes):
+            found[str(path.relative_to(root))] = n
+    return found
+
+
+def _is_private(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
+        return False
+    return not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls"))
 
 
 def _is_import(node: ast.AST) -> bool:

@@ -16,10 +16,12 @@ import pytest
 from blake3 import blake3
 
 from gossipseg.bridge import intake as inbound
+from gossipseg.bridge.expected_files import content_difference
 from gossipseg.bridge.intake import Intake
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.types import ModelRef, Record
+from gossipseg.core.node import NodeState
+from gossipseg.core.types import ModelKind, ModelRef, Record
 from gossipseg.errors import PeerRefused, PeerUnreachable
 from gossipseg.store import ModelStore, read_safetensors_header
 from tests.core.rig import TRAINING, Rig, alive, suspect
@@ -140,10 +142,10 @@ async def test_records_of_a_site_not_listed_here_are_no_forgery(bench: Bench) ->
 async def test_nobody_is_left_waiting(bench: Bench) -> None:
     waiting = asyncio.create_task(bench.intake.on_request("b", ms.IndirectPing("c", ())))
     await asyncio.sleep(0)
-    assert len(bench.intake._waiting) == 1
+    assert bench.intake.waiting == 1
     waiting.cancel()
     await asyncio.wait({waiting})
-    assert bench.intake._waiting == {}
+    assert bench.intake.waiting == 0
     bench.intake.respond(99, ms.Ack((), TRAINING))
 
 
@@ -339,14 +341,32 @@ def part(prefix: str, shape: list[int], begin: int) -> dict[str, Any]:
     ],
 )
 def test_tensors_of_a_common_model_may_be_for_single_listed_sites(
-    bench: Bench, tmp_path: Path, parts: dict[str, Any], wrong: str
+    tmp_path: Path, parts: dict[str, Any], wrong: str
 ) -> None:
     header, path = json.dumps(parts).encode(), tmp_path / "common.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(400 * len(parts)))
-    found = bench.intake._difference(read_safetensors_header(path), "global")
+    found = content_difference(read_safetensors_header(path), "global", SCHEMA, Signatures.sites)
     assert wrong in found and bool(found) == bool(wrong)
-    as_update = bench.intake._difference(read_safetensors_header(path), "update")
+    as_update = content_difference(read_safetensors_header(path), "update", SCHEMA, Signatures.sites)
     assert bool(as_update) == (set(parts) != {"w"}), "an update is never for single sites"
+
+
+@pytest.mark.parametrize(
+    ("kind", "stranger", "taken"), [("global", "c", True), ("global", "x", False), ("update", "c", False)]
+)
+async def test_what_comes_is_checked_by_its_kind_and_the_listed_sites(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, kind: ModelKind, stranger: str, taken: bool
+) -> None:
+    parts = part("b:", [10, 20], 0) | part(f"{stranger}:", [10, 20], 400)
+    header = json.dumps(parts).encode()
+    data = struct.pack("<Q", len(header)) + header + bytes(800)
+    model = ref(data, kind=kind)
+    monkeypatch.setattr(NodeState, "expects", lambda self, frm, hash: model)
+    if taken:
+        await bench.push(model, data)
+    else:
+        assert await bench.refused(model, data) == "schema_mismatch"
+    assert bench.store.has(model.hash) == taken
 
 
 @pytest.mark.parametrize("dtype", ["I8", "F16"])
@@ -371,15 +391,18 @@ async def test_a_file_in_int8_is_checked_with_its_scales(bench: Bench, dtype: st
         assert await bench.refused(model, data) == "schema_mismatch"
 
 
-def test_a_late_copy_of_a_file_in_use_does_not_take_it_away(tmp_path: Path) -> None:
+async def test_a_late_copy_of_a_file_in_use_does_not_take_it_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same global model may come twice; the second comes for nothing, and must not remove the first."""
     bench = Bench(tmp_path, exchange="rounds")
     data, stray = safetensors(), safetensors(fill=b"\1")
-    for i, content in enumerate((data, stray)):
-        (tmp_path / f"export{i}").write_bytes(content)
-        bench.store.adopt(tmp_path / f"export{i}")
+    (tmp_path / "export").write_bytes(data)
+    bench.store.adopt(tmp_path / "export")
     bench.rig.round_done(ref(data, round=6))
     assert ref(data).hash in bench.rig.node.kept_models()
-    bench.intake._forget(ref(data))
-    bench.intake._forget(ref(stray))
+    for content in (data, stray):
+        promises = iter([ref(content), ref(content)])  # at the question, at the begin, and not at the end
+        monkeypatch.setattr(NodeState, "expects", lambda self, frm, hash, p=promises: next(p, None))
+        assert await bench.refused(ref(content), content) == "too_late"
     assert [m.hash for m in bench.store.list()] == [ref(data).hash]

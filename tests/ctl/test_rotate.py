@@ -261,7 +261,8 @@ def test_a_third_certificate_does_not_push_out_the_one_in_use(ctl: Any, two: Two
 def test_an_expired_site_can_begin_too(ctl: Any, two: Two, tmp_path: Path) -> None:
     from cryptography.hazmat.primitives import serialization
 
-    ended = self_signed("north", two.north._key, -1, ())
+    key = serialization.load_pem_private_key(two.north.key_pem, None)
+    ended = self_signed("north", key, -1, ())  # type: ignore[arg-type]
     two.north.certificate_path.write_bytes(ended.public_bytes(serialization.Encoding.PEM))
     assert ctl("rotate", "--config", two.site).code == 0
 

@@ -6,7 +6,6 @@ What tests need of a runtime's inside stands here, once.
 from __future__ import annotations
 
 import argparse
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -44,8 +43,7 @@ def daemon_of(f: Federation, name: str = "north") -> Daemon:
         config=str(f[name].config), set=[], listen=None, state_dir=None, rounds=None, device=None
     )
     daemon = Daemon(load_config(args), args)
-    daemon.transport = daemon._transport()
-    daemon.runtime = daemon._runtime()
+    daemon.assemble()
     return daemon
 
 
@@ -53,17 +51,12 @@ def daemon_of(f: Federation, name: str = "north") -> Daemon:
 async def served(runtime: Runtime) -> AsyncIterator[list[GossipsegError]]:
     """Its queues are served as `Runtime.start` has them served; yields what would have ended the daemon."""
     failures: list[GossipsegError] = []
-    runtime._fail = failures.append
-    runtime.spawn(runtime._perform_all())
-    runtime.spawn(runtime.worker.hear())
+    runtime.fail = failures.append  # type: ignore[method-assign]
+    runtime.serve()
     try:
         yield failures
     finally:
-        if runtime._timer is not None:
-            runtime._timer.cancel()
-        for task in list(runtime._tasks):
-            task.cancel()
-        await asyncio.gather(*runtime._tasks, return_exceptions=True)
+        await runtime.end_tasks()
         await runtime.transport.close()
 
 
@@ -78,12 +71,12 @@ async def running(f: Federation) -> AsyncIterator[tuple[Runtime, list[GossipsegE
 
 async def settled(runtime: Runtime) -> None:
     """What the worker said is heard, and what the node made of it is done."""
-    await runtime._settled()
+    await runtime.settled()
 
 
 async def saved(runtime: Runtime) -> None:
     """All that waits in the runtime's queue is done: states are on disk, and what waited for them is said."""
-    await runtime._queue.join()
+    await runtime.drained()
 
 
 async def perform(runtime: Runtime, *effects: fx.Effect) -> None:

@@ -160,6 +160,10 @@ def test_a_whole_state_file_is_read(tmp_path: Path) -> None:
     assert event_log.tail(1) == []
 
 
+def noted(daemon: Daemon, event: str) -> bool:
+    return any(line["event"] == event for line in daemon.runtime.events.tail(50))
+
+
 async def test_nothing_is_left_of_a_daemon_that_ended(files: Federation, tmp_path: Path) -> None:
     """No task, no open file of its state, no port; a scraper that says nothing does not hold it up."""
     folder = files["north"].folder
@@ -175,7 +179,7 @@ async def test_nothing_is_left_of_a_daemon_that_ended(files: Federation, tmp_pat
     daemon, before = Daemon(load_config(args), args), asyncio.all_tasks()
     running = asyncio.create_task(daemon.run())
     async with asyncio.timeout(30):
-        while daemon.exporter is None or not daemon._up:  # noqa: ASYNC110
+        while daemon.exporter is None or not noted(daemon, "metrics_served"):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         port = daemon.exporter.port
         silent = socket.create_connection(("127.0.0.1", port))

@@ -37,7 +37,7 @@ def without(name: str) -> Any:
 
 def links_of(daemon: Any) -> dict[str, Any]:
     """Its links to peers, as they are now."""
-    return dict(daemon.transport._links)
+    return dict(daemon.transport.links)
 
 
 async def test_a_removed_site_is_gone_everywhere(files: Federation) -> None:
@@ -142,7 +142,7 @@ async def test_a_new_key_comes_into_use_without_a_restart(files: Federation) -> 
     assert await daemon.reload() == (f"this site now uses the key {new.site_id}",)
     assert daemon.identity is not None and daemon.identity.site_id == new.site_id
     assert daemon.runtime.node.incarnation == incarnation + 1, "its record goes round again"
-    own = daemon.runtime.node._membership.news.own
+    own = daemon.runtime.node.own_record
     listed = trust.TrustList.from_sites({"north": [new.certificate_pem]})
     assert listed.verify("north", payload(own), own.signature), "signed with the new key"
     assert not set(links_of(daemon).values()) & set(links.values())
@@ -167,14 +167,15 @@ async def test_a_new_key_that_is_not_in_order_changes_nothing(files: Federation,
     elif spoil == "half":
         folder.joinpath(trust.CERTIFICATE_FILE).write_bytes(before.certificate_pem)
     elif spoil == "expired":
-        ended = self_signed("north", new._key, -1, ()).public_bytes(serialization.Encoding.PEM)
-        folder.joinpath(trust.CERTIFICATE_FILE).write_bytes(ended)
+        key = serialization.load_pem_private_key(new.key_pem, None)
+        ended = self_signed("north", key, -1, ())  # type: ignore[arg-type]
+        folder.joinpath(trust.CERTIFICATE_FILE).write_bytes(ended.public_bytes(serialization.Encoding.PEM))
     elif spoil == "junk":
         folder.joinpath(trust.KEY_FILE).write_text("no key")
     with pytest.raises((ConfigError, LocalError)):
         await daemon.reload()
     assert daemon.identity is before and links_of(daemon) == links
-    assert daemon.transport._own_identity() is before
+    assert daemon.transport.identity is before
     assert daemon.runtime.events.tail(1)[0]["event"] == "config_refused"
     await daemon.transport.close()
 

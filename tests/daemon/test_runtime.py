@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -24,7 +25,10 @@ async def test_models_that_cannot_be_collected_are_a_warning(
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(r.store, "collect", broken)
-        await r._collect_garbage()
+        r.collect_garbage()
+        async with asyncio.timeout(10):
+            while not (failures or "store" in r.training.warnings):  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
         assert failures == [] and "Permission denied" in r.training.warnings["store"]
 
 
@@ -57,8 +61,13 @@ async def test_a_tick_that_fails_ends_the_daemon_and_not_the_clock_alone(
             raise KeyError("a mistake of ours")
 
         monkeypatch.setattr(type(r.node), "step", step)
-        r._tick()
-        assert len(failures) == 1 and isinstance(failures[0], LocalError)
+        monkeypatch.setattr(type(r.node), "next_deadline", lambda self: 0.0)
+        with pytest.raises(KeyError):
+            r.inject(ev.Pause(True))  # from here on the clock ticks at once
+        async with asyncio.timeout(10):
+            while not failures:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        assert isinstance(failures[0], LocalError) and "a mistake of ours" in str(failures[0])
 
 
 async def test_two_watchers_both_see_a_change(files: Federation) -> None:

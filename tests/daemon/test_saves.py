@@ -65,7 +65,7 @@ async def test_an_incarnation_is_on_disk_before_anybody_hears_of_it(
         order: list[object] = []
         monkeypatch.setattr(StateFile, "save", lambda _, doc: order.append(doc["incarnation"]))
         monkeypatch.setattr(r.intake, "respond", lambda token, body: order.append(token))
-        own = r.node._membership.news.own
+        own = r.node.own_record
         accused = SuspectRecord("north", own.incarnation, "south")
         r.inject(ev.Incoming("south", 7, ms.Ping((accused,), INFO)))
         await saved(r)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,10 +23,13 @@ from gossipseg.daemon.observe.metrics import sample
 from gossipseg.daemon.peers import outbound
 from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.recording import replay
+from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.runtime import Runtime
+from gossipseg.daemon.worker.process import WorkerSupervisor
 from gossipseg.errors import LocalError, PeerUnreachable
 from gossipseg.learn import protocol
 from gossipseg.store import EventLog, StateFile
+from gossipseg.store.auditlog import AUDIT_FILE
 from tests.core.rig import alive, model
 from tests.daemon.harness import READY as NEW
 from tests.daemon.harness import daemon_of, done, perform, running, saved, served, service, settled
@@ -55,7 +60,7 @@ class Worker:
 
     def __init__(self, r: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
         self.r, self.orders = r, []  # type: ignore[var-annotated]
-        monkeypatch.setattr(r.worker._supervisor, "send", self.orders.append)
+        monkeypatch.setattr(WorkerSupervisor, "send", lambda _, order: self.orders.append(order))
 
     def of(self, kind: type) -> list[Any]:
         return [o for o in self.orders if isinstance(o, kind)]
@@ -113,6 +118,13 @@ async def ready(r: Runtime) -> None:
     await saved(r)
 
 
+async def audited(r: Runtime) -> list[dict[str, Any]]:
+    """The lines of its audit log, on disk."""
+    await r.audit.flush()
+    path = Path(r.config.site.state_dir) / "audit" / AUDIT_FILE
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @contextmanager
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
@@ -156,7 +168,7 @@ async def test_a_swap_goes_through_the_worker_and_is_shown(
         assert shown_metrics["gossipseg_swaps_total", "south", "mixed"] == 1
         assert shown_metrics["gossipseg_swaps_total", "south", "dropped"] == 0
         assert shown_metrics["gossipseg_peer_set_aside", "south"] == 0
-        (line,) = [x for _, event, x in r.audit._waiting if event == "swap_applied"]
+        (line,) = [x for x in await audited(r) if x["event"] == "swap_applied"]
         assert (line["peer"], line["asker"], line["number"], line["hash"]) == (
             "south",
             "south",
@@ -179,7 +191,7 @@ async def test_a_snapshot_that_the_worker_refuses_is_told_with_the_reason(
         (file,) = r.ledger.recent(10)
         assert (file.state, file.reason, file.detail) == ("refused", "norm_exploded", "layer w: 900 of 4")
         assert r.counters.refusals["in", "south", "norm_exploded"] == 1
-        lines = {event: x for _, event, x in r.audit._waiting}
+        lines = {x["event"]: x for x in await audited(r)}
         assert lines["swap_dropped"]["reason"] == "norm_exploded"
         assert (lines["model_refused"]["detail"], lines["model_refused"]["stage"]) == (
             "layer w: 900 of 4",
@@ -431,11 +443,12 @@ async def test_every_effect_of_a_swap_has_its_place_in_the_shell(
 async def test_a_swap_replays_from_the_recording(
     swapping: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("gossipseg.daemon.main.Recorder", functools.partial(Recorder, max_steps=8))
     async with met(swapping, monkeypatch) as (r, worker):
-        r.recorder._full = lambda segment: segment.first < r.recorder.steps - 3  # type: ignore[method-assign]
         await traded(r, worker, tmp_path)
         await ready(r)
         assert r.recorder.problem == ""
         replayed = replay.load(r.recorder.text(site="north"))
         steps = list(replayed.steps())
         assert steps and all(step.same for step in steps)
+        assert steps[0].number > 0, "it begins in the middle of the swap"

@@ -119,7 +119,7 @@ def test_its_own_announcement_is_no_news() -> None:
         alone = link.site("north", 7001, listed={})  # not even when it is not listed itself
         async with running(alone):
             own = link.ids["north"]
-            await link.until(lambda: any(a is not None and a.site_id == own for a in alone._seen.values()))
+            await link.until(lambda: any(a.site_id == own for a in alone.seen))
             alone.set_listed({})
         assert link.hints["north"] == link.foreign["north"] == []
 
@@ -233,7 +233,7 @@ def test_what_strangers_write_does_no_harm() -> None:
         ]
         async with announced(*((f"{s[0]}-{link.token}", *s[1:]) for s in services)), running(north):
             await link.until(lambda: bool(link.hints["north"] and link.foreign["north"]))
-            await link.until(lambda: len([a for a in north._seen.values() if a is not None]) >= 5)
+            await link.until(lambda: len(north.seen) >= 5)
         assert set(link.hints["north"]) == {("south", "127.0.0.1:9")}
         assert all(text.isprintable() and len(text) < 600 for text in link.foreign["north"])
 

@@ -129,7 +129,7 @@ def virtual(weeks: float, seed: int = 1) -> list[Series]:
             sim.at(at + 2100, sim.heal)
         sim.run(at + 3600)
         memory.values.append(rss_mib(os.getpid()))
-        pending.values.append(float(len(sim._heap)))
+        pending.values.append(float(sim.scheduled))
         for node in sim.up():
             assert node.state is not None
             node.state.check_invariants()

@@ -52,6 +52,15 @@ def test_settings_that_a_network_does_not_take_are_told_at_once(
     assert "gcml[network.name=swinunetr,network.width=7] cannot be run" in said and "multiple of 12" in said
 
 
+def test_a_sites_own_network_that_cannot_be_built_is_told_at_once(
+    hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    algorithms = "gcml[site.north.personal_network.name=swinunetr,site.north.personal_network.width=12]"
+    small = ("--set", "task.patch_size=[32,32]")
+    said = refused(hospitals, tmp_path / "out", capsys, *small, "--algorithms", algorithms)
+    assert "does not go with task.patch_size [32, 32]" in said and "personal_network.name" in said
+
+
 def test_a_network_that_declares_nothing_its_own_is_told_at_once(
     hospitals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ from tests.lab import rig
         ({"late_join": ("north",)}, "--late-join"),
         ({"heterogeneity": "colour"}, "speed: sites differ"),
         ({"heterogeneity": "cases:nowhere"}, "no such site"),
+        ({"heterogeneity": "cases:north+nowhere"}, "no such site"),
         ({"settings": ("training.learning_rate",)}, "--set"),
         ({"settings": ("training.lerning_rate=1",)}, "Did you mean"),
         ({"settings": ("algorithm.name=gcml",)}, "is not set so"),

@@ -118,6 +118,21 @@ def test_what_each_model_would_have_had_alone_is_told(hospitals: Path, cache: Da
         assert "members" not in alone[site] and "deployed" not in without[site]
 
 
+def test_sites_of_three_architectures_share_one_model(hospitals: Path, cache: DataCache) -> None:
+    own = {"north": "segresnet", "valley": "unet"}
+    options = ",".join(
+        f"site.{n}.personal_network.name={v},site.{n}.personal_network.width=4" for n, v in own.items()
+    )
+    made = rig.plan(hospitals, f"gcml[{options}]", rounds=3)
+    rows, plain = rig.run(made, cache), rig.run(rig.plan(hospitals, "gcml", rounds=3), cache)
+    assert set(own) < set(made.sites)
+    for site, row in rows.items():
+        assert row["deployed"]["name"] in ("mix", "personal") and row["warnings"] == []
+        same = row["members"]["personal"] == plain[site]["members"]["personal"]
+        assert same == (site not in own), "mutual learning leaves the personal model alone"
+        assert row["wire_model_bytes"] == plain[site]["wire_model_bytes"]
+
+
 def test_what_the_others_sent_is_what_came(hospitals: Path, cache: DataCache) -> None:
     rows = rig.run(
         rig.plan(hospitals, "gossip_average[gossip.sender_rate=1,gossip.warmup_rounds=0]", rounds=3), cache

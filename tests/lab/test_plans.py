@@ -55,11 +55,20 @@ def test_the_fingerprint_changes_with_whatever_changes_results(hospitals: Path) 
         rig.plan(hospitals, "gcml", settings=("training.learning_rate=1e-4",)),
         rig.plan(hospitals, "gcml", site_dropout=0.1),
         rig.plan(hospitals, "gcml", heterogeneity="speed"),
+        rig.plan(hospitals, "gcml", heterogeneity="cases:north+valley"),
         rig.plan(hospitals, "gcml", late_join=("north:2",)),
         rig.plan(hospitals, "gcml", equal_evaluations=True),
     ]
     assert len({m.settings for m in made}) == len(made)
     assert made[0].settings == rig.plan(hospitals, "gcml").settings
+
+
+def test_one_site_may_be_rich_and_the_others_poor(hospitals: Path) -> None:
+    assert rig.plan(hospitals, "gcml", heterogeneity="cases:north+valley").kept_cases == {
+        "north": 0.25,
+        "valley": 0.25,
+    }
+    assert len(rig.plan(hospitals, "gcml", heterogeneity="cases").kept_cases) == 1
 
 
 def test_the_fingerprint_of_pooled_has_how_cases_are_drawn(
@@ -109,3 +118,40 @@ def test_all_train_as_many_rounds(hospitals: Path, algorithm: str) -> None:
         assert caught.value.key == "--algorithms" and "--rounds" in caught.value.remedy
     own = rig.plan(hospitals, f"{algorithm}[training.schedule_rounds=1]")
     assert (own.rounds, own.parsed().training.schedule_rounds) == (2, 1)
+
+
+# ---------------------------------------------------------------- a site's own settings
+
+
+def test_a_row_may_give_sites_networks_of_their_own(hospitals: Path) -> None:
+    text = (
+        "gcml[site.personal_network.name=unet,site.north.personal_network.name=segresnet,"
+        "site.north.personal_network.width=8]"
+    )
+    made = rig.plan(hospitals, text)
+    networks = {site: (own["name"], own["width"]) for site, own in made.personal_networks.items()}
+    assert networks == {site: ("segresnet", 8) if site == "north" else ("unet", 12) for site in made.sites}
+    assert made.parsed().network.name == rig.plan(hospitals, "gcml").parsed().network.name
+    one = rig.plan(hospitals, "gcml[site.north.personal_network.name=segresnet]")
+    assert list(one.personal_networks) == ["north"] and not rig.plan(hospitals, "gcml").personal_networks
+    assert len({made.settings, one.settings, rig.plan(hospitals, "gcml").settings}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("gcml[site.nroth.personal_network.name=unet]", "Did you mean `north`"),
+        ("gcml[site.north.device.device=cuda]", "Write site.NAME.personal_network.name"),
+        ("gcml[site.north.personal_network.width=8]", "Name the network: sanet"),
+        ("gcml[site.north.personal_network.name=segresnt]", "Did you mean `segresnet`"),
+        ("gcml[site.north.personal_network.name=unet,site.north.personal_network.width=0]", "greater than"),
+        ("local[site.north.personal_network.name=unet]", "write that network in peers.yaml"),
+        ("pooled[site.north.personal_network.name=unet]", "pooled has no personal model"),
+        ("lone_pair[site.north.personal_network.name=unet]", "lone_pair has no personal model"),
+        ("fedavg[site.personal_network.name=unet,training.personal=none]", "training.personal: always"),
+    ],
+)
+def test_a_sites_setting_that_a_row_cannot_have(hospitals: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        rig.plan(hospitals, text)
+    assert (caught.value.key, caught.value.value) == ("--algorithms", text)

@@ -69,16 +69,20 @@ def write_checkpoint(
 
     `mix`: the weights by which a personal model, nudged the other way, predicts with it.
     """
-    from gossipseg.learn.engine.build import build_model
+    from gossipseg.learn.engine.build import build_model, build_personal, personal_identity
     from gossipseg.learn.engine.checkpoint import digest
     from gossipseg.learn.settings import read_settings
 
-    state = {name: t + shift for name, t in build_model(read_settings(made)).state_dict().items()}
+    settings = read_settings(made)
+    state = {name: t + shift for name, t in build_model(settings).state_dict().items()}
     content = {"model": state, "ema": state, "round": round, "steps": 100 * round}
     if mix is not None:
-        own = {name: t * 0.9 - shift for name, t in state.items()}
+        personal = build_personal(settings)
+        own = {name: t * 0.9 - shift for name, t in personal.state_dict().items()}
         figures = {"alone": 0.8, "shared": 0.7, "deployed": 0.85, "patients": 9, "cases": 9}
         content["personal_model"] = {"model": {"model": own, "ema": own}}
+        if identity := personal_identity(settings, personal):
+            content["personal_model"]["network"] = dict(identity)
         content["mix"] = {"weights": dict(mix), "why": "", "standard_error": 0.01, **figures}
     content["digest"] = digest(content)
     return Checkpoints(Path(made.state_dir) / "checkpoint").save(round, lambda f: torch.save(content, f))

@@ -140,8 +140,10 @@ class Simulator:
         keep_notes: bool = True,
         model_bytes: int = 8_000_000,
         quarantine: QuarantineParams | None = None,
+        sign: Callable[[bytes], bytes] = lambda data: b"",
     ) -> None:
-        self.rng = random.Random(seed)
+        """`sign`: nobody checks what it gives; every signature is believed."""
+        self.rng, self.sign = random.Random(seed), sign
         self.membership = membership or MembershipParams()
         self.gossip = gossip or GossipParams()
         self.net = net or Net()
@@ -177,6 +179,17 @@ class Simulator:
             for i, s in enumerate(names)
         }
         self._seeds = {s: self.rng.getrandbits(64) for s in names}
+        self.carry_out: dict[type, Callable[[SimNode, Any], None]] = {
+            fx.Persist: self._persist,
+            fx.Note: self._note,
+            fx.Request: self._request,
+            fx.Respond: self._respond,
+            fx.StartTransfer: self._start_transfer,
+            fx.StartRound: self._start_round,
+            fx.Aggregate: self._aggregate,
+            fx.Finished: self._finished,
+        }
+        """What the world does for each kind of effect."""
 
     # -------------------------------------------------------------- the world's hands
 
@@ -197,6 +210,11 @@ class Simulator:
             if collecting:
                 gc.enable()
         self.now = until
+
+    @property
+    def scheduled(self) -> int:
+        """What waits on the heap."""
+        return len(self._heap)
 
     def step(self) -> None:
         """Play the next thing on the heap."""
@@ -227,7 +245,7 @@ class Simulator:
             every_rounds=self.every_rounds,
             finetune_rounds=self.finetune_rounds,
             rng=random.Random(self._seeds[site] + node.life),
-            sign=lambda data: b"",  # and nobody checks: it is believed
+            sign=self.sign,
             snapshot=node.disk or fx.Snapshot(),
             protocol=protocol,
             quarantine=self.quarantine,
@@ -301,7 +319,7 @@ class Simulator:
                     self.crash(node.site)
                     return
                 node.crash_within -= 1
-            EXECUTE[type(effect)](self, node, effect)
+            self.carry_out[type(effect)](node, effect)
             if node.life != life or node.state is None:
                 return
         if self.exchange == "rounds":
@@ -597,16 +615,5 @@ class Simulator:
         assert self.hash is not None
         return self.hash.hexdigest()
 
-
-EXECUTE: dict[type, Callable[[Simulator, SimNode, Any], None]] = {
-    fx.Persist: Simulator._persist,
-    fx.Note: Simulator._note,
-    fx.Request: Simulator._request,
-    fx.Respond: Simulator._respond,
-    fx.StartTransfer: Simulator._start_transfer,
-    fx.StartRound: Simulator._start_round,
-    fx.Aggregate: Simulator._aggregate,
-    fx.Finished: Simulator._finished,
-}
 
 __all__ = ["CONTRACT", "Committed", "Net", "SimNode", "Simulator", "Update", "Worker", "signed_contract"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core.types import ExchangeId, ModelRef, Site
-from tests.sim.simulator import EXECUTE, SimNode, Simulator
+from tests.sim.simulator import SimNode, Simulator
 
 GRID = 1024.0
 
@@ -83,6 +84,11 @@ class SwapWorld(Simulator):
         """Whether this message does not arrive."""
         self.crash_applied: Callable[[SimNode], bool] | None = None
         """Whether a node dies between a swap's checkpoint and the report of it."""
+        self.carry_out |= {
+            fx.ExportSnapshot: functools.partial(self._later, self.export),
+            fx.AdmitSnapshot: functools.partial(self._later, self.admitted),
+            fx.ApplySwap: functools.partial(self._later, self.apply),
+        }
         self.step_s = (0.05, 0.5)
         self.due_every = 1
         """At the end of which rounds an exchange is due."""
@@ -137,6 +143,9 @@ class SwapWorld(Simulator):
         node.round_times.append(self.now)
         due = w.round % self.due_every == 0
         self._step(node, ev.RoundFinished(w.round, shared.steps, None, ahead=w.ahead, due=due))
+
+    def _later(self, action: Callable[..., None], node: SimNode, effect: Any) -> None:
+        self._soon(node, action, effect)
 
     def _soon(self, node: SimNode, action: Callable[..., None], effect: Any) -> None:
         """At the worker's next step boundary, unless one of the two processes dies before."""
@@ -259,24 +268,3 @@ class SwapWorld(Simulator):
         """The weighted sum that copies, one-way meetings and one-sided swaps have added."""
         sides = [a for a in self.by_swap().values() if len(a) == 1]
         return sum(self.nodes[a[0].site].worker.cases * a[0].delta for a in sides)
-
-
-def _later(method: str) -> Callable[[Simulator, SimNode, Any], None]:
-    def carry_out(sim: Simulator, node: SimNode, effect: Any) -> None:
-        assert isinstance(sim, SwapWorld)
-        sim._soon(node, getattr(sim, method), effect)
-
-    return carry_out
-
-
-def _own(method: str) -> Callable[[Simulator, SimNode, Any], None]:
-    """The world's own method, where the table names the simulator's."""
-    return lambda sim, node, effect: getattr(sim, method)(node, effect)
-
-
-EXECUTE[fx.Note] = _own("_note")
-EXECUTE[fx.Request] = _own("_request")
-EXECUTE[fx.Respond] = _own("_respond")
-EXECUTE[fx.ExportSnapshot] = _later("export")
-EXECUTE[fx.AdmitSnapshot] = _later("admitted")
-EXECUTE[fx.ApplySwap] = _later("apply")

@@ -176,7 +176,7 @@ def test_hints_are_few_and_what_works_is_kept(over_grpc):
         ):
             north = f.transports["north"]
             north.set_peers(moved(f, "south-2", listed.address))
-            link = north._links["south-2"]
+            link = north.links["south-2"]
             assert await north.request("south-2", PING, 5.0)
             for i in range(10):
                 north.hint_address("south-2", f"127.0.0.1:{i + 1}")
@@ -580,7 +580,7 @@ def test_nothing_is_left_open_after_many_transfers_and_a_close(over_grpc):
                 f.promise("south-2", model)
                 await f.transports["north"].push("south-2", model, path, 10.0)
             assert file_descriptors() <= before
-            assert f.transports["south-2"]._servicer._streams == {}
+            assert f.transports["south-2"].streams == ()
         tasks = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
         assert [t for t in tasks if "gossipseg" in repr(t)] == []
 

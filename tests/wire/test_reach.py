@@ -21,6 +21,7 @@ from gossipseg.trust import Identity, create_identity
 from gossipseg.trust.making import self_signed
 from gossipseg.wire import peer_pb2 as pb
 from gossipseg.wire.addresses import split_address
+from gossipseg.wire.grpc_link import PeerChannel
 from gossipseg.wire.grpc_reach import ReachTimes
 from gossipseg.wire.reached import (
     ECHO_BYTES,
@@ -47,7 +48,7 @@ async def pair(folder: Path, keys: dict[str, Identity], kind: str = "grpc") -> A
     async with federation(kind, folder, keys, names=NAMES) as f:
         if kind == "grpc":
             for transport in f.transports.values():
-                transport.times, transport._servicer.look_pause_s = QUICK, 0.0
+                transport.times = QUICK
         yield f
 
 
@@ -86,7 +87,7 @@ async def test_an_address_that_works_beside_the_listed_one_is_told(
         relist(f, "south", "north", address="127.0.0.1:1")
         south, real = f.transports["south"], f.transports["north"].address
         south.hint_address("north", real)
-        await south._link("north").call("Echo", encode_echo(b"", 1), 5.0)
+        await south.links["north"].call("Echo", encode_echo(b"", 1), 5.0)
         back = await f.transports["north"].ask_reach("south")
         assert (back.outcome, back.works_at) == ("refused", real)
 
@@ -145,7 +146,7 @@ async def test_tls_that_something_between_opens_is_named(tmp_path: Path, keys: d
         assert found.outcome == "untrusted"
         assert "subject is 'CN=inspection.hospital.example" in found.detail, found
         with pytest.raises(PeerUntrusted, match=r"opens TLS .*CN=inspection\.hospital\.example.*issued by"):
-            await f.transports["north"]._link("south").call("Echo", encode_echo(b"", 1), 5.0)
+            await f.transports["north"].links["south"].call("Echo", encode_echo(b"", 1), 5.0)
 
 
 def proxy(folder: Path) -> Identity:
@@ -262,25 +263,24 @@ async def test_what_the_caller_says_steers_nothing(tmp_path: Path, keys: dict[st
         with closing(socket.create_server(("127.0.0.1", 0))) as victim:
             victim.settimeout(0.2)
             forged = pb.ReachResponse(address=f"127.0.0.1:{victim.getsockname()[1]}").SerializeToString()
-            answer = await f.transports["north"]._link("south").call("Reach", forged, 10.0)
+            answer = await f.transports["north"].links["south"].call("Reach", forged, 10.0)
             assert decode_reached(answer, "south") == Reached("ok", f.endpoints["north"].address)
             with pytest.raises(TimeoutError):
                 victim.accept()
 
 
 async def test_questions_of_one_peer_are_answered_once_in_a_while(
-    tmp_path: Path, keys: dict[str, Identity]
+    tmp_path: Path, keys: dict[str, Identity], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    dialled: list[str] = []
+
+    async def look(link: PeerChannel, times: ReachTimes) -> Reached:
+        dialled.append(link.site)
+        return Reached("ok")
+
+    monkeypatch.setattr("gossipseg.wire.grpc_transport.look", look)
     async with pair(tmp_path, keys) as f:
-        south = f.transports["south"]
-        south._servicer.look_pause_s = 60.0
-        dialled: list[str] = []
-
-        async def look(site: str) -> Reached:
-            dialled.append(site)
-            return Reached("ok")
-
-        south._servicer.look = look
+        f.transports["south"].times = replace(QUICK, between_s=60.0)
         answers = [await f.transports["north"].ask_reach("south") for _ in range(3)]
         assert [a.outcome for a in answers] == ["ok", "not_asked", "not_asked"] and dialled == ["north"]
         assert "ask again in 60 s" in answers[1].detail

@@ -72,14 +72,13 @@ def test_a_stream_over_a_connection_put_away_ends_with_its_receivers_place_in_th
             south.set_peers({"north": with_certificates(f.endpoints["north"], new.certificate_pem,
                                                         identities["north"].certificate_pem)})  # fmt: skip
             north.set_peers(f.endpoints, new)
-            assert len(north._retired) == 1 and not push.done()
+            assert len(north.retired) == 1 and not push.done()
             peers = {}
             if change != "removed":
                 theirs = create_identity("south-2", tmp_path / "theirs")
                 peers = {"south-2": with_certificates(f.endpoints["south-2"], theirs.certificate_pem)}
             north.set_peers(peers)
-            streams = south._servicer._streams.values()
-            await until(lambda: all(stream.abandoned for stream in streams))
+            await until(lambda: all(stream.abandoned for stream in south.streams))
             go_on.set()
             await until(lambda: f.handlers["south-2"].taking == 0)
             push.cancel()
@@ -121,10 +120,10 @@ def test_nothing_is_kept_of_a_removed_sites_calls_and_it_may_come_back(tmp_path,
             north, south = f.transports["north"], f.transports["south-2"]
             assert await north.request("south-2", PING, 5.0)
             south.set_peers({})
-            assert south._servicer._turnstiles == {}
+            assert not south.counted
             with pytest.raises(PeerError):
                 await north.request("south-2", PING, 5.0)
-            assert south._servicer._turnstiles == {}, "who is not listed is not counted"
+            assert not south.counted, "who is not listed is not counted"
             f.relist("south-2", ["north"])
             assert await north.request("south-2", PING, 5.0), "on the connection that it has"
 

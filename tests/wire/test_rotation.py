@@ -80,15 +80,15 @@ def test_connections_of_the_old_key_are_put_away_when_their_calls_have_ended(tmp
                 f.relist("south-2", ["north"])
                 north.set_peers(f.endpoints, new)
                 assert await north.request("south-2", PING, 5.0)
-            await until(lambda: all(link.idle for link in north._retired))
-            assert len(north._retired) <= 2
+            await until(lambda: all(link.idle for link in north.retired))
+            assert len(north.retired) <= 2
 
     asyncio.run(body())
 
 
 @pytest.mark.parametrize("removed_by", ["the receiver", "the sender"])
 def test_a_removed_sites_stream_is_broken_off_although_nothing_more_of_it_comes(
-    tmp_path, identities, removed_by
+    tmp_path, identities, removed_by, monkeypatch
 ):
     async def body():
         async with federation("grpc", tmp_path, identities, names=("north", "south-2")) as f:
@@ -108,12 +108,11 @@ def test_a_removed_sites_stream_is_broken_off_although_nothing_more_of_it_comes(
                 await go_on.wait()
                 yield path.read_bytes()[64 << 10 :]
 
-            north._chunks = stalling
+            monkeypatch.setattr("gossipseg.wire.grpc_transport.file_chunks", stalling)
             push = asyncio.create_task(north.push("south-2", model, path, 30.0))
             await held.wait()
             await arrived.wait()
-            streams = south._servicer._streams.values()
-            await until(lambda: all(s._reading and not s._reading.done() for s in streams))
+            await until(lambda: all(stream.waits for stream in south.streams))
             begun = asyncio.get_running_loop().time()
             (south if removed_by == "the receiver" else north).set_peers({})
             await until(lambda: f.handlers["south-2"].taking == 0)

@@ -354,7 +354,7 @@ def test_plaintext_between_loopback_addresses_knows_sites_by_their_word(tmp_path
             assert await sites["north"].request("south", PING, 5.0)
             assert handler.requests == [("north", PING)]
             sites["north"].hint_address("south", "192.0.2.9:7443")
-            assert sites["north"]._links["south"].addresses == [listed["south"].address]
+            assert sites["north"].links["south"].addresses == [listed["south"].address]
             sites["south"].set_peers({})
             with pytest.raises(PeerUntrusted):
                 await sites["north"].request("south", PING, 5.0)

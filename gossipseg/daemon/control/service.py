@@ -20,6 +20,7 @@ from gossipseg.daemon.observe import certificate_expiry
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.worker.process import UNWELL
 from gossipseg.errors import GossipsegError
+from gossipseg.nets.params import NetworkParams
 from gossipseg.wire import documents as doc
 from gossipseg.wire.clocks import CLOCK_TOLERANCE_S, clock_text
 
@@ -100,6 +101,7 @@ class Service:
             max_epsilon=view.spent.max_epsilon if view.spent else None,
             deployed=view.deployed,
             deployed_reason=view.deployed_reason,
+            personal_network=own_network(r.config.site.personal_network),
             concerns=found,
             swap=open_swap(r),
             swaps=swap_counts(node),
@@ -341,6 +343,11 @@ def _quarantine_text(member: Member) -> str:
     """Why and until when, for people."""
     end = time.time() + (_quarantined_s(member) or 0.0)
     return f"quarantined until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(end))}: {member.offence}"
+
+
+def own_network(network: NetworkParams | None) -> str:
+    """The personal model's own network in words; "" where it has the shared model's."""
+    return "" if network is None else f"{network.name}, width {network.width}"
 
 
 def site_ids(runtime: Runtime) -> dict[str, str]:

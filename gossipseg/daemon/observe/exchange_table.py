@@ -125,6 +125,11 @@ class ExchangeTable:
         """Record that an outgoing transfer has not begun yet."""
         self._set("out", site, hash_, "waiting", reason)
 
+    @property
+    def open(self) -> int:
+        """Offers, fetches and transfers, in either direction, whose outcome is not known yet."""
+        return len(self._offers) + len(self._fetches) + len(self._asked)
+
     def recent(self, limit: int) -> list[ExchangeRow]:
         """The newest rows, newest first."""
         return list(reversed(self.rows.values()))[: limit or MAX_ROWS]

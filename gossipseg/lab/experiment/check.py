@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gossipseg.algos import registry as algorithms
 from gossipseg.errors import ConfigError
 from gossipseg.lab.plan.run_plans import RunPlan
 from gossipseg.lab.simulation.pretrained import WEIGHTS
 from gossipseg.lab.simulation.training import make_spec
-from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.engine.build import build_model, build_personal
 from gossipseg.learn.engine.precision import choose_compute
 from gossipseg.learn.params import DataParams, DeviceParams
 from gossipseg.learn.settings import WorkerSettings, read_settings
@@ -50,11 +51,15 @@ def _check(plan: RunPlan, folders: Mapping[str, str], built: dict[str, Names]) -
         built[of] = networks.norm_parameter_names(model), networks.private_names(model)
         _check_weights(setup, [Path(folders[other]) for other in others])
     algorithms.build(setup.algorithm, *built[of])
+    for name, network in plan.personal_networks.items():
+        build_personal(_setup(plan, name, folders[name], network))
 
 
-def _setup(plan: RunPlan, site: str, folder: str) -> WorkerSettings:
+def _setup(plan: RunPlan, site: str, folder: str, network: Mapping[str, Any] | None = None) -> WorkerSettings:
     data = DataParams(folder)
-    return read_settings(make_spec(plan.parsed(), site, data, Path(folder), plan.rounds, plan.device))
+    return read_settings(
+        make_spec(plan.parsed(), site, data, Path(folder), plan.rounds, plan.device, network)
+    )
 
 
 def _check_weights(setup: WorkerSettings, folders: Sequence[Path]) -> None:

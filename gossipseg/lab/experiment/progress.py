@@ -49,6 +49,8 @@ def expected(plan: RunPlan) -> int:
     """Local steps of the run, all sites together: fewer with --equal-evaluations."""
     steps = int(plan.federation["training"]["steps_per_round"])
     rounds = sum(plan.budget(site) for site in plan.sites)
+    if plan.name == "lone_pair":
+        rounds *= 2
     if plan.name == "pooled":
         rounds = plan.rounds * (len(plan.sites) if plan.pooled_steps == "all" else 1)
     return steps * rounds

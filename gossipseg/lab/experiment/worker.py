@@ -67,11 +67,14 @@ def _serve(order: dict[str, Any], cache: Any, out: TextIO) -> None:
 def do(order: dict[str, Any], cache: Any, progress: Any) -> list[dict[str, Any]]:
     """Do one run. Raises GossipsegError."""
     from gossipseg.lab.plan.run_plans import RunPlan
-    from gossipseg.lab.simulation import federation, pooled
+    from gossipseg.lab.plan.variants import LONE_PAIR
+    from gossipseg.lab.simulation import federation, lone_pair, pooled
 
     plan = RunPlan(**order)
     if plan.name == pooled.NAME:
         return pooled.run(plan, cache, progress)
+    if plan.name == LONE_PAIR:
+        return lone_pair.run(plan, cache, progress)
     return federation.run(plan, cache, progress)
 
 

@@ -26,7 +26,8 @@ SLOWEST = 4.0
 FEWER = 0.25
 HETEROGENEITY = {
     "speed": "sites differ in speed, evenly up to ×4; the first is the fastest",
-    "cases": "one site (the one with fewest, or cases:SITE) keeps a quarter of its training cases",
+    "cases": "one site (the one with fewest), or those of cases:SITE+SITE, keep a quarter of their training "
+    "cases",
 }
 ADVERSARIES = ("nan", "scaled", "label_flipped", "random_weights")
 """Attacks that a malicious site may make (lab.simulation.adversary)."""
@@ -255,8 +256,10 @@ def _heterogeneity(text: str, sources: Sequence[SiteSource]) -> tuple[dict[str, 
         return {n: round(SLOWEST ** (i / last), 4) for i, n in enumerate(names)}, {}
     if name == "cases":
         fewest = min(sources, key=lambda s: (s.cases["training"], s.name)).name
-        _need_site("--heterogeneity", site or fewest, names)
-        return {}, {site or fewest: FEWER}
+        poor = site.split("+") if site else [fewest]
+        for one in poor:
+            _need_site("--heterogeneity", one, names)
+        return {}, dict.fromkeys(poor, FEWER)
     if text:
         raise ConfigError(
             "no such preset",

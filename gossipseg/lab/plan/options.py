@@ -68,7 +68,7 @@ Heterogeneity = Annotated[
     str,
     typer.Option(
         "--heterogeneity",
-        help="speed: sites differ in speed up to fourfold; cases or cases:SITE: one site keeps a quarter of "
+        help="speed: sites differ in speed up to fourfold; cases or cases:SITE+SITE: these keep a quarter of "
         "its cases.",
     ),
 ]

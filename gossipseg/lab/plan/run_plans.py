@@ -14,8 +14,9 @@ from gossipseg.algos.params.common import settings as algorithm_settings
 from gossipseg.config.files import FederationFile
 from gossipseg.errors import ConfigError
 from gossipseg.lab.plan import splits, variants
+from gossipseg.lab.plan.site_settings import personal_networks
 from gossipseg.lab.plan.study import SiteSource, Study, digest, plain
-from gossipseg.lab.plan.variants import POOLED, Variant
+from gossipseg.lab.plan.variants import LONE_PAIR, POOLED, Variant
 from gossipseg.learn.params import DataParams
 
 
@@ -54,10 +55,14 @@ class RunPlan:
     """Folder for predictions of a few test cases; "": none are made."""
     pseudolabels: str = ""
     """Folder of the pseudo-masks that runs share; "": each run makes its own."""
+    personal_records: str = ""
+    """Folder of the personal models that runs share; "": each run trains its own."""
     split: int = splits.OWN
     adversaries: Mapping[str, str] = field(default_factory=dict)
     ignored: Mapping[str, int] = field(default_factory=dict)
     """data.ignore_label of the sites whose lists name one."""
+    personal_networks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """personal_network of the sites that have one."""
 
     def data(self, site: str) -> DataParams:
         """The folder of the site's images, and what its list says of its labels."""
@@ -116,9 +121,11 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
         device=study.device,
         pictures=str(out.absolute() / "pictures") if out else "",
         pseudolabels=str(out.absolute() / "pseudolabels") if out else "",
+        personal_records=str(out.absolute() / "personal") if out else "",
         split=replicate.split,
         adversaries=study.adversaries,
         ignored={s.name: s.data.ignore_label for s in study.sites if s.data.ignore_label is not None},
+        personal_networks=personal_networks(variant, study.names, federation),
     )
 
 
@@ -141,7 +148,7 @@ def _federation(study: Study, variant: Variant) -> FederationFile:
 
 
 def _check_sites(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
-    exchanges = algorithm.exchange != "none"
+    exchanges = algorithm.exchange != "none" and variant.name != LONE_PAIR
     least = max(getattr(algorithm, "min_sites", 1), 2 if exchanges else 1)
     if len(study.sites) < least:
         raise _impossible(

@@ -1,6 +1,7 @@
 """Which algorithms are compared, and with which settings: `gcml`, `fedavg@3`, `gcml[lambda=0,region=whole]`.
 
-A key in brackets is the algorithm's own, or a dotted key of peers.yaml: `gcml[gossip.sender_rate=1]`.
+A key in brackets is the algorithm's own, or a dotted key of peers.yaml: `gcml[gossip.sender_rate=1]`. One
+that begins with `site.` is of a site's own file (site_settings.py).
 """
 
 from __future__ import annotations
@@ -24,8 +25,14 @@ from gossipseg.testbed import presets
 
 POOLED = "pooled"
 """One trainer over the training cases of all sites: the result if the images could be shared."""
+LONE_PAIR = "lone_pair"
+"""Two models of each site, trained alone from different seeds, that predict together."""
+OF_THE_LAB = {POOLED: "local", LONE_PAIR: "gossip_average"}
+"""Rows that are no algorithm, and the algorithm whose settings each has."""
 POOLED_STEPS = ("all", "site")
 """`pooled[steps=…]`: per round, as many steps as all sites together take, or as one of them takes."""
+OF_A_SITE = "site."
+"""What a key of site.yaml begins with."""
 _ENTRY = re.compile(r"(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<every>\d+))?(?:\[(?P<options>[^\[\]]*)\])?")
 Sections = Mapping[str, Any]
 
@@ -48,7 +55,7 @@ class Variant:
 
 def known() -> list[str]:
     """Names that may be compared."""
-    return [*algorithms.names(), POOLED]
+    return [*algorithms.names(), *OF_THE_LAB]
 
 
 def parse(text: str) -> list[Variant]:
@@ -119,12 +126,14 @@ def federation(
     Raises ConfigError.
     """
     raw = copy.deepcopy(dict(sections))
-    presets.set_algorithm(raw, "local" if variant.name == POOLED else variant.name, own)
+    presets.set_algorithm(raw, OF_THE_LAB.get(variant.name, variant.name), own)
     if variant.name == POOLED:
         pooled_steps(variant)
     elif sections.get("algorithm", {}).get("name") == variant.name:
         raw["algorithm"] = dict(sections["algorithm"])
     for key, value in variant.options:
+        if key.startswith(OF_A_SITE):
+            continue
         if "." in key:
             set_dotted(raw, key, value, f"--algorithms {variant.label}", is_text=False)
         elif variant.name != POOLED:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gossipseg.lab.plan import variants
-from gossipseg.lab.plan.variants import POOLED
+from gossipseg.lab.plan.variants import LONE_PAIR, POOLED
 
 METHODS = {
     "local": "each site trains on its own images, and nothing is exchanged",
     POOLED: "one model is trained on the images of all sites together, as often on those of one site as of "
     "another, which real sites may not do: what could be had if images could travel",
+    LONE_PAIR: "each site trains two models on its own images, from different random numbers, and predicts "
+    "with both: what two models bring without any exchange",
     "fedavg": "every site trains; one of them, each in turn, averages the models of all, and all go on from "
     "the average",
     "fedprox": "fedavg, with each site held near the global model while it trains",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gossipseg.lab.plan.variants import POOLED
+from gossipseg.lab.plan.variants import LONE_PAIR, POOLED
 from gossipseg.lab.report.intervals import Interval
 from gossipseg.lab.report.statistics import ALPHA, BASELINE, FLOOR, Claim, Summary, fedavg_models
 from gossipseg.learn.params import cosine_rate
@@ -13,6 +13,7 @@ from gossipseg.learn.params import cosine_rate
 NAMES = {
     FLOOR: "training alone",
     POOLED: "training on all images together",
+    LONE_PAIR: "two models trained alone",
     BASELINE: "federated averaging (FedAvg)",
 }
 

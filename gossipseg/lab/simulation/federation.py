@@ -23,12 +23,14 @@ from gossipseg.lab.simulation import virtual_time
 from gossipseg.lab.simulation.adversary import FlippedLabels, spoiler
 from gossipseg.lab.simulation.durations import STEP_S, Durations
 from gossipseg.lab.simulation.keys import RunKeys
+from gossipseg.lab.simulation.personal_record import record_of
 from gossipseg.lab.simulation.pretrained import lend
 from gossipseg.lab.simulation.site import LabSite
 from gossipseg.lab.simulation.training import DataCache, Progress, Training, case_rows, make_spec, mean_hd95
 from gossipseg.learn.data.datalist import load_cases
 from gossipseg.learn.evaluation.scoring import Scores, mean_of
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, WorkerSpec
+from gossipseg.nets.params import NetworkParams
 from gossipseg.store import ModelStore
 from gossipseg.wire.memory import MemoryNetwork, MemoryTransport
 from gossipseg.wire.transport import PeerEndpoint
@@ -62,7 +64,13 @@ class _Federation:
         self._sites: dict[str, LabSite] = {}
         self._specs = {name: self._spec(name, Path(data)) for name, data in plan.sites.items()}
         self._trainings = {
-            name: Training(spec, cache, progress, equal_evaluations=plan.equal_evaluations)
+            name: Training(
+                spec,
+                cache,
+                progress,
+                equal_evaluations=plan.equal_evaluations,
+                record=record_of(plan, spec),
+            )
             for name, spec in self._specs.items()
         }
         labels = len(self._settings.task.labels)
@@ -80,7 +88,9 @@ class _Federation:
         params = kept(self._plan.data(site), site, self._plan.kept_cases.get(site), own)
         lend(self._settings.network, data, Path(params.path))
         budget = self._plan.budget(site)
-        return make_spec(self._settings, site, params, own, budget, self._plan.device)
+        if network := self._plan.personal_networks.get(site):
+            lend(NetworkParams(**network), data, Path(params.path))
+        return make_spec(self._settings, site, params, own, budget, self._plan.device, network)
 
     # ------------------------------------------------------------ training
 

@@ -19,6 +19,8 @@ def lend_all(planned: Sequence[RunPlan], folders: Mapping[str, str]) -> None:
         network = plan.parsed().network
         for site, folder in plan.sites.items():
             lend(network, Path(folders[site]), Path(folder))
+            if own := plan.personal_networks.get(site):
+                lend(NetworkParams(**own), Path(folders[site]), Path(folder))
 
 
 def lend(network: NetworkParams, source: Path, folder: Path) -> None:

@@ -16,6 +16,8 @@ from torch import nn
 
 from gossipseg.config import worker_spec_for
 from gossipseg.config.files import FederationFile
+from gossipseg.lab.simulation import personal_record
+from gossipseg.lab.simulation.personal_record import PersonalRecord, Replayed
 from gossipseg.learn import protocol
 from gossipseg.learn.commands.evaluate import SaveOverlay, evaluate_case
 from gossipseg.learn.data.datalist import load_cases
@@ -57,7 +59,13 @@ class DataCache:
 
 
 def make_spec(
-    federation: FederationFile, site: str, data: DataParams, folder: Path, rounds: int, device: str
+    federation: FederationFile,
+    site: str,
+    data: DataParams,
+    folder: Path,
+    rounds: int,
+    device: str,
+    personal_network: Mapping[str, Any] | None = None,
 ) -> WorkerSpec:
     """The specification that a daemon would give its worker; the lab scores the test split itself."""
     threads = 1 if device == "cpu" else None
@@ -68,6 +76,7 @@ def make_spec(
         device=DeviceParams(device, amp="off" if device == "cpu" else "auto", threads=threads),
         state_dir=str(folder),
         rounds=rounds,
+        personal_network=None if personal_network is None else dict(personal_network),
     )
 
 
@@ -84,11 +93,23 @@ class Training:
     """A trainer with its costs so far."""
 
     def __init__(
-        self, spec: WorkerSpec, cache: DataCache, progress: Progress, *, equal_evaluations: bool = False
+        self,
+        spec: WorkerSpec,
+        cache: DataCache,
+        progress: Progress,
+        *,
+        equal_evaluations: bool = False,
+        record: PersonalRecord | None = None,
     ) -> None:
         settings = read_settings(spec)
         compute = choose_compute(settings.device)
-        self.trainer = Trainer(open_site(settings, cache.open(spec), compute), self._on_report, lambda: None)
+        self._record = record
+        self.trainer = Trainer(
+            open_site(settings, cache.open(spec), compute),
+            self._on_report,
+            lambda: None,
+            personal_record.maker(record, settings),
+        )
         self.patients: dict[str, str] = {}
         """Case → patient, as far as the data list or the names of all the site's cases tell."""
         self.spent_s: defaultdict[str, float] = defaultdict(float)
@@ -109,6 +130,8 @@ class Training:
             self.trainer.run.between_steps = lambda: self._held(pause)
         with self._steps_shared(self._models(order)):
             report = self.trainer.run_round(order)
+        if self.trainer.settings.algorithm.name == "local":
+            personal_record.keep_local(self._record, self.trainer.run, order.round, self.trainer.model_state)
         self._spend("other")
         return Round(report, self.evaluations - before)
 
@@ -134,8 +157,10 @@ class Training:
 
     @property
     def evaluations(self) -> int:
-        """Gradients computed so far."""
-        return self.trainer.gradients
+        """Gradients computed so far, those of a personal model that was read included."""
+        personal = self.trainer.personal
+        read = personal.gradients if isinstance(personal, Replayed) else 0
+        return self.trainer.gradients + read
 
     def _models(self, order: protocol.StartRound) -> int:
         """Number of models that will take gradients in this round."""

@@ -34,7 +34,7 @@ from gossipseg.learn.data.lists.folders import kind_text
 from gossipseg.learn.data.lists.paths import missing
 from gossipseg.learn.data.own_values import several_text
 from gossipseg.learn.data.splitfile import keep_of
-from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.engine.build import build_model, build_personal
 from gossipseg.learn.engine.precision import Compute, choose_compute
 from gossipseg.learn.evaluation.evaluate import foreground_names
 from gossipseg.learn.params import TaskParams, WorkerSpec
@@ -142,11 +142,13 @@ def _pace(
 
 
 def _check_model(settings: WorkerSettings, problems: list[Problem]) -> None:
-    """Make the network and the algorithm as a worker does at its start."""
+    """Make the networks and the algorithm as a worker does at its start."""
     try:
         model = build_model(settings)
         norms, private = networks.norm_parameter_names(model), networks.private_names(model)
         algorithms.build(settings.algorithm, norms, private)
+        if settings.has_personal:
+            build_personal(settings)
     except ConfigError as e:
         problems.append(e)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from gossipseg.learn.data.dataset import Dataset, Item
 from gossipseg.learn.data.labels import label_rule
 from gossipseg.learn.data.memory import available_bytes, gigabytes, is_out_of_memory
 from gossipseg.learn.data.patches import TrainBatches
-from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.engine.build import build_model, build_personal
 from gossipseg.learn.engine.losses import make_target, segmentation_loss
 from gossipseg.learn.engine.partial import Annotated
 from gossipseg.learn.engine.precision import Compute
@@ -94,20 +93,21 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
     if settings.data.cache:
         data.keep_all()
     try:
-        step_s, net = _step_seconds(settings, data, compute)
-        case_s = _case_seconds(settings, data, net, compute) if validation else 0.0
-        case_s *= 1 + settings.has_personal
+        step_s, nets = _step_seconds(settings, data, compute)
+        timed = nets if settings.personal_network is not None else nets[:1]  # alike ones take as long
+        case_s = sum(_case_seconds(settings, data, net, compute) for net in timed) if validation else 0.0
+        case_s *= len(nets) / len(timed)
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
             said = " ".join(str(e).split())[:300]
             raise LocalError(
-                f"a training step with {settings.network.name} on {compute.name} does not work: {said} The "
+                f"a training step with {_networks(settings)} on {compute.name} does not work: {said} The "
                 "worker would end so, too: choose other network options or another task.patch_size."
             ) from e
         batch, size = settings.training.batch_size, "×".join(map(str, settings.task.patch_size))
         raise LocalError(
             f"not enough memory on {compute.name} for a training step: batch_size {batch} of patches {size} "
-            f"through {settings.network.name}. Choose a smaller training.batch_size, task.patch_size or "
+            f"through {_networks(settings)}. Choose a smaller training.batch_size, task.patch_size or "
             f"network in peers.yaml (at all sites), or a device with more memory.{_without(settings)}"
         ) from e
     total = settings.training.steps_per_round
@@ -121,11 +121,13 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
     }
 
 
-def _step_seconds(settings: WorkerSettings, data: Dataset, compute: Compute) -> tuple[float, torch.nn.Module]:
-    """Median over a few steps of all models after the first, which allocates; and the network."""
+def _step_seconds(
+    settings: WorkerSettings, data: Dataset, compute: Compute
+) -> tuple[float, list[torch.nn.Module]]:
+    """Median over a few steps of all models after the first, which allocates; and their networks."""
     batches = TrainBatches(data, settings.task, settings.training)
-    net = compute.place_model(build_model(settings), settings.task.spatial_dims)
-    nets = [net, *([copy.deepcopy(net)] if settings.has_personal else [])]
+    built = [build_model(settings), *([build_personal(settings)] if settings.has_personal else [])]
+    nets = [compute.place_model(net, settings.task.spatial_dims) for net in built]
     learners = [make_learner(each, settings.training, compute) for each in nets]
     loss = segmentation_loss(settings.training, settings.task.spatial_dims)
     context, annotated = StepContext(settings.training.output, None, loss), Annotated.of(settings, data.rule)
@@ -151,13 +153,27 @@ def _step_seconds(settings: WorkerSettings, data: Dataset, compute: Compute) -> 
         each.train()
     first_s = _seconds(lambda: step(0), compute)
     if first_s > LONGEST_S:
-        return first_s, net
+        return first_s, [*nets]
     times = sorted(_seconds(lambda n=n: step(n), compute) for n in range(1, 1 + TIMED_STEPS))  # type: ignore[misc]
-    return times[len(times) // 2], net
+    return times[len(times) // 2], [*nets]
+
+
+def _networks(settings: WorkerSettings) -> str:
+    """The networks that train, in words."""
+    names = [settings.network.name]
+    if settings.has_personal:
+        names.append((settings.personal_network or settings.network).name)
+    return " and ".join(dict.fromkeys(names))
 
 
 def _without(settings: WorkerSettings) -> str:
-    """The remedy of one model less, where there is such a choice."""
+    """The remedies at the personal model, where there is such a choice."""
+    if settings.personal_network is not None:
+        return " Or write a smaller personal_network in site.yaml, or none." + _alone(settings)
+    return _alone(settings)
+
+
+def _alone(settings: WorkerSettings) -> str:
     if personal_of(settings.algorithm) not in ("yes", "may") or settings.algorithm.name == "gcml":
         return ""
     return " Or write training.personal: none: the site then trains the shared model alone."

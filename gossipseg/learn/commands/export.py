@@ -3,7 +3,8 @@
 Written to DIR: `model.pt` (a plain state dict, loads with weights_only), `model.safetensors` (the same, with
 site, federation, round and steps as metadata), `bundle/` (a MONAI bundle). Where the personal and the shared
 model predict together, all three hold both: names begin with `members.0.` and `members.1.`, in the order of
-the metadata's `members`. With --single it is the better one of the two on validation.
+the metadata's `members`; its `networks` has their networks where one is a site's own. With --single it is the
+better one of the two on validation.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -50,6 +52,7 @@ def _export(args: argparse.Namespace) -> int:
         "weights": deployment.weights,
         **({"members": dict(deployment.members)} if deployment.members else {}),
         **({"reason": deployment.reason} if deployment.reason else {}),
+        "networks": [network.name for network in deployment.networks],
         "files": [str(f) for f in files],
     }
     cli.write_json(document, "-")
@@ -66,11 +69,12 @@ def export(deployment: Deployment, folder: Path) -> list[Path]:
     atomic_write(plain, plain_bytes, mode=OUTPUT_MODE)
     atomic_write(safe, safetensors_bytes(state, _metadata(deployment)), mode=OUTPUT_MODE)
     settings, round, net = deployment.settings, deployment.round, deployment.net
+    networks = deployment.networks
     weights = net.weights if isinstance(net, Mixture) else ()
     texts = {
-        "configs/metadata.json": json.dumps(bundle.metadata(settings, round), indent=4),
-        "configs/inference.json": json.dumps(bundle.inference_config(settings, weights), indent=4),
-        "docs/README.md": bundle.readme(settings, round, deployment.reason),
+        "configs/metadata.json": json.dumps(bundle.metadata(settings, networks, round), indent=4),
+        "configs/inference.json": json.dumps(bundle.inference_config(settings, networks, weights), indent=4),
+        "docs/README.md": bundle.readme(settings, networks, round, deployment.reason),
     }
     atomic_write(root / "models/model.pt", plain_bytes, mode=OUTPUT_MODE)
     for name, text in texts.items():
@@ -102,7 +106,15 @@ def _metadata(deployment: Deployment) -> dict[str, str]:
         "steps": str(deployment.steps),
         "weights": deployment.weights,
         **({"members": json.dumps(dict(deployment.members))} if deployment.members else {}),
+        **_networks(deployment),
     }
+
+
+def _networks(deployment: Deployment) -> dict[str, str]:
+    """The network of each model, where one of them has not the federation's."""
+    if all(network == deployment.settings.network for network in deployment.networks):
+        return {}
+    return {"networks": json.dumps([asdict(network) for network in deployment.networks])}
 
 
 if __name__ == "__main__":

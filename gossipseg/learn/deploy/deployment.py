@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,17 @@ from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.deploy.choice import Mix, only
 from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.deploy.prediction import mixed_net
-from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.engine.build import (
+    build_model,
+    build_personal,
+    check_identity,
+    personal_identity,
+)
 from gossipseg.learn.engine.checkpoint import intact
 from gossipseg.learn.engine.precision import Compute, choose_compute
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, WorkerSpec
 from gossipseg.learn.settings import WorkerSettings, read_settings
+from gossipseg.nets.params import NetworkParams
 from gossipseg.store import Checkpoints
 
 
@@ -40,6 +46,8 @@ class Deployment:
     """The models that predict, with their weights, where there is a personal one."""
     reason: str = ""
     """Why these, in one line."""
+    networks: Sequence[NetworkParams] = ()
+    """The network of each model in `net`, in its order."""
 
 
 def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = False) -> Deployment:
@@ -47,7 +55,8 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
 
     `single`: of several models that predict together, the one that validates best by itself.
 
-    Reads only, so it may run beside the daemon. Raises LocalError where there is no usable checkpoint.
+    Reads only, so it may run beside the daemon. Raises LocalError where there is no usable checkpoint,
+    ConfigError where its personal model is of another network than site.yaml has.
     """
     settings = read_settings(spec)
     compute = choose_compute(settings.device)
@@ -56,12 +65,13 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
     net: nn.Module = build_model(settings)
     file: Path | None = None
     checkpoint: dict[str, Any] = {}
-    weights, mix = "initial", None
+    weights, mix, networks = "initial", None, [settings.network]
     if not initial:
         file, found = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
         checkpoint = dict(of_earlier_version(found))
         _load(net, checkpoint["ema"], file)
         net, mix = _chosen(net, checkpoint, settings, file, single=single)
+        networks = networks_of(mix, settings)
         weights = "ema" if mix is None else mix.name
     return Deployment(
         compute.place_model(net, settings.task.spatial_dims).eval(),
@@ -73,7 +83,15 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
         file,
         mix.weights if mix is not None else {},
         mix.reason if mix is not None else "",
+        networks,
     )
+
+
+def networks_of(mix: Mix | None, settings: WorkerSettings) -> list[NetworkParams]:
+    """The network of each model that predicts, in the order of mixed_net()."""
+    own = {"personal": settings.personal_network or settings.network}
+    names = [name for name, weight in mix.weights.items() if weight > 0] if mix is not None else ["shared"]
+    return [own.get(name, settings.network) for name in names]
 
 
 def _chosen(
@@ -92,14 +110,14 @@ def _chosen(
         mix = only(mix)
     if "personal" not in mix.weights:
         return net, mix
-    return mixed_net(
-        mix, _built(settings, personal["model"]["ema"], file), net, settings.training.output
-    ), mix
+    return mixed_net(mix, _built_personal(settings, personal, file), net, settings.training.output), mix
 
 
-def _built(settings: WorkerSettings, weights: Mapping[str, Tensor], file: Path) -> nn.Module:
-    net: nn.Module = build_model(settings)
-    _load(net, weights, file)
+def _built_personal(settings: WorkerSettings, state: Mapping[str, Any], file: Path) -> nn.Module:
+    """The personal model's average, from its part of a checkpoint."""
+    net = build_personal(settings)
+    check_identity(state.get("network"), personal_identity(settings, net))
+    _load(net, state["model"]["ema"], file)
     return net
 
 

@@ -1,7 +1,8 @@
 """What a site predicts with: the averages (EMA) of its personal and its shared model, mixed.
 
 The mix is chosen anew at each validation, by the rules of choice.py. A personal model that began as a copy of
-the shared one has no say until it has trained for a while.
+the shared one has no say until it has trained for a while. Nor has one with a network of its own, where the
+site took the shared model over.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from gossipseg.learn.evaluation.evaluate import Scores, summarise
 from gossipseg.learn.evaluation.mixture import Mixture
 
 LEAST_ROUNDS_OF_A_COPY = 5
-"""Rounds that a personal model trains before it predicts, where it began as a copy of the shared one."""
+"""Rounds that a personal model trains before it predicts, where the shared one was taken over."""
 
 
 def young(rounds: int) -> str:
-    """Why a personal model that was a copy has no say yet."""
+    """Why a personal model beside a shared one that was taken over has no say yet."""
     return f"the personal model has trained {rounds} of {LEAST_ROUNDS_OF_A_COPY} rounds since it began"
 
 
@@ -34,14 +35,15 @@ class Prediction:
         self.mix = Mix({"personal": 0.5, "shared": 0.5})
 
     def judge(
-        self, personal: nn.Module, shared: nn.Module, round: int, *, copied: int | None
+        self, personal: nn.Module, shared: nn.Module, round: int, *, trained: int | None
     ) -> tuple[Scores, Scores]:
         """Choose the mix from now on; its scores over the validation split, and the shared model's.
 
-        `copied`: rounds that the personal model has trained since it was a copy; None: it never was one.
+        `trained`: rounds that the personal model has trained, where it needs some before it has a say; None:
+        it needs none.
         """
-        if copied is not None and copied < LEAST_ROUNDS_OF_A_COPY:
-            why = young(copied)
+        if trained is not None and trained < LEAST_ROUNDS_OF_A_COPY:
+            why = young(trained)
             scores = self.shared_alone(shared, round, why)
             return scores, scores
         patients = self._run.site.patients("validation")

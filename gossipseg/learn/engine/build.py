@@ -1,12 +1,19 @@
-"""The network of a federation, with the weights W_0 that its seed gives."""
+"""The networks of a site, with their first weights: the federation's W_0, and that of its personal model."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
+from gossipseg.errors import ConfigError
+from gossipseg.learn.engine.optim import step_seed
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.learn.settings import WorkerSettings
-from gossipseg.nets.registry import Segmenter, build, initialise
+from gossipseg.nets.params import NetworkParams
+from gossipseg.nets.registry import Segmenter, build, initialise, network_signature
+
+SITE_FILE = "site.yaml"
 
 
 def output_channels(task: TaskParams, training: TrainingParams) -> int:
@@ -20,11 +27,31 @@ def build_model(settings: WorkerSettings) -> Segmenter:
     Files of pretrained weights that the settings name lie in the site's data folder. Raises ConfigError for
     settings that the network does not take, and for such a file that is missing or another one.
     """
+    return _initial(settings.network, settings, settings.spec.seed)
+
+
+def build_personal(settings: WorkerSettings) -> Segmenter:
+    """The personal model with its first weights, as build_model() gives the shared one.
+
+    With a network of its own they are drawn from the seed and the site's name. Raises ConfigError, which
+    then names site.yaml's key.
+    """
+    network = settings.personal_network
+    if network is None:
+        return build_model(settings)
+    seed = step_seed(settings.spec.seed, f"{settings.spec.site}/personal", 0, 0)
+    try:
+        return _initial(network, settings, seed)
+    except ConfigError as e:
+        raise _of_site(e, network, settings.task) from e
+
+
+def _initial(network: NetworkParams, settings: WorkerSettings, seed: int) -> Segmenter:
     task = settings.task
 
     def factory() -> Segmenter:
         return build(
-            settings.network,
+            network,
             spatial_dims=task.spatial_dims,
             in_channels=task.channels,
             out_channels=output_channels(task, settings.training),
@@ -32,6 +59,56 @@ def build_model(settings: WorkerSettings) -> Segmenter:
             weights_folder=Path(settings.data.path),
         )
 
-    model = initialise(factory, settings.spec.seed)
+    model = initialise(factory, seed)
     assert isinstance(model, Segmenter)
     return model
+
+
+def _of_site(error: ConfigError, network: NetworkParams, task: TaskParams) -> ConfigError:
+    """The error in terms of site.yaml: the patch is the federation's, and this site cannot change it."""
+    if (error.key or "").startswith("network."):
+        remedy = re.sub(r"\bnetwork\.(?=\w)", "personal_network.", error.remedy)
+        return ConfigError(
+            error.problem, file=SITE_FILE, key=f"personal_{error.key}", value=error.value, remedy=remedy
+        )
+    if error.key != "task.patch_size":
+        return error
+    patch = list(task.patch_size)
+    return ConfigError(
+        f"does not go with task.patch_size {patch} of peers.yaml: {error.problem}",
+        file=SITE_FILE,
+        key="personal_network.name",
+        value=network.name,
+        remedy="Write a shallower network or another one, or leave personal_network out. For another patch, "
+        f"at all sites: {error.remedy}",
+    )
+
+
+# ---------------------------------------------------------------- which network a personal model has
+
+
+def personal_identity(settings: WorkerSettings, model: Segmenter) -> Mapping[str, str] | None:
+    """What tells the personal model's network from others in a checkpoint; None: it is the shared one's."""
+    network = settings.personal_network
+    return None if network is None else {"name": network.name, "signature": network_signature(model, _all)}
+
+
+def check_identity(stored: Mapping[str, str] | None, present: Mapping[str, str] | None) -> None:
+    """Refuse to go on from a personal model of another network than site.yaml has. Raises ConfigError."""
+    if stored == present:
+        return
+    had = "the shared model's network" if stored is None else f"a network {stored['name']} of its own"
+    wanted = None if present is None else present["name"]
+    if stored is not None and stored["name"] == wanted:
+        had += " with other tensors"
+    raise ConfigError(
+        f"the personal model of this site's checkpoint has {had}",
+        file=SITE_FILE,
+        key="personal_network.name",
+        value=wanted,
+        remedy="Restore the setting, or start afresh: give the site another state_dir.",
+    )
+
+
+def _all(name: str) -> bool:
+    return True

@@ -4,6 +4,9 @@ From the first round on it is bit for bit what `local` gives on a CPU: the same 
 numbers and learning rate. It is another model where it begins as a copy of the shared one (a site that joins
 late, or training.personal_from_round), and where the algorithm has a loss of its own for it. In the rounds of
 fine-tuning it stands still.
+
+With a network of its own (site.yaml: personal_network) it has first weights of its own, and is never a copy.
+Where the site takes a shared model over, it goes on from where it is, on that model's schedule.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from gossipseg.algos.base import StepPosition
+from gossipseg.algos.base import Algorithm, StepPosition
+from gossipseg.learn.engine.build import check_identity, personal_identity
 from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.engine.train_step import Learner
@@ -26,14 +30,18 @@ OWN = "own"
 class Personal:
     """The model, its optimizer and EMA, and its own place in the run."""
 
-    def __init__(self, run: RunState, initial: Segmenter, *, follows: bool) -> None:
-        """`initial`: W_0, which is copied. `follows`: the learning rate is always the shared model's."""
-        self._run, self._always_follows = run, follows
+    def __init__(self, run: RunState, initial: Segmenter, *, algorithm: Algorithm) -> None:
+        """`initial`: the first weights, which are copied. Where the algorithm has a loss of its own for this
+        model, the learning rate is always the shared model's."""
+        self._run, self._always_follows = run, algorithm.trains_personal
+        self._identity = personal_identity(run.settings, initial)
         self.model_state = ModelState(copy.deepcopy(initial), run.settings, run.compute)
         self.begun = run.settings.training.personal_from_round <= 1
         self.copied_from = ""
         """Hash of the model that the shared one had just taken over when this one became its copy, or OWN.
         "": it is no copy."""
+        self.joined = False
+        """Whether it has a network of its own, and the site has taken a shared model over beside it."""
         self._round, self._step, self._averaged = 0, 0, 0
 
     @property
@@ -46,6 +54,11 @@ class Personal:
         """Rounds behind its average."""
         return self.model_state.averaged_rounds
 
+    @property
+    def on_trial(self) -> int | None:
+        """Rounds that it has trained, where it has to have trained some before it predicts; else None."""
+        return self.rounds if self.copied_from or self.joined else None
+
     def begin(self, round: int, shared: ModelState) -> bool:
         """Begin as a copy of the shared model in the round that the settings say; whether it begins now."""
         if self.begun or round < self._run.settings.training.personal_from_round:
@@ -54,7 +67,13 @@ class Personal:
         return True
 
     def copy(self, shared: ModelState, round: int, source: str) -> None:
-        """Be a copy of the shared model, on its schedule, from the beginning of `round`."""
+        """Be a copy of the shared model, on its schedule, from the beginning of `round`.
+
+        One with a network of its own stays what it is.
+        """
+        if self._identity is not None:
+            self.joined = True
+            return
         self.model_state.become(shared.weights())
         self.begun, self.copied_from = True, source
         self._round, self._step, self._averaged = round, 0, round - 1
@@ -70,8 +89,8 @@ class Personal:
         self._round, self._step = position.round, position.step + 1
 
     def learning_rate(self, position: StepPosition) -> float:
-        """By this site's own rounds, as `local` has it; a copy goes by the shared model's."""
-        if self._always_follows or self.copied_from:
+        """By this site's own rounds, as `local` has it; a copy, or one that joined, by the shared model's."""
+        if self._always_follows or self.copied_from or self.joined:
             return self._run.learning_rate(position)
         return self._run.learning_rate_alone(position)
 
@@ -92,11 +111,14 @@ class Personal:
             "model": self.model_state.snapshot(),
             "begun": self.begun,
             "copied_from": self.copied_from,
+            **({"network": dict(self._identity), "joined": self.joined} if self._identity else {}),
             **place,
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what state() gave."""
+        """Go on from what state() gave. Raises ConfigError where that is of another network."""
+        check_identity(state.get("network"), self._identity)
+        self.joined = state.get("joined", False)
         self.model_state.restore(state["model"])
         self.begun, self.copied_from = state["begun"], state["copied_from"]
         self._round, self._step, self._averaged = state["round"], state["step"], state["averaged"]

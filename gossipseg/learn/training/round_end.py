@@ -106,8 +106,8 @@ class RoundEnd:
             why = f"the personal model begins with round {first}"
             scores = of_shared = prediction.shared_alone(shared, round, why)
         else:
-            copied = personal.rounds if personal.copied_from else None
-            scores, of_shared = prediction.judge(personal.model_state.ema, shared, round, copied=copied)
+            own, trained = personal.model_state.ema, personal.on_trial
+            scores, of_shared = prediction.judge(own, shared, round, trained=trained)
         self._run.history.dice_shared = of_shared.mean
         return scores
 

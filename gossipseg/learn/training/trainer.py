@@ -28,8 +28,8 @@ from gossipseg.errors import LocalError
 from gossipseg.learn import protocol
 from gossipseg.learn.deploy.choice import Mix
 from gossipseg.learn.deploy.earlier import of_earlier_version
-from gossipseg.learn.deploy.prediction import young
-from gossipseg.learn.engine.build import build_model
+from gossipseg.learn.deploy.prediction import LEAST_ROUNDS_OF_A_COPY, young
+from gossipseg.learn.engine.build import build_model, build_personal
 from gossipseg.learn.engine.history import History
 from gossipseg.learn.engine.model_state import ModelState, cpu_copy
 from gossipseg.learn.engine.run_state import Gate, Report, RunState
@@ -54,7 +54,14 @@ from gossipseg.nets import registry as networks
 class Trainer:
     """One site's shared model, the personal one beside it, and where they stand."""
 
-    def __init__(self, site: SiteData, report: Report, gate: Gate) -> None:
+    def __init__(
+        self,
+        site: SiteData,
+        report: Report,
+        gate: Gate,
+        make_personal: Callable[..., Personal] = Personal,
+    ) -> None:
+        """`make_personal`: takes what Personal takes."""
         self.run = run = RunState(site, report, gate)
         self.site, self.compute = site, site.compute
         model = build_model(run.settings)
@@ -65,7 +72,8 @@ class Trainer:
         self.initial_hash = content_hash(model.state_dict(), algorithm.is_shared)
         self.personal: Personal | None = None
         if run.settings.has_personal:
-            self.personal = Personal(run, model, follows=algorithm.trains_personal)
+            own = model if run.settings.personal_network is None else build_personal(run.settings)
+            self.personal = make_personal(run, own, algorithm=algorithm)
         self.model_state = ModelState(
             model,
             run.settings,
@@ -241,7 +249,8 @@ class Trainer:
         return trouble
 
     def _arrival(self, order: protocol.StartRound) -> tuple[Visitor | None, protocol.VisitDone | None]:
-        """Take in the model that came; a site that takes it over has a personal model that is its copy."""
+        """Take in the model that came; a site that takes it over has a personal model that is its copy, or
+        of a network of its own."""
         visitor, visit = self.reception.arrival(order)
         if visit is not None and visit.reason == TAKEN_OVER:
             self._copy_personal(order.round, visit.hash)
@@ -271,9 +280,10 @@ class Trainer:
             self._personal_is_young()
 
     def _personal_is_young(self) -> None:
-        """A copy of the shared model has no say before it has trained for a while."""
-        if self.round_end.prediction is not None:
-            self.round_end.prediction.begins_anew(young(0))
+        """Beside a model that was taken over it has no say before it has trained for a while."""
+        rounds = self.personal.rounds if self.personal is not None else 0
+        if self.round_end.prediction is not None and rounds < LEAST_ROUNDS_OF_A_COPY:
+            self.round_end.prediction.begins_anew(young(rounds))
 
     def _forget_copy_of(self, undone: Merge | None, round: int) -> None:
         """A personal model that was a copy of one that did harm begins anew, as a copy of the shared one.
@@ -366,7 +376,8 @@ class Trainer:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.compute.device)
 
     def _load_personal(self, state: Mapping[str, Any]) -> None:
-        """A checkpoint without a personal model: it begins as a copy of the shared one."""
+        """A checkpoint without a personal model: it begins as a copy of the shared one, or from the first
+        weights of its own network. Raises ConfigError where it is of another network."""
         personal, prediction = self.personal, self.round_end.prediction
         if personal is None or prediction is None:
             if "personal_model" in state:
@@ -376,7 +387,10 @@ class Trainer:
             personal.load(state["personal_model"])
             prediction.load(state.get("mix", prediction.state()))
         elif personal.begun and (self.history.round or self.history.step):
-            self._notice = "the personal model begins as a copy of the shared one: the checkpoint had none"
+            origin = "as a copy of the shared one"
+            if self.settings.personal_network is not None:
+                origin = "from the first weights of its own network"
+            self._notice = f"the personal model begins {origin}: the checkpoint had none"
             self._copy_personal(self.history.round + 1, OWN)
 
 

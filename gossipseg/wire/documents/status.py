@@ -146,6 +146,8 @@ class StatusDoc(Document, frozen=True):
     One line: validation Dice alone and deployed, the gain with its standard error and the number of patients,
     and the weight of each model.
     """
+    personal_network: str = ""
+    """The network of the personal model, where site.yaml gives it one of its own: its name and width."""
     concerns: tuple[ConcernRow, ...] = ()
     """The reasons that concern the exchange with others, in parts."""
     swap: SwapRow = SwapRow()

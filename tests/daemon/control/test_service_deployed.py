@@ -11,7 +11,9 @@ import pytest
 
 from gossipseg.core import effects
 from gossipseg.ctl.status import pairs
+from gossipseg.daemon.worker.process import WorkerSupervisor
 from gossipseg.learn import protocol
+from gossipseg.nets.params import NetworkParams
 from tests.daemon.harness import READY, done, files_only, running, service, settled
 from tests.e2e.federation import Federation
 
@@ -48,7 +50,7 @@ async def test_the_worker_is_told_who_is_listed_now(
 ) -> None:
     async with running(files) as (r, _):
         sent: list[protocol.StartRound] = []
-        monkeypatch.setattr(r.worker._supervisor, "send", sent.append)
+        monkeypatch.setattr(WorkerSupervisor, "send", lambda _, order: sent.append(order))
         r.worker.start_round(effects.StartRound(3, None, False))
         fewer = [s for s in r.config.federation.sites if s.name != "south"]
         federation = dataclasses.replace(r.config.federation, sites=fewer)
@@ -64,3 +66,16 @@ async def test_a_site_without_a_choice_says_nothing_of_it(files: Federation) -> 
             await settled(r)
         status = await service(r).status()
         assert status.deployed == status.deployed_reason == "" and "deployed" not in dict(pairs(status))
+
+
+async def test_status_names_the_personal_models_own_network(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, _):
+        status = await service(r).status()
+        assert status.personal_network == "" and "personal" not in dict(pairs(status))["learning"]
+        own = dataclasses.replace(r.config.site, personal_network=NetworkParams("segresnet", 8))
+        monkeypatch.setattr(r, "config", dataclasses.replace(r.config, site=own))
+        status = await service(r).status()
+        assert status.personal_network == "segresnet, width 8"
+        assert dict(pairs(status))["learning"].endswith("; the personal model: segresnet, width 8")

@@ -53,7 +53,7 @@ def test_a_model_on_its_way_out(ledger: ExchangeTable) -> None:
     assert (row(ledger).state, row(ledger).fraction) == ("sending", 0.5)
     ledger.event(ev.TransferDone(2))
     assert (row(ledger).state, row(ledger).fraction) == ("sent", 1.0)
-    assert ledger._offers == {} and len(ledger.rows) == 1
+    assert ledger.open == 0 and len(ledger.rows) == 1
 
 
 @pytest.mark.parametrize(
@@ -69,19 +69,19 @@ def test_an_offer_that_leads_nowhere(
 ) -> None:
     offer(ledger)
     ledger.event(outcome)
-    assert (row(ledger).state, row(ledger).reason) == (state, reason) and ledger._offers == {}
+    assert (row(ledger).state, row(ledger).reason) == (state, reason) and ledger.open == 0
 
 
 def test_a_broken_transfer(ledger: ExchangeTable) -> None:
     ledger.effect(fx.StartTransfer(2, "b", model()))
     ledger.event(ev.TransferFailed(2, "timeout"))
-    assert (row(ledger).state, row(ledger).reason) == ("failed", "timeout") and ledger._offers == {}
+    assert (row(ledger).state, row(ledger).reason) == ("failed", "timeout") and ledger.open == 0
 
 
 def test_a_visit_from_the_offer_to_the_merge(ledger: ExchangeTable) -> None:
     ledger.event(ev.WorkerReady(5, 50, 10, OPEN, dice_val=0.4))
     arrive(ledger)
-    assert row(ledger).state == "stored" and ledger._asked == {}
+    assert row(ledger).state == "stored" and ledger.open == 0
     visit(ledger)
     assert (row(ledger).state, row(ledger).dice_before) == ("visiting", 0.4)
     ledger.event(ev.RoundFinished(6, 60, 0.5, visit=ev.VisitResult(model().hash, "merged")))
@@ -118,7 +118,7 @@ def test_a_snapshot_on_its_way_out(ledger: ExchangeTable) -> None:
     ledger.effect(fx.Request(1, "b", ms.SwapSnapshot(SWAP, model()), 10.0))
     assert (row(ledger).direction, row(ledger).state) == ("out", "offered")
     ledger.event(ev.Reply(1, ms.SwapSnapshotReply("wait", "not_opened"), 0.1))
-    assert (row(ledger).state, row(ledger).reason) == ("waiting", "not_opened") and ledger._offers == {}
+    assert (row(ledger).state, row(ledger).reason) == ("waiting", "not_opened") and ledger.open == 0
     ledger.effect(fx.Request(2, "b", ms.SwapSnapshot(SWAP, model()), 10.0))
     ledger.event(ev.Reply(2, ms.SwapSnapshotReply("accept"), 0.1))
     ledger.effect(fx.StartTransfer(3, "b", model()))
@@ -128,7 +128,7 @@ def test_a_snapshot_on_its_way_out(ledger: ExchangeTable) -> None:
 
 def test_a_snapshot_from_its_announcement_to_the_mix(ledger: ExchangeTable) -> None:
     announce(ledger, ms.SwapSnapshotReply("accept"))
-    assert (row(ledger).direction, row(ledger).state) == ("in", "accepted") and ledger._asked == {}
+    assert (row(ledger).direction, row(ledger).state) == ("in", "accepted") and ledger.open == 0
     ledger.event(ev.ModelArrived("b", model()))
     announce(ledger, ms.SwapSnapshotReply("here"))
     assert row(ledger).state == "stored", "it was only announced once more"

@@ -23,7 +23,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.taken: list[bytes] = []
-        self.reading, self.stands = threading.Event(), threading.Event()
+        self.reading, self.stands, self.took = threading.Event(), threading.Event(), threading.Event()
         self.failure: OSError | None = None
         self.reading.set()
 
@@ -34,6 +34,7 @@ class Reader:
         if self.failure is not None:
             raise self.failure
         self.taken.append(line)
+        self.took.set()
 
 
 def gap(n: int) -> bytes:
@@ -103,18 +104,19 @@ def test_it_is_tried_again_where_nothing_new_is_logged(reader: Reader) -> None:
     outlet.put(b"x")
     assert outlet.flush(30) and "No space left" in outlet.problem()
     reader.failure = None
-    with outlet._changed:
-        assert outlet._changed.wait_for(lambda: not outlet._failure, 30)
+    assert reader.took.wait(30) and outlet.flush(30)
     assert outlet.problem() == "" and reader.taken == [b"lost 1"] and outlet.lost == 1
 
 
 def test_a_closed_one_does_not_stay_for_what_failed(reader: Reader) -> None:
     reader.failure = OSError(errno.ENOSPC, "No space left on device")
+    before = threading.enumerate()
     outlet = Outlet("log.file", reader, gap, retry_s=300)
     outlet.put(b"x")
+    (writer,) = [t for t in threading.enumerate() if t not in before]
     outlet.close(30)
-    outlet._thread.join(30)
-    assert not outlet._thread.is_alive()
+    writer.join(30)
+    assert not writer.is_alive()
 
 
 def test_a_pipe_that_does_not_block_loses_nothing() -> None:
@@ -309,10 +311,31 @@ def test_everything_goes_out_in_order_and_to_the_file(tmp_path: Path) -> None:
     assert [line["message"] for line in kept] == [json.loads(first)["message"], library, "last", end, half]
 
 
-def test_lost_lines_are_a_line_of_their_own() -> None:
-    handler = logs._handler("standard error", lambda _: None, "json", False)
-    doc = json.loads(handler.outlet._gap_line(7))
+class FullAtFirst(RotatingFile):
+    """On a disk that has room from the eighth line on."""
+
+    refused = 0
+
+    def write(self, line: bytes) -> None:
+        if self.refused < 7:
+            self.refused += 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(line)
+
+
+def test_lost_lines_are_a_line_of_their_own(tmp_path: Path) -> None:
+    file = FullAtFirst(tmp_path / "site.log", 1 << 20, 2)
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    try:
+        logs.setup("json", "warning", file)
+        for word in [*["lost"] * 7, "kept"]:
+            root.warning(word)
+        logs.close(30)
+    finally:
+        root.handlers[:], root.level = before
+        file.close()
+    kept, doc = map(json.loads, (tmp_path / "site.log").read_text().splitlines())
+    assert kept["message"] == "kept"
     assert (doc["event"], doc["level"], doc["lines"]) == ("log_lines_lost", "warning", 7)
     assert "7 log lines before this one are lost" in doc["message"]
-    handler.outlet.close(1)
-    logging.getLogger().removeHandler(handler)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
-from gossipseg.core.node import NodeState
+from gossipseg.core.node import NodeSetup, NodeState
 from gossipseg.core.params import GossipParams, RoundsParams, membership_preset
 from gossipseg.daemon.recording import replay
 from gossipseg.daemon.recording.recorder import Recorder
@@ -30,27 +31,43 @@ QUICK = RoundsParams(patience_s=20.0, poll_interval_s=1.0, request_timeout_s=2.0
 
 
 @pytest.fixture
-def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[int, Recorder]:
+def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[NodeState, Recorder]:
     """A recorder for every node of a simulation, with signatures that no replay could guess."""
-    made: dict[int, Recorder] = {}
-    inside: set[int] = set()
-    real = NodeState.step
+    made: dict[NodeState, Recorder] = {}
+    inside: set[NodeState] = set()
+    begin, real = NodeState.__init__, NodeState.step
+
+    def init(self: NodeState, setup: NodeSetup) -> None:
+        made[self] = recorder = Recorder(lambda _: os.urandom(8), max_steps=200)
+        begin(self, replace(setup, sign=recorder.sign))
 
     def step(self: NodeState, event: ev.Event, now: float) -> list[fx.Effect]:
-        if id(self) in inside:
+        if self in inside:
             return real(self, event, now)
-        if id(self) not in made:
-            made[id(self)] = recorder = Recorder(lambda _: os.urandom(8), max_steps=200)
-            self._ctx.sign = recorder.sign
-            made[-id(self)] = self  # type: ignore[assignment]  # or its id would be given anew
-        inside.add(id(self))
+        inside.add(self)
         try:
-            return made[id(self)].step(self, event, now)
+            return made[self].step(self, event, now)
         finally:
-            inside.discard(id(self))
+            inside.discard(self)
 
+    monkeypatch.setattr(NodeState, "__init__", init)
     monkeypatch.setattr(NodeState, "step", step)
-    yield made  # type: ignore[misc]
+    return made
+
+
+def head(recorder: Recorder) -> dict[str, Any]:
+    """The first line of its text."""
+    return dict(json.loads(recorder.text().partition("\n")[0]))
+
+
+def recorded(sites: int, recorder: Recorder) -> NodeState:
+    """One of so many sites of a federation after five seconds, whose signatures the recorder makes."""
+    sim = Simulator(sites, seed=1, membership=membership_preset("lan"), sign=recorder.sign)
+    sim.start_all()
+    sim.run(5)
+    node = sim.nodes["s0000"].state
+    assert node is not None
+    return node
 
 
 def eventful(**changes: Any) -> None:
@@ -67,11 +84,11 @@ def eventful(**changes: Any) -> None:
 
 @pytest.mark.parametrize("exchange", ["gossip", "rounds"])
 def test_every_site_of_a_federation_replays_to_the_same_effects(
-    recorders: dict[int, Recorder], exchange: str, monkeypatch: pytest.MonkeyPatch
+    recorders: dict[NodeState, Recorder], exchange: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eventful(exchange=exchange, **({"rounds_params": QUICK} if exchange == "rounds" else {}))
     monkeypatch.undo()
-    made = [r for r in recorders.values() if isinstance(r, Recorder)]
+    made = list(recorders.values())
     assert len(made) == 7 and not any(r.problem for r in made)
     kinds: Counter[str] = Counter()
     for recorder in made:
@@ -81,11 +98,11 @@ def test_every_site_of_a_federation_replays_to_the_same_effects(
         assert steps[-1].number == recorder.steps - 1
         kinds.update(type(effect).__name__ for step in steps for effect in step.effects)
     assert {"Request", "Respond", "Persist", "StartRound", "StartTransfer"} <= set(kinds)
-    assert any(r._segments[0].first > 0 for r in made), "no recording began in the middle"
+    assert any(head(r)["first_step"] > 0 for r in made), "no recording began in the middle"
 
 
 def test_swaps_replay_to_the_same_effects(
-    recorders: dict[int, Recorder], monkeypatch: pytest.MonkeyPatch
+    recorders: dict[NodeState, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for swaps in (1, "log2"):
         params = GossipParams(exchange="swap", swaps_per_round=swaps, warmup_rounds=0)  # type: ignore[arg-type]
@@ -95,7 +112,7 @@ def test_swaps_replay_to_the_same_effects(
         sim.at(45.0, sim.start, "s0003")
         sim.run(120)
     monkeypatch.undo()
-    made = [r for r in recorders.values() if isinstance(r, Recorder)]
+    made = list(recorders.values())
     assert len(made) == 10 and not [r.problem for r in made if r.problem]
     kinds: Counter[str] = Counter()
     for recorder in made:
@@ -103,15 +120,15 @@ def test_swaps_replay_to_the_same_effects(
         assert steps and all(step.same for step in steps), next(s for s in steps if not s.same)
         kinds.update(type(effect).__name__ for step in steps for effect in step.effects)
     assert {"ExportSnapshot", "AdmitSnapshot", "ApplySwap"} <= set(kinds)
-    assert any(r._segments[0].first > 0 for r in made), "no recording began in the middle"
+    assert any(head(r)["first_step"] > 0 for r in made), "no recording began in the middle"
 
 
 def test_a_replay_sees_a_core_that_behaves_otherwise(
-    recorders: dict[int, Recorder], monkeypatch: Any
+    recorders: dict[NodeState, Recorder], monkeypatch: Any
 ) -> None:
     eventful(exchange="gossip")
     monkeypatch.undo()
-    recorder = next(r for r in recorders.values() if isinstance(r, Recorder))
+    recorder = next(iter(recorders.values()))
     lines = recorder.text().splitlines()
     line = json.loads(lines[5])
     lines[5] = json.dumps({**line, "effects": "0" * 16})
@@ -153,33 +170,27 @@ async def test_an_event_that_breaks_the_core_is_in_the_recording(files: Federati
 
 
 def test_it_is_bounded() -> None:
-    sim = Simulator(3, seed=1, membership=membership_preset("lan"))
     recorder = Recorder(lambda _: b"", max_steps=40, max_bytes=1 << 30)
-    sim.start_all()
-    sim.run(5)
-    node = sim.nodes["s0000"].state
-    assert node is not None
-    node._ctx.sign = recorder.sign
+    node = recorded(3, recorder)
+    kept: list[int] = []
     for i in range(500):
         recorder.step(node, ev.Tick(), 10.0 + i)
-    assert 20 <= sum(len(s.lines) for s in recorder._segments) <= 40 and len(recorder._segments) == 2
+        kept.append(recorder.text().count("\n") - 1)
+    assert max(kept) == 40 and min(kept[20:]) > 20, "half of the bound is always there"
+    assert head(recorder)["first_step"] + kept[-1] == recorder.steps == 500
     assert all(step.same for step in replay.load(recorder.text()).steps())
 
 
 def test_a_state_larger_than_the_bound_is_not_written_down_at_every_step() -> None:
-    sim = Simulator(20, seed=1, membership=membership_preset("lan"))
     recorder = Recorder(lambda _: b"", max_bytes=2000)
-    sim.start_all()
-    sim.run(5)
-    node = sim.nodes["s0000"].state
-    assert node is not None
-    node._ctx.sign = recorder.sign
+    node = recorded(20, recorder)
     starts = set()
     for i in range(500):
         recorder.step(node, ev.Tick(), 10.0 + i)
-        starts.add(recorder._segments[-1].first)
-    assert len(recorder._segments[-1].start) > 2000 and len(starts) < 50
-    assert len(recorder.text()) < 8 * len(recorder._segments[-1].start), "and it is bounded all the same"
+        starts.add(head(recorder)["first_step"])
+    state_bytes = recorder.text().index("\n")
+    assert state_bytes > 2000 and len(starts) < 50
+    assert len(recorder.text()) < 8 * state_bytes, "and it is bounded all the same"
     assert all(step.same for step in replay.load(recorder.text()).steps())
 
 

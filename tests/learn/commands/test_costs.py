@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gossipseg.algos.params import DittoParams, GcmlParams, LocalParams
+from gossipseg.errors import LocalError
 from gossipseg.learn.commands import costs
 from gossipseg.learn.data import dataset
 from gossipseg.learn.data.cases import Case
@@ -19,8 +20,21 @@ from gossipseg.learn.settings import read_settings
 from tests.learn.harness import make_spec, write_png_site
 
 
-def pace(folder: Path, algorithm: Any = None, *, cache: bool = True, **training: Any) -> dict[str, Any]:
-    spec = make_spec(folder, folder / "state", algorithm=algorithm or LocalParams(), training=training)
+def pace(
+    folder: Path,
+    algorithm: Any = None,
+    *,
+    cache: bool = True,
+    own: dict[str, Any] | None = None,
+    **training: Any,
+) -> dict[str, Any]:
+    spec = make_spec(
+        folder,
+        folder / "state",
+        algorithm=algorithm or LocalParams(),
+        training=training,
+        personal_network=own,
+    )
     spec = dataclasses.replace(spec, data={**spec.data, "cache": cache})
     settings = read_settings(spec)
     found = costs.time_round(settings, load_cases(settings.data, spec.site), choose_compute(settings.device))
@@ -70,3 +84,40 @@ def test_all_models_that_a_site_trains_take_a_step_side_by_side(
         trained.clear()
         assert pace(tmp_path, algorithm)["round_s"] == 4 + models * cases
         assert [len(one) for one in trained[:-1]] == [models] * (1 + costs.TIMED_STEPS)
+
+
+def test_a_network_of_the_personal_models_own_is_timed_and_named_where_memory_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_png_site(tmp_path)
+    own = {"name": "segresnet", "width": 4}
+    seen: list[tuple[str, str]] = []
+    step, score = costs.train_step, costs.score
+
+    def one_second(work: Callable[[], object], compute: Any) -> float:
+        work()
+        return 1.0
+
+    def trained(learners: Any, *args: Any) -> Any:
+        seen.append(("step", type(learners["local"].model.network).__name__))
+        return step(learners, *args)
+
+    def scored(net: Any, *args: Any) -> Any:
+        seen.append(("case", type(net.network).__name__))
+        return score(net, *args)
+
+    monkeypatch.setattr(costs, "_seconds", one_second)
+    monkeypatch.setattr(costs, "train_step", trained)
+    monkeypatch.setattr(costs, "score", scored)
+    assert pace(tmp_path, GcmlParams(), own=own)["validation_case_s"] == 2
+    assert seen[:2] == [("step", "SANet"), ("step", "SegResNet")]
+    assert seen[-2:] == [("case", "SANet"), ("case", "SegResNet")]
+
+    def full(*args: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(costs, "train_step", full)
+    with pytest.raises(
+        LocalError, match=r"through sanet and segresnet.*smaller personal_network in site.yaml"
+    ):
+        pace(tmp_path, GcmlParams(), own=own)

@@ -22,6 +22,7 @@ from gossipseg.learn.commands.export import main
 from gossipseg.learn.commands.predict import predict_labels
 from gossipseg.learn.data.cases import Case
 from gossipseg.learn.deploy.deployment import Deployment, load_deployment
+from gossipseg.learn.evaluation.evaluate import predict_logits
 from gossipseg.learn.evaluation.mixture import Mixture
 from gossipseg.learn.params import TaskParams
 from tests.learn.imagery import (
@@ -67,6 +68,7 @@ DECLARED = dataclasses.replace(RGB, convert_grey_to_rgb=True)
 
 
 PAIR = {"personal": 0.4, "shared": 0.6}
+SEGRESNET = {"name": "segresnet", "width": 4}
 
 
 def exported(
@@ -99,13 +101,17 @@ def test_state_dict_and_safetensors_hold_the_ema(tmp_path: Path, capsys: pytest.
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("mix", [None, PAIR], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("mix", "own"),
+    [(None, None), (PAIR, None), (PAIR, SEGRESNET), ({"personal": 1.0}, SEGRESNET)],
+    ids=["one", "two", "two networks", "one of its own"],
+)
 @pytest.mark.parametrize("task", [RGB, VOLUME], ids=["2d", "3d"])
 def test_monai_bundle_loads_the_network_with_identical_logits(
-    tmp_path: Path, task: TaskParams, mix: dict[str, float] | None
+    tmp_path: Path, task: TaskParams, mix: dict[str, float] | None, own: dict[str, Any] | None
 ) -> None:
-    deployment, out = exported(tmp_path, task, mix)
-    assert isinstance(deployment.net, Mixture) == (mix is not None)
+    deployment, out = exported(tmp_path, task, mix, personal_network=own)
+    assert isinstance(deployment.net, Mixture) == (mix == PAIR)
     net = load(name="bundle", bundle_dir=str(out), workflow_type="inference", source="github").eval()
     x = batch(deployment)
     with torch.inference_mode():
@@ -154,6 +160,32 @@ def test_a_single_model_is_exported_as_one(
         assert torch.equal(net(batch(deployment)), deployment.net(batch(deployment)).logits)
 
 
+def test_two_networks_are_named_in_all_that_is_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out = exported(tmp_path, GREY, PAIR, personal_network=SEGRESNET)
+    assert json.loads(capsys.readouterr().out)["networks"] == ["segresnet", "unet"]
+    with safe_open(out / "model.safetensors", "pt") as f:
+        told = json.loads(f.metadata()["networks"])
+    assert [network["name"] for network in told] == ["segresnet", "unet"]
+    config = json.loads((out / "bundle/configs/inference.json").read_text())
+    assert config["network_def"]["networks"] == told and "network" not in config["network_def"]
+    assert "Network: `segresnet` and `unet`." in (out / "bundle/docs/README.md").read_text()
+    metadata = json.loads((out / "bundle/configs/metadata.json").read_text())
+    assert metadata["description"].startswith("segresnet and unet trained at north")
+
+
+@pytest.mark.parametrize("own", [None, SEGRESNET], ids=["alike", "two networks"])
+def test_a_single_model_has_its_own_network(
+    tmp_path: Path, own: dict[str, Any] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deployment, out = exported(tmp_path, GREY, PAIR, "--single", personal_network=own)
+    assert json.loads(capsys.readouterr().out)["networks"] == ["segresnet" if own else "unet"]
+    net = load(name="bundle", bundle_dir=str(out), workflow_type="inference", source="github").eval()
+    with torch.inference_mode():
+        assert torch.equal(net(batch(deployment)), deployment.net(batch(deployment)).logits)
+
+
 def test_a_bundle_of_an_earlier_version_with_several_networks_loads(tmp_path: Path) -> None:
     """There the first of them had half of the weight, and other names."""
     deployment, _ = exported(tmp_path, GREY, PAIR)
@@ -170,11 +202,13 @@ def test_a_bundle_of_an_earlier_version_with_several_networks_loads(tmp_path: Pa
         assert torch.allclose(net.eval()(x).exp(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["grey", "rgb", "declared", "sigmoid", "volume", "ct", "two"])
+@pytest.mark.parametrize("case", ["grey", "rgb", "declared", "sigmoid", "volume", "ct", "two", "networks"])
 def test_running_the_bundle_gives_what_predict_gives(tmp_path: Path, case: str) -> None:
     task = {"rgb": RGB, "declared": DECLARED, "volume": VOLUME, "ct": CT}.get(case, GREY)
     changes = {"output": "sigmoid"} if case == "sigmoid" else {}
-    deployment, out = exported(tmp_path, task, PAIR if case == "two" else None, training=changes)
+    own = SEGRESNET if case == "networks" else None
+    mix = PAIR if case in ("two", "networks") else None
+    deployment, out = exported(tmp_path, task, mix, training=changes, personal_network=own)
     root, shape = out / "bundle", (28, 22, 18) if task.spatial_dims == 3 else (50, 37)
     image = blob(shape, 4)[0]
     if task.spatial_dims == 3:
@@ -199,6 +233,21 @@ def test_running_the_bundle_gives_what_predict_gives(tmp_path: Path, case: str) 
         values = np.asarray(Image.open(saved))
     assert len(np.unique(expected)) > 1
     assert values.shape == expected.shape and (values == expected).mean() > 0.999
+
+
+def test_the_bundle_mixes_whole_images_as_predict_does(tmp_path: Path) -> None:
+    """Mixed window by window, the logits are others where windows overlap."""
+    deployment, out = exported(tmp_path, GREY, PAIR, personal_network=SEGRESNET)
+    parser = ConfigParser()
+    parser.read_config(out / "bundle/configs/inference.json")
+    parser.read_meta(out / "bundle/configs/metadata.json")
+    net, inferer = (parser.get_parsed_content(name) for name in ("network_def", "inferer"))
+    net.load_state_dict(torch.load(out / "bundle/models/model.pt", weights_only=True))
+    image = torch.randn(1, 50, 37, generator=torch.Generator().manual_seed(0))
+    settings = deployment.settings
+    expected = predict_logits(deployment.net, image, settings.task, settings.training, "cpu")
+    with torch.inference_mode():
+        assert torch.allclose(inferer(image[None], net.eval())[0], expected, atol=1e-6)
 
 
 def test_metadata_has_what_monais_schema_requires(tmp_path: Path) -> None:

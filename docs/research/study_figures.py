@@ -1,0 +1,183 @@
+"""Draw the three figures of the study from the runs' own figures in data/*.jsonl.
+
+python docs/research/study_figures.py
+
+Nothing is typed here a second time. The pictures hold no patient data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import study
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from study import ALONE, FEDAVG, Method
+
+IMAGES = Path(__file__).parent.parent / "images"
+DPI = 100
+SWAP, SWAP_2 = (f"[gossip.exchange=swap,{more}wire.dtype=int8]" for more in ("", "gossip.swaps_per_round=2,"))
+# Okabe and Ito's colours, told apart by colour-blind readers too; shapes say the same once more.
+KINDS = {
+    "alone": ("D", "#000000", "no exchange"),
+    "one": ("o", "#0072B2", "one model: what travels predicts"),
+    "two": ("s", "#D55E00", "two models: the mix predicts"),
+    "pooled": ("^", "#6E6E6E", "all images in one place"),
+}
+SHOWN = {
+    "lone_pair": ("two lone models", "alone"),
+    study.TWICE[ALONE]: ("alone, twice the steps", "alone"),
+    FEDAVG: ("FedAvg", "one"),
+    study.TWICE[FEDAVG]: ("FedAvg, twice the steps", "one"),
+    "fedavg[wire.dtype=int8], shared model alone": ("FedAvg, int8", "one"),
+    "gossip_average, shared model alone": ("gossip, one way", "one"),
+    f"gossip_average{SWAP}, shared model alone": ("gossip, a swap a round, int8", "one"),
+    "fedavg": ("FedAvg and personal", "two"),
+    "fedavg[wire.dtype=int8]": ("FedAvg in int8 and personal", "two"),
+    "gossip_average": ("gossip, one way, and personal", "two"),
+    f"gossip_average{SWAP}": ("gossip, a swap a round, int8, and personal", "two"),
+    f"gossip_average{SWAP_2}": ("gossip, two swaps a round, int8, and personal", "two"),
+    "gcml": ("GCML, one way", "two"),
+    f"gcml{SWAP}": ("GCML, a swap a round, int8", "two"),
+    "pooled": ("all images in one place", "pooled"),
+}
+"""Method → its name in the pictures and its kind."""
+MEMBERS = {
+    "shared model alone": ("o", "#0072B2"),
+    "both at one half": ("v", "#009E73"),
+    "deployed": ("s", "#D55E00"),
+}
+
+
+def data() -> dict[str, Mapping[str, Method]]:
+    """Title → its methods, for the sets that have `local`."""
+    files = {title: study.DATA / f"{name}.jsonl" for name, title in study.SETS.items()}
+    found = {title: study.methods(study.read(file)) for title, file in files.items() if file.exists()}
+    return {title: methods for title, methods in found.items() if ALONE in methods}
+
+
+def panels(sets: Sequence[str], *, height: float, shared: bool) -> tuple[plt.Figure, list[Axes]]:
+    """A panel for each set, side by side."""
+    figure, axes = plt.subplots(
+        1,
+        len(sets),
+        figsize=(3 + 2.6 * len(sets), height),
+        sharey=shared,
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, title in zip(axes[0], sets, strict=True):
+        axis.set_title(title.replace(", ", ",\n", 1).replace(" sites that", " sites\nthat"), fontsize=9)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.grid(axis="x", alpha=0.3)
+    return figure, list(axes[0])
+
+
+def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
+    """Gain over training alone: the mean with its interval, and each site's mean over the repetitions."""
+    figure, axes = panels(list(sets), height=5.2, shared=True)
+    for axis, found in zip(axes, sets.values(), strict=True):
+        axis.axvline(0, color="black", linewidth=0.8)
+        for y, (name, (_, kind)) in enumerate(SHOWN.items()):
+            gain = study.gain(found[name], found[ALONE]) if name in found else None
+            if gain is None:
+                absent(axis, y)
+                continue
+            marker, colour, _ = KINDS[kind]
+            axis.plot([gain.low, gain.high], [y, y], color=colour, linewidth=1.6)
+            axis.plot(gain.mean, y, marker, color=colour, markersize=6, zorder=3)
+            sites = list(gain.by_site.values())
+            axis.plot(sites, [y + 0.28] * len(sites), "|", color=colour, markersize=5, alpha=0.7)
+        axis.set_xlabel("test Dice minus that of training alone", fontsize=8)
+    axes[0].set_yticks(range(len(SHOWN)), [name for name, _ in SHOWN.values()], fontsize=8)
+    axes[0].invert_yaxis()
+    legend(figure, {text: (marker, colour) for marker, colour, text in KINDS.values()})
+    return figure
+
+
+def absent(axis: Axes, y: float) -> None:
+    """A method that was not run on this set."""
+    text = "not run"
+    axis.text(0.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=7, color="#6E6E6E")
+
+
+def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
+    """Dice against bytes sent, relative to FedAvg's in float16."""
+    figure, axes = panels(list(sets), height=4.2, shared=False)
+    numbers = {name: i + 1 for i, name in enumerate(SHOWN)}
+    for axis, found in zip(axes, sets.values(), strict=True):
+        yardstick = found[FEDAVG].bytes if FEDAVG in found else 0.0
+        for name, (_, kind) in SHOWN.items():
+            if name not in found or not yardstick:
+                continue
+            marker, colour, _ = KINDS[kind]
+            point = (100 * found[name].bytes / yardstick, study.mean_dice(found[name]))
+            axis.plot(*point, marker, color=colour, markersize=6, zorder=3)
+            axis.annotate(
+                str(numbers[name]), point, (4, 3), textcoords="offset points", fontsize=7, color=colour
+            )
+        axis.axhline(study.mean_dice(found[ALONE]), color="black", linewidth=0.8, linestyle="--")
+        axis.set_xlabel("bytes sent, % of FedAvg's in float16", fontsize=8)
+        axis.set_ylabel("test Dice, mean of sites", fontsize=8)
+        axis.grid(alpha=0.3)
+    named = "   ".join(f"{numbers[name]} {text}" for name, (text, _) in SHOWN.items())
+    figure.supxlabel(wrapped(named + "   dashed: training alone", 150), fontsize=7, ha="center")
+    return figure
+
+
+def wrapped(text: str, width: int) -> str:
+    """Lines of at most `width`, broken between names."""
+    lines = [""]
+    for part in text.split("   "):
+        if len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += ("   " if lines[-1] else "") + part
+    return "\n".join(lines)
+
+
+def draw_members(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
+    """What each member brings, as a difference from the personal model, which is training alone."""
+    names = [n for n, (_, kind) in SHOWN.items() if kind == "two" or n == "lone_pair"]
+    figure, axes = panels(list(sets), height=3.6, shared=True)
+    for axis, found in zip(axes, sets.values(), strict=True):
+        axis.axvline(0, color="black", linewidth=0.8)
+        for y, name in enumerate(names):
+            if name not in found:
+                absent(axis, y)
+            for suffix, (marker, colour) in MEMBERS.items():
+                one = found.get(name if suffix == "deployed" else f"{name}, {suffix}")
+                gain = study.gain(one, found[ALONE]) if one is not None else None
+                if gain is not None:
+                    axis.plot(gain.mean, y, marker, color=colour, markersize=6)
+        axis.set_xlabel("test Dice minus that of the personal model", fontsize=8)
+    axes[0].set_yticks(range(len(names)), [SHOWN[name][0] for name in names], fontsize=8)
+    axes[0].invert_yaxis()
+    legend(figure, MEMBERS)
+    return figure
+
+
+def legend(figure: plt.Figure, kinds: Mapping[str, tuple[str, str]]) -> None:
+    handles = [
+        plt.Line2D([], [], color=colour, marker=marker, linestyle="", label=text)
+        for text, (marker, colour) in kinds.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=8)
+
+
+def main() -> None:
+    IMAGES.mkdir(exist_ok=True)
+    sets = data()
+    drawn = {"gain": draw_gain(sets), "bytes": draw_bytes(sets), "members": draw_members(sets)}
+    for stem, figure in drawn.items():
+        figure.savefig(IMAGES / f"study-{stem}.png", dpi=DPI, pil_kwargs={"optimize": True})
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""docs/research/study.py: the page is what the runs' figures give; the figures are what they are called."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+RESEARCH = Path(__file__).parent.parent / "docs" / "research"
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    name = "research_study"
+    spec = importlib.util.spec_from_file_location(name, RESEARCH / "study.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def line(algorithm: str, dice: float, *, seed: int = 0, site: str = "a", **more: Any) -> dict[str, Any]:
+    given = {"rounds": 6, "curve": [], "bytes": 0, "gradients": 90, "patients": 3, "members": {}}
+    chosen = {"weights": {}, "validated": None, "why": ""}
+    return (
+        given
+        | chosen
+        | {"algorithm": algorithm, "split": seed, "seed": seed, "site": site, "dice": dice}
+        | more
+    )
+
+
+def test_the_page_is_what_the_script_writes(study: ModuleType) -> None:
+    assert study.PAGE.read_text(encoding="utf-8") == study.page()
+
+
+def test_a_gain_is_paired_and_names_the_worst_site(study: ModuleType) -> None:
+    lines = [line("local", 0.5 + 0.1 * seed, seed=seed, site=site) for seed in (0, 1) for site in "ab"]
+    lines += [line("x", 0.6, site="a"), line("x", 0.4, site="b"), line("x", 0.7, seed=1, site="a")]
+    found = study.methods(lines)
+    gain = study.gain(found["x"], found["local"])
+    # repetition 0: +0.1 and −0.1; repetition 1: +0.1 at site a, and b is missing
+    assert gain.mean == pytest.approx((0.0 + 0.1) / 2)
+    assert (gain.below, gain.cells, gain.worst_site) == (1, 3, ("b", pytest.approx(-0.1)))
+    assert gain.low <= gain.mean <= gain.high and gain.verdict == "undecided"
+    assert study.gain(study.Method("none", {}, 0, 0), found["local"]) is None
+
+
+@pytest.mark.parametrize(
+    ("difference", "spread", "verdict"),
+    [(0.01, 0.001, "not worse"), (-0.004, 0.0, "not worse"), (-0.006, 0.0, "worse"), (0.0, 0.1, "undecided")],
+)
+def test_a_verdict_asks_for_a_narrow_interval(
+    study: ModuleType, difference: float, spread: float, verdict: str
+) -> None:
+    cells = [(seed, site) for seed in range(3) for site in "abcd"]
+    lines = [line("local", 0.5, seed=seed, site=site) for seed, site in cells]
+    lines += [
+        line("x", 0.5 + difference + spread * (-1) ** i, seed=seed, site=site)
+        for i, (seed, site) in enumerate(cells)
+    ]
+    found = study.methods(lines)
+    assert study.gain(found["x"], found["local"]).verdict == verdict
+
+
+def test_both_models_give_three_methods_and_the_yardsticks_count_gradients(study: ModuleType) -> None:
+    members = {"personal": 0.5, "shared": 0.4, "half": 0.55}
+    twice = "local[training.steps_per_round=30]"
+    lines = [line("local", 0.5), line(twice, 0.52, gradients=180)]
+    lines.append(line("fedavg", 0.56, gradients=180, bytes=100, members=members))
+    found = study.methods(lines)
+    shared, half = found["fedavg, shared model alone"], found["fedavg, both at one half"]
+    assert (shared.dice[0, 0, "a"], shared.gradients) == (0.4, 90) and half.dice[0, 0, "a"] == 0.55
+    assert study.equal_gradients(found["fedavg"], "local", found).mean == pytest.approx(0.04)
+    assert study.equal_gradients(shared, "local", found).mean == pytest.approx(-0.1)
+    assert study.equal_gradients(found[twice], "local", found) is None, "it is the yardstick itself"
+
+
+def test_at_equal_bytes_stands_the_largest_fedavg_that_fits(study: ModuleType) -> None:
+    members = {"personal": 0.5, "shared": 0.4, "half": 0.55}
+    sent = {"fedavg": 100, "fedavg[wire.dtype=int8]": 52, "fedavg@3": 33}
+    lines = [line(name, 0.5, bytes=size, members=members) for name, size in sent.items()]
+    lines += [line("x", 0.5, bytes=50), line("y", 0.5, bytes=10), line("local", 0.5)]
+    found = study.methods(lines)
+    assert study.at_equal_bytes(found["x"], found).name == "fedavg[wire.dtype=int8], shared model alone"
+    assert study.at_equal_bytes(found["y"], found).name == "fedavg@3, shared model alone"
+    assert study.at_equal_bytes(found["local"], found) is None
+
+
+@pytest.mark.parametrize(
+    ("end", "words"), [(0.8, "it had levelled off"), (0.9, "it had **not** levelled off")]
+)
+def test_training_alone_has_levelled_off_or_not(study: ModuleType, end: float, words: str) -> None:
+    lines = [
+        line("local", 0.8, seed=seed, curve=[[2, 0.5], [4, 0.8], [6, end + 0.002 * (-1) ** seed]])
+        for seed in range(3)
+    ]
+    assert words in study.levelled(lines)
+
+
+def test_runs_are_collected_once(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {
+        **{"algorithm": "fedavg", "split": 1, "seed": 1, "site": "a", "rounds": 2, "curve": [[2, 0.5]]},
+        **{
+            "dice_test": 0.6,
+            "model_bytes_out": 7,
+            "gradient_evaluations": 8,
+            "patients": {"c": "p", "d": "p"},
+        },
+        "members": {"personal": 0.5, "shared": 0.6, "half": 0.6},
+        "deployed": {"weights": {"shared": 1.0}, "patients": 3, "why": "x"},
+    }
+    monkeypatch.setattr(study, "DATA", tmp_path / "data")
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    (tmp_path / "out" / "runs" / "fedavg-seed1.json").write_text(json.dumps({"rows": [row]}))
+    for _ in range(2):
+        assert study.collect("nuclei", [tmp_path / "out"]) == 1
+    (kept,) = study.read(tmp_path / "data" / "nuclei.jsonl")
+    assert (kept["dice"], kept["patients"], kept["weights"]) == (0.6, 1, {"shared": 1.0})
