@@ -26,7 +26,7 @@ def judged(seed: int, spoil: Spoil) -> None:
     named = world.named()
     assert {peer for _, _, peer in named} <= {HARMFUL}, f"seed {seed}: {named}"
     if spoil is noisy:  # wrong labels do little harm where the site's model is mixed with six good ones'
-        assert len({by for _, by, _ in named}) >= 5, f"seed {seed}: {named}"
+        assert len({by for _, by, _ in named}) >= 4, f"seed {seed}: {named}"
 
 
 @pytest.mark.slow
