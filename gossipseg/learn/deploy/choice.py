@@ -1,7 +1,7 @@
 """How much the personal and the shared model each say in a prediction: the rules, on figures alone.
 
-With P the personal model's probabilities, T the shared one's, and n validation cases (three at most of each
-patient), in this order:
+With P the personal model's probabilities, T the shared one's, and n validation cases that have an NLL (three
+at most of each patient), in this order:
 
     1  α̂ = argmin over {0, ¼, ½, ¾, 1} of NLL(α·P + (1−α)·T),  α = (n·α̂ + 4·½)/(n + 4)                    (1)
     2  P alone where, by patient, the paired validation Dice of the mix is below P's by more than one standard
@@ -78,7 +78,7 @@ class Mix:
 
 
 def counted(patients: Sequence[str]) -> int:
-    """n of equation (1). `patients`: whose each validation case is."""
+    """n of equation (1). `patients`: whose each validation case with an NLL is."""
     return sum(min(CASES_PER_PATIENT, n) for n in Counter(patients).values())
 
 
@@ -112,7 +112,7 @@ def choose(
     broken = [name for name, share in (("personal", 1.0), ("shared", 0.0)) if not _finite(losses[share])]
     if broken:
         return _without(broken, personal, shared, patients), PRIOR_SHARE
-    n, best = counted(patients), best_share(losses)
+    n, best = counted(_told(losses, patients)), best_share(losses)
     share, mix = share_of_personal(best, n), mixes[best]
     drop = paired_drop(personal, mix, patients)
     alone, error = _over_patients(personal, mix, patients), drop.standard_error
@@ -129,6 +129,12 @@ def choose(
         why = f"with the shared model validation Dice falls by {drop.mean:.4f} ± {error:.4f}"
         return replace(plain, weights={"personal": 1.0}, why=why, deployed=alone, standard_error=0.0), best
     return plain, best
+
+
+def _told(losses: Mapping[float, Sequence[float | None]], patients: Sequence[str]) -> list[str]:
+    """Whose the cases are that have an NLL: the others say nothing of α̂."""
+    by_case = zip(*losses.values(), strict=True)
+    return [p for p, values in zip(patients, by_case, strict=True) if None not in values]
 
 
 def shared_alone(why: str, scores: CaseScores = (), patients: Sequence[str] = ()) -> Mix:

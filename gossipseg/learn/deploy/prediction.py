@@ -47,7 +47,7 @@ class Prediction:
             scores = self.shared_alone(shared, round, why)
             return scores, scores
         patients = self._run.site.patients("validation")
-        n = counted(patients)
+        n = counted(self._run.site.told_patients("validation"))
         by_best = {best: share_of_personal(best, n) for best in SHARES}
         found = self._run.score_pair(personal, shared, round, SHARES, by_best.values())
         alone = [case.mean for case in found.personal]
