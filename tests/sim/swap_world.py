@@ -90,8 +90,6 @@ class SwapWorld(Simulator):
             fx.ApplySwap: functools.partial(self._later, self.apply),
         }
         self.step_s = (0.05, 0.5)
-        self.due_every = 1
-        """At the end of which rounds an exchange is due."""
         self.deaths: Counter[Site] = Counter()
         """Deaths of each site's worker."""
 
@@ -141,8 +139,7 @@ class SwapWorld(Simulator):
         w.steps = shared.steps
         self._checkpoint(node.site)
         node.round_times.append(self.now)
-        due = w.round % self.due_every == 0
-        self._step(node, ev.RoundFinished(w.round, shared.steps, None, ahead=w.ahead, due=due))
+        self._step(node, ev.RoundFinished(w.round, shared.steps, None, ahead=w.ahead))
 
     def _later(self, action: Callable[..., None], node: SimNode, effect: Any) -> None:
         self._soon(node, action, effect)

@@ -13,6 +13,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core.assembly import DurableState
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.params import GossipParams, MembershipParams
 from tests.sim.simulator import Net, SimNode
 from tests.sim.swap_world import SwapWorld
@@ -345,8 +346,8 @@ def test_a_thousand_sites_over_two_hundred_rounds(monkeypatch: pytest.MonkeyPatc
         net=Net(loss=0.01, duplication=0.01),
         membership=MembershipParams(probe_interval_s=120.0, probe_timeout_s=10.0, push_pull_interval_s=600.0),
         keep_notes=False,
+        exchange_at=ExchangeTimes(every_rounds=4),
     )
-    sim.due_every = 4
     sim.start_all(within_s=5.0)
     spreads = []
     while min(n.worker.round for n in sim.nodes.values()) < 200:
