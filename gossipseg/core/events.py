@@ -246,6 +246,13 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferWindow:
+    """The hours in which this site may begin to send have come, or are over. At the start they have."""
+
+    open: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Leave:
     """Tell the others that this site leaves. After this step's effects it counts as left."""
 
@@ -292,6 +299,7 @@ Event = (
     | PersonalExported
     | PersonalHeld
     | Pause
+    | TransferWindow
     | Leave
     | SitesChanged
     | LiftQuarantine

@@ -23,6 +23,7 @@ def check(ctx: Context, membership: Membership, gossip: GossipExchange, state: W
     )
     assert membership.health.score >= 0, "self-health below 0"
     _check_exchange(ctx, membership, gossip)
+    _check_census(membership)
     assert not ctx.offences, "an offence is not counted"
     running = state.worker is WorkerPhase.RUNNING
     assert running == (gossip.running_round is not None), "a round runs without a worker, or the reverse"
@@ -50,6 +51,14 @@ def _check_member(member: Member, membership: Membership, gossip: GossipExchange
     if state in (MemberState.ALIVE, MemberState.UNSEEN, MemberState.LEFT):
         assert member.suspicion is None, f"{site}: {state} with a suspicion"
     assert not (member.agreed and member.refused and not member.blocked), f"{site}: agreed and refused"
+
+
+def _check_census(membership: Membership) -> None:
+    members, census = membership.members.values(), membership.census
+    steps = [m.info.steps for m in members if m.live and m.info is not None and m.info.round > 0]
+    assert census.steps.values() == sorted(steps), "the median of other steps than the members'"
+    cases = [m.cases for m in members if m.cases > 0]
+    assert census.cases.values() == sorted(cases), "the median of other cases than the members'"
 
 
 def _check_exchange(ctx: Context, membership: Membership, gossip: GossipExchange) -> None:

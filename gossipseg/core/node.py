@@ -259,6 +259,11 @@ class NodeState:
         self._worker_state.pause(event.paused)
         return True
 
+    def _window(self, event: events.TransferWindow) -> bool:
+        if self._swaps is not None:
+            self._swaps.window(event.open)
+        return True
+
     def _leave(self, event: events.Leave) -> bool:
         self._stage = Lifecycle.GONE
         self._worker_state.leave()
@@ -372,6 +377,11 @@ class NodeState:
         return self._swaps.open if self._swaps is not None else None
 
     @property
+    def swaps_wait(self) -> bool:
+        """Whether this site makes no swaps now, because it may not send at this hour."""
+        return self._swaps is not None and self._swaps.turns.window_closed
+
+    @property
     def set_aside(self) -> frozenset[Site]:
         """Peers that are kept out of swaps now."""
         return self._swaps.turns.aside.now(self.round) if self._swaps is not None else frozenset()
@@ -466,6 +476,7 @@ _ALWAYS: Mapping[type, _Handler] = {
     events.PersonalExported: NodeState._personal_exported,
     events.PersonalHeld: NodeState._personal_held,
     events.Pause: NodeState._pause,
+    events.TransferWindow: NodeState._window,
     events.SitesChanged: NodeState._sites_changed,
     events.LiftQuarantine: NodeState._lift,
 }

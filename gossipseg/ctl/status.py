@@ -136,7 +136,7 @@ def models(s: StatusDoc) -> str:
 
 
 def swaps(s: StatusDoc) -> str:
-    """How the swaps ended, the open one, and who is set aside; "" where none were made."""
+    """How the swaps ended, the open one, why none is made now, and who is set aside; "" for nothing."""
     words = {
         "mixed": "mixed",
         "copied": "taken over",
@@ -147,7 +147,10 @@ def swaps(s: StatusDoc) -> str:
     }
     counts = [f"{n} {word}" for name, word in words.items() if (n := getattr(s.swaps, name))]
     if s.swap.state:
-        counts.append(f"one {s.swap.state} with {s.swap.peer} now")
+        waits = f" ({s.swaps_wait})" if s.swaps_wait else ""
+        counts.append(f"one {s.swap.state} with {s.swap.peer} now{waits}")
+    elif s.swaps_wait:
+        counts.append(s.swaps_wait)
     if s.set_aside:
         counts.append(f"set aside: {', '.join(s.set_aside)}")
     return ", ".join(counts)

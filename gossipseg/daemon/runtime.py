@@ -28,6 +28,7 @@ from gossipseg.daemon.observe.journal import Journal
 from gossipseg.daemon.observe.status_view import WorkerView
 from gossipseg.daemon.observe.swap_table import SwapTable
 from gossipseg.daemon.peers.outbound import PeerCalls
+from gossipseg.daemon.peers.transfer_windows import follow_windows
 from gossipseg.daemon.peers.unsaved_state import binding, unbound
 from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.saves import Saves
@@ -78,6 +79,8 @@ class Runtime:
         self.swaps = SwapTable(config.site.site, time.time)
         self._witnesses: tuple[Witness, ...] = (self.ledger, self.swaps, self.audit, self.counters)
         self.started_at = time.monotonic()
+        self.window_opens = ""
+        """Hour at which this site may send again; "" where it may now."""
         self._journal = Journal(event_log, self.audit, self.training, time.time, self.disk)
         self.intake = Intake(
             node,
@@ -114,6 +117,7 @@ class Runtime:
         self.spawn(self.audit.run())
         self.spawn(self.worker.run())
         self.spawn(self.reaching.run(self.config), "reaching")
+        self.spawn(follow_windows(self.config.site.transfers.windows, self.window), "windows")
         self.note("daemon_started", version=_version(), site_id=self.config.me.id or "")
         self.inject(events.Start())
 
@@ -215,6 +219,11 @@ class Runtime:
         """Tell the watchers that something changed."""
         changed, self.changed = self.changed, asyncio.Event()
         changed.set()
+
+    def window(self, opens: str) -> None:
+        """Note that the hours in which this site may begin to send have come, or are over."""
+        self.window_opens = opens
+        self.inject(events.TransferWindow(not opens))
 
     def _tick(self) -> None:
         try:

@@ -101,7 +101,8 @@ class DynUNetSegmenter(Segmenter):
 
 @contextmanager
 def dropout_off(module: nn.Module) -> Iterator[bool]:
-    """Switch off every dropout, and only that; batch norm uses the batch but keeps its statistics.
+    """Switch off every dropout, and only that; batch norm uses the batch but keeps its statistics, their
+    count included.
 
     Yields whether there was any to switch off.
     """
@@ -109,6 +110,8 @@ def dropout_off(module: nn.Module) -> Iterator[bool]:
     dropouts = [m for m in module.modules() if isinstance(m, kinds) and m.training]
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     kept = [m.momentum for m in norms]
+    counters = [m.num_batches_tracked for m in norms if m.num_batches_tracked is not None]
+    counts = [counter.clone() for counter in counters]
     try:
         for m in dropouts:
             m.training = False
@@ -120,6 +123,8 @@ def dropout_off(module: nn.Module) -> Iterator[bool]:
             m.training = True
         for n, momentum in zip(norms, kept, strict=True):
             n.momentum = momentum
+        for counter, count in zip(counters, counts, strict=True):
+            counter.copy_(count)
 
 
 def _rate(module: nn.Module) -> float:

@@ -76,6 +76,15 @@ class Windows:
             return 0.0
         return min((begin - second_of_day) % DAY_S for begin, _ in self.spans)
 
+    def left_s(self, second_of_day: float) -> float:
+        """Seconds until a window that is open now closes; a day where none is."""
+        ends = [
+            (end - second_of_day) % DAY_S or DAY_S
+            for b, end in self.spans
+            if _inside((b, end), second_of_day)
+        ]
+        return min(ends, default=float(DAY_S))
+
     def opens_at(self, second_of_day: float) -> str:
         """The next opening as HH:MM."""
         at = int(second_of_day + self.wait_s(second_of_day)) % DAY_S

@@ -20,12 +20,13 @@ from gossipseg.ctl.exchanges import swap_cells
 from gossipseg.ctl.status import pairs
 from gossipseg.daemon.main import remembered
 from gossipseg.daemon.observe.metrics import sample
+from gossipseg.daemon.peers import outbound
 from gossipseg.daemon.peers.outbound import PeerCalls
 from gossipseg.daemon.recording import replay
 from gossipseg.daemon.recording.recorder import Recorder
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.daemon.worker.process import WorkerSupervisor
-from gossipseg.errors import LocalError
+from gossipseg.errors import LocalError, PeerUnreachable
 from gossipseg.learn import protocol
 from gossipseg.store import EventLog, StateFile
 from gossipseg.store.auditlog import AUDIT_FILE
@@ -208,6 +209,7 @@ async def test_a_peer_whose_swaps_did_harm_is_set_aside_before_the_next(
         real = r.inject
         monkeypatch.setattr(r, "inject", lambda event: (seen.append(event), real(event))[1])
         await worker.says(protocol.SwapApplied(SWAP, steps=54, frm="south", harm="it raised the loss by 0.2"))
+        seen = [event for event in seen if not isinstance(event, ev.Tick)]
         assert seen == [ev.HarmfulPeer("south", "it raised the loss by 0.2"), ev.SwapApplied(ID, "", 54, 0)]
         (note,) = [e for e in r.events.tail(50) if e["event"] == "peer_harmful"]
         assert (note["site"], note["detail"]) == ("south", "it raised the loss by 0.2")
@@ -262,6 +264,57 @@ async def test_a_snapshot_whose_swap_is_over_is_not_sent_when_its_window_opens(
         await transfer(r.calls, fx.StartTransfer(92, "south", own))
         assert pushed == [own.hash]
         assert ended[1:] == [ev.TransferFailed(92, "cancelled", "the swap is over")]
+
+
+async def test_a_snapshot_does_not_wait_for_its_window_and_the_swap_is_dropped(
+    swapping: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with met(swapping, monkeypatch) as (r, worker):
+        transfer, closed = PeerCalls.transfer, []  # type: ignore[var-annotated]
+
+        async def window(windows: list[str], timeout_s: float, to: str, waits: Any) -> None:
+            closed.append(timeout_s)
+            raise PeerUnreachable(to, "window_closed", "waits for the window until 22:00")
+
+        monkeypatch.setattr(outbound, "window_open", window)
+        await traded(r, worker, tmp_path)
+        swap = r.node.swap
+        assert swap is not None and swap.own is not None
+        await transfer(r.calls, fx.StartTransfer(91, "south", swap.own))
+        assert closed == [0.0]
+
+
+async def test_outside_of_its_hours_status_says_when_swaps_go_on(
+    swapping: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with met(swapping, monkeypatch) as (r, _):
+        r.window("22:00")
+        status = await service(r).status()
+        assert status.swaps_wait == "none before 22:00, by transfers.windows"
+        assert dict(pairs(status))["swaps"] == status.swaps_wait
+        assert not [c for c in status.concerns if c.code.startswith("nothing")]
+        r.window("")
+        assert (await service(r).status()).swaps_wait == ""
+
+
+async def test_a_decided_swap_at_a_paused_site_waits_and_status_says_so(
+    swapping: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with met(swapping, monkeypatch) as (r, worker):
+        await traded(r, worker, tmp_path)
+        await ready(r)
+        assert (await service(r).status()).swaps_wait == ""
+        r.pause(True)
+        status = await service(r).status()
+        assert status.swap.state == "committed"
+        assert (
+            "one committed with south now (it is decided, and applied once training goes on)"
+            in dict(pairs(status))["swaps"]
+        )
+        r.pause(False)
+        await worker.says(protocol.SwapApplied(SWAP, steps=54, ahead=0, frm="south"))
+        status = await service(r).status()
+        assert status.swaps.mixed == 1 and status.swaps_wait == ""
 
 
 # ---------------------------------------------------------------- the disk

@@ -63,11 +63,13 @@ def weights(site: Site) -> torch.Tensor:
 
 
 def start_apart(f: Federation) -> torch.Tensor:
-    """Let each site train one round alone; then move south's model by APART. Returns W_0."""
-    for site in f.sites.values():
-        site.start("--rounds", "1")
-        f.until(f"{site.name} has done a round", lambda site=site: phase(site) == "finished")
-        assert site.end() == 0
+    """Let north and south train one round alone; then move south's model by APART. Returns W_0."""
+    both = (f["north"], f["south"])
+    for site in both:
+        site.start("--rounds", "1")  # nobody swaps after its last round
+    f.until("both have done a round", lambda: all(phase(site) == "finished" for site in both))
+    assert [site.end() for site in both] == [0, 0]
+    assert not any(told(site, "swap_asked") for site in both)
     assert torch.allclose(weights(f["north"]), weights(f["south"]), atol=1e-6), "another W_0"
     for name, distance in (("north", 0.0), ("south", APART)):
         path = newest(f[name])

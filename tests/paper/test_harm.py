@@ -1,4 +1,4 @@
-"""Harm under swaps, by peer (equation (1) of gossipseg/learn/exchange/harm.py), worked out by hand."""
+"""Harm under swaps, by peer (the equations of gossipseg/learn/exchange/harm.py), worked out by hand."""
 
 from __future__ import annotations
 
@@ -48,6 +48,37 @@ def test_what_all_swaps_do_is_no_peers_fault() -> None:
     for _ in range(3):
         harm.note("south", by(0.3, 0.3, 0.3))
     assert [harm.note("west", by(0.3, 0.31, 0.29)) for _ in range(3)] == [""] * 3
+
+
+def test_a_peer_must_stand_out_among_the_others() -> None:
+    """Three others at 0, .1 and .2: their mean is .1, their standard deviation .1. The limit is .1 + .3."""
+    harm = Harm()
+    for _ in range(3):
+        for peer, change in (("south", 0.0), ("east", 0.1), ("north", 0.2)):
+            harm.note(peer, by(change, change, change))
+    assert [harm.note("west", by(0.39, 0.39, 0.39)) for _ in range(3)] == [""] * 3
+    assert [harm.note("west", by(0.3, 0.3, 0.3)) for _ in range(3)] == [""] * 3
+    assert [bool(harm.note("west", by(0.41, 0.41, 0.41))) for _ in range(3)] == [False, False, True]
+
+
+def test_one_bad_swap_is_no_harm() -> None:
+    """Mean .3 above the others', but without the worst swap 0: the peer had just been spoilt itself."""
+    harm = Harm()
+    for _ in range(3):
+        harm.note("south", by(0.0, 0.0, 0.0))
+    assert [harm.note("west", by(c, c, c)) for c in (0.0, 0.9, 0.0)] == [""] * 3
+    assert harm.note("west", by(0.1, 0.1, 0.1)), "two are"
+
+
+def test_among_several_peers_it_waits_until_two_others_are_known() -> None:
+    harm = Harm()
+    for swap in range(3):
+        harm.note("south", by(0.0, 0.0, 0.0))
+        if swap < 2:
+            harm.note("east", by(0.0, 0.0, 0.0))
+        assert harm.note("west", by(0.5, 0.5, 0.5)) == ""
+    harm.note("east", by(0.0, 0.0, 0.0))
+    assert harm.note("west", by(0.5, 0.5, 0.5))
 
 
 def test_only_the_last_three_count_and_survive_a_checkpoint() -> None:

@@ -126,6 +126,14 @@ def test_the_mix_by_hand() -> None:
     assert mix.reason.startswith("alone 0.7000, deployed 0.7500, gain +0.0500 ± 0.0289 on 3 patients; ")
 
 
+def test_a_case_without_a_loss_does_not_count() -> None:
+    """Of three cases one has no annotated voxel: n is 2, and α = (2·¼ + 2)/6."""
+    told = {share: [*values, None] for share, values in losses(0.25, 2).items()}
+    scores = [0.7, 0.7, None]
+    mix, _ = choose(told, scores, scores, {share: scores for share in SHARES}, ["a", "b", "c"])
+    assert mix.cases == 2 and mix.weights["personal"] == pytest.approx(2.5 / 6)
+
+
 @pytest.mark.parametrize(
     ("together", "patients", "alone"),
     [

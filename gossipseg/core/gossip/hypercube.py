@@ -162,5 +162,6 @@ class HypercubeTurns(SwapTurns):
 
     def refused(self, reason: str) -> None:
         """Try again where the partner is only busy; else skip the stage."""
+        super().refused(reason)
         if reason not in ("busy", "not_ready", "timeout"):
             self._skip()

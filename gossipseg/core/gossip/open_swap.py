@@ -111,6 +111,13 @@ class OpenSwap:
         return taken and made and (given or not self.asker)
 
     @property
+    def to_send(self) -> bool:
+        """Whether this site's snapshot must still begin its way."""
+        if self.stage is Stage.TRADING:
+            return self.gives and not self.delivered and self.transfer is None
+        return self.stage is Stage.ASKING
+
+    @property
     def binding(self) -> bool:
         """Whether a crash, or the end of training, must not end it."""
         return self.stage in (Stage.DOUBT, Stage.COMMITTED)

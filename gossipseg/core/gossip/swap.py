@@ -22,7 +22,7 @@ from gossipseg.core.gossip.swap_decision import SwapDecision
 from gossipseg.core.gossip.swap_memory import SwapMemory
 from gossipseg.core.gossip.swap_offers import SwapOffers
 from gossipseg.core.gossip.swap_trade import SwapTrade
-from gossipseg.core.gossip.swap_turns import SwapTurns
+from gossipseg.core.gossip.swap_turns import WINDOW_CLOSED, SwapTurns
 from gossipseg.core.manifests import ManifestLedger
 from gossipseg.core.membership.handshake import Handshake
 from gossipseg.core.membership.member import Member
@@ -104,6 +104,16 @@ class SwapExchange:
         """Drop what is not bound: a worker that is held carries out no order, and the partner would wait."""
         if self.open is not None and not self.open.binding:
             self.decision.drop(self.open, "paused", ask=False)
+
+    def window(self, open_now: bool) -> None:
+        """Ask once this site may send again; drop what it may not send any more. What is on its way goes on,
+        as it does elsewhere."""
+        self.turns.window_closed = not open_now
+        open = self.open
+        if open_now:
+            self.offers.ask()
+        elif open is not None and open.to_send:
+            self.decision.drop(open, WINDOW_CLOSED, ask=False)
 
     def leave(self) -> None:
         """Drop what is not bound; the rest waits for the next start."""

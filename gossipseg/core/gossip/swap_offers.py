@@ -14,6 +14,7 @@ from gossipseg.core.gossip.open_swap import OpenSwap, Stage, Turn
 from gossipseg.core.gossip.swap_decision import SwapDecision
 from gossipseg.core.gossip.swap_signing import SwapSigner
 from gossipseg.core.gossip.swap_terms import plan
+from gossipseg.core.gossip.swap_turns import WINDOW_CLOSED
 from gossipseg.core.membership.handshake import Handshake
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams
@@ -141,7 +142,10 @@ class SwapOffers:
         if not reason and not gives_way:
             reason = "busy"
         ours = self._signer.sign(
-            terms.swap, frm, behind=self._decision.turns.behind(), one_way=self._cannot_dial(frm)
+            terms.swap,
+            frm,
+            behind=self._decision.turns.behind(),
+            one_way=self._cannot_dial(frm),
         )
         agreed = plan(terms, ours) if not reason else None
         if not reason and agreed is None:
@@ -182,6 +186,8 @@ class SwapOffers:
             return PHASE_REFUSALS[ctx.info.phase]
         if self._decision.turns.over:
             return "finished"
+        if self._decision.turns.window_closed:
+            return WINDOW_CLOSED
         if member is None or member.refused:
             return "contract_mismatch"
         if member.quarantined:

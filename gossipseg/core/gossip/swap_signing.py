@@ -48,8 +48,8 @@ class SwapSigner:
     def _cases_of(self, partner: Site) -> int:
         members = self._membership.members
         claimed = members[partner].cases if partner in members else 0
-        others = [m.cases for m in members.values() if m.site != partner]
-        return capped_cases(claimed, [self._ctx.info.cases, *others])
+        own = self._ctx.info.cases or None
+        return capped_cases(claimed, self._membership.census.cases.median(without=partner, beside=own))
 
     def fault(self, terms: SwapTerms | None, swap: ExchangeId, maker: Site) -> str:
         """Why the partner's terms are refused, or ""."""

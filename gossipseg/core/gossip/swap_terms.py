@@ -7,9 +7,7 @@ plan.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from gossipseg.core.effects import SwapPart
 from gossipseg.core.types import SwapTerms
@@ -20,21 +18,21 @@ ONE_WAY_LIMIT = 0.5
 """Largest weight of a model that came in one way."""
 
 
-def capped_cases(claimed: int, others: Sequence[int]) -> int:
+def capped_cases(claimed: int, typical: float | None) -> int:
     """A partner's training cases as this site counts them.
 
-    `others`: the known counts of all listed sites but the partner, this site's own among them.
+    `typical`: the median of the known counts of all listed sites but the partner, this site's own among them;
+    None where none is known.
     """
-    known = [n for n in others if n > 0]
-    return min(claimed, max(1, math.floor(CASES_CAP * median(known)))) if known else claimed
+    return claimed if typical is None else min(claimed, max(1, math.floor(CASES_CAP * typical)))
 
 
-def is_behind(steps: int, others: Sequence[int]) -> bool:
-    """Whether a site has under half of the steps that the others have in the median.
+def is_behind(steps: int, typical: float | None) -> bool:
+    """Whether a site has under half of the steps that the others have in the median (`typical`).
 
     One site alone that claims many steps makes nobody take its model over.
     """
-    return bool(others) and 2 * steps < median(others)
+    return typical is not None and 2 * steps < typical
 
 
 @dataclass(frozen=True, slots=True)

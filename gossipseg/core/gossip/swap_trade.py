@@ -14,6 +14,7 @@ from gossipseg.core.effects import StartTransfer
 from gossipseg.core.gossip.exchange import describe
 from gossipseg.core.gossip.open_swap import OpenSwap, Stage
 from gossipseg.core.gossip.swap_decision import PROBE_SHARE, SwapDecision
+from gossipseg.core.gossip.swap_turns import WINDOW_CLOSED
 from gossipseg.core.manifests import ManifestLedger
 from gossipseg.core.offences import is_offence, verdict_is_offence
 from gossipseg.core.params import GossipParams
@@ -113,7 +114,10 @@ class SwapTrade:
             self._ctx.note("transfer_failed", to, event.reason, detail=event.detail, **describe(model))
             if open is not None:
                 open.transfer = None
-                self._undelivered(open, event.reason)
+                if event.reason == WINDOW_CLOSED and open.stage is Stage.TRADING:
+                    self._decision.drop(open, WINDOW_CLOSED, ask=False)
+                else:
+                    self._undelivered(open, event.reason)
         return True
 
     def _undelivered(self, open: OpenSwap, reason: str) -> None:

@@ -17,6 +17,9 @@ from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams
 from gossipseg.core.types import Phase, Site, SwapTerms
 
+WINDOW_CLOSED = "window_closed"
+"""Why a site outside of the hours in which it may send makes no swaps."""
+
 
 class SwapTurns:
     """The swaps that this site still owes, and the peers it has tried since its last round."""
@@ -48,8 +51,12 @@ class SwapTurns:
         were due."""
         self.due = 0
         """Rounds past the warm-up, since the daemon started, at whose end an exchange was due."""
+        self.window_closed = False
+        """Whether this site may not begin to send at this hour."""
         self._tries_left = 0
         self._tried: set[Site] = set()
+        self._refusals: list[str] = []
+        """Why the peers asked since the last round's end have refused."""
 
     @property
     def per_round(self) -> int:
@@ -78,8 +85,12 @@ class SwapTurns:
             self.last = self.round
 
     def count_due(self, due: bool) -> None:
-        """Count an exchange that is due, for the alarms about silence."""
-        self.due += due and not self.warming_up()
+        """Count an exchange that is due, for the alarms about silence. Hours in which this site may not send,
+        or none of those that it asked, are no silence."""
+        if self._refusals and all(reason == WINDOW_CLOSED for reason in self._refusals):
+            self.due -= 1
+        self._refusals = []
+        self.due += due and not self.warming_up() and not self.window_closed
 
     def took_part(self) -> None:
         """Count a swap that has been accepted: it is the one that was due, or stands for that of the end of
@@ -119,14 +130,11 @@ class SwapTurns:
 
     def behind(self) -> bool:
         """Whether this site has under half of the others' steps; see swap_terms.is_behind."""
-        return is_behind(self._ctx.info.steps, self._others_steps())
-
-    def _others_steps(self) -> list[int]:
-        members = self._membership.members.values()
-        return [m.info.steps for m in members if m.live and m.info is not None and m.info.round > 0]
+        return is_behind(self._ctx.info.steps, self._membership.census.steps.median())
 
     def _may_ask(self) -> bool:
-        return self._ctx.info.phase is Phase.TRAINING and not self.over and not self.warming_up()
+        training = self._ctx.info.phase is Phase.TRAINING and not self.over
+        return training and not self.window_closed and not self.warming_up()
 
     def mark(self) -> tuple[int, int, str]:
         """Position, stage and list of the living, for this site's terms; only along a hypercube."""
@@ -144,6 +152,7 @@ class SwapTurns:
 
     def refused(self, reason: str) -> None:
         """Note that the peer that was asked has refused."""
+        self._refusals.append(reason)
 
     def next_peer(self) -> Site | None:
         """The peer to ask now, uniformly among those not tried; None: ask nobody."""

@@ -97,6 +97,10 @@ class Handshake:
 
 
 SIGNATURE_KEY = "network.signature"
+NOT_SET = {
+    "gossip.exchange": "not set there: a version that makes no swaps, or `gossip.exchange: push`",
+}
+"""What a contract's missing field may mean, where this site has it."""
 _UNKNOWN = ("", '""')
 _NAMED = 3
 _MAX_SHOWN = 200
@@ -124,11 +128,15 @@ def _difference(ours: dict[str, str], theirs: dict[str, str]) -> str:
         ours.get(SIGNATURE_KEY, "") in _UNKNOWN or theirs.get(SIGNATURE_KEY, "") in _UNKNOWN
     ):
         differing.remove(SIGNATURE_KEY)
-    named = [
-        f"{_short(k)}: {_short(ours.get(k))} here, {_short(theirs.get(k))} there" for k in differing[:_NAMED]
-    ]
+    named = [_both(k, ours.get(k), theirs.get(k)) for k in differing[:_NAMED]]
     more = len(differing) - len(named)
     return "; ".join(named) + (f"; and {more} more" if more else "")
+
+
+def _both(key: str, ours: str | None, theirs: str | None) -> str:
+    """A field with both values."""
+    there = NOT_SET.get(key, "") if theirs is None else ""
+    return f"{_short(key)}: {_short(ours)} here, {there or _short(theirs) + ' there'}"
 
 
 def _short(value: str | None) -> str:

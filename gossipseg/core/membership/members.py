@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from gossipseg.core.context import Context
 from gossipseg.core.membership import suspicion
+from gossipseg.core.membership.census import Census
 from gossipseg.core.membership.dissemination import Dissemination
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.self_record import SelfRecord
@@ -95,6 +96,7 @@ class Membership:
         """Listed sites that are not live, the longest undialled first."""
         self.joined: list[Site] = []
         """Newly alive members that the failure detector has not seen yet."""
+        self.census = Census()
         self.health = suspicion.LocalHealth(params.max_self_health)
         self.watchers: list[Callable[[Member, bool], None]] = []
         """Called in this order with the arguments of `changed`."""
@@ -208,6 +210,7 @@ class Membership:
 
     def changed(self, member: Member, *, ended: bool = False) -> None:
         """Report a member's change; `ended`: the incarnation known so far is over."""
+        self.census.update(member)
         for watcher in self.watchers:
             watcher(member, ended)
 
@@ -235,6 +238,7 @@ class Membership:
         if info is None or info is old:
             return member
         member.info = info
+        self.census.update(member)
         self._compare_lists(member, old)
         recount = info.cases not in (0, member.cases)
         if recount:
@@ -313,6 +317,7 @@ class Membership:
             self.down.pop(site, None)
             member.state, member.reason = MemberState.LEFT, "no longer listed"
             self.changed(member, ended=True)
+            self.census.forget(site)
         for site in sorted(sites):
             if site != self._ctx.site and site not in self.members:
                 self.members[site] = Member(site, address=sites[site], since=self._ctx.now)

@@ -14,7 +14,7 @@ from gossipseg import __version__, trust
 from gossipseg.core.membership.member import Member
 from gossipseg.core.types import MemberState, Phase, Site, fingerprint
 from gossipseg.daemon.control.round_documents import rounds_doc, under_way
-from gossipseg.daemon.control.swap_documents import open_swap, swap_counts
+from gossipseg.daemon.control.swap_documents import open_swap, swap_counts, swaps_wait
 from gossipseg.daemon.health.concerns import current_concerns, reach_rows, sentence
 from gossipseg.daemon.observe import certificate_expiry
 from gossipseg.daemon.runtime import Runtime
@@ -105,6 +105,7 @@ class Service:
             concerns=found,
             swap=open_swap(r),
             swaps=swap_counts(node),
+            swaps_wait=swaps_wait(r),
             set_aside=tuple(sorted(node.set_aside)),
             personal_held=tuple(node.held_personal),
             personal_wanted=tuple(sorted(node.wants_personal)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from gossipseg.core.gossip.open_swap import Stage
 from gossipseg.core.node import NodeState
+from gossipseg.core.types import Phase
 from gossipseg.daemon.runtime import Runtime
 from gossipseg.wire import documents as doc
 
@@ -24,6 +26,17 @@ def open_swap(r: Runtime) -> doc.SwapRow:
         part=swap.part,
         weight=swap.weight,
     )
+
+
+def swaps_wait(r: Runtime) -> str:
+    """Why this site makes no swaps now, or why the open one waits; "" where neither is so."""
+    swap = r.node.swap
+    if r.node.phase is Phase.PAUSED:
+        committed = swap is not None and swap.stage is Stage.COMMITTED
+        return "it is decided, and applied once training goes on" if committed else ""
+    if r.node.swaps_wait:
+        return f"none before {r.window_opens}, by transfers.windows"
+    return ""
 
 
 def swap_counts(node: NodeState) -> doc.SwapCounts:

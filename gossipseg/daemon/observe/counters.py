@@ -25,6 +25,7 @@ REASONS = frozenset(
         "contract_mismatch",
         "cut_off",
         "disk_full",
+        "displaced",
         "diverged",
         "dropped_there",
         "duplicate",
@@ -113,6 +114,7 @@ REASONS = frozenset(
         "untrusted",
         "validation",
         "warming_up",
+        "window_closed",
         "worker_lost",
         "wrong_offset",
     }

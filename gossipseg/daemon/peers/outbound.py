@@ -78,6 +78,7 @@ class PeerCalls:
 
     async def transfer(self, effect: effects.StartTransfer) -> None:
         self._outgoing[effect.id] = effect.model.hash
+        swaps = configuration.swaps(self._owner.config.federation)
         path, size = self._store.path(effect.model.hash), max(1, effect.model.size_bytes)
 
         def moved(handed_over_bytes: int) -> None:
@@ -90,7 +91,7 @@ class PeerCalls:
             timeout_s = section.transfer_timeout_s
             await window_open(
                 config.site.transfers.windows,
-                timeout_s,
+                0.0 if swaps else timeout_s,  # a swap is dropped: its snapshot would be old by then
                 effect.to,
                 lambda reason: self._ledger.waits(effect.to, effect.model.hash, reason),
             )

@@ -1,4 +1,4 @@
-"""Waits for the hours in which models may be sent."""
+"""Waits for the hours in which models may be sent, and tells of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gossipseg.wire.pacing import Windows
 
 LOOK_AGAIN_S = 60.0
 """The wall clock may be set forward or back, and summer time begins and ends."""
+MIN_LOOK_S = 0.5
 
 
 def local_second_of_day() -> float:
@@ -43,3 +44,29 @@ async def window_open(
         nap_s = min(wait_s, left_s, LOOK_AGAIN_S)
         await sleep(nap_s)
         left_s -= nap_s
+
+
+async def follow_windows(
+    windows: Sequence[str],
+    tell: Callable[[str], None],
+    *,
+    second_of_day: Callable[[], float] = local_second_of_day,
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> None:
+    """Call `tell` with the next opening, or "" once a window is open: at once where none is, then at each
+    change. Without windows there is nothing to tell."""
+    parsed, was_open = Windows.parse(windows), True
+    while windows:
+        now = second_of_day()
+        is_open = parsed.wait_s(now) <= 0
+        if is_open is not was_open:
+            tell("" if is_open else parsed.opens_at(now))
+        was_open = is_open
+        await sleep(_next_look_s(parsed, now))
+
+
+def _next_look_s(windows: Windows, second_of_day: float) -> float:
+    """Until the next change, as far as it is near. A second is little beside a window."""
+    wait_s = windows.wait_s(second_of_day)
+    left_s = wait_s if wait_s > 0 else windows.left_s(second_of_day)
+    return max(MIN_LOOK_S, min(LOOK_AGAIN_S, left_s))

@@ -1,7 +1,7 @@
 """How much each model says in a prediction: the rules, on figures alone.
 
-With P the personal model's probabilities, T the shared one's, and n validation cases (three at most of each
-patient), in this order:
+With P the personal model's probabilities, T the shared one's, and n validation cases that have an NLL (three
+at most of each patient), in this order:
 
     1  α̂ = argmin over {0, ¼, ½, ¾, 1} of NLL(α·P + (1−α)·T),  α = (n·α̂ + 4·½)/(n + 4)                    (1)
     2  from 8 validation patients: g, greedy over P, T and the peers' personal models (ensemble selection,
@@ -92,7 +92,7 @@ class Mix:
 
 
 def counted(patients: Sequence[str]) -> int:
-    """n of equation (1). `patients`: whose each validation case is."""
+    """n of equation (1). `patients`: whose each validation case with an NLL is."""
     return sum(min(CASES_PER_PATIENT, n) for n in Counter(patients).values())
 
 
@@ -173,10 +173,11 @@ def choose(
     broken = [name for name, share in (("personal", 1.0), ("shared", 0.0)) if not _finite(losses[share])]
     if broken:
         return _without(broken, personal, shared, patients), PRIOR_SHARE
-    n, best = counted(patients), best_share(losses)
+    told = _with_loss(losses, patients)
+    n, best = counted(told), best_share(losses)
     share, dice = share_of_personal(best, n), mixes[best]
     weights = {"personal": share, "shared": 1 - share}
-    if candidates is not None and len(set(patients)) >= GREEDY_PATIENTS:
+    if candidates is not None and len(set(told)) >= GREEDY_PATIENTS:
         weights, dice = _wider(candidates, most, weights, dice, patients, n)
     mix = _told(weights, personal, shared, dice, patients, n)
     drop = paired_drop(personal, dice, patients)
@@ -228,6 +229,12 @@ def _told(
         patients=drop.patients,
         cases=cases,
     )
+
+
+def _with_loss(losses: Mapping[float, Sequence[float | None]], patients: Sequence[str]) -> list[str]:
+    """Whose the cases are that have an NLL: the others say nothing of α̂."""
+    by_case = zip(*losses.values(), strict=True)
+    return [p for p, values in zip(patients, by_case, strict=True) if None not in values]
 
 
 def shared_alone(why: str, scores: CaseScores = (), patients: Sequence[str] = ()) -> Mix:

@@ -57,7 +57,7 @@ class Prediction:
     @property
     def looks_wider(self) -> bool:
         """Whether there are patients enough to choose among more than two models."""
-        return len(set(self._run.site.patients("validation"))) >= GREEDY_PATIENTS
+        return len(set(self._run.site.told_patients("validation"))) >= GREEDY_PATIENTS
 
     def judge(
         self, personal: nn.Module, shared: nn.Module, round: int, *, trained: int | None
@@ -72,7 +72,7 @@ class Prediction:
             scores = self.shared_alone(shared, round, why)
             return scores, scores
         patients = self._run.site.patients("validation")
-        n = counted(patients)
+        n = counted(self._run.site.told_patients("validation"))
         by_best = {best: share_of_personal(best, n) for best in SHARES}
         members = self._members(personal, shared, round) if self.looks_wider else None
         if members is None:

@@ -18,6 +18,7 @@ from gossipseg.errors import LocalError
 from gossipseg.learn.data.cases import Case
 from gossipseg.learn.data.dataset import Dataset, Item
 from gossipseg.learn.data.division import patients_in
+from gossipseg.learn.data.labels import IGNORE
 from gossipseg.learn.data.patches import TrainBatches
 from gossipseg.learn.engine.losses import make_target
 from gossipseg.learn.engine.partial import Annotated
@@ -54,6 +55,7 @@ class SiteData:
         self._data = data
         self._batches: Batches = batches or TrainBatches(data, settings.task, settings.training)
         self._patients: dict[SplitName, tuple[str, ...]] = {}
+        self._told: dict[SplitName, tuple[bool, ...]] = {}
 
     def feed(self, wrap: Callable[[Batches], Batches]) -> None:
         """Train on other batches, made of the present ones."""
@@ -214,6 +216,14 @@ class SiteData:
             patients = patients_in(case for _, case in self._data.splits)
             self._patients[split] = tuple(patients[case.id] for case in self._scored(split))
         return self._patients[split]
+
+    def told_patients(self, split: SplitName) -> tuple[str, ...]:
+        """Those of `patients` whose labels say what some voxel is: the cases that have an NLL."""
+        if split not in self._told:
+            labels = (item.label for item in self._data.items(split) if item.label is not None)
+            told = (bool((self.annotated.label(label[None]) != IGNORE).any()) for label in labels)
+            self._told[split] = tuple(told)
+        return tuple(p for p, told in zip(self.patients(split), self._told[split], strict=True) if told)
 
     def _scored(self, split: SplitName) -> tuple[Case, ...]:
         """The cases that `score` returns, in its order."""

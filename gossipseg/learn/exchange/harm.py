@@ -5,7 +5,14 @@ other peers' (0 where there is no other), a peer does harm where, over the patie
 
     mean(d) > max(0.05, 3·SE(d))                                                                         (1)
 
-with three patients or more. Nothing is undone: the core sets the peer aside (docs/design/swap.md).
+with three patients or more. It must stand out among the others even without the worst of its three swaps:
+with d' the same difference for the two others of them, and m_k the mean change of each other peer whose three
+swaps are known (SD: 0 where fewer than two others were met),
+
+    mean(d') > 3·SD(m_k),   three such peers, or all that were met                                       (2)
+
+A peer that has just mixed with a harmful one passes its harm on once, and is not the cause. Nothing is
+undone: the core sets the peer aside (docs/design/swap.md).
 """
 
 from __future__ import annotations
@@ -18,7 +25,8 @@ from typing import Any
 from gossipseg.learn.evaluation.paired import LEAST_PATIENTS
 
 SWAPS_KEPT = 3
-LEAST_HARM, STANDARD_ERRORS = 0.05, 3.0
+LEAST_HARM, STANDARD_ERRORS, DEVIATIONS = 0.05, 3.0, 3.0
+LEAST_PEERS, ENOUGH_PEERS = 2, 3
 
 ByPatient = Mapping[str, float]
 
@@ -37,18 +45,31 @@ class Harm:
         return self._judged(peer) if len(kept) == SWAPS_KEPT else ""
 
     def _judged(self, peer: str) -> str:
-        own = _means(self._kept[peer])
         others = _means([c for name, changes in self._kept.items() if name != peer for c in changes])
-        differences = [value - others.get(patient, 0.0) for patient, value in own.items()]
+        differences = list(_differences(self._kept[peer], others).values())
         if len(differences) < LEAST_PATIENTS:
             return ""
         mean, error = statistics.fmean(differences), statistics.stdev(differences) / len(differences) ** 0.5
         if mean <= max(LEAST_HARM, STANDARD_ERRORS * error):
             return ""
+        milder = sorted(self._kept[peer], key=_mean)[:-1]
+        if _mean(_differences(milder, others)) <= self._usual(peer):
+            return ""
         return (
             f"its last {SWAPS_KEPT} swaps raised the validation loss by {mean:.3f} ± {error:.3f} "
             f"more than those of others, over {len(differences)} patients"
         )
+
+    def _usual(self, peer: str) -> float:
+        """How far the other peers' swaps differ from each other: equation (2)."""
+        others = {name: changes for name, changes in self._kept.items() if name != peer}
+        if len(others) < LEAST_PEERS:
+            return 0.0
+        known = [changes for changes in others.values() if len(changes) == SWAPS_KEPT]
+        means = [_mean(_means(changes)) for changes in known]
+        if len(means) < min(ENOUGH_PEERS, len(others)):
+            return math.inf  # it is told once there is something to compare it with
+        return DEVIATIONS * statistics.stdev(means)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain values."""
@@ -68,6 +89,16 @@ def change_by_patient(
         if b is not None and a is not None and math.isfinite(a - b):
             found.setdefault(patient, []).append(a - b)
     return {patient: statistics.fmean(values) for patient, values in found.items()}
+
+
+def _differences(changes: Sequence[ByPatient], others: ByPatient) -> dict[str, float]:
+    """By patient, where the peer's swaps have a figure."""
+    return {patient: value - others.get(patient, 0.0) for patient, value in _means(changes).items()}
+
+
+def _mean(values: ByPatient) -> float:
+    """0 where there is none."""
+    return statistics.fmean(values.values()) if values else 0.0
 
 
 def _means(changes: Sequence[ByPatient]) -> dict[str, float]:

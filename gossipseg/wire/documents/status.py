@@ -157,5 +157,7 @@ class StatusDoc(Document, frozen=True):
     swap: SwapRow = SwapRow()
     """The swap that is open now; its state is empty where none is."""
     swaps: SwapCounts = SwapCounts()
+    swaps_wait: str = ""
+    """Why this site makes no swaps now, or why the open one waits; empty: neither."""
     set_aside: tuple[str, ...] = ()
     """Peers with which no swaps are made for some rounds, because theirs did harm here."""

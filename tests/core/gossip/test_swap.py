@@ -918,3 +918,71 @@ def test_a_pause_leaves_a_doubt_open() -> None:
     rig, swap = in_doubt()
     rig.do(ev.Pause(True))
     assert rig.node.swap is not None and rig.node.swap.id == swap
+
+
+# ---------------------------------------------------------------- the hours in which a site may send
+
+
+def test_outside_of_its_hours_a_site_neither_asks_nor_is_asked() -> None:
+    rig = rig_of("b", "c")
+    rig.do(ev.TransferWindow(False))
+    assert rig.node.swaps_wait
+    for _ in range(25):
+        rig.round_done()
+        assert not rig.requests(ms.SwapOffer)
+    rig.asks("b", offer_of("b"))
+    assert rig.reply() == ms.SwapOfferReply("reject", "window_closed")
+    assert "nothing_sent" not in {c.code for c in rig.node.concerns(rig.now)}, "no alarm"
+    rig.do(ev.TransferWindow(True))
+    assert asked(rig) and not rig.node.swaps_wait, "at once, for the one that is due"
+
+
+def test_peers_outside_of_their_hours_are_no_alarm_but_other_refusals_are() -> None:
+    for reason, alarm in (("window_closed", False), ("warming_up", True)):
+        rig = rig_of("b")
+        rig.meet("b")
+        for _ in range(25):
+            rig.round_done()
+            rig.answer(asked(rig), ms.SwapOfferReply("reject", reason))
+        codes = {c.code for c in rig.node.concerns(rig.now)}
+        assert ("nothing_sent" in codes) is alarm, reason
+
+
+def test_what_is_not_on_its_way_when_the_hours_end_is_dropped_at_both() -> None:
+    rig = rig_of("b")
+    swap = ExchangeId("b", 1)
+    rig.asks("b", offer_of("b"))
+    rig.do(ev.TransferWindow(False))
+    assert rig.node.swap is None
+    assert rig.request(ms.SwapTold).body == ms.SwapTold(swap, "dropped", "window_closed")
+    rig = rig_of("b")
+    rig.round_done()
+    request = asked(rig)
+    rig.do(ev.TransferWindow(False))
+    assert rig.node.swap is None, "an offer is taken back"
+    accepted(rig, request)
+    assert rig.node.swap is None and not rig.of(fx.ExportSnapshot), "its accept comes too late"
+
+
+def test_what_is_on_its_way_or_bound_when_the_hours_end_goes_on() -> None:
+    rig = rig_of("b")
+    rig.asks("b", offer_of("b"))
+    rig.do(ev.SnapshotExported(ExchangeId("b", 1), model("mine")))
+    rig.answer(rig.request(ms.SwapSnapshot), ms.SwapSnapshotReply("accept"))
+    rig.do(ev.TransferWindow(False))
+    assert rig.node.swap is not None
+    rig.do(ev.TransferDone(rig.node.swap.transfer or 0))
+    assert rig.node.swap.delivered
+    rig, _ = in_doubt()
+    rig.do(ev.TransferWindow(False))
+    assert rig.node.swap is not None and rig.node.swap.binding
+
+
+def test_a_transfer_that_its_hours_have_missed_drops_the_swap_at_once() -> None:
+    rig = rig_of("b")
+    rig.asks("b", offer_of("b"))
+    rig.do(ev.SnapshotExported(ExchangeId("b", 1), model("mine")))
+    rig.answer(rig.request(ms.SwapSnapshot), ms.SwapSnapshotReply("accept"))
+    rig.do(ev.TransferFailed(rig.of(fx.StartTransfer)[0].id, "window_closed"))
+    assert rig.node.swap is None
+    assert rig.request(ms.SwapTold).body.reason == "window_closed"  # type: ignore[union-attr]

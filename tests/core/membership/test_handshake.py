@@ -42,6 +42,17 @@ def test_a_key_only_one_side_has_is_named() -> None:
     assert refusal(hello(), hello((*SIGNED, ("zzz", "1")))) == "zzz: not set here, 1 there"
 
 
+def test_a_site_without_swaps_is_told_of_in_words() -> None:
+    """An older version does not know them, and its contract lacks the field."""
+    ours = hello((*SIGNED, ("gossip.exchange", '"swap"')))
+    said = refusal(ours, hello())
+    assert said == (
+        'gossip.exchange: "swap" here, '
+        "not set there: a version that makes no swaps, or `gossip.exchange: push`"
+    )
+    assert refusal(hello(), ours) == 'gossip.exchange: not set here, "swap" there'
+
+
 def test_many_differences_are_counted() -> None:
     ours = tuple((f"k{i}", "1") for i in range(6))
     theirs = tuple((f"k{i}", "2") for i in range(6))

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gossipseg.daemon.peers.transfer_windows import local_second_of_day, window_open
+from gossipseg.daemon.peers.transfer_windows import follow_windows, local_second_of_day, window_open
 from gossipseg.errors import PeerUnreachable
 
 H = 3600
@@ -90,3 +90,44 @@ def test_summer_time_begins_and_ends_while_it_waits(change_s: float, opens_after
 
 def test_the_wall_clock_is_read_as_local_time() -> None:
     assert 0 <= local_second_of_day() < 86_400
+
+
+def told_over(windows: list[str], begin_s: float, hours: float) -> list[tuple[float, str]]:
+    """(hour of the day, next opening) of each word of follow_windows."""
+    wall, told, left_s = Wall(begin_s), list[tuple[float, str]](), hours * H
+
+    class Enough(Exception):
+        pass
+
+    async def sleep(seconds: float) -> None:
+        nonlocal left_s
+        left_s -= seconds
+        if left_s < 0:
+            raise Enough
+        await wall.sleep(seconds)
+
+    def tell(opens: str) -> None:
+        told.append((round(wall.at_s / H, 2), opens))
+
+    with pytest.raises(Enough):
+        asyncio.run(follow_windows(windows, tell, second_of_day=lambda: wall.at_s, sleep=sleep))
+    return told
+
+
+def test_each_change_is_told_once_and_at_its_time() -> None:
+    assert told_over(["22:00-06:00"], 12 * H, 30) == [
+        (12.0, "22:00"),
+        (22.0, ""),
+        (6.0, "22:00"),
+    ]
+    assert told_over(["22:00-06:00", "12:30-13:00"], 23 * H, 24) == [
+        (6.0, "12:30"),
+        (12.5, ""),
+        (13.0, "22:00"),
+        (22.0, ""),
+    ]
+    assert told_over(["22:00-24:00", "00:00-06:00"], 23 * H, 4) == [], "open all the time"
+
+
+def test_without_windows_nothing_is_told() -> None:
+    asyncio.run(follow_windows([], lambda _: pytest.fail("told")))

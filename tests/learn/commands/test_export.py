@@ -143,7 +143,9 @@ def test_the_personal_and_the_shared_model_are_exported_together(
     } and plain.keys() == deployment.net.state_dict().keys()
     with safe_open(out / "model.safetensors", "pt") as f:
         assert json.loads(f.metadata()["members"]) == PAIR
-    assert document["reason"] in (out / "bundle/docs/README.md").read_text()
+    told = (out / "bundle/docs/README.md").read_text()
+    assert document["reason"] in told
+    assert "mixes its models in each window" in told and "in .2 % of the voxels" in told
 
 
 @pytest.mark.parametrize("mix", [PAIR, {"personal": 1.0}])
@@ -153,6 +155,7 @@ def test_a_single_model_is_exported_as_one(
     deployment, out = exported(tmp_path, GREY, mix, "--single")
     document = json.loads(capsys.readouterr().out)
     assert document["weights"] == "personal" and not isinstance(deployment.net, Mixture)
+    assert "in each window" not in (out / "bundle/docs/README.md").read_text()
     if len(mix) > 1:
         assert "Dice 0.8500 with both, +0.0500 against this one" in document["reason"]
     net = load(name="bundle", bundle_dir=str(out), workflow_type="inference", source="github").eval()

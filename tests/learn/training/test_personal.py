@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
+from PIL import Image
 from safetensors import safe_open
 
 from gossipseg.algos.params import (
@@ -25,7 +28,7 @@ from gossipseg.learn import protocol
 from gossipseg.learn.deploy.prediction import LEAST_ROUNDS_OF_A_COPY
 from gossipseg.learn.evaluation.mixture import Mixture
 from gossipseg.learn.worker.link import StopRequested
-from tests.learn.harness import make_spec, make_trainer, same
+from tests.learn.harness import make_spec, make_trainer, same, write_png_site
 from tests.learn.training.test_resume import through_a_file
 
 ALWAYS = {"personal": "always"}
@@ -51,7 +54,7 @@ def check_alike(personal: Any, local: Any) -> None:
 # ---------------------------------------------------------------- bit for bit what `local` gives
 
 
-@pytest.mark.parametrize("network", [{}, {"norm": "batch"}])
+@pytest.mark.parametrize("network", [{}, {"norm": "batch"}, {"name": "unet", "norm": "batch"}])
 @pytest.mark.parametrize(
     "algorithm",
     [
@@ -396,3 +399,17 @@ def test_with_privacy_its_steps_are_told_of(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(dataclasses.replace(spec, privacy=dp), reports=reports)
     trainer.run_round(protocol.StartRound(1))
     assert sum(r.activity == "training" for r in reports) == 8
+
+
+def test_a_validation_case_of_which_nobody_says_anything_does_not_count_in_the_mix(tmp_path: Path) -> None:
+    """n of the mix is that of the cases with an NLL."""
+    folder = write_png_site(tmp_path / "data")
+    validation = json.loads((folder / "dataset.json").read_text())["validation"]
+    mask = folder / validation[0]["label"]
+    Image.fromarray(np.full_like(np.asarray(Image.open(mask)), 9)).save(mask)
+    spec = make_spec(folder, tmp_path / "n", training=ALWAYS)
+    trainer = make_trainer(dataclasses.replace(spec, data={**spec.data, "ignore_label": 9}))
+    assert len(trainer.site.patients("validation")) == 2
+    trainer.run_round(protocol.StartRound(1))
+    assert trainer.mix.cases == 1
+    assert trainer.mix.weights["personal"] in {(best + 2) / 5 for best in (0.0, 0.25, 0.5, 0.75, 1.0)}
