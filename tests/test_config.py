@@ -18,6 +18,7 @@ import yaml
 from gossipseg import config, trust
 from gossipseg.algos.params import FedAvgFinetuneParams, FedCoWProParams, FedOapParams, GcmlParams
 from gossipseg.config import ranges
+from gossipseg.config.exchange import exchange_times
 from gossipseg.config.files import FederationFile, SiteFile
 from gossipseg.config.reading import parse_yaml
 from gossipseg.core.membership.handshake import refusal
@@ -819,11 +820,15 @@ def test_the_federations_budget_leaves_rounds_to_learn_together_too(folder: Path
 @pytest.mark.parametrize(
     ("algorithm", "most", "problem"),
     [
-        ("fedavg\n  every_rounds: 5", 4, "leaves no round that is exchanged: algorithm.every_rounds is 5"),
         (
-            "fedavg_finetune\n  finetune_rounds: 2\n  every_rounds: 3",
+            "fedavg\nexchange_at:\n  every_rounds: 5",
             4,
-            "leaves no round that is exchanged: algorithm.every_rounds is 3, and finetune_rounds is 2",
+            "leaves no round that is exchanged: exchange_at.every_rounds is 5",
+        ),
+        (
+            "fedavg_finetune\n  finetune_rounds: 2\nexchange_at:\n  every_rounds: 3",
+            4,
+            "leaves no round that is exchanged: exchange_at.every_rounds is 3, and finetune_rounds is 2",
         ),
     ],
 )
@@ -845,7 +850,79 @@ def test_a_budget_leaves_a_round_that_is_exchanged(
             error = refused(folder)
             assert (error.file, error.key, error.value) == (str(folder / file), key, most)
             assert error.problem == problem
-            assert error.remedy.startswith(f"Give {most + 1} rounds or more, or lower algorithm.every_rounds")
+            assert error.remedy.startswith(
+                f"Give {most + 1} rounds or more, or lower exchange_at.every_rounds"
+            )
+
+
+def test_exchanges_by_the_summed_rate_need_a_budget(folder: Path) -> None:
+    by_rate = replaced(PEERS, *FEDAVG) + "exchange_at: {summed_rate: 0.1}\n"
+    (folder / "peers.yaml").write_text(by_rate)
+    error = refused(folder)
+    assert (error.file, error.key) == (str(folder / "peers.yaml"), "exchange_at.summed_rate")
+    assert error.value == 0.1 and "training.rounds, which is not set" in error.problem
+    assert error.remedy == "Write training.rounds, such as 100, or exchange_at.every_rounds instead."
+    (folder / "peers.yaml").write_text(by_rate + "training: {rounds: 20, schedule: constant}\n")
+    times = exchange_times(load(folder).federation)
+    assert times.ends == tuple(range(2, 21, 2))
+
+
+@pytest.mark.parametrize("share", [0, 1.1, -0.5, ".nan"])
+def test_the_share_of_the_summed_rate_is_one(folder: Path, share: object) -> None:
+    text = f"exchange_at: {{summed_rate: {share}}}\ntraining: {{rounds: 20}}\n"
+    (folder / "peers.yaml").write_text(PEERS + text)
+    assert refused(folder).key == "exchange_at.summed_rate"
+
+
+def test_exchanges_are_spaced_in_one_way(folder: Path) -> None:
+    both = "exchange_at: {summed_rate: 0.1, every_rounds: 1}\ntraining: {rounds: 20}\n"
+    (folder / "peers.yaml").write_text(replaced(PEERS, *FEDAVG) + both)
+    error = refused(folder)
+    assert error.key == "exchange_at.summed_rate" and error.remedy == "Keep one of the two."
+
+
+def test_the_old_key_says_what_to_write(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "peers.yaml").write_text(replaced(PEERS, FEDAVG[0], "name: fedavg\n  every_rounds: 3"))
+    error = refused(folder)
+    assert (error.key, error.value) == ("algorithm.every_rounds", 3)
+    assert error.remedy == "Write exchange_at: {every_rounds: 3} beside it, at all sites."
+    (folder / "peers.yaml").write_text(replaced(PEERS, FEDAVG[0], "name: fedavg\n  every_rounds: 1"))
+    assert exchange_times(load(folder).federation).each_round
+
+
+def test_when_models_are_exchanged_is_of_the_contract(folder: Path) -> None:
+    """As versions before had it, where they could say it."""
+    found = []
+    for name, text in [
+        ("fedavg", ""),
+        ("fedavg", "exchange_at: {every_rounds: 3}\n"),
+        ("fedavg", "exchange_at: {summed_rate: 0.25}\n"),
+        ("gcml", ""),
+        ("local", "exchange_at: {every_rounds: 3}\n"),
+    ]:
+        peers = replaced(PEERS, FEDAVG[0], f"name: {name}") + "training: {rounds: 20}\n"
+        (folder / "peers.yaml").write_text(peers + text)
+        told = dict(config.contract(load(folder).federation))
+        del told["training.validate_every_rounds"]
+        found.append({k: v for k, v in told.items() if "every_rounds" in k or "exchange_at" in k})
+    assert found == [
+        {"algorithm.every_rounds": "1"},
+        {"algorithm.every_rounds": "3"},
+        {"exchange_at.summed_rate": "0.25"},
+        {},
+        {},
+    ]
+
+
+def test_a_late_first_exchange_by_the_rate_must_be_within_a_sites_own_budget(folder: Path) -> None:
+    late = "exchange_at: {summed_rate: 0.5}\ntraining: {rounds: 20, schedule: constant}\n"
+    (folder / "peers.yaml").write_text(replaced(PEERS, *FEDAVG) + late)
+    (folder / "site.yaml").write_text(SITE + "rounds: 9\n")
+    error = refused(folder)
+    assert (error.key, error.value) == ("rounds", 9)
+    assert error.problem.endswith("by exchange_at.summed_rate (0.5) the first is after round 10")
+    (folder / "site.yaml").write_text(SITE + "rounds: 10\n")
+    assert load(folder).rounds == 10
 
 
 @pytest.mark.parametrize(

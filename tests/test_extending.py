@@ -82,7 +82,7 @@ from pathlib import Path
 from gossipseg import config
 f = config.load_federation(Path("peers.yaml"))
 a = f.algorithm
-print(a.name, a.exchange, a.every_rounds, f.network.name, "torch" in sys.modules)
+print(a.name, a.exchange, a.finetune_rounds, f.network.name, "torch" in sys.modules)
 """
 
 _TRAINED = """
@@ -110,7 +110,7 @@ print(json.dumps([type(trainer.algorithm).__name__, type(trainer.model_state.mod
 def test_the_settings_are_read_without_torch(package: Path) -> None:
     done = run(package, _CONFIGURED)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["fedmedian", "rounds", "1", "plainnet", "False"]
+    assert done.stdout.split() == ["fedmedian", "rounds", "0", "plainnet", "False"]
 
 
 def test_it_trains_and_combines(package: Path) -> None:
@@ -169,7 +169,7 @@ def test_a_broken_package_is_named_where_it_is_asked_for(package: Path) -> None:
     assert "the package that brings this algorithm cannot be loaded" in last
     assert "trimmed.params:FedMedianParams: RuntimeError: out of date" in last
     (package / "peers.yaml").write_text((package / "peers.yaml").read_text().replace("fedmedian", "gcml"))
-    text = _CONFIGURED.replace("a.every_rounds", "1")
+    text = _CONFIGURED.replace("a.finetune_rounds", "1")
     assert run(package, text).returncode == 0, "nobody asked for it"
 
 

@@ -42,6 +42,7 @@ ALLOWED: dict[str, set[str]] = {
             "trust",
             "certificates",
             "learn.data.flips",
+            "learn.rates",
             "wire.addresses",
             "wire.pacing",
         ),
@@ -156,6 +157,7 @@ WINGS: dict[str, dict[str, set[str]]] = {
     "wire": {"codec": set(), "control": {"documents"}, "documents": set()},
 }
 CORE_FLOOR = {"budget", "context", "effects", "events", "manifests", "messages", "offences", "params"} | {
+    "exchange_times",
     "site_pool",
     "types",
 }

@@ -47,6 +47,11 @@ class Outputs:
     aux: tuple[Tensor, ...] = ()
     clean: Tensor | None = None
     """Detached logits of the same images with dropout off: what a partner is shown. None: the logits."""
+    features: Tensor | None = None
+    """The last feature map before the logits, (B, F, *spatial) float; None unless the algorithm
+    `wants_features`."""
+    clean_features: Tensor | None = None
+    """The same as `clean` is of the logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +147,8 @@ class Algorithm:
     """Whether `losses` has one for the personal model. Otherwise that trains as `local` does."""
     learns_from_personal: bool = False
     """Whether `losses` wants to see what the personal model says of the batch."""
+    wants_features: bool = False
+    """Whether `losses` wants feature maps beside the logits."""
     keeps_best_finetuned: bool = False
     """Whether the deployed model is the best on validation of those after each fine-tuning round and the one
     before them, not the last."""

@@ -21,6 +21,15 @@ For learner m and partner n on the same batch; n is detached (sg) and shown with
     L_m    = L_seg(p_m, y) + λ(t)·(L_pos + γ·L_neg)                                                       (5)
     λ(t)   = λ·min(1, rounds since the first exchange / ramp)                                             (6)
 
+contrast: logits, as above | none: there is no push, as with γ = 0 | features: in place of (3), with F the
+last feature map before the logits, v over the whole batch, and C the classes in the label with background,
+
+    f_m^c  = Σ_{v : y=c} F_m(v) / |{v : y=c}|, divided by its length                                      (7)
+    L_nce  = −1/|C| · Σ_{c∈C} log( exp(<f_m^c, sg f_n^c>/τ) / Σ_{c'∈C} exp(<f_m^c, sg f_n^c'>/τ) )        (8)
+
+with τ = 0.1: the learner's feature of a class is like the partner's of that class, and unlike those of the
+others [O]. Fewer than two classes have L_nce = 0.
+
 mutual: shared (m = T alone: T imitates P where P is right, and keeps away from P where P is wrong and T is
 right; P trains by L_seg, as `local` does) | both (m = T and m = P, each with the other as its partner).
 
@@ -38,6 +47,7 @@ all voxels. λ = 0 is `gossip_average`. Identical models have L_pos = 0.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -51,13 +61,19 @@ from gossipseg.algos.params import GcmlParams
 from gossipseg.algos.terms import (
     bernoulli_kl,
     categorical_kl,
+    class_regions,
+    info_nce,
     label_log_odds,
+    region_features,
     sigmoid_prediction,
     softmax_prediction,
 )
 
 MIN_REGION = 0.01
 """Share of all voxels by which the terms are divided at least, equation (4)."""
+
+TEMPERATURE = 0.1
+"""τ of equation (8)."""
 
 Region = Literal["union", "label", "whole"]
 
@@ -71,8 +87,9 @@ class Gcml(Algorithm):
 
     def __init__(self, params: GcmlParams) -> None:
         super().__init__()
-        self.params = params
+        self.params = params if params.contrast != "none" else dataclasses.replace(params, gamma=0.0)
         self.trains_personal = params.mutual == "both"
+        self.wants_features = params.contrast == "features"
 
     def on_arrival(self, local: Weights, incoming: Weights) -> Weights | None:
         return merged(local, incoming, self.is_shared)
@@ -98,8 +115,11 @@ class Gcml(Algorithm):
         lambda_t = lambda_of(self.params, context.since_exchange)
         with torch.set_grad_enabled(torch.is_grad_enabled() and lambda_t > 0):
             dcml = mutual_terms(outputs[m], outputs[n], target, context.output, self.params)
-        mutual = dcml.l_pos + self.params.gamma * dcml.l_neg
-        found = {"seg": l_seg, "pull": dcml.l_pos, "push": dcml.l_neg, "confidence": dcml.confidence}
+            push = dcml.l_neg
+            if self.wants_features:
+                push = feature_contrast(outputs[m], outputs[n], target, context.output)
+        mutual = dcml.l_pos + self.params.gamma * push
+        found = {"seg": l_seg, "pull": dcml.l_pos, "push": push, "confidence": dcml.confidence}
         terms = {name: value.detach() for name, value in found.items()}
         terms["lambda"] = torch.tensor(lambda_t)
         return (l_seg + lambda_t * mutual if lambda_t > 0 else l_seg), terms
@@ -145,6 +165,17 @@ def mutual_terms(
     l_neg = over_region((params.delta_nats - push_kl).clamp_min(0), push_set, omega)
     confidence = (odds_m.detach().sigmoid() * both_right).sum() / both_right.sum().clamp_min(1)
     return MutualTerms(l_pos, l_neg, confidence)
+
+
+def feature_contrast(
+    learner: Outputs, partner: Outputs, target: Tensor, output: Literal["softmax", "sigmoid"]
+) -> Tensor:
+    """L_nce (8) of learner m against partner n; a float32 scalar."""
+    theirs = partner.features if partner.clean_features is None else partner.clean_features
+    assert learner.features is not None and theirs is not None, "wants_features asks for them"
+    regions = class_regions(target, learner.logits.shape[1], output)
+    f_m, f_n = (region_features(f, regions) for f in (learner.features, theirs.detach()))
+    return info_nce(f_m, f_n, regions.flatten(2).any(dim=2).any(dim=0), TEMPERATURE)
 
 
 def omega_of(region: Region, label: Tensor, m: Tensor, n: Tensor) -> Tensor:

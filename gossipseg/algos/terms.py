@@ -5,6 +5,8 @@ All divergences are in nats and written KL(p ‖ q) with p the first argument; q
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +44,42 @@ def label_log_odds(logits: Tensor, label: Tensor) -> Tensor:
     own = logits.gather(1, label)
     others = logits.scatter(1, label, float("-inf"))
     return own - others.logsumexp(dim=1, keepdim=True)
+
+
+def class_regions(target: Tensor, channels: int, output: Literal["softmax", "sigmoid"]) -> Tensor:
+    """Which voxels belong to which class, background first: (B, C, *spatial) bool. `channels`: of the logits.
+
+    `target` as an algorithm's losses get it. What nobody says belongs to none.
+    """
+    if output == "sigmoid":
+        inside = target > 0.5
+        background = (target >= 0).all(1, keepdim=True) & ~inside.any(1, keepdim=True)
+        return torch.cat([background, inside], dim=1)
+    classes = torch.arange(channels, device=target.device)
+    return target == classes.view(1, -1, *[1] * (target.ndim - 2))
+
+
+def region_features(features: Tensor, regions: Tensor) -> Tensor:
+    """The mean feature of each class over all its voxels in the batch, of length 1: (C, F) float32.
+
+    `features` (B, F, *spatial); `regions` (B, C, *spatial) bool. A class without voxels has a row of zeros.
+    """
+    f, r = features.float().flatten(2), regions.float().flatten(2)
+    sums = torch.einsum("bcv,bfv->cf", r, f)
+    return F.normalize(sums / r.sum(dim=(0, 2)).clamp_min(1).unsqueeze(1), dim=1)
+
+
+def info_nce(learner: Tensor, partner: Tensor, present: Tensor, temperature: float) -> Tensor:
+    """InfoNCE (van den Oord 2018, arXiv 1807.03748): each class of the learner finds the same class of the
+    partner among all of its classes. A scalar, the mean over the classes that are `present` (bool); 0 with
+    fewer than two.
+
+    `learner`, `partner`: (C, F) of length 1; the partner is detached.
+    """
+    scores = learner[present] @ partner[present].detach().T / temperature
+    if len(scores) < 2:
+        return learner.sum() * 0.0
+    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
 
 
 def sigmoid_prediction(logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from typing import Any
 
+from gossipseg.config.exchange import exchange_times
 from gossipseg.config.files import FederationFile
 from gossipseg.core.setup import NodeSetup
 from gossipseg.core.types import Sign, Site
@@ -41,7 +42,7 @@ def node_setup(
         contract=contract,
         gossip=federation.gossip,
         exchange=algorithm.exchange,
-        every_rounds=getattr(algorithm, "every_rounds", 1),
+        exchange_at=exchange_times(federation),
         finetune_rounds=getattr(algorithm, "finetune_rounds", 0),
         rounds=rounds,
         federation_rounds=federation.training.rounds,

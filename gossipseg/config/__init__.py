@@ -18,6 +18,7 @@ import yaml
 
 from gossipseg.algos.params.common import settings
 from gossipseg.config.environment import ENV_PREFIX, RESERVED_ENV, read_environment
+from gossipseg.config.exchange import exchange_terms
 from gossipseg.config.files import (
     SITE_NAME_PATTERN,
     Config,
@@ -150,8 +151,8 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
     """The settings two sites must agree on before they exchange weights, as sorted (dotted key, JSON value)
     pairs.
 
-    They are task, network, algorithm, training, wire dtype, seed and the network signature. Sites and
-    addresses are not among them. Neither is a site's personal model (training.personal,
+    They are task, network, algorithm, exchange_at, training, wire dtype, seed and the network signature.
+    Sites and addresses are not among them. Neither is a site's personal model (training.personal,
     personal_from_round; personal_network of site.yaml), which is never mixed. Files with one meaning agree:
     the schedule is the one in force, and training.flip_axes the axes that are mirrored.
     """
@@ -166,6 +167,7 @@ def contract(federation: FederationFile, network_signature: str = "") -> tuple[t
         "task": dataclasses.asdict(federation.task),
         "network": dataclasses.asdict(federation.network),
         "algorithm": settings(federation.algorithm),
+        **exchange_terms(federation),
         "training": training,
         "wire.dtype": federation.wire.dtype,
         "network.signature": network_signature,

@@ -10,7 +10,14 @@ from pydantic import Field
 
 from gossipseg.algos.params import AlgorithmParams, GcmlParams
 from gossipseg.bounds import COUNT, NATURAL, Range
-from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams, TrustParams
+from gossipseg.core.params import (
+    ExchangeAtParams,
+    GossipParams,
+    MembershipParams,
+    QuarantineParams,
+    RoundsParams,
+    TrustParams,
+)
 from gossipseg.learn.params import (
     AdmissionParams,
     DataParams,
@@ -61,6 +68,7 @@ class FederationFile:
     algorithm: AlgorithmParams = field(default_factory=GcmlParams)
     """The algorithm by its name, and its own settings."""
     training: TrainingParams = field(default_factory=TrainingParams)
+    exchange_at: ExchangeAtParams = field(default_factory=ExchangeAtParams)
     gossip: GossipParams = field(default_factory=GossipParams)
     rounds: RoundsParams = field(default_factory=RoundsParams)
     membership: MembershipParams = field(default_factory=MembershipParams)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from typing import Any
 
+from gossipseg.algos.params import names, params_class
 from gossipseg.algos.params.retired import (
     TRAINING_WITHOUT,
     droppable_settings,
@@ -23,10 +25,31 @@ def drop_retired(source: Source) -> None:
     algorithm, training = source.raw.get("algorithm"), source.raw.get("training")
     if isinstance(algorithm, dict):
         _refuse(source, retired_problem(algorithm))
+        _move_every_rounds(source, algorithm)
         _drop(source, "algorithm", algorithm, droppable_settings(algorithm.get("name")))
     if isinstance(training, dict):
         _refuse(source, retired_training(training))
         _drop(source, "training", training, TRAINING_WITHOUT)
+
+
+def _move_every_rounds(source: Source, algorithm: dict[str, Any]) -> None:
+    """Refuse algorithm.every_rounds, which has become exchange_at.every_rounds; 1 is still the default."""
+    if "every_rounds" not in algorithm or not _is_old(algorithm.get("name")):
+        return
+    every = algorithm["every_rounds"]
+    if every == 1 and not isinstance(every, bool):
+        _drop(source, "algorithm", algorithm, {"every_rounds": 1})
+        return
+    problem = "has become a key beside `algorithm`, for gossip, too"
+    remedy = f"Write exchange_at: {{every_rounds: {every}}} beside it, at all sites."
+    raise source.error(problem, "algorithm.every_rounds", every, remedy)
+
+
+def _is_old(name: object) -> bool:
+    """Whether an algorithm of that name has no key `every_rounds` of its own."""
+    if name not in names():
+        return False
+    return all(f.name != "every_rounds" for f in dataclasses.fields(params_class(str(name))))
 
 
 def _refuse(source: Source, found: tuple[str, str, object, str] | None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from gossipseg.algos.params.common import robust_problem, together_problem
+from gossipseg.algos.params.common import robust_problem
 from gossipseg.config.address_rules import check_address, check_ip
+from gossipseg.config.exchange import exchange_problem, together_problem
 from gossipseg.config.files import FederationFile, ListedSite, MetricsParams, SiteFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.ranges import check_ranges
@@ -122,20 +123,23 @@ def check_budget(site: SiteFile, source: Source, federation: FederationFile) -> 
             site.rounds,
             f"Write {of_all} or fewer, remove the key, or agree on another training.rounds at all sites.",
         )
-    found = together_problem(federation.algorithm, site.rounds) if site.rounds is not None else None
+    found = together_problem(federation, site.rounds) if site.rounds is not None else None
     if found is not None:
         problem, key, least = found
-        remedy = f"Give {least} rounds or more, or lower algorithm.{key} in peers.yaml."
+        remedy = f"Give {least} rounds or more, or lower {key} in peers.yaml."
         raise source.error(problem, "rounds", site.rounds, remedy)
 
 
 def _check_rounds(federation: FederationFile, source: Source) -> None:
-    """Check that the federation's budget leaves some rounds to learn together."""
+    """Check when models are exchanged, and that the budget leaves some rounds to learn together."""
+    wrong = exchange_problem(federation)
+    if wrong is not None:
+        raise source.error(*wrong)
     rounds = federation.training.rounds
-    found = together_problem(federation.algorithm, rounds) if rounds is not None else None
+    found = together_problem(federation, rounds) if rounds is not None else None
     if found is not None:
         problem, key, least = found
-        remedy = f"Give {least} rounds or more, or lower algorithm.{key}."
+        remedy = f"Give {least} rounds or more, or lower {key}."
         raise source.error(problem, "training.rounds", rounds, remedy)
 
 

@@ -171,6 +171,7 @@ def _gossip(
         handshake,
         exchanges=setup.exchange == "gossip" and setup.gossip.exchange == "push",
         budget=budget,
+        times=setup.exchange_at,
         max_model_bytes=setup.max_model_bytes,
         inbox=Inbox(setup.gossip, waiting),
         counts=counts,
@@ -194,7 +195,8 @@ def _swaps(
         return None
     record = setup.snapshot.swaps or SwapRecord()
     kind = HypercubeTurns if setup.gossip.swaps_per_round == "log2" else SwapTurns
-    turns = kind(ctx, setup.gossip, budget, membership, gossip.pool, SetAside(record.aside))
+    aside = SetAside(record.aside)
+    turns = kind(ctx, setup.gossip, budget, membership, gossip.pool, aside, setup.exchange_at, record.last)
     swaps = SwapExchange(
         ctx,
         setup.gossip,
@@ -220,7 +222,7 @@ def _rounds(
         setup.rounds_params,
         membership,
         budget=budget,
-        every_rounds=setup.every_rounds,
+        times=setup.exchange_at,
         finetune_rounds=setup.finetune_rounds,
         max_model_bytes=setup.max_model_bytes,
         record=setup.snapshot.rounds,

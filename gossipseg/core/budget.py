@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gossipseg.core.exchange_times import ExchangeTimes
+
 
 @dataclass(slots=True)
 class Budget:
@@ -29,11 +31,11 @@ class Budget:
         own = math.inf if self.own is None else self.own
         return own if self.federation is None else min(own, self.federation - self.ahead)
 
-    def last_common(self, every_rounds: int, finetune_rounds: int) -> float:
+    def last_common(self, times: ExchangeTimes, finetune_rounds: int) -> float:
         """The coordinator's round of the last global model; infinite: there is no end."""
         if self.federation is None:
             return math.inf
-        return (self.federation - finetune_rounds) // every_rounds
+        return times.until(self.federation - finetune_rounds)
 
     def begin_at(self, position: int, round: int) -> None:
         """Declare that own round `round` is round `position` of the federation, or its last one if that is

@@ -123,6 +123,9 @@ class SwapRecord:
     bound: BoundSwap | None = None
     aside: tuple[tuple[Site, int], ...] = ()
     """Sites that are set aside, and the own round until which."""
+    last: int = 0
+    """The federation's round at whose end the last exchange that was made was due, or for which it was
+    made."""
 
 
 @dataclass(frozen=True, slots=True)

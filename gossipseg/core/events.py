@@ -153,8 +153,6 @@ class RoundFinished:
     """As in WorkerReady."""
     ahead: int = 0
     """As in WorkerReady, after this round."""
-    due: bool = True
-    """Whether an exchange is due now. Swaps alone ask for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from gossipseg.bounds import COUNT, NATURAL, POSITIVE, SHARE
+from gossipseg.bounds import COUNT, NATURAL, POSITIVE, SHARE, Range
 
 Preset = Literal["wan", "lan", "local"]
 _FORBID: dict[str, Any] = {"extra": "forbid"}
@@ -94,6 +94,20 @@ class GossipParams:
     personal_fetches: Annotated[int, NATURAL] = 3
     """Personal models of others that a site of 8 validation patients or more then fetches, in int8; twice as
     many are held. 0: none, and this site's own is not sent either."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeAtParams:
+    """When models are exchanged: one of the two keys (docs/design/equations.md §7). Part of the contract."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
+
+    every_rounds: Annotated[int | None, COUNT] = None
+    """Rounds from one exchange to the next; 3 moves a third of the bytes. None: 1, unless `summed_rate` is
+    set."""
+    summed_rate: Annotated[float | None, Range(0, 1, low_open=True)] = None
+    """An exchange each time the learning rate, summed since the last one, reaches this share of the whole
+    sum: often early, seldom late. 0.1 makes ten at most. It needs training.rounds, which gives the whole."""
 
 
 @dataclass(frozen=True, slots=True)

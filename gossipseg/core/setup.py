@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from gossipseg.core.effects import Snapshot
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams, TrustParams
 from gossipseg.core.types import PROTOCOL_MAX, PROTOCOL_MIN, Sign, Site
 
@@ -39,9 +40,9 @@ class NodeSetup:
     federation_rounds: int | None = None
     """The round at whose end every site has finished; a site finishes at the earlier of the two."""
     rounds_params: RoundsParams = field(default_factory=RoundsParams)
-    """Set only for exchange="rounds", like every_rounds and finetune_rounds."""
-    every_rounds: int = 1
-    """This site's own rounds from one global model to the next."""
+    """Set only for exchange="rounds", like finetune_rounds."""
+    exchange_at: ExchangeTimes = field(default_factory=ExchangeTimes)
+    """When exchanges are due."""
     finetune_rounds: int = 0
     """Own rounds at the end that are trained alone."""
     max_model_bytes: int = 2 << 30

@@ -27,7 +27,7 @@ FAILING_S = 10.0
 """Seconds, beside FAILED_CALLS, after which consecutive failed calls are a concern."""
 FAILED_TRANSFERS = 3
 QUIET_ROUNDS = 20
-"""Own rounds without a model sent, received or made in common that are a concern …"""
+"""Exchanges that were due without a model sent, received or made in common that are a concern …"""
 QUIET_DRAWS = 10.0
 """… where chance draws the sender: the multiple of the average wait, if that is more."""
 WATCHED_SITES = 8
@@ -70,7 +70,7 @@ class _Mark:
     others: dict[Site, int] = field(default_factory=dict)
     """The rounds of a few others at that time."""
     due: int = 0
-    """Under swaps: the exchanges that were due until then."""
+    """In gossip: the exchanges that were due until then."""
 
 
 class Wellness:
@@ -164,10 +164,15 @@ class Wellness:
 
     def _set(self, mark: _Mark) -> None:
         mark.round = self._ctx.info.round
-        mark.due = self._swaps.turns.due if self._swaps is not None else 0
+        mark.due = self._due
         few = itertools.islice(self._membership.alive, WATCHED_SITES)
         infos = {site: self._membership.members[site].info for site in few}
         mark.others = {site: info.round for site, info in infos.items() if info is not None}
+
+    @property
+    def _due(self) -> int:
+        """In gossip: the exchanges that were due since the start."""
+        return self._swaps.turns.due if self._swaps is not None else self._gossip.due
 
     def _watch(self, member: Member) -> None:
         """Compare a site's rounds from now on, if it came after the marks were set."""
@@ -227,10 +232,8 @@ class Wellness:
         if self._rounds is not None:
             yield from self._uncommon(self._rounds, expected)
         elif self._swaps is not None:
-            yield from self._no_swaps("nothing_sent", "sent", self._sent, self._swaps.turns.due, expected)
-            yield from self._no_swaps(
-                "nothing_received", "received", self._received, self._swaps.turns.due, expected
-            )
+            yield from self._no_swaps("nothing_sent", "sent", self._sent, expected)
+            yield from self._no_swaps("nothing_received", "received", self._received, expected)
         elif self._exchange == "gossip" and self._gossip_params.sender_rate > 0:
             rate = self._gossip_params.sender_rate
             p = self._gossip.pool.probability(self._ctx.info.cases, rate)
@@ -244,21 +247,20 @@ class Wellness:
     ) -> Iterator[Concern]:
         if mark.round is None:
             return
-        since = max(mark.round, self._gossip_params.warmup_rounds)
-        quiet, limit = self._ctx.info.round - since, max(QUIET_ROUNDS, math.ceil(QUIET_DRAWS / chance))
-        if quiet >= limit and not self._others_are_slower(mark, limit):
-            yield Concern(code, "", f"no model was {word} in the last {quiet} rounds; {_standing(expected)}")
+        quiet, limit = self._due - mark.due, max(QUIET_ROUNDS, math.ceil(QUIET_DRAWS / chance))
+        rounds = self._ctx.info.round - max(mark.round, self._gossip_params.warmup_rounds)
+        if quiet >= limit and not self._others_are_slower(mark, limit * rounds / quiet):
+            of = "rounds" if quiet == rounds else "exchanges that were due"
+            yield Concern(code, "", f"no model was {word} in the last {quiet} {of}; {_standing(expected)}")
 
-    def _no_swaps(
-        self, code: Code, word: str, mark: _Mark, due: int, expected: list[Member]
-    ) -> Iterator[Concern]:
+    def _no_swaps(self, code: Code, word: str, mark: _Mark, expected: list[Member]) -> Iterator[Concern]:
         """Exchanges that were due and came to nothing: in the rounds between them silence is no news."""
-        quiet = due - mark.due
+        quiet = self._due - mark.due
         if mark.round is not None and quiet >= QUIET_ROUNDS:
             text = f"no model was {word} in the last {quiet} exchanges that were due; {_standing(expected)}"
             yield Concern(code, "", text)
 
-    def _others_are_slower(self, mark: _Mark, limit: int) -> bool:
+    def _others_are_slower(self, mark: _Mark, limit: float) -> bool:
         """Whether the live sites have trained fewer rounds than the limit, on average: they have sent less,
         too."""
         members = (self._membership.members.get(site) for site in mark.others)
@@ -271,9 +273,10 @@ class Wellness:
         return bool(gone) and sum(gone) < limit * len(gone)
 
     def _uncommon(self, rounds: Rounds, expected: list[Member]) -> Iterator[Concern]:
-        quiet = rounds.own_rounds_since_commit
+        quiet = rounds.due_since_commit
         if quiet is not None and quiet >= QUIET_ROUNDS and not rounds.schedule.hopeless:
-            text = f"no global model in the last {quiet} rounds of this site; {_standing(expected)}"
+            of = "rounds of this site" if rounds.each_round else "exchanges that were due"
+            text = f"no global model in the last {quiet} {of}; {_standing(expected)}"
             yield Concern("no_common_model", "", text)
 
     def _round(self) -> Iterator[Concern]:

@@ -215,10 +215,11 @@ class WorkerState:
         if self._coordinated is not None:
             self._coordinated.schedule.round_over(event)
         ctx.persist()
+        gossip.round_over()
         if event.export is not None and self._coordinated is None:
             gossip.send(event.export)
         if self._swaps is not None:
-            self._swaps.round_over(event.round, event.due)
+            self._swaps.round_over(event.round)
         if self.personal is not None:
             self.personal.round_over(event.round)
         self._go_on()

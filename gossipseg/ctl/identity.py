@@ -247,6 +247,12 @@ privacy:                          # of what leaves this site; dp alone gives an 
   #   delta: 1.0e-05              # of the epsilon that status shows; below 1 / training cases
   #   max_epsilon: null           # training ends before more is spent
 
+# personal_network: null          # a network of the personal model's own: {{name: segresnet, width: 8}}, say
+
+inference:                        # what predicting may cost here (docs/ml/deployment.md)
+  # max_members: 5                # models that predict together
+  # max_parameters: 40000000      # of a peer's personal model, where its network is not the shared one's
+
 quarantine:                       # of peers that repeatedly send what must be refused (gossipctl quarantine)
   # offences: 3                   # so many within window_s, and nothing is taken from the peer for first_s
   # window_s: 3600.0

@@ -180,6 +180,8 @@ def from_file(path: Path) -> tuple[dict[str, Any], int]:
     """
     federation = dataclasses.asdict(config.load_federation(path))
     federation.pop("sites")
+    if "exchange_at" not in written(path):
+        del federation["exchange_at"]
     if "membership" not in written(path):
         federation["membership"] = {"preset": "local"}
     return _plain(federation), federation["training"]["rounds"] or SMALL_2D.rounds

@@ -9,6 +9,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams, membership_preset
 from gossipseg.core.types import Phase, SwapTerms, listing
 from gossipseg.core.wellness import FAILED_TRANSFERS, QUIET_ROUNDS, lists_text
@@ -251,15 +252,34 @@ def test_no_model_for_too_many_rounds_is_told_and_the_count_begins_anew_with_eac
 
 
 def test_under_swaps_the_exchanges_that_were_due_are_counted() -> None:
-    rig = training("b", gossip=GossipParams(exchange="swap", warmup_rounds=0))
-    for _ in range(3 * QUIET_ROUNDS):
-        rig.round_done(due=False)
-    assert codes(rig) == set(), "nothing was due"
-    for _ in range(QUIET_ROUNDS):
+    swap = GossipParams(exchange="swap", warmup_rounds=0)
+    rig = training("b", gossip=swap, exchange_at=ExchangeTimes(3))
+    n = 0
+    while codes(rig) == set():
         rig.round_done()
         refuse(rig)
+        n += 1
+    assert 3 * QUIET_ROUNDS - 2 <= n <= 3 * QUIET_ROUNDS
     assert codes(rig) == {"nothing_sent", "nothing_received"}
     assert f"in the last {QUIET_ROUNDS} exchanges that were due; b is alive" in text(rig, "nothing_sent")
+
+
+def test_exchanges_that_are_seldom_due_are_counted_and_not_rounds() -> None:
+    """Under push, and under a coordinator: none of the rounds between them is counted."""
+    gossip = GossipParams(warmup_rounds=0, sender_rate=1.0)
+    rig = training("b", gossip=gossip, exchange_at=ExchangeTimes(3))
+    rig.hears("b", info=replace(TRAINING, round=1000))
+    n = 0
+    while codes(rig) == set():
+        rig.round_done()
+        n += 1
+    assert 3 * QUIET_ROUNDS - 2 <= n <= 3 * QUIET_ROUNDS
+    assert codes(rig) == {"nothing_sent", "nothing_received"}
+    assert f"in the last {QUIET_ROUNDS} exchanges that were due; b is alive" in text(rig, "nothing_sent")
+    slow = training("b", gossip=gossip, exchange_at=ExchangeTimes(3))
+    rounds(slow, 9 * QUIET_ROUNDS)
+    slow.hears("b", info=replace(TRAINING, round=TRAINING.round + 3 * QUIET_ROUNDS - 1))
+    assert codes(slow) == set(), "it has had too few rounds to send in"
 
 
 def test_under_swaps_a_model_each_way_ends_the_silence() -> None:
@@ -362,8 +382,9 @@ def test_a_site_that_leaves_has_no_concerns() -> None:
 # ---------------------------------------------------------------- under a coordinator
 
 
-def coordinated(*others: str) -> Rig:
-    rig = Rig(others, exchange="rounds", membership=MembershipParams(), rounds_params=RoundsParams()).start()
+def coordinated(*others: str, **changes: object) -> Rig:
+    params = {"membership": MembershipParams(), "rounds_params": RoundsParams()}
+    rig = Rig(others, exchange="rounds", **params, **changes).start()
     rig.ready(round=0, steps=0)
     return rig
 
@@ -388,6 +409,17 @@ def test_rounds_without_a_common_model_are_told() -> None:
         rig.until(rig.now + 4000)
         rig.round_done(export=model(f"u{rig.node.round}"))
     assert "no_common_model" in codes(rig) and "b is unseen" in text(rig, "no_common_model")
+
+
+def test_under_a_coordinator_the_exchanges_that_were_due_are_counted() -> None:
+    """The first update is due after three rounds, and anew after each round that is trained alone."""
+    rig = coordinated("b", exchange_at=ExchangeTimes(3))
+    rig.until(rig.now + 20)
+    for n in range(QUIET_ROUNDS + 2):
+        assert "no_common_model" not in codes(rig), n
+        rig.until(rig.now + 4000)
+        rig.round_done(export=model(f"u{n}") if n >= 2 else None)
+    assert f"in the last {QUIET_ROUNDS} exchanges that were due" in text(rig, "no_common_model")
 
 
 # ---------------------------------------------------------------- lists that differ

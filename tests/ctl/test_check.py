@@ -878,6 +878,20 @@ def test_data_findings() -> None:
     assert (splits.state, splits.detail) == ("ok", "splits: drawn, kept in /s/splits.json")
 
 
+def test_a_round_says_time_and_memory_of_both_models_and_where_one_will_do() -> None:
+    pace = {"steps_per_round": 100, "validation_cases": 3, "round_s": 240.0, "step_s": 2.4}
+    pace |= {"validation_case_s": 1.0, "step_bytes": 1_600_000_000, "models": 2, "one_model_will_do": True}
+
+    def told(**changes: Any) -> str:
+        found = doctor_data.data_findings({"problems": [], "splits": {}, "pace": {**pace, **changes}})
+        return next(f.detail for f in found if f.check == "round")
+
+    assert "(2.4 s and 1.6 GB a step of both models, 1 s a case)" in told()
+    assert told().endswith("; `training.personal: none` trains one model")
+    assert "personal" not in told(one_model_will_do=False)
+    assert "(2.4 s a step, 1 s a case)" in told(models=1, step_bytes=None)
+
+
 def test_data_check_that_dies(ctl: Any, federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import sys; print('[ 10%] x', file=sys.stderr); sys.exit('error: the spec is odd.')"
     monkeypatch.setattr(learn, "command_line", lambda *_: [learn.sys.executable, "-c", script])

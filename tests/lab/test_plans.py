@@ -32,12 +32,11 @@ def test_fine_tuning_must_leave_a_round_to_learn_together(hospitals: Path) -> No
 
 @pytest.mark.parametrize("settings", [(), ("training.rounds=100",)])
 def test_some_round_must_be_exchanged(hospitals: Path, settings: tuple[str, ...]) -> None:
-    said = (
-        "--algorithms = 'fedavg@3': --rounds 2 leaves no round that is exchanged: algorithm.every_rounds is 3"
-    )
+    problem = "leaves no round that is exchanged: exchange_at.every_rounds is 3"
+    said = f"--algorithms = 'fedavg@3': --rounds 2 {problem}"
     with pytest.raises(ConfigError, match=re.escape(said)) as caught:
         rig.plan(hospitals, "fedavg@3", settings=settings)
-    assert caught.value.remedy == "Give --rounds 3 or more, or fedavg[every_rounds=1]."
+    assert caught.value.remedy == "Give --rounds 3 or more, or fedavg[exchange_at.every_rounds=1]."
     assert rig.plan(hospitals, "fedavg@3", rounds=3, settings=settings).rounds == 3
     with pytest.raises(ConfigError, match="finetune_rounds is 2"):
         rig.plan(hospitals, "fedavg_finetune@3[finetune_rounds=2]", rounds=4)

@@ -38,7 +38,7 @@ def test_a_variant_sets_its_algorithm_and_dotted_keys() -> None:
 
 
 def test_at_three_exchanges_every_third_round() -> None:
-    assert settings("fedavg@3").algorithm.every_rounds == 3
+    assert settings("fedavg@3").exchange_at.every_rounds == 3
     assert settings("fedprox[mu=0.1]").algorithm.mu == 0.1
 
 

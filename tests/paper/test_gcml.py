@@ -16,9 +16,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gossipseg.algos.base import Losses, Outputs, StepContext
-from gossipseg.algos.gcml import Gcml, lambda_of, mutual_terms
+from gossipseg.algos.gcml import Gcml, feature_contrast, lambda_of, mutual_terms
 from gossipseg.algos.params import GcmlParams
-from gossipseg.algos.terms import bernoulli_kl, categorical_kl, label_log_odds
+from gossipseg.algos.params.common import settings as common_settings
+from gossipseg.algos.terms import (
+    bernoulli_kl,
+    categorical_kl,
+    class_regions,
+    info_nce,
+    label_log_odds,
+    region_features,
+)
 
 
 def bernoulli(*p: float, channels: int = 1) -> Tensor:
@@ -397,3 +405,96 @@ def test_norms_are_averaged_and_counters_stay_the_receivers() -> None:
     assert found is not None
     assert found["norm.weight"].tolist() == [3.0]
     assert found["n"].item() == 3
+
+
+# ---------------------------------------------------------------- (7) and (8): features of class regions
+
+# two features, five voxels in two images: classes 0, 0, 1 | 1, and one of which nobody says what it is
+REGIONS_Y = torch.tensor([[[0, 0, 1]], [[1, -1, -1]]])
+# class 0: (3,0) and (1,0) → (2,0) → (1,0);  class 1: (0,1) and (6,7) → (3,4) → (.6,.8)
+FEATURES_N = torch.tensor([[[3.0, 1.0, 0.0], [0.0, 0.0, 1.0]], [[6.0, 99.0, 9.0], [7.0, 99.0, -9.0]]])
+# class 0: (0,2), (0,4) → (0,1);  class 1: (8,0), (4,0) → (1,0)
+FEATURES_M = torch.tensor([[[0.0, 0.0, 8.0], [2.0, 4.0, 0.0]], [[4.0, 5.0, 5.0], [0.0, 5.0, 5.0]]])
+
+
+def with_features(features: Tensor, channels: int = 2, clean: Tensor | None = None) -> Outputs:
+    logits = torch.zeros(features.shape[0], channels, *features.shape[2:])
+    return Outputs(logits, features=features, clean_features=clean)
+
+
+def test_equation_7_by_hand() -> None:
+    regions = class_regions(REGIONS_Y, 2, "softmax")
+    assert regions.int().tolist() == [[[1, 1, 0], [0, 0, 1]], [[0, 0, 0], [1, 0, 0]]]
+    assert region_features(FEATURES_N, regions).tolist() == [
+        pytest.approx([1.0, 0.0]),
+        pytest.approx([0.6, 0.8]),
+    ]
+
+
+def test_regions_of_a_sigmoid_network_may_overlap_and_background_is_none_of_them() -> None:
+    y = torch.tensor([[[1.0, 1.0, 0.0, -1.0], [0.0, 1.0, 0.0, 0.0]]])
+    found = class_regions(y, 2, "sigmoid").int().tolist()
+    assert found == [[[0, 0, 1, 0], [1, 1, 0, 0], [0, 1, 0, 0]]]
+
+
+def test_equation_8_by_hand() -> None:
+    """Scores, divided by τ = 0.1: class 0 of m has 0 with class 0 of n and 8 with class 1; class 1 has 6 with
+    class 1, and 10 with class 0. So −ln(1/(1+e⁸)) = 8.000335 and −ln(e⁶/(e⁶+e¹⁰)) = 4.018150; mean 6.009243.
+    """
+    found = feature_contrast(with_features(FEATURES_M), with_features(FEATURES_N), REGIONS_Y, "softmax")
+    assert found.item() == pytest.approx((8.000335 + 4.018150) / 2, abs=1e-5)
+    same = feature_contrast(with_features(FEATURES_N), with_features(FEATURES_N), REGIONS_Y, "softmax")
+    # 10 with itself, 6 with the other, at both classes: ln(1 + e⁻⁴)
+    assert same.item() == pytest.approx(0.018150, abs=1e-5)
+
+
+def test_features_take_the_place_of_the_push_and_the_partner_is_detached() -> None:
+    m, n = FEATURES_M.clone().requires_grad_(), FEATURES_N.clone().requires_grad_()
+    params = GcmlParams(lambda_=2.0, gamma=0.5, contrast="features", lambda_ramp_rounds=0)
+    gcml = Gcml(params)
+    assert gcml.wants_features and not Gcml(GcmlParams()).wants_features
+    outputs = {"local": with_features(m), "personal": with_features(n)}
+    known = StepContext("softmax", 5, lambda o, y: F.cross_entropy(o.logits, y[:, 0], ignore_index=-1))
+    found: Losses = gcml.losses(outputs, REGIONS_Y, known)  # type: ignore[arg-type]
+    # equal logits: no pull. L = L_seg + λ·γ·L_nce
+    assert found.terms["pull"].item() == 0
+    assert found.terms["push"].item() == pytest.approx(6.009243, abs=1e-5)
+    difference = found.total["local"].item() - found.terms["seg"].item()
+    assert difference == pytest.approx(2.0 * 0.5 * 6.009243, abs=1e-4)
+    found.total["local"].backward()  # type: ignore[no-untyped-call]
+    assert m.grad is not None and m.grad.abs().sum() > 0
+    assert n.grad is None, "P is detached"
+
+
+def test_what_a_partner_shows_without_dropout_is_what_counts() -> None:
+    noisy = with_features(torch.rand(2, 2, 3), clean=FEATURES_N)
+    found = feature_contrast(with_features(FEATURES_M), noisy, REGIONS_Y, "softmax")
+    assert found.item() == pytest.approx(6.009243, abs=1e-5)
+
+
+def test_with_one_class_alone_there_is_nothing_to_contrast() -> None:
+    for y in (torch.zeros(2, 1, 3, dtype=torch.long), torch.full((2, 1, 3), -1)):
+        m = FEATURES_M.clone().requires_grad_()
+        found = feature_contrast(with_features(m), with_features(FEATURES_N), y, "softmax")
+        assert found.item() == 0
+        found.backward()  # type: ignore[no-untyped-call]
+        assert m.grad is not None and not m.grad.any()
+    empty = torch.zeros(3, 2)
+    assert info_nce(empty, empty, torch.zeros(3, dtype=torch.bool), 0.1).item() == 0
+
+
+def test_contrast_none_is_imitation_alone() -> None:
+    """As with γ = 0: the push is worked out for the log, and is no part of the loss."""
+    y = SIGMOID_Y
+    outputs = {"local": Outputs(SIGMOID_M), "personal": Outputs(SIGMOID_N)}
+    for region in ("union", "whole"):
+        totals = []
+        for params in ({"contrast": "none"}, {"gamma": 0.0}, {}):
+            gcml = Gcml(GcmlParams(lambda_=1.0, region=region, **params))  # type: ignore[arg-type]
+            totals.append(gcml.losses(outputs, y, context("sigmoid")).total["local"].item())  # type: ignore[arg-type]
+        assert totals[0] == totals[1] != totals[2], region
+
+
+def test_the_contrast_is_of_what_sites_agree_on_where_it_is_another_than_before() -> None:
+    assert "contrast" not in common_settings(GcmlParams())
+    assert common_settings(GcmlParams(contrast="features"))["contrast"] == "features"

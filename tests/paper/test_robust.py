@@ -189,5 +189,5 @@ def test_too_few_listed_sites_are_told_at_the_start(
 
 
 def test_without_a_rule_the_settings_are_those_of_versions_that_know_none() -> None:
-    assert settings(FedAvgParams()).keys() == {"name", "every_rounds", "finetune_rounds", "weighting"}
+    assert settings(FedAvgParams()).keys() == {"name", "finetune_rounds", "weighting"}
     assert settings(FedAvgParams(robust="krum", byzantine=2))["byzantine"] == 2

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.node import NodeSetup, NodeState
 from gossipseg.core.params import GossipParams, MembershipParams, QuarantineParams, RoundsParams
 from gossipseg.core.types import MemberState, ModelRef, Proposal, Site
@@ -130,7 +131,7 @@ class Simulator:
         federation_rounds: int | None = None,
         exchange: Literal["none", "gossip", "rounds"] = "gossip",
         rounds_params: RoundsParams | None = None,
-        every_rounds: int = 1,
+        exchange_at: ExchangeTimes = ExchangeTimes(),  # noqa: B008
         finetune_rounds: int = 0,
         cases: Callable[[int], int] = lambda i: 20,
         round_s: Callable[[int], float] = lambda i: 20.0,
@@ -150,7 +151,7 @@ class Simulator:
         self.exchange, self.with_workers, self.model_bytes = exchange, with_workers, model_bytes
         self.rounds_params = rounds_params or RoundsParams()
         self.quarantine = quarantine or QuarantineParams()
-        self.every_rounds, self.finetune_rounds = every_rounds, finetune_rounds
+        self.exchange_at, self.finetune_rounds = exchange_at, finetune_rounds
         self.federation_rounds = federation_rounds
         self.updates: dict[str, Update] = {}
         """Of each exported update, what it was made from."""
@@ -242,7 +243,7 @@ class Simulator:
             rounds=node.rounds,
             federation_rounds=self.federation_rounds,
             rounds_params=self.rounds_params,
-            every_rounds=self.every_rounds,
+            exchange_at=self.exchange_at,
             finetune_rounds=self.finetune_rounds,
             rng=random.Random(self._seeds[site] + node.life),
             sign=self.sign,

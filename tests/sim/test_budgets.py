@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossipseg.core import events as ev
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.params import GossipParams
 from gossipseg.core.types import Phase
 from tests.sim.simulator import Net, SimNode, Simulator
@@ -158,14 +159,14 @@ def test_who_comes_when_all_is_over_trains_one_round_from_the_last_common_model(
 
 @pytest.mark.parametrize(("every", "rounds", "common"), [(3, 9, 3), (3, 10, 3), (2, 7, 3)])
 def test_rounds_left_over_are_trained_without_exchange(every: int, rounds: int, common: int) -> None:
-    sim = federation(3, federation_rounds=rounds, every_rounds=every)
+    sim = federation(3, federation_rounds=rounds, exchange_at=ExchangeTimes(every))
     ends(sim, 300)
     assert set(committed(sim).values()) == {common}
     assert {n.worker.round for n in sim.nodes.values()} == {rounds}
 
 
 def test_left_over_rounds_before_fine_tuning_are_not_trained_twice() -> None:
-    sim = federation(3, federation_rounds=10, every_rounds=3, finetune_rounds=2)
+    sim = federation(3, federation_rounds=10, exchange_at=ExchangeTimes(3), finetune_rounds=2)
     ends(sim, 300)
     assert set(committed(sim).values()) == {2}
     assert {n.worker.round for n in sim.nodes.values()} == {10}
@@ -272,7 +273,9 @@ def test_over_bad_lines_all_end_with_the_last_common_model(seed: int) -> None:
 def test_whatever_breaks_all_end_together_with_one_model(
     seed: int, n: int, finetune: int, every: int, faults: list[tuple[float, str, int, int]]
 ) -> None:
-    sim = federation(n, seed=seed, federation_rounds=6, finetune_rounds=finetune, every_rounds=every)
+    sim = federation(
+        n, seed=seed, federation_rounds=6, finetune_rounds=finetune, exchange_at=ExchangeTimes(every)
+    )
     sim.run(20)
     for pause_s, what, which, how in faults:
         sim.run(sim.now + pause_s)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from gossipseg.core import events as ev
 from gossipseg.core import messages
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.node import NodeState
 from gossipseg.core.params import QuarantineParams, RoundsParams, membership_preset
 from gossipseg.core.types import Proposal
@@ -437,7 +438,7 @@ def test_the_last_rounds_are_trained_alone(every: int, finetune: int, common: in
         membership=LAN,
         exchange="rounds",
         rounds_params=QUICK,
-        every_rounds=every,
+        exchange_at=ExchangeTimes(every),
         finetune_rounds=finetune,
         rounds=10,
         round_s=lambda i: 6.0 + i,

@@ -31,8 +31,8 @@ FINETUNE_KEYS = ("finetune_learning_rate", "finetune_schedule")
 
 def settings(params: Any) -> dict[str, Any]:
     """All settings of an algorithm that do something: those of robust rules only where there is one, those of
-    fine-tuning only where some rounds are fine-tuned. Those that earlier versions had besides stand at the
-    value by which this one goes.
+    fine-tuning only where some rounds are fine-tuned, GCML's contrast where it is not that of its logits.
+    Those that earlier versions had besides stand at the value by which this one goes.
 
     So two versions of this program agree on a federation that uses nothing which only one of them knows.
     """
@@ -42,6 +42,8 @@ def settings(params: Any) -> dict[str, Any]:
         unused |= set(ROBUST_KEYS)
     if not found.get("finetune_rounds"):
         unused |= set(FINETUNE_KEYS)
+    if params.name == "gcml" and params.contrast == "logits":
+        unused.add("contrast")
     return {key: value for key, value in found.items() if key not in unused}
 
 
@@ -63,21 +65,6 @@ def robust_problem(params: Any, listed: int) -> tuple[str, str, object, str] | N
     return None
 
 
-def together_problem(params: Any, rounds: int) -> tuple[str, str, int] | None:
-    """Why no model would be exchanged in `rounds` rounds: (problem, the key to lower, the least budget that
-    has one), or None."""
-    alone = getattr(params, "finetune_rounds", 0)
-    every = getattr(params, "every_rounds", 1) if params.exchange == "rounds" else 1
-    if rounds >= alone + every:
-        return None
-    if rounds <= alone:
-        problem = f"with algorithm.finetune_rounds ({alone}) leaves no round to learn together"
-        return problem, "finetune_rounds", alone + every
-    also = f", and finetune_rounds is {alone}" if alone else ""
-    problem = f"leaves no round that is exchanged: algorithm.every_rounds is {every}{also}"
-    return problem, "every_rounds", alone + every
-
-
 @dataclass(frozen=True, slots=True)
 class Coordinated:
     """Options of algorithms whose models meet at the coordinator of a round."""
@@ -91,8 +78,6 @@ class Coordinated:
     """Whether it has an aggregation of its own, which no robust rule can stand for."""
     networks: ClassVar[tuple[str, ...] | None] = None
     """Networks that have the parts it needs, its own one first; None: any."""
-    every_rounds: Annotated[int, Field(ge=1)] = 1
-    """Rounds that a site trains between two exchanges; 3 moves a third of the bytes."""
     finetune_rounds: Annotated[int, Field(ge=0)] = 0
     """How many of the last rounds of the budget are trained alone, from the last global model."""
     finetune_learning_rate: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None

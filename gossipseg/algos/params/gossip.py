@@ -51,5 +51,8 @@ class GcmlParams:
     """Weight of the push beside the pull."""
     delta_nats: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Margin of the push, in nats of KL divergence."""
+    contrast: Literal["logits", "features", "none"] = "logits"
+    """What the pushing away goes by: the logits; the features of class regions (InfoNCE); none: there is no
+    pushing away, as with gamma 0."""
     region: Literal["union", "label", "whole"] = "union"
     """Voxels of the mutual term: foreground of label or predictions, of the label alone, or all."""

@@ -18,6 +18,7 @@ from gossipseg.core.budget import Budget
 from gossipseg.core.context import Call, CallOutcome, Context
 from gossipseg.core.effects import InboxEntry, StartTransfer
 from gossipseg.core.events import RequestFailed
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.gossip.inbox import Inbox, is_stale
 from gossipseg.core.gossip.sender_sampling import SenderPool
 from gossipseg.core.manifests import ManifestLedger
@@ -77,13 +78,15 @@ class GossipExchange:
         *,
         exchanges: bool,
         budget: Budget,
+        times: ExchangeTimes,
         max_model_bytes: int,
         inbox: Inbox,
         counts: Counter[tuple[str, Site]],
         ledger: ManifestLedger,
     ) -> None:
         self._ctx, self._params, self._membership, self._handshake = ctx, params, membership, handshake
-        self._exchanges, self._budget, self._max_model_bytes = exchanges, budget, max_model_bytes
+        self._exchanges, self._budget, self._times = exchanges, budget, times
+        self._max_model_bytes = max_model_bytes
         self.inbox, self.counts, self._ledger = inbox, counts, ledger
         self.pool = SenderPool()
         self.outgoing: list[OutgoingOffer] = []
@@ -93,6 +96,8 @@ class GossipExchange:
         self.running_round: int | None = None
         """The round that the worker is in; set by worker_state.py."""
         self.last_visit: str | None = None
+        self.due = 0
+        """Rounds past the warm-up, since the daemon started, at whose end an exchange was due."""
 
     def on_change(self, member: Member, ended: bool) -> None:
         """Handle a member's change; `ended`: the incarnation known so far is over."""
@@ -105,11 +110,18 @@ class GossipExchange:
     # -------------------------------------------------------------- sending
 
     def draws_to_send(self, round: int) -> bool:
-        """Whether this site sends at the end of `round`: S ~ Bernoulli(p), past the warm-up."""
+        """Whether this site sends at the end of `round`: S ~ Bernoulli(p) past the warm-up, if due."""
         if not self._exchanges or round < self._params.warmup_rounds:
+            return False
+        if not self._times.is_end(round + self._budget.ahead):
             return False
         p = self.pool.probability(self._ctx.info.cases, self._params.sender_rate)
         return p > 0 and self._ctx.rng.random() < p
+
+    def round_over(self) -> None:
+        """Count an exchange that was due, for the alarms about silence."""
+        round = self._ctx.info.round
+        self.due += round > self._params.warmup_rounds and self._times.is_end(round + self._budget.ahead)
 
     def send(self, model: ModelRef) -> None:
         """Look for a receiver of a newly exported model."""

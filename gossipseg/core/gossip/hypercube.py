@@ -66,9 +66,13 @@ class HypercubeTurns(SwapTurns):
 
     # -------------------------------------------------------------- turns
 
-    def round_over(self, due: bool) -> None:
-        """Begin the stages of the round that has ended, or go on with them."""
-        position = self._ctx.info.round + self._budget.ahead
+    def round_over(self) -> None:
+        """Begin the stages of the round that has ended, or go on with them.
+
+        Exchanges are due at the same rounds everywhere: partners are at one stage of one round.
+        """
+        position = self.round
+        due = self._times.is_end(position)
         self.count_due(due)
         if not due:
             self._finish()

@@ -75,7 +75,8 @@ class SwapExchange:
     def record(self) -> SwapRecord:
         """What must survive a restart."""
         bound = self.open.bound() if self.open is not None else None
-        return SwapRecord(self.memory.number, self.memory.seen(), bound, self.turns.aside.records())
+        aside, last = self.turns.aside.records(), self.turns.made
+        return SwapRecord(self.memory.number, self.memory.seen(), bound, aside, last)
 
     @property
     def binding(self) -> bool:
@@ -88,9 +89,9 @@ class SwapExchange:
         if open is not None and open.stage is Stage.DOUBT:
             open.deadline, open.next_at = now + self._params.doubt_timeout_s, now
 
-    def round_over(self, round: int, due: bool) -> None:
+    def round_over(self, round: int) -> None:
         """Drop what is too old, and ask for a swap if one is due."""
-        self.turns.round_over(due)
+        self.turns.round_over()
         open = self.open
         if open is not None and not open.binding:
             if self.turns.over:

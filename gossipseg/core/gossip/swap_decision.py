@@ -151,6 +151,7 @@ class SwapDecision:
         open.deadline = open.next_at = math.inf
         if not open.asker:
             self.memory.note(open.id, "committed")
+        self.turns.committed()
         self._ctx.note("swap_committed", open.partner, **_named(open))
         if open.takes:
             self._ctx.persist()  # before any answer, and before the worker applies it

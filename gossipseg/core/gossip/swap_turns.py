@@ -9,6 +9,7 @@ import math
 
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.gossip.sender_sampling import SenderPool
 from gossipseg.core.gossip.set_aside import SetAside
 from gossipseg.core.gossip.swap_terms import is_behind
@@ -28,13 +29,23 @@ class SwapTurns:
         membership: Membership,
         pool: SenderPool,
         aside: SetAside,
+        times: ExchangeTimes,
+        last: int,
     ) -> None:
-        self._ctx, self._params, self._budget = ctx, params, budget
+        """`last`: as below, from the last run."""
+        self._ctx, self._params, self._budget, self._times = ctx, params, budget, times
         self._membership, self._pool, self.aside = membership, pool, aside
+        self.last = last
+        """The federation's round at whose end the last exchange was due, or was made for."""
+        self.made = last
+        """The same of the last exchange that was made. A restart goes on from here."""
+        self._before: tuple[int, int, int] | None = None
+        """What the last count of a swap changed: the swaps owed, and `last` before and after it."""
         self.next_at = math.inf
         """When to ask again, while no swap is open."""
         self.owed = 0
-        """Swaps due and not taken part in; below 0 where this site took part before they were due."""
+        """Swaps due and not taken part in; below 0 where this site took part in one of several before they
+        were due."""
         self.due = 0
         """Rounds past the warm-up, since the daemon started, at whose end an exchange was due."""
         self._tries_left = 0
@@ -46,25 +57,56 @@ class SwapTurns:
         n = self._params.swaps_per_round
         return n if isinstance(n, int) else 1
 
-    def round_over(self, due: bool) -> None:
+    @property
+    def round(self) -> int:
+        """The federation's round that the last own round was."""
+        return self._ctx.info.round + self._budget.ahead
+
+    def round_over(self) -> None:
         """Begin the turn at a round's end."""
+        self._fall_due()
+        self._tries_left = self.per_round + self._params.retries
+        self._tried = set()
+
+    def _fall_due(self) -> None:
+        if self.last > self.round:  # the worker's state was lost, and it began anew
+            self.last = 0
+        due = self._times.is_due(self.round, self.last)
         self.count_due(due)
         if due:
             self.owed = min(self.owed + self.per_round, self.per_round)
-        self._tries_left = self.per_round + self._params.retries
-        self._tried = set()
+            self.last = self.round
 
     def count_due(self, due: bool) -> None:
         """Count an exchange that is due, for the alarms about silence."""
         self.due += due and not self.warming_up()
 
     def took_part(self) -> None:
-        """Count a swap that has been accepted."""
-        self.owed = max(self.owed - 1, -self.per_round)
+        """Count a swap that has been accepted: it is the one that was due, or stands for that of the end of
+        the round under way. Either way the next one is due after as long as if it had been so."""
+        owed, last = self.owed, self.last
+        if owed > 0:
+            self.owed, self.last = owed - 1, max(last, self.round)
+        elif last != self.round + 1:
+            self.owed = owed - 1
+            if self.owed == -self.per_round:
+                self.owed, self.last = 0, self.round + 1
+        self._before = owed - self.owed, last, self.last
+
+    def committed(self) -> None:
+        """Note that the swap holds at both sites."""
+        self.made = self._before[2] if self._before is not None else self.round
 
     def broken(self) -> None:
         """Take back a count: the swap was dropped."""
-        self.owed = min(self.owed + 1, self.per_round)
+        change, last, since = self._before or (1, self.last, self.last)
+        self._before = None
+        self.owed = min(self.owed + change, self.per_round)
+        if self.last != since:
+            return  # another exchange has been due meanwhile
+        self.last = last
+        if self.round >= since > last:
+            self._fall_due()  # the round's end that it stood for has gone by
 
     @property
     def over(self) -> bool:

@@ -9,6 +9,7 @@ from gossipseg.core import events
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.effects import StartRound
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.membership.member import Member
 from gossipseg.core.params import RoundsParams
 from gossipseg.core.rounds.acceptor import Acceptor
@@ -27,8 +28,8 @@ class Running:
 
 class RoundSchedule:
     """When this site trains, waits and ends. The last round that all sites train together is aggregated, too,
-    and a site finishes when that model is here. With every_rounds, rounds left over at the end are trained
-    without exchange."""
+    and a site finishes when that model is here. Rounds left over at the end, at which no exchange is due, are
+    trained without."""
 
     def __init__(
         self,
@@ -38,12 +39,12 @@ class RoundSchedule:
         catch_up: CatchUp,
         *,
         budget: Budget,
-        every_rounds: int,
+        times: ExchangeTimes,
         finetune_rounds: int,
     ) -> None:
         self._ctx, self._params, self._acceptor, self._catch_up = ctx, params, acceptor, catch_up
-        self._budget, self._every, self._finetune = budget, every_rounds, finetune_rounds
-        self._last_common = budget.last_common(every_rounds, finetune_rounds)
+        self._budget, self._times, self._finetune = budget, times, finetune_rounds
+        self._last_common = budget.last_common(times, finetune_rounds)
         self.running: Running | None = None
         self._last_global: str | None = None
         self._met: set[Site] = set()
@@ -87,6 +88,11 @@ class RoundSchedule:
         """The last own round that is not trained alone."""
         return self._budget.last - self._finetune
 
+    @property
+    def _length(self) -> int:
+        """Rounds to train towards the next global model."""
+        return self._times.length(self._acceptor.round)
+
     def _exported(self, round: int) -> bool:
         """Whether an update of that own round could be aggregated."""
         return round <= self._last_together and self._acceptor.round <= self._last_common
@@ -97,7 +103,7 @@ class RoundSchedule:
         next = self.running.order.round if self.running else self._ctx.info.round + 1
         if self.update is not None and self.running is None:
             return False
-        return not self._exported(max(next, self._acceptor.record.base_round + self._every))
+        return not self._exported(max(next, self._acceptor.record.base_round + self._length))
 
     # -------------------------------------------------------------- what happens
 
@@ -166,17 +172,17 @@ class RoundSchedule:
         start = common if common is not None and self._takes(common, round) else None
         settling_in = start is not None and start.round > 1 and self._last_global is None
         if start is not None:
-            self._budget.begin_at(start.round * self._every + 1, round)
+            self._budget.begin_at(self._times.end_of(start.round) + 1, round)
             self._acceptor.change(base_round=round - 1)
         if round > self._last_together:
             order = StartRound(round, None, False, start, settling_in, True)
         elif self.update is not None:
             self._ctx.note("round_alone", None, self.missed, round=self._acceptor.round, own_round=round)
             if not self.hopeless:  # the federation stands still, and this site with it
-                self._budget.begin_at(self._acceptor.round * self._every, round)
+                self._budget.begin_at(self._times.end_of(self._acceptor.round), round)
             order = StartRound(round, None, self._exported(round) and not self.hopeless)
         else:
-            enough = round - self._acceptor.record.base_round >= self._every
+            enough = round - self._acceptor.record.base_round >= self._length
             export = enough and self._exported(round) and not self.hopeless
             order = StartRound(round, None, export, start, settling_in)
         order = replace(order, ahead=self._budget.ahead)

@@ -14,6 +14,7 @@ from gossipseg.core import events, messages
 from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.effects import Aggregate, RoundsRecord, StartRound
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.manifests import ManifestLedger
 from gossipseg.core.membership.member import Member
 from gossipseg.core.membership.members import Membership
@@ -59,14 +60,14 @@ class Rounds:
         membership: Membership,
         *,
         budget: Budget,
-        every_rounds: int,
+        times: ExchangeTimes,
         finetune_rounds: int,
         max_model_bytes: int,
         record: RoundsRecord | None,
         ledger: ManifestLedger,
     ) -> None:
         self._ctx, self._params, self._membership = ctx, params, membership
-        self._every_rounds = every_rounds
+        self._times = times
         self.worker: WorkerPort
         """Set by assembly.py."""
         quorum = QuorumConfig.of((ctx.site, *membership.members), params.quorum)
@@ -77,7 +78,7 @@ class Rounds:
             ledger,
             max_model_bytes=max_model_bytes,
             patience_s=params.patience_s,
-            last_round=budget.last_common(every_rounds, finetune_rounds),
+            last_round=budget.last_common(times, finetune_rounds),
         )
         self.downloads = Downloads(ctx, params, self.acceptor)
         self.uploads = Uploads(ctx, params)
@@ -90,7 +91,7 @@ class Rounds:
             self.acceptor,
             self.catch_up,
             budget=budget,
-            every_rounds=every_rounds,
+            times=times,
             finetune_rounds=finetune_rounds,
         )
         self.attempt: Proposer | None = None
@@ -259,12 +260,20 @@ class Rounds:
             self._counted_from = self._ctx.info.round
 
     @property
-    def own_rounds_since_commit(self) -> int | None:
-        """Own rounds since the last global model, in units of every_rounds; None: the worker has not been
-        up."""
+    def due_since_commit(self) -> int | None:
+        """Exchanges that were due since the last global model; None: the worker has not been up.
+
+        Once an update waits, each round that is trained alone makes it anew, and is due.
+        """
         if self._counted_from is None:
             return None
-        return (self._ctx.info.round - self._counted_from) // self._every_rounds
+        trained = self._ctx.info.round - self._counted_from
+        return max(0, trained - self._times.length(self.acceptor.round) + 1)
+
+    @property
+    def each_round(self) -> bool:
+        """Whether an exchange is due at each round's end."""
+        return self._times.each_round
 
     def _can_store(self, site: Site) -> bool:
         """Whether the site can store a model; it may be unable to lead or to contribute, and yet store."""

@@ -93,12 +93,14 @@ def _memory_text(memory: dict[str, Any] | None) -> str:
 
 
 def _pace_text(pace: dict[str, Any]) -> str:
-    """Expected duration of a round."""
+    """Expected duration of a round, and the memory of a step."""
+    both = " of both models" if pace.get("models", 1) > 1 else ""
+    memory = f" and {out.bytes_text(pace['step_bytes'])}" if pace.get("step_bytes") else ""
+    fewer = "; `training.personal: none` trains one model" if pace.get("one_model_will_do") else ""
     return (
         f"a round of {pace['steps_per_round']} steps and the validation of {pace['validation_cases']} cases "
-        f"will take about {out.duration_text(pace['round_s'])} here ({pace['step_s']:.2g} s a step, "
-        f"{pace['validation_case_s']:.2g} s a case); steps beside another site's model take up to twice as "
-        "long"
+        f"will take about {out.duration_text(pace['round_s'])} here ({pace['step_s']:.2g} s{memory} a "
+        f"step{both}, {pace['validation_case_s']:.2g} s a case){fewer}"
     )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.algos.params import AlgorithmParams
-from gossipseg.algos.params.common import robust_problem, together_problem
+from gossipseg.algos.params.common import robust_problem
 from gossipseg.algos.params.common import settings as algorithm_settings
+from gossipseg.config.exchange import exchange_terms, exchange_times, together_problem
 from gossipseg.config.files import FederationFile
 from gossipseg.errors import ConfigError
 from gossipseg.lab.plan import splits, variants
@@ -99,7 +100,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
         raise _impossible(variant, "pooled has no sites", remedy)
     federation = _federation(study, variant)
     _check_sites(federation.algorithm, study, variant)
-    _check_rounds(federation.algorithm, study, variant)
+    _check_rounds(federation, study, variant)
     pooled = variants.pooled_steps(variant) if variant.name == POOLED else "all"
     sections = plain(dataclasses.asdict(federation))
     del sections["sites"]
@@ -111,7 +112,7 @@ def _plan(study: Study, variant: Variant, replicate: Replicate, out: Path | None
         federation={**sections, "seed": replicate.seed},
         sites={s.name: _folder(s, replicate.split, out) for s in study.sites},
         rounds=study.rounds,
-        settings=_fingerprint(study, variant, federation.algorithm, replicate, pooled),
+        settings=_fingerprint(study, variant, federation, replicate, pooled),
         pooled_steps=pooled,
         site_dropout=study.site_dropout,
         late_join=study.late_join,
@@ -142,8 +143,11 @@ def _federation(study: Study, variant: Variant) -> FederationFile:
         if e.key != "training.rounds":
             raise
         training = {k: v for k, v in study.sections["training"].items() if k != "rounds"}
-        without = variants.federation({**study.sections, "training": training}, variant, study.own)
-        _check_rounds(without.algorithm, study, variant)
+        try:
+            without = variants.federation({**study.sections, "training": training}, variant, study.own)
+        except ConfigError:
+            raise e from None  # exchange_at.summed_rate asks for the budget
+        _check_rounds(without, study, variant)
         raise
 
 
@@ -162,23 +166,22 @@ def _check_sites(algorithm: AlgorithmParams, study: Study, variant: Variant) -> 
         raise _impossible(variant, problem, remedy)
 
 
-def _check_rounds(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
+def _check_rounds(federation: FederationFile, study: Study, variant: Variant) -> None:
     """Check that some rounds are learned together, and that a late joiner takes part in one of them."""
-    found = together_problem(algorithm, study.rounds)
+    found = together_problem(federation, study.rounds)
     if found is not None:
         problem, key, least = found
-        fewer = study.rounds // 4 if key == "finetune_rounds" else 1
-        remedy = f"Give --rounds {least} or more, or {variant.name}[{key}={fewer}]."
+        less = {"algorithm.finetune_rounds": study.rounds // 4, "exchange_at.summed_rate": 0.1}.get(key, 1)
+        other = f"{variant.name}[{key.removeprefix('algorithm.')}={less}]"
+        remedy = f"Give --rounds {least} or more, or {other}."
         raise _impossible(variant, f"--rounds {study.rounds} {problem}", remedy)
-    if algorithm.exchange == "rounds":
-        _check_late(algorithm, study, variant)
+    if federation.algorithm.exchange == "rounds":
+        _check_late(federation, study, variant)
 
 
-def _check_late(algorithm: AlgorithmParams, study: Study, variant: Variant) -> None:
-    alone, every = (
-        getattr(algorithm, key, least) for key, least in (("finetune_rounds", 0), ("every_rounds", 1))
-    )
-    last = (study.rounds - alone) // every * every
+def _check_late(federation: FederationFile, study: Study, variant: Variant) -> None:
+    times, alone = exchange_times(federation), getattr(federation.algorithm, "finetune_rounds", 0)
+    last = times.end_of(times.until(study.rounds - alone))
     for site, number in study.late_join.items():
         if number > last:
             raise ConfigError(
@@ -194,13 +197,14 @@ def _impossible(variant: Variant, problem: str, remedy: str) -> ConfigError:
 
 
 def _fingerprint(
-    study: Study, variant: Variant, algorithm: AlgorithmParams, replicate: Replicate, pooled: str
+    study: Study, variant: Variant, federation: FederationFile, replicate: Replicate, pooled: str
 ) -> str:
     """Hash of everything that the run's result depends on. It identifies finished runs: it may not change."""
+    when = {key.removeprefix("algorithm."): value for key, value in exchange_terms(federation).items()}
     return digest(
         {
             **study.identity(),
-            "algorithm": plain(algorithm_settings(algorithm)),
+            "algorithm": plain(algorithm_settings(federation.algorithm)) | when,
             "variant": [variant.name, *variant.options],
             "seed": replicate.seed,
             "pooled": pooled,

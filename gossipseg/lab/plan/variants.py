@@ -1,7 +1,8 @@
 """Which algorithms are compared, and with which settings: `gcml`, `fedavg@3`, `gcml[lambda=0,region=whole]`.
 
-A key in brackets is the algorithm's own, or a dotted key of peers.yaml: `gcml[gossip.sender_rate=1]`. One
-that begins with `site.` is of a site's own file (site_settings.py).
+A key in brackets is the algorithm's own, or a dotted key of peers.yaml: `gcml[gossip.sender_rate=1]`.
+`@3` is short for exchange_at.every_rounds, as is `every_rounds` in brackets, where earlier versions had it.
+One that begins with `site.` is of a site's own file (site_settings.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import yaml
 
 from gossipseg import config
 from gossipseg.algos import params as algorithms
+from gossipseg.algos.params import params_class
 from gossipseg.config.files import FederationFile
 from gossipseg.config.problems import nearest
 from gossipseg.config.reading import set_dotted
@@ -34,6 +36,7 @@ POOLED_STEPS = ("all", "site")
 OF_A_SITE = "site."
 """What a key of site.yaml begins with."""
 _ENTRY = re.compile(r"(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<every>\d+))?(?:\[(?P<options>[^\[\]]*)\])?")
+EXCHANGE_AT = ("exchange_at.every_rounds", "exchange_at.summed_rate")
 Sections = Mapping[str, Any]
 
 
@@ -131,10 +134,17 @@ def federation(
         pooled_steps(variant)
     elif sections.get("algorithm", {}).get("name") == variant.name:
         raw["algorithm"] = dict(sections["algorithm"])
+    if not {"every_rounds", *EXCHANGE_AT}.isdisjoint(dict(variant.options)):
+        raw.pop("exchange_at", None)  # of its two keys one stands
     for key, value in variant.options:
         if key.startswith(OF_A_SITE):
             continue
-        if "." in key:
+        if key == "every_rounds":
+            if params_class(raw["algorithm"]["name"]).exchange == "none":
+                problem = f"every_rounds={value}: {variant.name} exchanges nothing"
+                raise _wrong(variant.label, problem, "Leave it out.")
+            set_dotted(raw, EXCHANGE_AT[0], value, f"--algorithms {variant.label}", is_text=False)
+        elif "." in key:
             set_dotted(raw, key, value, f"--algorithms {variant.label}", is_text=False)
         elif variant.name != POOLED:
             # The file's spelling stands for the field (`lambda`), so that a later value replaces it.

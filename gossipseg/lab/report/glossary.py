@@ -44,12 +44,19 @@ def _said(label: str, labels: Sequence[str]) -> str:
 
 
 def _in_words(options: Mapping[str, str]) -> str:
-    said = [f"{key} = {value}" for key, value in options.items() if key != "every_rounds"]
-    if "every_rounds" in options:
-        said.insert(0, f"an exchange every {options['every_rounds']} rounds")
+    said = [f"{key} = {value}" for key, value in options.items() if key not in EXCHANGE_AT]
+    for key, words in EXCHANGE_AT.items():
+        if key in options:
+            said.insert(0, words.format(options[key]))
     return ", ".join(said)
 
 
+EXCHANGE_AT = {
+    "every_rounds": "an exchange every {} rounds",
+    "exchange_at.every_rounds": "an exchange every {} rounds",
+    "exchange_at.summed_rate": "an exchange each time the learning rate has summed up to {} of its whole",
+}
+"""Settings of when models are exchanged, in words."""
 TINTS = ("cyan", "orange", "violet", "green", "pink", "blue")
 """Names of evaluation.overlays.COLOURS, in their order."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from gossipseg import config
 from gossipseg.bridge.node_setup import node_setup
+from gossipseg.config.exchange import exchange_times
 from gossipseg.core.node import NodeState
 from gossipseg.core.params import MembershipParams, RoundsParams
 from gossipseg.errors import LocalError
@@ -188,8 +189,8 @@ class _Federation:
 
     def _rounds_params(self) -> RoundsParams:
         """A coordinator that waits for the slowest site, but not for an absent one."""
-        every = getattr(self._settings.algorithm, "every_rounds", 1)
-        turn_s = every * self._round_s * max(self._plan.speed.values(), default=1.0)
+        rounds = exchange_times(self._settings).longest
+        turn_s = rounds * self._round_s * max(self._plan.speed.values(), default=1.0)
         return replace(
             self._settings.rounds,
             deadline_s=2 * turn_s,

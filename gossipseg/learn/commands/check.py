@@ -7,8 +7,9 @@ patients, as far as lists or names tell}, "division": {"how": "list" | "by hand"
 splits.json of the state directory, or null}, "kinds": {suffix: cases}, "problems": [{"file", "key", "value",
 "problem", "remedy", and "part": "model" where it is not about data}], "warnings": [text], "classes": {name:
 training cases that hold it}, "shape_min", "shape_max", "spacing_mm": [median] or null, "device", "memory":
-{"cache_bytes", "largest_case_bytes", "available_bytes"}, "pace": {"step_s", "steps_per_round",
-"validation_case_s", "validation_cases", "round_s"} or null}.
+{"cache_bytes", "largest_case_bytes", "available_bytes"}, "pace": {"step_s", "step_bytes",
+"models", "one_model_will_do", "steps_per_round", "validation_case_s", "validation_cases", "round_s"} or
+null}.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 from gossipseg.algos.base import Algorithm, StepContext
 from gossipseg.algos.params import personal_of
 from gossipseg.errors import LocalError
+from gossipseg.learn.commands.peak import with_peak
 from gossipseg.learn.data.cases import Splits
 from gossipseg.learn.data.dataset import Dataset, Item
 from gossipseg.learn.data.labels import label_rule
@@ -77,7 +78,8 @@ def bytes_of(item: Item, *, scored: bool) -> int:
 
 
 def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> dict[str, Any] | None:
-    """Seconds of a step of this site's own models, of the validation of a case, and of a round of them.
+    """Seconds of a step of this site's own models, of the validation of a case, and of a round of them; and
+    the memory of a step, models and optimizers included.
 
     A few real steps on the first training cases, which are read anew each time where data.cache is false, as
     in training. None where there is nothing to time.
@@ -93,7 +95,7 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
     if settings.data.cache:
         data.keep_all()
     try:
-        step_s, nets = _step_seconds(settings, data, compute)
+        (step_s, nets), step_bytes = with_peak(lambda: _step_seconds(settings, data, compute), compute)
         timed = nets if settings.personal_network is not None else nets[:1]  # alike ones take as long
         case_s = sum(_case_seconds(settings, data, net, compute) for net in timed) if validation else 0.0
         case_s *= len(nets) / len(timed)
@@ -114,6 +116,9 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
     cases = len(splits.validation)
     return {
         "step_s": step_s,
+        "step_bytes": step_bytes,
+        "models": 1 + settings.has_personal,
+        "one_model_will_do": settings.has_personal and bool(_alone(settings)),
         "steps_per_round": total,
         "validation_case_s": case_s,
         "validation_cases": cases,

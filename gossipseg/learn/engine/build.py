@@ -13,6 +13,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.learn.engine.optim import step_seed
 from gossipseg.learn.params import TaskParams, TrainingParams
 from gossipseg.learn.settings import WorkerSettings
+from gossipseg.nets.features import head_of
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.params.described import read
 from gossipseg.nets.registry import Segmenter, build, initialise, network_signature
@@ -83,6 +84,21 @@ def _initial(network: NetworkParams, settings: WorkerSettings, seed: int) -> Seg
     model = initialise(factory, seed)
     assert isinstance(model, Segmenter)
     return model
+
+
+def check_features(shared: Segmenter, personal: Segmenter) -> None:
+    """Check that both models have features that can be compared. Raises ConfigError."""
+    key, value = "algorithm.contrast", "features"
+    remedy = "Write contrast: logits (or leave it out), or none, at all sites."
+    if head_of(shared) is None:
+        name = type(shared.network).__name__
+        raise ConfigError(
+            f"{name} does not say which of its layers is its `head`", key=key, value=value, remedy=remedy
+        )
+    of_shared, of_personal = (network_signature(m, lambda name: True) for m in (shared, personal))
+    if of_shared != of_personal:
+        problem = "the personal model has another network than the shared one, and other features"
+        raise ConfigError(problem, key=key, value=value, remedy=remedy)
 
 
 def _of_site(error: ConfigError, network: NetworkParams, task: TaskParams) -> ConfigError:

@@ -9,6 +9,7 @@ from torch import nn
 
 from gossipseg.learn.params import TrainingParams
 from gossipseg.learn.params import cosine_rate as cosine_rate
+from gossipseg.learn.rates import learning_rate as learning_rate
 
 SGD_MOMENTUM = 0.9
 
@@ -27,21 +28,6 @@ def make_optimizer(model: nn.Module, training: TrainingParams) -> torch.optim.Op
         )
     kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, weight_decay=decay, fused=True)
-
-
-def learning_rate(training: TrainingParams, round: int, step: int) -> float:
-    """The learning rate of step `step` (0-based) of round `round` (1-based) of the federation's budget.
-
-    A function of the position alone: a resumed run needs no scheduler state.
-    """
-    schedule = training.schedule_in_force
-    if schedule == "constant":
-        return training.learning_rate
-    steps = (round - 1) * training.steps_per_round + step
-    if schedule == "step_decay":
-        return training.learning_rate * training.decay_factor ** (steps // training.decay_every_steps)
-    assert training.cosine_rounds is not None
-    return cosine_rate(training.learning_rate, steps, training.cosine_rounds * training.steps_per_round)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

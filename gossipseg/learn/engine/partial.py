@@ -11,6 +11,7 @@ channels of the other classes are left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,7 +43,8 @@ class Annotated:
         if not self._others:
             return outputs
         clean = None if outputs.clean is None else self._logits(outputs.clean)
-        return Outputs(self._logits(outputs.logits), tuple(map(self._logits, outputs.aux)), clean)
+        logits, aux = self._logits(outputs.logits), tuple(map(self._logits, outputs.aux))
+        return replace(outputs, logits=logits, aux=aux, clean=clean)
 
     def label(self, label: Tensor) -> Tensor:
         """Label values (B, 1, *spatial), counted on among the annotated classes; IGNORE stays."""

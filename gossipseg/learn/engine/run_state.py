@@ -97,6 +97,7 @@ class RunState:
         partners: Mapping[Role, Outputs] | None = None,
         *,
         show: bool = False,
+        features: bool = False,
     ) -> StepResult:
         """One step at `moment`, with the random numbers that are this step's at this site alone."""
         spec = self.settings.spec
@@ -112,6 +113,7 @@ class RunState:
             self.site.annotated.outputs,
             partners,
             show=show,
+            features=features,
         )
 
     def step_done(self, round: int, pace: Throughput) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from gossipseg.algos.base import Algorithm, Losses, Outputs, Role, StepContext
 from gossipseg.learn.engine.optim import make_optimizer
 from gossipseg.learn.engine.precision import Compute
 from gossipseg.learn.params import TrainingParams
+from gossipseg.nets.features import at_input_size, tapped
 from gossipseg.nets.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -62,17 +64,20 @@ def train_step(
     partners: Mapping[Role, Outputs] | None = None,
     *,
     show: bool = False,
+    features: bool = False,
 ) -> StepResult:
     """One optimizer step of each learner on the same batch.
 
     `image`: (B, C, *spatial) float32 on the device; `target`: as losses.make_target gives it. `seen`: what
     the losses see of a network's outputs, in which `target` counts its classes. `partners`: what models that
     do not train here say of the batch. `show`: whether the result holds what the local model says.
+    `features`: whether that, and what the losses see, has feature maps.
     A learner whose gradient is not finite keeps its weights and is named in `skipped`.
     """
     clean = show or len(learners) > 1
     outputs: dict[Role, Outputs] = {
-        role: seen(_forward(learner.model, image, compute, clean)) for role, learner in learners.items()
+        role: seen(_forward(learner.model, image, compute, clean, features))
+        for role, learner in learners.items()
     }
     shown = _shown(outputs["local"]) if show else None
     outputs |= partners or {}
@@ -85,19 +90,27 @@ def train_step(
     return StepResult(losses.total["local"].detach(), losses.terms, frozenset(skipped), shown)
 
 
-def show(model: Segmenter, image: Tensor, compute: Compute, seen: See = lambda outputs: outputs) -> Outputs:
+def show(
+    model: Segmenter,
+    image: Tensor,
+    compute: Compute,
+    seen: See = lambda outputs: outputs,
+    *,
+    features: bool = False,
+) -> Outputs:
     """What a model that does not train now says of a batch, with dropout off. It is left as it was."""
     mode = model.training
     model.eval()
     with torch.no_grad():
-        outputs = seen(_forward(model, image, compute, False))
+        outputs = seen(_forward(model, image, compute, False, features))
     model.train(mode)
     return _shown(outputs)
 
 
 def _shown(outputs: Outputs) -> Outputs:
     logits = outputs.logits if outputs.clean is None else outputs.clean
-    return Outputs(logits.detach())
+    features = outputs.features if outputs.clean_features is None else outputs.clean_features
+    return Outputs(logits.detach(), features=None if features is None else features.detach())
 
 
 def private_step(
@@ -147,11 +160,18 @@ def _take_in(optimizer: DPOptimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def _forward(model: Segmenter, image: Tensor, compute: Compute, partners: bool) -> Outputs:
-    with compute.autocast():
+def _forward(
+    model: Segmenter, image: Tensor, compute: Compute, partners: bool, features: bool = False
+) -> Outputs:
+    taps: AbstractContextManager[list[Tensor]] = tapped(model) if features else nullcontext([])
+    with compute.autocast(), taps as maps:
         out = model(image)
         clean = model.clean_logits(image, out).float() if partners else None
-    return Outputs(out.logits.float(), tuple(head.float() for head in out.aux), clean)
+    found = Outputs(out.logits.float(), tuple(head.float() for head in out.aux), clean)
+    if not features:
+        return found
+    first, last = (at_input_size(model, maps[i], image.shape[2:]).float() for i in (0, -1))
+    return replace(found, features=first, clean_features=last.detach() if partners else None)
 
 
 def _update(learner: Learner, loss: Tensor, clip_grad_norm: float) -> bool:

@@ -84,7 +84,8 @@ class StepLoop:
         if "personal" in learners and personal is not None:
             set_learning_rate(personal.learner.optimizer, personal.learning_rate(position))
         self.gradients += len(learners)
-        return self._run.train(position, batch, learners, algorithm, context, partners)
+        features = algorithm.wants_features
+        return self._run.train(position, batch, learners, algorithm, context, partners, features=features)
 
     def _shown(
         self, personal: Personal, position: StepPosition, batch: Mapping[str, Tensor]
@@ -95,7 +96,8 @@ class StepLoop:
         if not self._algorithm.learns_from_personal:
             return None
         seen = self._run.site.annotated.outputs
-        return show(personal.learner.model, batch["image"], self._run.compute, seen)
+        features = self._algorithm.wants_features
+        return show(personal.learner.model, batch["image"], self._run.compute, seen, features=features)
 
     def _step_alone(
         self, personal: Personal, position: StepPosition, batch: Mapping[str, Tensor]
@@ -104,8 +106,10 @@ class StepLoop:
         context = self.context(position, {"local": personal.learner})
         set_learning_rate(personal.learner.optimizer, personal.learning_rate(position))
         learners: dict[Role, Learner] = {"local": personal.learner}
-        shows = self._algorithm.learns_from_personal
-        result = self._run.train(position, batch, learners, self._alone, context, show=shows)
+        shows, features = self._algorithm.learns_from_personal, self._algorithm.wants_features
+        result = self._run.train(
+            position, batch, learners, self._alone, context, show=shows, features=features
+        )
         self._run.tally.skipped += bool(result.skipped)
         personal.stepped(position)
         self.gradients += 1

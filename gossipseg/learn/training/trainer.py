@@ -29,7 +29,7 @@ from gossipseg.learn import protocol
 from gossipseg.learn.deploy.choice import Mix
 from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.deploy.prediction import LEAST_ROUNDS_OF_A_COPY, young
-from gossipseg.learn.engine.build import build_model, build_personal
+from gossipseg.learn.engine.build import build_model, build_personal, check_features
 from gossipseg.learn.engine.history import History
 from gossipseg.learn.engine.model_state import ModelState, cpu_copy
 from gossipseg.learn.engine.run_state import Gate, Report, RunState
@@ -78,6 +78,8 @@ class Trainer:
         if run.settings.has_personal:
             own = model if run.settings.personal_network is None else build_personal(run.settings)
             self.personal = make_personal(run, own, algorithm=algorithm)
+        if algorithm.wants_features:
+            check_features(model, self.personal.learner.model if self.personal is not None else model)
         self.model_state = ModelState(
             model,
             run.settings,

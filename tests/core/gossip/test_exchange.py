@@ -10,6 +10,7 @@ from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import InboxEntry, Snapshot
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.params import GossipParams
 from gossipseg.core.types import Phase
 from tests.core.gossip.rig import hosting, rig_of
@@ -108,6 +109,18 @@ def test_a_site_not_yet_greeted_is_greeted_before_the_offer() -> None:
     greeting = rig.request(ms.Hello)
     rig.answer(greeting, ms.HelloReply(1, 1, "f", rig.node._ctx.contract, phase(Phase.TRAINING)))
     assert offered(rig).to == "b"
+
+
+def test_a_model_is_exported_at_the_rounds_at_which_an_exchange_is_due() -> None:
+    rig = Rig(("b",), gossip=GossipParams(sender_rate=1.0, warmup_rounds=2), exchange_at=ExchangeTimes(2))
+    rig.start()
+    rig.meet("b")
+    rig.ready(round=0, steps=0)
+    orders = rig.of(fx.StartRound)
+    for _ in range(6):
+        rig.round_done()
+        orders += rig.of(fx.StartRound)
+    assert [o.round for o in orders if o.export] == [2, 4, 6]
 
 
 def test_nothing_is_sent_during_the_warm_up() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from gossipseg.core import effects as fx
 from gossipseg.core import messages as ms
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.gossip.hypercube import fingerprint_of, numbering, partner_of, stages
 from gossipseg.core.params import GossipParams
 from gossipseg.core.types import ExchangeId, Phase, Site, SwapTerms
@@ -79,6 +80,17 @@ def offer_of(order: list[Site], stage: int, number: int = 1, **changes: Any) -> 
     made = SwapTerms(ExchangeId(frm, number), "f", PRINT, frm, "me", 10, 10, 60, 6)
     made = replace(made, position=6, stage=stage, living=fingerprint_of(order))
     return frm, ms.SwapOffer(replace(made, **changes))
+
+
+def test_stages_are_of_rounds_at_which_an_exchange_is_due_and_of_no_others() -> None:
+    others = names(True)  # at round 6 `me` asks
+    for every, asks in ((1, True), (3, True), (4, False)):
+        rig = Rig(others, gossip=CUBE, exchange_at=ExchangeTimes(every)).start()
+        rig.meet(*others)
+        rig.ready()
+        assert rig.node.round == 5
+        rig.round_done()
+        assert bool(rig.requests(ms.SwapOffer)) == asks, every
 
 
 def test_the_lower_number_asks_its_partner_with_stage_and_list() -> None:

@@ -10,6 +10,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.gossip.set_aside import ROUNDS, SetAside
 from gossipseg.core.gossip.swap_memory import SwapMemory
 from gossipseg.core.params import GossipParams
@@ -87,7 +88,7 @@ def order(rig: Rig, *kinds: type) -> list[type]:
 
 def restarted(rig: Rig, *sites: Site, **ready: Any) -> Rig:
     """A new daemon, with what the old one's last Persist holds."""
-    again = Rig(sites or ("b",), gossip=SWAP, snapshot=rig.snapshot)  # type: ignore[attr-defined]
+    again = Rig(sites or ("b",), gossip=SWAP, snapshot=rig.snapshot, **ready)  # type: ignore[attr-defined]
     return again.start()
 
 
@@ -176,12 +177,108 @@ def test_who_was_asked_has_taken_part_and_does_not_ask_at_the_end_of_the_round()
     assert asked(rig), "the next round has its own"
 
 
-def test_a_round_that_is_not_due_asks_nobody() -> None:
-    rig = rig_of("b")
-    rig.round_done(due=False)
+EVERY_3 = ExchangeTimes(3)
+
+
+def rounds_until_it_asks(rig: Rig) -> int:
+    for n in range(1, 20):
+        rig.round_done()
+        if rig.requests(ms.SwapOffer):
+            return n
+    raise AssertionError("it never asks")
+
+
+def swapped(rig: Rig, number: int) -> None:
+    """b asks, and the swap is applied."""
+    swap = ExchangeId("b", number)
+    rig.asks("b", offer_of("b", number, steps=rig.node.info.steps))
+    traded(rig, "b", swap)
+    rig.asks("b", ms.SwapReady(swap))
+    rig.do(ev.SwapApplied(swap))
+
+
+def refused(rig: Rig) -> None:
+    while found := rig.requests(ms.SwapOffer):
+        rig.answer(found[0], ms.SwapOfferReply("busy", "busy"))
+
+
+def test_a_round_that_is_not_due_asks_nobody_and_who_found_no_partner_asks_on() -> None:
+    rig = rig_of("b", round=3, exchange_at=EVERY_3)
+    assert rounds_until_it_asks(rig) == 1, "with no exchange behind it"
+    refused(rig)
+    assert rounds_until_it_asks(rig) == 1
+    swap = accepted(rig, asked(rig))
+    traded(rig, "b", swap)
+    rig.answer(rig.request(ms.SwapReady), ms.SwapState("committed"))
+    rig.do(ev.SwapApplied(swap))
+    assert rounds_until_it_asks(rig) == 3, "from the swap on"
+
+
+def test_a_swap_resets_the_clock_of_the_site_that_was_asked() -> None:
+    """In round 6, and that is the round whose end it stands for: the next one is due at the end of 9."""
+    rig = rig_of("b", round=2, exchange_at=EVERY_3)
+    assert rounds_until_it_asks(rig) == 1
+    swap = accepted(rig, asked(rig))
+    traded(rig, "b", swap)
+    rig.answer(rig.request(ms.SwapReady), ms.SwapState("committed"))
+    rig.do(ev.SwapApplied(swap))
+    rig.round_done()
+    rig.round_done()
+    swapped(rig, 1)
+    assert rig.node.round == 5
+    rig.round_done()
     assert not rig.requests(ms.SwapOffer)
-    rig.round_done(due=True)
-    assert asked(rig)
+    assert rounds_until_it_asks(rig) == 3
+
+
+def test_a_swap_that_breaks_gives_its_clock_back() -> None:
+    for late in (False, True):
+        rig = rig_of("b", "c", round=2, exchange_at=EVERY_3)
+        rounds_until_it_asks(rig)
+        refused(rig)
+        swapped(rig, 1)  # what was due
+        rig.round_done()
+        rig.round_done()
+        rig.asks("b", offer_of("b", 2))
+        assert rig.node.swap is not None
+        if late:
+            rig.round_done()
+            assert not rig.requests(ms.SwapOffer), "the open one stands for this round's end"
+        rig.asks("b", ms.SwapTold(ExchangeId("b", 2), "dropped", "given_up"))
+        if not late:
+            assert rig.node.swap is None
+            rig.round_done()
+        assert asked(rig).body.terms.swap.asker == "me", late  # type: ignore[union-attr]
+
+
+def test_the_clock_survives_a_restart_and_a_worker_that_begins_anew() -> None:
+    rig = rig_of("b", round=2, exchange_at=EVERY_3)
+    rounds_until_it_asks(rig)
+    refused(rig)
+    swapped(rig, 1)
+    rig.round_done()
+    again = restarted(rig, exchange_at=EVERY_3)
+    again.meet("b")
+    again.ready(round=4, steps=40)
+    assert rounds_until_it_asks(again) == 2, "3 and 6"
+    again = restarted(rig, exchange_at=EVERY_3)
+    again.meet("b")
+    again.ready(round=0, steps=40)
+    assert rounds_until_it_asks(again) == 3, "its state was lost: from the beginning"
+
+
+def test_by_the_summed_rate_exchanges_are_often_early_and_seldom_late() -> None:
+    times = ExchangeTimes.by_rate(0.2, [5.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5, 0.25])
+    assert times.ends == (1, 2, 4)
+    rig = rig_of("b", round=0, steps=0, gossip=replace(SWAP, warmup_rounds=0), exchange_at=times)
+    asks = []
+    for number in range(1, 9):
+        rig.round_done()
+        if rig.requests(ms.SwapOffer):
+            asks.append(number)
+            refused(rig)
+            swapped(rig, number)
+    assert asks == [1, 2, 4]
 
 
 def test_two_a_round_are_asked_one_after_the_other() -> None:

@@ -9,6 +9,7 @@ import pytest
 from gossipseg.core import effects as fx
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.params import GossipParams
 from gossipseg.core.types import Phase
 from tests.core.rig import Rig, bare, model, phase
@@ -62,7 +63,7 @@ def test_it_waits_to_meet_others_before_its_first_round_but_not_for_ever() -> No
 
 
 def test_every_rounds_counts_from_the_common_model() -> None:
-    rig = bench(every_rounds=3)
+    rig = bench(exchange_at=ExchangeTimes(3))
     assert not order(rig).export
     rig.round_done()
     assert not order(rig).export

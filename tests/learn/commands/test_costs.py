@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from gossipseg.algos.params import DittoParams, GcmlParams, LocalParams
+from gossipseg.algos.params import DittoParams, FedAvgParams, GcmlParams, LocalParams
 from gossipseg.errors import LocalError
-from gossipseg.learn.commands import costs
+from gossipseg.learn.commands import costs, peak
+from gossipseg.learn.commands.peak import with_peak
 from gossipseg.learn.data import dataset
 from gossipseg.learn.data.cases import Case
 from gossipseg.learn.data.datalist import load_cases
 from gossipseg.learn.engine.precision import choose_compute
+from gossipseg.learn.params import DeviceParams
 from gossipseg.learn.settings import read_settings
 from tests.learn.harness import make_spec, write_png_site
 
@@ -84,6 +86,37 @@ def test_all_models_that_a_site_trains_take_a_step_side_by_side(
         trained.clear()
         assert pace(tmp_path, algorithm)["round_s"] == 4 + models * cases
         assert [len(one) for one in trained[:-1]] == [models] * (1 + costs.TIMED_STEPS)
+
+
+def test_a_step_of_both_models_takes_more_memory_and_where_one_will_do_it_is_said(tmp_path: Path) -> None:
+    """Under GCML one will not do; and a device whose peak nobody knows has none."""
+    write_png_site(tmp_path)
+    found = {name: pace(tmp_path, params, **more) for name, (params, more) in ALGORITHMS.items()}
+    assert [(p["models"], p["one_model_will_do"]) for p in found.values()] == [
+        (2, False),
+        (2, True),
+        (1, False),
+    ]
+    assert all(p["step_bytes"] is None or p["step_bytes"] >= 0 for p in found.values())
+
+
+ALGORITHMS: dict[str, Any] = {
+    "gcml": (GcmlParams(), {}),
+    "fedavg": (FedAvgParams(), {"personal": "always"}),
+    "local": (LocalParams(), {}),
+}
+
+
+def test_the_peak_is_of_the_work_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compute = choose_compute(DeviceParams(device="cpu"))
+    size = 64 << 20
+    kept, growth = with_peak(lambda: len(bytearray(b"x") * size), compute)
+    assert kept == size
+    if growth is not None:  # where there is /proc
+        assert 0.9 * size <= growth <= 1.5 * size
+        assert with_peak(lambda: None, compute)[1] < size / 8, "the peak before is forgotten"  # type: ignore[operator]
+    monkeypatch.setattr(peak, "_RESET", tmp_path / "no" / "such")
+    assert with_peak(lambda: 3, compute) == (3, None)
 
 
 def test_a_network_of_the_personal_models_own_is_timed_and_named_where_memory_lacks(

@@ -52,7 +52,14 @@ def check_alike(personal: Any, local: Any) -> None:
 
 
 @pytest.mark.parametrize("network", [{}, {"norm": "batch"}])
-@pytest.mark.parametrize("algorithm", [GcmlParams(lambda_ramp_rounds=0), GossipAverageParams()])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        GcmlParams(lambda_ramp_rounds=0),
+        GcmlParams(lambda_ramp_rounds=0, contrast="features"),
+        GossipAverageParams(),
+    ],
+)
 def test_in_gossip_it_is_what_local_gives(
     data: Path, tmp_path: Path, guest: protocol.Visit, algorithm: Any, network: dict[str, Any]
 ) -> None:
@@ -64,6 +71,22 @@ def test_in_gossip_it_is_what_local_gives(
     check_alike(trainer.personal, alone(data, tmp_path / "a", 3, **more))
     if not network:
         assert not same(trainer.model_state.weights(), trainer.personal.model_state.weights())
+
+
+@pytest.mark.parametrize("mutual", ["shared", "both"])
+def test_what_the_contrast_goes_by_changes_the_shared_model(
+    data: Path, tmp_path: Path, guest: protocol.Visit, mutual: Any
+) -> None:
+    trained = {}
+    for contrast in ("logits", "features", "none"):
+        params = GcmlParams(lambda_=1.0, lambda_ramp_rounds=0, mutual=mutual, contrast=contrast)  # type: ignore[arg-type]
+        trainer = trainer_of(data, tmp_path / contrast, params)
+        trainer.run_round(protocol.StartRound(1))
+        done = trainer.run_round(protocol.StartRound(2, guest))
+        assert done.terms["push"] is not None and not trainer.run.tally.skipped
+        trained[contrast] = trainer.model_state.weights()
+    assert not same(trained["logits"], trained["features"])
+    assert not same(trained["none"], trained["features"])
 
 
 def test_under_a_coordinator_it_is_what_local_gives_and_stands_still_in_fine_tuning(

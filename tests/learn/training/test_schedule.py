@@ -107,7 +107,7 @@ def test_under_a_coordinator_the_federations_round_counts(
     data: Path, tmp_path: Path, rates: list[float], every: int
 ) -> None:
     """Also for a site that was away, and for one that has trained rounds alone."""
-    algorithm = FedAvgParams(every_rounds=every)
+    algorithm = FedAvgParams()
     other = make_trainer(make_spec(data, tmp_path / "o", algorithm=algorithm))
     path = other.run_round(protocol.StartRound(1, export=True)).export.path
     rates.clear()
