@@ -132,6 +132,16 @@ def test_others_than_peers_of_this_contract_get_none() -> None:
     assert r.reply() == ms.FetchReply("reject", "leaving")
 
 
+def test_a_quarantined_site_gets_none() -> None:
+    r = at_work(rig())
+    named = serve(r)
+    for _ in range(3):
+        r.asks("c", ms.Offer(replace(model("huge"), size_bytes=3 << 40)))
+    assert r.node.quarantined("c")
+    r.asks("c", fetch(named.hash))
+    assert r.reply() == ms.FetchReply("reject", "quarantined") and not r.of(fx.StartTransfer)
+
+
 def test_while_the_worker_writes_a_newer_one_it_is_busy() -> None:
     r = at_work(rig())
     serve(r)
