@@ -39,7 +39,7 @@ from torch import Tensor
 from gossipseg.algos.base import Weights
 from gossipseg.learn.params import AdmissionParams
 
-Reason = Literal["norm_exploded", "layer_changed_too_much", "not_finite", "unrelated"]
+Reason = Literal["norm_exploded", "layer_changed_too_much", "not_finite", "unrelated", "bad_format"]
 Series = dict[str, list[float]]
 
 WHOLE = ""
@@ -129,6 +129,15 @@ class Admission:
         )
 
 
+def check_table(name: str, tensor: Tensor, own: Tensor) -> None:
+    """Raise Unfit where whole numbers differ from this site's own: they are tables of the network.
+
+    A wrong index in one would end the process that predicts with it. Counters of training never travel.
+    """
+    if not own.is_floating_point() and not own.is_meta and not torch.equal(tensor.cpu(), own.cpu()):
+        raise Unfit("bad_format", f"{name} is a table of the network, and differs from this site's own")
+
+
 class Examination:
     """One model on its way in, a tensor at a time. Nothing of it enters the history before accept()."""
 
@@ -143,6 +152,8 @@ class Examination:
         """Measure one tensor; names that the site does not have are passed over. Raises Unfit."""
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise Unfit("not_finite", f"{name} holds values that are not finite")
+        if name in self._own:
+            check_table(name, tensor, self._own[name])
         if self._yardstick is None or name not in self._yardstick.scales:
             return
         scale = self._yardstick.scales[name]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gossipseg.algos.base import Weights
 from gossipseg.errors import LocalError, PeerRefused
-from gossipseg.learn.exchange.admission import Admission, Examination, Unfit
+from gossipseg.learn.exchange.admission import Admission, Examination, Unfit, check_table
 from gossipseg.learn.exchange.quantisation import (
     NeverWritten,
     NotRepresentable,
@@ -259,6 +259,7 @@ def _taken_in(name: str, tensor: Tensor, reference: Tensor, examination: Examina
     wide = tensor.to(reference.dtype)
     if not finite(wide):
         raise Unfit("not_finite", f"{name} holds values that are not finite")
+    check_table(name, tensor, reference)
     if examination is not None:
         examination.take(name, wide)
     return wide

@@ -17,10 +17,11 @@ from gossipseg.algos.base import Algorithm, Combined
 from gossipseg.algos.fedavg import FedAvg
 from gossipseg.errors import LocalError, PeerRefused
 from gossipseg.learn import protocol
-from gossipseg.learn.exchange.aggregate import aggregate
+from gossipseg.learn.exchange.admission import Admission
+from gossipseg.learn.exchange.aggregate import aggregate, open_updates
 from gossipseg.learn.exchange.global_model import everything
 from gossipseg.learn.exchange.wire_format import export_wire, load_common, wire_schema
-from gossipseg.learn.params import MAX_CLAIMED_COUNT
+from gossipseg.learn.params import MAX_CLAIMED_COUNT, AdmissionParams
 from gossipseg.store import SafetensorsHeader, read_safetensors, read_safetensors_header
 
 STATE = {"conv.weight": torch.randn(4, 3), "conv.bias": torch.randn(3), "count": torch.tensor([5])}
@@ -230,3 +231,18 @@ def test_memory_does_not_grow_with_the_number_of_sites(tmp_path: Path, dtype: st
         grown[sites] = min(int(run.stdout) for run in runs)  # other work on the machine adds to the peak
     assert grown[2] > 0 and grown[8] < 3 * MODEL_KIB, grown
     assert grown[8] < grown[2] + MODEL_KIB / 2, grown
+
+
+def test_an_update_with_another_table_of_the_network_is_left_out(tmp_path: Path) -> None:
+    """The others' round goes on without it: a global model that holds it would be refused by all."""
+    own = {**STATE, "attention.index": torch.tensor([0, 1, 2])}
+    theirs = {"a": own, "b": {**own, "attention.index": torch.tensor([0, 1, 99])}}
+    files = []
+    for site, state in theirs.items():
+        export_wire(tmp_path / f"{site}.safetensors", state, everything, "float16", {})
+        files.append(protocol.UpdateFile(site, str(tmp_path / f"{site}.safetensors"), 1))
+    admission = Admission(AdmissionParams())
+    schema = wire_schema(own, everything, "float16")
+    good, refused, detail = open_updates(files, schema, examine=lambda site: admission.against(own))
+    assert ([update.site for update in good], refused) == (["a"], {"b": "bad_format"})
+    assert "attention.index is a table" in detail

@@ -12,7 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gossipseg.errors import LocalError, PeerRefused
+from gossipseg.learn.exchange.admission import Admission
 from gossipseg.learn.exchange.wire_format import content_hash, export_wire, load_incoming, shared, wire_schema
+from gossipseg.learn.params import AdmissionParams
 from gossipseg.store import read_safetensors_header
 
 
@@ -141,3 +143,21 @@ def test_the_content_hash_sees_values_names_and_sharing(state: dict[str, torch.T
     assert content_hash(state, public) == first
     state["conv.weight"][0, 0, 0, 0] += 1
     assert content_hash(state, public) != first
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_a_table_of_the_network_is_as_this_site_has_it(
+    tmp_path: Path, state: dict[str, torch.Tensor], checked: bool
+) -> None:
+    """A wrong index in a transformer's table would end the process that predicts with it."""
+    own = {**state, "attention.index": torch.tensor([[0, 1], [2, 3]])}
+    theirs = {**own, "attention.index": torch.tensor([[0, 1], [2, 1 << 40]])}
+    admission = Admission(AdmissionParams()) if checked else None
+    export_wire(tmp_path / "good", own, public, "int8", {})
+    assert load_incoming(tmp_path / "good", own, public, "int8", "south", admission).keys() == own.keys() - {
+        "private.weight"
+    }
+    export_wire(tmp_path / "bad", theirs, public, "int8", {})
+    with pytest.raises(PeerRefused, match=r"attention\.index is a table") as caught:
+        load_incoming(tmp_path / "bad", own, public, "int8", "south", admission)
+    assert caught.value.reason == "bad_format"
