@@ -826,6 +826,12 @@ def test_the_federations_budget_leaves_rounds_to_learn_together_too(folder: Path
             "leaves no round that is exchanged: exchange_at.every_rounds is 5",
         ),
         (
+            "gossip_average\nexchange_at:\n  every_rounds: 5",
+            5,
+            "leaves no round that is exchanged: exchange_at.every_rounds is 5, and after the last round "
+            "nothing is exchanged",
+        ),
+        (
             "fedavg_finetune\n  finetune_rounds: 2\nexchange_at:\n  every_rounds: 3",
             4,
             "leaves no round that is exchanged: exchange_at.every_rounds is 3, and finetune_rounds is 2",

@@ -61,13 +61,16 @@ def together_problem(federation: FederationFile, rounds: int) -> tuple[str, str,
         problem = f"with algorithm.finetune_rounds ({alone}) leaves no round to learn together"
         return problem, "algorithm.finetune_rounds", alone + (federation.exchange_at.every_rounds or 1)
     first = exchange_times(federation).end_of(1)
-    if rounds >= alone + first:
+    # After the last round a site gossips no more: an exchange that is due then comes to nothing.
+    after = int(federation.algorithm.exchange == "gossip" and first > 1)
+    if rounds >= alone + first + after:
         return None
     share = federation.exchange_at.summed_rate
     key = "exchange_at.every_rounds" if share is None else "exchange_at.summed_rate"
     also = f", and finetune_rounds is {alone}" if alone else ""
     by = f"{key} is {first}" if share is None else f"by {key} ({share:g}) the first is after round {first}"
-    return f"leaves no round that is exchanged: {by}{also}", key, alone + first
+    over = ", and after the last round nothing is exchanged" if after else ""
+    return f"leaves no round that is exchanged: {by}{also}{over}", key, alone + first + after
 
 
 def _alone(federation: FederationFile) -> int:

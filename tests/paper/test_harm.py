@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gossipseg.learn.exchange.harm import Harm, change_by_patient
+from gossipseg.learn.exchange.harm import LAPSED, LOST, Harm, change_by_patient
 
 PATIENTS = ("a", "b", "c", "d")
 
@@ -18,6 +18,24 @@ def by(*changes: float) -> dict[str, float]:
 def test_the_change_is_by_patient() -> None:
     before, after = [1.0, 2.0, None, 1.0, float("nan")], [1.5, 1.5, 3.0, 1.25, 1.0]
     assert change_by_patient(before, after, ["a", "a", "b", "c", "c"]) == {"a": 0.0, "c": 0.25}
+
+
+def test_a_loss_that_is_finite_no_more_is_the_worst_change() -> None:
+    before, after = [1.0, 1.0, 1.0], [float("inf"), float("nan"), 1.0]
+    assert change_by_patient(before, after, ["a", "b", "c"]) == {"a": LOST, "b": LOST, "c": 0.0}
+    harm = Harm()
+    lost = change_by_patient([1.0] * 3, [float("inf")] * 3, PATIENTS[:3])
+    assert [bool(harm.note("west", lost)) for _ in range(3)] == [False, False, True]
+
+
+def test_a_peer_that_has_left_is_waited_for_no_longer() -> None:
+    """With south and one that was met once there is too little to compare west with, until that lapses."""
+    harm = Harm()
+    for _ in range(3):
+        harm.note("south", by(0.0, 0.0, 0.0))
+    harm.note("left", by(0.0, 0.0, 0.0))
+    said = [harm.note("west", by(1.0, 1.0, 1.0)) for _ in range(LAPSED * 3 + 1)]
+    assert set(said[:LAPSED]) == {""} and said[-1]
 
 
 def test_three_swaps_that_raise_the_loss_are_harm() -> None:
@@ -87,7 +105,8 @@ def test_only_the_last_three_count_and_survive_a_checkpoint() -> None:
         harm.note("west", by(change, change, change))
     again = Harm()
     again.load(harm.state())
-    assert again.note("west", by(0.0, 0.0, 0.0)) == "" and again.state()["west"] == [by(0.0, 0.0, 0.0)] * 3
+    assert again.note("west", by(0.0, 0.0, 0.0)) == ""
+    assert again.state()["kept"]["west"] == [by(0.0, 0.0, 0.0)] * 3
 
 
 @pytest.mark.parametrize("seed", range(20))

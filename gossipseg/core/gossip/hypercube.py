@@ -90,9 +90,8 @@ class HypercubeTurns(SwapTurns):
         self._stage, self.next_at = stages(len(self._order)), math.inf
 
     def _numbering(self, position: int) -> list[Site]:
-        aside = self.aside.now(self._ctx.info.round)
-        living = [s for s in self._pool.sites if s not in aside]
-        return numbering([self._ctx.site, *living], self._ctx.info.contract, position)
+        """All the living, in order. Who is set aside here keeps its number: the others count it."""
+        return numbering([self._ctx.site, *self._pool.sites], self._ctx.info.contract, position)
 
     def _wait(self) -> None:
         """Begin a stage."""
@@ -107,7 +106,7 @@ class HypercubeTurns(SwapTurns):
         now = self._ctx.now
         while self._stage < stages(len(self._order)):
             other = partner_of(self._order, self._ctx.site, self._stage)
-            if other is None or other not in self._pool.sites or now >= self._stage_until:
+            if other is None or not self._meets(other) or now >= self._stage_until:
                 self._skip()
             elif self._order.index(self._ctx.site) > self._order.index(other):
                 self.next_at = self._stage_until
@@ -119,6 +118,9 @@ class HypercubeTurns(SwapTurns):
                 return other
         self.next_at = math.inf
         return None
+
+    def _meets(self, site: Site) -> bool:
+        return site in self._pool.sites and site not in self.aside.now(self._ctx.info.round)
 
     def _skip(self) -> None:
         self._stage += 1

@@ -113,8 +113,16 @@ class Prediction:
         }
         for _, peer in held:
             nets[peer.member], keys[peer.member] = self._maker(peer), peer.hash
+        how = self._how()
+        keys = {member: f"{key} {how}" for member, key in keys.items()}
         self._kept.sweep(keys.values(), run.site.case_ids("validation"))
         return ValidationMembers(run, round, nets, keys, self._kept)
+
+    def _how(self) -> str:
+        """What a prediction depends on beside weights and image."""
+        settings = self._run.settings
+        training, networks = settings.training, (settings.network, settings.personal_network)
+        return repr((settings.task.patch_size, training.window_overlap, training.output, networks))
 
     def _maker(self, peer: PeerModel) -> Callable[[], nn.Module]:
         return lambda: peer.net(self._run.settings, self._run.compute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -127,7 +128,11 @@ def _of_site(error: ConfigError, network: NetworkParams, task: TaskParams) -> Co
 def personal_identity(settings: WorkerSettings, model: Segmenter) -> Mapping[str, str] | None:
     """What tells the personal model's network from others in a checkpoint; None: it is the shared one's."""
     network = settings.personal_network
-    return None if network is None else {"name": network.name, "signature": network_signature(model, _all)}
+    if network is None:
+        return None
+    options = json.dumps(dict(network.options), sort_keys=True, default=str)
+    signature = network_signature(model, _all)
+    return {"name": network.name, "signature": signature, "norm": network.norm, "options": options}
 
 
 def check_identity(stored: Mapping[str, str] | None, present: Mapping[str, str] | None) -> None:
@@ -137,7 +142,7 @@ def check_identity(stored: Mapping[str, str] | None, present: Mapping[str, str] 
     had = "the shared model's network" if stored is None else f"a network {stored['name']} of its own"
     wanted = None if present is None else present["name"]
     if stored is not None and stored["name"] == wanted:
-        had += " with other tensors"
+        had += " with other tensors, norm or options"
     raise ConfigError(
         f"the personal model of this site's checkpoint has {had}",
         file=SITE_FILE,

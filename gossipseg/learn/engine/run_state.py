@@ -64,7 +64,8 @@ class RunState:
         """Whether the training ends with this round, by the site's own budget or by the federation's."""
         federation = self.settings.training.rounds
         over = federation is not None and round + self.history.ahead >= federation
-        return over or round == self.settings.spec.rounds
+        own = self.settings.spec.rounds
+        return over or (own is not None and round >= own)
 
     def learning_rate(self, moment: StepPosition) -> float:
         """By the federation's round; in fine-tuning by the rounds of that, from a rate of its own."""

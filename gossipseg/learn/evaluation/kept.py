@@ -43,7 +43,7 @@ class KeptPredictions:
             half = path.with_suffix(HALF)
             save_file({"logits": logits.contiguous()}, half)
             half.replace(path)
-        except OSError:
+        except (OSError, SafetensorError):  # the latter is what safetensors raises for a full disk
             self._sweep_halves()
 
     def sweep(self, models: Collection[str], cases: Collection[str]) -> None:

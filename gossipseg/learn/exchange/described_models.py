@@ -164,7 +164,10 @@ def _measured(
             _check("parameters", parameters, bounds.parameters)
         patch = torch.empty(1, settings.task.channels, *settings.task.patch_size, device="meta")
         with FlopCounterMode(display=False) as flops, _CountValues() as count:
-            net(patch)
+            logits = net(patch).logits
+        wanted = (1, output_channels(settings.task, settings.training), *settings.task.patch_size)
+        if tuple(logits.shape) != wanted:
+            raise NotDescribed(f"its prediction of a patch has the shape {tuple(logits.shape)}, not {wanted}")
     cost = Cost(parameters, flops.get_total_flops() // 2, count.values, count.largest)
     if bounds is not None:
         _check("multiplications in the prediction of a patch", cost.multiplications, bounds.multiplications)

@@ -11,8 +11,9 @@ swaps are known (SD: 0 where fewer than two others were met),
 
     mean(d') > 3·SD(m_k),   three such peers, or all that were met                                       (2)
 
-A peer that has just mixed with a harmful one passes its harm on once, and is not the cause. Nothing is
-undone: the core sets the peer aside (docs/design/swap.md).
+Swaps with a peer that has left lapse: it would otherwise stay one that is to be waited for. A peer that has
+just mixed with a harmful one passes its harm on once, and is not the cause. Nothing is undone: the core sets
+the peer aside (docs/design/swap.md).
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from gossipseg.learn.evaluation.paired import LEAST_PATIENTS
 SWAPS_KEPT = 3
 LEAST_HARM, STANDARD_ERRORS, DEVIATIONS = 0.05, 3.0, 3.0
 LEAST_PEERS, ENOUGH_PEERS = 2, 3
+LAPSED = 20
+"""A peer's swaps lapse after this many swaps with others, times the number of peers."""
+LOST = 10.0
+"""Change of the loss, in nats, where it was finite before a swap and is not after it."""
 
 ByPatient = Mapping[str, float]
 
@@ -36,12 +41,17 @@ class Harm:
 
     def __init__(self) -> None:
         self._kept: dict[str, list[dict[str, float]]] = {}
+        self._since: dict[str, int] = {}
+        """Swaps with others since the last one with each peer."""
 
     def note(self, peer: str, change: ByPatient) -> str:
         """Take in a swap's change of the loss; why the peer does harm, or ""."""
         kept = self._kept.setdefault(peer, [])
         kept.append(dict(change))
         del kept[:-SWAPS_KEPT]
+        self._since = {**{name: n + 1 for name, n in self._since.items()}, peer: 0}
+        for name in [name for name, n in self._since.items() if n > LAPSED * len(self._since)]:
+            del self._kept[name], self._since[name]
         return self._judged(peer) if len(kept) == SWAPS_KEPT else ""
 
     def _judged(self, peer: str) -> str:
@@ -73,21 +83,27 @@ class Harm:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain values."""
-        return {peer: [dict(change) for change in kept] for peer, kept in self._kept.items()}
+        kept = {peer: [dict(change) for change in kept] for peer, kept in self._kept.items()}
+        return {"kept": kept, "since": dict(self._since)}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Go on from what state() gave; None: from an earlier version's checkpoint."""
-        self._kept = {peer: [dict(change) for change in kept] for peer, kept in (state or {}).items()}
+        state = state or {"kept": {}, "since": {}}
+        self._kept = {peer: [dict(change) for change in kept] for peer, kept in state["kept"].items()}
+        self._since = dict(state["since"])
 
 
 def change_by_patient(
     before: Sequence[float | None], after: Sequence[float | None], patients: Sequence[str]
 ) -> dict[str, float]:
-    """Each patient's mean change of the loss, over the cases with a finite loss both times."""
+    """Each patient's mean change of the loss, over the cases with a finite loss before.
+
+    A loss that is finite no more has risen by LOST.
+    """
     found: dict[str, list[float]] = {}
     for b, a, patient in zip(before, after, patients, strict=True):
-        if b is not None and a is not None and math.isfinite(a - b):
-            found.setdefault(patient, []).append(a - b)
+        if b is not None and a is not None and math.isfinite(b):
+            found.setdefault(patient, []).append(a - b if math.isfinite(a) else LOST)
     return {patient: statistics.fmean(values) for patient, values in found.items()}
 
 

@@ -70,15 +70,12 @@ class Swaps:
 
     def apply(self, order: protocol.ApplySwap) -> protocol.SwapApplied:
         """Mix, or take the partner's model over. One that is in this model already is told of again."""
-        history, name, harm = self._run.history, (order.swap.asker, order.swap.number), ""
-        if history.last_swap != name:
+        history, harm = self._run.history, ""
+        if history.last_swap != (order.swap.asker, order.swap.number):
             try:
                 harm = self._apply(order)
             except PeerRefused as e:
                 return protocol.SwapApplied(order.swap, e.reason, e.detail, history.steps, history.ahead)
-            history.last_swap = name
-            if history.first_exchange is None:
-                history.first_exchange = history.round + 1
         return protocol.SwapApplied(
             order.swap, steps=history.steps, ahead=history.ahead, frm=order.frm, harm=harm
         )
@@ -92,15 +89,28 @@ class Swaps:
         history.in_average = False  # what the average took in is no longer what the weights are
         if order.part == "copy":
             self._copy(order, theirs)
+            self._applied(order)
             return ""
         own = self._read(order.own or "", self._run.settings.spec.site)
         before = self._losses()
         add_difference(self._shared.weights(), theirs, own, order.weight)
-        change = change_by_patient(before, self._losses(), self._run.site.patients("validation"))
+        self._applied(order)  # a stop may come in the middle of the validation, and be checkpointed
+        if before is None:
+            return ""
+        change = change_by_patient(before, self._losses() or (), self._run.site.patients("validation"))
         return self.harm.note(order.frm, change)
 
-    def _losses(self) -> list[float | None]:
-        """Validation NLL of the training weights, by case."""
+    def _applied(self, order: protocol.ApplySwap) -> None:
+        """Note that the swap is in the weights: it is never applied again."""
+        history = self._run.history
+        history.last_swap = (order.swap.asker, order.swap.number)
+        if history.first_exchange is None:
+            history.first_exchange = history.round + 1
+
+    def _losses(self) -> list[float | None] | None:
+        """Validation NLL of the training weights, by case; None under dp: who is set aside tells of it."""
+        if self._run.settings.privacy.dp is not None:
+            return None
         return self._run.losses(self._shared.model, self._run.history.round + 1)
 
     def _copy(self, order: protocol.ApplySwap, theirs: Mapping[str, Tensor]) -> None:

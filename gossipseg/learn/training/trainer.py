@@ -451,6 +451,9 @@ class Trainer:
             personal.load(state["personal_model"])
             prediction.load(state.get("mix", prediction.state()))
             prediction.peers.load(state.get("peers", {}))
+            listed, held = self.settings.spec.listed, prediction.peers.held
+            if listed is not None:  # a site may have been removed while this one was down
+                prediction.drop_peers({site: peer.hash for site, peer in held.items() if site in listed})
             if self.peers is not None:
                 self.peers.release.load(state.get("released_personal"))
         elif personal.begun and (self.history.round or self.history.step):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gossipseg.core import effects as fx
+from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.gossip.hypercube import fingerprint_of, numbering, partner_of, stages
@@ -122,6 +123,21 @@ def test_another_list_of_the_living_skips_the_stage() -> None:
     rig.answer(rig.request(ms.SwapOffer), ms.SwapOfferReply("reject", "other_list"))
     again = [r.to for r in rig.requests(ms.SwapOffer)]
     assert again == ([partner_of(order, "me", 1)] if lower(order, 1) else [])
+
+
+def test_who_is_set_aside_here_keeps_its_number() -> None:
+    """Everybody else counts it: a site that left it out would have another list than all others."""
+    others = names(True)
+    rig, order = cube_of(*others)
+    harmful = next(s for s in others if s != partner_of(order, "me", 0))
+    rig = Rig(tuple(others), gossip=CUBE).start()
+    rig.meet(*others)
+    rig.do(ev.HarmfulPeer(harmful, "0.2 above the others"))
+    rig.ready()
+    rig.round_done()
+    assert rig.node.set_aside == {harmful}
+    asked = rig.request(ms.SwapOffer)
+    assert asked.to == partner_of(order, "me", 0) and asked.body.terms.living == fingerprint_of(order)
 
 
 def test_the_higher_number_waits_to_be_asked() -> None:

@@ -198,6 +198,15 @@ def test_a_networks_options_that_do_not_fit_together_are_a_refusal() -> None:
         personal_schema(record, HERE, WIDE, "south")
 
 
+def test_a_network_whose_prediction_is_smaller_than_its_patch_is_a_refusal() -> None:
+    """A first stride of 2 that nothing takes back: its validation would end the worker, again and again."""
+    options = {"kernel_size": [3, 3, 3], "strides": [2, 2, 2], "upsample_kernel_size": [2, 2]}
+    record = {"name": "dynunet", "width": 2, "options": {**options, "filters": [2, 4, 8]}}
+    record["options"]["deep_supervision"] = False
+    with pytest.raises(PeerRefused, match=r"bad_network.*the shape \(1, 2, 32, 32\), not \(1, 2, 64, 64\)"):
+        personal_schema(record, HERE, WIDE, "south")
+
+
 def test_a_personal_model_that_others_cannot_build_stays_here() -> None:
     assert own_record(settings()) is None
     for own in ({"name": "segresnet", "norm": "batch"}, {"name": "segresnet", "options": {"act": "relu"}}):

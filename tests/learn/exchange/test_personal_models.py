@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from gossipseg.algos.params import FedBnParams, GossipAverageParams
@@ -288,6 +288,40 @@ def test_a_removed_peer_has_no_say_any_more(ward: Path, tmp_path: Path, peer: Pa
     assert done.chosen and set(trainer.mix.weights) <= {"personal", "shared"}
     assert sum(trainer.mix.weights.values()) == pytest.approx(1) and not trainer.mix.peers
     assert not any("peers" in k and v for k, v in trainer.state().items())
+
+
+def test_a_peer_that_was_removed_while_this_site_was_down_has_no_say(
+    ward: Path, tmp_path: Path, peer: Path
+) -> None:
+    trainer = trained(trainer_of(ward, tmp_path))
+    hold(trainer, file_of(peer))
+    trained(trainer, 1)
+    again = make_trainer(dataclasses.replace(trainer.settings.spec, listed=["north", "east"]))
+    again.load(through_a_file(trainer.state()))
+    assert set(again.mix.weights) <= {"personal", "shared"} and not again.state().get("peers")
+    assert sum(again.mix.weights.values()) == pytest.approx(1)
+
+
+def test_another_window_is_another_prediction(ward: Path, tmp_path: Path, peer: Path) -> None:
+    trainer = trained(trainer_of(ward, tmp_path))
+    before = {f.name for f in (tmp_path / "predictions").glob("*.logits")}
+    spec = trainer.settings.spec
+    again = make_trainer(dataclasses.replace(spec, training={**spec.training, "window_overlap": 0.75}))
+    again.load(through_a_file(trainer.state()))
+    hold(again, file_of(peer))
+    trained(again, 1)
+    assert not before & {f.name for f in (tmp_path / "predictions").glob("*.logits")} and before
+
+
+def test_a_full_disk_costs_the_kept_predictions_alone(
+    ward: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("gossipseg.learn.evaluation.kept.save_file", full)
+    assert trained(trainer_of(ward, tmp_path)).history.round == 2
+    assert not list((tmp_path / "predictions").glob("*"))
 
 
 def test_what_is_held_survives_a_restart_and_is_deployed(ward: Path, tmp_path: Path, peer: Path) -> None:

@@ -95,6 +95,42 @@ def test_a_swap_is_applied_once_also_across_a_restart(data: Path, tmp_path: Path
     assert again.history.last_swap == ("north", 1) and again.history.first_exchange == 2
 
 
+def test_a_swap_is_applied_once_though_the_worker_is_stopped_while_it_validates(
+    data: Path, tmp_path: Path
+) -> None:
+    """The weights are mixed by then, and a checkpoint of that moment says so."""
+    north, south = (trainer_of(data, tmp_path, site) for site in ("north", "south"))
+    for trainer in (north, south):
+        trainer.run_round(protocol.StartRound(1))
+    ours, theirs = snapshots(north, south)
+    once = trainer_of(data, tmp_path, "north")
+    once.load(through_a_file(north.state()))
+    once.apply_swap(mix(ours, theirs, 0.5))
+    before, gate = floats(north), north.run.gate
+
+    def stop_once_mixed() -> None:
+        if not same(floats(north), before):
+            raise InterruptedError
+
+    north.run.gate = stop_once_mixed
+    with pytest.raises(InterruptedError):
+        north.apply_swap(mix(ours, theirs, 0.5))
+    again = trainer_of(data, tmp_path, "north")
+    again.load(through_a_file(north.state()))
+    north.run.gate = gate
+    assert again.apply_swap(mix(ours, theirs, 0.5)).reason == "" and same(floats(again), floats(once))
+    assert again.history.first_exchange == 2
+
+
+def test_with_dp_no_partner_is_told_of(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is set aside would tell of the validation data, which no noise hides."""
+    north, south = (trainer_of(data, tmp_path, site, privacy={"dp": {}}) for site in ("north", "south"))
+    ours, theirs = snapshots(north, south)
+    monkeypatch.setattr(north.site, "losses", lambda *a, **k: pytest.fail("it is not even measured"))
+    assert north.apply_swap(mix(ours, theirs, 0.5)).harm == ""
+    assert north.history.last_swap == ("north", 1)
+
+
 def test_a_young_site_takes_the_partners_model_over(data: Path, tmp_path: Path) -> None:
     north, south = (
         trainer_of(data, tmp_path, site, algorithm=GcmlParams(), training={"rounds": 9})

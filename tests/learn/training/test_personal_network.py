@@ -209,6 +209,7 @@ def test_it_survives_a_restart(data: Path, tmp_path: Path, guest: protocol.Visit
     [
         (SEGRESNET, UNET, "a network segresnet of its own"),
         (SEGRESNET, {**SEGRESNET, "width": 8}, "with other tensors"),
+        (SEGRESNET, {**SEGRESNET, "norm": "group"}, "with other tensors, norm or options"),
         (SEGRESNET, None, "a network segresnet of its own"),
         (None, SEGRESNET, "has the shared model's network"),
     ],
