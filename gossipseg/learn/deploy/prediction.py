@@ -34,6 +34,7 @@ from gossipseg.learn.evaluation.evaluate import Scores, summarise
 from gossipseg.learn.evaluation.kept import KeptPredictions
 from gossipseg.learn.evaluation.mixture import Mixture
 from gossipseg.learn.evaluation.paired import by_patient
+from gossipseg.learn.settings import WorkerSettings
 
 LEAST_ROUNDS_OF_A_COPY = 5
 """Rounds that a personal model trains before it predicts, where the shared one was taken over."""
@@ -44,6 +45,11 @@ def young(rounds: int) -> str:
     return f"the personal model has trained {rounds} of {LEAST_ROUNDS_OF_A_COPY} rounds since it began"
 
 
+def kept_predictions(settings: WorkerSettings) -> KeptPredictions:
+    """The site's folder of predictions on validation cases."""
+    return KeptPredictions(Path(settings.spec.state_dir) / "predictions")
+
+
 class Prediction:
     """The present mix, and how it is chosen."""
 
@@ -51,7 +57,7 @@ class Prediction:
         self._run = run
         self.mix = Mix({"personal": 0.5, "shared": 0.5})
         self.peers = PeerModels()
-        self._kept = KeptPredictions(Path(run.settings.spec.state_dir) / "predictions")
+        self._kept = kept_predictions(run.settings)
         self._kept.sweep_cases(run.site.case_ids("validation"))
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gossipseg.algos.base import Algorithm
 from gossipseg.errors import DiskFull, LocalError
 from gossipseg.learn import protocol
-from gossipseg.learn.deploy.prediction import Prediction
+from gossipseg.learn.deploy.prediction import Prediction, kept_predictions
 from gossipseg.learn.engine.model_state import ModelState, cpu_copy
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.evaluation.evaluate import Scores
@@ -39,6 +39,8 @@ class RoundEnd:
         self._run, self._algorithm, self._shared, self._personal = run, algorithm, shared, personal
         self._admission, self._global_model, self._guard = admission, global_model, guard
         self.prediction = Prediction(run) if personal is not None else None
+        if personal is None:
+            kept_predictions(run.settings).sweep((), ())  # of a time when there were two models
         self.best: dict[str, Tensor] | None = None
 
     @property

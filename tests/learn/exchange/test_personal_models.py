@@ -357,6 +357,14 @@ def test_kept_predictions_go_with_their_case(ward: Path, tmp_path: Path, peer: P
     assert len(list(folder.glob("*.logits"))) == models * (PATIENTS - 2), "two cases are gone from the list"
 
 
+def test_kept_predictions_go_with_the_personal_model(ward: Path, tmp_path: Path) -> None:
+    trainer = trained(trainer_of(ward, tmp_path))
+    folder = tmp_path / "predictions"
+    assert list(folder.glob("*.logits"))
+    trainer_of(ward, tmp_path, training={"personal": "none"})
+    assert trainer.history.round == 2 and not list(folder.glob("*"))
+
+
 def test_the_greedy_loss_is_that_of_the_mixture(
     ward: Path, tmp_path: Path, peer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
