@@ -105,7 +105,7 @@ class ExchangeAtParams:
     every_rounds: Annotated[int | None, COUNT] = None
     """Rounds from one exchange to the next; 3 moves a third of the bytes. None: 1, unless `summed_rate` is
     set."""
-    summed_rate: Annotated[float | None, Range(0, 1, low_open=True)] = None
+    summed_rate: Annotated[float | None, Range(0.0001, 1)] = None
     """An exchange each time the learning rate, summed since the last one, reaches this share of the whole
     sum: often early, seldom late. 0.1 makes ten at most. It needs training.rounds, which gives the whole."""
 

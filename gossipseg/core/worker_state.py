@@ -169,20 +169,20 @@ class WorkerState:
     def _lost(self, event: events.WorkerLost) -> bool:
         if self.finished:
             if self.personal is not None:
-                self.personal.serving.worker_lost()
+                self.personal.worker_lost(final=event.final)
             return True  # it has nothing left to do
-        self._lose()
+        self._lose(final=event.final)
         if event.final:
             self.worker = WorkerPhase.FAILED
         self._say_phase()
         return True
 
-    def _lose(self) -> None:
+    def _lose(self, *, final: bool = False) -> None:
         self.worker = WorkerPhase.ABSENT
         gossip = self._gossip
         gossip.running_round = None
         if self.personal is not None:
-            self.personal.serving.worker_lost()
+            self.personal.worker_lost(final=final)
         if self._swaps is not None:
             self._swaps.decision.worker_lost()
         if self._coordinated is not None:

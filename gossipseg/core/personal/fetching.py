@@ -3,7 +3,10 @@
 A refresh is due every `personal_every_rounds` and at the end of training, and asks `personal_fetches` sites:
 first those of which none is held, then those whose model is the oldest. Who has none yet, is busy or cannot
 be reached is asked again later, until the next refresh. After the end a site is asked once it has finished,
-too: its model is final then.
+too: its model is final then; one that was away at the end is asked when it is back, where fewer were there.
+
+Models with which the worker dies twice in a row are let go of, and their sites asked for none until the list
+of sites is read anew: a model too large for this site must not end its training.
 
 The transfer is a pull: a Fetch without a hash names the model, one with its hash has it streamed.
 """
@@ -78,20 +81,52 @@ class PersonalFetching:
         self.wants: dict[Site, Want] = {}
         self.untold: set[Site] = set()
         """Sites whose model has come, and the worker has not answered yet."""
-        self._takes = self._ended = False
+        self._takes = self._ended = self._worker_up = False
         self._never: set[Site] = set()
+        self._chosen: set[Site] = set()
+        """Whom the last refresh chose."""
+        self._orders = 0
+        """Orders to hold which the worker has not answered."""
+        self._lost_with: frozenset[str] = frozenset()
+        """Hashes of the models with which the worker last died."""
 
     # -------------------------------------------------------------- when
 
     def worker_ready(self, *, takes: bool, spent: bool) -> None:
         """The worker is up; it is told what is held. `takes`: whether a peer's model is of use here."""
-        self._takes = takes
-        if not self._takes:
-            self.held, self.wants = {}, {}
-            return
+        self._takes, self._worker_up, self._orders = takes, True, 0
+        run = self._ctx.info.contract
+        if not takes:
+            self.held, self.wants, self.untold = {}, {}, set()
+        self.held = {
+            site: m for site, m in self.held.items() if m.manifest is None or m.manifest.contract == run
+        }
         self._tell()
-        if spent and not self._ended:
+        if takes and spent and not self._ended:
             self.refresh(ended=True)
+
+    def worker_lost(self, *, final: bool) -> None:
+        """Let go of the models with which it has died twice in a row. `final`: it does not come again."""
+        if final:
+            self.untold = set()
+        if not self._worker_up:
+            return
+        self._worker_up = False
+        suspects = {s: self.held[s] for s in (self.untold & self.held.keys() or self.held)}
+        hashes = frozenset(model.hash for model in suspects.values())
+        self._orders = 0
+        if hashes and hashes == self._lost_with:
+            for site, model in suspects.items():
+                del self.held[site]
+                self._refuse(site)
+                self._ctx.note("personal_refused", site, "worker_lost", **describe(model))
+            self.untold -= suspects.keys()
+            self._ctx.persist()
+        self._lost_with = hashes
+
+    def round_over(self) -> None:
+        """The worker has completed a round with what is held."""
+        self._lost_with = frozenset()
 
     def refresh(self, *, ended: bool) -> None:
         """Choose whom to ask now. `ended`: training is over."""
@@ -99,11 +134,21 @@ class PersonalFetching:
             return
         self._ended = ended
         self.wants = {site: want for site, want in self.wants.items() if want.model is not None}
-        eligible = [s for s, m in self._membership.members.items() if self._open_to(m)]
+        self._chosen = set()
+        self._choose()
+
+    def _choose(self) -> None:
+        """Choose sites as long as fewer are chosen than a refresh may ask."""
+        free = self._params.personal_fetches - len(self._chosen)
+        if free <= 0:
+            return
+        members = self._membership.members.items()
+        eligible = [s for s, m in members if s not in self._chosen and self._open_to(m)]
         self._ctx.rng.shuffle(eligible)
         oldest = {site: place for place, site in enumerate(self.held)}
         eligible.sort(key=lambda site: oldest.get(site, -1))
-        for site in eligible[: self._params.personal_fetches]:
+        for site in eligible[:free]:
+            self._chosen.add(site)
             self.wants.setdefault(site, Want(self._ctx.now))
 
     def _open_to(self, member: Member) -> bool:
@@ -116,6 +161,8 @@ class PersonalFetching:
     def settle(self) -> None:
         """Ask those who are due."""
         now = self._ctx.now
+        if self._takes and self._ended:
+            self._choose()
         for site, want in list(self.wants.items()):
             if want.asking or now < want.at:
                 continue
@@ -168,7 +215,7 @@ class PersonalFetching:
                 self._later(want)
         elif outcome.verdict == "reject" and outcome.reason in NEVER:
             del self.wants[call.to]
-            self._never.add(call.to)
+            self._refuse(call.to)
             self._ctx.note("personal_declined", call.to, outcome.reason)
         elif outcome.verdict != "accept":
             self._later(want)
@@ -245,7 +292,11 @@ class PersonalFetching:
 
     def on_held(self, event: events.PersonalHeld) -> bool:
         """Let go of what the worker refused."""
-        self.untold = set()
+        self._orders = max(0, self._orders - 1)
+        if not self._orders:  # else a newer order is still to be answered
+            self.untold = set()
+            if self._ended:
+                self._lost_with = frozenset()
         for site, hash, reason, detail in event.refused:
             model = self.held.get(site)
             if model is None or model.hash != hash:
@@ -254,7 +305,7 @@ class PersonalFetching:
             self._counts["refused", site] += 1
             self._ctx.note("personal_refused", site, reason, detail=detail, **describe(model))
             if reason in NOT_FOR_US:
-                self._never.add(site)
+                self._refuse(site)
             elif verdict_is_offence(reason):
                 self._ctx.offence(site, reason)
             self._ctx.persist()
@@ -267,6 +318,7 @@ class PersonalFetching:
         sites = set(listed)
         self.wants = {site: want for site, want in self.wants.items() if site in sites}
         self.untold &= sites
+        self._chosen &= sites
         self._never = set()
         if any(site not in sites for site in self.held):
             self.held = {site: model for site, model in self.held.items() if site in sites}
@@ -276,5 +328,11 @@ class PersonalFetching:
         """Fetch no more."""
         self.wants = {}
 
+    def _refuse(self, site: Site) -> None:
+        """Ask a site for none any more; another may be asked in its place."""
+        self._never.add(site)
+        self._chosen.discard(site)
+
     def _tell(self) -> None:
+        self._orders += 1
         self._ctx.effects.append(HoldPersonal(tuple(self.held.items())))

@@ -35,7 +35,7 @@ class PersonalModels:
         """`active`: whether this federation exchanges anything. `record`: of the last run."""
         self._ctx, self._params, self._budget = ctx, params, budget
         self._active = active and params.personal_fetches > 0
-        self.serving = PersonalServing(ctx, params, membership, ledger=ledger, own=record.own)
+        self.serving = PersonalServing(ctx, params, membership, budget=budget, ledger=ledger, own=record.own)
         if not self._active:
             self.serving.refusal, self.serving.own = "exchanges_nothing", None
         self.fetching = PersonalFetching(
@@ -57,10 +57,17 @@ class PersonalModels:
         """The worker is up, and has said what it can do."""
         if self._active:
             self.serving.worker_ready(event.personal_refusal, spent=self._spent)
-            self.fetching.worker_ready(takes=event.takes_personal, spent=self._spent)
+        # Told even where none is taken: its checkpoint may hold some from before the settings changed.
+        self.fetching.worker_ready(takes=event.takes_personal and self._active, spent=self._spent)
+
+    def worker_lost(self, *, final: bool) -> None:
+        """The worker died."""
+        self.serving.worker_lost()
+        self.fetching.worker_lost(final=final)
 
     def round_over(self, round: int) -> None:
         """A round is done; a later effect of the step may start the next."""
+        self.fetching.round_over()
         if self._active and (round % self._params.personal_every_rounds == 0 or self._spent):
             self.serving.export()
             self.fetching.refresh(ended=self._spent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gossipseg.core import events, messages
+from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.effects import ExportPersonal, StartTransfer
 from gossipseg.core.manifests import ManifestLedger
@@ -22,10 +23,12 @@ class PersonalServing:
         params: GossipParams,
         membership: Membership,
         *,
+        budget: Budget,
         ledger: ManifestLedger,
         own: ModelRef | None,
     ) -> None:
-        self._ctx, self._params, self._membership, self._ledger = ctx, params, membership, ledger
+        self._ctx, self._params, self._membership = ctx, params, membership
+        self._budget, self._ledger = budget, ledger
         self.own = own
         self.refusal = "not_ready"
         """Why none is ever sent from here, as the worker says; "" where it may be."""
@@ -35,10 +38,21 @@ class PersonalServing:
     def worker_ready(self, refusal: str, *, spent: bool) -> None:
         """The worker is up. `spent`: no round is left to train, so that no other export will come."""
         self.refusal, self._exporting = refusal, False
-        if refusal and refusal != "not_ready":
+        if (refusal and refusal != "not_ready") or self._of_another_training():
             self.own = None
-        elif spent and (self.own is None or self.own.round != self._ctx.info.round):
+        if spent and self._stale:
             self.export()
+
+    def _of_another_training(self) -> bool:
+        """Whether the last run's model is of another contract, or of a checkpoint that is gone."""
+        own, now = self.own, self._ctx.info
+        if own is None:
+            return False
+        return own.round > now.round or (own.manifest is not None and own.manifest.contract != now.contract)
+
+    @property
+    def _stale(self) -> bool:
+        return self.own is None or self.own.round != self._ctx.info.round
 
     def worker_lost(self) -> None:
         """An order to export died with the worker."""
@@ -70,6 +84,8 @@ class PersonalServing:
             return messages.FetchReply("reject", self.refusal)
         if reason := self._closed_to(frm, body):
             return messages.FetchReply("reject", reason)
+        if self._stale and self._ctx.info.round >= self._budget.last and not self._exporting:
+            self.export()  # the last export failed, for want of space perhaps: once more
         if self._exporting:
             return messages.FetchReply("busy", "busy")
         if own is None or (body.hash and body.hash != own.hash):

@@ -36,6 +36,7 @@ from gossipseg.learn.data.lists.paths import missing
 from gossipseg.learn.data.own_values import several_text
 from gossipseg.learn.data.splitfile import keep_of
 from gossipseg.learn.engine.build import build_model, build_personal
+from gossipseg.learn.engine.dry_run import check_output
 from gossipseg.learn.engine.precision import Compute, choose_compute
 from gossipseg.learn.evaluation.evaluate import foreground_names
 from gossipseg.learn.params import TaskParams, WorkerSpec
@@ -149,6 +150,7 @@ def _check_model(settings: WorkerSettings, problems: list[Problem]) -> None:
         norms, private = networks.norm_parameter_names(model), networks.private_names(model)
         algorithms.build(settings.algorithm, norms, private)
         if settings.has_personal:
+            check_output(settings)
             build_personal(settings)
     except ConfigError as e:
         problems.append(e)

@@ -5,6 +5,7 @@ Files are the site's own; none ever comes from the network. They are read with w
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,10 @@ model under this name (deploy/earlier.py)."""
 log = logging.getLogger(__name__)
 
 
+ADDED = frozenset({"network.norm", "network.options"})
+"""Keys that checkpoints of earlier versions lack."""
+
+
 def contract_of(settings: WorkerSettings, network_signature: str) -> dict[str, str]:
     """What must be the same for a checkpoint to be continued: anything else would be another model or run."""
     spec, task = settings.spec, settings.task
@@ -36,6 +41,8 @@ def contract_of(settings: WorkerSettings, network_signature: str) -> dict[str, s
         "task.labels": str(dict(sorted(task.labels.items()))),
         "network.name": settings.network.name,
         "network.signature": network_signature,
+        "network.norm": settings.network.norm,
+        "network.options": json.dumps(settings.network.options, sort_keys=True, default=str),
         "algorithm.name": settings.algorithm.name,
         "training.optimizer": settings.training.optimizer,
         "training.output": settings.training.output,
@@ -133,7 +140,8 @@ def _warning(damaged: list[Path], used: Path) -> str:
 
 
 def _check_contract(path: Path, stored: Mapping[str, str], present: Mapping[str, str]) -> None:
-    for key in sorted(stored.keys() | present.keys()):
+    told = stored.keys() | (present.keys() - ADDED)
+    for key in sorted(told):
         if stored.get(key) != present.get(key):
             afresh = f"start afresh: give the site another state_dir, or move {path.parent} away."
             remedy = f"Restore the setting in peers.yaml, or {afresh}"

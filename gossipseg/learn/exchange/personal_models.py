@@ -25,10 +25,11 @@ from gossipseg.algos.base import PRIVATE_BUFFERS, Algorithm, Weights
 from gossipseg.errors import DiskFull, LocalError, PeerRefused
 from gossipseg.learn import protocol
 from gossipseg.learn.deploy.peers import PeerModel
+from gossipseg.learn.engine.dry_run import Cost
 from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.exchange.admission import Admission
-from gossipseg.learn.exchange.described_models import Cost, bounds_of, own_record, personal_schema, sent
+from gossipseg.learn.exchange.described_models import bounds_of, own_record, personal_schema, sent
 from gossipseg.learn.exchange.global_model import everything
 from gossipseg.learn.exchange.norm_recalibration import BATCHES, reestimate
 from gossipseg.learn.exchange.wire_format import INT8, all_finite, export_wire, load_incoming, wire_schema

@@ -30,6 +30,7 @@ from gossipseg.learn.deploy.choice import Mix
 from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.deploy.prediction import LEAST_ROUNDS_OF_A_COPY, young
 from gossipseg.learn.engine.build import build_model, build_personal, check_features
+from gossipseg.learn.engine.dry_run import check_output
 from gossipseg.learn.engine.history import History
 from gossipseg.learn.engine.model_state import ModelState, cpu_copy
 from gossipseg.learn.engine.run_state import Gate, Report, RunState
@@ -76,6 +77,7 @@ class Trainer:
         self.initial_hash = content_hash(model.state_dict(), algorithm.is_shared)
         self.personal: Personal | None = None
         if run.settings.has_personal:
+            check_output(run.settings)
             own = model if run.settings.personal_network is None else build_personal(run.settings)
             self.personal = make_personal(run, own, algorithm=algorithm)
         if algorithm.wants_features:
@@ -223,6 +225,13 @@ class Trainer:
         if prediction is None or self.peers is None or not self.peers.takes:
             return False
         return prediction.looks_wider and self.settings.inference.max_members > LEAST_MEMBERS
+
+    @property
+    def held_personal(self) -> frozenset[str]:
+        """Hashes of the peers' personal models that are held."""
+        prediction = self.round_end.prediction
+        held = prediction.peers.held.values() if prediction is not None else ()
+        return frozenset(model.hash for model in held)
 
     def export_personal(self, order: protocol.ExportPersonal) -> protocol.PersonalExported:
         """The personal model as it is now, in a file."""

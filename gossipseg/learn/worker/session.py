@@ -176,8 +176,10 @@ class WorkerSession:
 
     def _hold(self, order: protocol.HoldPersonal) -> None:
         """Take peers' personal models in, checkpoint, report: what predicts is read from the checkpoint."""
+        before = self._trainer.held_personal
         done = self._trainer.hold_personal(order)
-        self._checkpoint()
+        if done.chosen or self._trainer.held_personal != before:
+            self._checkpoint()
         self._link.send(done)
 
     def _checkpoint(self) -> str:

@@ -28,8 +28,13 @@ def rig(*others: Site, gossip: GossipParams = EVERY, **changes: Any) -> Rig:
     return r
 
 
-def at_work(r: Rig, *, refusal: str = "", takes: bool = True, round: int = 5) -> Rig:
+def at_work(r: Rig, *, refusal: str = "", takes: bool = True, round: int = 5, answers: bool = True) -> Rig:
+    """Have the worker come up; `answers`: it takes in what is held."""
     r.ready(round, personal_refusal=refusal, takes_personal=takes)
+    if answers and r.of(fx.HoldPersonal):
+        out = r.out
+        r.do(ev.PersonalHeld())
+        r.out = out
     return r
 
 
@@ -174,6 +179,32 @@ def test_the_worker_may_die_while_it_writes() -> None:
     assert r.of(fx.ExportPersonal)
 
 
+def test_a_last_export_that_failed_is_repeated_when_a_peer_asks() -> None:
+    r = at_work(rig(rounds=7), round=6)
+    r.round_done()
+    r.do(ev.PersonalExported(None, 7, "disk_full"))
+    for reason in ("disk_full", ""):
+        r.asks("b", fetch())
+        assert r.reply().verdict == "busy" and len(r.of(fx.ExportPersonal)) == 1
+        r.asks("c", fetch())
+        assert r.reply().verdict == "busy" and not r.of(fx.ExportPersonal), "it is at it"
+        r.do(ev.PersonalExported(None if reason else personal(round=7), 7, reason))
+    r.asks("b", fetch())
+    assert r.reply().verdict == "accept" and not r.of(fx.ExportPersonal)
+
+
+@pytest.mark.parametrize("round", [6, 4])
+def test_a_model_of_another_training_is_neither_served_nor_held(round: int) -> None:
+    """The checkpoint was moved away, and the contract may be another one."""
+    of_old = {"contract": "0" * 32, "maker": "a"} if round == 6 else {"maker": "a"}
+    own, others = signed(personal(round=5), **of_old), signed(personal("b"), contract="0" * 32)
+    record = fx.PersonalRecord(own, (("b", others), ("c", signed(personal("c"), maker="c"))))
+    r = at_work(rig(snapshot=fx.Snapshot(1, 6, 60, personal=record)), round=round)
+    r.asks("b", fetch(own.hash))
+    assert r.reply() == ms.FetchReply("reject", "not_here") and own.hash not in r.node.kept_models()
+    assert list(r.node.held_personal) == ["c"]
+
+
 # ---------------------------------------------------------------- fetching
 
 
@@ -270,6 +301,100 @@ def test_after_the_end_a_site_at_work_is_waited_for() -> None:
     receive(r, "b", personal("b"), fetching(r)["b"])
     (told,) = r.of(fx.HoldPersonal)
     assert [site for site, _ in told.models] == ["b"], "the mix is chosen again"
+
+
+def test_after_the_end_one_that_was_away_is_asked_when_it_is_back() -> None:
+    r = Rig(("b", "c"), gossip=replace(EVERY, personal_fetches=1), rounds=7).start()
+    at_work(r, round=6)
+    r.round_done()
+    assert not fetching(r) and not r.node.wants_personal
+    r.meet("b")
+    r.out += r.until(r.now + EVERY.offer_timeout_s)
+    assert r.node.wants_personal == {"b"}
+    r.answer(fetching(r)["b"], ms.FetchReply("reject", "private"))
+    r.meet("c")
+    r.out += r.until(r.now + EVERY.offer_timeout_s)
+    assert r.node.wants_personal == {"c"}, "in the place of one that has none to give"
+    r.answer(fetching(r)["c"], ms.FetchReply("accept", "", personal("c")))
+    r.answer(fetching(r)["c"], ms.FetchReply("accept", "", personal("c")))
+    r.do(ev.ModelArrived("c", personal("c")))
+    r.do(ev.PersonalHeld())
+    r.until(r.now + 100 * EVERY.offer_timeout_s)
+    assert not r.node.wants_personal and not fetching(r), "so many, and no more"
+
+
+def test_a_model_with_which_the_worker_dies_twice_is_let_go_of() -> None:
+    r = at_work(rig("b", "c", gossip=replace(EVERY, personal_fetches=1)))
+    r.round_done()
+    ((first, request),) = fetching(r).items()
+    receive(r, first, personal(first), request)
+    r.do(ev.PersonalHeld())
+    r.round_done()
+    r.round_done()
+    ((second, request),) = fetching(r).items()
+    receive(r, second, personal(second), request)
+    r.do(ev.WorkerLost("killed"))
+    at_work(r, round=8, answers=False)
+    assert len(r.of(fx.HoldPersonal)[0].models) == 2, "once may be chance"
+    r.do(ev.WorkerLost("killed"))
+    assert r.notes("personal_refused")[0].reason == "worker_lost"
+    at_work(r, round=8, answers=False)
+    assert [site for site, _ in r.of(fx.HoldPersonal)[0].models] == [first], "the newest alone was suspected"
+    r.do(ev.PersonalHeld())
+    assert not r.node.wants_personal
+    for _ in range(4):
+        r.round_done()
+        assert second not in fetching(r)
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_held_models_with_which_a_round_dies_twice_are_let_go_of(survives: bool) -> None:
+    r = at_work(rig("b"))
+    r.round_done()
+    receive(r, "b", personal("b"), fetching(r)["b"])
+    r.do(ev.PersonalHeld())
+    for _ in range(2):
+        assert r.node.held_personal
+        r.do(ev.WorkerLost("killed"))
+        at_work(r, round=r.node.round)
+        r.do(ev.PersonalHeld())
+        if survives:
+            r.round_done()
+    assert bool(r.node.held_personal) == survives
+
+
+def test_the_worker_of_a_finished_site_may_die_with_a_model_too() -> None:
+    r = at_work(rig("b", rounds=6))
+    r.round_done()
+    assert r.node.phase is Phase.FINISHED
+    receive(r, "b", personal("b"), fetching(r)["b"])
+    for _ in range(2):
+        assert r.node.held_personal
+        r.do(ev.WorkerLost("killed"))
+        at_work(r, round=6, answers=False)
+    assert not r.node.held_personal and r.of(fx.HoldPersonal)[0].models == ()
+    r.do(ev.PersonalHeld())
+    assert not r.node.wants_personal
+
+
+def test_an_answer_is_to_the_oldest_order() -> None:
+    r = at_work(rig("b", "c"))
+    r.round_done()
+    asked = fetching(r)
+    for site, request in asked.items():
+        receive(r, site, personal(site), request)
+    r.do(ev.PersonalHeld())
+    assert r.node.wants_personal == {"b", "c"}, "the second order is not answered"
+    r.do(ev.PersonalHeld())
+    assert not r.node.wants_personal
+
+
+def test_a_worker_that_takes_none_any_more_is_told_to_let_go_of_all() -> None:
+    held = fx.PersonalRecord(None, (("b", personal("b")),))
+    for changes in ({"gossip": replace(EVERY, personal_fetches=0)}, {}):
+        r = rig("b", snapshot=fx.Snapshot(1, 5, 50, personal=held), **changes)
+        at_work(r, takes=not changes and False)
+        assert r.of(fx.HoldPersonal) == [fx.HoldPersonal(())] and not r.node.held_personal
 
 
 def test_only_an_announced_stream_is_expected() -> None:

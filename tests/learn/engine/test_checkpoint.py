@@ -84,6 +84,11 @@ def test_another_contract_is_refused_with_the_way_out(store: Checkpoints) -> Non
         load_checkpoint(store, {**CONTRACT, "algorithm.name": "local"})
 
 
+def test_one_of_an_earlier_version_says_nothing_of_norm_and_options(store: Checkpoints) -> None:
+    told, _ = load_checkpoint(store, {**CONTRACT, "network.norm": "group", "network.options": "{}"})
+    assert told is not None
+
+
 def test_one_trained_with_private_norms_says_that_this_version_has_none(store: Checkpoints) -> None:
     with pytest.raises(
         ConfigError, match=r"start afresh: .*private_norm: true, it goes on under version 0\.3"
@@ -130,6 +135,8 @@ def test_a_full_disk_leaves_the_old_ones(store: Checkpoints, monkeypatch: pytest
         ({"seed": 8}, "seed"),
         ({"algorithm": dataclasses.asdict(LocalParams())}, "algorithm.name"),
         ({"training": {"optimizer": "sgd"}}, "training.optimizer"),
+        ({"network": {"name": "sanet", "norm": "group"}}, "network.norm"),
+        ({"network": {"name": "sanet", "options": {"x": 1}}}, "network.options"),
         ({"training": {"learning_rate": 0.5}}, None),
         ({"training": {"steps_per_round": 50}}, None),
         ({"report_test": True}, None),

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from gossipseg.errors import PeerRefused
+from gossipseg.learn.engine import dry_run
 from gossipseg.learn.engine.build import build_described, build_personal
-from gossipseg.learn.exchange import described_models
 from gossipseg.learn.exchange.described_models import (
     BEARABLE,
     Cost,
@@ -273,14 +273,14 @@ def test_whatever_a_record_says_it_is_taken_or_refused_in_bounded_time_and_memor
 def test_nothing_of_it_is_made_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the large one that is refused: its first tensors would fill any machine."""
     made: list[torch.device] = []
-    build = described_models.build
+    build = dry_run.build
 
     def spied(*args: Any, **kwargs: Any) -> Any:
         net = build(*args, **kwargs)
         made.extend(t.device for t in net.state_dict().values())
         return net
 
-    monkeypatch.setattr(described_models, "build", spied)
+    monkeypatch.setattr(dry_run, "build", spied)
     with pytest.raises(PeerRefused, match="network_too_large"):
         personal_schema({"name": "segresnet", "width": 1024}, HERE, WIDE, "south")
     assert {device.type for device in made} == {"meta"}

@@ -46,6 +46,19 @@ def kind(model: Any) -> str:
 # ---------------------------------------------------------------- what it is
 
 
+def test_one_whose_prediction_is_smaller_than_the_patch_is_refused_at_the_start(
+    data: Path, tmp_path: Path
+) -> None:
+    options = {"kernel_size": [3, 3, 3], "strides": [2, 2, 2], "upsample_kernel_size": [2, 2]}
+    network = {
+        "name": "dynunet",
+        "width": 2,
+        "options": {**options, "filters": [2, 4, 8], "deep_supervision": False},
+    }
+    with pytest.raises(ConfigError, match=r"site\.yaml.*personal_network\.options.*the shape \(1, "):
+        trainer_of(data, tmp_path, personal_network=network)
+
+
 @pytest.mark.parametrize(
     "algorithm", [GcmlParams(lambda_ramp_rounds=0), GossipAverageParams(), FedAvgParams()]
 )
