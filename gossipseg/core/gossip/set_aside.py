@@ -32,8 +32,8 @@ class SetAside:
         return ""
 
     def now(self, round: int) -> frozenset[Site]:
-        """The peers that are set aside in this own round."""
-        return frozenset(site for site, until in self._until.items() if round < until)
+        """The peers that are set aside in this own round. An end further off is of an older training."""
+        return frozenset(site for site, until in self._until.items() if until - ROUNDS <= round < until)
 
     def keep(self, listed: Iterable[Site], round: int) -> None:
         """Keep only the sites listed now, and only those still set aside."""

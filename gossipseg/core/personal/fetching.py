@@ -41,6 +41,8 @@ NEVER = frozenset({"private", "private_part", "private_network", "no_personal", 
 """Answers of a site that will not send any."""
 NOT_FOR_US = frozenset({"bad_network", "network_too_large"})
 """Verdicts on a network that this site cannot build or does not bear: no offence, and not asked for again."""
+UNLIKE = frozenset({"norm_exploded"})
+"""Verdicts on a model far from the shared one: the two were never mixed, and that is no offence."""
 AT_WORK = frozenset({Phase.STARTING, Phase.TRAINING, Phase.ENDING, Phase.PAUSED})
 """Phases of a site whose personal model may still change."""
 
@@ -306,7 +308,7 @@ class PersonalFetching:
             self._ctx.note("personal_refused", site, reason, detail=detail, **describe(model))
             if reason in NOT_FOR_US:
                 self._refuse(site)
-            elif verdict_is_offence(reason):
+            elif verdict_is_offence(reason) and reason not in UNLIKE:
                 self._ctx.offence(site, reason)
             self._ctx.persist()
         return True

@@ -800,6 +800,7 @@ def test_set_aside_counts_rounds() -> None:
     aside.keep(["c"], 10 + ROUNDS)
     assert aside.records() == (("c", 10 + 2 * ROUNDS),)
     assert SetAside().add("a", 0, 2) == "", "of two peers one"
+    assert SetAside([("a", 500)]).now(3) == frozenset(), "of a training whose checkpoint is gone"
 
 
 def test_push_and_swap_refuse_each_other() -> None:

@@ -462,7 +462,9 @@ def test_a_broken_file_is_an_offence_and_a_lost_one_is_not() -> None:
         assert not r.node.held_personal
 
 
-@pytest.mark.parametrize(("reason", "offence"), [("not_finite", True), ("unreadable", False)])
+@pytest.mark.parametrize(
+    ("reason", "offence"), [("not_finite", True), ("unreadable", False), ("norm_exploded", False)]
+)
 def test_what_the_worker_refuses_is_let_go_of(reason: str, offence: bool) -> None:
     r = at_work(rig("b"))
     r.round_done()
