@@ -86,10 +86,31 @@ def test_flipped_labels_are_what_the_bad_site_alone_trains_on(
     assert torch.equal(flipped["valley"], plain["valley"])
 
 
-@pytest.mark.parametrize(("text", "match"), [("nobody:nan", "no such site"), ("north:evil", "no such kind")])
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("nobody:nan", "no such site"),
+        ("north:evil", "no such kind"),
+        ("north:nan*", "no such multiple"),
+        ("north:nan*-1", "no such multiple"),
+        ("north:nan*1e9", "no such multiple"),
+    ],
+)
 def test_wrong_words_are_told(hospitals: Path, text: str, match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         rig.plan(hospitals, "gcml", adversary=(text,))
+
+
+def test_one_that_claims_more_cases_than_it_has_counts_for_more(hospitals: Path, cache: DataCache) -> None:
+    """Up to a bound: the two others do not follow it."""
+    taken = {}
+    for attack in ("label_flipped", "label_flipped*2", "label_flipped*1000000000"):
+        swap = "gossip_average[gossip.exchange=swap,gossip.warmup_rounds=0]"
+        made = rig.plan(hospitals, swap, rounds=4, adversary=(f"north:{attack}",))
+        rows = rig.run(made, cache)
+        taken[attack] = [row["members"]["shared"] for row in rows.values()]
+    once, twice, most = taken.values()
+    assert once != twice != most and all(value > 0 for value in most)
 
 
 SETTINGS = ("network.width=4", "task.patch_size=[48,48]", "training.learning_rate=0.005")

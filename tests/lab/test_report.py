@@ -160,6 +160,8 @@ def test_a_site_that_was_made_bad_is_named() -> None:
     for kind in ADVERSARIES:
         said = words.conditions({"settings": {**settings, "adversaries": {"north": kind}}, "runs": []})
         assert said[0].startswith("north was made malicious on purpose: ")
+    claims = {**settings, "adversaries": {"north": "nan*1000"}}
+    assert "It claimed 1,000 times" in words.conditions({"settings": claims, "runs": []})[0]
     assert words.conditions({"settings": settings, "runs": []}) == [], "an older document"
 
 

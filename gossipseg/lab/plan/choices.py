@@ -31,6 +31,8 @@ HETEROGENEITY = {
 }
 ADVERSARIES = ("nan", "scaled", "label_flipped", "random_weights")
 """Attacks that a malicious site may make (lab.simulation.adversary)."""
+MOST_TIMES = 10**12
+"""How many times its training cases it may claim at most."""
 MAX_SEED = 2**32 - 1
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 EACH = "each"
@@ -233,12 +235,22 @@ def _late(text: str, names: Sequence[str], rounds: int) -> tuple[str, int]:
 
 
 def _adversary(text: str, names: Sequence[str]) -> tuple[str, str]:
-    site, _, kind = text.partition(":")
+    site, _, attack = text.partition(":")
+    kind, star, times = attack.partition("*")
     _need_site("--adversary", site, names)
     if kind not in ADVERSARIES:
         remedy = f"Write SITE:KIND with one of {', '.join(ADVERSARIES)}."
         raise ConfigError("no such kind of adversary", key="--adversary", value=text, remedy=remedy)
-    return site, kind
+    if star and not (times.isdecimal() and 1 <= int(times) <= MOST_TIMES):
+        remedy = f"Write SITE:KIND*TIMES with a whole number from 1 to {MOST_TIMES}."
+        raise ConfigError("no such multiple of its cases", key="--adversary", value=text, remedy=remedy)
+    return site, attack
+
+
+def attack_of(text: str) -> tuple[str, int]:
+    """The kind of an adversary, and how many times its training cases it claims."""
+    kind, _, times = text.partition("*")
+    return kind, int(times or 1)
 
 
 def _need_site(key: str, site: str, names: Sequence[str]) -> None:

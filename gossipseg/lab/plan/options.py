@@ -80,7 +80,7 @@ Adversary = Annotated[
     typer.Option(
         "--adversary",
         help="SITE:KIND: it sends nan, scaled, label_flipped or random_weights; the others are scored; "
-        "may be repeated.",
+        "KIND*1000 claims a thousand times its training cases; may be repeated.",
     ),
 ]
 Claims = Annotated[

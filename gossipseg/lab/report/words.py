@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gossipseg.lab.plan.choices import attack_of
 from gossipseg.lab.plan.variants import LONE_PAIR, POOLED
 from gossipseg.lab.report.intervals import Interval
 from gossipseg.lab.report.statistics import ALPHA, BASELINE, FLOOR, Claim, Summary, fedavg_models
@@ -276,8 +277,10 @@ def conditions(document: Mapping[str, Any]) -> list[str]:
     if settings["speed"]:
         slowest = max(settings["speed"], key=lambda s: float(settings["speed"][s]))
         said.append(f"The sites differed in speed, up to ×{settings['speed'][slowest]:g} ({slowest}).")
-    for site, kind in settings.get("adversaries", {}).items():
-        said.append(f"{site} was made malicious on purpose: {HARM[kind]}. It is not scored itself.")
+    for site, attack in settings.get("adversaries", {}).items():
+        kind, times = attack_of(attack)
+        claim = f" It claimed {times:,} times its training cases." if times > 1 else ""
+        said.append(f"{site} was made malicious on purpose: {HARM[kind]}.{claim} It is not scored itself.")
     for site, share in settings["kept_cases"].items():
         said.append(f"{site} kept {100 * share:.0f} % of its training cases.")
     networks: dict[str, list[str]] = {}

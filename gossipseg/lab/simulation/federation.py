@@ -17,6 +17,7 @@ from gossipseg.config.exchange import exchange_times
 from gossipseg.core.node import NodeState
 from gossipseg.core.params import MembershipParams, RoundsParams
 from gossipseg.errors import LocalError
+from gossipseg.lab.plan.choices import attack_of
 from gossipseg.lab.plan.run_plans import RunPlan
 from gossipseg.lab.plan.splits import write_list
 from gossipseg.lab.report.pictures import Pictures
@@ -77,8 +78,8 @@ class _Federation:
             for name, spec in self._specs.items()
         }
         labels = len(self._settings.task.labels)
-        for name, kind in plan.adversaries.items():
-            if kind == "label_flipped":
+        for name, attack in plan.adversaries.items():
+            if attack_of(attack)[0] == "label_flipped":
                 self._trainings[name].trainer.site.feed(lambda batches: FlippedLabels(batches, labels))
 
     def _spec(self, site: str, data: Path) -> WorkerSpec:
@@ -155,6 +156,7 @@ class _Federation:
             dropout=plan.site_dropout,
             away=lambda seconds: self._vanish(name, seconds),
         )
+        kind, times = attack_of(plan.adversaries.get(name, ""))
         return LabSite(
             self._node(name, contract),
             training,
@@ -167,7 +169,8 @@ class _Federation:
             exchange=self._settings.algorithm.exchange,
             swaps=config.swaps(self._settings),
             broke=self._break,
-            spoil=spoiler(plan.adversaries[name], plan.seed) if name in plan.adversaries else None,
+            spoil=spoiler(kind, plan.seed) if kind else None,
+            times=times,
         )
 
     def _node(self, name: str, contract: tuple[tuple[str, str], ...]) -> NodeState:

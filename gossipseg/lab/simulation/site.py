@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gossipseg.bridge import orders
 from gossipseg.bridge.intake import Intake
 from gossipseg.bridge.manifest_checks import Verifier
@@ -70,7 +72,10 @@ class LabSite:
         swaps: bool = False,
         broke: Callable[[BaseException], None],
         spoil: Callable[[Path], None] | None = None,
+        times: int = 1,
     ) -> None:
+        """`spoil`, `times`: of a malicious site: what it does to each model that it sends, and how many times
+        its training cases it claims."""
         self.name, self.node, self.training = transport.site, node, training
         self.transport, self.store, self.moved = transport, store, Moved()
         self.finished = asyncio.Event()
@@ -80,7 +85,7 @@ class LabSite:
         self.began_s = self.ended_s = 0.0
         """Virtual seconds at which it began, and had finished."""
         self._pace, self._contract, self._broke = pace, contract, broke
-        self._spoil, self._verifier = spoil, verifier
+        self._spoil, self._times, self._verifier = spoil, times, verifier
         self._transfer_timeout_s, self._kind = transfer_timeout_s, orders.export_kind(exchange)
         self._swaps, self._in_round = swaps, False
         self._swap_orders: deque[SwapEffect] = deque()
@@ -111,7 +116,7 @@ class LabSite:
         model, update = trainer.schema, trainer.update_schema
         personal = trainer.personal_schema
         self._intake.schemas = {"model": model, "global": model, "update": update, "personal": personal}
-        ready = events.WorkerReady(0, 0, trainer.site.cases, self._contract)
+        ready = events.WorkerReady(0, 0, trainer.site.cases * self._times, self._contract)
         refusal, takes = trainer.personal_refusal, trainer.takes_personal
         self.inject(replace(ready, personal_refusal=refusal, takes_personal=takes))
 
@@ -361,6 +366,7 @@ class LabSite:
         if export is None:
             return None
         hash_, size = self.store.adopt(Path(export.path))
+        export = msgspec.structs.replace(export, cases=export.cases * self._times)
         return orders.exported(export, hash_, size, round, kind, self.store.path(hash_))
 
     def _collect(self) -> None:
