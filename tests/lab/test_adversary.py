@@ -116,6 +116,7 @@ def test_one_that_claims_more_cases_than_it_has_counts_for_more(hospitals: Path,
 SETTINGS = ("network.width=4", "task.patch_size=[48,48]", "training.learning_rate=0.005")
 SEEDS = (0, 1, 2)
 LOSS_ALLOWED = 0.01
+SWAP_ROUNDS = 12
 ROUNDS = {
     f"gcml{GOSSIP}": 6,
     f"gossip_average{GOSSIP}": 6,
@@ -124,13 +125,13 @@ ROUNDS = {
 """By algorithm."""
 
 
-class Five:
-    """Five synthetic sites of which north turns bad; `local` is run once for each budget."""
+class Sites:
+    """Synthetic sites of which north turns bad; `local` is run once for each budget."""
 
-    def __init__(self, folder: Path, cache: DataCache) -> None:
-        sites = [replace(h, cases=(8, 4, 6)) for h in synthetic.hospitals(5)]
+    def __init__(self, folder: Path, cache: DataCache, count: int) -> None:
+        sites = [replace(h, cases=(8, 4, 6)) for h in synthetic.hospitals(count)]
         synthetic.write_federation(folder, sites, seed=1, size_px=56)
-        self._folder, self._cache = folder, cache
+        self._folder, self._cache, self._count = folder, cache, count
         self._local: dict[int, float] = {}
 
     def local(self, rounds: int) -> float:
@@ -139,29 +140,31 @@ class Five:
             self._local[rounds], _ = self.run("local", "nan", rounds)  # it sends nothing: any kind will do
         return self._local[rounds]
 
-    def run(self, algorithm: str, kind: str, rounds: int) -> tuple[float, int]:
-        """Mean test Dice of the four honest sites over the seeds, and models that they refused."""
+    def run(self, algorithm: str, kind: str | None, rounds: int) -> tuple[float, int]:
+        """Mean test Dice of all sites but north over the seeds, and models that they refused. `kind`: None,
+        where north is honest."""
         values, refused = [], 0
+        attack = () if kind is None else (f"north:{kind}",)
         for seed in SEEDS:
             more = {"seed": seed, "rounds": rounds, "steps": 10, "settings": SETTINGS}
-            plan = rig.plan(self._folder, algorithm, adversary=(f"north:{kind}",), **more)
-            rows = rig.run(plan, self._cache).values()
+            plan = rig.plan(self._folder, algorithm, adversary=attack, **more)
+            rows = [row for site, row in rig.run(plan, self._cache).items() if site != "north"]
             values += [row["dice_test"] for row in rows]
             refused += sum(row["notes"].get("visit_refused", 0) for row in rows)
-        assert len(values) == 4 * len(SEEDS)
+        assert len(values) == (self._count - 1) * len(SEEDS)
         return statistics.fmean(values), refused
 
 
 @pytest.fixture(scope="module")
-def five(tmp_path_factory: pytest.TempPathFactory, cache: DataCache) -> Five:
-    return Five(tmp_path_factory.mktemp("five"), cache)
+def five(tmp_path_factory: pytest.TempPathFactory, cache: DataCache) -> Sites:
+    return Sites(tmp_path_factory.mktemp("five"), cache, 5)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("algorithm", ROUNDS)
 @pytest.mark.parametrize("kind", ADVERSARIES)
 def test_honest_sites_lose_nothing_to_one_that_turned_bad(
-    five: Five, kind: str, algorithm: str, seen: Callable[[str], None]
+    five: Sites, kind: str, algorithm: str, seen: Callable[[str], None]
 ) -> None:
     """Five synthetic sites, three seeds: mean test Dice of the honest four is at least local's − 0.01."""
     rounds = ROUNDS[algorithm]
@@ -169,3 +172,19 @@ def test_honest_sites_lose_nothing_to_one_that_turned_bad(
     found, refused = five.run(algorithm, kind, rounds)
     seen(f"{rounds} rounds: {found:.4f}, local {local:.4f}, {refused} visitors refused")
     assert found >= local - LOSS_ALLOWED
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_the_pair_loses_nothing_to_a_bad_shared_model_whatever_its_site_claims(
+    tmp_path: Path, cache: DataCache, count: int, seen: Callable[[str], None]
+) -> None:
+    """Swaps with a site of flipped labels, three seeds: the deployed pair is at least local − 0.01 in the
+    mean, though the site claims 10⁹ times its cases."""
+    sites, swap = Sites(tmp_path, cache, count), "gcml[gossip.exchange=swap,gossip.warmup_rounds=0]"
+    local, honest = sites.local(SWAP_ROUNDS), sites.run(swap, None, SWAP_ROUNDS)[0]
+    once, most = (
+        sites.run(swap, kind, SWAP_ROUNDS)[0] for kind in ("label_flipped", f"label_flipped*{10**9}")
+    )
+    seen(f"{count} sites: local {local:.4f}, all honest {honest:.4f}, once {once:.4f}, 10⁹ times {most:.4f}")
+    assert min(once, most) >= local - LOSS_ALLOWED

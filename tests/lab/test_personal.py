@@ -138,13 +138,16 @@ def clinics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attack", ["label_flipped", "random_weights", "nan", "scaled"])
+@pytest.mark.parametrize(
+    "seed",
+    [pytest.param(0, marks=pytest.mark.slow), *(pytest.param(s, marks=pytest.mark.faults) for s in (1, 2))],
+)
 def test_a_malicious_peer_s_model_gets_no_weight_where_an_honest_one_s_does(
-    clinics: Path, cache: DataCache, attack: str
+    clinics: Path, cache: DataCache, attack: str, seed: int
 ) -> None:
     label = "gossip_average[gossip.personal_every_rounds=6,training.validate_every_rounds=6]"
-    made = rig.plan(clinics, label, rounds=12, steps=10, adversary=(f"clinic3:{attack}",))
+    made = rig.plan(clinics, label, seed=seed, rounds=12, steps=10, adversary=(f"clinic3:{attack}",))
     rows = rig.run(made, cache)
     weights = [row["deployed"]["weights"] for row in rows.values()]
     assert len(rows) == 3 and all("personal of clinic3" not in w for w in weights)
