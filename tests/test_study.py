@@ -46,7 +46,7 @@ def test_a_gain_is_paired_and_names_the_worst_site(study: ModuleType) -> None:
     found = study.methods(lines)
     gain = study.gain(found["x"], found["local"])
     # repetition 0: +0.1 and −0.1; repetition 1: +0.1 at site a, and b is missing
-    assert gain.mean == pytest.approx((0.0 + 0.1) / 2)
+    assert gain.mean == pytest.approx(0.1 / 3)
     assert (gain.below, gain.cells, gain.worst_site) == (1, 3, ("b", pytest.approx(-0.1)))
     assert gain.low <= gain.mean <= gain.high and gain.verdict == "undecided"
     assert study.gain(study.Method("none", {}, 0, 0), found["local"]) is None
@@ -54,11 +54,16 @@ def test_a_gain_is_paired_and_names_the_worst_site(study: ModuleType) -> None:
 
 @pytest.mark.parametrize(
     ("difference", "spread", "verdict"),
-    [(0.01, 0.001, "not worse"), (-0.004, 0.0, "not worse"), (-0.006, 0.0, "worse"), (0.0, 0.1, "undecided")],
+    [
+        (0.01, 0.001, "not worse"),
+        (-0.004, 0.0, "not worse"),
+        (-0.006, 0.0, "worse"),
+        (-0.2, 0.02, "worse"),
+        (-0.004, 0.004, "undecided"),
+        (0.0, 0.1, "undecided"),
+    ],
 )
-def test_a_verdict_asks_for_a_narrow_interval(
-    study: ModuleType, difference: float, spread: float, verdict: str
-) -> None:
+def test_a_verdict_asks_for_proof(study: ModuleType, difference: float, spread: float, verdict: str) -> None:
     cells = [(seed, site) for seed in range(3) for site in "abcd"]
     lines = [line("local", 0.5, seed=seed, site=site) for seed, site in cells]
     lines += [
@@ -74,22 +79,72 @@ def test_both_models_give_three_methods_and_the_yardsticks_count_gradients(study
     twice = "local[training.steps_per_round=30]"
     lines = [line("local", 0.5), line(twice, 0.52, gradients=180)]
     lines.append(line("fedavg", 0.56, gradients=180, bytes=100, members=members))
+    lines.append(line("gcml", 0.56, gradients=180, bytes=100, members=members))
     found = study.methods(lines)
     shared, half = found["fedavg, shared model alone"], found["fedavg, both at one half"]
     assert (shared.dice[0, 0, "a"], shared.gradients) == (0.4, 90) and half.dice[0, 0, "a"] == 0.55
+    assert found["gcml, shared model alone"].gradients == 180, "the personal model teaches it"
     assert study.equal_gradients(found["fedavg"], "local", found).mean == pytest.approx(0.04)
     assert study.equal_gradients(shared, "local", found).mean == pytest.approx(-0.1)
     assert study.equal_gradients(found[twice], "local", found) is None, "it is the yardstick itself"
 
 
-def test_at_equal_bytes_stands_the_largest_fedavg_that_fits(study: ModuleType) -> None:
+def test_sites_are_the_same_in_each_repetition(study: ModuleType) -> None:
+    """Another copy of a repetition says nothing new of the sites: the interval must not shrink for it."""
+    differences, found = {"a": 0.012, "b": 0.0, "c": -0.018}, {}
+    for repetitions in (1, 6):
+        cells = [(seed, site) for seed in range(repetitions) for site in differences]
+        lines = [line("local", 0.5, seed=seed, site=site) for seed, site in cells]
+        lines += [line("x", 0.5 + differences[site], seed=seed, site=site) for seed, site in cells]
+        methods = study.methods(lines)
+        gain = study.gain(methods["x"], methods["local"])
+        found[repetitions] = gain.high - gain.low
+    assert found[6] == pytest.approx(found[1], rel=0.05)
+
+
+def test_a_method_with_fewer_repetitions_is_compared_on_those_alone(study: ModuleType) -> None:
+    lines = [line("local", (0.8, 0.74, 0.7)[seed], seed=seed, site=s) for seed in range(3) for s in "ab"]
+    lines += [line("x", 0.805, site=site) for site in "ab"]
+    text = study.section("A set", lines)
+    assert "| `x` | 1 | +0.005 (+0.005 … +0.005) | – |" in text
+    main = text.split("fewer repetitions")[0]
+    assert "`x`" not in main and "`local` | 0.747" in main
+
+
+def test_the_aims_are_judged_by_the_row_that_validation_prefers(study: ModuleType) -> None:
+    members = {"personal": 0.5, "shared": 0.5, "half": 0.55}
+    lines = [line("local", 0.5), line("fedavg", 0.56, bytes=100, members=members, curve=[[6, 0.6]])]
+    lines.append(line("x", 0.52, bytes=45, curve=[[6, 0.7]]))
+    lines.append(line("y", 0.58, bytes=38, curve=[[6, 0.6]]))
+    lines.append(line("z", 0.494, bytes=15, curve=[[6, 0.5]]))
+    lines.append(line(study.DEFAULT, 0.47, bytes=200, curve=[[6, 0.9]]))
+    rows = [text.split(" | ") for text in study.aims(study.methods(lines))[2:-1]]
+    assert [row[1] for row in rows[2:]] == ["`x`, 45 %", "`y`, 38 %", "`z`, 15 %"]
+    assert [row[-1] for row in rows] == [
+        "worse |",
+        "**not reached** |",
+        "reached |",
+        "reached |",
+        "**not reached** |",
+    ]
+
+
+def test_a_run_whose_personal_model_is_another_one_is_not_taken(study: ModuleType) -> None:
+    members = {"personal": 0.5, "shared": 0.4, "half": 0.55}
+    lines = [line("local", 0.5), line("fedavg", 0.5, members=members), line("ditto", 0.5, members=members)]
+    assert study.strangers(lines) == []
+    lines.append(line("gcml", 0.5, members={**members, "personal": 0.51}))
+    assert study.strangers(lines) == ["gcml (seed 0)"]
+
+
+def test_at_equal_bytes_stands_the_fedavg_that_is_nearest(study: ModuleType) -> None:
     members = {"personal": 0.5, "shared": 0.4, "half": 0.55}
     sent = {"fedavg": 100, "fedavg[wire.dtype=int8]": 52, "fedavg@3": 33}
     lines = [line(name, 0.5, bytes=size, members=members) for name, size in sent.items()]
     lines += [line("x", 0.5, bytes=50), line("y", 0.5, bytes=10), line("local", 0.5)]
     found = study.methods(lines)
     assert study.at_equal_bytes(found["x"], found).name == "fedavg[wire.dtype=int8], shared model alone"
-    assert study.at_equal_bytes(found["y"], found).name == "fedavg@3, shared model alone"
+    assert study.at_equal_bytes(found["y"], found) is None, "three times as many are not equal"
     assert study.at_equal_bytes(found["local"], found) is None
 
 

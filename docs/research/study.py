@@ -1,9 +1,11 @@
 """The study of two models a site: from the runs of gossiplab to the tables of study.md.
 
 python docs/research/study.py collect SET OUT [OUT …]   keep OUT's finished runs in data/SET.jsonl
+python docs/research/study.py confirm SET OUT [OUT …]   the same in data/confirm-SET.jsonl: fresh splits
 python docs/research/study.py tables                    write study.md from data/*.jsonl
 
-A line of data/SET.jsonl is a site of a run. Test images choose nothing: they are compared, and no more.
+A line of data/SET.jsonl is a site of a run. Test images choose nothing: they are compared, and no more. What
+is chosen by these tables is chosen by the validation Dice in them, and measured again on fresh splits.
 """
 
 from __future__ import annotations
@@ -35,6 +37,18 @@ RESAMPLES, CONFIDENCE = 10_000, 0.9
 LEVELLED = 0.005
 """Training alone has levelled off where validation gains less than this over the last third of the rounds."""
 ALONE, FEDAVG = "local", "fedavg, shared model alone"
+DEFAULT = "gcml[gossip.exchange=swap,wire.dtype=int8]"
+"""What peers.yaml sets."""
+NO_EXCHANGE = ("local", "lone_pair", "pooled")
+"""Heads of the names of rows in which no site sends anything."""
+NEAR = 1.35
+"""Bytes are about equal where neither is more than this many times the other."""
+WORST_SITE = -0.02
+"""A site's mean over the repetitions must not be this far below alone."""
+AIMS = ((0.5, 0.0, "above FedAvg at half of its bytes or fewer"),
+        (0.4, 0.0, "not below FedAvg at 40 % of its bytes or fewer"),
+        (0.2, -0.005, "at most 0.005 below FedAvg at 20 % of its bytes or fewer"))  # fmt: skip
+"""(share of the bytes, least gain over FedAvg, in words)."""
 TWICE = {
     ALONE: "local[training.steps_per_round=30]",
     FEDAVG: "fedavg[training.personal=none,training.steps_per_round=30]",
@@ -50,13 +64,19 @@ Cell = tuple[int, int, str]
 
 
 def collect(name: str, folders: Sequence[Path]) -> int:
-    """Add what the folders' finished runs say to data/NAME.jsonl; how many lines it has now."""
+    """Add what the folders' finished runs say to data/NAME.jsonl; how many lines it has now.
+
+    Raises SystemExit where a personal model is not the model of training alone: the runs would not belong
+    together.
+    """
     file = DATA / f"{name}.jsonl"
     lines = {identity(line): line for line in (read(file) if file.exists() else [])}
     for folder in folders:
         for run in sorted((folder / "runs").glob("*.json")):
             rows = json.loads(run.read_text(encoding="utf-8"))["rows"]
             lines.update({identity(line): line for line in map(kept, rows)})
+    if strange := strangers(lines.values()):
+        raise SystemExit(f"{name}: the personal model is not what local gives in {', '.join(strange)}")
     DATA.mkdir(exist_ok=True)
     text = "".join(json.dumps(lines[key], sort_keys=True) + "\n" for key in sorted(lines))
     file.write_text(text, encoding="utf-8")
@@ -79,6 +99,22 @@ def kept(row: Mapping[str, Any]) -> Line:
     }
 
 
+def strangers(lines: Iterable[Line]) -> list[str]:
+    """Runs whose personal model differs from training alone on the same split and seed."""
+    lines = list(lines)
+    alone = {identity(line)[1:]: line["dice"] for line in lines if line["algorithm"] == ALONE}
+    return sorted({
+        f"{line['algorithm']} (seed {line['seed']})"
+        for line in lines
+        if line["members"] and not line["algorithm"].startswith(OTHER_PERSONAL)
+        and line["members"]["personal"] != alone.get(identity(line)[1:], line["members"]["personal"])
+    })  # fmt: skip
+
+
+OTHER_PERSONAL = ("ditto", "lone_pair", "gcml[mutual=both")
+"""Heads of the names of rows whose personal model is no lone model of this seed."""
+
+
 def identity(line: Line) -> tuple[str, int, int, str]:
     return line["algorithm"], line["split"], line["seed"], line["site"]
 
@@ -99,6 +135,17 @@ class Method:
     bytes: float
     """Sent by all sites together, mean over the repetitions."""
     gradients: float
+    validation: float | None = None
+    """Mean validation Dice of what is deployed; None where it was not measured."""
+
+    @property
+    def repetitions(self) -> frozenset[tuple[int, int]]:
+        """(split, seed) of each."""
+        return frozenset(cell[:2] for cell in self.dice)
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.dice.values())
 
 
 def methods(lines: Iterable[Line]) -> dict[str, Method]:
@@ -107,23 +154,28 @@ def methods(lines: Iterable[Line]) -> dict[str, Method]:
     for line in lines:
         if line["dice"] is not None:
             grouped.setdefault(line["algorithm"], []).append(line)
-    found = {name: method(name, own, lambda line: line["dice"], 1) for name, own in grouped.items()}
+    found = {name: method(name, own, lambda line: line["dice"]) for name, own in grouped.items()}
     for name, own in grouped.items():
-        if name != "lone_pair" and all(line["members"] for line in own):
+        if not all(line["members"] for line in own):
+            continue
+        half = f"{name}, both at one half"
+        found[half] = method(half, own, lambda line: line["members"]["half"])
+        if name != "lone_pair" and all(line["members"]["shared"] is not None for line in own):
             shared = f"{name}, shared model alone"
-            found[shared] = method(shared, own, lambda line: line["members"]["shared"], 2)
-        if all(line["members"] for line in own):
-            half = f"{name}, both at one half"
-            found[half] = method(half, own, lambda line: line["members"]["half"], 1)
+            learns_alone = not name.startswith("gcml")  # there the personal model teaches it in each step
+            found[shared] = method(shared, own, lambda line: line["members"]["shared"], 1 + learns_alone)
     return found
 
 
-def method(name: str, lines: Sequence[Line], dice: Callable[[Line], float], models: int) -> Method:
+def method(name: str, lines: Sequence[Line], dice: Callable[[Line], float], models: int = 1) -> Method:
     """`models`: how many were trained for each one that counts here."""
     repetitions = {(line["split"], line["seed"]) for line in lines}
     totals = [sum(line[key] for line in lines) / len(repetitions) for key in ("bytes", "gradients")]
     cells = {(line["split"], line["seed"], line["site"]): dice(line) for line in lines}
-    return Method(name, cells, totals[0], totals[1] / models)
+    ends = [line["curve"][-1][1] for line in lines if line["curve"] and line["curve"][-1][1] is not None]
+    plain = not split_name(name)[1]
+    validation = statistics.fmean(ends) if plain and len(ends) == len(lines) else None
+    return Method(name, cells, totals[0], totals[1] / models, validation)
 
 
 @dataclass(frozen=True)
@@ -146,46 +198,55 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        if self.high - self.low > UNDECIDED:
-            return "undecided"
-        return "not worse" if self.low > -MARGIN else "worse"
+        if self.high < -MARGIN:
+            return "worse"
+        wide = self.high - self.low > UNDECIDED
+        return "not worse" if self.low > -MARGIN and not wide else "undecided"
 
     def __str__(self) -> str:
         return f"{self.mean:+.3f} ({self.low:+.3f} … {self.high:+.3f})".replace("-", "−")
 
 
 def gain(one: Method, other: Method) -> Gain | None:
-    """Paired by cell; drawn with replacement are repetitions, and sites within each."""
+    """Paired by cell; drawn with replacement are repetitions and, independently of them, sites: the same
+    sites take part in each repetition."""
     common = sorted(one.dice.keys() & other.dice.keys())
     if not common:
         return None
-    by_repetition: dict[tuple[int, int], list[float]] = {}
-    by_site: dict[str, list[float]] = {}
+    repetitions = sorted({cell[:2] for cell in common})
+    sites = sorted({cell[2] for cell in common})
+    table = np.full((len(repetitions), len(sites)), np.nan)
     for split, seed, site in common:
         difference = one.dice[split, seed, site] - other.dice[split, seed, site]
-        by_repetition.setdefault((split, seed), []).append(difference)
-        by_site.setdefault(site, []).append(difference)
-    table = [np.array(differences) for differences in by_repetition.values()]
+        table[repetitions.index((split, seed)), sites.index(site)] = difference
     rng = np.random.default_rng(0)
-    draws = rng.integers(len(table), size=(RESAMPLES, len(table)))
-    means = [np.mean([rng.choice(table[i], len(table[i])).mean() for i in drawn]) for drawn in draws]
+    drawn = [rng.multinomial(n, [1 / n] * n, size=RESAMPLES).astype(float) for n in table.shape]
+    sums, counts = (
+        np.einsum("kr,rs,ks->k", drawn[0], values, drawn[1])
+        for values in (np.nan_to_num(table), np.isfinite(table).astype(float))
+    )
+    means = (sums / np.maximum(counts, 1))[counts > 0]
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    all_of_them = np.concatenate(table)
-    sites = {site: statistics.fmean(differences) for site, differences in by_site.items()}
-    mean = float(np.mean([t.mean() for t in table]))
-    return Gain(mean, float(low), float(high), int((all_of_them < 0).sum()), len(all_of_them), sites)
+    by_site = {site: float(np.nanmean(table[:, i])) for i, site in enumerate(sites)}
+    mean, below = float(np.nanmean(table)), int((table < 0).sum())
+    return Gain(mean, float(low), float(high), below, len(common), by_site)
 
 
 def at_equal_bytes(one: Method, found: Mapping[str, Method]) -> Method | None:
-    """The FedAvg that sends most, but no more than this method; else the one that sends least."""
+    """The FedAvg whose bytes are nearest to this method's; None where none sends about as many."""
     family = [
         m for m in found.values() if m.name.startswith("fedavg") and m.name.endswith("shared model alone")
     ]
     if not family or not one.bytes:
         return None
-    fitting = [m for m in family if m.bytes <= 1.05 * one.bytes]
-    return max(fitting, key=lambda m: m.bytes) if fitting else min(family, key=lambda m: m.bytes)
+    nearest = min(family, key=lambda m: ratio(m.bytes, one.bytes))
+    return nearest if ratio(nearest.bytes, one.bytes) <= NEAR else None
+
+
+def ratio(one: float, other: float) -> float:
+    """At least 1."""
+    return max(one, other) / max(min(one, other), 1e-9)
 
 
 # ---------------------------------------------------------------- the page
@@ -197,7 +258,8 @@ def page() -> str:
     for name, title in SETS.items():
         file = DATA / f"{name}.jsonl"
         if file.exists():
-            parts.append(section(title, read(file)))
+            fresh = DATA / f"confirm-{name}.jsonl"
+            parts.append(section(title, read(file), read(fresh) if fresh.exists() else ()))
     return "\n".join(parts)
 
 
@@ -207,50 +269,71 @@ This page is written by `python docs/research/study.py tables` from [the runs' o
 [Results](results.md) says what they mean; [reproduce](reproduce.md) says how to run them.
 
 Three columns compare each method with training alone and with FedAvg: after as many **rounds**, with as
-many **gradients** (two models take twice as many), and with as many **bytes** sent. Intervals are 90 %, by
-bootstrap over repetitions and sites. "Not worse" means that the lower end is above −0.005. An interval wider
-than 0.02 proves nothing: "undecided". "Shared model alone" is what the algorithm gives without a personal
-model.
+many **gradients** (two models take twice as many), and with about as many **bytes** sent. A dash stands where
+no such row was run. "Shared model alone" is what travels, without the personal model beside it.
+
+**Intervals** are 90 %, by bootstrap over repetitions and sites, which are drawn independently of each other.
+With three sites and three repetitions they are too narrow: about 78 % in a simulation.
+
+| verdict | when |
+|---|---|
+| not worse | the interval's lower end is above −0.005, and it is not wider than 0.02 |
+| worse | its upper end is below −0.005 |
+| undecided | otherwise |
+
+**Validation Dice** is of what is deployed, at the last round. What is chosen by these tables is chosen by it.
 """
 
 
-def section(title: str, lines: Sequence[Line]) -> str:
-    """The section of one data set."""
+def section(title: str, lines: Sequence[Line], fresh: Sequence[Line] = ()) -> str:
+    """The section of one data set. `fresh`: runs on splits drawn once more, for what was chosen."""
     found = methods(lines)
-    repetitions = {(line["split"], line["seed"]) for line in lines}
-    text = [
-        f"## {title}",
-        "",
-        f"{len(repetitions)} repetition{'s' * (len(repetitions) != 1)}. {levelled(lines)}",
-        "",
-    ]
     if ALONE not in found:
-        return "\n".join([*text, "`local` was not run yet.", ""])
-    text += [*against(found), *choices(lines)]
-    return "\n".join([*text, ""])
+        return "\n".join([f"## {title}", "", "`local` was not run yet.", ""])
+    whole = found[ALONE].repetitions
+    complete = {name: one for name, one in found.items() if one.repetitions >= whole}
+    text = [f"## {title}", "", f"{counted(len(whole), 'repetition')}. {levelled(lines)}{left_out(lines)}", ""]
+    text += [*against(complete), *aims(complete), *choices(lines, whole)]
+    if len(complete) < len(found):
+        text += fewer({name: one for name, one in found.items() if name not in complete}, found)
+    return "\n".join([*text, *confirmed(fresh)])
+
+
+def counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def left_out(lines: Sequence[Line]) -> str:
+    """Names what has no test Dice."""
+    missing = sorted({f"{line['algorithm']} at {line['site']}" for line in lines if line["dice"] is None})
+    return f" Without a test Dice, and left out: {', '.join(missing)}." if missing else ""
 
 
 def levelled(lines: Sequence[Line]) -> str:
-    """Whether training alone had levelled off."""
-    gains = []
+    """Whether training alone had levelled off: its gain in validation Dice over the last third."""
+    gains: dict[str, list[float]] = {}
     for line in lines:
         curve = [(r, d) for r, d in line["curve"] if d is not None]
         if line["algorithm"] == ALONE and curve:
-            start = min(curve, key=lambda point: abs(point[0] - 2 * line["rounds"] / 3))
-            gains.append(curve[-1][1] - start[1])
-    if len(gains) < 2:
+            rounds, values = zip(*curve, strict=True)
+            start = float(np.interp(2 * line["rounds"] / 3, rounds, values))
+            gains.setdefault(line["site"], []).append(values[-1] - start)
+    every = [g for of_site in gains.values() for g in of_site]
+    if len(every) < 2:
         return ""
-    mean, error = statistics.fmean(gains), statistics.stdev(gains) / len(gains) ** 0.5
+    mean, error = statistics.fmean(every), statistics.stdev(every) / len(every) ** 0.5
     done = mean < LEVELLED and mean < error
-    figures = f"{mean:+.3f} ± {error:.3f}".replace("-", "−")
+    figures = f"{mean:+.3f} ± {error:.3f}"
+    sites = ", ".join(f"{site} {statistics.fmean(g):+.3f}" for site, g in sorted(gains.items()))
     verdict = "levelled off" if done else "**not** levelled off"
-    return f"Over the last third of the rounds `local` gained {figures} in validation Dice: it had {verdict}."
+    text = f"Over the last third of the rounds `local` gained {figures} in validation Dice ({sites})"
+    return text.replace("-", "−").replace("brain_mr_", "") + f": it had {verdict}."
 
 
 COLUMNS = (
     "method",
-    "repetitions",
     "test Dice",
+    "validation Dice",
     "over alone, equal rounds",
     "verdict",
     "over alone, equal gradients",
@@ -264,40 +347,65 @@ COLUMNS = (
 )
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Markdown, with an empty line after it."""
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return [*head, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
 def against(found: Mapping[str, Method]) -> list[str]:
-    """The main table."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    best_first = sorted(found.values(), key=lambda one: -mean_dice(one))
-    return [*lines, *("| " + " | ".join(row(one, found)) + " |" for one in best_first), ""]
+    """The main table. All of its rows have the same repetitions."""
+    shown = [one for one in found.values() if not one.name.endswith("both at one half")]
+    return table(COLUMNS, (row(one, found) for one in sorted(shown, key=lambda one: -one.mean)))
 
 
 def row(one: Method, found: Mapping[str, Method]) -> list[str]:
     alone, fedavg = found[ALONE], found.get(FEDAVG)
     over = gain(one, alone) if one.name != ALONE else None
-    same_bytes = at_equal_bytes(one, found)
-    share = one.bytes / fedavg.bytes if fedavg is not None else None
-    name, comma, kind = one.name.partition(", ") if "]" not in one.name else split_name(one.name)
+    near = at_equal_bytes(one, found)
+    bytes_gain = gain(one, near) if near is not None and near.name != one.name else None
+    of_bytes = f" at {share(near, found)}" if bytes_gain is not None and near is not None else ""
     return [
-        f"`{name}`{comma}{kind}",
-        str(len({cell[:2] for cell in one.dice})),
-        f"{mean_dice(one):.3f}",
+        shown_name(one.name),
+        f"{one.mean:.3f}",
+        f"{one.validation:.3f}" if one.validation is not None else "–",
         told(over),
         over.verdict if over else "",
         told(equal_gradients(one, ALONE, found)),
         told(gain(one, fedavg) if fedavg is not None and one.name != FEDAVG else None),
         told(equal_gradients(one, FEDAVG, found)),
-        told(gain(one, same_bytes) if same_bytes is not None and same_bytes.name != one.name else None),
-        f"{100 * share:.0f} %" if share else "–",
+        told(bytes_gain) + of_bytes,
+        share(one, found),
         f"{one.gradients / alone.gradients:.1f}",
         f"{over.below} of {over.cells}" if over else "",
-        f"{over.worst_site[0]} {over.worst_site[1]:+.3f}".replace("-", "−") if over else "",
+        worst(over),
     ]
 
 
-def split_name(name: str) -> tuple[str, str, str]:
-    """`a[b=c,d=e], shared model alone` → the entry, the comma, the rest."""
-    entry, bracket, rest = name.rpartition("]")
-    return entry + bracket, rest[:2], rest[2:]
+def worst(over: Gain | None) -> str:
+    if over is None:
+        return ""
+    site, value = over.worst_site
+    return f"{site} {value:+.3f}".replace("-", "−")
+
+
+def share(one: Method, found: Mapping[str, Method]) -> str:
+    """Bytes as a share of FedAvg's in float16."""
+    whole = found[FEDAVG].bytes if FEDAVG in found else 0.0
+    return f"{100 * one.bytes / whole:.0f} %" if one.bytes and whole else "–"
+
+
+def shown_name(name: str) -> str:
+    entry, rest = split_name(name)
+    return f"`{entry}`{rest}"
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """`a[b=c,d=e], shared model alone` → the entry, and the rest with its comma."""
+    for suffix in (", shared model alone", ", both at one half"):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), suffix
+    return name, ""
 
 
 def told(found: Gain | None) -> str:
@@ -308,47 +416,115 @@ def equal_gradients(one: Method, yardstick: str, found: Mapping[str, Method]) ->
     """Against the yardstick with as many gradients; None where it was not run."""
     if yardstick not in found:
         return None
-    other = found.get(TWICE[yardstick]) if one.gradients > 1.5 * found[ALONE].gradients else found[yardstick]
+    times = one.gradients / found[ALONE].gradients
+    if not (0.9 <= times <= 1.1 or 1.8 <= times <= 2.2):
+        return None
+    other = found.get(TWICE[yardstick]) if times > 1.5 else found[yardstick]
     return gain(one, other) if other is not None and other.name != one.name else None
 
 
-def mean_dice(one: Method) -> float:
-    return statistics.fmean(one.dice.values())
+def aims(found: Mapping[str, Method]) -> list[str]:
+    """What was aimed at, and what came out. Each method is chosen by its validation Dice."""
+    rows, alone, fedavg = [], found[ALONE], found.get(FEDAVG)
+    if DEFAULT in found:
+        over = gain(found[DEFAULT], alone)
+        assert over is not None
+        reached = over.verdict if over.verdict != "not worse" else "reached"
+        rows.append(["not worse than alone", shown_name(DEFAULT), told(over), reached])
+        far = over.worst_site[1] >= WORST_SITE
+        rows.append(["no site 0.02 below alone", shown_name(DEFAULT), worst(over), outcome(far)])
+    for most, least, words in AIMS if fedavg is not None else ():
+        assert fedavg is not None
+        fitting = [
+            one
+            for one in found.values()
+            if one.validation is not None
+            and not one.name.startswith(NO_EXCHANGE)
+            and 0 < one.bytes <= most * fedavg.bytes
+        ]
+        if not fitting:
+            rows.append([words, "–", "–", "no such row"])
+            continue
+        best = max(fitting, key=lambda one: one.validation or 0.0)
+        over = gain(best, fedavg)
+        assert over is not None
+        met = over.mean > least if least == 0.0 and most == 0.5 else over.mean >= least
+        rows.append([words, f"{shown_name(best.name)}, {share(best, found)}", told(over), outcome(met)])
+    return table(("aim", "method", "found", "outcome"), rows) if rows else []
+
+
+def outcome(met: bool) -> str:
+    return "reached" if met else "**not reached**"
+
+
+def fewer(some: Mapping[str, Method], found: Mapping[str, Method]) -> list[str]:
+    """Methods that were not run in all repetitions; each is compared on those that it has."""
+    rows = []
+    for one in sorted(some.values(), key=lambda one: one.name):
+        if not one.name.endswith("both at one half"):
+            over = gain(one, found[ALONE])
+            against_fedavg = gain(one, found[FEDAVG]) if FEDAVG in found else None
+            rows.append([shown_name(one.name), str(len(one.repetitions)), told(over), told(against_fedavg)])
+    columns = ("fewer repetitions", "number", "over alone", "over FedAvg")
+    return table(columns, rows)
+
+
+def confirmed(fresh: Sequence[Line]) -> list[str]:
+    """What was chosen, on fresh splits."""
+    found = methods(fresh)
+    if ALONE not in found:
+        return []
+    rows = []
+    for name in (DEFAULT, "fedavg", FEDAVG):
+        if name in found:
+            over = gain(found[name], found[ALONE])
+            against_fedavg = gain(found[name], found[FEDAVG]) if FEDAVG in found and name != FEDAVG else None
+            verdict = over.verdict if over is not None else ""
+            figures = [f"{found[name].mean:.3f}", told(over), verdict, worst(over), told(against_fedavg)]
+            rows.append([shown_name(name), *figures])
+    columns = ("method", "test Dice", "over alone", "verdict", "worst site", "over FedAvg")
+    said = f"**On fresh splits** ({counted(len(found[ALONE].repetitions), 'repetition')}):"
+    return [said, "", *table(columns, rows)]
 
 
 MEMBERS = {"personal alone": "personal", "shared alone": "shared", "both at one half": "half"}
 
 
-def choices(lines: Sequence[Line]) -> list[str]:
+def choices(lines: Sequence[Line], whole: frozenset[tuple[int, int]]) -> list[str]:
     """Test Dice of each member, and of what was chosen on validation."""
-    columns = ("method", *MEMBERS, "deployed", "share of the personal model")
-    text = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    columns = ("method", *MEMBERS, "deployed", "deployed over one half", "share of the personal model")
     grouped: dict[str, list[Line]] = {}
     for line in lines:
         if line["members"] and line["dice"] is not None:
             grouped.setdefault(line["algorithm"], []).append(line)
+    found, rows = methods(lines), []
     for name, own in sorted(grouped.items()):
+        if found[name].repetitions < whole:
+            continue
         members = [statistics.fmean(line["members"][m] for line in own) for m in MEMBERS.values()]
         shares = [line["weights"].get("personal", 0.0) for line in own]
         figures = [f"{m:.3f}" for m in (*members, statistics.fmean(line["dice"] for line in own))]
         spread = f"{min(shares):.2f} … {max(shares):.2f}, mean {statistics.fmean(shares):.2f}"
-        text.append("| " + " | ".join([f"`{name}`", *figures, spread]) + " |")
-    return text if grouped else []
+        over = told(gain(found[name], found[f"{name}, both at one half"]))
+        rows.append([f"`{name}`", *figures, over, spread])
+    return table(columns, rows) if rows else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    collecting = commands.add_parser("collect")
-    collecting.add_argument("set", choices=SETS)
-    collecting.add_argument("folders", nargs="+", type=Path)
+    for name in ("collect", "confirm"):
+        collecting = commands.add_parser(name)
+        collecting.add_argument("set", choices=SETS)
+        collecting.add_argument("folders", nargs="+", type=Path)
     commands.add_parser("tables")
     chosen = parser.parse_args()
-    if chosen.command == "collect":
-        print(f"{collect(chosen.set, chosen.folders)} lines")
-    else:
+    if chosen.command == "tables":
         PAGE.write_text(page(), encoding="utf-8")
         print(PAGE.name)
+    else:
+        name = chosen.set if chosen.command == "collect" else f"confirm-{chosen.set}"
+        print(f"{collect(name, chosen.folders)} lines")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Nothing is typed here a second time. The pictures hold no patient data.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from study import ALONE, FEDAVG, Method
 IMAGES = Path(__file__).parent.parent / "images"
 DPI = 100
 SWAP, SWAP_2 = (f"[gossip.exchange=swap,{more}wire.dtype=int8]" for more in ("", "gossip.swaps_per_round=2,"))
+SELDOM = "[gossip.exchange=swap,wire.dtype=int8,exchange_at.summed_rate=0.05]"
 # Okabe and Ito's colours, told apart by colour-blind readers too; shapes say the same once more.
 KINDS = {
     "alone": ("D", "#000000", "no exchange"),
@@ -43,6 +45,7 @@ SHOWN = {
     "gossip_average": ("gossip, one way, and personal", "two"),
     f"gossip_average{SWAP}": ("gossip, a swap a round, int8, and personal", "two"),
     f"gossip_average{SWAP_2}": ("gossip, two swaps a round, int8, and personal", "two"),
+    f"gossip_average{SELDOM}": ("gossip, swaps by the summed rate, int8, and personal", "two"),
     "gcml": ("GCML, one way", "two"),
     f"gcml{SWAP}": ("GCML, a swap a round, int8", "two"),
     "pooled": ("all images in one place", "pooled"),
@@ -55,15 +58,24 @@ MEMBERS = {
 }
 
 
+OFFSETS = {"shared model alone": -0.22, "both at one half": 0.0, "deployed": 0.22}
+
+
 def data() -> dict[str, Mapping[str, Method]]:
-    """Title → its methods, for the sets that have `local`."""
+    """Title → its methods with all of its repetitions, for the sets that have `local`."""
     files = {title: study.DATA / f"{name}.jsonl" for name, title in study.SETS.items()}
-    found = {title: study.methods(study.read(file)) for title, file in files.items() if file.exists()}
-    return {title: methods for title, methods in found.items() if ALONE in methods}
+    sets = {title: study.methods(study.read(file)) for title, file in files.items() if file.exists()}
+    shown = {}
+    for title, found in sets.items():
+        if ALONE in found:
+            whole = found[ALONE].repetitions
+            kept = {name: one for name, one in found.items() if one.repetitions >= whole}
+            shown[f"{title}; {study.counted(len(whole), 'repetition')}"] = kept
+    return shown
 
 
 def panels(sets: Sequence[str], *, height: float, shared: bool) -> tuple[plt.Figure, list[Axes]]:
-    """A panel for each set, side by side."""
+    """A panel for each set, side by side; their scales differ."""
     figure, axes = plt.subplots(
         1,
         len(sets),
@@ -73,7 +85,7 @@ def panels(sets: Sequence[str], *, height: float, shared: bool) -> tuple[plt.Fig
         squeeze=False,
     )
     for axis, title in zip(axes[0], sets, strict=True):
-        axis.set_title(title.replace(", ", ",\n", 1).replace(" sites that", " sites\nthat"), fontsize=9)
+        axis.set_title("\n".join(textwrap.wrap(title, 26)), fontsize=9)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.grid(axis="x", alpha=0.3)
     return figure, list(axes[0])
@@ -108,7 +120,7 @@ def absent(axis: Axes, y: float) -> None:
 
 
 def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
-    """Dice against bytes sent, relative to FedAvg's in float16."""
+    """Gain over training alone, with its interval, against bytes sent, relative to FedAvg's in float16."""
     figure, axes = panels(list(sets), height=4.2, shared=False)
     numbers = {name: i + 1 for i, name in enumerate(SHOWN)}
     for axis, found in zip(axes, sets.values(), strict=True):
@@ -117,16 +129,21 @@ def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
             if name not in found or not yardstick:
                 continue
             marker, colour, _ = KINDS[kind]
-            point = (100 * found[name].bytes / yardstick, study.mean_dice(found[name]))
+            gain = study.gain(found[name], found[ALONE])
+            if gain is None or name.startswith(study.NO_EXCHANGE):
+                continue
+            point = (100 * found[name].bytes / yardstick, gain.mean)
+            axis.plot([point[0]] * 2, [gain.low, gain.high], color=colour, linewidth=0.9, alpha=0.6)
             axis.plot(*point, marker, color=colour, markersize=6, zorder=3)
             axis.annotate(
                 str(numbers[name]), point, (4, 3), textcoords="offset points", fontsize=7, color=colour
             )
-        axis.axhline(study.mean_dice(found[ALONE]), color="black", linewidth=0.8, linestyle="--")
+        axis.axhline(0, color="black", linewidth=0.8, linestyle="--")
         axis.set_xlabel("bytes sent, % of FedAvg's in float16", fontsize=8)
-        axis.set_ylabel("test Dice, mean of sites", fontsize=8)
+        axis.set_ylabel("test Dice minus that of training alone", fontsize=8)
         axis.grid(alpha=0.3)
-    named = "   ".join(f"{numbers[name]} {text}" for name, (text, _) in SHOWN.items())
+    sending = {n: text for n, (text, _) in SHOWN.items() if not n.startswith(study.NO_EXCHANGE)}
+    named = "   ".join(f"{numbers[name]} {text}" for name, text in sending.items())
     figure.supxlabel(wrapped(named + "   dashed: training alone", 150), fontsize=7, ha="center")
     return figure
 
@@ -142,7 +159,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def draw_members(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
-    """What each member brings, as a difference from the personal model, which is training alone."""
+    """What each member brings over training alone, which is the personal model."""
     names = [n for n, (_, kind) in SHOWN.items() if kind == "two" or n == "lone_pair"]
     figure, axes = panels(list(sets), height=3.6, shared=True)
     for axis, found in zip(axes, sets.values(), strict=True):
@@ -154,8 +171,10 @@ def draw_members(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
                 one = found.get(name if suffix == "deployed" else f"{name}, {suffix}")
                 gain = study.gain(one, found[ALONE]) if one is not None else None
                 if gain is not None:
-                    axis.plot(gain.mean, y, marker, color=colour, markersize=6)
-        axis.set_xlabel("test Dice minus that of the personal model", fontsize=8)
+                    at = y + OFFSETS[suffix]
+                    axis.plot([gain.low, gain.high], [at, at], color=colour, linewidth=0.9, alpha=0.7)
+                    axis.plot(gain.mean, at, marker, color=colour, markersize=5)
+        axis.set_xlabel("test Dice minus that of training alone", fontsize=8)
     axes[0].set_yticks(range(len(names)), [SHOWN[name][0] for name in names], fontsize=8)
     axes[0].invert_yaxis()
     legend(figure, MEMBERS)

@@ -119,10 +119,13 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """The worker died or was killed. `final`: it will not be started again."""
+    """The worker died or was killed."""
 
     reason: str
     final: bool = False
+    """It will not be started again."""
+    waits: bool = False
+    """It only waits for data that are away: no model is to blame."""
 
 
 @dataclass(frozen=True, slots=True)

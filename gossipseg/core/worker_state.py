@@ -156,6 +156,7 @@ class WorkerState:
                 ctx.note("model_dropped", visited.frm, "already_visited", **describe(visited.model))
         self._say_phase()
         if self._swaps is not None:
+            self._swaps.turns.aside.begin(event.round)
             self._swaps.decision.worker_ready(event.last_swap)
         if self.personal is not None:
             self.personal.worker_ready(event)
@@ -169,20 +170,21 @@ class WorkerState:
     def _lost(self, event: events.WorkerLost) -> bool:
         if self.finished:
             if self.personal is not None:
-                self.personal.worker_lost(final=event.final)
+                self.personal.worker_lost(final=event.final, blamed=not event.waits)
             return True  # it has nothing left to do
-        self._lose(final=event.final)
+        self._lose(final=event.final, blamed=not event.waits)
         if event.final:
             self.worker = WorkerPhase.FAILED
         self._say_phase()
         return True
 
-    def _lose(self, *, final: bool = False) -> None:
+    def _lose(self, *, final: bool = False, blamed: bool = True) -> None:
         self.worker = WorkerPhase.ABSENT
         gossip = self._gossip
         gossip.running_round = None
         if self.personal is not None:
-            self.personal.worker_lost(final=final)
+            blamed = blamed and gossip.inbox.visiting is None
+            self.personal.worker_lost(final=final, blamed=blamed)
         if self._swaps is not None:
             self._swaps.decision.worker_lost()
         if self._coordinated is not None:

@@ -22,11 +22,17 @@ class SetAside:
     def __init__(self, until: Iterable[tuple[Site, int]] = ()) -> None:
         self._until = dict(until)
 
+    def begin(self, round: int) -> None:
+        """Forget who is set aside no more at this own round, or was so in an older training."""
+        now = self.now(round)
+        self._until = {site: until for site, until in self._until.items() if site in now}
+
     def add(self, site: Site, round: int, peers: int) -> Literal["", "single_peer", "limit"]:
         """Set a peer aside; returns why not, or "". `peers`: the number of listed peers."""
         if peers <= 1:
             return "single_peer"
-        if site not in self._until and len(self.now(round)) >= max(1, peers // SHARE):
+        self.begin(round)
+        if site not in self._until and len(self._until) >= max(1, peers // SHARE):
             return "limit"
         self._until[site] = round + ROUNDS
         return ""

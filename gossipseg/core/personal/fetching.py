@@ -41,7 +41,7 @@ NEVER = frozenset({"private", "private_part", "private_network", "no_personal", 
 """Answers of a site that will not send any."""
 NOT_FOR_US = frozenset({"bad_network", "network_too_large"})
 """Verdicts on a network that this site cannot build or does not bear: no offence, and not asked for again."""
-UNLIKE = frozenset({"norm_exploded"})
+UNLIKE = frozenset({"norm_exploded", "layer_changed_too_much"})
 """Verdicts on a model far from the shared one: the two were never mixed, and that is no offence."""
 AT_WORK = frozenset({Phase.STARTING, Phase.TRAINING, Phase.ENDING, Phase.PAUSED})
 """Phases of a site whose personal model may still change."""
@@ -83,7 +83,7 @@ class PersonalFetching:
         self.wants: dict[Site, Want] = {}
         self.untold: set[Site] = set()
         """Sites whose model has come, and the worker has not answered yet."""
-        self._takes = self._ended = self._worker_up = False
+        self._takes = self._ended = self._worker_up = self._failed = False
         self._never: set[Site] = set()
         self._chosen: set[Site] = set()
         """Whom the last refresh chose."""
@@ -96,7 +96,7 @@ class PersonalFetching:
 
     def worker_ready(self, *, takes: bool, spent: bool) -> None:
         """The worker is up; it is told what is held. `takes`: whether a peer's model is of use here."""
-        self._takes, self._worker_up, self._orders = takes, True, 0
+        self._takes, self._worker_up, self._failed, self._orders = takes, True, False, 0
         run = self._ctx.info.contract
         if not takes:
             self.held, self.wants, self.untold = {}, {}, set()
@@ -107,20 +107,27 @@ class PersonalFetching:
         if takes and spent and not self._ended:
             self.refresh(ended=True)
 
-    def worker_lost(self, *, final: bool) -> None:
-        """Let go of the models with which it has died twice in a row. `final`: it does not come again."""
+    def worker_lost(self, *, final: bool, blamed: bool) -> None:
+        """Let go of the models with which it has died twice in a row. `final`: it does not come again.
+
+        Where it died over models that had just come, their sites are asked no more; otherwise all that are
+        held go, and may come again.
+        """
+        self._orders, self._failed = 0, final
         if final:
             self.untold = set()
-        if not self._worker_up:
+        if not (self._worker_up and blamed):
+            self._worker_up = False
             return
         self._worker_up = False
-        suspects = {s: self.held[s] for s in (self.untold & self.held.keys() or self.held)}
+        came = self.untold & self.held.keys()
+        suspects = {site: self.held[site] for site in came or self.held}
         hashes = frozenset(model.hash for model in suspects.values())
-        self._orders = 0
         if hashes and hashes == self._lost_with:
             for site, model in suspects.items():
                 del self.held[site]
-                self._refuse(site)
+                if came:
+                    self._refuse(site)
                 self._ctx.note("personal_refused", site, "worker_lost", **describe(model))
             self.untold -= suspects.keys()
             self._ctx.persist()
@@ -138,6 +145,15 @@ class PersonalFetching:
         self.wants = {site: want for site, want in self.wants.items() if want.model is not None}
         self._chosen = set()
         self._choose()
+
+    def _replace_the_gone(self) -> None:
+        """Ask others in the place of sites that cannot be asked now, and whose model has not come."""
+        members = self._membership.members
+        for site in list(self._chosen & self.wants.keys()):
+            member = members.get(site)
+            if self.wants[site].model is None and (member is None or not self._open_to(member)):
+                del self.wants[site]
+                self._chosen.discard(site)
 
     def _choose(self) -> None:
         """Choose sites as long as fewer are chosen than a refresh may ask."""
@@ -164,6 +180,7 @@ class PersonalFetching:
         """Ask those who are due."""
         now = self._ctx.now
         if self._takes and self._ended:
+            self._replace_the_gone()
             self._choose()
         for site, want in list(self.wants.items()):
             if want.asking or now < want.at:
@@ -230,6 +247,7 @@ class PersonalFetching:
             self._later(want)
         elif fault := self._fault(site, model):
             del self.wants[site]
+            self._chosen.discard(site)
             self._ctx.note("personal_refused", site, fault, **describe(model))
             self._ctx.refused(site, fault, model)
         elif site in self.held and self.held[site].hash == model.hash:
@@ -272,7 +290,8 @@ class PersonalFetching:
         self.held[event.frm] = model
         while len(self.held) > MOST_HELD_SHARE * self._params.personal_fetches:
             del self.held[next(iter(self.held))]
-        self.untold.add(event.frm)
+        if not self._failed:
+            self.untold.add(event.frm)
         self._ctx.note("personal_received", event.frm, **describe(model))
         self._ctx.persist()
         self._tell()
@@ -287,6 +306,7 @@ class PersonalFetching:
         self._ctx.note("model_broken", event.frm, event.reason, hash=event.hash, detail=event.detail)
         if is_offence(event.reason, event.frm, model):
             del self.wants[event.frm]
+            self._chosen.discard(event.frm)
             self._ctx.offence(event.frm, event.reason)
         else:
             self._later(self.wants[event.frm])

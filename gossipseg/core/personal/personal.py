@@ -60,10 +60,10 @@ class PersonalModels:
         # Told even where none is taken: its checkpoint may hold some from before the settings changed.
         self.fetching.worker_ready(takes=event.takes_personal and self._active, spent=self._spent)
 
-    def worker_lost(self, *, final: bool) -> None:
-        """The worker died."""
+    def worker_lost(self, *, final: bool, blamed: bool) -> None:
+        """The worker died. `blamed`: a model that is held may be the cause."""
         self.serving.worker_lost()
-        self.fetching.worker_lost(final=final)
+        self.fetching.worker_lost(final=final, blamed=blamed)
 
     def round_over(self, round: int) -> None:
         """A round is done; a later effect of the step may start the next."""

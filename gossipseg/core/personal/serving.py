@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gossipseg.core import events, messages
@@ -12,6 +13,9 @@ from gossipseg.core.manifests import ManifestLedger
 from gossipseg.core.membership.members import Membership
 from gossipseg.core.params import GossipParams
 from gossipseg.core.types import ModelRef, Phase, Site
+
+REPEAT_S = 600.0
+"""Seconds before a last export that failed is repeated."""
 
 
 class PersonalServing:
@@ -32,12 +36,14 @@ class PersonalServing:
         self.own = own
         self.refusal = "not_ready"
         """Why none is ever sent from here, as the worker says; "" where it may be."""
-        self._exporting = False
+        self._exporting = self._worker_up = False
+        self._again_at = -math.inf
+        """When an export that failed may be repeated."""
         self.transfers: dict[int, tuple[Site, ModelRef]] = {}
 
     def worker_ready(self, refusal: str, *, spent: bool) -> None:
         """The worker is up. `spent`: no round is left to train, so that no other export will come."""
-        self.refusal, self._exporting = refusal, False
+        self.refusal, self._exporting, self._worker_up = refusal, False, True
         if (refusal and refusal != "not_ready") or self._of_another_training():
             self.own = None
         if spent and self._stale:
@@ -56,11 +62,11 @@ class PersonalServing:
 
     def worker_lost(self) -> None:
         """An order to export died with the worker."""
-        self._exporting = False
+        self._exporting = self._worker_up = False
 
     def export(self) -> None:
         """Have the worker write the personal model as it is now."""
-        if not self.refusal and self._ctx.info.round > 0:
+        if not self.refusal and self._worker_up and self._ctx.info.round > 0:
             self._exporting = True
             self._ctx.effects.append(ExportPersonal())
 
@@ -68,6 +74,7 @@ class PersonalServing:
         """Serve this one from now on."""
         self._exporting = False
         if event.model is None:
+            self._again_at = self._ctx.now + REPEAT_S
             self._ctx.note("personal_not_exported", None, event.reason, at_round=event.round)
             return True
         self.own = self._ledger.sign(event.model)
@@ -84,7 +91,8 @@ class PersonalServing:
             return messages.FetchReply("reject", self.refusal)
         if reason := self._closed_to(frm, body):
             return messages.FetchReply("reject", reason)
-        if self._stale and self._ctx.info.round >= self._budget.last and not self._exporting:
+        over = self._ctx.info.round >= self._budget.last
+        if self._stale and over and not self._exporting and self._ctx.now >= self._again_at:
             self.export()  # the last export failed, for want of space perhaps: once more
         if self._exporting:
             return messages.FetchReply("busy", "busy")

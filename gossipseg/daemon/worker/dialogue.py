@@ -186,7 +186,7 @@ class WorkerDialogue:
                     self._owner.inject(news)
                 case _Waiting(reason=reason):
                     self._owner.note("worker_waiting", reason=reason)
-                    self._owner.inject(events.WorkerLost(reason, False))
+                    self._owner.inject(events.WorkerLost(reason, waits=True))
             self._news.task_done()
 
     def _ready(self, message: protocol.Ready) -> None:

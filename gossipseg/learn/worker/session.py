@@ -178,7 +178,7 @@ class WorkerSession:
         """Take peers' personal models in, checkpoint, report: what predicts is read from the checkpoint."""
         before = self._trainer.held_personal
         done = self._trainer.hold_personal(order)
-        if done.chosen or self._trainer.held_personal != before:
+        if done.chosen or self._unsaved or self._trainer.held_personal != before:
             self._checkpoint()
         self._link.send(done)
 

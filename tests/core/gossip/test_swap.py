@@ -800,7 +800,12 @@ def test_set_aside_counts_rounds() -> None:
     aside.keep(["c"], 10 + ROUNDS)
     assert aside.records() == (("c", 10 + 2 * ROUNDS),)
     assert SetAside().add("a", 0, 2) == "", "of two peers one"
-    assert SetAside([("a", 500)]).now(3) == frozenset(), "of a training whose checkpoint is gone"
+    lost = SetAside([("a", 500)])
+    assert lost.now(3) == frozenset(), "of a training whose checkpoint is gone"
+    lost.begin(3)
+    assert lost.now(490) == frozenset()
+    again = SetAside([("a", 40), ("b", 71), ("c", 71), ("d", 71)])
+    assert again.add("a", 42, 9) == "limit", "its first time is over, and three others are aside"
 
 
 def test_push_and_swap_refuse_each_other() -> None:

@@ -183,7 +183,10 @@ def test_a_last_export_that_failed_is_repeated_when_a_peer_asks() -> None:
     r = at_work(rig(rounds=7), round=6)
     r.round_done()
     r.do(ev.PersonalExported(None, 7, "disk_full"))
+    r.asks("b", fetch())
+    assert r.reply() == ms.FetchReply("reject", "not_here") and not r.of(fx.ExportPersonal), "a pause first"
     for reason in ("disk_full", ""):
+        r.until(r.now + 600)
         r.asks("b", fetch())
         assert r.reply().verdict == "busy" and len(r.of(fx.ExportPersonal)) == 1
         r.asks("c", fetch())
@@ -375,6 +378,40 @@ def test_the_worker_of_a_finished_site_may_die_with_a_model_too() -> None:
     assert not r.node.held_personal and r.of(fx.HoldPersonal)[0].models == ()
     r.do(ev.PersonalHeld())
     assert not r.node.wants_personal
+
+
+def test_a_death_for_another_reason_is_not_put_down_to_what_is_held() -> None:
+    """The data are away, or a visitor is there."""
+    r = at_work(rig("b", "c"))
+    r.round_done()
+    for site, request in fetching(r).items():
+        receive(r, site, personal(site), request)
+    r.do(ev.PersonalHeld())
+    r.do(ev.PersonalHeld())
+    for _ in range(3):
+        r.do(ev.WorkerLost("the data are away", waits=True))
+        at_work(r, round=6)
+    assert len(r.node.held_personal) == 2
+    for _ in range(2):
+        r.do(ev.WorkerLost("killed"))
+        at_work(r, round=6)
+    assert not r.node.held_personal
+    asked = set()
+    for _ in range(4):
+        r.round_done()
+        asked |= fetching(r).keys()
+    assert asked == {"b", "c"}, "what had been taken in before may be innocent"
+
+
+def test_one_that_cannot_be_asked_any_more_gives_its_place_to_another() -> None:
+    r = Rig(("b", "c"), gossip=replace(EVERY, personal_fetches=1), federation_rounds=7).start()
+    r.meet("b")
+    at_work(r, round=6)
+    r.round_done()
+    assert r.node.wants_personal == {"b"} and not fetching(r), "it trains on"
+    r.meet("c")
+    r.hears("b", info=PeerInfo(5, 50, 10, Phase.TRAINING, "f" * 32))
+    assert r.node.wants_personal == {"c"}
 
 
 def test_an_answer_is_to_the_oldest_order() -> None:
