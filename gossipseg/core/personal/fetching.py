@@ -97,13 +97,14 @@ class PersonalFetching:
     def worker_ready(self, *, takes: bool, spent: bool) -> None:
         """The worker is up; it is told what is held. `takes`: whether a peer's model is of use here."""
         self._takes, self._worker_up, self._failed, self._orders = takes, True, False, 0
-        run = self._ctx.info.contract
+        run, held_some = self._ctx.info.contract, bool(self.held)
         if not takes:
             self.held, self.wants, self.untold = {}, {}, set()
         self.held = {
             site: m for site, m in self.held.items() if m.manifest is None or m.manifest.contract == run
         }
-        self._tell()
+        if takes or held_some:
+            self._tell()
         if takes and spent and not self._ended:
             self.refresh(ended=True)
 

@@ -46,7 +46,7 @@ class PersonalModels:
             ledger=ledger,
             counts=counts,
             max_model_bytes=max_model_bytes,
-            held=((s, m) for s, m in record.held if s in membership.members and self._active),
+            held=((s, m) for s, m in record.held if s in membership.members),
         )
 
     @property
