@@ -1199,9 +1199,9 @@ def test_the_quorum_is_of_the_contract_where_there_is_a_coordinator(folder: Path
 
 def test_a_swap_is_of_the_contract_and_a_push_is_not(folder: Path) -> None:
     """Sites of earlier versions push, and their contract has no such key."""
-    assert "gossip.exchange" not in dict(config.contract(load(folder).federation))
     doc = yaml.safe_load(PEERS)
-    doc["gossip"] = {**doc.get("gossip", {}), "exchange": "swap"}
+    (folder / "peers.yaml").write_text(yaml.safe_dump({**doc, "gossip": {"exchange": "push"}}))
+    assert "gossip.exchange" not in dict(config.contract(load(folder).federation))
     (folder / "peers.yaml").write_text(yaml.safe_dump(doc))
     swapping = load(folder).federation
     assert dict(config.contract(swapping))["gossip.exchange"] == '"swap"' and config.swaps(swapping)

@@ -113,7 +113,10 @@ def test_a_method_with_fewer_repetitions_is_compared_on_those_alone(study: Modul
 
 def test_the_aims_are_judged_by_the_row_that_validation_prefers(study: ModuleType) -> None:
     members = {"personal": 0.5, "shared": 0.5, "half": 0.55}
-    lines = [line("local", 0.5), line("fedavg", 0.56, bytes=100, members=members, curve=[[6, 0.6]])]
+    lines = [
+        line("local", 0.5),
+        line(study.FEDAVG.split(",")[0], 0.56, bytes=100, members=members, curve=[[6, 0.6]]),
+    ]
     lines.append(line("x", 0.52, bytes=45, curve=[[6, 0.7]]))
     lines.append(line("y", 0.58, bytes=38, curve=[[6, 0.6]]))
     lines.append(line("z", 0.494, bytes=15, curve=[[6, 0.5]]))
@@ -139,11 +142,11 @@ def test_a_run_whose_personal_model_is_another_one_is_not_taken(study: ModuleTyp
 
 def test_at_equal_bytes_stands_the_fedavg_that_is_nearest(study: ModuleType) -> None:
     members = {"personal": 0.5, "shared": 0.4, "half": 0.55}
-    sent = {"fedavg": 100, "fedavg[wire.dtype=int8]": 52, "fedavg@3": 33}
+    sent = {"fedavg[wire.dtype=float16]": 100, "fedavg": 52, "fedavg[exchange_at.every_rounds=3]": 33}
     lines = [line(name, 0.5, bytes=size, members=members) for name, size in sent.items()]
     lines += [line("x", 0.5, bytes=50), line("y", 0.5, bytes=10), line("local", 0.5)]
     found = study.methods(lines)
-    assert study.at_equal_bytes(found["x"], found).name == "fedavg[wire.dtype=int8], shared model alone"
+    assert study.at_equal_bytes(found["x"], found).name == "fedavg, shared model alone"
     assert study.at_equal_bytes(found["y"], found) is None, "three times as many are not equal"
     assert study.at_equal_bytes(found["local"], found) is None
 
@@ -172,9 +175,28 @@ def test_runs_are_collected_once(study: ModuleType, tmp_path: Path, monkeypatch:
         "deployed": {"weights": {"shared": 1.0}, "patients": 3, "why": "x"},
     }
     monkeypatch.setattr(study, "DATA", tmp_path / "data")
+    federation = {"gossip": {"exchange": "push"}, "wire": {"dtype": "float16"}}
+    run = {"algorithm": "fedavg", "federation": federation, "rows": [row]}
     (tmp_path / "out" / "runs").mkdir(parents=True)
-    (tmp_path / "out" / "runs" / "fedavg-seed1.json").write_text(json.dumps({"rows": [row]}))
+    (tmp_path / "out" / "runs" / "fedavg-seed1.json").write_text(json.dumps(run))
     for _ in range(2):
         assert study.collect("nuclei", [tmp_path / "out"]) == 1
     (kept,) = study.read(tmp_path / "data" / "nuclei.jsonl")
     assert (kept["dice"], kept["patients"], kept["weights"]) == (0.6, 1, {"shared": 1.0})
+    assert kept["algorithm"] == "fedavg[wire.dtype=float16]"
+
+
+@pytest.mark.parametrize(
+    ("label", "exchange", "dtype", "name"),
+    [
+        ("gcml", "push", "float16", "gcml[gossip.exchange=push,wire.dtype=float16]"),
+        ("gcml[gossip.exchange=swap,wire.dtype=int8]", "swap", "int8", "gcml"),
+        ("fedavg[wire.dtype=int8]", "push", "int8", "fedavg"),
+        ("fedprox[mu=0.1]", "swap", "float16", "fedprox[mu=0.1,wire.dtype=float16]"),
+        ("local", "push", "float16", "local"),
+    ],
+)
+def test_a_row_is_named_by_what_differs_from_todays_defaults(
+    study: ModuleType, label: str, exchange: str, dtype: str, name: str
+) -> None:
+    assert study.named(label, {"gossip": {"exchange": exchange}, "wire": {"dtype": dtype}}) == name

@@ -36,9 +36,11 @@ MARGIN, UNDECIDED = 0.005, 0.02
 RESAMPLES, CONFIDENCE = 10_000, 0.9
 LEVELLED = 0.005
 """Training alone has levelled off where validation gains less than this over the last third of the rounds."""
-ALONE, FEDAVG = "local", "fedavg, shared model alone"
-DEFAULT = "gcml[gossip.exchange=swap,wire.dtype=int8]"
+ALONE, FEDAVG = "local", "fedavg[wire.dtype=float16], shared model alone"
+DEFAULT = "gcml"
 """What peers.yaml sets."""
+SHIPPED = {"gossip.exchange": "swap", "wire.dtype": "int8"}
+"""Defaults that have changed since some runs were made: a row's name says what differs from them."""
 NO_EXCHANGE = ("local", "lone_pair", "pooled")
 """Heads of the names of rows in which no site sends anything."""
 NEAR = 1.35
@@ -51,7 +53,7 @@ AIMS = ((0.5, 0.0, "above FedAvg at half of its bytes or fewer"),
 """(share of the bytes, least gain over FedAvg, in words)."""
 TWICE = {
     ALONE: "local[training.steps_per_round=30]",
-    FEDAVG: "fedavg[training.personal=none,training.steps_per_round=30]",
+    FEDAVG: "fedavg[training.personal=none,training.steps_per_round=30,wire.dtype=float16]",
 }
 """The same with as many gradients as two models take."""
 
@@ -73,14 +75,32 @@ def collect(name: str, folders: Sequence[Path]) -> int:
     lines = {identity(line): line for line in (read(file) if file.exists() else [])}
     for folder in folders:
         for run in sorted((folder / "runs").glob("*.json")):
-            rows = json.loads(run.read_text(encoding="utf-8"))["rows"]
-            lines.update({identity(line): line for line in map(kept, rows)})
+            document = json.loads(run.read_text(encoding="utf-8"))
+            entry = named(document["algorithm"], document["federation"])
+            for row in document["rows"]:
+                line = {**kept(row), "algorithm": entry}
+                lines[identity(line)] = line
     if strange := strangers(lines.values()):
         raise SystemExit(f"{name}: the personal model is not what local gives in {', '.join(strange)}")
     DATA.mkdir(exist_ok=True)
     text = "".join(json.dumps(lines[key], sort_keys=True) + "\n" for key in sorted(lines))
     file.write_text(text, encoding="utf-8")
     return len(lines)
+
+
+def named(label: str, federation: Mapping[str, Any]) -> str:
+    """The entry of `gossiplab --algorithms` that makes this run under today's defaults."""
+    name, _, inside = label.removesuffix("]").partition("[")
+    if name in NO_EXCHANGE:
+        return label
+    keys = dict(pair.split("=", 1) for pair in inside.split(",") if pair)
+    for key, shipped in SHIPPED.items():
+        section, _, setting = key.partition(".")
+        value = federation[section][setting]
+        keys.pop(key, None)
+        if value != shipped and (key != "gossip.exchange" or name.startswith(("gcml", "gossip"))):
+            keys[key] = value
+    return f"{name}[{','.join(f'{k}={v}' for k, v in sorted(keys.items()))}]" if keys else name
 
 
 def kept(row: Mapping[str, Any]) -> Line:

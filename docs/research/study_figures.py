@@ -23,8 +23,6 @@ from study import ALONE, FEDAVG, Method
 
 IMAGES = Path(__file__).parent.parent / "images"
 DPI = 100
-SWAP, SWAP_2 = (f"[gossip.exchange=swap,{more}wire.dtype=int8]" for more in ("", "gossip.swaps_per_round=2,"))
-SELDOM = "[gossip.exchange=swap,wire.dtype=int8,exchange_at.summed_rate=0.05]"
 # Okabe and Ito's colours, told apart by colour-blind readers too; shapes say the same once more.
 KINDS = {
     "alone": ("D", "#000000", "no exchange"),
@@ -32,22 +30,23 @@ KINDS = {
     "two": ("s", "#D55E00", "two models: the mix predicts"),
     "pooled": ("^", "#6E6E6E", "all images in one place"),
 }
+PUSH, FLOAT = "[gossip.exchange=push,wire.dtype=float16]", "[wire.dtype=float16]"
 SHOWN = {
     "lone_pair": ("two lone models", "alone"),
     study.TWICE[ALONE]: ("alone, twice the steps", "alone"),
-    FEDAVG: ("FedAvg", "one"),
-    study.TWICE[FEDAVG]: ("FedAvg, twice the steps", "one"),
-    "fedavg[wire.dtype=int8], shared model alone": ("FedAvg, int8", "one"),
-    "gossip_average, shared model alone": ("gossip, one way", "one"),
-    f"gossip_average{SWAP}, shared model alone": ("gossip, a swap a round, int8", "one"),
+    FEDAVG: ("FedAvg, float16", "one"),
+    study.TWICE[FEDAVG]: ("FedAvg, float16, twice the steps", "one"),
+    "fedavg, shared model alone": ("FedAvg", "one"),
+    f"gossip_average{PUSH}, shared model alone": ("gossip, one way, float16", "one"),
+    "gossip_average, shared model alone": ("gossip, a swap a round", "one"),
+    f"fedavg{FLOAT}": ("FedAvg, float16, and personal", "two"),
     "fedavg": ("FedAvg and personal", "two"),
-    "fedavg[wire.dtype=int8]": ("FedAvg in int8 and personal", "two"),
-    "gossip_average": ("gossip, one way, and personal", "two"),
-    f"gossip_average{SWAP}": ("gossip, a swap a round, int8, and personal", "two"),
-    f"gossip_average{SWAP_2}": ("gossip, two swaps a round, int8, and personal", "two"),
-    f"gossip_average{SELDOM}": ("gossip, swaps by the summed rate, int8, and personal", "two"),
-    "gcml": ("GCML, one way", "two"),
-    f"gcml{SWAP}": ("GCML, a swap a round, int8", "two"),
+    f"gossip_average{PUSH}": ("gossip, one way, float16, and personal", "two"),
+    "gossip_average": ("gossip, a swap a round, and personal", "two"),
+    "gossip_average[gossip.swaps_per_round=2]": ("gossip, two swaps a round, and personal", "two"),
+    "gossip_average[exchange_at.summed_rate=0.05]": ("gossip, by the summed rate, and personal", "two"),
+    f"gcml{PUSH}": ("GCML, one way, float16", "two"),
+    "gcml": ("GCML, a swap a round: the default", "two"),
     "pooled": ("all images in one place", "pooled"),
 }
 """Method → its name in the pictures and its kind."""

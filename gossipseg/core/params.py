@@ -67,7 +67,7 @@ class GossipParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = _FORBID
 
-    exchange: Literal["swap", "push"] = "push"
+    exchange: Literal["swap", "push"] = "swap"
     """`push`: a model travels one way. `swap`: two sites exchange models, and both mix. Sites that swap and
     sites that push exchange nothing."""
     swaps_per_round: Literal[1, 2, "log2"] = 1

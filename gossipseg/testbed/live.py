@@ -194,6 +194,7 @@ def members(status: StatusDoc) -> Text:
     return Text(", ".join(shown), style="yellow" if worried else "")
 
 
+_SWAPPED = {"mix": "mixed in", "copy": "took over"}
 _HELD = {"update": "its update", "global": "the global model"}
 
 
@@ -218,6 +219,8 @@ def sentence(record: Record) -> str | None:
             return f"trains alone{because}"
         case "update_refused":
             return f"{peer} did not accept its update{because}"
+        case "swap_applied" if reason in _SWAPPED:
+            return f"{_SWAPPED[reason]} {peer}'s model"
         case "visit_refused":
             return f"refused {peer}'s model{because}"
         case "visit_reverted":

@@ -34,6 +34,7 @@ _OUTCOMES = {
     "model_dropped": "dropped",
     "model_broken": "broken",
 }
+_UNDONE_SWAPS = ("swap_dropped", "swap_in_doubt", "swap_lost")
 
 
 def document(result: RunResult) -> dict[str, Any]:
@@ -72,12 +73,15 @@ def taken_in(site: SiteResult) -> int:
 
     They are counted from its event log, so that a restart loses none.
     """
-    visits = sum(1 for e in site.events if e.get("event") == "round_finished" and _was_taken(e))
-    return visits + len({e.get("round") for e in site.events if e.get("event") == "round_committed"})
+    taken = sum(1 for e in site.events if _was_taken(e))
+    return taken + len({e.get("round") for e in site.events if e.get("event") == "round_committed"})
 
 
-def _was_taken(round_finished: Mapping[str, Any]) -> bool:
-    return round_finished.get("visit") == "merged"
+def _was_taken(event: Mapping[str, Any]) -> bool:
+    """Whether the event says that a peer's model has entered this site's."""
+    if event.get("event") == "swap_applied":
+        return event.get("reason") in ("mix", "copy")
+    return event.get("event") == "round_finished" and event.get("visit") == "merged"
 
 
 def closed_without(result: RunResult) -> dict[int, dict[str, str]]:
@@ -92,16 +96,24 @@ def closed_without(result: RunResult) -> dict[int, dict[str, str]]:
 
 def curve(site: SiteResult, began_at: float) -> Curve:
     """Learning curve from the event log; a round that was trained again after a restart counts once."""
-    by_round = {
-        int(e["round"]): e for e in site.events if e.get("event") == "round_finished" and "round" in e
-    }
+    by_round: dict[int, Mapping[str, Any]] = {}
+    taken: dict[int, str] = {}
+    """Round → the site whose model was taken in last, up to its end."""
+    swapped = ""
+    for e in site.events:
+        if e.get("event") == "round_finished" and "round" in e:
+            by_round[int(e["round"])] = e
+            taken[int(e["round"])] = str(e.get("site", "")) if _was_taken(e) else swapped
+            swapped = ""
+        elif _was_taken(e):
+            swapped = str(e.get("site", ""))
     out = Curve()
     for number, e in sorted(by_round.items()):
         out.rounds.append(number)
         out.at_s.append(float(e["t"]) - began_at)
         out.loss.append(_number(e.get("loss")))
         out.dice_val.append(_number(e.get("dice_val")))
-        out.visits.append(str(e.get("site", "")) if _was_taken(e) else "")
+        out.visits.append(taken[number])
     return out
 
 
@@ -120,6 +132,12 @@ def exchanges(result: RunResult) -> list[Exchange]:
                 found.append(arrived[key])
             elif name in _OUTCOMES and key in arrived:
                 arrived[key].outcome, arrived[key].done_s = _OUTCOMES[name], at
+            elif name == "swap_applied" and key in arrived and _was_taken(e):
+                arrived[key].outcome, arrived[key].done_s = "merged", at
+            elif name in _UNDONE_SWAPS:
+                for (frm, _), exchange in arrived.items():
+                    if frm == sender and exchange.done_s is None:
+                        exchange.outcome, exchange.done_s = "dropped", at
     return sorted(found, key=lambda x: x.arrived_s)
 
 

@@ -31,7 +31,7 @@ class WireParams:
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
-    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "float16"
+    dtype: Literal["float16", "bfloat16", "float32", "int8"] = "int8"
     """Type of weights in transfer; part of the contract. int8: in blocks of 64 with a scale each."""
     max_model_bytes: Annotated[int, COUNT] = 2 << 30
     """A declared size above this is refused before a byte is stored."""

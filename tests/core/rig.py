@@ -76,7 +76,7 @@ class Rig:
             "federation": "f",
             "contract": OPEN,
             "membership": MembershipParams(),
-            "gossip": GossipParams(),
+            "gossip": GossipParams(exchange="push"),
             "exchange": "gossip",
             "rounds": None,
             "rng": random.Random(seed),

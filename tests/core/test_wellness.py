@@ -32,7 +32,7 @@ def rounds(rig: Rig, n: int) -> None:
 
 def training(*others: str, **changes: object) -> Rig:
     """A node that has met the others and trains."""
-    rig = Rig(others, **{"gossip": GossipParams(warmup_rounds=0), **changes}).start()
+    rig = Rig(others, **{"gossip": GossipParams(exchange="push", warmup_rounds=0), **changes}).start()
     rig.ready()
     return rig.meet(*others)
 
@@ -80,7 +80,7 @@ def test_a_federation_of_one_site_is_well_for_ever() -> None:
 
 
 def test_one_of_two_that_never_came_leaves_the_other_training() -> None:
-    rig = Rig(("b",), gossip=GossipParams(warmup_rounds=0)).start()
+    rig = Rig(("b",), gossip=GossipParams(exchange="push", warmup_rounds=0)).start()
     rig.ready()
     assert rig.of(fx.StartRound)
     rounds(rig, 3)
@@ -171,7 +171,7 @@ def begin_transfer(rig: Rig) -> fx.StartTransfer:
 
 
 def test_a_run_of_failed_transfers_to_a_peer() -> None:
-    rig = training("b", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rig = training("b", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0))
     for n in range(FAILED_TRANSFERS):
         assert "sends_fail" not in codes(rig), n
         rig.do(ev.TransferFailed(begin_transfer(rig).id, "unreachable", "the line stood still"))
@@ -181,7 +181,7 @@ def test_a_run_of_failed_transfers_to_a_peer() -> None:
 
 
 def test_a_closed_window_is_no_failure() -> None:
-    rig = training("b", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rig = training("b", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0))
     for _ in range(FAILED_TRANSFERS + 1):
         rig.do(ev.TransferFailed(begin_transfer(rig).id, "window_closed"))
     assert "sends_fail" not in codes(rig)
@@ -203,7 +203,7 @@ def test_a_run_of_failed_transfers_from_a_peer() -> None:
 
 
 def test_promised_models_that_never_come_count_too() -> None:
-    rig = training("b", gossip=GossipParams(warmup_rounds=0, transfer_timeout_s=10))
+    rig = training("b", gossip=GossipParams(exchange="push", warmup_rounds=0, transfer_timeout_s=10))
     for n in range(FAILED_TRANSFERS):
         rig.asks("b", ms.Offer(model(f"in{n}")))
         fails_its_pings(rig, "nobody", rig.now + 11, calls_in=False)
@@ -212,7 +212,7 @@ def test_promised_models_that_never_come_count_too() -> None:
 
 def test_what_failed_with_a_life_that_is_over_is_forgotten() -> None:
     """It was restarted: neither calls nor models of before say anything."""
-    rig = training("b", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rig = training("b", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0))
     for _ in range(FAILED_TRANSFERS):
         rig.do(ev.TransferFailed(begin_transfer(rig).id, "unreachable", "gone"))
     assert "sends_fail" in codes(rig)
@@ -221,7 +221,7 @@ def test_what_failed_with_a_life_that_is_over_is_forgotten() -> None:
 
 
 def test_models_that_failed_are_no_concern_once_none_will_go() -> None:
-    rig = training("b", "c", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rig = training("b", "c", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0))
     for n in range(FAILED_TRANSFERS):
         offered = model(f"in{n}")
         rig.asks("b", ms.Offer(offered))
@@ -235,7 +235,7 @@ def test_models_that_failed_are_no_concern_once_none_will_go() -> None:
 
 
 def test_no_model_for_too_many_rounds_is_told_and_the_count_begins_anew_with_each() -> None:
-    rig = training("b", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rig = training("b", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0))
     later = replace(TRAINING, round=100)
     rounds(rig, QUIET_ROUNDS - 1)
     rig.hears("b", info=later)
@@ -266,7 +266,7 @@ def test_under_swaps_the_exchanges_that_were_due_are_counted() -> None:
 
 def test_exchanges_that_are_seldom_due_are_counted_and_not_rounds() -> None:
     """Under push, and under a coordinator: none of the rounds between them is counted."""
-    gossip = GossipParams(warmup_rounds=0, sender_rate=1.0)
+    gossip = GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0)
     rig = training("b", gossip=gossip, exchange_at=ExchangeTimes(3))
     rig.hears("b", info=replace(TRAINING, round=1000))
     n = 0
@@ -308,14 +308,14 @@ def refuse(rig: Rig) -> None:
 
 
 def test_a_restart_begins_the_count_at_its_own_round() -> None:
-    rig = Rig(("b",), gossip=GossipParams(warmup_rounds=0)).start()
+    rig = Rig(("b",), gossip=GossipParams(exchange="push", warmup_rounds=0)).start()
     rig.ready(round=500, steps=5000)
     rig.meet("b")
     assert codes(rig) == set()
 
 
 def test_a_worker_that_comes_again_does_not_begin_the_count_anew() -> None:
-    rig = training("b", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rig = training("b", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0))
     rounds(rig, QUIET_ROUNDS)
     rig.do(ev.WorkerLost("killed"))
     rig.ready(round=rig.node.round, steps=rig.node.round * 10)
@@ -324,7 +324,7 @@ def test_a_worker_that_comes_again_does_not_begin_the_count_anew() -> None:
 
 
 def test_a_site_that_is_slower_is_no_cause_for_alarm() -> None:
-    rig = training("b", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rig = training("b", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0))
     rounds(rig, 5 * QUIET_ROUNDS)
     rig.hears("b", info=replace(TRAINING, round=TRAINING.round + 1))
     assert codes(rig) == set()
@@ -334,11 +334,13 @@ def test_a_site_that_is_slower_is_no_cause_for_alarm() -> None:
 
 def test_the_others_count_together_and_without_their_warm_up() -> None:
     """One fast site among slow ones sends to each of them in turn; nobody sends while it warms up."""
-    rig = training("b", "c", "d", gossip=GossipParams(warmup_rounds=0, sender_rate=1.0))
+    rig = training("b", "c", "d", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=1.0))
     rounds(rig, 5 * QUIET_ROUNDS)
     rig.hears("b", info=replace(TRAINING, round=TRAINING.round + QUIET_ROUNDS))
     assert codes(rig) == set()
-    warm = training("b", gossip=GossipParams(warmup_rounds=TRAINING.round + 100, sender_rate=1.0))
+    warm = training(
+        "b", gossip=GossipParams(exchange="push", warmup_rounds=TRAINING.round + 100, sender_rate=1.0)
+    )
     rounds(warm, 300)
     warm.hears("b", info=replace(TRAINING, round=TRAINING.round + 100))
     assert codes(warm) == set()
@@ -347,7 +349,7 @@ def test_the_others_count_together_and_without_their_warm_up() -> None:
 
 
 def test_where_chance_seldom_sends_more_rounds_are_waited_for() -> None:
-    rig = training("b", gossip=GossipParams(warmup_rounds=0, sender_rate=0.02))
+    rig = training("b", gossip=GossipParams(exchange="push", warmup_rounds=0, sender_rate=0.02))
     rounds(rig, 10 * QUIET_ROUNDS)
     rig.hears("b", info=replace(TRAINING, round=10_000))
     assert codes(rig) == set(), "one model in fifty rounds is what was asked for"
@@ -356,7 +358,9 @@ def test_where_chance_seldom_sends_more_rounds_are_waited_for() -> None:
     assert "nothing_received" in codes(rig)
 
 
-@pytest.mark.parametrize("changes", [{"exchange": "none"}, {"gossip": GossipParams(sender_rate=0.0)}])
+@pytest.mark.parametrize(
+    "changes", [{"exchange": "none"}, {"gossip": GossipParams(exchange="push", sender_rate=0.0)}]
+)
 def test_who_is_to_send_nothing_is_well(changes: dict[str, object]) -> None:
     rig = training("b", **changes)
     rounds(rig, 10 * QUIET_ROUNDS)

@@ -201,7 +201,8 @@ def federation(
 ) -> Iterator[Federation]:
     """Files for the named sites; none is started. All that run at the end are killed by their id.
 
-    `site`: keys of every site.yaml; further keywords replace sections of peers.yaml.
+    `site`: keys of every site.yaml; further keywords replace sections of peers.yaml. Models are pushed, in
+    float16, unless the sections say otherwise.
     """
     ports = free_ports(len(names))
     made = {}
@@ -231,9 +232,11 @@ def federation(
         "training": TRAINING,
         "gossip": {"warmup_rounds": 1, "sender_rate": 1.0},
         "membership": {"preset": "local"},
+        "wire": {"dtype": "float16"},
         **sections,
         "sites": listed,
     }
+    peers["gossip"] = {"exchange": "push", **peers["gossip"]}
     (root / "peers.yaml").write_text(yaml.safe_dump(peers, sort_keys=False))
     try:
         yield Federation(root, made)

@@ -11,7 +11,10 @@ from gossipseg.lab.plan.run_plans import Replicate, RunPlan
 from gossipseg.lab.simulation import federation, pooled
 from gossipseg.lab.simulation.training import DataCache
 
-TINY = ("network.width=2", "task.patch_size=[32,32]", "training.batch_size=2")
+TINY = (
+    *("network.width=2", "task.patch_size=[32,32]", "training.batch_size=2"),
+    *("gossip.exchange=push", "wire.dtype=float16"),
+)
 Rows = dict[str, dict[str, Any]]
 
 

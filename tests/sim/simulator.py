@@ -146,7 +146,7 @@ class Simulator:
         """`sign`: nobody checks what it gives; every signature is believed."""
         self.rng, self.sign = random.Random(seed), sign
         self.membership = membership or MembershipParams()
-        self.gossip = gossip or GossipParams()
+        self.gossip = gossip or GossipParams(exchange="push")
         self.net = net or Net()
         self.exchange, self.with_workers, self.model_bytes = exchange, with_workers, model_bytes
         self.rounds_params = rounds_params or RoundsParams()

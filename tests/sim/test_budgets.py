@@ -183,7 +183,10 @@ def test_a_budget_of_its_own_may_end_earlier() -> None:
 
 def test_a_late_joiner_in_gossip_takes_the_round_of_the_model_that_it_takes_over() -> None:
     sim = late(
-        2, exchange="gossip", federation_rounds=40, gossip=GossipParams(sender_rate=0.9, warmup_rounds=1)
+        2,
+        exchange="gossip",
+        federation_rounds=40,
+        gossip=GossipParams(exchange="push", sender_rate=0.9, warmup_rounds=1),
     )
     sim.run(120)
     for site, until in (("s0002", 170), ("s0003", 600)):

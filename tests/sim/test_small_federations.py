@@ -98,7 +98,7 @@ def test_a_lost_state_directory_does_not_lock_a_site_out() -> None:
 
 
 def test_a_late_joiner_takes_part() -> None:
-    sim = federation(4, seed=3, gossip=GossipParams(sender_rate=0.8))
+    sim = federation(4, seed=3, gossip=GossipParams(exchange="push", sender_rate=0.8))
     for site in ("s0000", "s0001", "s0002"):
         sim.start(site)
     sim.run(200)
@@ -192,7 +192,12 @@ def test_a_dead_worker_costs_its_round_and_nobody_elses() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_crash_at_any_instant_visits_no_model_twice_and_loses_no_round(seed: int) -> None:
-    sim = federation(4, seed=seed, gossip=GossipParams(sender_rate=1.0), net=Net(loss=0.02, duplication=0.05))
+    sim = federation(
+        4,
+        seed=seed,
+        gossip=GossipParams(exchange="push", sender_rate=1.0),
+        net=Net(loss=0.02, duplication=0.05),
+    )
     sim.start_all()
     rounds: dict[str, int] = {}
     for i in range(14):

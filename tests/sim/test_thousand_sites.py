@@ -27,7 +27,7 @@ def test_many_sites_with_loss_partition_and_churn(n: int, settled_s: int) -> Non
         n,
         seed=2024,
         net=Net(loss=0.01, duplication=0.01),
-        gossip=GossipParams(sender_rate=0.5),
+        gossip=GossipParams(exchange="push", sender_rate=0.5),
         cases=lambda i: 5 + i % 40,
         keep_notes=False,
     )

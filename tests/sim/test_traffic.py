@@ -31,7 +31,7 @@ def test_about_rho_n_models_are_offered_in_a_round(rho: float) -> None:
     sim = Simulator(
         20,
         seed=5,
-        gossip=GossipParams(sender_rate=rho, warmup_rounds=0, max_parallel_transfers=9),
+        gossip=GossipParams(exchange="push", sender_rate=rho, warmup_rounds=0, max_parallel_transfers=9),
         cases=lambda i: 10 + 3 * i,
         keep_notes=False,
     )
@@ -43,7 +43,9 @@ def test_about_rho_n_models_are_offered_in_a_round(rho: float) -> None:
 
 
 def test_large_sites_send_more_often() -> None:
-    sim = Simulator(10, seed=6, cases=lambda i: 5 if i < 5 else 50, gossip=GossipParams(retries=0))
+    sim = Simulator(
+        10, seed=6, cases=lambda i: 5 if i < 5 else 50, gossip=GossipParams(exchange="push", retries=0)
+    )
     sim.start_all()
     sim.run(3000)
     small = sum(n.sent["Offer"] for n in list(sim.nodes.values())[:5])

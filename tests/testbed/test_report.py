@@ -170,6 +170,27 @@ def test_exchanges_follow_a_model_by_its_hash(result: RunResult) -> None:
     assert (taken.outcome, taken.done_s) == ("merged", pytest.approx(28.1))
 
 
+def test_swaps_are_shown_where_they_change_the_model() -> None:
+    """A copy counts as a mix does; a model that is only given does not, and neither does a dropped swap."""
+    events = [
+        exchange(10, "model_arrived", "valley", "aa"),
+        exchange(12, "swap_applied", "valley", "aa", reason="mix"),
+        round_finished(15, 1, 0.1),
+        exchange(16, "model_arrived", "valley", "bb"),
+        {"t": BEGAN + 17, "event": "swap_dropped", "site": "valley", "reason": "timeout"},
+        exchange(18, "swap_applied", "lakeside", "cc", reason="keep"),
+        round_finished(20, 2, 0.2),
+        exchange(21, "swap_applied", "lakeside", "dd", reason="copy"),
+        round_finished(25, 3, 0.3),
+    ]
+    run = RunResult("gcml", BEGAN, 30, [SiteResult("north", "finished", events=events)])
+    assert report.taken_in(run.sites[0]) == 2
+    assert report.curve(run.sites[0], BEGAN).visits == ["valley", "", "lakeside"]
+    mixed, dropped = report.exchanges(run)
+    assert (mixed.sender, mixed.outcome, mixed.done_s) == ("valley", "merged", 12)
+    assert (dropped.outcome, dropped.done_s) == ("dropped", 17)
+
+
 @pytest.mark.parametrize(
     ("event", "outcome"),
     [

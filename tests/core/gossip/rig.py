@@ -12,7 +12,7 @@ from tests.core.rig import Rig, model
 
 def rig_of(*sites: str, round: int = 5, steps: int = 50, **changes: Any) -> Rig:
     """`me`, past its warm-up and running a round, among sites that are alive and agree. It always sends."""
-    changes.setdefault("gossip", GossipParams(sender_rate=1.0))
+    changes.setdefault("gossip", GossipParams(exchange="push", sender_rate=1.0))
     rig = Rig(sites, **changes).start()
     rig.meet(*sites)
     rig.ready(round=round, steps=steps)

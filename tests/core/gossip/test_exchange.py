@@ -112,7 +112,11 @@ def test_a_site_not_yet_greeted_is_greeted_before_the_offer() -> None:
 
 
 def test_a_model_is_exported_at_the_rounds_at_which_an_exchange_is_due() -> None:
-    rig = Rig(("b",), gossip=GossipParams(sender_rate=1.0, warmup_rounds=2), exchange_at=ExchangeTimes(2))
+    rig = Rig(
+        ("b",),
+        gossip=GossipParams(exchange="push", sender_rate=1.0, warmup_rounds=2),
+        exchange_at=ExchangeTimes(2),
+    )
     rig.start()
     rig.meet("b")
     rig.ready(round=0, steps=0)
@@ -134,7 +138,9 @@ def test_nothing_is_sent_during_the_warm_up() -> None:
 
 
 def test_no_more_models_go_out_at_once_than_allowed() -> None:
-    rig = rig_of("b", "c", "d", gossip=GossipParams(sender_rate=1.0, max_parallel_transfers=2))
+    rig = rig_of(
+        "b", "c", "d", gossip=GossipParams(exchange="push", sender_rate=1.0, max_parallel_transfers=2)
+    )
     for n in (6, 7):
         rig.round_done(export=model(f"m{n}", round=n))
         rig.answer(offered(rig), ms.OfferReply("accept"))

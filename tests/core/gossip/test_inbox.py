@@ -86,7 +86,7 @@ def test_the_same_offer_again_is_accepted_again() -> None:
 
 
 def test_a_promise_ends_at_its_deadline() -> None:
-    rig = rig_of("b", gossip=GossipParams(transfer_timeout_s=300))
+    rig = rig_of("b", gossip=GossipParams(exchange="push", transfer_timeout_s=300))
     rig.asks("b", ms.Offer(model()))
     promised = rig.now
     rig.until(promised + 299)

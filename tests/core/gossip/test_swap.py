@@ -812,7 +812,7 @@ def test_push_and_swap_refuse_each_other() -> None:
     rig = rig_of("b")
     rig.asks("b", ms.Offer(model()))
     assert rig.reply() == ms.OfferReply("reject", "exchanges_nothing")
-    rig = rig_of("b", gossip=GossipParams())
+    rig = rig_of("b", gossip=GossipParams(exchange="push"))
     for body, reply in (
         (offer_of("b"), ms.SwapOfferReply("reject", "exchanges_nothing")),
         (ms.SwapSnapshot(ExchangeId("b", 1), model()), ms.SwapSnapshotReply("reject", "no_such_swap")),

@@ -14,7 +14,7 @@ from gossipseg.core.params import GossipParams, TrustParams
 from gossipseg.core.types import Manifest, ModelRef, PeerInfo, Phase, Site
 from tests.core.rig import PRINT, TRAINING, Rig, model, phase
 
-EVERY = GossipParams(personal_every_rounds=2, personal_fetches=2, warmup_rounds=100)
+EVERY = GossipParams(exchange="push", personal_every_rounds=2, personal_fetches=2, warmup_rounds=100)
 OTHERS = ("b", "c", "d")
 
 

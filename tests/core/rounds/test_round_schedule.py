@@ -232,7 +232,7 @@ def test_the_earlier_budget_counts(own: int | None, federation: int | None, end:
 
 
 def test_in_gossip_too_the_worker_says_how_far_ahead_the_federation_is() -> None:
-    rig = Rig(federation_rounds=10, gossip=GossipParams(sender_rate=0.0)).start()
+    rig = Rig(federation_rounds=10, gossip=GossipParams(exchange="push", sender_rate=0.0)).start()
     rig.meet("b", "c", "d")
     rig.ready(round=0, steps=0)
     rig.round_done(ahead=8)
