@@ -116,6 +116,8 @@ def kept(row: Mapping[str, Any]) -> Line:
         "weights": deployed.get("weights", {}),
         "validated": deployed.get("patients"),
         "why": deployed.get("why", ""),
+        "by_share": row.get("by_share", {}),
+        "whose": row.get("validated", []),
     }
 
 

@@ -242,7 +242,7 @@ class _Federation:
         others = [s for s in plan.sites if s != name]
         return {
             **row(plan, name, scores, training, training.curve),
-            **({"members": members} if (members := training.members()) else {}),
+            **training.members(),
             "rounds": node.round,
             "bytes_out": out_bytes,
             "bytes_in": in_bytes,

@@ -96,4 +96,4 @@ def _row(
     found = row(plan, name, scores, training, training.curve)
     found["gradient_evaluations"] = 2 * steps
     found["seconds"] = round(found["seconds"] + sum(s.get("seconds", 0.0) for s in spent), 3)
-    return {**found, "members": training.members(), **NO_TRAFFIC}
+    return {**found, **training.members(), **NO_TRAFFIC}

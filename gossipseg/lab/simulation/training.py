@@ -23,6 +23,7 @@ from gossipseg.learn.commands.evaluate import SaveOverlay, evaluate_case
 from gossipseg.learn.data.datalist import load_cases
 from gossipseg.learn.data.dataset import Dataset
 from gossipseg.learn.data.division import patients_in
+from gossipseg.learn.deploy.choice import SHARES
 from gossipseg.learn.deploy.deployment import Deployment
 from gossipseg.learn.engine.precision import choose_compute
 from gossipseg.learn.engine.site_data import SiteData
@@ -237,20 +238,35 @@ class Training:
         self._spend("test")
         return summarise(scored, settings.task)
 
-    def members(self) -> dict[str, float | None]:
-        """Mean test Dice of the personal and of the shared model alone, and of both at one half each.
+    def members(self) -> dict[str, Any]:
+        """What either model alone, and their mixes, would have had; empty where there is one model only.
 
-        Whatever is deployed; empty where there is one model only.
+        `members`: mean test Dice of the personal and of the shared model alone, and of both at one half,
+        whatever is deployed. `by_share`: share of the personal model → `nll` and `dice_val` by validation
+        case, `dice_test`; `validated`: whose these cases are.
         """
         trainer = self.trainer
         if trainer.personal is None or not trainer.personal.begun:
             return {}
         self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
-        personal, shared = trainer.personal.model_state.ema, trainer.model_state.ema
-        found = trainer.site.score_pair(personal, shared, "test", (), (HALF,), lambda fraction: None)
+        models = trainer.personal.model_state.ema, trainer.model_state.ema
+        site, task = trainer.site, trainer.settings.task
+        chosen = site.score_pair(*models, "validation", SHARES, SHARES, lambda fraction: None)
+        tested = site.score_pair(*models, "test", (), SHARES, lambda fraction: None)
         self._spend("members")
-        cases = {"personal": found.personal, "shared": found.shared, "half": found.mixes[HALF]}
-        return {name: summarise(scores, trainer.settings.task).mean for name, scores in cases.items()}
+        dice = {share: summarise(scores, task).mean for share, scores in tested.mixes.items()}
+        return {
+            "members": {"personal": dice[1.0], "shared": dice[0.0], "half": dice[HALF]},
+            "by_share": {
+                str(share): {
+                    "nll": chosen.losses[share],
+                    "dice_val": [case.mean for case in chosen.mixes[share]],
+                    "dice_test": dice[share],
+                }
+                for share in SHARES
+            },
+            "validated": list(site.patients("validation")),
+        }
 
     @property
     def wire_bytes(self) -> int:
