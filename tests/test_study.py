@@ -200,3 +200,15 @@ def test_a_row_is_named_by_what_differs_from_todays_defaults(
     study: ModuleType, label: str, exchange: str, dtype: str, name: str
 ) -> None:
     assert study.named(label, {"gossip": {"exchange": exchange}, "wire": {"dtype": dtype}}) == name
+
+
+def test_other_rules_of_the_share_are_judged_on_the_same_predictions(study: ModuleType) -> None:
+    """The loss prefers the shared model, Dice the personal one; one patient of three cases."""
+    shares = {
+        str(share): {"nll": [share] * 3, "dice_val": [0.4 + 0.2 * share] * 3, "dice_test": 0.5 + 0.2 * share}
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0)
+    }
+    told = line("gcml", 0.6, by_share=shares, whose=["p", "p", "p"])
+    found = {rule: study.taking(share)(told) for rule, share in study.RULES.items()}
+    assert list(found.values()) == pytest.approx([0.5 + 0.2 * a for a in (2 / 7, 2 / 5, 5 / 7, 0.5)])
+    assert "| `gcml` | 1 | −0.143 (−0.143 … −0.143) |" in "\n".join(study.rules([told]))

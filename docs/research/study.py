@@ -20,6 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from gossipseg.learn.deploy import choice
+from gossipseg.learn.evaluation.paired import by_patient
+
 HERE = Path(__file__).parent
 DATA = HERE / "data"
 PAGE = HERE / "study.md"
@@ -315,7 +318,7 @@ def section(title: str, lines: Sequence[Line], fresh: Sequence[Line] = ()) -> st
     whole = found[ALONE].repetitions
     complete = {name: one for name, one in found.items() if one.repetitions >= whole}
     text = [f"## {title}", "", f"{counted(len(whole), 'repetition')}. {levelled(lines)}{left_out(lines)}", ""]
-    text += [*against(complete), *aims(complete), *choices(lines, whole)]
+    text += [*against(complete), *aims(complete), *choices(lines, whole), *rules(lines)]
     if len(complete) < len(found):
         text += fewer({name: one for name, one in found.items() if name not in complete}, found)
     return "\n".join([*text, *confirmed(fresh)])
@@ -530,6 +533,67 @@ def choices(lines: Sequence[Line], whole: frozenset[tuple[int, int]]) -> list[st
         over = told(gain(found[name], found[f"{name}, both at one half"]))
         rows.append([f"`{name}`", *figures, over, spread])
     return table(columns, rows) if rows else []
+
+
+Shares = Mapping[float, Mapping[str, Any]]
+"""Share of the personal model → `nll` and `dice_val` by validation case, `dice_test`."""
+
+
+def by_loss(shares: Shares, whose: Sequence[str]) -> float:
+    """The share that the product takes, before the personal model may predict alone."""
+    best = choice.best_share({share: told["nll"] for share, told in shares.items()})
+    return choice.share_of_personal(best, choice.counted(whose))
+
+
+def by_loss_of_patients(shares: Shares, whose: Sequence[str]) -> float:
+    """The same, where a patient counts once, however many cases it has."""
+    best = choice.best_share({share: told["nll"] for share, told in shares.items()})
+    return choice.share_of_personal(best, len(set(whose)))
+
+
+def by_dice(shares: Shares, whose: Sequence[str]) -> float:
+    """The same, with validation Dice by patient in place of the loss."""
+    found = {share: by_patient(told["dice_val"], whose) for share, told in shares.items()}
+    known = {share: -statistics.fmean(values) for share, values in found.items() if values}
+    best = min(known, key=lambda share: (known[share], abs(share - 0.5)), default=0.5)
+    return choice.share_of_personal(best, choice.counted(whose))
+
+
+RULES: Mapping[str, Callable[[Shares, Sequence[str]], float]] = {
+    "by the loss, as shipped": by_loss,
+    "by the loss, n counts patients": by_loss_of_patients,
+    "by validation Dice": by_dice,
+    "one half always": lambda shares, whose: 0.5,
+}
+
+
+def rules(lines: Sequence[Line]) -> list[str]:
+    """What other rules of the share would have given over training alone, without rule 4."""
+    grouped: dict[str, list[Line]] = {}
+    for line in lines:
+        if line.get("by_share") and line["algorithm"] != "lone_pair":
+            grouped.setdefault(line["algorithm"], []).append(line)
+    rows = []
+    for name, own in sorted(grouped.items()):
+        alone = method("alone", own, lambda line: line["by_share"]["1.0"]["dice_test"])
+        gains = [gain(method(rule, own, taking(share)), alone) for rule, share in RULES.items()]
+        rows.append([shown_name(name), str(len(alone.repetitions)), *map(told, gains)])
+    if not rows:
+        return []
+    said = "The share of the personal model, chosen by other rules; test Dice over alone, without rule 4:"
+    return [said, "", *table(("method", "repetitions", *RULES), rows)]
+
+
+def taking(rule: Callable[[Shares, Sequence[str]], float]) -> Callable[[Line], float]:
+    """Test Dice at the share that a rule takes; between the five that were scored, on a straight line."""
+
+    def dice(line: Line) -> float:
+        shares = {float(share): told for share, told in line["by_share"].items()}
+        known = sorted(shares)
+        share = rule(shares, line["whose"])
+        return float(np.interp(share, known, [shares[s]["dice_test"] for s in known]))
+
+    return dice
 
 
 def main() -> None:
