@@ -1140,6 +1140,33 @@ def test_lines_of_earlier_versions_that_change_nothing_are_left_out_and_told_onc
 
 
 @pytest.mark.parametrize(
+    ("gossip", "said"),
+    [
+        ("{sender_rate: 0.9}", ["gossip.sender_rate = 0.9 counts only with `exchange: push`."]),
+        ("{exchange: push, sender_rate: 0.9}", []),
+        ("{sender_rate: 0.5}", []),
+        (
+            "{exchange: push, swaps_per_round: 2}",
+            ["gossip.swaps_per_round = 2 counts only with `exchange: swap`."],
+        ),
+        ("{swaps_per_round: log2}", []),
+    ],
+)
+def test_a_key_that_does_not_count_beside_the_exchange_is_told(
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    gossip: str,
+    said: list[str],
+) -> None:
+    monkeypatch.setattr("gossipseg.config.old_keys._told", set())
+    (folder / "peers.yaml").write_text(PEERS + f"gossip: {gossip}\n")
+    for _ in range(2):
+        load(folder)
+    assert [r.getMessage().split(": ", 1)[1] for r in caplog.records] == said
+
+
+@pytest.mark.parametrize(
     ("line", "key", "value", "remedy"),
     [
         ("resident_rounds: 4", "algorithm.resident_rounds", 4, "Leave the key out, at all sites."),

@@ -18,7 +18,7 @@ import yaml
 
 from gossipseg.algos.params.common import settings
 from gossipseg.config.environment import ENV_PREFIX, RESERVED_ENV, read_environment
-from gossipseg.config.exchange import exchange_terms
+from gossipseg.config.exchange import exchange_terms, idle_key
 from gossipseg.config.files import (
     SITE_NAME_PATTERN,
     Config,
@@ -30,7 +30,7 @@ from gossipseg.config.files import (
     MetricsParams,
     SiteFile,
 )
-from gossipseg.config.old_keys import drop_retired
+from gossipseg.config.old_keys import drop_retired, tell_idle
 from gossipseg.config.problems import keys_of, nearest, takes_text, validate
 from gossipseg.config.reading import FILE_VERSION, Source, read_mapping, read_text, set_dotted
 from gossipseg.config.rules import (
@@ -255,6 +255,7 @@ def _federation(path: Path, text: str | None = None) -> tuple[FederationFile, So
     drop_retired(source)
     federation: FederationFile = validate(FederationFile, source)
     check_federation(federation, source)
+    tell_idle(source, idle_key(federation))
     sites = [_inline_certificates(s, i, source) for i, s in enumerate(federation.sites)]
     _check_certificates(sites, source)
     return dataclasses.replace(federation, sites=sites), source

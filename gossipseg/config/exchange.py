@@ -7,6 +7,7 @@ from typing import Any
 from gossipseg.algos.params.common import Coordinated
 from gossipseg.config.files import FederationFile
 from gossipseg.core.exchange_times import ExchangeTimes
+from gossipseg.core.params import GossipParams
 from gossipseg.learn.rates import summed_rate
 
 Found = tuple[str, str, object, str]
@@ -48,6 +49,19 @@ def exchange_problem(federation: FederationFile) -> Found | None:
         problem = "is a share of the learning rate summed over training.rounds, which is not set"
         remedy = "Write training.rounds, such as 100, or exchange_at.every_rounds instead."
         return problem, "exchange_at.summed_rate", at.summed_rate, remedy
+    return None
+
+
+def idle_key(federation: FederationFile) -> tuple[str, object, str] | None:
+    """A key of gossip that changes nothing beside the exchange that is set, its value, and where it counts.
+    One at its default is in every copy of the example, and is not meant."""
+    gossip, default = federation.gossip, GossipParams()
+    if federation.algorithm.exchange != "gossip":
+        return None
+    if gossip.exchange == "swap" and gossip.sender_rate != default.sender_rate:
+        return "gossip.sender_rate", gossip.sender_rate, "exchange: push"
+    if gossip.exchange == "push" and gossip.swaps_per_round != default.swaps_per_round:
+        return "gossip.swaps_per_round", gossip.swaps_per_round, "exchange: swap"
     return None
 
 

@@ -45,6 +45,16 @@ def _move_every_rounds(source: Source, algorithm: dict[str, Any]) -> None:
     raise source.error(problem, "algorithm.every_rounds", every, remedy)
 
 
+def tell_idle(source: Source, found: tuple[str, object, str] | None) -> None:
+    """Warn, once, of a key that counts only beside another value than the file has. `found`: the key, its
+    value, and the value beside which it counts; None: there is no such key."""
+    if found is None or found[0] in _told:
+        return
+    key, value, beside = found
+    _told.add(key)
+    log.warning("%s: %s = %s counts only with `%s`.", source.place(key), key, value, beside)
+
+
 def _is_old(name: object) -> bool:
     """Whether an algorithm of that name has no key `every_rounds` of its own."""
     if name not in names():

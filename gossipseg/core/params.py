@@ -75,7 +75,7 @@ class GossipParams:
     doubt_timeout_s: Annotated[float, POSITIVE] = 600.0
     """A site that is ready for a swap, and hears no outcome for this long, drops it."""
     sender_rate: Annotated[float, SHARE] = 0.5
-    """ρ: the expected share of alive sites that send at the end of a round."""
+    """ρ: the expected share of alive sites that send at the end of a round. Only with `exchange: push`."""
     warmup_rounds: Annotated[int, NATURAL] = 2
     """Rounds a site trains alone before it sends or receives."""
     retries: Annotated[int, NATURAL] = 2

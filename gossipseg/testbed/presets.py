@@ -45,7 +45,7 @@ SMALL_2D = Preset(
         window_overlap=0.25,
     ),
     18,
-    GossipParams(sender_rate=0.7, warmup_rounds=1),
+    GossipParams(warmup_rounds=1),
 )
 GREY_2D = Preset(
     96,
