@@ -562,6 +562,7 @@ def by_dice(shares: Shares, whose: Sequence[str]) -> float:
 RULES: Mapping[str, Callable[[Shares, Sequence[str]], float]] = {
     "by the loss, as shipped": by_loss,
     "by the loss, n counts patients": by_loss_of_patients,
+    "by the loss, never below one half": lambda shares, whose: max(0.5, by_loss(shares, whose)),
     "by validation Dice": by_dice,
     "one half always": lambda shares, whose: 0.5,
 }
