@@ -84,8 +84,10 @@ def panels(sets: Sequence[str], *, height: float, shared: bool) -> tuple[plt.Fig
         squeeze=False,
     )
     for axis, title in zip(axes[0], sets, strict=True):
-        axis.set_title("\n".join(textwrap.wrap(title, 26)), fontsize=9)
-        axis.xaxis.set_major_locator(MaxNLocator(4))
+        axis.set_title(
+            "\n".join(line for part in title.split("; ") for line in textwrap.wrap(part, 26)), fontsize=9
+        )
+        axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.grid(axis="x", alpha=0.3)
     return figure, list(axes[0])
 
@@ -121,16 +123,15 @@ def absent(axis: Axes, y: float) -> None:
 def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
     """Gain over training alone, with its interval, against bytes sent, relative to FedAvg's in float16."""
     figure, axes = panels(list(sets), height=4.2, shared=False)
-    numbers = {name: i + 1 for i, name in enumerate(SHOWN)}
+    sending = {n: text for n, (text, _) in SHOWN.items() if not n.startswith(study.NO_EXCHANGE)}
+    numbers = {name: i + 1 for i, name in enumerate(sending)}
     for axis, found in zip(axes, sets.values(), strict=True):
         yardstick = found[FEDAVG].bytes if FEDAVG in found else 0.0
-        for name, (_, kind) in SHOWN.items():
-            if name not in found or not yardstick:
+        for name in sending:
+            gain = study.gain(found[name], found[ALONE]) if name in found and yardstick else None
+            if gain is None:
                 continue
-            marker, colour, _ = KINDS[kind]
-            gain = study.gain(found[name], found[ALONE])
-            if gain is None or name.startswith(study.NO_EXCHANGE):
-                continue
+            marker, colour, _ = KINDS[SHOWN[name][1]]
             point = (100 * found[name].bytes / yardstick, gain.mean)
             axis.plot([point[0]] * 2, [gain.low, gain.high], color=colour, linewidth=0.9, alpha=0.6)
             axis.plot(*point, marker, color=colour, markersize=6, zorder=3)
@@ -141,7 +142,6 @@ def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
         axis.set_xlabel("bytes sent, % of FedAvg's in float16", fontsize=8)
         axis.set_ylabel("test Dice minus that of training alone", fontsize=8)
         axis.grid(alpha=0.3)
-    sending = {n: text for n, (text, _) in SHOWN.items() if not n.startswith(study.NO_EXCHANGE)}
     named = "   ".join(f"{numbers[name]} {text}" for name, text in sending.items())
     figure.supxlabel(wrapped(named + "   dashed: training alone", 150), fontsize=7, ha="center")
     return figure
