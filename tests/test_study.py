@@ -210,5 +210,7 @@ def test_other_rules_of_the_share_are_judged_on_the_same_predictions(study: Modu
     }
     told = line("gcml", 0.6, by_share=shares, whose=["p", "p", "p"])
     found = {rule: study.taking(share)(told) for rule, share in study.RULES.items()}
-    assert list(found.values()) == pytest.approx([0.5 + 0.2 * a for a in (2 / 7, 2 / 5, 0.5, 5 / 7, 0.5)])
+    assert list(found.values()) == pytest.approx(
+        [0.5 + 0.2 * a for a in (2 / 7, 2 / 5, 0.5, 0.5, 5 / 7, 0.5)]
+    )
     assert "| `gcml` | 1 | −0.143 (−0.143 … −0.143) |" in "\n".join(study.rules([told]))

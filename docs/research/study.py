@@ -540,9 +540,16 @@ Shares = Mapping[float, Mapping[str, Any]]
 
 
 def by_loss(shares: Shares, whose: Sequence[str]) -> float:
-    """The share that the product takes, before the personal model may predict alone."""
+    """The share that the runs of this page took, before the personal model may predict alone."""
     best = choice.best_share({share: told["nll"] for share, told in shares.items()})
     return choice.share_of_personal(best, choice.counted(whose))
+
+
+def by_supported_loss(shares: Shares, whose: Sequence[str]) -> float:
+    """The share that the product takes, before the personal model may predict alone."""
+    best = choice.best_share({share: told["nll"] for share, told in shares.items()})
+    personal, shared = (shares[share]["dice_val"] for share in (1.0, 0.0))
+    return choice.share_of_personal(choice.supported(best, personal, shared, whose), choice.counted(whose))
 
 
 def by_loss_of_patients(shares: Shares, whose: Sequence[str]) -> float:
@@ -560,8 +567,9 @@ def by_dice(shares: Shares, whose: Sequence[str]) -> float:
 
 
 RULES: Mapping[str, Callable[[Shares, Sequence[str]], float]] = {
-    "by the loss, as shipped": by_loss,
+    "by the loss": by_loss,
     "by the loss, n counts patients": by_loss_of_patients,
+    "by the loss, below one half only where the shared model is proven better": by_supported_loss,
     "by the loss, never below one half": lambda shares, whose: max(0.5, by_loss(shares, whose)),
     "by validation Dice": by_dice,
     "one half always": lambda shares, whose: 0.5,

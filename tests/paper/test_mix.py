@@ -19,6 +19,7 @@ from gossipseg.learn.deploy.choice import (
     counted,
     only,
     share_of_personal,
+    supported,
 )
 from gossipseg.learn.evaluation.mixture import Mixture, mixed, negative_log_likelihood
 from gossipseg.nets.output import NetOutput
@@ -104,6 +105,27 @@ def test_the_best_share_is_the_one_with_the_least_mean_loss() -> None:
     assert best_share({share: [] for share in SHARES}) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("shared", "patients", "share"),
+    [
+        ([0.8, 0.9, 0.8], "abc", 0.25),  # T is above P by .1 ± .033
+        ([0.8, 0.9, 0.8], "aab", 0.5),  # two patients
+        ([1.0, 0.8, 0.6], "abc", 0.5),  # by .067 ± .12
+        ([0.6, 0.7, 0.6], "abc", 0.5),  # below P
+        ([0.8, 0.9, None], "abc", 0.5),  # the third has no score
+    ],
+)
+def test_the_share_is_below_one_half_only_where_dice_proves_the_shared_model_better(
+    shared: list[float | None], patients: str, share: float
+) -> None:
+    personal = [0.7, 0.7, 0.8]
+    assert supported(0.25, personal, shared, list(patients)) == share
+    assert supported(0.75, personal, shared, list(patients)) == 0.75
+    mixes = {found: [0.9] * 3 for found in SHARES}
+    _, best = choose(losses(0.25, 3), personal, shared, mixes, list(patients))
+    assert best == share
+
+
 def losses(best: float, cases: int) -> dict[float, list[float | None]]:
     return {share: [abs(share - best)] * cases for share in SHARES}
 
@@ -116,10 +138,10 @@ def test_without_validation_both_have_half() -> None:
 
 def test_the_mix_by_hand() -> None:
     personal, shared, together = [0.6, 0.8, 0.7], [0.5, 0.5, 0.5], [0.7, 0.8, 0.75]
-    mixes = {share: together if share == 0.25 else [0.0] * 3 for share in SHARES}
-    mix, best = choose(losses(0.25, 3), personal, shared, mixes, ["a", "b", "c"])
-    # α = (3·¼ + 2)/7
-    assert best == 0.25 and mix.weights["personal"] == pytest.approx(2.75 / 7)
+    mixes = {share: together if share == 0.75 else [0.0] * 3 for share in SHARES}
+    mix, best = choose(losses(0.75, 3), personal, shared, mixes, ["a", "b", "c"])
+    # α = (3·¾ + 2)/7
+    assert best == 0.75 and mix.weights["personal"] == pytest.approx(4.25 / 7)
     assert (mix.alone, mix.shared, mix.deployed) == pytest.approx((0.7, 0.5, 0.75))
     assert mix.standard_error == pytest.approx(statistics.stdev([0.1, 0, 0.05]) / math.sqrt(3))
     assert (mix.patients, mix.cases) == (3, 3)
@@ -127,11 +149,11 @@ def test_the_mix_by_hand() -> None:
 
 
 def test_a_case_without_a_loss_does_not_count() -> None:
-    """Of three cases one has no annotated voxel: n is 2, and α = (2·¼ + 2)/6."""
-    told = {share: [*values, None] for share, values in losses(0.25, 2).items()}
+    """Of three cases one has no annotated voxel: n is 2, and α = (2·¾ + 2)/6."""
+    told = {share: [*values, None] for share, values in losses(0.75, 2).items()}
     scores = [0.7, 0.7, None]
     mix, _ = choose(told, scores, scores, {share: scores for share in SHARES}, ["a", "b", "c"])
-    assert mix.cases == 2 and mix.weights["personal"] == pytest.approx(2.5 / 6)
+    assert mix.cases == 2 and mix.weights["personal"] == pytest.approx(3.5 / 6)
 
 
 @pytest.mark.parametrize(

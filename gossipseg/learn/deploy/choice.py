@@ -4,6 +4,8 @@ With P the personal model's probabilities, T the shared one's, and n validation 
 at most of each patient), in this order:
 
     1  α̂ = argmin over {0, ¼, ½, ¾, 1} of NLL(α·P + (1−α)·T),  α = (n·α̂ + 4·½)/(n + 4)                    (1)
+       α̂ is ½ at least, unless by patient T's paired validation Dice is above P's by more than one standard
+       error, with three patients or more
     2  from 8 validation patients: g, greedy over P, T and the peers' personal models (ensemble selection,
        Caruana et al. 2004), blended into (1): (n·g + 8·w)/(n + 8), w the weights of (1). Taken if, by
        patient, its paired validation Dice is above that of (1) by more than one standard error           (2)
@@ -11,7 +13,8 @@ at most of each patient), in this order:
        error, with three patients or more                                                                 (3)
 
 Priors that validation moves: choosing by a handful of cases does harm, and keeping P unless a gain is proved
-gives half of the gain away (docs/design/equations.md §7).
+gives half of the gain away (docs/design/equations.md §7). The loss favours the shared model beyond what its Dice
+is worth: a model trained on one site's few images is too sure of itself.
 """
 
 from __future__ import annotations
@@ -111,6 +114,17 @@ def best_share(losses: Mapping[float, Sequence[float | None]]) -> float:
     return min(known, key=lambda share: (known[share], abs(share - PRIOR_SHARE)), default=PRIOR_SHARE)
 
 
+def supported(best: float, personal: CaseScores, shared: CaseScores, patients: Sequence[str]) -> float:
+    """α̂ of equation (1), as far below one half as Dice bears it. `personal`, `shared`: Dice by case."""
+    drop = paired_drop(personal, shared, patients)
+    proven = (
+        drop.patients >= LEAST_PATIENTS
+        and drop.standard_error is not None
+        and -drop.mean > drop.standard_error
+    )
+    return best if proven else max(best, PRIOR_SHARE)
+
+
 class Candidates(Protocol):
     """All models that may predict together, on the validation cases in their order."""
 
@@ -174,7 +188,7 @@ def choose(
     if broken:
         return _without(broken, personal, shared, patients), PRIOR_SHARE
     told = _with_loss(losses, patients)
-    n, best = counted(told), best_share(losses)
+    n, best = counted(told), supported(best_share(losses), personal, shared, patients)
     share, dice = share_of_personal(best, n), mixes[best]
     weights = {"personal": share, "shared": 1 - share}
     if candidates is not None and len(set(told)) >= GREEDY_PATIENTS:
