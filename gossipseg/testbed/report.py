@@ -96,23 +96,21 @@ def closed_without(result: RunResult) -> dict[int, dict[str, str]]:
 
 def curve(site: SiteResult, began_at: float) -> Curve:
     """Learning curve from the event log; a round that was trained again after a restart counts once."""
-    by_round: dict[int, Mapping[str, Any]] = {}
-    taken: dict[int, str] = {}
-    """Round → the site whose model was taken in last, up to its end."""
-    swapped = ""
+    by_round: dict[int, dict[str, Any]] = {}
+    taken, swapped = dict[int, str](), ""
     for e in site.events:
         if e.get("event") == "round_finished" and "round" in e:
-            by_round[int(e["round"])] = e
-            taken[int(e["round"])] = str(e.get("site", "")) if _was_taken(e) else swapped
+            number = int(e["round"])
+            by_round[number], taken[number] = e, str(e.get("site", "")) if _was_taken(e) else swapped
             swapped = ""
         elif _was_taken(e):
             swapped = str(e.get("site", ""))
     out = Curve()
-    for number, e in sorted(by_round.items()):
+    for number, event in sorted(by_round.items()):
         out.rounds.append(number)
-        out.at_s.append(float(e["t"]) - began_at)
-        out.loss.append(_number(e.get("loss")))
-        out.dice_val.append(_number(e.get("dice_val")))
+        out.at_s.append(float(event["t"]) - began_at)
+        out.loss.append(_number(event.get("loss")))
+        out.dice_val.append(_number(event.get("dice_val")))
         out.visits.append(taken[number])
     return out
 

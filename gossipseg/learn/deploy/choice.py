@@ -13,8 +13,8 @@ at most of each patient), in this order:
        error, with three patients or more                                                                 (3)
 
 Priors that validation moves: choosing by a handful of cases does harm, and keeping P unless a gain is proved
-gives half of the gain away (docs/design/equations.md §7). The loss favours the shared model beyond what its Dice
-is worth: a model trained on one site's few images is too sure of itself.
+gives half of the gain away (docs/design/equations.md §7). The loss favours the shared model beyond what its
+Dice is worth: a model trained on one site's few images is too sure of itself.
 """
 
 from __future__ import annotations
