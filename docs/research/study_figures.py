@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import study
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 from study import ALONE, FEDAVG, Method
 
 IMAGES = Path(__file__).parent.parent / "images"
@@ -109,14 +110,14 @@ def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
             axis.plot(sites, [y + 0.28] * len(sites), "|", color=colour, markersize=5, alpha=0.7)
         axis.set_xlabel("test Dice minus that of training alone", fontsize=8)
     axes[0].set_yticks(range(len(SHOWN)), [name for name, _ in SHOWN.values()], fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(axes[0].get_yticks()[-1] + 0.6, -0.6)
     legend(figure, {text: (marker, colour) for marker, colour, text in KINDS.values()})
     return figure
 
 
 def absent(axis: Axes, y: float) -> None:
-    """A method that was not run on this set."""
-    text = "not run"
+    """A method that was not run on this set in all repetitions."""
+    text = "not yet"
     axis.text(0.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=7, color="#6E6E6E")
 
 
@@ -175,7 +176,7 @@ def draw_members(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
                     axis.plot(gain.mean, at, marker, color=colour, markersize=5)
         axis.set_xlabel("test Dice minus that of training alone", fontsize=8)
     axes[0].set_yticks(range(len(names)), [SHOWN[name][0] for name in names], fontsize=8)
-    axes[0].invert_yaxis()
+    axes[0].set_ylim(axes[0].get_yticks()[-1] + 0.6, -0.6)
     legend(figure, MEMBERS)
     return figure
 
@@ -193,8 +194,12 @@ def main() -> None:
     sets = data()
     drawn = {"gain": draw_gain(sets), "bytes": draw_bytes(sets), "members": draw_members(sets)}
     for stem, figure in drawn.items():
-        figure.savefig(IMAGES / f"study-{stem}.png", dpi=DPI, pil_kwargs={"optimize": True})
+        path = IMAGES / f"study-{stem}.png"
+        figure.savefig(path, dpi=DPI)
         plt.close(figure)
+        with Image.open(path) as drawn_image:
+            small = drawn_image.convert("RGB").quantize(64)
+        small.save(path, optimize=True)
 
 
 if __name__ == "__main__":
