@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gossipseg.lab.simulation.training import DataCache
+from gossipseg.lab.simulation.training import DataCache, numbers
 from gossipseg.testbed import synthetic
 from tests.lab import rig
 
@@ -123,6 +124,12 @@ def test_peers_of_other_networks_are_fetched_and_chosen_from(wards: Path, cache:
         if row["personal_bytes_in"]:
             assert sorted(row["deployed"]["peers"]) == sorted(f"personal of {s}" for s in rows if s != site)
     assert sum(1 for row in rows.values() if row["personal_bytes_in"]) == 3
+
+
+def test_losses_that_are_not_finite_can_be_written_to_a_row() -> None:
+    """Of a personal model that has diverged: JSON has no other word for its loss than null."""
+    found = numbers([0.5, None, float("nan"), float("inf")])
+    assert json.loads(json.dumps(found, allow_nan=False)) == [0.5, None, None, None]
 
 
 # ---------------------------------------------------------------- a malicious peer

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +243,7 @@ class Training:
 
         `members`: mean test Dice of the personal and of the shared model alone, and of both at one half,
         whatever is deployed. `by_share`: share of the personal model → `nll` and `dice_val` by validation
-        case, `dice_test`; `validated`: whose these cases are.
+        case (null: none, or not finite), `dice_test`; `validated`: whose these cases are.
         """
         trainer = self.trainer
         if trainer.personal is None or not trainer.personal.begun:
@@ -259,7 +259,7 @@ class Training:
             "members": {"personal": dice[1.0], "shared": dice[0.0], "half": dice[HALF]},
             "by_share": {
                 str(share): {
-                    "nll": chosen.losses[share],
+                    "nll": numbers(chosen.losses[share]),
                     "dice_val": [case.mean for case in chosen.mixes[share]],
                     "dice_test": dice[share],
                 }
@@ -283,6 +283,11 @@ class Training:
     def curve(self) -> list[tuple[int, float | None]]:
         """(round, validation Dice of the deployment model)."""
         return list(self.trainer.history.dice_history)
+
+
+def numbers(values: Iterable[float | None]) -> list[float | None]:
+    """The values as JSON has them: None for one that is not finite."""
+    return [v if v is not None and math.isfinite(v) else None for v in values]
 
 
 def case_rows(scores: Scores) -> list[dict[str, Any]]:
