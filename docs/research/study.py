@@ -4,9 +4,9 @@ python docs/research/study.py collect SET OUT [OUT …]   keep OUT's finished ru
 python docs/research/study.py confirm SET OUT [OUT …]   the same in data/confirm-SET.jsonl: fresh splits
 python docs/research/study.py tables                    write study.md from data/*.jsonl
 
-A line of data/SET.jsonl is a site of a run. Methods are chosen by the validation Dice in these tables. The rule
-of the personal model's share is not: it was changed after test Dice of the first splits had shown what it cost.
-Only fresh splits, which have chosen nothing, can confirm either.
+A line of data/SET.jsonl is a site of a run. Methods are chosen by the validation Dice in these tables. The
+rule of the personal model's share is not: it was changed after test Dice of the first splits had shown what
+it cost. Only fresh splits, which have chosen nothing, can confirm either.
 """
 
 from __future__ import annotations
@@ -307,9 +307,9 @@ With three sites and three repetitions they are too narrow: about 78 % in a simu
 | worse | its upper end is below −0.005 |
 | undecided | otherwise |
 
-**Validation Dice** is of what is deployed, at the last round. Methods are chosen by it. The rule of the personal
-model's share was changed after test Dice had shown what the loss alone cost: the main tables have the earlier
-rule, and runs on fresh splits, which have chosen nothing, have today's.
+**Validation Dice** is of what is deployed, at the last round. Methods are chosen by it. The rule of the
+personal model's share was changed after test Dice had shown what the loss alone cost: the main tables have the
+earlier rule, and runs on fresh splits, which have chosen nothing, have today's.
 """
 
 
