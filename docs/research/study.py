@@ -308,8 +308,8 @@ With three sites and three repetitions they are too narrow: about 78 % in a simu
 | undecided | otherwise |
 
 **Validation Dice** is of what is deployed, at the last round. Methods are chosen by it. The rule of the
-personal model's share was changed after test Dice had shown what the loss alone cost: the main tables have the
-earlier rule, and runs on fresh splits, which have chosen nothing, have today's.
+personal model's share was changed after test Dice had shown what the loss alone cost: the main tables have
+the earlier rule, and runs on fresh splits, which have chosen nothing, have today's.
 """
 
 
