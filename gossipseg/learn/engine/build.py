@@ -69,20 +69,22 @@ def build_described(record: object, weights: Mapping[str, Tensor], settings: Wor
     return model
 
 
-def _initial(network: NetworkParams, settings: WorkerSettings, seed: int) -> Segmenter:
+def make(network: NetworkParams, settings: WorkerSettings, weights_folder: Path | None = None) -> Segmenter:
+    """The network for this federation's task, as its constructor leaves it. `weights_folder`: of files of
+    pretrained weights. Raises ConfigError, and what layers raise at sizes that do not fit."""
     task = settings.task
+    return build(
+        network,
+        spatial_dims=task.spatial_dims,
+        in_channels=task.channels,
+        out_channels=output_channels(task, settings.training),
+        patch_size=task.patch_size,
+        weights_folder=weights_folder,
+    )
 
-    def factory() -> Segmenter:
-        return build(
-            network,
-            spatial_dims=task.spatial_dims,
-            in_channels=task.channels,
-            out_channels=output_channels(task, settings.training),
-            patch_size=task.patch_size,
-            weights_folder=Path(settings.data.path),
-        )
 
-    model = initialise(factory, seed)
+def _initial(network: NetworkParams, settings: WorkerSettings, seed: int) -> Segmenter:
+    model = initialise(lambda: make(network, settings, Path(settings.data.path)), seed)
     assert isinstance(model, Segmenter)
     return model
 

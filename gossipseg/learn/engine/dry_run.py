@@ -18,10 +18,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from gossipseg.errors import ConfigError
-from gossipseg.learn.engine.build import SITE_FILE, output_channels
+from gossipseg.learn.engine.build import SITE_FILE, make, output_channels
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.nets.params import NetworkParams
-from gossipseg.nets.registry import Segmenter, build
 
 _MADE = frozenset({
     torch.empty, torch.zeros, torch.ones, torch.full, torch.eye, torch.tensor, torch.arange,
@@ -110,7 +109,7 @@ def measured(
     """Its state dict on the meta device, and its cost. Raises TooLarge, WrongOutput, ConfigError and
     what layers raise (FAULTS). The caller's random state is left as it was."""
     with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad(), _OnMeta():
-        net = _network(network, settings).eval()
+        net = make(network, settings).eval()
         state = {name: tensor.detach() for name, tensor in net.state_dict().items()}
         parameters = sum(tensor.numel() for tensor in state.values())
         if bounds is not None:
@@ -140,14 +139,3 @@ def _quiet() -> Iterator[None]:
 def _check(what: str, found: int, most: int) -> None:
     if found > most:
         raise TooLarge(f"it has {found:,} {what}; this site takes {most:,} at most")
-
-
-def _network(network: NetworkParams, settings: WorkerSettings) -> Segmenter:
-    task = settings.task
-    return build(
-        network,
-        spatial_dims=task.spatial_dims,
-        in_channels=task.channels,
-        out_channels=output_channels(task, settings.training),
-        patch_size=task.patch_size,
-    )

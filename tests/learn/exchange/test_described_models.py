@@ -273,14 +273,14 @@ def test_whatever_a_record_says_it_is_taken_or_refused_in_bounded_time_and_memor
 def test_nothing_of_it_is_made_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the large one that is refused: its first tensors would fill any machine."""
     made: list[torch.device] = []
-    build = dry_run.build
+    build = dry_run.make
 
     def spied(*args: Any, **kwargs: Any) -> Any:
         net = build(*args, **kwargs)
         made.extend(t.device for t in net.state_dict().values())
         return net
 
-    monkeypatch.setattr(dry_run, "build", spied)
+    monkeypatch.setattr(dry_run, "make", spied)
     with pytest.raises(PeerRefused, match="network_too_large"):
         personal_schema({"name": "segresnet", "width": 1024}, HERE, WIDE, "south")
     assert {device.type for device in made} == {"meta"}
