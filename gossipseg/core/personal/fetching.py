@@ -87,6 +87,8 @@ class PersonalFetching:
         self._never: set[Site] = set()
         self._chosen: set[Site] = set()
         """Whom the last refresh chose."""
+        self._dismissed: set[Site] = set()
+        """Sites whose model was refused since the last refresh: each is asked again at the next one."""
         self._orders = 0
         """Orders to hold which the worker has not answered."""
         self._lost_with: frozenset[str] = frozenset()
@@ -144,7 +146,7 @@ class PersonalFetching:
             return
         self._ended = ended
         self.wants = {site: want for site, want in self.wants.items() if want.model is not None}
-        self._chosen = set()
+        self._chosen, self._dismissed = set(), set()
         self._choose()
 
     def _replace_the_gone(self) -> None:
@@ -161,8 +163,8 @@ class PersonalFetching:
         free = self._params.personal_fetches - len(self._chosen)
         if free <= 0:
             return
-        members = self._membership.members.items()
-        eligible = [s for s, m in members if s not in self._chosen and self._open_to(m)]
+        members, taken = self._membership.members.items(), self._chosen | self._dismissed
+        eligible = [s for s, m in members if s not in taken and self._open_to(m)]
         self._ctx.rng.shuffle(eligible)
         oldest = {site: place for place, site in enumerate(self.held)}
         eligible.sort(key=lambda site: oldest.get(site, -1))
@@ -248,7 +250,7 @@ class PersonalFetching:
             self._later(want)
         elif fault := self._fault(site, model):
             del self.wants[site]
-            self._chosen.discard(site)
+            self._dismiss(site)
             self._ctx.note("personal_refused", site, fault, **describe(model))
             self._ctx.refused(site, fault, model)
         elif site in self.held and self.held[site].hash == model.hash:
@@ -307,7 +309,7 @@ class PersonalFetching:
         self._ctx.note("model_broken", event.frm, event.reason, hash=event.hash, detail=event.detail)
         if is_offence(event.reason, event.frm, model):
             del self.wants[event.frm]
-            self._chosen.discard(event.frm)
+            self._dismiss(event.frm)
             self._ctx.offence(event.frm, event.reason)
         else:
             self._later(self.wants[event.frm])
@@ -350,6 +352,11 @@ class PersonalFetching:
     def leave(self) -> None:
         """Fetch no more."""
         self.wants = {}
+
+    def _dismiss(self, site: Site) -> None:
+        """Ask another in the place of a site whose model was refused."""
+        self._chosen.discard(site)
+        self._dismissed.add(site)
 
     def _refuse(self, site: Site) -> None:
         """Ask a site for none any more; another may be asked in its place."""

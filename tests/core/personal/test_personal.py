@@ -414,6 +414,46 @@ def test_one_that_cannot_be_asked_any_more_gives_its_place_to_another() -> None:
     assert r.node.wants_personal == {"c"}
 
 
+def test_a_death_with_a_visitor_is_put_down_to_the_visitor() -> None:
+    r = at_work(rig("b", gossip=replace(EVERY, warmup_rounds=0)))
+    r.round_done()
+    receive(r, "b", personal("b"), fetching(r)["b"])
+    r.do(ev.PersonalHeld())
+    visitor = model("visitor", 6)
+    r.asks("b", ms.Offer(visitor))
+    assert r.reply().verdict == "accept"
+    r.do(ev.ModelArrived("b", visitor))
+    r.round_done()
+    for _ in range(2):
+        assert r.node.visiting is not None
+        r.do(ev.WorkerLost("killed"))
+        at_work(r, round=7)
+    assert r.node.visiting is None and r.node.held_personal, "the visitor is dropped, and no more"
+
+
+def test_one_whose_file_is_broken_gives_its_place_to_another() -> None:
+    r = at_work(rig("b", "c", gossip=replace(EVERY, personal_fetches=1), rounds=6))
+    r.round_done()
+    ((first, request),) = fetching(r).items()
+    ref = personal(first)
+    r.answer(request, ms.FetchReply("accept", "", ref))
+    r.answer(fetching(r)[first], ms.FetchReply("accept", "", ref))
+    r.do(ev.ModelBroken(first, ref.hash, "hash_mismatch"))
+    assert r.node.wants_personal == {"b", "c"} - {first}
+
+
+def test_after_the_end_a_site_whose_model_is_refused_is_not_asked_again_at_once() -> None:
+    """Nor for ever: a peer that names what this site cannot take would be asked as fast as it answers."""
+    trust = TrustParams(require_manifests=True)
+    r = at_work(rig("b", gossip=replace(EVERY, personal_fetches=1), rounds=6, trust=trust))
+    r.round_done()
+    r.answer(fetching(r)["b"], ms.FetchReply("accept", "", personal("b")))
+    assert r.notes("personal_refused")[0].reason == "manifest_missing" and not r.notes("offence")
+    assert not fetching(r) and not r.node.wants_personal
+    r.until(r.now + 100 * EVERY.offer_timeout_s)
+    assert not r.node.wants_personal
+
+
 def test_an_answer_is_to_the_oldest_order() -> None:
     r = at_work(rig("b", "c"))
     r.round_done()
@@ -500,7 +540,13 @@ def test_a_broken_file_is_an_offence_and_a_lost_one_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "offence"), [("not_finite", True), ("unreadable", False), ("norm_exploded", False)]
+    ("reason", "offence"),
+    [
+        ("not_finite", True),
+        ("unreadable", False),
+        ("norm_exploded", False),
+        ("layer_changed_too_much", False),
+    ],
 )
 def test_what_the_worker_refuses_is_let_go_of(reason: str, offence: bool) -> None:
     r = at_work(rig("b"))
