@@ -786,6 +786,14 @@ def test_a_harmful_peer_is_set_aside_for_a_while_and_a_third_of_them_at_most() -
     assert again.node.set_aside == {"b"}
 
 
+def test_who_was_set_aside_in_a_training_that_is_gone_is_forgotten_at_the_start() -> None:
+    """Else it would be aside again when this training comes to that round."""
+    then = fx.Snapshot(1, 5, 50, swaps=fx.SwapRecord(aside=(("b", 530), ("c", 20))))
+    rig = rig_of("b", "c", snapshot=then)
+    swaps = rig.snapshot.swaps  # type: ignore[attr-defined]
+    assert swaps.aside == (("c", 20),) and rig.node.set_aside == {"c"}
+
+
 def test_with_a_single_peer_harm_is_only_noted() -> None:
     rig = rig_of("b")
     rig.do(ev.HarmfulPeer("b"))

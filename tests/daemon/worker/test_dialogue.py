@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gossipseg.core import events
 from gossipseg.core.types import Phase
 from gossipseg.ctl.status import pairs
 from gossipseg.learn import protocol
@@ -46,6 +47,21 @@ async def test_a_site_without_it_says_nothing_of_privacy(files: Federation) -> N
         await settled(r)
         status = await service(r).status()
         assert status.epsilon is status.delta is None and "privacy" not in dict(pairs(status))
+
+
+async def test_a_worker_that_waits_for_its_data_has_not_died_of_a_model(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(files) as (r, _):
+        r.worker.on_worker_message(READY)
+        await settled(r)
+        seen, inject = list[events.Event](), r.inject
+        monkeypatch.setattr(r, "inject", lambda event: (seen.append(event), inject(event)))
+        r.worker.on_worker_waiting("the share is away")
+        r.worker.on_worker_lost("killed", False)
+        await settled(r)
+        lost = [event for event in seen if isinstance(event, events.WorkerLost)]
+        assert [event.waits for event in lost] == [True, False]
 
 
 async def test_a_death_does_not_overtake_the_round_finished_before_it(

@@ -139,6 +139,20 @@ def test_a_class_that_vanishes_at_the_tasks_spacing_is_told_with_its_size(
     assert not any("vanishes" in w for w in document["warnings"])
 
 
+def test_a_network_of_its_own_whose_output_is_smaller_than_the_patch_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"kernel_size": [3, 3, 3], "strides": [2, 2, 2], "upsample_kernel_size": [2, 2]}
+    options |= {"filters": [2, 4, 8], "deep_supervision": False}
+    png_site(tmp_path, {"training": 2, "validation": 1})
+    own = {"name": "dynunet", "width": 2, "options": options}
+    algorithm = {"name": "gossip_average"}
+    made = dataclasses.replace(spec(tmp_path, GREY), algorithm=algorithm, personal_network=own)
+    code, document, _ = run(tmp_path, made, capsys)
+    told = [p for p in document["problems"] if p["key"] == "personal_network.options"]
+    assert code != 0 and len(told) == 1 and "the shape (1, " in told[0]["problem"]
+
+
 def test_a_network_that_cannot_train_is_told_and_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,9 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(data: Path, tmp_p
         assert "checkpoint not written" in done.warning and done.loss is not None
         assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoint").iterdir()} == before
         resource.prlimit(w.process.pid, resource.RLIMIT_FSIZE, limits)
+        w.send(protocol.HoldPersonal([]))
+        w.wait(protocol.PersonalHeld)
+        assert (tmp_path / "checkpoint" / "round-2.pt").exists(), "what was not saved is saved with it"
         done = w.round(3)
         assert done.warning == ""
         assert (tmp_path / "checkpoint" / "round-3.pt").exists()
