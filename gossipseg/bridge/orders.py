@@ -177,8 +177,9 @@ def snapshot_admitted(report: protocol.SnapshotAdmitted) -> events.SnapshotAdmit
 
 
 def harmful_peer(report: protocol.SwapApplied) -> events.HarmfulPeer | None:
-    """The peer whose swaps did harm, by the worker's measure; None: this one's did not."""
-    return events.HarmfulPeer(report.frm, report.harm) if report.harm else None
+    """The peer whose swaps did harm, by the worker's measure; None: this one's did not, or it was taken
+    back."""
+    return events.HarmfulPeer(report.frm, report.harm) if report.harm and not report.reason else None
 
 
 def swap_applied(report: protocol.SwapApplied) -> events.SwapApplied:

@@ -159,6 +159,7 @@ def test_harm_is_told_of_the_partner() -> None:
     swap = protocol.Swap("b", 3)
     assert orders.harmful_peer(protocol.SwapApplied(swap, frm="b")) is None
     assert orders.harmful_peer(protocol.SwapApplied(swap, frm="b", harm="0.2")) == ev.HarmfulPeer("b", "0.2")
+    assert orders.harmful_peer(protocol.SwapApplied(swap, "not_saved", frm="b", harm="0.2")) is None
 
 
 def test_a_worker_that_is_ready_says_which_swap_its_checkpoint_holds() -> None:

@@ -171,7 +171,7 @@ class WorkerSession:
         done = self._trainer.apply_swap(order)
         if self._trainer.history.last_swap != last and (trouble := self._checkpoint()):
             self._trainer.load(before)
-            done = msgspec.structs.replace(done, reason="not_saved", detail=trouble, harm="")
+            done = msgspec.structs.replace(done, reason="not_saved", detail=trouble)
         self._link.send(done)
 
     def _hold(self, order: protocol.HoldPersonal) -> None:
