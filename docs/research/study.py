@@ -299,7 +299,7 @@ many **gradients** (two models take twice as many), and with about as many **byt
 no such row was run. "Shared model alone" is what travels, without the personal model beside it.
 
 **Intervals** are 90 %, by bootstrap over repetitions and sites, which are drawn independently of each other.
-With three sites and three repetitions they are too narrow: about 78 % in a simulation.
+With three sites and three repetitions they are too narrow: about 79 % in a simulation (`tests/test_study.py`).
 
 | verdict | when |
 |---|---|
@@ -535,7 +535,24 @@ def choices(lines: Sequence[Line], whole: frozenset[tuple[int, int]]) -> list[st
         spread = f"{min(shares):.2f} … {max(shares):.2f}, mean {statistics.fmean(shares):.2f}"
         over = told(gain(found[name], found[f"{name}, both at one half"]))
         rows.append([f"`{name}`", *figures, over, spread])
-    return table(columns, rows) if rows else []
+    return [*table(columns, rows), *moved(grouped)] if rows else []
+
+
+def moved(grouped: Mapping[str, Sequence[Line]]) -> list[str]:
+    """What validation gained or cost where it moved the share away from one half, in either direction."""
+    found: dict[str, list[float]] = {"below": [], "above": []}
+    for name, own in grouped.items():
+        for line in own if name != "lone_pair" else ():
+            share = line["weights"].get("personal", 0.0)
+            if abs(share - 0.5) > 1e-6:
+                found["above" if share > 0.5 else "below"].append(line["dice"] - line["members"]["half"])
+    said = [
+        f"{way} one half at {len(gains)}: {statistics.fmean(gains):+.4f}".replace("-", "−")
+        for way, gains in found.items()
+        if gains
+    ]
+    text = "Deployed minus one half, mean over sites, repetitions and methods where the share was "
+    return [f"{text}{'; '.join(said)}.", ""] if said else []
 
 
 Shares = Mapping[float, Mapping[str, Any]]
