@@ -298,8 +298,8 @@ Three columns compare each method with training alone and with FedAvg: after as 
 many **gradients** (two models take twice as many), and with about as many **bytes** sent. A dash stands where
 no such row was run. "Shared model alone" is what travels, without the personal model beside it.
 
-**Intervals** are 90 %, by bootstrap over repetitions and sites, which are drawn independently of each other.
-With three sites and three repetitions they are too narrow: about 79 % in a simulation (`tests/test_study.py`).
+**Intervals** are 90 %, by bootstrap over repetitions and sites, drawn independently of each other. With three
+sites and three repetitions they are too narrow: about 79 % in a simulation (`tests/test_study.py`).
 
 | verdict | when |
 |---|---|
