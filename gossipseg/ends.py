@@ -15,6 +15,7 @@ import json
 import os
 import runpy
 import sys
+from typing import NoReturn, TextIO
 
 from gossipseg import __version__
 from gossipseg.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_IO, EXIT_OK
@@ -24,17 +25,17 @@ EXIT_INTERRUPTED = 130
 
 def daemon() -> None:
     """gossipsegd."""
-    sys.exit(_run("gossipsegd", "gossipseg.daemon.main", EXIT_OK))
+    _end(_run("gossipsegd", "gossipseg.daemon.main", EXIT_OK))
 
 
 def ctl() -> None:
     """gossipctl."""
-    sys.exit(_run("gossipctl", "gossipseg.ctl.main", EXIT_INTERRUPTED))
+    _end(_run("gossipctl", "gossipseg.ctl.main", EXIT_INTERRUPTED))
 
 
 def lab() -> None:
     """gossiplab."""
-    sys.exit(_run("gossiplab", "gossipseg.lab.main", EXIT_INTERRUPTED))
+    _end(_run("gossiplab", "gossipseg.lab.main", EXIT_INTERRUPTED))
 
 
 def learn() -> None:
@@ -48,6 +49,15 @@ def learn() -> None:
     except ImportError as e:
         print(f"error: {in_words(e)}", file=sys.stderr)
         sys.exit(EXIT_CONFIG)
+
+
+def _end(code: int) -> NoReturn:
+    """Exit with the code, whether or not the last words can be written: Python would make it 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _silence(sys.stderr)
+    sys.exit(code)
 
 
 def _run(program: str, module: str, interrupted: int) -> int:
@@ -150,8 +160,12 @@ def stdout_failure(error: BaseException | None = None) -> str:
 
 def silence_stdout() -> None:
     """Discard what is printed from now on."""
+    _silence(sys.stdout)
+
+
+def _silence(stream: TextIO) -> None:
     with contextlib.suppress(OSError, ValueError):  # one without a file, as a test's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def end_of_output(program: str, code: int) -> int:

@@ -30,7 +30,9 @@ PROGRAMS = {"gossipctl": "ctl", "gossiplab": "lab", "gossipsegd": "daemon"}
 def run(
     program: str, *arguments: object, shell: str = "", **keywords: Any
 ) -> subprocess.CompletedProcess[str]:
-    """The program as its console script starts it; `shell` holds redirections."""
+    """The program as its console script starts it; `shell` holds redirections. Its output is buffered, as
+    users have it."""
+    keywords.setdefault("env", {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"})
     command = [sys.executable, "-P", "-c", ENTRY.format(program, PROGRAMS[program]), *map(str, arguments)]
     if shell:
         command = ["sh", "-c", f'"$0" "$@" {shell}', *command]
