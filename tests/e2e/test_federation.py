@@ -118,7 +118,8 @@ def test_reload_removes_a_site_and_an_invalid_list_changes_nothing(
         f["north"].send(signal.SIGHUP)
         f.until("refused", lambda: f["north"].events("config_refused"))
         assert "fedration" in f["north"].events("config_refused")[0]["reason"]
-        assert f.sees("north", "south", "alive")
+        # Its list still holds. On a busy machine south may be suspected for a moment, and comes back.
+        f.until("north still sees south", lambda: f.sees("north", "south", "alive"))
 
         f.peers_file.write_text(good)
         f.edit(lambda doc: doc["sites"].pop())  # south is no longer listed
