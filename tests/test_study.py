@@ -133,6 +133,26 @@ def test_the_aims_are_judged_by_the_row_that_validation_prefers(study: ModuleTyp
     ]
 
 
+def test_one_change_is_judged_where_both_were_run(study: ModuleType) -> None:
+    lines = [line("gossip_average", 0.5 + seed / 10, seed=seed, site=s) for seed in range(3) for s in "ab"]
+    lines += [line("gcml", 0.49 + seed / 10, seed=seed, site=s) for seed in range(2) for s in "ab"]
+    (row,) = study.single_changes(study.methods(lines))[2:-1]
+    assert row.startswith("| the mutual term, λ = 0.05 against 0 | `gcml` over `gossip_average` | 2 | −0.010")
+    assert row.endswith("| worse |")
+    assert study.single_changes(study.methods(lines[:6])) == []
+
+
+def test_fresh_splits_are_judged_by_the_same_aims(study: ModuleType) -> None:
+    members = {"personal": 0.5, "shared": 0.5, "half": 0.55}
+    fresh = [line("local", 0.5), line(study.DEFAULT, 0.52, bytes=39, curve=[[6, 0.9]], members=members)]
+    fresh.append(line(study.FEDAVG.split(",")[0], 0.56, bytes=100, members=members, curve=[[6, 0.6]]))
+    text = study.section("A set", fresh, fresh).split("**On fresh splits**")[1]
+    assert text.startswith(" (1 repetition; alone 0.500):")
+    assert "| `gcml` | 0.520 | +0.020 (+0.020 … +0.020) | not worse | a +0.020 |" in text
+    assert "| not below FedAvg at 40 % of its bytes or fewer | `gcml`, 39 % | +0.020" in text
+    assert study.confirmed([]) == []
+
+
 def test_a_run_whose_personal_model_is_another_one_is_not_taken(study: ModuleType) -> None:
     members = {"personal": 0.5, "shared": 0.4, "half": 0.55}
     lines = [line("local", 0.5), line("fedavg", 0.5, members=members), line("ditto", 0.5, members=members)]

@@ -61,6 +61,19 @@ TWICE = {
 }
 """The same with as many gradients as two models take."""
 
+PAIRS = (
+    ("gossip_average", "lone_pair", "exchange, beside two models trained alone"),
+    ("gcml", "gossip_average", "the mutual term, λ = 0.05 against 0"),
+    ("fedavg", "fedavg[wire.dtype=float16]", "int8 on the wire, FedAvg"),
+    ("gossip_average", "fedavg", "swaps against coordinated rounds"),
+    ("gossip_average", "gossip_average[gossip.exchange=push,wire.dtype=float16]", "swaps against pushes"),
+    ("gossip_average[gossip.swaps_per_round=2]", "gossip_average", "a second swap a round"),
+    ("gossip_average[exchange_at.summed_rate=0.05]", "gossip_average", "20 exchanges in all"),
+    (TWICE[ALONE], ALONE, "twice the steps, alone"),
+    (TWICE[FEDAVG], FEDAVG, "twice the steps, FedAvg"),
+)
+"""Methods that differ in one thing: (with it, without it, what it is)."""
+
 Line = dict[str, Any]
 Cell = tuple[int, int, str]
 """(split, seed, site)."""
@@ -321,7 +334,8 @@ def section(title: str, lines: Sequence[Line], fresh: Sequence[Line] = ()) -> st
     whole = found[ALONE].repetitions
     complete = {name: one for name, one in found.items() if one.repetitions >= whole}
     text = [f"## {title}", "", f"{counted(len(whole), 'repetition')}. {levelled(lines)}{left_out(lines)}", ""]
-    text += [*against(complete), *aims(complete), *choices(lines, whole), *rules(lines)]
+    text += [*against(complete), *aims(complete), *single_changes(found)]
+    text += [*choices(lines, whole), *rules(lines)]
     if len(complete) < len(found):
         text += fewer({name: one for name, one in found.items() if name not in complete}, found)
     return "\n".join([*text, *confirmed(fresh)])
@@ -481,6 +495,18 @@ def aims(found: Mapping[str, Method]) -> list[str]:
     return table(("aim", "method", "found", "outcome"), rows) if rows else []
 
 
+def single_changes(found: Mapping[str, Method]) -> list[str]:
+    """What one change brings to what sites deploy, on the repetitions that both have."""
+    rows = []
+    for with_it, without, words in PAIRS:
+        if with_it in found and without in found and (over := gain(found[with_it], found[without])):
+            common = found[with_it].repetitions & found[without].repetitions
+            names = f"{shown_name(with_it)} over {shown_name(without)}"
+            rows.append([words, names, str(len(common)), told(over), over.verdict])
+    columns = ("one change", "methods", "repetitions", "test Dice of what is deployed", "verdict")
+    return table(columns, rows) if rows else []
+
+
 def outcome(met: bool) -> str:
     return "reached" if met else "**not reached**"
 
@@ -509,10 +535,11 @@ def confirmed(fresh: Sequence[Line]) -> list[str]:
             against_fedavg = gain(found[name], found[FEDAVG]) if FEDAVG in found and name != FEDAVG else None
             verdict = over.verdict if over is not None else ""
             figures = [f"{found[name].mean:.3f}", told(over), verdict, worst(over), told(against_fedavg)]
-            rows.append([shown_name(name), *figures])
-    columns = ("method", "test Dice", "over alone", "verdict", "worst site", "over FedAvg")
-    said = f"**On fresh splits** ({counted(len(found[ALONE].repetitions), 'repetition')}):"
-    return [said, "", *table(columns, rows)]
+            rows.append([shown_name(name), *figures, share(found[name], found)])
+    columns = ("method", "test Dice", "over alone", "verdict", "worst site", "over FedAvg", "bytes")
+    repetitions = counted(len(found[ALONE].repetitions), "repetition")
+    said = f"**On fresh splits** ({repetitions}; alone {found[ALONE].mean:.3f}):"
+    return [said, "", *table(columns, rows), *aims(found)]
 
 
 MEMBERS = {"personal alone": "personal", "shared alone": "shared", "both at one half": "half"}
