@@ -271,7 +271,8 @@ def lift(socket: Path) -> None:
         assert peer.state == "quarantined" and peer.offence == "manifest_mismatch" and "until" in peer.reason
         assert not client.lift_quarantine("nowhere").ok
         assert client.lift_quarantine("south").ok
-        assert client.quarantine().sites == () and client.peers().peers[0].state == "alive"
+        # It refutes no suspicion, so on a busy machine it may be suspected.
+        assert client.quarantine().sites == () and client.peers().peers[0].state in ("alive", "suspect")
 
 
 async def test_a_stream_that_says_another_size_than_was_signed(tmp_path: Path) -> None:

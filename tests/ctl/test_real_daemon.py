@@ -34,17 +34,24 @@ def test_a_day_at_a_site(sites: Federation, ctl: Any, tmp_path: Path) -> None:
     assert (status["site"], status["federation"], status["cases"]) == ("north", "test", 4)
     shown = ctl("status", *config)
     assert "north of test" in shown.out and status["id"] in shown.out
-    peers = ctl("peers", *config).lines
-    assert peers[1].split()[:1] == ["south"] and " alive " in peers[1]
+
+    def listed_alive() -> bool:
+        peers = ctl("peers", *config).lines
+        return peers[1].split()[:1] == ["south"] and " alive " in peers[1]
+
+    sites.until("the list shows south alive", listed_alive)
     assert ctl("version", *config, "--json").json["daemon"]
     for command in ("exchanges", "models", "events"):
         assert ctl(command, *config).code == 0, command
     assert "worker_ready" in ctl("events", "-n", 500, *config).out
     assert len(ctl("watch", "--frames", 2, *config, "--json").lines) == 2
 
-    checked = ctl("check", *config, "--no-data", "--json")
-    rows = {r["check"]: r["state"] for r in checked.json["checks"]}
-    assert checked.code == 0 and rows["peer south"] == "ok", checked.out
+    def found_well() -> bool:
+        checked = ctl("check", *config, "--no-data", "--json")
+        rows = {r["check"]: r["state"] for r in checked.json["checks"]}
+        return checked.code == 0 and rows["peer south"] == "ok"
+
+    sites.until("the doctor finds south well", found_well)
 
     assert ctl("pause", *config).code == 0
     sites.until("north paused", lambda: ctl("status", *config, "--json").json["phase"] == "paused")
@@ -61,6 +68,7 @@ def test_a_day_at_a_site(sites: Federation, ctl: Any, tmp_path: Path) -> None:
     assert predicted.code == 0, predicted.err
     assert (tmp_path / "out" / f"{image.stem}.png").exists()
 
+    sites.until("north sees whom to tell", lambda: sites.sees("north", "south", "alive"))
     assert ctl("leave", *config).code == 0
     assert north.process is not None and north.process.wait(20) == 0
     north.process = None
@@ -71,7 +79,7 @@ def test_a_day_at_a_site(sites: Federation, ctl: Any, tmp_path: Path) -> None:
     assert scored.code == 0 and scored.json["kind"] == "evaluation", "whether or not the daemon runs"
     exported = ctl("export", "-o", tmp_path / "model", *config)
     assert exported.code == 0 and (tmp_path / "model" / "model.pt").exists()
-    checked = ctl("check", *config, "--no-data", "--json")
+    checked = ctl("check", *config, "--no-data", "--json", "--timeout", 30)
     rows = {r["check"]: r for r in checked.json["checks"]}
     assert rows["daemon"]["state"] == "skipped"
     assert "contract right" in rows["peer south"]["detail"], "south answers the doctor's Hello"

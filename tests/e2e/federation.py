@@ -184,6 +184,13 @@ class Federation:
     def until_round(self, name: str, number: int, patience_s: float = PATIENCE_S) -> None:
         self.until(f"{name} at round {number}", lambda: self.round_of(name) >= number, patience_s)
 
+    def well(self, name: str) -> bool:
+        """No reason for concern. A slow disk is the machine's affair, and is told for ten minutes."""
+        status = self[name].status()
+        if status is None or status.state == "failed":
+            return False
+        return all(reason.startswith("the disk is slow") for reason in status.reasons)
+
     def sees(self, who: str, whom: str, state: str) -> bool:
         row = self[who].peer(whom)
         return row is not None and row.state == state

@@ -18,7 +18,7 @@ from tests.e2e.federation import Federation, federation
 pytestmark = pytest.mark.e2e
 
 
-def run(f: Federation, *flags: str, timeout_s: float = 60.0) -> tuple[int, str]:
+def run(f: Federation, *flags: str, timeout_s: float = 180.0) -> tuple[int, str]:
     """Run north's daemon until it ends by itself."""
     command = [sys.executable, "-m", "gossipseg.daemon.main", "--config", str(f["north"].config), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)

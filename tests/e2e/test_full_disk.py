@@ -54,7 +54,7 @@ def test_training_outlives_a_full_disk(tmp_path: Path) -> None:
         f.until_round("north", at + 2)  # training goes on
 
         filler.unlink()
-        f.until("all is well again", lambda: _reasons(f, "north") == "")
+        f.until("all is well again", lambda: f.well("north"))
         mended_at = f.round_of("north")
         assert north.end() == 0
 

@@ -111,8 +111,7 @@ def test_an_address_that_comes_late(tmp_path: Path, address: str) -> None:
         command = ["nsenter", "-t", str(f["north"].pid), "-n", *(add if ":" in host else add[:-1])]
         subprocess.run(command, check=True)
         f.until("it listens", lambda: f["north"].events("listening"))
-        status = f["north"].status()
-        assert status is not None and status.state == "ok", status
+        f.until("all is well", lambda: f.well("north"))
         assert f["north"].end() == errors.EXIT_OK
 
 

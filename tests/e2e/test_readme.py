@@ -22,9 +22,8 @@ import yaml
 
 from gossipseg.errors import GossipsegError
 from gossipseg.testbed import synthetic
-from gossipseg.testbed.layout import free_ports
 from gossipseg.wire.control import ControlClient
-from tests.e2e.federation import TASK, TRAINING, write_data
+from tests.e2e.federation import TASK, TRAINING, free_ports, write_data
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -83,8 +83,12 @@ def test_a_site_that_cannot_be_dialled_is_met_one_way(tmp_path: Path) -> None:
         assert set(parts(f["north"])) == {"mix"} and set(parts(f["south"])) == {"keep"}
         weight = {(e["asker"], e["number"]): e["weight"] for e in told(f["north"], "swap_opened")}
         assert {weight[swap] for swap in applied(f["north"])} == {0.5}, "by cases it would be more"
-        status = f["north"].status()
-        assert status is not None and "calls_in_only" in {c.code for c in status.concerns}
+
+        def concerns() -> set[str]:
+            status = f["north"].status()
+            return {c.code for c in status.concerns} if status is not None else set()
+
+        f.until("status says so", lambda: "calls_in_only" in concerns())
         assert nothing_is_lost(f)
         assert [site.end() for site in f.sites.values()] == [0, 0]
         assert float((weights(f["south"]) - initial).mean()) == pytest.approx(APART, rel=0.01)
@@ -102,7 +106,8 @@ def test_four_sites_swap_along_a_hypercube_at_every_other_round(tmp_path: Path) 
         f.until("each has swapped four times", lambda: all(len(applied(s)) >= 4 for s in f.sites.values()))
         for site in f.sites.values():
             made, status = len(applied(site)), site.status()
-            assert status is not None and made <= status.round // 2 + 1
+            # two stages at each exchange
+            assert status is not None and made <= 2 * (status.round // 2 + 1)
         assert nothing_is_lost(f)
         names = [applied(site) for site in f.sites.values()]
         assert all(len(found) == len(set(found)) for found in names), "a swap was applied twice"

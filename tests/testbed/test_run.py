@@ -62,7 +62,7 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-ROUNDS = 16
+ROUNDS = 40
 """Enough that two sites that are not ready at the same moment still train side by side for a while."""
 
 

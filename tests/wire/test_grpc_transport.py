@@ -267,8 +267,8 @@ def test_an_address_that_swallows_everything_leaves_time_for_the_hint(over_grpc)
                 with pytest.raises(PeerUnreachable, match="timeout"):
                     await north.request("south-2", PING, 0.1)
                 north.hint_address("south-2", good)
-                assert await north.request("south-2", PING, 1.0)
-                assert await north.request("south-2", PING, 1.0)
+                assert await north.request("south-2", PING, 4.0)
+                assert await north.request("south-2", PING, 5.0)
 
     asyncio.run(body())
 

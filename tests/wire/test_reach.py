@@ -35,6 +35,8 @@ from tests.wire.harness import Federation, federation
 
 NAMES = ("north", "south")
 QUICK = ReachTimes(connect_s=0.4, small_s=1.0, large_s=0.5, between_s=0.0)
+PATIENT = ReachTimes(connect_s=10.0, small_s=10.0, large_s=10.0, between_s=0.0)
+"""Where no limit is waited for."""
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,13 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Identity]:
 
 
 @asynccontextmanager
-async def pair(folder: Path, keys: dict[str, Identity], kind: str = "grpc") -> AsyncIterator[Federation]:
+async def pair(
+    folder: Path, keys: dict[str, Identity], kind: str = "grpc", times: ReachTimes = QUICK
+) -> AsyncIterator[Federation]:
     async with federation(kind, folder, keys, names=NAMES) as f:
         if kind == "grpc":
             for transport in f.transports.values():
-                transport.times = QUICK
+                transport.times = times
         yield f
 
 
@@ -62,7 +66,7 @@ def relist(f: Federation, at: str, of: str, **changes: object) -> None:
 
 @pytest.mark.parametrize("kind", ["grpc", "memory"])
 async def test_all_is_well(tmp_path: Path, keys: dict[str, Identity], kind: str) -> None:
-    async with pair(tmp_path, keys, kind) as f:
+    async with pair(tmp_path, keys, kind, PATIENT) as f:
         north = f.transports["north"]
         assert await north.reach("south") == Reached("ok", f.endpoints["south"].address)
         back = await north.ask_reach("south")
@@ -259,7 +263,7 @@ async def test_an_older_peer_does_not_know_the_question(
 
 async def test_what_the_caller_says_steers_nothing(tmp_path: Path, keys: dict[str, Identity]) -> None:
     """No address from a request is ever dialled: fields that an attacker adds are not read."""
-    async with pair(tmp_path, keys) as f:
+    async with pair(tmp_path, keys, times=PATIENT) as f:
         with closing(socket.create_server(("127.0.0.1", 0))) as victim:
             victim.settimeout(0.2)
             forged = pb.ReachResponse(address=f"127.0.0.1:{victim.getsockname()[1]}").SerializeToString()
@@ -344,6 +348,7 @@ async def test_a_site_that_stands_still_for_a_moment_is_no_hole(
     """What passes in small packets only because it is later says nothing of full-size ones."""
     async with pair(tmp_path, keys) as f, Sleeper(f.transports["south"].address, still) as address:
         relist(f, "north", "south", address=address)
+        f.transports["north"].times = replace(QUICK, connect_s=2.0, large_s=5.0)
         assert (await f.transports["north"].reach("south")).outcome == "ok"
 
 

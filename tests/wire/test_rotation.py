@@ -116,7 +116,7 @@ def test_a_removed_sites_stream_is_broken_off_although_nothing_more_of_it_comes(
             begun = asyncio.get_running_loop().time()
             (south if removed_by == "the receiver" else north).set_peers({})
             await until(lambda: f.handlers["south-2"].taking == 0)
-            assert asyncio.get_running_loop().time() - begun < 2.0
+            assert asyncio.get_running_loop().time() - begun < 15.0  # of 30
             assert f.handlers["south-2"].ended == ["removed" if removed_by == "the receiver" else "cut_off"]
             go_on.set()
             with pytest.raises(PeerUntrusted):

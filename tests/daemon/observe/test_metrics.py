@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,11 +133,10 @@ async def test_the_endpoint(files: Federation, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(LocalError, match=r"metrics\.port"):
             await Exporter(r, "127.0.0.1", exporter.port, lambda: False).start()
         monkeypatch.setattr("gossipseg.daemon.observe.metrics.ANSWER_TIMEOUT_S", 0.05)
-        asking = asyncio.create_task(asyncio.to_thread(get, exporter.port))
-        await asyncio.sleep(0)
-        time.sleep(0.5)  # noqa: ASYNC251 (the loop stands still: the scrape must fail, not hang)
-        with pytest.raises(urllib.error.HTTPError) as e:
-            await asking
+        with ThreadPoolExecutor(1) as pool:  # the loop stands still: the scrape must fail, not hang
+            asking = pool.submit(get, exporter.port)
+            with pytest.raises(urllib.error.HTTPError) as e:
+                asking.result(60)
         e.value.close()  # it holds the answer, and so the socket
     finally:
         await exporter.close()

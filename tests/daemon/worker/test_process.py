@@ -377,12 +377,14 @@ async def test_memory_that_others_lacked_long_ago_is_not_blamed(
 
 
 async def test_who_was_killed_here_is_not_said_to_lack_memory(tmp_path: Path) -> None:
-    numbers = iter(range(100))
+    numbers, now = iter(range(100)), 0.0
     script = "hear(); ready(); hear(); signal.pause()"
     changes = {"kills": lambda: Kills(next(numbers)), "stuck_after_s": 0.4, "first_backoff_s": 3600.0}
+    changes["clock"] = lambda: now
     async with supervised(tmp_path, script, **changes) as (supervisor, owner):
         await owner.until(lambda: owner.of(protocol.Ready))
         supervisor.send(protocol.StartRound(1))
+        now = 1000.0
         await owner.until(lambda: owner.deaths)
         assert owner.deaths[0][0].startswith("no progress for")
 
