@@ -485,7 +485,8 @@ def aims(found: Mapping[str, Method]) -> list[str]:
             and 0 < one.bytes <= most * fedavg.bytes
         ]
         if not fitting:
-            rows.append([words, "–", "–", "no such row"])
+            nearest = min((m.bytes for m in found.values() if m.bytes), default=0.0) / fedavg.bytes
+            rows.append([words, "–", f"fewest bytes of any row: {100 * nearest:.1f} %", "no such row"])
             continue
         best = max(fitting, key=lambda one: one.validation or 0.0)
         over = gain(best, fedavg)
@@ -529,7 +530,7 @@ def confirmed(fresh: Sequence[Line]) -> list[str]:
     if ALONE not in found:
         return []
     rows = []
-    for name in (DEFAULT, "fedavg", FEDAVG):
+    for name in (DEFAULT, split_name(FEDAVG)[0], FEDAVG):
         if name in found:
             over = gain(found[name], found[ALONE])
             against_fedavg = gain(found[name], found[FEDAVG]) if FEDAVG in found and name != FEDAVG else None
