@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-RESEARCH = Path(__file__).parent.parent / "docs" / "research"
+README = Path(__file__).parent.parent / "README.md"
+RESEARCH = README.parent / "docs" / "research"
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +246,22 @@ def test_what_a_share_away_from_one_half_brought_is_told(study: ModuleType) -> N
     lines = [told(0.47, 0.3, "a"), told(0.49, 0.4, "b"), told(0.52, 1.0, "c"), told(0.9, 0.5, "d")]
     (said, _) = study.moved({"gcml": lines, "lone_pair": [told(0.1, 0.2, "e")]})
     assert said.endswith("where the share was below one half at 2: −0.0200; above one half at 1: +0.0200.")
+
+
+@pytest.mark.parametrize(
+    ("sites", "name"),
+    [("three alike (hippocampus)", "hippocampus"), ("three MR sequences (brain)", "brain"),
+     ("three groups of nuclei", "nuclei")],
+)  # fmt: skip
+def test_the_readme_has_the_figures_of_the_fresh_splits(study: ModuleType, sites: str, name: str) -> None:
+    found = study.methods(study.read(study.DATA / f"confirm-{name}.jsonl"))
+    alone, fedavg, default = found["local"], found[study.FEDAVG], found[study.DEFAULT]
+    assert len(alone.repetitions) == 3 and alone.dice.keys() == fedavg.dice.keys() == default.dice.keys()
+    row = (
+        f"| {sites} | {alone.mean:.3f} | {fedavg.mean:.3f} | {default.mean:.3f}: {study.gain(default, alone)}"
+    )
+    (line,) = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(row)]
+    assert line.endswith(f"| {study.share(default, found)} |")
 
 
 def test_how_narrow_the_intervals_are_with_three_sites_and_three_repetitions(study: ModuleType) -> None:

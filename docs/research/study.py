@@ -538,9 +538,9 @@ def confirmed(fresh: Sequence[Line]) -> list[str]:
             figures = [f"{found[name].mean:.3f}", told(over), verdict, worst(over), told(against_fedavg)]
             rows.append([shown_name(name), *figures, share(found[name], found)])
     columns = ("method", "test Dice", "over alone", "verdict", "worst site", "over FedAvg", "bytes")
-    repetitions = counted(len(found[ALONE].repetitions), "repetition")
-    said = f"**On fresh splits** ({repetitions}; alone {found[ALONE].mean:.3f}):"
-    return [said, "", *table(columns, rows), *aims(found)]
+    whole = found[ALONE].repetitions
+    said = f"**On fresh splits** ({counted(len(whole), 'repetition')}; alone {found[ALONE].mean:.3f}):"
+    return [said, "", *table(columns, rows), *aims(found), *choices(fresh, whole), *rules(fresh)]
 
 
 MEMBERS = {"personal alone": "personal", "shared alone": "shared", "both at one half": "half"}
