@@ -18,6 +18,7 @@ from monai.utils import convert_to_dst_type
 from torch import Tensor, nn
 
 import gossipseg
+from gossipseg.errors import LocalError
 from gossipseg.learn.engine.build import output_channels
 from gossipseg.learn.evaluation.evaluate import WINDOWS_AT_ONCE, foreground_names
 from gossipseg.learn.evaluation.mixture import Mixture, mixed
@@ -111,7 +112,10 @@ class Predictor:
         self.postprocessing, self.checkpoint, self.device = postprocessing, checkpoint, device
 
     def run(self) -> list[dict[str, Any]]:
-        """Load the weights, predict, save; returns the processed items (`image`, `pred`)."""
+        """Load the weights, predict, save; returns the processed items (`image`, `pred`).
+
+        Raises LocalError at an image whose logits are not finite.
+        """
         weights = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         self.network.load_state_dict(weights)
         self.network.eval()
@@ -120,6 +124,9 @@ class Predictor:
             image = item["image"]
             with torch.inference_mode():
                 logits = self.inferer(image.as_tensor()[None].to(self.device), self.network)[0]
+            if not bool(torch.isfinite(logits).all()):  # their label would be background
+                name = getattr(image, "meta", {}).get("filename_or_obj", "an image")
+                raise LocalError(f"{name}: no mask is written, because what is predicted is not finite.")
             item["pred"] = convert_to_dst_type(logits.clone(), dst=image)[0]
             out.append(self.postprocessing(item))
         return out

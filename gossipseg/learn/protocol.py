@@ -409,6 +409,7 @@ class PersonalHeld(_Line, frozen=True):
     deployed_reason: str = ""
     dice_val: float | None = None
     dice_test: float | None = None
+    warning: str = ""
 
 
 class Fatal(_Line, frozen=True):

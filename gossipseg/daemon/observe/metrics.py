@@ -48,7 +48,19 @@ SWAPS = {
 }
 """What the core counts of swaps → the label of the outcome."""
 COUNTED = ("sent", "received", "merged", "refused", "kept_out", "reverted", "dropped")
-WARNINGS = ("worker", "state", "events", "store", "audit", "privacy", "listen", "metrics", "log", "disk")
+WARNINGS = (
+    "worker",
+    "personal",
+    "state",
+    "events",
+    "store",
+    "audit",
+    "privacy",
+    "listen",
+    "metrics",
+    "log",
+    "disk",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +80,7 @@ METRICS: dict[str, Described] = {
     "gossipseg_degraded": Described("gauge", "1 while `gossipctl status` names a reason for concern."),
     "gossipseg_warning": Described(
         "gauge",
-        "1 while this part (worker, state, events, store, audit, privacy, listen, metrics, log, disk) has a "
-        "warning.",
+        f"1 while this part ({', '.join(WARNINGS)}) has a warning.",
         ("part",),
     ),
     "gossipseg_concern": Described(

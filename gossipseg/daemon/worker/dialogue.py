@@ -211,6 +211,7 @@ class WorkerDialogue:
         self._owner.inject(orders.worker_ready(message, self.contract))
 
     def _personal_held(self, message: protocol.PersonalHeld) -> None:
+        self._training.warn("personal", message.warning)
         if message.chosen:
             self._training.chosen(message)
             self._owner.note("mix_chosen", deployed=message.deployed, reason=message.deployed_reason)

@@ -31,7 +31,8 @@ from gossipseg.learn.data.labels import IGNORE, label_rule
 from gossipseg.learn.data.readers import Volume
 from gossipseg.learn.data.splitfile import keep_of
 from gossipseg.learn.deploy.deployment import Deployment, load_deployment
-from gossipseg.learn.evaluation.evaluate import labels_on, predict_logits
+from gossipseg.learn.deploy.predicting import logits_of
+from gossipseg.learn.evaluation.evaluate import labels_on
 from gossipseg.learn.evaluation.overlays import triplet
 from gossipseg.learn.evaluation.score_table import table, write_csv
 from gossipseg.learn.evaluation.scoring import (
@@ -118,9 +119,7 @@ def evaluate_case(
     prepared, volume = load_image(case, settings.task)
     assert case.label is not None
     label = load_label(case.label, volume, case, settings.task, rule)
-    logits = predict_logits(
-        deployment.net, prepared.image, settings.task, settings.training, deployment.compute.device
-    )
+    logits = logits_of(deployment, prepared.image, case.files[0])
     predicted = labels_on(prepared.grid, logits, settings.training)
     scored = score_case(
         case.id,

@@ -24,7 +24,8 @@ from gossipseg.learn.data.formats.volume import Volume
 from gossipseg.learn.data.formats.writing import encode, possible_suffixes, suffix_for
 from gossipseg.learn.data.memory import memory_for
 from gossipseg.learn.deploy.deployment import Deployment, load_deployment, must_segment
-from gossipseg.learn.evaluation.evaluate import foreground_names, labels_on, predict_logits
+from gossipseg.learn.deploy.predicting import logits_of
+from gossipseg.learn.evaluation.evaluate import foreground_names, labels_on
 from gossipseg.store import atomic_write
 
 OUTPUT_MODE = 0o644
@@ -102,7 +103,7 @@ def predict_labels(deployment: Deployment, case: Case) -> tuple[np.ndarray, Volu
     task, training = deployment.settings.task, deployment.settings.training
     with memory_for(case):
         prepared, volume = load_image(case, task)
-        logits = predict_logits(deployment.net, prepared.image, task, training, deployment.compute.device)
+        logits = logits_of(deployment, prepared.image, case.files[0])
         return labels_on(prepared.grid, logits, training).numpy(), volume
 
 

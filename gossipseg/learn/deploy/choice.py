@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -43,6 +43,7 @@ GREEDY_STEPS = 8
 """Most additions of a member, some perhaps added again."""
 
 Member = Literal["personal", "shared"]
+CHOSEN_AMONG_OTHERS = "chosen when other models were there, and not validated since"
 OF_PEER = "personal of "
 """A peer's personal model is the member `personal of <site>`."""
 
@@ -84,7 +85,8 @@ class Mix:
         if self.why:
             members = f"{next(iter(self.weights))} alone, because {self.why}"
         if self.deployed is None:
-            return f"{members}; no validation case has been scored"
+            known = self.alone is not None or self.shared is not None
+            return f"{members}; {CHOSEN_AMONG_OTHERS if known else 'no validation case has been scored'}"
         of = f"on {self.patients} patient{'s' if self.patients != 1 else ''}"
         if self.alone is None:
             return f"deployed {self.deployed:.4f} {of}; {members}"
@@ -275,17 +277,36 @@ def _finite(losses: Sequence[float | None]) -> bool:
     return all(loss is None or math.isfinite(loss) for loss in losses)
 
 
+def limited(mix: Mix, peers: Collection[str], most: int) -> Mix:
+    """The mix without what may not predict here any more; itself where all may.
+
+    `peers`: those of the peers' models that may predict. `most`: models in all; of the peers' those
+    with the largest weights stay. What the others said goes to those that are left, in proportion.
+    """
+    own = [member for member in mix.weights if not member.startswith(OF_PEER)]
+    others = sorted((m for m in mix.weights if m in peers and m not in own), key=lambda m: -mix.weights[m])
+    room = max(0, most - len({*own, "personal", "shared"}))
+    left = {m: w for m, w in mix.weights.items() if m in own or m in others[:room]}
+    if len(left) == len(mix.weights):
+        return mix
+    if not left:
+        return shared_alone("the models that predicted may not any more")
+    total = sum(left.values())
+    weights = {member: weight / total for member, weight in left.items()}
+    return replace(mix, weights=weights, deployed=None, standard_error=None)
+
+
 def best_single(mix: Mix) -> tuple[str, float | None]:
     """The member that validates best by itself, and what the mix has above it; None where nothing tells.
 
-    Without a validation score it is the one with the larger weight.
+    Without a validation score it is the one with the largest weight.
     """
     scores = {"personal": mix.alone, "shared": mix.shared, **mix.peers}
     known = {name: dice for name, dice in scores.items() if dice is not None and name in mix.weights}
-    if not known or mix.deployed is None:
+    if not known:
         return max(mix.weights, key=lambda name: mix.weights[name]), None
     best = max(known, key=lambda name: known[name])
-    return best, mix.deployed - known[best]
+    return best, mix.deployed - known[best] if mix.deployed is not None else None
 
 
 def only(mix: Mix) -> Mix:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossipseg.errors import ConfigError, LocalError
-from gossipseg.learn.deploy.choice import OF_PEER, Mix, only
+from gossipseg.learn.deploy.choice import OF_PEER, Mix, limited, only
 from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.deploy.peers import network_of
 from gossipseg.learn.deploy.prediction import mixed_net
@@ -22,7 +22,7 @@ from gossipseg.learn.engine.build import (
     check_identity,
     personal_identity,
 )
-from gossipseg.learn.engine.checkpoint import intact
+from gossipseg.learn.engine.checkpoint import check_meaning, intact
 from gossipseg.learn.engine.precision import Compute, choose_compute
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, WorkerSpec
 from gossipseg.learn.settings import WorkerSettings, read_settings
@@ -57,8 +57,9 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
 
     `single`: of several models that predict together, the one that validates best by itself.
 
-    Reads only, so it may run beside the daemon. Raises LocalError where there is no usable checkpoint,
-    ConfigError where its personal model is of another network than site.yaml has.
+    Reads only, so it may run beside the daemon. Peers that are not listed any more, and those beyond
+    inference.max_members, have no say. Raises LocalError where there is no usable checkpoint, ConfigError
+    where it was trained for another task or network than the settings say.
     """
     settings = read_settings(spec)
     compute = choose_compute(settings.device)
@@ -70,6 +71,7 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
     weights, mix, networks = "initial", None, [settings.network]
     if not initial:
         file, found = newest_checkpoint(Path(spec.state_dir) / "checkpoint")
+        check_meaning(file, found.get("contract", {}), settings)
         checkpoint = dict(of_earlier_version(found))
         _load(net, checkpoint["ema"], file)
         net, mix = _chosen(net, checkpoint, settings, file, single=single)
@@ -110,10 +112,12 @@ def _chosen(
     unusable = personal is None or told is None or not personal.get("begun", True)
     if personal is None or told is None or unusable or not settings.has_personal:
         return net, None
-    mix = Mix(**told)
+    mix, told_peers = Mix(**told), checkpoint.get("peers", {})
+    listed = settings.spec.listed
+    may = {m for m in mix.weights if listed is None or m.removeprefix(OF_PEER) in listed}
+    mix = limited(mix, may, settings.inference.max_members)
     if single and len(mix.weights) > 1:
         mix = only(mix)
-    told_peers = checkpoint.get("peers", {})
     nets: dict[str, nn.Module] = {"shared": net}
     for member in mix.weights:
         if member == "personal":

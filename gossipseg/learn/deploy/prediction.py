@@ -9,7 +9,7 @@ site took the shared model over.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from gossipseg.learn.deploy.choice import (
     Mix,
     choose,
     counted,
+    limited,
     share_of_personal,
     shared_alone,
 )
@@ -57,6 +58,10 @@ class Prediction:
         self._run = run
         self.mix = Mix({"personal": 0.5, "shared": 0.5})
         self.peers = PeerModels()
+        self._chosen_on: str | None = None
+        """Digest of the validation cases by which the mix was chosen; None: unknown."""
+        self.stale = False
+        """Whether the mix was chosen among other models, or on other validation cases, than there are now."""
         self._kept = kept_predictions(run.settings)
         self._kept.sweep_cases(run.site.case_ids("validation"))
 
@@ -73,6 +78,7 @@ class Prediction:
         `trained`: rounds that the personal model has trained, where it needs some before it has a say; None:
         it needs none.
         """
+        self._now()
         if trained is not None and trained < LEAST_ROUNDS_OF_A_COPY:
             why = young(trained)
             scores = self.shared_alone(shared, round, why)
@@ -146,17 +152,24 @@ class Prediction:
         What such a member had in the mix goes to the others until the next validation.
         """
         self.peers.keep(sites)
-        held = {peer.member for peer in self._held()}
-        left = {m: w for m, w in self.mix.weights.items() if m in ("personal", "shared") or m in held}
-        if len(left) == len(self.mix.weights):
-            return False
-        total = sum(left.values())
-        left = {member: weight / total for member, weight in left.items()}
-        self.mix = replace(self.mix, weights=left, deployed=None, standard_error=None)
-        return True
+        return self._limit()
+
+    def _limit(self) -> bool:
+        """Leave out of the mix what may not predict any more; whether there was such a member."""
+        most = self._run.settings.inference.max_members
+        before, self.mix = self.mix, limited(self.mix, {peer.member for peer in self._held()}, most)
+        return self.mix is not before
+
+    def _now(self) -> None:
+        """The mix is chosen now, among the models and on the cases that are there."""
+        self._chosen_on, self.stale = self._cases(), False
+
+    def _cases(self) -> str:
+        return digest(list(self._run.site.case_ids("validation")))
 
     def shared_alone(self, shared: nn.Module, round: int, why: str) -> Scores:
         """Predict with the shared model alone from now on; its scores over the validation split."""
+        self._now()
         scores = self._run.score(shared, "validation", round)
         patients = self._run.site.patients("validation")
         self.mix = shared_alone(why, [case.mean for case in scores.per_case], patients)
@@ -177,11 +190,17 @@ class Prediction:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return asdict(self.mix)
+        return {"mix": asdict(self.mix), "mix_chosen_on": self._chosen_on, "peers": self.peers.state()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from what state() gave."""
-        self.mix = Mix(**state)
+    def load(self, state: Mapping[str, Any], listed: Collection[str] | None) -> None:
+        """Go on from what state() gave. `listed`: sites whose models may still be held; None: all."""
+        if "mix" in state:
+            self.mix = Mix(**state["mix"])
+        self.peers.load(state.get("peers", {}))
+        held = self.peers.held.items()  # a site may have been removed while this one was down
+        lost = self.drop_peers({s: p.hash for s, p in held if listed is None or s in listed})
+        self._chosen_on = state.get("mix_chosen_on")
+        self.stale = lost or (self._chosen_on is not None and self._chosen_on != self._cases())
 
 
 def mixed_net(mix: Mix, nets: Mapping[str, nn.Module], output: str) -> nn.Module:

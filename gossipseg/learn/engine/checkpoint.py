@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,39 @@ model under this name (deploy/earlier.py)."""
 log = logging.getLogger(__name__)
 
 
-ADDED = frozenset({"network.norm", "network.options"})
+INPUT = ("spatial_dims", "spacing_mm", "orientation", "intensity", "slice_axis")
+"""Keys of `task` that decide what a network sees of an image."""
+ADDED = frozenset({"network.norm", "network.options", *(f"task.{key}" for key in INPUT)})
 """Keys that checkpoints of earlier versions lack."""
 
 
 def contract_of(settings: WorkerSettings, network_signature: str) -> dict[str, str]:
     """What must be the same for a checkpoint to be continued: anything else would be another model or run."""
-    spec, task = settings.spec, settings.task
+    spec = settings.spec
     return {
         "federation": spec.federation,
         "site": spec.site,
         "seed": str(spec.seed),
+        "network.signature": network_signature,
+        "algorithm.name": settings.algorithm.name,
+        "training.optimizer": settings.training.optimizer,
+        **meaning_of(settings),
+    }
+
+
+def meaning_of(settings: WorkerSettings) -> dict[str, str]:
+    """What must be the same for a checkpoint's weights to mean what they meant: what the network is, what it
+    sees of an image, and what its channels are."""
+    task = settings.task
+    return {
         "task.channels": str(task.channels),
         "task.labels": str(dict(sorted(task.labels.items()))),
         "network.name": settings.network.name,
-        "network.signature": network_signature,
         "network.norm": settings.network.norm,
         "network.options": json.dumps(settings.network.options, sort_keys=True, default=str),
-        "algorithm.name": settings.algorithm.name,
-        "training.optimizer": settings.training.optimizer,
         "training.output": settings.training.output,
+        **{f"task.{key}": str(getattr(task, key)) for key in INPUT},
+        "task.intensity": task.intensity + (f" {task.ct_window_hu}" if task.intensity == "ct_window" else ""),
     }
 
 
@@ -139,8 +152,22 @@ def _warning(damaged: list[Path], used: Path) -> str:
     return f"checkpoint {names} was damaged and is set aside; went on from {used.name}"
 
 
+def check_meaning(path: Path, stored: Mapping[str, str], settings: WorkerSettings) -> None:
+    """Raises ConfigError where the settings would make another prediction of the checkpoint's weights.
+
+    `stored`: its contract. A key that it lacks, of an earlier version, is passed over.
+    """
+    present = {key: value for key, value in meaning_of(settings).items() if key in stored}
+    _compare(path, stored, present, present)
+
+
 def _check_contract(path: Path, stored: Mapping[str, str], present: Mapping[str, str]) -> None:
-    told = stored.keys() | (present.keys() - ADDED)
+    _compare(path, stored, present, stored.keys() | (present.keys() - ADDED))
+
+
+def _compare(
+    path: Path, stored: Mapping[str, str], present: Mapping[str, str], told: Collection[str]
+) -> None:
     for key in sorted(told):
         if stored.get(key) != present.get(key):
             afresh = f"start afresh: give the site another state_dir, or move {path.parent} away."

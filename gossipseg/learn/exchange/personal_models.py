@@ -2,7 +2,7 @@
 
 Rarely, in eight bits whatever the wire's type, and never mixed: a peer's personal model only predicts beside
 this site's own models. It is checked as any model that comes, but for the likeness: models that never met may
-have grown far apart.
+have grown far apart. One with a network of its own has no counterpart here: its values are bounded instead.
 
 Where a part of the network stays at its site (the norms under FedBN, the private parts of FedOAP's and
 FedSCA's networks), a personal model is of no use without it: none travels. Batch norm's running statistics
@@ -40,6 +40,8 @@ from gossipseg.store import NETWORK, BadSafetensors, read_safetensors
 
 LONGEST_RECORD = 4096
 """Characters of a record in a file's metadata."""
+LARGEST_VALUE = 1e4
+"""Largest value of a network of its own; trained ones have a few units at most (1.8 in the study)."""
 
 
 class PersonalExchange:
@@ -113,6 +115,7 @@ class PersonalExchange:
             return PeerModel(file.site, file.hash, file.round, weights)
         model = personal_schema(_parsed(text, file.site), self._run.settings, self._bound(), file.site)
         weights = _on_cpu(load_incoming(path, model.reference, everything, INT8, file.site))
+        check_size(weights, file.site)
         return PeerModel(file.site, file.hash, file.round, weights, model.record)
 
     def _measured(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,3 +166,13 @@ def _on_cpu(weights: Weights) -> dict[str, Tensor]:
 def travels(name: str) -> bool:
     """Whether the named tensor of a personal model travels."""
     return name.rpartition(".")[2] not in PRIVATE_BUFFERS
+
+
+def check_size(weights: Weights, frm: str) -> None:
+    """A network of its own has no counterpart here to be measured by. Raises PeerRefused."""
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        if (most := float(tensor.abs().max())) > LARGEST_VALUE:
+            detail = f"{name}: its largest value is {most:.3g}, bound {LARGEST_VALUE:.3g}"
+            raise PeerRefused(frm, "norm_exploded", detail)

@@ -118,7 +118,7 @@ class RoundEnd:
         scores, history = self._judged(round), self._run.history
         if history.dice_history and history.dice_history[-1][0] == round:
             history.dice_history[-1] = (round, scores.mean)
-            history.dice_val = scores.mean
+        history.dice_val = scores.mean
         if history.dice_test is not None:
             history.dice_test = self._run.score(self.deployed, "test", round).mean
         return scores

@@ -263,6 +263,16 @@ class Trainer:
             refused, ended, True, mix.name, mix.reason, scores.mean, self.history.dice_test
         )
 
+    @property
+    def choice_is_stale(self) -> bool:
+        """Whether what predicts was chosen among other models, or on other validation cases, than there are
+        now."""
+        return self.round_end.prediction is not None and self.round_end.prediction.stale
+
+    def choose_again(self) -> None:
+        """Choose what predicts anew, from what is there now. Raises what the gate raises."""
+        self.round_end.choose_again(self.history.round)
+
     def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
         """The test split before the first round (kept in the checkpoint)."""
         self.round_end.score_test_at_start(on_progress)
@@ -419,8 +429,7 @@ class Trainer:
         if self.personal is None or self.round_end.prediction is None:
             return {}
         prediction = self.round_end.prediction
-        state = {"personal_model": self.personal.state(), "mix": prediction.state()}
-        state |= {"peers": prediction.peers.state()}
+        state = {"personal_model": self.personal.state(), **prediction.state()}
         if self.peers is not None:
             state |= {"released_personal": self.peers.release.state()}
         return state
@@ -458,11 +467,7 @@ class Trainer:
             return
         if "personal_model" in state:
             personal.load(state["personal_model"])
-            prediction.load(state.get("mix", prediction.state()))
-            prediction.peers.load(state.get("peers", {}))
-            listed, held = self.settings.spec.listed, prediction.peers.held
-            if listed is not None:  # a site may have been removed while this one was down
-                prediction.drop_peers({site: peer.hash for site, peer in held.items() if site in listed})
+            prediction.load(state, self.settings.spec.listed)
             if self.peers is not None:
                 self.peers.release.load(state.get("released_personal"))
         elif personal.begun and (self.history.round or self.history.step):

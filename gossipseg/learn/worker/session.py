@@ -111,6 +111,8 @@ class WorkerSession:
         state, self._warning = load_checkpoint(self._store, self._contract)
         if state is not None:
             self._trainer.load(state)
+            if self._trainer.choice_is_stale:
+                self._choose_again()
         elif self._spec.report_test:
             self._trainer.score_test_at_start(self._preparing)
         if state is None:
@@ -119,6 +121,12 @@ class WorkerSession:
         if self._warning:
             log.warning("%s", self._warning)
         self._sweep_outbox()
+
+    def _choose_again(self) -> None:
+        """A model that predicted is gone, or the validation cases are others: what is told must be of now."""
+        self._preparing("choosing anew which models predict", 0.0)
+        self._trainer.choose_again()
+        self._warning = "; ".join(filter(None, [self._warning, self._checkpoint()]))
 
     def _sweep_outbox(self) -> None:
         """Remove exports that a daemon never took; the newest may still be on its way into the store.
@@ -179,7 +187,7 @@ class WorkerSession:
         before = self._trainer.held_personal
         done = self._trainer.hold_personal(order)
         if done.chosen or self._unsaved or self._trainer.held_personal != before:
-            self._checkpoint()
+            done = msgspec.structs.replace(done, warning=self._checkpoint())
         self._link.send(done)
 
     def _checkpoint(self) -> str:

@@ -84,8 +84,9 @@ def test_another_contract_is_refused_with_the_way_out(store: Checkpoints) -> Non
         load_checkpoint(store, {**CONTRACT, "algorithm.name": "local"})
 
 
-def test_one_of_an_earlier_version_says_nothing_of_norm_and_options(store: Checkpoints) -> None:
-    told, _ = load_checkpoint(store, {**CONTRACT, "network.norm": "group", "network.options": "{}"})
+def test_one_of_an_earlier_version_says_nothing_of_what_was_added_since(store: Checkpoints) -> None:
+    added = {"network.norm": "group", "network.options": "{}", "task.intensity": "rgb"}
+    told, _ = load_checkpoint(store, {**CONTRACT, **added})
     assert told is not None
 
 
@@ -137,6 +138,9 @@ def test_a_full_disk_leaves_the_old_ones(store: Checkpoints, monkeypatch: pytest
         ({"training": {"optimizer": "sgd"}}, "training.optimizer"),
         ({"network": {"name": "sanet", "norm": "group"}}, "network.norm"),
         ({"network": {"name": "sanet", "options": {"x": 1}}}, "network.options"),
+        ({"task": {"intensity": "ct_window"}}, "task.intensity"),
+        ({"task": {"spacing_mm": (1.0, 2.0)}}, "task.spacing_mm"),
+        ({"task": {"ct_window_hu": (0.0, 9.0)}}, None),  # zscore has no window
         ({"training": {"learning_rate": 0.5}}, None),
         ({"training": {"steps_per_round": 50}}, None),
         ({"report_test": True}, None),
@@ -146,7 +150,7 @@ def test_what_must_not_change_and_what_may(tmp_path: Path, change: dict[str, Any
     spec = make_spec(tmp_path, tmp_path)
 
     def changed(spec: WorkerSpec) -> WorkerSpec:
-        merged = {k: {**getattr(spec, k), **v} if k == "training" else v for k, v in change.items()}
+        merged = {k: {**getattr(spec, k), **v} if k in ("task", "training") else v for k, v in change.items()}
         return dataclasses.replace(spec, **merged)
 
     old, new = (contract_of(read_settings(s), "sig") for s in (spec, changed(spec)))

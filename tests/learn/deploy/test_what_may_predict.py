@@ -1,0 +1,277 @@
+"""What predicts is what may: no removed site's model, no more models than allowed, under the settings of the
+training, and with finite values. What is told of it is of the models and cases that are there now."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gossipseg.errors import ConfigError, DiskFull, LocalError, PeerRefused
+from gossipseg.learn import protocol
+from gossipseg.learn.bundle import Predictor
+from gossipseg.learn.commands.evaluate import evaluate_case
+from gossipseg.learn.commands.predict import predict_labels
+from gossipseg.learn.data.cases import Case
+from gossipseg.learn.deploy.choice import OF_PEER, Mix, best_single, limited, only
+from gossipseg.learn.deploy.deployment import load_deployment
+from gossipseg.learn.engine.checkpoint import contract_of, save_checkpoint
+from gossipseg.learn.evaluation.kept import KeptPredictions
+from gossipseg.learn.exchange.personal_models import LARGEST_VALUE, check_size
+from gossipseg.learn.worker.link import StopRequested
+from gossipseg.learn.worker.session import WorkerSession
+from gossipseg.store import Checkpoints
+from tests.learn.exchange.test_personal_models import divided, file_of, hold, trained, trainer_of
+from tests.learn.harness import make_trainer
+
+SOUTH = "personal of south"
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return divided(tmp_path_factory.mktemp("ward"), 8)
+
+
+@pytest.fixture(scope="module")
+def finished(ward: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A trainer that has ended, with south's model in its mix, and its checkpoint."""
+    south = trained(trainer_of(ward, tmp_path_factory.mktemp("south"), "south"), 12)
+    exported = south.export_personal(protocol.ExportPersonal()).export.path
+    folder = tmp_path_factory.mktemp("north")
+    trainer = trained(trainer_of(ward, folder, rounds=2, report_test=True))
+    hold(trainer, file_of(Path(exported)))
+    assert SOUTH in trainer.mix.weights
+    store = Checkpoints(folder / "checkpoint", keep=2)
+    save_checkpoint(store, trainer.state(), contract_of(trainer.settings, trainer.network_signature))
+    return trainer
+
+
+class Line:
+    """A daemon that asks for these, and then for the end."""
+
+    def __init__(self, orders: Sequence[Any]) -> None:
+        self.orders, self.sent = list(orders), list[Any]()
+
+    def check(self) -> None: ...
+    def gate(self) -> None: ...
+    def report(self, make: Any, activity: str = "") -> None: ...
+    def swap_order(self) -> None: ...
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def order(self) -> Any:
+        if not self.orders:
+            raise StopRequested
+        return self.orders.pop(0)
+
+
+def worked(spec: Any, checkpoint: str, *orders: Any) -> list[Any]:
+    """What a worker of `spec` tells that goes on from a copy of the checkpoint."""
+    folder = Path(spec.state_dir) / "checkpoint"
+    folder.mkdir(parents=True, mode=0o700)
+    for file in (Path(checkpoint) / "checkpoint").iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    line = Line(orders)
+    WorkerSession(line, spec).run()  # type: ignore[arg-type]
+    return line.sent
+
+
+def case_of(spec: Any) -> Case:
+    folder = Path(spec.data["path"])
+    (first,) = json.loads((folder / "dataset.json").read_text())["test"][:1]
+    return Case("first", folder / first["image"], folder / first["label"])
+
+
+# ---------------------------------------------------------------- who may
+
+
+def test_the_others_take_over_what_a_member_said() -> None:
+    mix = Mix({"personal": 0.3, "shared": 0.2, SOUTH: 0.4, "personal of west": 0.1}, alone=0.8, deployed=0.9)
+    both = {SOUTH, "personal of west"}
+    assert limited(mix, both, 4) is mix and limited(mix, {*both, "personal", "shared"}, 4) is mix
+    fewer = limited(mix, both, 3)
+    assert fewer.weights == pytest.approx({"personal": 3 / 9, "shared": 2 / 9, SOUTH: 4 / 9})
+    assert fewer.deployed is None and "not validated since" in fewer.reason
+    assert limited(mix, set(), 5).weights == pytest.approx({"personal": 0.6, "shared": 0.4})
+    assert limited(Mix({SOUTH: 1.0}), set(), 5).name == "shared", "nobody is left of those that predicted"
+    lone = Mix({"personal": 0.5, SOUTH: 0.5})
+    assert limited(lone, both, 2).weights == {"personal": 1.0}, "the shared model has its place all the same"
+    assert "no validation case" in limited(Mix({"personal": 0.5, SOUTH: 0.5}), set(), 5).reason
+
+
+def test_the_best_single_model_is_known_though_the_mix_was_not_validated() -> None:
+    mix = Mix({"personal": 0.2, "shared": 0.8}, alone=0.9, shared=0.5)
+    assert best_single(mix) == ("personal", None) and only(mix).weights == {"personal": 1.0}
+
+
+def test_a_removed_site_s_model_does_not_predict_though_the_checkpoint_has_it(finished: Any) -> None:
+    spec = dataclasses.replace(finished.settings.spec, listed=["north", "east"])
+    found = load_deployment(spec)
+    assert set(found.members) <= {"personal", "shared"} and sum(found.members.values()) == pytest.approx(1)
+    assert "not validated since" in found.reason
+    assert SOUTH in load_deployment(dataclasses.replace(spec, listed=["north", "south"])).members
+    assert SOUTH in load_deployment(finished.settings.spec).members
+
+
+def test_no_more_models_predict_than_the_settings_allow(finished: Any) -> None:
+    spec = dataclasses.replace(finished.settings.spec, inference={"max_members": 2})
+    assert set(load_deployment(spec).members) <= {"personal", "shared"}
+
+
+# ---------------------------------------------------------------- what is told
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"listed": ["north", "east"]}, {"inference": {"max_members": 2}}, {"data": "fewer cases"}],
+    ids=["a removed site", "fewer models", "other cases"],
+)
+def test_a_finished_site_tells_of_what_predicts_now(
+    finished: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    if "data" in change:
+        change = {"data": {**finished.settings.spec.data, "path": str(divided(tmp_path / "data", 6))}}
+    before = finished.settings.spec
+    spec = dataclasses.replace(before, state_dir=str(tmp_path / "state"), **change)
+    (ready,) = worked(spec, before.state_dir)
+    deployed, scorer = load_deployment(spec), make_trainer(spec).run
+    assert deployed.reason == ready.deployed_reason and "not validated since" not in deployed.reason
+    assert ready.dice_val == pytest.approx(scorer.score(deployed.net, "validation", 2).mean)
+    assert ready.dice_test == pytest.approx(scorer.score(deployed.net, "test", 2).mean)
+    assert ready.dice_test != finished.history.dice_test or "data" in change
+    assert f"on {6 if 'data' in change else 8} patients" in ready.deployed_reason
+
+
+def test_nothing_is_chosen_again_where_nothing_has_changed(finished: Any, tmp_path: Path) -> None:
+    before = finished.settings.spec
+    spec = dataclasses.replace(before, state_dir=str(tmp_path))
+    (ready,) = worked(spec, before.state_dir)
+    assert (ready.deployed_reason, ready.dice_test) == (finished.mix.reason, finished.history.dice_test)
+    assert not list((tmp_path / "predictions").glob("*")), "no case was predicted"
+
+
+def test_between_validations_the_figure_is_of_the_new_choice(
+    ward: Path, tmp_path: Path, finished: Any
+) -> None:
+    trainer = trained(trainer_of(ward, tmp_path, training={"validate_every_rounds": 2}), 3)
+    before = trainer.history.dice_val
+    trainer.round_end.prediction.peers.put(finished.round_end.prediction.peers.held["south"])
+    scores = trainer.round_end.choose_again(3)
+    assert trainer.history.dice_val == scores.mean != before
+    assert [r for r, _ in trainer.history.dice_history] == [2], "no validation is added"
+
+
+def test_a_choice_that_is_not_on_the_disk_is_told(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = finished.settings.spec
+    spec = dataclasses.replace(before, state_dir=str(tmp_path))
+    tries: list[int] = []
+
+    def full_once(*args: Any) -> Path:
+        tries.append(len(tries))
+        if len(tries) == 1:
+            raise DiskFull("the disk is full")
+        return save_checkpoint(*args)
+
+    monkeypatch.setattr("gossipseg.learn.worker.session.save_checkpoint", full_once)
+    _, lost, saved = worked(spec, before.state_dir, *2 * [protocol.HoldPersonal([])])
+    assert lost.chosen and "not written" in lost.warning and not saved.warning
+    assert set(load_deployment(spec).members) <= {"personal", "shared"}
+
+
+# ---------------------------------------------------------------- under which settings
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("task.intensity", {"task": {"intensity": "ct_window"}}),
+        ("task.labels", {"task": {"labels": {0: "background", 1: "other"}}}),
+        ("task.spacing_mm", {"task": {"spacing_mm": (2.0, 2.0)}}),
+        ("network.norm", {"network": {"norm": "group"}}),
+        ("training.output", {"training": {"output": "sigmoid"}}),
+    ],
+)
+def test_other_settings_than_those_of_the_training_are_refused(
+    finished: Any, key: str, change: dict[str, Any]
+) -> None:
+    spec = finished.settings.spec
+    changed = {name: {**getattr(spec, name), **values} for name, values in change.items()}
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        load_deployment(dataclasses.replace(spec, **changed))
+    wider = {**spec.training, "window_overlap": 0.75, "learning_rate": 0.5}
+    assert load_deployment(dataclasses.replace(spec, training=wider)).round == 2, "these mean nothing to it"
+
+
+# ---------------------------------------------------------------- finite values
+
+
+@pytest.mark.parametrize("who", ["personal", SOUTH])
+def test_no_mask_is_made_of_what_is_not_finite(finished: Any, who: str) -> None:
+    deployment = load_deployment(finished.settings.spec)
+    case = case_of(finished.settings.spec)
+    assert predict_labels(deployment, case)[0].any()
+    member = deployment.net.members[list(deployment.members).index(who)]
+    with torch.no_grad():
+        next(iter(member.parameters())).fill_(float("inf"))
+    for predict in (predict_labels, evaluate_case):
+        with pytest.raises(
+            LocalError, match=f"{case.files[0].name}: no mask is written: what {who} "
+        ) as caught:
+            predict(deployment, case)
+        assert ("max_members: 2" in str(caught.value)) == who.startswith(OF_PEER)
+
+
+def test_one_network_alone_is_named_too(finished: Any) -> None:
+    deployment = load_deployment(finished.settings.spec, initial=True)
+    with torch.no_grad():
+        next(iter(deployment.net.parameters())).fill_(float("nan"))
+    with pytest.raises(LocalError, match="what the initial model predicts"):
+        predict_labels(deployment, case_of(finished.settings.spec))
+
+
+def test_a_bundle_makes_no_mask_of_it_either(tmp_path: Path) -> None:
+    from monai.data import MetaTensor
+
+    net = torch.nn.Conv2d(1, 2, 1)
+    torch.save(net.state_dict(), tmp_path / "model.pt")
+    image = MetaTensor(torch.full((1, 4, 4), float("inf")), meta={"filename_or_obj": "scan.png"})
+    made: list[Any] = []
+    predictor = Predictor(
+        [{"image": image}],
+        net,
+        lambda x, network: network(x),
+        lambda item: made.append(item) or item,  # type: ignore[func-returns-value]
+        str(tmp_path / "model.pt"),
+        torch.device("cpu"),
+    )
+    with pytest.raises(LocalError, match=r"scan\.png: no mask is written"):
+        predictor.run()
+    assert not made
+
+
+def test_a_network_of_its_own_with_values_beyond_all_measure_is_refused() -> None:
+    weights = {"norm.weight": torch.tensor([1.0, LARGEST_VALUE]), "count": torch.tensor(10**9)}
+    check_size(weights, "south")
+    weights["norm.weight"][1] = -1.01 * LARGEST_VALUE
+    with pytest.raises(PeerRefused) as caught:
+        check_size(weights, "south")
+    assert caught.value.reason == "norm_exploded" and "norm.weight" in caught.value.detail
+
+
+# ---------------------------------------------------------------- kept predictions
+
+
+def test_kept_predictions_take_no_more_than_their_room(tmp_path: Path) -> None:
+    image, logits = torch.zeros(1, 4, 4), torch.zeros(2, 4, 4)
+    kept = KeptPredictions(tmp_path, most_bytes=300)
+    for case in ("a", "b", "c"):
+        kept.put("model", case, image, logits)
+    held = [case for case in ("a", "b", "c") if kept.get("model", case, image) is not None]
+    assert held == ["a"] and sum(f.stat().st_size for f in tmp_path.iterdir()) <= 300
