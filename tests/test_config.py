@@ -1533,3 +1533,13 @@ def test_example_membership_comments_are_the_defaults() -> None:
     commented = yaml.safe_load("\n".join(line.strip()[2:] for line in block.splitlines()[1:] if line.strip()))
     defaults = dataclasses.asdict(config.load_federation(ROOT / "peers.yaml").membership)
     assert commented == defaults
+
+
+def test_numbers_among_the_choices_of_a_key_are_told(tmp_path: Path) -> None:
+    from gossipseg.config import load_federation
+
+    document = yaml.safe_load((ROOT / "peers.yaml").read_text(encoding="utf-8"))
+    document["gossip"] = {**(document.get("gossip") or {}), "swaps_per_round": 3}
+    (tmp_path / "peers.yaml").write_text(yaml.safe_dump(document))
+    with pytest.raises(ConfigError, match=r"swaps_per_round = 3: is not one of 1, 2, log2\."):
+        load_federation(tmp_path / "peers.yaml")

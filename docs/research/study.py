@@ -68,7 +68,7 @@ PAIRS = (
     ("gossip_average", "fedavg", "swaps against coordinated rounds"),
     ("gossip_average", "gossip_average[gossip.exchange=push,wire.dtype=float16]", "swaps against pushes"),
     ("gossip_average[gossip.swaps_per_round=2]", "gossip_average", "a second swap a round"),
-    ("gossip_average[exchange_at.summed_rate=0.05]", "gossip_average", "20 exchanges in all"),
+    ("gossip_average[exchange_at.summed_rate=0.05]", "gossip_average", "fewer exchanges, by the summed rate"),
     (TWICE[ALONE], ALONE, "twice the steps, alone"),
     (TWICE[FEDAVG], FEDAVG, "twice the steps, FedAvg"),
 )

@@ -135,7 +135,7 @@ def _options(error: Any) -> list[str]:
     text = context.get("expected_tags") or (
         context.get("expected", "") if error["type"] == "literal_error" else ""
     )
-    return re.findall(r"'([^']*)'", text) or re.findall(r"[\w.]+", text.replace(" or ", " "))
+    return [word.strip("'") for word in re.findall(r"'[^']*'|[\w.]+", text.replace(" or ", " "))]
 
 
 def _missing_remedy(error: Any) -> str:

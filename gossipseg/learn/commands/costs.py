@@ -118,7 +118,7 @@ def time_round(settings: WorkerSettings, splits: Splits, compute: Compute) -> di
         "step_s": step_s,
         "step_bytes": step_bytes,
         "models": 1 + settings.has_personal,
-        "one_model_will_do": settings.has_personal and bool(_alone(settings)),
+        "one_model_will_do": settings.has_personal and _one_will_do(settings),
         "steps_per_round": total,
         "validation_case_s": case_s,
         "validation_cases": cases,
@@ -179,9 +179,19 @@ def _without(settings: WorkerSettings) -> str:
 
 
 def _alone(settings: WorkerSettings) -> str:
-    if personal_of(settings.algorithm) not in ("yes", "may") or settings.algorithm.name == "gcml":
+    if settings.algorithm.name == "gcml":
+        return (
+            " Or, at all sites, write algorithm.name: gossip_average and training.personal: none: one model "
+            "trains then."
+        )
+    if not _one_will_do(settings):
         return ""
     return " Or write training.personal: none: the site then trains the shared model alone."
+
+
+def _one_will_do(settings: WorkerSettings) -> bool:
+    """Whether the algorithm works without a personal model."""
+    return personal_of(settings.algorithm) in ("yes", "may") and settings.algorithm.name != "gcml"
 
 
 def _case_seconds(settings: WorkerSettings, data: Dataset, net: torch.nn.Module, compute: Compute) -> float:

@@ -100,6 +100,18 @@ def test_a_step_of_both_models_takes_more_memory_and_where_one_will_do_it_is_sai
     assert all(p["step_bytes"] is None or p["step_bytes"] >= 0 for p in found.values())
 
 
+def test_where_memory_lacks_under_gcml_the_way_to_one_model_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*args: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    write_png_site(tmp_path)
+    monkeypatch.setattr(costs, "train_step", out_of_memory)
+    with pytest.raises(LocalError, match=r"name: gossip_average and training\.personal: none"):
+        pace(tmp_path, GcmlParams())
+
+
 ALGORITHMS: dict[str, Any] = {
     "gcml": (GcmlParams(), {}),
     "fedavg": (FedAvgParams(), {"personal": "always"}),
