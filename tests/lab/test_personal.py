@@ -162,4 +162,6 @@ def test_a_malicious_peer_s_model_gets_no_weight_where_an_honest_one_s_does(
     assert max(honest) > 0.2, honest
     refused = sum(row["notes"].get("personal_refused", 0) for row in rows.values())
     compared = sum("personal of clinic3" in row["deployed"]["peers"] for row in rows.values())
-    assert (refused > 0) == (attack in ("nan", "scaled")) and (compared > 0) != (refused > 0)
+    assert refused + compared > 0, "it came"
+    assert not compared or attack in ("label_flipped", "random_weights")
+    assert not refused or attack != "label_flipped"

@@ -17,6 +17,7 @@ from gossipseg.learn.deploy.choice import (
     GREEDY_STEPS,
     SHARES,
     Mix,
+    able,
     best_single,
     blended,
     choose,
@@ -103,8 +104,12 @@ class Scored:
 
     members = MEMBERS
 
-    def __init__(self, dice: Sequence[float]) -> None:
-        self._dice, self.asked = list(dice), 0
+    def __init__(self, dice: Sequence[float], alone: float = 1.0) -> None:
+        self._dice, self._alone, self.asked = list(dice), alone, 0
+
+    def alone(self, member: str) -> list[float | None]:
+        assert member == A
+        return [self._alone] * len(self._dice)
 
     def loss(self, counts: Mapping[str, int]) -> float:
         return 0.5 if counts == {"personal": 1, A: 1} else 1.0
@@ -123,8 +128,9 @@ def chosen(
     pair: Sequence[float],
     wide: Sequence[float],
     patients: Sequence[str] = PATIENTS,
+    alone: float = 1.0,
 ) -> tuple[Mix, Scored]:
-    candidates = Scored(wide)
+    candidates = Scored(wide, alone)
     mixes = {share: list(pair) for share in SHARES}
     mix, _ = choose(losses(len(patients)), personal, pair, mixes, patients, candidates, 5)
     return mix, candidates
@@ -143,6 +149,15 @@ def test_a_gain_beyond_chance_is_taken() -> None:
     assert mix.weights == pytest.approx({"personal": 0.5, "shared": 0.25, A: 0.25})
     assert mix.deployed == pytest.approx(0.75) and mix.alone == pytest.approx(0.5)
     assert f"{A} 0.25" in mix.reason and "gain +0.2500" in mix.reason
+
+
+@pytest.mark.parametrize(("alone", "taken"), [(0.0, False), (0.24, False), (0.25, True), (0.6, True)])
+def test_a_model_without_half_of_p_s_dice_has_no_say_whatever_it_gains(alone: float, taken: bool) -> None:
+    """One of random weights lowers the loss of a model that is too sure of itself."""
+    mix, candidates = chosen([0.5] * 8, [0.6] * 8, [0.7, 0.8] * 4, alone=alone)
+    assert (A in mix.weights) == taken
+    assert able(candidates, [0.5] * 8, PATIENTS) == [*MEMBERS[:2], *[A] * taken]
+    assert able(candidates, [None] * 8, PATIENTS) == ["personal", "shared"], "nothing says that it is able"
 
 
 def test_a_gain_within_chance_is_not() -> None:

@@ -238,18 +238,37 @@ def test_random_crashes_of_daemons_and_workers_under_loss(seed: int) -> None:
     sim = world(seed=seed, net=Net(delay_s=(0.01, 3.0), loss=0.1, duplication=0.2, bytes_per_s=2e6))
     sim.start_all()
     for _ in range(30):
-        sim.run(sim.now + 20 + 40 * sim.rng.random())
-        site = f"s{sim.rng.randrange(8):04d}"
-        if sim.rng.random() < 0.4:
-            sim.kill_worker(site, 10.0)
-        elif sim.nodes[site].up:
-            sim.crash_mid_step(site, sim.rng.randrange(4))
-            sim.run(sim.now + 15)
-            if not sim.nodes[site].up:
-                sim.start(site)
+        crash_somebody(sim)
     run_on(sim, 300)
     assert len(sim.books.applied) > 100
     assert sim.one_sided() == [], "all were back within doubt_timeout_s"
+
+
+def crash_somebody(sim: SwapWorld) -> None:
+    """After a while a daemon or a worker dies, and comes back."""
+    sim.run(sim.now + 20 + 40 * sim.rng.random())
+    site = f"s{sim.rng.randrange(8):04d}"
+    if sim.rng.random() < 0.4:
+        sim.kill_worker(site, 10.0)
+    elif sim.nodes[site].up:
+        sim.crash_mid_step(site, sim.rng.randrange(4))
+        sim.run(sim.now + 15)
+        if not sim.nodes[site].up:
+            sim.start(site)
+
+
+def test_eight_sites_over_two_hundred_rounds_of_all_faults() -> None:
+    """Loss, duplication, random delays and crashes together: the sum stays, and the sites come together."""
+    sim = world(seed=5, net=Net(delay_s=(0.01, 3.0), loss=0.1, duplication=0.2, bytes_per_s=2e6))
+    sim.start_all()
+    before = sim.spread()
+    while min(n.worker.round for n in sim.nodes.values()) < 200:
+        crash_somebody(sim)
+    run_on(sim, 300)
+    assert sim.one_sided() == []
+    alone = [sides[0].part for sides in sim.by_swap().values() if len(sides) == 1]
+    assert set(alone) <= {"copy"} and len(alone) < 0.05 * len(sim.books.applied)
+    assert sim.spread() < 0.05 * before
 
 
 def test_a_site_that_never_comes_back_leaves_a_counted_doubt() -> None:

@@ -7,8 +7,10 @@ at most of each patient), in this order:
        α̂ is ½ at least, unless by patient T's paired validation Dice is above P's by more than one standard
        error, with three patients or more
     2  from 8 validation patients: g, greedy over P, T and the peers' personal models (ensemble selection,
-       Caruana et al. 2004), blended into (1): (n·g + 8·w)/(n + 8), w the weights of (1). Taken if, by
-       patient, its paired validation Dice is above that of (1) by more than one standard error           (2)
+       Caruana et al. 2004), blended into (1): (n·g + 8·w)/(n + 8), w the weights of (1). A peer's model
+       with less than half of P's validation Dice, by patient, is left out: it would only make P less sure
+       of itself. Taken if, by patient, its paired validation Dice is above that of (1) by more than one
+       standard error                                                                                     (2)
     3  P alone where, by patient, the paired validation Dice of the mix is below P's by more than one standard
        error, with three patients or more                                                                 (3)
 
@@ -39,6 +41,8 @@ GREEDY_PATIENTS = 8
 """Validation patients from which peers' personal models are chosen from."""
 GREEDY_PRIOR = 8
 """The cases that the weights of equation (1) weigh as much as, in (2)."""
+LEAST_OF_PERSONAL = 0.5
+"""Least validation Dice of a peer's model alone, as a share of the personal model's."""
 GREEDY_STEPS = 8
 """Most additions of a member, some perhaps added again."""
 
@@ -140,6 +144,20 @@ class Candidates(Protocol):
     def dice(self, weights: Mapping[str, float]) -> CaseScores:
         """Dice by case of what these weights predict."""
 
+    def alone(self, member: str) -> CaseScores:
+        """Dice by case of a peer's model alone."""
+
+
+def able(candidates: Candidates, personal: CaseScores, patients: Sequence[str]) -> list[str]:
+    """The members that may be chosen in (2). `personal`: Dice of P by case; `patients`: whose each is."""
+
+    def good(member: str) -> bool:
+        alone = candidates.alone(member)
+        own, its = _over_patients(personal, alone, patients), _over_patients(alone, personal, patients)
+        return own is not None and its is not None and its >= LEAST_OF_PERSONAL * own
+
+    return [m for m in candidates.members if not m.startswith(OF_PEER) or good(m)]
+
 
 def greedy(members: Sequence[str], loss: Callable[[Mapping[str, int]], float], most: int) -> dict[str, int]:
     """Ensemble selection: begin with P; add, again perhaps, the member that lowers the loss most, until none
@@ -194,7 +212,8 @@ def choose(
     share, dice = share_of_personal(best, n), mixes[best]
     weights = {"personal": share, "shared": 1 - share}
     if candidates is not None and len(set(told)) >= GREEDY_PATIENTS:
-        weights, dice = _wider(candidates, most, weights, dice, patients, n)
+        members = able(candidates, personal, patients)
+        weights, dice = _wider(candidates, members, most, weights, dice, patients, n)
     mix = _told(weights, personal, shared, dice, patients, n)
     drop = paired_drop(personal, dice, patients)
     if (
@@ -211,6 +230,7 @@ def choose(
 
 def _wider(
     candidates: Candidates,
+    members: Sequence[str],
     most: int,
     weights: dict[str, float],
     dice: CaseScores,
@@ -218,7 +238,7 @@ def _wider(
     cases: int,
 ) -> tuple[dict[str, float], CaseScores]:
     """Equation (2): the weights and their Dice by case, or those of (1) as they are."""
-    wider = blended(greedy(candidates.members, candidates.loss, most), weights, cases)
+    wider = blended(greedy(members, candidates.loss, most), weights, cases)
     scores = candidates.dice(wider)
     drop = paired_drop(dice, scores, patients)
     if drop.standard_error is not None and -drop.mean > drop.standard_error:
