@@ -154,6 +154,7 @@ class Daemon:
             if new.rekeyed:
                 self.runtime.spawn(self._announce_anew(self._mdns), "mdns")
         addresses = {s.name: s.address for s in new.config.others}
+        self.runtime.worker.relist([site.name for site in new.config.federation.sites])
         self.runtime.worker.try_again()
         self.runtime.inject(events.SitesChanged(addresses, new.rekeyed, listed(new.config)))
         self.runtime.note(

@@ -412,6 +412,18 @@ class PersonalHeld(_Line, frozen=True):
     warning: str = ""
 
 
+class MixChosen(_Line, frozen=True):
+    """After a restart a site whose training had ended has chosen anew which models predict: one may not any
+    more, or the cases by which they were chosen are others."""
+
+    deployed: str
+    """As in RoundDone."""
+    deployed_reason: str
+    dice_val: float | None = None
+    dice_test: float | None = None
+    warning: str = ""
+
+
 class Fatal(_Line, frozen=True):
     """The worker cannot go on; it exits next with the code of errors.py."""
 
@@ -424,7 +436,9 @@ SwapReport = SnapshotExported | SnapshotAdmitted | SwapApplied
 PersonalOrder = ExportPersonal | HoldPersonal
 PersonalReport = PersonalExported | PersonalHeld
 ToWorker = Configure | StartRound | Aggregate | SwapOrder | PersonalOrder | SetPaused | Stop
-FromWorker = Preparing | Ready | Progress | RoundDone | AggregateDone | SwapReport | PersonalReport | Fatal
+FromWorker = (
+    Preparing | Ready | Progress | RoundDone | AggregateDone | SwapReport | PersonalReport | MixChosen | Fatal
+)
 Message = ToWorker | FromWorker
 
 

@@ -198,7 +198,7 @@ async def test_a_hangup_before_the_start_waits_for_it(files: Federation) -> None
 
 
 async def test_the_list_is_told_to_others_and_a_reload_changes_what_is_told(
-    files: Federation, tmp_path: Path
+    files: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = daemon_of(files)
     r = daemon.runtime
@@ -206,7 +206,9 @@ async def test_the_list_is_told_to_others_and_a_reload_changes_what_is_told(
     assert r.node.info.listed == listed(daemon.config) != ""
     fresh = trust.create_identity("south", tmp_path / "fresh").certificate_pem.decode()
     files.edit(lambda d: d["sites"][1].update(certificate=fresh))
-    before = r.node.info.listed
+    before, relisted = r.node.info.listed, list[Any]()
+    monkeypatch.setattr(r.worker, "relist", relisted.append)
     await daemon.reload()
     assert r.node.info.listed != before
+    assert relisted == [["north", "south", "west"]], "a worker that starts anew goes by it"
     await r.transport.close()

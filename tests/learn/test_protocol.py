@@ -132,7 +132,8 @@ MESSAGES: list[protocol.Message] = [
     protocol.PersonalExported(EXPORT, 10),
     protocol.PersonalExported(None, 10, "not_finite"),
     protocol.PersonalHeld([protocol.PersonalRefused("south", "ab", "not_finite", "head.weight")]),
-    protocol.PersonalHeld([], True, True, "mix", "personal 0.50, shared 0.50", 0.5, 0.25),
+    protocol.PersonalHeld([], True, True, "mix", "personal 0.50, shared 0.50", 0.5, 0.25, "disk full"),
+    protocol.MixChosen("mix", "personal 0.50, shared 0.50", 0.5, 0.25, "disk full"),
     protocol.Fatal("data", "images/M\udcfcller \u2028 \U0001f600.png: missing."),
 ]
 

@@ -160,6 +160,18 @@ def test_a_model_without_half_of_p_s_dice_has_no_say_whatever_it_gains(alone: fl
     assert able(candidates, [None] * 8, PATIENTS) == ["personal", "shared"], "nothing says that it is able"
 
 
+def test_patients_count_where_it_is_asked_whether_a_model_is_able() -> None:
+    """Seven cases of one patient at 0.1, and one of another at 1: by patient 0.55, by case 0.21."""
+
+    class Uneven(Scored):
+        def alone(self, member: str) -> list[float | None]:
+            return [0.1] * 7 + [1.0]
+
+    patients = ["p0"] * 7 + ["p1"]
+    assert A in able(Uneven([0.5] * 8), [0.9] * 8, patients)
+    assert A not in able(Uneven([0.5] * 8), [0.9] * 8, PATIENTS)
+
+
 def test_a_gain_within_chance_is_not() -> None:
     wide = [0.6 + d for d in (0.1, -0.09, 0.1, -0.09, 0.1, -0.09, 0.1, -0.09)]  # .005 ± .036
     mix, _ = chosen([0.5] * 8, [0.6] * 8, wide)

@@ -55,6 +55,7 @@ class WorkerView:
         self.deployed, self.deployed_reason = message.deployed, message.deployed_reason
         self._account(message.spent)
         self.warn("worker", message.warning)
+        self.warn("personal", "")
 
     def combined(self, message: protocol.AggregateDone) -> None:
         self.begin("waiting")
@@ -71,13 +72,15 @@ class WorkerView:
         self.dice_val = message.dice_val if message.dice_val is not None else self.dice_val
         self.dice_test = message.dice_test if message.dice_test is not None else self.dice_test
         self.warn("worker", message.warning)
+        self.warn("personal", "")
 
-    def chosen(self, message: protocol.PersonalHeld) -> None:
-        """The mix was chosen again, because of the peers' personal models that are here now."""
-        self.begin("finished" if message.ended else "waiting", 1.0 if message.ended else 0.0)
+    def chosen(self, message: protocol.PersonalHeld | protocol.MixChosen, *, ended: bool) -> None:
+        """The mix was chosen again, from the models that are here now. `ended`: training has."""
+        self.begin("finished" if ended else "waiting", 1.0 if ended else 0.0)
         self.deployed, self.deployed_reason = message.deployed, message.deployed_reason
         self.dice_val = message.dice_val if message.dice_val is not None else self.dice_val
         self.dice_test = message.dice_test if message.dice_test is not None else self.dice_test
+        self.warn("personal", message.warning)
 
     def _account(self, spent: protocol.Spent | None) -> None:
         self.spent = spent

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -121,6 +122,10 @@ class WorkerDialogue:
         self._training.begin(f"combining {len(order.updates)} updates")
         self._supervisor.send(order)
 
+    def relist(self, sites: Sequence[str]) -> None:
+        """The federation's sites from now on: a worker that is started anew drops the models of others."""
+        self._supervisor.relist(sites)
+
     def swap(self, effect: effects.ExportSnapshot | effects.AdmitSnapshot | effects.ApplySwap) -> None:
         """Order what a swap needs, at the next step's end."""
         self._supervisor.send(orders.swap_order(effect, self._store.path))
@@ -179,6 +184,8 @@ class WorkerDialogue:
                     self._owner.inject(orders.personal_exported(news, model))
                 case protocol.PersonalHeld():
                     self._personal_held(news)
+                case protocol.MixChosen():
+                    self._mix_chosen(news, ended=True)
                 case protocol.Fatal(kind=kind, message=text) if not self._was_ready and kind != "away":
                     self._owner.fail({"config": ConfigError, "data": DataError}.get(kind, LocalError)(text))
                 case events.WorkerLost(reason=reason, final=final):
@@ -210,11 +217,14 @@ class WorkerDialogue:
         )
         self._owner.inject(orders.worker_ready(message, self.contract))
 
+    def _mix_chosen(self, message: protocol.PersonalHeld | protocol.MixChosen, *, ended: bool) -> None:
+        self._training.chosen(message, ended=ended)
+        self._owner.note("mix_chosen", deployed=message.deployed, reason=message.deployed_reason)
+
     def _personal_held(self, message: protocol.PersonalHeld) -> None:
-        self._training.warn("personal", message.warning)
         if message.chosen:
-            self._training.chosen(message)
-            self._owner.note("mix_chosen", deployed=message.deployed, reason=message.deployed_reason)
+            self._mix_chosen(message, ended=message.ended)
+        self._training.warn("personal", message.warning)
         self._owner.inject(orders.personal_held(message))
 
     async def _round_done(self, message: protocol.RoundDone) -> None:

@@ -13,7 +13,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -119,6 +119,10 @@ class WorkerSupervisor:
             self.status.state = "training" if isinstance(message, protocol.StartRound) else "aggregating"
         self._last_sign_of_life = self._clock()
         self._writer.write(protocol.encode(message))
+
+    def relist(self, sites: Sequence[str]) -> None:
+        """The federation's sites for the next start."""
+        self._spec = replace(self._spec, listed=list(sites))
 
     def try_again(self) -> None:
         """End the pause before the next start: an obstacle may have been removed."""

@@ -309,7 +309,7 @@ def limited(mix: Mix, peers: Collection[str], most: int) -> Mix:
     left = {m: w for m, w in mix.weights.items() if m in own or m in others[:room]}
     if len(left) == len(mix.weights):
         return mix
-    if not left:
+    if not any(left.values()):
         return shared_alone("the models that predicted may not any more")
     total = sum(left.values())
     weights = {member: weight / total for member, weight in left.items()}

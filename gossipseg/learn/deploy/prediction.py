@@ -19,6 +19,7 @@ from torch import nn
 from gossipseg.learn.deploy.candidates import ValidationMembers
 from gossipseg.learn.deploy.choice import (
     GREEDY_PATIENTS,
+    OF_PEER,
     SHARES,
     Mix,
     choose,
@@ -58,10 +59,10 @@ class Prediction:
         self._run = run
         self.mix = Mix({"personal": 0.5, "shared": 0.5})
         self.peers = PeerModels()
-        self._chosen_on: str | None = None
-        """Digest of the validation cases by which the mix was chosen; None: unknown."""
+        self._chosen_by: str | None = None
+        """Digest of the cases by which the mix was chosen and scored; None: unknown."""
         self.stale = False
-        """Whether the mix was chosen among other models, or on other validation cases, than there are now."""
+        """Whether the mix was chosen among other models, or by other cases, than there are now."""
         self._kept = kept_predictions(run.settings)
         self._kept.sweep_cases(run.site.case_ids("validation"))
 
@@ -78,7 +79,6 @@ class Prediction:
         `trained`: rounds that the personal model has trained, where it needs some before it has a say; None:
         it needs none.
         """
-        self._now()
         if trained is not None and trained < LEAST_ROUNDS_OF_A_COPY:
             why = young(trained)
             scores = self.shared_alone(shared, round, why)
@@ -110,6 +110,7 @@ class Prediction:
         if members is not None:
             self.mix = replace(self.mix, peers=self._peers_alone(members, patients))
             cases = members.scores_of(self.mix.weights) or cases
+        self._now()
         single = {"personal": found.personal, "shared": found.shared}
         cases = single.get(self.mix.name, cases)
         task = self._run.settings.task
@@ -117,13 +118,15 @@ class Prediction:
 
     def _members(self, personal: nn.Module, shared: nn.Module, round: int) -> ValidationMembers:
         """All models that may predict. Predictions of others are deleted."""
-        run, held = self._run, sorted(self.peers.held.items())
+        run, held = self._run, self._held()
+        if run.settings.inference.max_members <= len(("personal", "shared")):
+            held = []
         nets: dict[str, Callable[[], nn.Module]] = {"personal": lambda: personal, "shared": lambda: shared}
         keys = {
             "personal": digest(cpu_copy(personal.state_dict())),
             "shared": digest(cpu_copy(shared.state_dict())),
         }
-        for _, peer in held:
+        for peer in held:
             nets[peer.member], keys[peer.member] = self._maker(peer), peer.hash
         how = self._how()
         keys = {member: f"{key} {how}" for member, key in keys.items()}
@@ -140,7 +143,8 @@ class Prediction:
         return lambda: peer.net(self._run.settings, self._run.compute)
 
     def _peers_alone(self, members: ValidationMembers, patients: tuple[str, ...]) -> dict[str, float | None]:
-        means = {peer.member: by_patient(members.alone(peer.member), patients) for peer in self._held()}
+        compared = [member for member in members.members if member.startswith(OF_PEER)]
+        means = {member: by_patient(members.alone(member), patients) for member in compared}
         return {member: statistics.fmean(found) if found else None for member, found in means.items()}
 
     def _held(self) -> list[PeerModel]:
@@ -161,18 +165,19 @@ class Prediction:
         return self.mix is not before
 
     def _now(self) -> None:
-        """The mix is chosen now, among the models and on the cases that are there."""
-        self._chosen_on, self.stale = self._cases(), False
+        """The mix has been chosen now, among the models and by the cases that are there."""
+        self._chosen_by, self.stale = self._cases(), False
 
     def _cases(self) -> str:
-        return digest(list(self._run.site.case_ids("validation")))
+        site = self._run.site
+        return digest([site.case_files("validation"), site.case_files("test"), self._how()])
 
     def shared_alone(self, shared: nn.Module, round: int, why: str) -> Scores:
         """Predict with the shared model alone from now on; its scores over the validation split."""
-        self._now()
         scores = self._run.score(shared, "validation", round)
         patients = self._run.site.patients("validation")
         self.mix = shared_alone(why, [case.mean for case in scores.per_case], patients)
+        self._now()
         return scores
 
     def begins_anew(self, why: str) -> None:
@@ -190,7 +195,7 @@ class Prediction:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"mix": asdict(self.mix), "mix_chosen_on": self._chosen_on, "peers": self.peers.state()}
+        return {"mix": asdict(self.mix), "mix_chosen_by": self._chosen_by, "peers": self.peers.state()}
 
     def load(self, state: Mapping[str, Any], listed: Collection[str] | None) -> None:
         """Go on from what state() gave. `listed`: sites whose models may still be held; None: all."""
@@ -199,8 +204,10 @@ class Prediction:
         self.peers.load(state.get("peers", {}))
         held = self.peers.held.items()  # a site may have been removed while this one was down
         lost = self.drop_peers({s: p.hash for s, p in held if listed is None or s in listed})
-        self._chosen_on = state.get("mix_chosen_on")
-        self.stale = lost or (self._chosen_on is not None and self._chosen_on != self._cases())
+        scored = self.mix.alone is not None or self.mix.shared is not None
+        self._chosen_by = state.get("mix_chosen_by")
+        others = self._chosen_by is not None and self._chosen_by != self._cases()
+        self.stale = lost or others or (scored and self.mix.deployed is None)
 
 
 def mixed_net(mix: Mix, nets: Mapping[str, nn.Module], output: str) -> nn.Module:

@@ -27,6 +27,7 @@ from gossipseg.algos.fedcowpro import (
     foreground_prototypes,
     scores,
 )
+from gossipseg.errors import LocalError
 from gossipseg.learn.data.dataset import Item
 from gossipseg.learn.data.labels import IGNORE
 from gossipseg.learn.evaluation.evaluate import (
@@ -230,6 +231,8 @@ def _pair(
         in_volume[name] = dice(guess, truth) if present else 0.0 if lost else None
         if not (present or lost):
             wrong[name] = int(guess.sum())
+    if bool(margins.isnan().any()):  # their label would be background, and count as a miss
+        raise LocalError(f"{query.case.id}: what is predicted of it by {support.id} is not a number.")
     if on_prediction is not None:
         on_prediction(support.id, query, margins.argmax(0).to(torch.uint8))
     return PairScore(support.id, query.case.id, in_range, in_volume, wrong)

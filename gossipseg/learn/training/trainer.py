@@ -255,7 +255,7 @@ class Trainer:
                 came = True
             except PeerRefused as e:
                 refused.append(protocol.PersonalRefused(file.site, file.hash, e.reason, e.detail))
-        ended = self.history.round > 0 and self.run.is_last(self.history.round)
+        ended = self._ended
         if not (gone or (came and ended)):
             return protocol.PersonalHeld(refused, ended)
         scores, mix = self.round_end.choose_again(self.history.round), prediction.mix
@@ -265,13 +265,21 @@ class Trainer:
 
     @property
     def choice_is_stale(self) -> bool:
-        """Whether what predicts was chosen among other models, or on other validation cases, than there are
-        now."""
-        return self.round_end.prediction is not None and self.round_end.prediction.stale
+        """Whether training has ended, and what predicts was chosen among other models, or by other cases,
+        than there are now. Before the end the next validation chooses."""
+        prediction = self.round_end.prediction
+        return prediction is not None and prediction.stale and self._ended
 
-    def choose_again(self) -> None:
-        """Choose what predicts anew, from what is there now. Raises what the gate raises."""
-        self.round_end.choose_again(self.history.round)
+    @property
+    def _ended(self) -> bool:
+        return self.history.round > 0 and self.run.is_last(self.history.round)
+
+    def choose_again(self) -> protocol.MixChosen:
+        """Choose what predicts anew, from what is there now; the caller checkpoints. Raises what the gate
+        raises."""
+        scores, mix = self.round_end.choose_again(self.history.round), self.mix
+        assert mix is not None
+        return protocol.MixChosen(mix.name, mix.reason, scores.mean, self.history.dice_test)
 
     def score_test_at_start(self, on_progress: Callable[[str, float], None]) -> None:
         """The test split before the first round (kept in the checkpoint)."""

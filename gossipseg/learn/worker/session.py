@@ -83,6 +83,8 @@ class WorkerSession:
         try:
             self._begin()
             self._link.send(self._ready())
+            if self._trainer.choice_is_stale:
+                self._choose_again()
             while True:
                 match self._link.order():
                     case protocol.StartRound() as order:
@@ -111,8 +113,6 @@ class WorkerSession:
         state, self._warning = load_checkpoint(self._store, self._contract)
         if state is not None:
             self._trainer.load(state)
-            if self._trainer.choice_is_stale:
-                self._choose_again()
         elif self._spec.report_test:
             self._trainer.score_test_at_start(self._preparing)
         if state is None:
@@ -123,10 +123,9 @@ class WorkerSession:
         self._sweep_outbox()
 
     def _choose_again(self) -> None:
-        """A model that predicted is gone, or the validation cases are others: what is told must be of now."""
-        self._preparing("choosing anew which models predict", 0.0)
-        self._trainer.choose_again()
-        self._warning = "; ".join(filter(None, [self._warning, self._checkpoint()]))
+        """A model that predicted is gone, or the cases are others: what is told must be of now."""
+        done = self._trainer.choose_again()
+        self._link.send(msgspec.structs.replace(done, warning=self._checkpoint()))
 
     def _sweep_outbox(self) -> None:
         """Remove exports that a daemon never took; the newest may still be on its way into the store.

@@ -97,3 +97,20 @@ async def test_a_warning_of_the_worker_stays_until_it_is_withdrawn(files: Federa
         r.worker.on_worker_message(done(2))
         await settled(r)
         assert r.training.warnings == {}
+
+
+async def test_what_is_said_of_a_choice_after_a_restart_is_told(files: Federation) -> None:
+    chosen = protocol.MixChosen("mix", "personal 0.50, shared 0.50", 0.5, 0.25, "checkpoint not written")
+    async with running(files) as (r, _):
+        r.worker.on_worker_message(
+            msgspec.structs.replace(READY, deployed_reason="of yesterday", dice_val=0.9)
+        )
+        r.worker.on_worker_message(chosen)
+        await settled(r)
+        assert (r.training.deployed_reason, r.training.dice_val) == (chosen.deployed_reason, 0.5)
+        assert r.training.activity == "finished" and r.training.dice_test == 0.25
+        assert r.training.warnings == {"personal": "checkpoint not written"}
+        assert "mix_chosen" in {e["event"] for e in r.events.tail(100)}
+        r.worker.on_worker_message(done(2))
+        await settled(r)
+        assert r.training.warnings == {}, "the round's checkpoint was written"

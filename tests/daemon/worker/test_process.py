@@ -74,6 +74,7 @@ class Owner:
 @dataclass(frozen=True)
 class Spec:
     state_dir: str
+    listed: list[str] | None = None
 
 
 @asynccontextmanager
@@ -402,6 +403,19 @@ async def test_a_worker_has_a_tmp_of_its_own_that_does_not_outlive_a_kill(
         await owner.until(lambda: len(owner.deaths) == MAX_QUICK_DEATHS)
         said = {message.activity for message in owner.of(protocol.Preparing)}
         assert said == {f"[] {tmp_path / 'tmp'}"}
+
+
+async def test_a_worker_that_starts_anew_is_told_of_the_sites_that_are_listed_now(tmp_path: Path) -> None:
+    script = (
+        "configured = json.loads(f.readline())\n"
+        "say('Preparing', activity=str(configured['spec'].get('listed')), fraction=0)\n"
+        "time.sleep(0.2); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    async with supervised(tmp_path, script) as (supervisor, owner):
+        await owner.until(lambda: owner.of(protocol.Preparing))
+        supervisor.relist(["north", "west"])
+        await owner.until(lambda: len(owner.deaths) >= 2 and len(owner.of(protocol.Preparing)) >= 2)
+        assert owner.of(protocol.Preparing)[-1].activity == "['north', 'west']"
 
 
 @pytest.mark.parametrize("name", ["d" * 120, "Universitätsklinikum-放射線科" * 5, "Küche 1"])

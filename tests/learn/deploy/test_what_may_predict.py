@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gossipseg.errors import ConfigError, DiskFull, LocalError, PeerRefused
 from gossipseg.learn import protocol
@@ -54,11 +56,15 @@ def finished(ward: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 class Line:
     """A daemon that asks for these, and then for the end."""
 
-    def __init__(self, orders: Sequence[Any]) -> None:
-        self.orders, self.sent = list(orders), list[Any]()
+    def __init__(self, orders: Sequence[Any], stop_after: int | None) -> None:
+        self.orders, self.sent, self.left = list(orders), list[Any](), stop_after
 
     def check(self) -> None: ...
-    def gate(self) -> None: ...
+    def gate(self) -> None:
+        if self.left == 0:
+            raise StopRequested
+        self.left = self.left - 1 if self.left is not None else None
+
     def report(self, make: Any, activity: str = "") -> None: ...
     def swap_order(self) -> None: ...
     def send(self, message: Any) -> None:
@@ -70,13 +76,13 @@ class Line:
         return self.orders.pop(0)
 
 
-def worked(spec: Any, checkpoint: str, *orders: Any) -> list[Any]:
-    """What a worker of `spec` tells that goes on from a copy of the checkpoint."""
+def worked(spec: Any, checkpoint: str, *orders: Any, stop_after: int | None = None) -> list[Any]:
+    """What a worker of `spec` tells that goes on from a copy of the checkpoint. `stop_after`: cases."""
     folder = Path(spec.state_dir) / "checkpoint"
     folder.mkdir(parents=True, mode=0o700)
     for file in (Path(checkpoint) / "checkpoint").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
-    line = Line(orders)
+    line = Line(orders, stop_after)
     WorkerSession(line, spec).run()  # type: ignore[arg-type]
     return line.sent
 
@@ -99,6 +105,7 @@ def test_the_others_take_over_what_a_member_said() -> None:
     assert fewer.deployed is None and "not validated since" in fewer.reason
     assert limited(mix, set(), 5).weights == pytest.approx({"personal": 0.6, "shared": 0.4})
     assert limited(Mix({SOUTH: 1.0}), set(), 5).name == "shared", "nobody is left of those that predicted"
+    assert limited(Mix({"personal": 0.0, SOUTH: 1.0}), set(), 5).name == "shared"
     lone = Mix({"personal": 0.5, SOUTH: 0.5})
     assert limited(lone, both, 2).weights == {"personal": 1.0}, "the shared model has its place all the same"
     assert "no validation case" in limited(Mix({"personal": 0.5, SOUTH: 0.5}), set(), 5).reason
@@ -138,13 +145,59 @@ def test_a_finished_site_tells_of_what_predicts_now(
         change = {"data": {**finished.settings.spec.data, "path": str(divided(tmp_path / "data", 6))}}
     before = finished.settings.spec
     spec = dataclasses.replace(before, state_dir=str(tmp_path / "state"), **change)
-    (ready,) = worked(spec, before.state_dir)
+    _, told = worked(spec, before.state_dir)
     deployed, scorer = load_deployment(spec), make_trainer(spec).run
-    assert deployed.reason == ready.deployed_reason and "not validated since" not in deployed.reason
-    assert ready.dice_val == pytest.approx(scorer.score(deployed.net, "validation", 2).mean)
-    assert ready.dice_test == pytest.approx(scorer.score(deployed.net, "test", 2).mean)
-    assert ready.dice_test != finished.history.dice_test or "data" in change
-    assert f"on {6 if 'data' in change else 8} patients" in ready.deployed_reason
+    assert deployed.reason == told.deployed_reason and "not validated since" not in deployed.reason
+    assert told.dice_val == pytest.approx(scorer.score(deployed.net, "validation", 2).mean)
+    assert told.dice_test == pytest.approx(scorer.score(deployed.net, "test", 2).mean)
+    assert told.dice_test != finished.history.dice_test or "data" in change
+    assert f"on {6 if 'data' in change else 8} patients" in told.deployed_reason
+    again = dataclasses.replace(spec, state_dir=str(tmp_path / "again"))
+    (ready,) = worked(again, spec.state_dir)
+    assert (ready.deployed_reason, ready.dice_val) == (told.deployed_reason, told.dice_val), "once is enough"
+
+
+@pytest.mark.parametrize("case", ["case0", "case8"], ids=["a validation label", "a test label"])
+def test_a_corrected_label_is_another_case(finished: Any, tmp_path: Path, case: str) -> None:
+    before, data = finished.settings.spec, divided(tmp_path / "data", 8)
+    spec = dataclasses.replace(before, state_dir=str(tmp_path / "1"), data={**before.data, "path": str(data)})
+    worked(spec, before.state_dir)
+    again = dataclasses.replace(spec, state_dir=str(tmp_path / "2"))
+    assert len(worked(again, spec.state_dir)) == 1, "nothing has changed"
+    label = data / "masks" / f"{case}.png"
+    Image.fromarray(1 - np.asarray(Image.open(label))).save(label)
+    corrected = dataclasses.replace(spec, state_dir=str(tmp_path / "3"))
+    _, told = worked(corrected, spec.state_dir)
+    split = "validation" if case == "case0" else "test"
+    scores = make_trainer(corrected).run.score(load_deployment(corrected).net, split, 2).mean
+    assert (told.dice_val if case == "case0" else told.dice_test) == pytest.approx(scores)
+
+
+def test_a_choice_that_is_broken_off_is_made_at_the_next_start(finished: Any, tmp_path: Path) -> None:
+    before = finished.settings.spec
+    spec = dataclasses.replace(before, state_dir=str(tmp_path / "1"), listed=["north", "east"])
+    assert len(worked(spec, before.state_dir, stop_after=3)) == 1, "it was stopped within the choice"
+    again = dataclasses.replace(spec, state_dir=str(tmp_path / "2"))
+    assert len(worked(again, spec.state_dir)) == 2
+
+
+def test_before_the_end_the_next_validation_chooses(ward: Path, finished: Any, tmp_path: Path) -> None:
+    trainer = trained(trainer_of(ward, tmp_path / "long", rounds=9))
+    trainer.round_end.prediction.peers.put(finished.round_end.prediction.peers.held["south"])
+    trained(trainer, 1)
+    store = Checkpoints(tmp_path / "long" / "checkpoint", keep=2)
+    save_checkpoint(store, trainer.state(), contract_of(trainer.settings, trainer.network_signature))
+    old = trainer.settings.spec
+    (ready,) = worked(
+        dataclasses.replace(old, state_dir=str(tmp_path / "1"), listed=["north"]), old.state_dir
+    )
+    assert SOUTH not in ready.deployed_reason and "not validated since" in ready.deployed_reason
+
+
+def test_a_checkpoint_that_does_not_say_by_which_cases_is_believed(finished: Any, tmp_path: Path) -> None:
+    trainer = make_trainer(dataclasses.replace(finished.settings.spec, state_dir=str(tmp_path)))
+    trainer.load({**finished.state(), "mix_chosen_by": None})
+    assert not trainer.choice_is_stale
 
 
 def test_nothing_is_chosen_again_where_nothing_has_changed(finished: Any, tmp_path: Path) -> None:

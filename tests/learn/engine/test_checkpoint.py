@@ -140,6 +140,7 @@ def test_a_full_disk_leaves_the_old_ones(store: Checkpoints, monkeypatch: pytest
         ({"network": {"name": "sanet", "options": {"x": 1}}}, "network.options"),
         ({"task": {"intensity": "ct_window"}}, "task.intensity"),
         ({"task": {"spacing_mm": (1.0, 2.0)}}, "task.spacing_mm"),
+        ({"task": {"orientation": "RAS"}}, "task.orientation"),
         ({"task": {"ct_window_hu": (0.0, 9.0)}}, None),  # zscore has no window
         ({"training": {"learning_rate": 0.5}}, None),
         ({"training": {"steps_per_round": 50}}, None),
@@ -155,6 +156,14 @@ def test_what_must_not_change_and_what_may(tmp_path: Path, change: dict[str, Any
 
     old, new = (contract_of(read_settings(s), "sig") for s in (spec, changed(spec)))
     assert [k for k in old if old[k] != new[k]] == ([key] if key else [])
+
+
+def test_another_window_is_another_image(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, tmp_path)
+    windows = [{"intensity": "ct_window", "ct_window_hu": w} for w in ((-160.0, 240.0), (-160.0, 90.0))]
+    found = [dataclasses.replace(spec, task={**spec.task, **window}) for window in windows]
+    one, other = (contract_of(read_settings(s), "sig")["task.intensity"] for s in found)
+    assert one != other
 
 
 # ---------------------------------------------------------------- the version before

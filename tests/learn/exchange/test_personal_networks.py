@@ -20,7 +20,7 @@ from gossipseg.learn import protocol
 from gossipseg.learn.deploy.choice import OF_PEER
 from gossipseg.learn.deploy.deployment import load_deployment
 from gossipseg.nets.params.described import OPTIONS
-from gossipseg.store import read_safetensors
+from gossipseg.store import SCALES, read_safetensors
 from tests.learn.harness import make_spec, make_trainer, stored
 
 SEGRESNET: dict[str, Any] = {"name": "segresnet", "width": 4}
@@ -165,3 +165,18 @@ def test_the_longest_header_of_a_described_network_has_room(data: Path, tmp_path
     trainer.run_round(protocol.StartRound(1))
     done = trainer.export_personal(protocol.ExportPersonal())
     assert read_safetensors(Path(done.export.path), max_header_bytes=PERSONAL_HEADER_BYTES).tensors
+
+
+def test_values_beyond_all_measure_are_refused_though_the_network_is_its_own(
+    data: Path, tmp_path: Path, sent: dict[str, protocol.PersonalFile]
+) -> None:
+    """It has no counterpart here that admission could measure it by."""
+    file = sent["south"]
+    tensors = {n: t * 1e6 if n.endswith(SCALES) else t for n, t in load_file(file.path).items()}
+    with safe_open(file.path, "pt") as opened:
+        save_file(tensors, tmp_path / "huge.safetensors", opened.metadata())
+    huge = msgspec.structs.replace(file, path=str(tmp_path / "huge.safetensors"))
+    here = trainer_of(data, tmp_path / "here", "east")
+    assert here.peers.admit(file).record is not None
+    with pytest.raises(PeerRefused, match="norm_exploded"):
+        here.peers.admit(huge)
