@@ -26,7 +26,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 from gossipseg.learn.evaluation.paired import LEAST_PATIENTS, CaseScores, by_patient, paired_drop
 
@@ -46,7 +46,8 @@ LEAST_OF_PERSONAL = 0.5
 GREEDY_STEPS = 8
 """Most additions of a member, some perhaps added again."""
 
-Member = Literal["personal", "shared"]
+OWN_MODELS = ("personal", "shared")
+"""The members that are the site's own models. They have their place among those that may predict, always."""
 CHOSEN_AMONG_OTHERS = "chosen when other models were there, and not validated since"
 OF_PEER = "personal of "
 """A peer's personal model is the member `personal of <site>`."""
@@ -305,7 +306,7 @@ def limited(mix: Mix, peers: Collection[str], most: int) -> Mix:
     """
     own = [member for member in mix.weights if not member.startswith(OF_PEER)]
     others = sorted((m for m in mix.weights if m in peers and m not in own), key=lambda m: -mix.weights[m])
-    room = max(0, most - len({*own, "personal", "shared"}))
+    room = max(0, most - len({*own, *OWN_MODELS}))
     left = {m: w for m, w in mix.weights.items() if m in own or m in others[:room]}
     if len(left) == len(mix.weights):
         return mix

@@ -20,6 +20,7 @@ from gossipseg.learn.deploy.candidates import ValidationMembers
 from gossipseg.learn.deploy.choice import (
     GREEDY_PATIENTS,
     OF_PEER,
+    OWN_MODELS,
     SHARES,
     Mix,
     choose,
@@ -118,9 +119,8 @@ class Prediction:
 
     def _members(self, personal: nn.Module, shared: nn.Module, round: int) -> ValidationMembers:
         """All models that may predict. Predictions of others are deleted."""
-        run, held = self._run, self._held()
-        if run.settings.inference.max_members <= len(("personal", "shared")):
-            held = []
+        run = self._run
+        held = self._held() if run.settings.inference.max_members > len(OWN_MODELS) else []
         nets: dict[str, Callable[[], nn.Module]] = {"personal": lambda: personal, "shared": lambda: shared}
         keys = {
             "personal": digest(cpu_copy(personal.state_dict())),

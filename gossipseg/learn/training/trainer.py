@@ -26,7 +26,7 @@ from torch import nn
 from gossipseg.algos import registry as algorithms
 from gossipseg.errors import LocalError, PeerRefused
 from gossipseg.learn import protocol
-from gossipseg.learn.deploy.choice import Mix
+from gossipseg.learn.deploy.choice import OWN_MODELS, Mix
 from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.deploy.prediction import LEAST_ROUNDS_OF_A_COPY, young
 from gossipseg.learn.engine.build import build_model, build_personal, check_features
@@ -51,9 +51,6 @@ from gossipseg.learn.training.personal import OWN, Personal
 from gossipseg.learn.training.round_end import RoundEnd
 from gossipseg.learn.training.step_loop import StepLoop
 from gossipseg.nets import registry as networks
-
-LEAST_MEMBERS = 2
-"""The models of one site that predict together: no peer's is among them."""
 
 
 class Trainer:
@@ -224,7 +221,7 @@ class Trainer:
         prediction = self.round_end.prediction
         if prediction is None or self.peers is None or not self.peers.takes:
             return False
-        return prediction.looks_wider and self.settings.inference.max_members > LEAST_MEMBERS
+        return prediction.looks_wider and self.settings.inference.max_members > len(OWN_MODELS)
 
     @property
     def held_personal(self) -> frozenset[str]:
