@@ -67,6 +67,7 @@ def _apply_swap(effect: effects.ApplySwap, path_of: PathOf) -> protocol.ApplySwa
         str(path_of(own.hash)) if own is not None else None,
         theirs.steps,
         theirs.round,
+        effect.gave,
     )
 
 

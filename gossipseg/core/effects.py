@@ -227,7 +227,9 @@ class ApplySwap:
     """w_j, the share of the partner's model; 1 for a copy."""
     theirs: ModelRef
     own: ModelRef | None
-    """The own snapshot that the partner was sent; None for a copy."""
+    """The own snapshot; None for a copy."""
+    gave: bool = False
+    """Whether the partner got it; False where a restart has forgotten."""
 
 
 @dataclass(frozen=True, slots=True)

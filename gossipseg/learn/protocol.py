@@ -157,6 +157,8 @@ class ApplySwap(_Line, frozen=True):
     """Path of the own snapshot in the store; None for a copy."""
     steps: int = 0
     round: int = 0
+    gave: bool = False
+    """Whether the partner got the own snapshot, as far as is known."""
 
 
 class ExportPersonal(_Line, frozen=True):

@@ -125,9 +125,9 @@ def test_orders_name_the_swap_and_the_files() -> None:
         swap, "b", f"/store/{theirs.hash}", theirs.hash
     )
     files = (f"/store/{theirs.hash}", theirs.hash)
-    mix = fx.ApplySwap(ID, "b", "mix", 0.75, theirs, own)
+    mix = fx.ApplySwap(ID, "b", "mix", 0.75, theirs, own, gave=True)
     assert orders.swap_order(mix, path_of) == protocol.ApplySwap(
-        swap, "b", "mix", 0.75, *files, f"/store/{own.hash}", 900, 7
+        swap, "b", "mix", 0.75, *files, f"/store/{own.hash}", 900, 7, gave=True
     )
     copy = fx.ApplySwap(ID, "b", "copy", 1.0, theirs, None)
     assert orders.swap_order(copy, path_of) == protocol.ApplySwap(

@@ -123,6 +123,7 @@ MESSAGES: list[protocol.Message] = [
         SWAP, "south", "mix", 0.25, "models/ab.safetensors", "ab", "models/cd.safetensors", 9, 2
     ),
     protocol.ApplySwap(SWAP, "south", "copy", 1.0, "models/ab.safetensors", "ab", None),
+    protocol.ApplySwap(SWAP, "south", "mix", 0.5, "a", "ab", "b", gave=True),
     protocol.SnapshotExported(SWAP, EXPORT, 3),
     protocol.SnapshotExported(SWAP, None, reason="not_finite"),
     protocol.SnapshotAdmitted(SWAP, "not_finite", "head.weight"),

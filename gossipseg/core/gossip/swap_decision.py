@@ -267,7 +267,9 @@ class SwapDecision:
         if open.stage is Stage.COMMITTED:
             if open.theirs is not None and open.part != "keep":
                 own = open.own if open.part == "mix" else None
-                effects.append(ApplySwap(open.id, open.partner, open.part, open.weight, open.theirs, own))
+                effects.append(
+                    ApplySwap(open.id, open.partner, open.part, open.weight, open.theirs, own, open.gives)
+                )
         elif open.stage is Stage.TRADING:
             if open.exports and open.own is None:
                 effects.append(ExportSnapshot(open.id))

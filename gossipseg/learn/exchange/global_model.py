@@ -93,14 +93,25 @@ class GlobalModel:
         """What the site sends: to a coordinator, or in gossip."""
         return self._algorithm.update_of(self._sent(), self.anchor)
 
-    def release(self, round: int) -> Weights:
-        """update() as it leaves the site after `round`: clipped and blurred where the settings ask for it."""
+    def release(self, round: int, *, swap: bool = False) -> Weights:
+        """update() as it leaves the site after `round`: clipped and blurred where the settings ask for it.
+
+        `swap`: it may come to nothing; what others know moves when it is applied.
+        """
         if not self._private.active:
             return self.update()
         told = self._private.of(self._travelling(), round)
-        if self._algorithm.exchanges:  # in gossip nobody else says where everybody stands
+        if self._algorithm.exchanges and not swap:  # in gossip nobody else says where everybody stands
             self._private.set_reference(told)
         return self._algorithm.update_of({**self._sent(), **told}, self.anchor)
+
+    def became(self, theirs: Weights) -> None:
+        """A peer's model was taken over: where everybody stands."""
+        self._private.set_reference(theirs)
+
+    def swapped(self, theirs: Weights, weight: float, told: Weights | None) -> None:
+        """A swap was applied. `told`: this site's own snapshot, where the partner got it."""
+        self._private.swapped(theirs, weight, told)
 
     def sent(self, update: Weights, hash: str) -> None:
         """The update is in the file with this hash: keep what did not fit into it."""

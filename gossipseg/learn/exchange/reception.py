@@ -11,6 +11,7 @@ from gossipseg.learn import protocol
 from gossipseg.learn.engine.model_state import ModelState
 from gossipseg.learn.engine.run_state import RunState
 from gossipseg.learn.exchange.admission import Admission
+from gossipseg.learn.exchange.global_model import GlobalModel
 from gossipseg.learn.exchange.guard import WINDOW, Guard, Merge, start_over
 from gossipseg.learn.exchange.visit import Visitor, admit
 from gossipseg.learn.exchange.wire_format import all_finite
@@ -40,10 +41,15 @@ class Reception:
     """The fate of the model that came, and the guard over merges that are not judged yet."""
 
     def __init__(
-        self, run: RunState, algorithm: Algorithm, model_state: ModelState, admission: Admission
+        self,
+        run: RunState,
+        algorithm: Algorithm,
+        model_state: ModelState,
+        admission: Admission,
+        global_model: GlobalModel,
     ) -> None:
         self._run, self._algorithm = run, algorithm
-        self._model_state, self._admission = model_state, admission
+        self._model_state, self._admission, self._global_model = model_state, admission, global_model
         self.guard = Guard(run, model_state)
 
     # ------------------------------------------------------------ arrival
@@ -97,6 +103,7 @@ class Reception:
             self.guard.before_merge(visitor.order.hash, visitor.order.frm, round)
             history.visits += 1
         self._model_state.become(visitor.incoming)
+        self._global_model.became(visitor.incoming)
         history.steps = min(visitor.order.steps, MAX_CLAIMED_COUNT)
         history.ahead = self._ahead_of(visitor, round)
         history.last_visit = visitor.order.hash

@@ -52,7 +52,7 @@ class Swaps:
         cases, dice = self._run.site.cases, history.dice_shared
         metadata = {"site": spec.site, "round": round, "steps": history.steps, "cases": cases}
         try:
-            update = self._global_model.release(history.round)
+            update = self._global_model.release(history.round, swap=True)
             export_wire(path, update, everything, spec.wire_dtype, {**metadata, "dice_val": dice})
         except LocalError as e:
             reason = "disk_full" if isinstance(e, DiskFull) else "not_written"
@@ -94,6 +94,7 @@ class Swaps:
         own = self._read(order.own or "", self._run.settings.spec.site)
         before = self._losses()
         add_difference(self._shared.weights(), theirs, own, order.weight)
+        self._global_model.swapped(theirs, order.weight, own if order.gave else None)
         self._applied(order)  # a stop may come in the middle of the validation, and be checkpointed
         if before is None:
             return ""
@@ -117,6 +118,7 @@ class Swaps:
         """The partner's model brings its steps and its round: the present one is the next."""
         history, training = self._run.history, self._run.settings.training
         self._shared.become(theirs)
+        self._global_model.became(theirs)
         history.steps = min(order.steps, MAX_CLAIMED_COUNT)
         ahead = max(0, min(order.round, MAX_CLAIMED_COUNT) - history.round)
         left = ahead if training.rounds is None else max(0, training.rounds - history.round - 1)

@@ -1,14 +1,20 @@
-"""Clip and noise: what leaves a site is its change, cut to a length and blurred; its own model is untouched.
+"""Clip and noise: what leaves a site is its change, cut to a length and blurred.
 
 With W the site's tensors that travel and R the reference that everybody may know (the last global model that
-the site took in; in gossip the model it released last; W_0 at the beginning), over all floating-point tensors
-together,
+the site took in; in one-way gossip the model it released last; under swaps (2); a model that was taken over;
+W_0 at the beginning), over all floating-point tensors together,
 
     Δ = W − R
     W' = R + Δ·min(1, C/‖Δ‖) + N(0, (z·C)²)          C: clip_norm, z: noise_multiplier                     (1)
 
-Whole numbers travel as they are. In gossip R is what was released, so that the clipped remainder and the
-noise do not add up: the next Δ holds what is missing, and takes the noise out again.
+Whole numbers travel as they are. In one-way gossip R is what was released, so that the clipped remainder and
+the noise do not add up: the next Δ holds what is missing, and takes the noise out again. Under swaps R is the
+part of W that others know. It moves when a swap is applied, as the model does (learn/exchange/swap.py), by
+the partner's snapshot S and its weight w,
+
+    R' = B + w·(S − B)          B: this site's own snapshot where the partner got it, else R               (2)
+
+so that W − R is what nobody has been told, and a snapshot that reached nobody moves nothing.
 
 Equation (1) is the Gaussian mechanism on the update of one release. It gives no ε here, and none is shown:
 steps, batches and the number of releases would have to be accounted for together. What it does protect:
@@ -45,13 +51,21 @@ class Release:
         return self._params.clip_norm is not None
 
     def set_reference(self, tensors: Weights) -> None:
-        """A global model was taken in, or a model released."""
+        """A global model was taken in, a model released, or one taken over."""
         if self.active:
             self.reference = {
                 name: tensor.detach().to("cpu", copy=True)
                 for name, tensor in tensors.items()
                 if tensor.is_floating_point()
             }
+
+    def swapped(self, theirs: Weights, weight: float, told: Weights | None) -> None:
+        """Equation (2). `theirs`: the partner's snapshot; `told`: the own one, where the partner got it."""
+        moved = {}
+        for name, reference in self.reference.items():
+            base = reference if told is None else told[name].detach().to("cpu", torch.float32)
+            moved[name] = base + weight * (theirs[name].detach().to("cpu", torch.float32) - base)
+        self.reference = moved
 
     def of(self, weights: Weights, round: int) -> dict[str, Tensor]:
         """W' of the tensors that travel, each on its own device."""

@@ -89,7 +89,7 @@ class Trainer:
         self.global_model = GlobalModel(
             algorithm, self.model_state, run.settings.spec, self.admission, run.settings.privacy
         )
-        self.reception = Reception(run, algorithm, self.model_state, self.admission)
+        self.reception = Reception(run, algorithm, self.model_state, self.admission, self.global_model)
         self.swaps = Swaps(run, algorithm, self.model_state, self.admission, self.global_model)
         self.steps = StepLoop(run, algorithm, self.model_state, self.global_model, self.personal)
         self.private = open_account(run, self.model_state)

@@ -135,6 +135,7 @@ def test_the_whole_of_a_swap_as_the_asker() -> None:
     [apply] = rig.of(fx.ApplySwap)
     # m = 10 here and 30 there, by both views: w_j = 3/4
     assert (apply.part, apply.weight, apply.theirs) == ("mix", 0.75, model("theirs"))
+    assert apply.gave, "the asked site has it"
     assert apply.own is not None and apply.own.hash == model("mine").hash
     rig.do(ev.SwapApplied(swap))
     assert rig.node.swap is None and rig.node.count("mixed", "b") == 1
@@ -750,9 +751,9 @@ def test_a_site_that_cannot_be_dialled_is_met_one_way() -> None:
     rig.do(ev.ModelArrived("b", model("theirs")))
     rig.do(ev.SnapshotAdmitted(swap))
     rig.asks("b", ms.SwapReady(swap))
-    assert [(a.part, a.weight) for a in rig.of(fx.ApplySwap)] == [("mix", 0.5)], (
-        "3/4 by cases, a half at most"
-    )
+    [apply] = rig.of(fx.ApplySwap)
+    assert (apply.part, apply.weight) == ("mix", 0.5), "3/4 by cases, a half at most"
+    assert not apply.gave, "the own snapshot went nowhere"
 
 
 def test_the_asker_of_a_one_way_meeting_only_gives() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,100 @@ def test_in_gossip_the_reference_is_what_was_released_and_it_survives_a_restart(
     for round in (1, 2):
         file = load_file(coordinated.run_round(protocol.StartRound(round, export=True)).export.path)
     assert distance(file, start) < 0.025  # no global model came: the reference is still W_0
+
+
+def test_what_others_know_moves_with_a_swap_that_is_applied() -> None:
+    """Equation (2) by hand: from the own snapshot where the partner got it, else from what was known."""
+    theirs, told = (
+        {"a": torch.tensor([4.0, 2.0]), "b": torch.zeros(1)},
+        {"a": torch.ones(2), "b": torch.ones(1)},
+    )
+    given, kept = (Release(PrivacyParams(clip_norm=1.0), "north", START) for _ in range(2))
+    given.swapped(theirs, 0.25, told)
+    kept.swapped(theirs, 0.25, None)
+    assert given.reference["a"].tolist() == [1.75, 1.25] and given.reference["b"].tolist() == [0.75]
+    assert kept.reference["a"].tolist() == [1.0, 0.5] and kept.reference["b"].tolist() == [0.75]
+    assert given.reference.keys() == {"a", "b"}
+
+
+def test_snapshots_that_reached_nobody_do_not_add_up(data: Path, tmp_path: Path) -> None:
+    trainer = swapping(data, tmp_path, "north")
+    start = {n: t.clone() for n, t in trainer.model_state.weights().items()}
+    for round in (1, 2, 3):
+        trainer.run_round(protocol.StartRound(round))
+        swap = protocol.Swap("north", round)
+        file = trainer.export_snapshot(protocol.ExportSnapshot(swap)).export.path
+        assert distance(load_file(file), start) < CLIP + 1e-4, "each is as near to what others know"
+    assert distance(trainer.model_state.weights(), start) > 3 * CLIP
+
+
+@pytest.mark.parametrize("gave", [True, False])
+def test_a_site_that_took_a_model_over_swaps_from_there(data: Path, tmp_path: Path, gave: bool) -> None:
+    """It had gone on to release a model near W_0, and each swap dragged both sites there."""
+    north, south = (swapping(data, tmp_path, site) for site in ("north", "south"))
+    for round in range(1, 5):
+        north.run_round(protocol.StartRound(round))
+        theirs = swapped_over(north, round)
+    south.apply_swap(protocol.ApplySwap(protocol.Swap("n", 1), "north", "copy", 1.0, theirs.path, "h", None))
+    now, start = floats(south), floats(make_trainer(swapping_spec(data, tmp_path, "east")))
+    assert distance(now, start) > 3 * CLIP
+    swap = protocol.Swap("south", 2)
+    own = south.export_snapshot(protocol.ExportSnapshot(swap)).export
+    assert distance(load_file(own.path), now) < 1e-4, "there is nothing that north does not know"
+    order = protocol.ApplySwap(swap, "north", "mix", 0.5, theirs.path, "h", own.path, gave=gave)
+    assert south.apply_swap(order).reason == ""
+    assert distance(floats(south), now) < 1e-4
+    again = make_trainer(swapping_spec(data, tmp_path, "south"))
+    again.load(south.state())
+    after = again.export_snapshot(protocol.ExportSnapshot(protocol.Swap("south", 3))).export
+    assert distance(load_file(after.path), now) < 1e-4
+
+
+def test_a_late_joiner_of_one_way_gossip_releases_from_the_model_that_it_took_over(
+    data: Path, tmp_path: Path
+) -> None:
+    north, south = (
+        make_trainer(
+            make_spec(
+                data, tmp_path / site, site=site, algorithm=GossipAverageParams(), rounds=9, privacy=given
+            )
+        )
+        for site, given in (("north", {}), ("south", {"clip_norm": CLIP}))
+    )
+    for round in (1, 2):
+        export = north.run_round(protocol.StartRound(round, export=True)).export
+    visit = protocol.Visit(export.path, "h", "north", export.steps, export.cases, 2)
+    south.run_round(protocol.StartRound(1, visit))
+    told = load_file(south.run_round(protocol.StartRound(2, export=True)).export.path)
+    assert distance(told, load_file(export.path)) < CLIP * 1.1
+
+
+CLIP = 0.02
+
+
+def swapping_spec(data: Path, folder: Path, site: str) -> Any:
+    private = {"clip_norm": CLIP, "noise_multiplier": 0.0}
+    spec = make_spec(
+        data, folder / site, site=site, algorithm=GossipAverageParams(), privacy=private, rounds=9
+    )
+    return dataclasses.replace(spec, swaps=True, wire_dtype="float32")
+
+
+def swapping(data: Path, folder: Path, site: str) -> Any:
+    return make_trainer(swapping_spec(data, folder, site))
+
+
+def floats(trainer: Any) -> dict[str, Tensor]:
+    return {n: t.clone() for n, t in trainer.model_state.weights().items() if t.is_floating_point()}
+
+
+def swapped_over(trainer: Any, number: int) -> protocol.Export:
+    """Its snapshot, as told to a partner with the same: what others know follows the model step by step."""
+    swap = protocol.Swap("north", number)
+    own = trainer.export_snapshot(protocol.ExportSnapshot(swap)).export
+    order = protocol.ApplySwap(swap, "x", "mix", 0.5, own.path, "h", own.path, gave=True)
+    assert trainer.apply_swap(order).reason == ""
+    return own
 
 
 def test_unknown_settings_are_refused(data: Path, tmp_path: Path) -> None:
