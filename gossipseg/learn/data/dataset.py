@@ -54,6 +54,7 @@ class Dataset:
     ) -> None:
         self.task, self.splits, self.rule = task, splits, rule or label_rule(task)
         self._items: dict[tuple[str, int], Item] = {}
+        self._seen: dict[tuple[str, int], tuple[str, ...]] = {}
 
     @classmethod
     def open(cls, spec: WorkerSpec, on_progress: OnProgress = lambda activity, fraction: None) -> Dataset:
@@ -75,7 +76,7 @@ class Dataset:
         total, values = sum(splits.counts.values()), FileValues()
         for done, (split, index, case) in enumerate(data._all()):
             on_progress(f"reading {split} case {case.id}", done / total)
-            item = load_item(case, task, rule)
+            item = data._load(split, index)
             values.update(item.file_values)
             if split == "training":
                 item = replace(item, truth=None)
@@ -88,8 +89,19 @@ class Dataset:
 
     def keep_all(self) -> None:
         """Read every case now, and keep it in memory."""
-        for split, index, case in self._all():
-            self._items[split, index] = load_item(case, self.task, self.rule)
+        for split, index, _ in self._all():
+            self._items[split, index] = self._load(split, index)
+
+    def _load(self, split: SplitName, index: int) -> Item:
+        case = self.splits.of(split)[index]
+        self._seen[split, index] = seen_of(case)
+        return load_item(case, self.task, self.rule)
+
+    def seen(self, split: SplitName) -> list[tuple[str, ...]]:
+        """Name, patient, and size and time of the files of each case, as they were when it was read: others
+        where the case has changed since."""
+        cases = enumerate(self.splits.of(split))
+        return [self._seen.get((split, index)) or seen_of(case) for index, case in cases]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -99,7 +111,7 @@ class Dataset:
     def item(self, split: SplitName, index: int) -> Item:
         """One case, from the cache or read anew."""
         cached = self._items.get((split, index))
-        return cached if cached is not None else load_item(self.splits.of(split)[index], self.task, self.rule)
+        return cached if cached is not None else self._load(split, index)
 
     def items(self, split: SplitName) -> Iterator[Item]:
         """The cases of a split, in the order of the data list."""
@@ -111,6 +123,19 @@ class Dataset:
             index = counters.get(split, 0)
             counters[split] = index + 1
             yield split, index, case
+
+
+def seen_of(case: Case) -> tuple[str, ...]:
+    """Name, patient, and size and time of each file of a case; of a folder, of the files in it."""
+    found = [case.id, str(case.patient)]
+    for file in (*case.files, *([case.label] if case.label is not None else [])):
+        for part in sorted(file.rglob("*")) if file.is_dir() else [file]:
+            try:
+                stat = part.stat()
+                found.append(f"{part.name} {stat.st_size} {stat.st_mtime_ns}")
+            except OSError:  # who reads it says so
+                found.append("")
+    return tuple(found)
 
 
 def load_item(case: Case, task: TaskParams, rule: LabelRule | None = None) -> Item:

@@ -337,6 +337,8 @@ def only(mix: Mix) -> Mix:
     if lost is not None:
         together = "both" if len(mix.weights) == 2 else f"all {len(mix.weights)}"
         why += f": validation Dice {mix.deployed:.4f} with {together}, {lost:+.4f} against this one"
+    elif mix.alone is not None or mix.shared is not None:
+        why += f"; what is lost is not known: {CHOSEN_AMONG_OTHERS}"
     own = {"personal": mix.alone, "shared": mix.shared, **mix.peers}.get(best)
     return replace(mix, weights={best: 1.0}, why=why, deployed=own, standard_error=None)
 

@@ -169,8 +169,7 @@ class Prediction:
         self._chosen_by, self.stale = self._cases(), False
 
     def _cases(self) -> str:
-        site = self._run.site
-        return digest([site.case_files("validation"), site.case_files("test"), self._how()])
+        return digest([*self._run.site.seen(), self._how()])
 
     def shared_alone(self, shared: nn.Module, round: int, why: str) -> Scores:
         """Predict with the shared model alone from now on; its scores over the validation split."""

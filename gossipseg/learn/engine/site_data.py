@@ -187,9 +187,10 @@ class SiteData:
         """Names of all cases of a split."""
         return tuple(case.id for case in self._data.splits.of(split))
 
-    def case_files(self, split: SplitName) -> list[tuple[str, ...]]:
-        """Name, patient, and size and time of the files of each case: others where the case has changed."""
-        return [_seen_of(case) for case in self._data.splits.of(split)]
+    def seen(self) -> tuple[object, ...]:
+        """What the scores of validation and test cases were counted by: their files as they were when they
+        were read, and how labels are read."""
+        return (self._data.seen("validation"), self._data.seen("test"), repr(self._data.rule))
 
     def predict(self, net: nn.Module, item: Item) -> Tensor:
         """Logits (K, *spatial) of a case; within scoring()."""
@@ -232,14 +233,3 @@ class SiteData:
     def _scored(self, split: SplitName) -> tuple[Case, ...]:
         """The cases that `score` returns, in its order."""
         return tuple(case for case in self._data.splits.of(split) if case.label is not None)
-
-
-def _seen_of(case: Case) -> tuple[str, ...]:
-    found = [case.id, str(case.patient)]
-    for file in (*case.files, *([case.label] if case.label is not None else [])):
-        try:
-            stat = file.stat()
-            found.append(f"{stat.st_size} {stat.st_mtime_ns}")
-        except OSError:  # who reads it says so
-            found.append("")
-    return tuple(found)

@@ -33,10 +33,11 @@ class KeptPredictions:
             return None
 
     def put(self, model: str, case: str, image: Tensor, logits: Tensor) -> None:
-        """Keep them, if there is room."""
+        """Keep them, if there is room. Those of an earlier image of this case are deleted."""
         size = logits.numel() * logits.element_size()
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._sweep_images(case, self._path(model, case, image))
             if self._bytes() + size > self._most_bytes:
                 return
             path = self._path(model, case, image)
@@ -60,6 +61,13 @@ class KeptPredictions:
         kept = {_short(c) for c in cases}
         for file in self._files():
             if file.stem.split("-")[0] not in kept:
+                file.unlink(missing_ok=True)
+
+    def _sweep_images(self, case: str, path: Path) -> None:
+        """Delete what any model predicted for another image of the case than the one in `path`."""
+        image = path.stem.rpartition("-")[2]
+        for file in self._folder.glob(f"{_short(case)}-*{SUFFIX}"):
+            if file.stem.rpartition("-")[2] != image:
                 file.unlink(missing_ok=True)
 
     def _files(self) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from gossipseg.learn.bundle import Predictor
 from gossipseg.learn.commands.evaluate import evaluate_case
 from gossipseg.learn.commands.predict import predict_labels
 from gossipseg.learn.data.cases import Case
+from gossipseg.learn.data.dataset import seen_of
 from gossipseg.learn.deploy.choice import OF_PEER, Mix, best_single, limited, only
 from gossipseg.learn.deploy.deployment import load_deployment
 from gossipseg.learn.engine.checkpoint import contract_of, save_checkpoint
@@ -114,6 +115,7 @@ def test_the_others_take_over_what_a_member_said() -> None:
 def test_the_best_single_model_is_known_though_the_mix_was_not_validated() -> None:
     mix = Mix({"personal": 0.2, "shared": 0.8}, alone=0.9, shared=0.5)
     assert best_single(mix) == ("personal", None) and only(mix).weights == {"personal": 1.0}
+    assert "what is lost is not known: chosen when other models were there" in only(mix).why
 
 
 def test_a_removed_site_s_model_does_not_predict_though_the_checkpoint_has_it(finished: Any) -> None:
@@ -171,6 +173,44 @@ def test_a_corrected_label_is_another_case(finished: Any, tmp_path: Path, case: 
     split = "validation" if case == "case0" else "test"
     scores = make_trainer(corrected).run.score(load_deployment(corrected).net, split, 2).mean
     assert (told.dice_val if case == "case0" else told.dice_test) == pytest.approx(scores)
+
+
+def test_a_label_that_is_corrected_while_training_runs_is_another_case_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    """The scores are of the label that was read, whatever lies in the folder when the choice is made."""
+    data = divided(tmp_path / "data", 8)
+    trainer = trainer_of(data, tmp_path / "0", rounds=2, report_test=True)
+    label = data / "masks" / "case0.png"
+    Image.fromarray(1 - np.asarray(Image.open(label))).save(label)
+    trained(trainer)
+    store = Checkpoints(tmp_path / "0" / "checkpoint", keep=2)
+    save_checkpoint(store, trainer.state(), contract_of(trainer.settings, trainer.network_signature))
+    before = trainer.settings.spec
+    spec = dataclasses.replace(before, state_dir=str(tmp_path / "1"))
+    _, told = worked(spec, before.state_dir)
+    scored = make_trainer(spec).run.score(load_deployment(spec).net, "validation", 2).mean
+    assert told.dice_val == pytest.approx(scored) != trainer.history.dice_val
+
+
+def test_labels_that_are_read_otherwise_are_other_cases(finished: Any, tmp_path: Path) -> None:
+    before = finished.settings.spec
+    spec = dataclasses.replace(before, state_dir=str(tmp_path / "1"), data={**before.data, "ignore_label": 1})
+    _, told = worked(spec, before.state_dir)
+    assert told.dice_val != finished.history.dice_val
+
+
+def test_a_file_that_changes_within_a_folder_is_seen(tmp_path: Path) -> None:
+    slices = tmp_path / "series"
+    slices.mkdir()
+    for name in ("1.dcm", "2.dcm"):
+        (slices / name).write_bytes(b"0123")
+    case = Case("first", slices, None)
+    before = seen_of(case)
+    assert seen_of(case) == before
+    (slices / "2.dcm").write_bytes(b"01234")
+    assert seen_of(case) != before
+    assert seen_of(Case("first", tmp_path / "missing", None))[2:] == ("",)
 
 
 def test_a_choice_that_is_broken_off_is_made_at_the_next_start(finished: Any, tmp_path: Path) -> None:
@@ -327,4 +367,8 @@ def test_kept_predictions_take_no_more_than_their_room(tmp_path: Path) -> None:
     for case in ("a", "b", "c"):
         kept.put("model", case, image, logits)
     held = [case for case in ("a", "b", "c") if kept.get("model", case, image) is not None]
+    other = torch.ones(1, 4, 4)
+    kept.put("another model", "a", other, logits)
+    assert kept.get("model", "a", image) is None, "the earlier image's prediction went with it"
+    assert kept.get("another model", "a", other) is not None
     assert held == ["a"] and sum(f.stat().st_size for f in tmp_path.iterdir()) <= 300
