@@ -130,7 +130,16 @@ def assemble(setup: NodeSetup) -> Parts:
     )
     ctx.persist = memory.persist
     wellness = Wellness(
-        ctx, setup.membership, membership, setup.gossip, gossip, rounds, setup.exchange, swaps
+        ctx,
+        setup.membership,
+        membership,
+        setup.gossip,
+        gossip,
+        rounds,
+        setup.exchange,
+        budget,
+        setup.exchange_at,
+        swaps,
     )
     membership.watchers.append(wellness.on_change)
     file_router = FileRouter(ctx, membership, gossip, rounds, wellness, swaps, personal)

@@ -40,7 +40,8 @@ class FileRouter:
 
     def ended(self, event: events.TransferDone | events.TransferFailed) -> bool:
         """Handle the end of a transfer to another site; False: no such transfer."""
-        self.wellness.sent(self._receiver(event.id), event)
+        personal = self.personal is not None and event.id in self.personal.serving.transfers
+        self.wellness.sent(self._receiver(event.id), event, personal=personal)
         if self.rounds is not None and self.rounds.on_transfer(event):
             return True
         if self.swaps is not None and self.swaps.trade.on_transfer(event):
@@ -58,7 +59,7 @@ class FileRouter:
             self.gossip.inbox.began(event.frm, event.hash, self.ctx.now)
 
     def arrived(self, event: events.ModelArrived) -> None:
-        self.wellness.took(event.frm)
+        self.wellness.took(event.frm, personal=self._is_personal(event.frm, event.model.hash))
         if self.swaps is not None and self.swaps.trade.on_arrived(event):
             return
         if self.personal is not None and self.personal.fetching.arrived(event):
@@ -75,6 +76,12 @@ class FileRouter:
             return
         if self.rounds is None or not self.rounds.downloads.broken(event):
             self.gossip.on_broken(event)
+
+    def _is_personal(self, frm: Site, hash: str) -> bool:
+        """Whether a file is a personal model that this site asked for."""
+        if self.swaps is not None and self.swaps.trade.expects(frm, hash) is not None:
+            return False
+        return self.personal is not None and self.personal.fetching.expects(frm, hash) is not None
 
     def _receiver(self, id: int) -> Site:
         """The site that a transfer goes to; "" where no transfer has this number."""

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gossipseg.core.budget import Budget
 from gossipseg.core.context import Context
 from gossipseg.core.events import RequestFailed, TransferDone, TransferFailed
+from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.gossip.exchange import GossipExchange
 from gossipseg.core.gossip.swap import SwapExchange
 from gossipseg.core.membership.member import FailureRun, Member
@@ -28,6 +30,8 @@ FAILING_S = 10.0
 FAILED_TRANSFERS = 3
 QUIET_ROUNDS = 20
 """Exchanges that were due without a model sent, received or made in common that are a concern …"""
+QUIET_SHARE, LEAST_QUIET = 1 / 3, 5
+"""… or this share of all of a short training's, if that is fewer; so many at least …"""
 QUIET_DRAWS = 10.0
 """… where chance draws the sender: the multiple of the average wait, if that is more."""
 WATCHED_SITES = 8
@@ -85,11 +89,14 @@ class Wellness:
         gossip: GossipExchange,
         rounds: Rounds | None,
         exchange: str,
+        budget: Budget,
+        times: ExchangeTimes,
         swaps: SwapExchange | None = None,
     ) -> None:
         self._ctx, self._membership = ctx, membership
         self._gossip_params, self._gossip, self._rounds = gossip_params, gossip, rounds
         self._exchange, self._swaps = exchange, swaps
+        self._budget, self._times = budget, times
         self.grace_s = max(MIN_GRACE_S, GRACE_INTERVALS * params.push_pull_interval_s)
         self._started: float | None = None
         self._sent, self._received = _Mark(), _Mark()
@@ -138,9 +145,9 @@ class Wellness:
             for run in (member.calls, member.deaf, member.sends, member.takes):
                 run.ends()
 
-    def sent(self, to: Site, event: TransferDone | TransferFailed) -> None:
-        """Note the end of a model's transfer to `to`."""
-        if isinstance(event, TransferDone):
+    def sent(self, to: Site, event: TransferDone | TransferFailed, *, personal: bool = False) -> None:
+        """Note the end of a model's transfer to `to`. A personal model is no exchange."""
+        if isinstance(event, TransferDone) and not personal:
             self._set(self._sent)
         member = self._membership.members.get(to)
         if member is None:
@@ -151,9 +158,10 @@ class Wellness:
             reason = f"{event.reason}: {event.detail}" if event.detail else event.reason
             member.sends.fails(self._ctx.now, reason)
 
-    def took(self, frm: Site) -> None:
-        """Note the arrival of a model from `frm`."""
-        self._set(self._received)
+    def took(self, frm: Site, *, personal: bool = False) -> None:
+        """Note the arrival of a model from `frm`. A personal model is no exchange."""
+        if not personal:
+            self._set(self._received)
         if (member := self._membership.members.get(frm)) is not None:
             member.takes.ends()
 
@@ -242,12 +250,22 @@ class Wellness:
                 "nothing_received", "received", self._received, min(1.0, rate), expected
             )
 
+    @property
+    def _most_quiet(self) -> int:
+        """Exchanges that may be due and come to nothing before it is a concern."""
+        last = self._budget.last
+        if math.isinf(last):
+            return QUIET_ROUNDS
+        share = math.ceil(QUIET_SHARE * self._times.until(int(last)))
+        return min(QUIET_ROUNDS, max(LEAST_QUIET, share))
+
     def _quiet_way(
         self, code: Code, word: str, mark: _Mark, chance: float, expected: list[Member]
     ) -> Iterator[Concern]:
         if mark.round is None:
             return
-        quiet, limit = self._due - mark.due, max(QUIET_ROUNDS, math.ceil(QUIET_DRAWS / chance))
+        draws = math.ceil(QUIET_DRAWS / chance) if chance < 1 else 0
+        quiet, limit = self._due - mark.due, max(self._most_quiet, draws)
         rounds = self._ctx.info.round - max(mark.round, self._gossip_params.warmup_rounds)
         if quiet >= limit and not self._others_are_slower(mark, limit * rounds / quiet):
             of = "rounds" if quiet == rounds else "exchanges that were due"
@@ -256,7 +274,7 @@ class Wellness:
     def _no_swaps(self, code: Code, word: str, mark: _Mark, expected: list[Member]) -> Iterator[Concern]:
         """Exchanges that were due and came to nothing: in the rounds between them silence is no news."""
         quiet = self._due - mark.due
-        if mark.round is not None and quiet >= QUIET_ROUNDS:
+        if mark.round is not None and quiet >= self._most_quiet:
             text = f"no model was {word} in the last {quiet} exchanges that were due; {_standing(expected)}"
             yield Concern(code, "", text)
 
@@ -274,7 +292,7 @@ class Wellness:
 
     def _uncommon(self, rounds: Rounds, expected: list[Member]) -> Iterator[Concern]:
         quiet = rounds.due_since_commit
-        if quiet is not None and quiet >= QUIET_ROUNDS and not rounds.schedule.hopeless:
+        if quiet is not None and quiet >= self._most_quiet and not rounds.schedule.hopeless:
             of = "rounds of this site" if rounds.each_round else "exchanges that were due"
             text = f"no global model in the last {quiet} {of}; {_standing(expected)}"
             yield Concern("no_common_model", "", text)

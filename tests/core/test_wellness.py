@@ -13,6 +13,8 @@ from gossipseg.core.exchange_times import ExchangeTimes
 from gossipseg.core.params import GossipParams, MembershipParams, RoundsParams, membership_preset
 from gossipseg.core.types import Phase, SwapTerms, listing
 from gossipseg.core.wellness import FAILED_TRANSFERS, QUIET_ROUNDS, lists_text
+from tests.core.personal.test_personal import EVERY, at_work, fetch, fetching, personal, receive
+from tests.core.personal.test_personal import rig as personal_rig
 from tests.core.rig import PRINT, TRAINING, Rig, alive, model, phase
 
 
@@ -262,6 +264,46 @@ def test_under_swaps_the_exchanges_that_were_due_are_counted() -> None:
     assert 3 * QUIET_ROUNDS - 2 <= n <= 3 * QUIET_ROUNDS
     assert codes(rig) == {"nothing_sent", "nothing_received"}
     assert f"in the last {QUIET_ROUNDS} exchanges that were due; b is alive" in text(rig, "nothing_sent")
+
+
+@pytest.mark.parametrize(("length", "limit"), [(30, 5), (90, 10), (600, QUIET_ROUNDS)])
+@pytest.mark.parametrize("exchange", ["swap", "push"])
+def test_in_a_short_training_fewer_exchanges_are_waited_for(exchange: str, length: int, limit: int) -> None:
+    """A third of all, five at least: ten exchanges in all would never come to twenty without a model."""
+    gossip = GossipParams(exchange=exchange, warmup_rounds=0, sender_rate=1.0)  # type: ignore[arg-type]
+    rig = training("b", gossip=gossip, exchange_at=ExchangeTimes(3), rounds=length, federation_rounds=length)
+    rig.hears("b", info=replace(TRAINING, round=1000))
+    n = 0
+    while codes(rig) == set() and n < length:
+        rig.round_done()
+        if exchange == "swap":
+            refuse(rig)
+        n += 1
+    assert codes(rig) == {"nothing_sent", "nothing_received"}
+    assert f"in the last {limit} exchanges that were due" in text(rig, "nothing_received")
+
+
+def test_a_personal_model_that_is_fetched_or_served_is_no_exchange() -> None:
+    rig = at_work(personal_rig("b", gossip=replace(EVERY, warmup_rounds=0, sender_rate=1.0)))
+    rig.hears("b", info=replace(TRAINING, round=1000))
+    served = fetched = n = 0
+    while codes(rig) == set() and n < 2 * QUIET_ROUNDS:
+        rig.round_done()
+        n += 1
+        requests = fetching(rig)
+        if rig.of(fx.ExportPersonal):
+            rig.do(ev.PersonalExported(personal(f"mine {n}"), rig.node.round))
+        for site, request in requests.items():
+            receive(rig, site, personal(f"theirs {n}"), request)
+            rig.do(ev.PersonalHeld())
+            fetched += 1
+        rig.asks("b", fetch())
+        if (named := rig.reply().model) is not None:
+            rig.asks("b", fetch(named.hash))
+            rig.do(ev.TransferDone(rig.of(fx.StartTransfer)[0].id))
+            served += bool(rig.notes("personal_sent"))
+    assert served > 3 and fetched > 3
+    assert n == QUIET_ROUNDS and codes(rig) == {"nothing_sent", "nothing_received"}
 
 
 def test_exchanges_that_are_seldom_due_are_counted_and_not_rounds() -> None:
