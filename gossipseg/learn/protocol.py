@@ -380,6 +380,9 @@ class SwapApplied(_Line, frozen=True):
     frm: str = ""
     harm: str = ""
     """Why the last swaps with `frm` did harm here; "" where they did not."""
+    deployed: str = ""
+    """After a copy what predicts now, as in RoundDone, not validated yet; "" where that has not changed."""
+    deployed_reason: str = ""
 
 
 class PersonalExported(_Line, frozen=True):

@@ -127,7 +127,7 @@ MESSAGES: list[protocol.Message] = [
     protocol.SnapshotExported(SWAP, EXPORT, 3),
     protocol.SnapshotExported(SWAP, None, reason="not_finite"),
     protocol.SnapshotAdmitted(SWAP, "not_finite", "head.weight"),
-    protocol.SwapApplied(SWAP, steps=40, ahead=1),
+    protocol.SwapApplied(SWAP, steps=40, ahead=1, deployed="shared", deployed_reason="shared alone"),
     protocol.ExportPersonal(),
     protocol.HoldPersonal([protocol.PersonalFile("south", "models/ab.safetensors", "ab", 10)]),
     protocol.PersonalExported(EXPORT, 10),

@@ -74,6 +74,15 @@ class WorkerView:
         self.warn("worker", message.warning)
         self.warn("personal", "")
 
+    def copied(self, message: protocol.SwapApplied) -> None:
+        """A peer's model was taken over: nothing has been validated since."""
+        if message.deployed:
+            self.deployed, self.deployed_reason, self.dice_val = (
+                message.deployed,
+                message.deployed_reason,
+                None,
+            )
+
     def chosen(self, message: protocol.PersonalHeld | protocol.MixChosen, *, ended: bool) -> None:
         """The mix was chosen again, from the models that are here now. `ended`: training has."""
         self.begin("finished" if ended else "waiting", 1.0 if ended else 0.0)

@@ -176,6 +176,7 @@ class WorkerDialogue:
                     if reason:  # it may name a file, which no recording of the core may hold
                         more = {"asker": swap.asker, "number": swap.number, "detail": detail}
                         self._owner.note("swap_not_applied", reason=reason, **more)
+                    self._training.copied(news)
                     if (harmful := orders.harmful_peer(news)) is not None:
                         self._owner.inject(harmful)  # first: the next swap is with another peer
                     self._owner.inject(orders.swap_applied(news))

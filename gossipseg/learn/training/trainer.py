@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -201,6 +202,8 @@ class Trainer:
         done = self.swaps.apply(order)
         if fresh and order.part == "copy" and not done.reason:
             self._copy_personal(self.history.round + 1, order.hash)
+            if (mix := self.mix) is not None:
+                done = msgspec.structs.replace(done, deployed=mix.name, deployed_reason=mix.reason)
         return done
 
     # ------------------------------------------------------------ personal models, while idle

@@ -114,3 +114,21 @@ async def test_what_is_said_of_a_choice_after_a_restart_is_told(files: Federatio
         r.worker.on_worker_message(done(2))
         await settled(r)
         assert r.training.warnings == {}, "the round's checkpoint was written"
+
+
+async def test_after_a_copy_status_does_not_tell_of_the_model_before(files: Federation) -> None:
+    swap = protocol.Swap("south", 1)
+    async with running(files) as (r, _):
+        r.worker.on_worker_message(
+            msgspec.structs.replace(READY, deployed="mix", deployed_reason="of yesterday", dice_val=0.9)
+        )
+        r.worker.on_worker_message(protocol.SwapApplied(swap, steps=40))
+        await settled(r)
+        assert (r.training.deployed_reason, r.training.dice_val) == ("of yesterday", 0.9)
+        told = protocol.SwapApplied(
+            swap, deployed="shared", deployed_reason="shared alone, because it is new"
+        )
+        r.worker.on_worker_message(told)
+        await settled(r)
+        assert (r.training.deployed, r.training.deployed_reason) == ("shared", told.deployed_reason)
+        assert r.training.dice_val is None
