@@ -148,6 +148,7 @@ def test_two_jobs_come_to_the_figures_of_one(compared: Path, hospitals: Path, tm
 
 def test_the_report_is_one_file_that_says_who_does_not_win(compared: Path) -> None:
     page = (compared / "report.html").read_text()
+    assert "What each site deploys" in page and "deployed 0." in page
     assert "<script" not in page
     assert "http" not in page.replace("data:image", "")
     assert "Dice measures how well" in page

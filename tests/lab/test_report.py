@@ -303,3 +303,11 @@ def test_what_each_method_found_is_counted_over_sites_and_repetitions() -> None:
     assert "What each method found" in pages.render("comparison_found.html", words=words, **html.found(doc))
     earlier = pages.render("comparison_found.html", words=words, **html.found(TWO_SITES))
     assert not earlier.strip(), "results of an earlier version"
+
+
+def test_what_each_site_deploys_is_told_in_one_line() -> None:
+    line = "alone 0.80, deployed 0.82, gain +0.02 ± 0.01 on 5 patients; personal 0.50, shared 0.50"
+    mixed = row("gcml", 1, "a", {"p": 0.5}, split=1, deployed={"name": "mix", "reason": line})
+    earlier = row("gcml", 0, "a", {"p": 0.5}, deployed={"name": "mix"})
+    heading, rows = table.deployed_table(document(row("local", 0, "a", {"p": 0.5}), earlier, mixed))
+    assert rows == [("gcml", "a", "1", "1", line)] and len(heading) == 5

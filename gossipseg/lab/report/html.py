@@ -64,6 +64,7 @@ def render(
         gain_table=table.gain_table(summaries),
         exchange_picture=plots.exchange(document),
         likeness=_likeness(document),
+        deployed_table=table.deployed_table(document),
         case_rows=_case_rows(document),
         command=" ".join(document["command"]),
         versions=", ".join(f"{k} {v}" for k, v in document["versions"].items()),

@@ -79,6 +79,17 @@ def found_table(document: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
     return ("algorithm", "class", "detected", "missed", "false alarms", "voxels", "HD95", "w/o missed"), rows
 
 
+def deployed_table(document: Mapping[str, Any]) -> tuple[Row, Sequence[Row]]:
+    """Heading and rows: what each site deployed at the end of each run, where two models trained. There are
+    no rows for results of earlier versions."""
+    rows = [
+        (row["algorithm"], row["site"], str(row.get("split", 0)), str(row["seed"]), row["deployed"]["reason"])
+        for row in document["runs"]
+        if row.get("deployed", {}).get("reason")
+    ]
+    return ("algorithm", "site", "split", "seed", "by validation"), rows
+
+
 def gain_table(summaries: Sequence[Summary]) -> tuple[Row, Sequence[Row]]:
     """Heading and rows: differences with intervals, the worst site, bytes, gradients.
 

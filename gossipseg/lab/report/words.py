@@ -58,6 +58,11 @@ HD95 = (
     "where the images carry no size: smaller is better. An image in which nothing was outlined counts with "
     "its diagonal."
 )
+DEPLOYED = (
+    "Where a site trains two models, both predict together, with weights that its validation images chose. "
+    "“alone” is the Dice of its own model on these images, “deployed” that of what predicts, and the gain "
+    "stands with its standard error over patients."
+)
 FOUND = (
     "Of the test images whose label holds a structure, how many the outline touches (detected) or not "
     "(missed); of those whose label does not hold it, in how many it was outlined all the same (false "

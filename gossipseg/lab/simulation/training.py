@@ -277,7 +277,9 @@ class Training:
     def deployed(self) -> dict[str, Any]:
         """The last decision on the deployed model, for a row of results; empty where there is no choice."""
         mix = self.trainer.mix
-        return {} if mix is None else {"deployed": {"name": mix.name, **dataclasses.asdict(mix)}}
+        if mix is None:
+            return {}
+        return {"deployed": {"name": mix.name, "reason": mix.reason, **dataclasses.asdict(mix)}}
 
     @property
     def curve(self) -> list[tuple[int, float | None]]:

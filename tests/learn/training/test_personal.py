@@ -76,6 +76,35 @@ def test_in_gossip_it_is_what_local_gives(
         assert not same(trainer.model_state.weights(), trainer.personal.model_state.weights())
 
 
+@pytest.mark.parametrize("dtype", ["int8", "float16"])
+def test_under_swaps_between_steps_it_is_what_local_gives(data: Path, tmp_path: Path, dtype: str) -> None:
+    """The default: swaps come while both models train, and the mutual term goes on."""
+    algorithm, more = GcmlParams(lambda_=0.5, lambda_ramp_rounds=0), {"network": {"dropout": 0.2}}
+
+    def swapping(site: str) -> Any:
+        spec = make_spec(data, tmp_path / site, site=site, algorithm=algorithm, training=ALWAYS, **more)
+        return make_trainer(dataclasses.replace(spec, swaps=True, wire_dtype=dtype))
+
+    north, south = swapping("north"), swapping("south")
+    applied = iter(range(1, 10**6))
+
+    def swap() -> None:
+        if north.history.step not in (1, 3):
+            return
+        swap = protocol.Swap("north", next(applied))
+        own, theirs = (t.export_snapshot(protocol.ExportSnapshot(swap)).export for t in (north, south))
+        order = protocol.ApplySwap(swap, "south", "mix", 0.5, theirs.path, "h", own.path, gave=True)
+        assert north.apply_swap(order).reason == ""
+
+    north.run.between_steps = swap
+    for number in (1, 2, 3):
+        south.run_round(protocol.StartRound(number))
+        north.run_round(protocol.StartRound(number))
+    assert next(applied) > 3
+    check_alike(north.personal, alone(data, tmp_path / "a", 3, **more))
+    assert not same(north.model_state.weights(), north.personal.model_state.weights())
+
+
 @pytest.mark.parametrize("mutual", ["shared", "both"])
 def test_what_the_contrast_goes_by_changes_the_shared_model(
     data: Path, tmp_path: Path, guest: protocol.Visit, mutual: Any
