@@ -31,7 +31,7 @@ FAILED_TRANSFERS = 3
 QUIET_ROUNDS = 20
 """Exchanges that were due without a model sent, received or made in common that are a concern …"""
 QUIET_SHARE, LEAST_QUIET = 1 / 3, 5
-"""… or this share of all of a short training's, if that is fewer; so many at least …"""
+"""… or this share of all of a short training's, if that is fewer, and LEAST_QUIET at least …"""
 QUIET_DRAWS = 10.0
 """… where chance draws the sender: the multiple of the average wait, if that is more."""
 WATCHED_SITES = 8

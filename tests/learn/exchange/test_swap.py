@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gossipseg.algos.params import GcmlParams
+from gossipseg.algos.params import GcmlParams, GossipAverageParams
 from gossipseg.learn import protocol
 from gossipseg.learn.exchange.swap import add_difference
 from tests.learn.harness import make_spec, make_trainer, same, worker
@@ -129,6 +130,23 @@ def test_with_dp_no_partner_is_told_of(data: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(north.site, "losses", lambda *a, **k: pytest.fail("it is not even measured"))
     assert north.apply_swap(mix(ours, theirs, 0.5)).harm == ""
     assert north.history.last_swap == ("north", 1)
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_goes_with_a_model_tells_nothing_of_the_mix(data: Path, tmp_path: Path, private: bool) -> None:
+    """Neither weights nor members: under dp they would tell of data that are not accounted for."""
+    more: dict[str, Any] = {"algorithm": GossipAverageParams(), "training": {"personal": "always"}}
+    if private:
+        pytest.importorskip("opacus")
+        more["privacy"] = {"dp": {"noise_multiplier": 1.0, "delta": 0.1}, "seed": 3}
+    north = trainer_of(data, tmp_path, "north", **more)
+    update = north.run_round(protocol.StartRound(1, export=True)).export
+    (snapshot,) = snapshots(north)
+    for file in (update.path, snapshot.path):
+        with safe_open(file, "pt") as opened:
+            metadata = opened.metadata()
+        assert set(metadata) == {"gossipseg", "site", "round", "steps", "cases", "dice_val"}
+        assert float(metadata["dice_val"]) == pytest.approx(north.history.dice_shared)
 
 
 def test_a_young_site_takes_the_partners_model_over(data: Path, tmp_path: Path) -> None:
