@@ -46,7 +46,7 @@ def swap_order(
     """Make an order of a swap."""
     match effect:
         case effects.ExportSnapshot():
-            return protocol.ExportSnapshot(_swap(effect.swap))
+            return protocol.ExportSnapshot(_swap(effect.swap), effect.keeps)
         case effects.AdmitSnapshot(model=model):
             return protocol.AdmitSnapshot(
                 _swap(effect.swap), effect.frm, str(path_of(model.hash)), model.hash

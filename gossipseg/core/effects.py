@@ -200,6 +200,8 @@ class ExportSnapshot:
     is events.SnapshotExported. After a restart of the worker the order may come again."""
 
     swap: ExchangeId
+    keeps: bool = False
+    """Whether this site gives the snapshot and applies nothing."""
 
 
 @dataclass(frozen=True, slots=True)

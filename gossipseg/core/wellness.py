@@ -264,7 +264,8 @@ class Wellness:
     ) -> Iterator[Concern]:
         if mark.round is None:
             return
-        draws = math.ceil(QUIET_DRAWS / chance) if chance < 1 else 0
+        certain = chance >= 1 and code == "nothing_sent"  # to whom it goes is drawn all the same
+        draws = 0 if certain else math.ceil(QUIET_DRAWS / chance)
         quiet, limit = self._due - mark.due, max(self._most_quiet, draws)
         rounds = self._ctx.info.round - max(mark.round, self._gossip_params.warmup_rounds)
         if quiet >= limit and not self._others_are_slower(mark, limit * rounds / quiet):

@@ -125,9 +125,11 @@ class Swap(_Part, frozen=True):
 
 
 class ExportSnapshot(_Line, frozen=True):
-    """Write the shared model as it is to outbox/, at the next step's end or while idle."""
+    """Write the shared model as it is to outbox/, at the next step's end or while idle. `keeps`: this site
+    applies nothing of the swap."""
 
     swap: Swap
+    keeps: bool = False
 
 
 class AdmitSnapshot(_Line, frozen=True):
@@ -380,8 +382,10 @@ class SwapApplied(_Line, frozen=True):
     frm: str = ""
     harm: str = ""
     """Why the last swaps with `frm` did harm here; "" where they did not."""
+    copied: bool = False
+    """Whether the partner's model was taken over: no score is of the model that is there now."""
     deployed: str = ""
-    """After a copy what predicts now, as in RoundDone, not validated yet; "" where that has not changed."""
+    """After a copy what predicts now, as in RoundDone; "" where there is one model only."""
     deployed_reason: str = ""
 
 

@@ -121,6 +121,8 @@ def test_orders_name_the_swap_and_the_files() -> None:
     theirs, own = model("theirs", round=7, steps=900), model("own")
     swap = protocol.Swap("b", 3)
     assert orders.swap_order(fx.ExportSnapshot(ID), path_of) == protocol.ExportSnapshot(swap)
+    kept = fx.ExportSnapshot(ID, keeps=True)
+    assert orders.swap_order(kept, path_of) == protocol.ExportSnapshot(swap, keeps=True)
     assert orders.swap_order(fx.AdmitSnapshot(ID, "b", theirs), path_of) == protocol.AdmitSnapshot(
         swap, "b", f"/store/{theirs.hash}", theirs.hash
     )

@@ -118,6 +118,7 @@ MESSAGES: list[protocol.Message] = [
     ),
     protocol.AggregateDone(4, 1, None, [], {}),
     protocol.ExportSnapshot(SWAP),
+    protocol.ExportSnapshot(SWAP, keeps=True),
     protocol.AdmitSnapshot(SWAP, "south", "models/ab.safetensors", "ab"),
     protocol.ApplySwap(
         SWAP, "south", "mix", 0.25, "models/ab.safetensors", "ab", "models/cd.safetensors", 9, 2
@@ -127,7 +128,7 @@ MESSAGES: list[protocol.Message] = [
     protocol.SnapshotExported(SWAP, EXPORT, 3),
     protocol.SnapshotExported(SWAP, None, reason="not_finite"),
     protocol.SnapshotAdmitted(SWAP, "not_finite", "head.weight"),
-    protocol.SwapApplied(SWAP, steps=40, ahead=1, deployed="shared", deployed_reason="shared alone"),
+    protocol.SwapApplied(SWAP, steps=40, ahead=1, copied=True, deployed="shared", deployed_reason="x"),
     protocol.ExportPersonal(),
     protocol.HoldPersonal([protocol.PersonalFile("south", "models/ab.safetensors", "ab", 10)]),
     protocol.PersonalExported(EXPORT, 10),

@@ -272,7 +272,7 @@ class SwapDecision:
                 )
         elif open.stage is Stage.TRADING:
             if open.exports and open.own is None:
-                effects.append(ExportSnapshot(open.id))
+                effects.append(ExportSnapshot(open.id, keeps=not open.takes))
             if open.arrived and not open.admitted and open.theirs is not None:
                 effects.append(AdmitSnapshot(open.id, open.partner, open.theirs))
 

@@ -76,7 +76,7 @@ class WorkerView:
 
     def copied(self, message: protocol.SwapApplied) -> None:
         """A peer's model was taken over: nothing has been validated since."""
-        if message.deployed:
+        if message.copied and not message.reason:
             self.deployed, self.deployed_reason, self.dice_val = (
                 message.deployed,
                 message.deployed_reason,

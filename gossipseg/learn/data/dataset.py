@@ -14,6 +14,7 @@ from gossipseg.errors import DataError
 from gossipseg.learn.data import own_values
 from gossipseg.learn.data.cases import Case, Splits
 from gossipseg.learn.data.datalist import load_cases
+from gossipseg.learn.data.formats.dicom.files import files_under
 from gossipseg.learn.data.formats.grid import offset_note, onto_image
 from gossipseg.learn.data.labels import FileValues, LabelRule, label_rule, notes_of, values_of
 from gossipseg.learn.data.memory import memory_for
@@ -125,11 +126,19 @@ class Dataset:
             yield split, index, case
 
 
+def _parts(file: Path) -> list[Path]:
+    """The file, or those in the folder, as the reader of DICOM finds them."""
+    try:
+        return files_under(file) if file.is_dir() else [file]
+    except DataError:  # who reads it says so
+        return []
+
+
 def seen_of(case: Case) -> tuple[str, ...]:
     """Name, patient, and size and time of each file of a case; of a folder, of the files in it."""
     found = [case.id, str(case.patient)]
     for file in (*case.files, *([case.label] if case.label is not None else [])):
-        for part in sorted(file.rglob("*")) if file.is_dir() else [file]:
+        for part in _parts(file):
             try:
                 stat = part.stat()
                 found.append(f"{part.name} {stat.st_size} {stat.st_mtime_ns}")

@@ -183,6 +183,12 @@ class Prediction:
         """Predict with the shared model alone until the next validation."""
         self.mix = shared_alone(why)
 
+    def not_validated(self) -> Mix:
+        """The mix, which no validation has scored with the models that are there now."""
+        if self.mix.deployed is not None:
+            self.mix = replace(self.mix, deployed=None, standard_error=None)
+        return self.mix
+
     def net(self, personal: nn.Module, shared: nn.Module) -> nn.Module:
         """What the site evaluates and predicts with."""
         peers = {peer.member: peer for peer in self._held()}

@@ -96,7 +96,7 @@ class GlobalModel:
     def release(self, round: int, *, swap: bool = False) -> Weights:
         """update() as it leaves the site after `round`: clipped and blurred where the settings ask for it.
 
-        `swap`: it may come to nothing; what others know moves when it is applied.
+        `swap`: of one that this site will apply; what others know moves then, if it comes to that.
         """
         if not self._private.active:
             return self.update()
@@ -123,8 +123,12 @@ class GlobalModel:
         return self._private.state()
 
     def load_private(self, state: Mapping[str, Tensor] | None) -> None:
-        """From a checkpoint."""
-        self._private.load(state)
+        """From a checkpoint, or from a state that private_state() gave. Where nothing was clipped until now,
+        what others know is the model as it stands."""
+        if state:
+            self._private.load(state)
+        else:
+            self._private.set_reference(self._travelling())
 
     def _travelling(self) -> dict[str, Tensor]:
         return shared(self._sent(), self._algorithm.is_shared)

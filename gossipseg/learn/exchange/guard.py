@@ -48,6 +48,8 @@ class Merge:
     """These three as they were (history.History)."""
     rounds: int = 0
     """Rounds trained after it."""
+    known: dict[str, Any] | None = None
+    """What others knew of the model before it was taken over (GlobalModel.private_state)."""
 
 
 class Guard:

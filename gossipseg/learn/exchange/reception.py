@@ -101,6 +101,8 @@ class Reception:
         self.guard.forget()
         if history.round > 0:
             self.guard.before_merge(visitor.order.hash, visitor.order.frm, round)
+            for merge in self.guard.pending:  # this one alone, if anything can be judged
+                merge.known = self._global_model.private_state()
             history.visits += 1
         self._model_state.become(visitor.incoming)
         self._global_model.became(visitor.incoming)
@@ -142,6 +144,8 @@ class Reception:
     def _undo(self, merge: Merge) -> None:
         history = self._run.history
         self._model_state.restore(merge.snapshot)
+        if merge.known:
+            self._global_model.load_private(merge.known)
         history.steps, history.own_steps, history.ahead = merge.steps, merge.own_steps, merge.ahead
         history.reverted = (merge.hash, merge.frm)
         # The average is as it was, too, and holds these weights already.

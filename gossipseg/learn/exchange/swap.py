@@ -52,7 +52,7 @@ class Swaps:
         cases, dice = self._run.site.cases, history.dice_shared
         metadata = {"site": spec.site, "round": round, "steps": history.steps, "cases": cases}
         try:
-            update = self._global_model.release(history.round, swap=True)
+            update = self._global_model.release(history.round, swap=not order.keeps)
             export_wire(path, update, everything, spec.wire_dtype, {**metadata, "dice_val": dice})
         except LocalError as e:
             reason = "disk_full" if isinstance(e, DiskFull) else "not_written"

@@ -14,7 +14,8 @@ the partner's snapshot S and its weight w,
 
     R' = B + w·(S − B)          B: this site's own snapshot where the partner got it, else R               (2)
 
-so that W − R is what nobody has been told, and a snapshot that reached nobody moves nothing.
+so that W − R is what nobody has been told, and a snapshot that reached nobody moves nothing. A site that only
+gives (its partner copies it, or cannot be called back) has released its snapshot when it is made.
 
 Equation (1) is the Gaussian mechanism on the update of one release. It gives no ε here, and none is shown:
 steps, batches and the number of releases would have to be accounted for together. What it does protect:
@@ -100,7 +101,7 @@ class Release:
         return dict(self.reference)
 
     def load(self, state: Mapping[str, Tensor] | None) -> None:
-        """Go on from state(); an earlier checkpoint without one keeps W_0."""
+        """Go on from state(); without one the reference stays."""
         if self.active and state:
             self.reference = {name: tensor.clone() for name, tensor in state.items()}
 

@@ -202,7 +202,9 @@ class Trainer:
         done = self.swaps.apply(order)
         if fresh and order.part == "copy" and not done.reason:
             self._copy_personal(self.history.round + 1, order.hash)
-            if (mix := self.mix) is not None:
+            done = msgspec.structs.replace(done, copied=True)
+            if (prediction := self.round_end.prediction) is not None:
+                mix = prediction.not_validated()
                 done = msgspec.structs.replace(done, deployed=mix.name, deployed_reason=mix.reason)
         return done
 

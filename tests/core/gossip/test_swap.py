@@ -760,6 +760,7 @@ def test_the_asker_of_a_one_way_meeting_only_gives() -> None:
     rig = rig_of("b")
     rig.round_done()
     swap = accepted(rig, asked(rig), one_way=True)
+    assert rig.of(fx.ExportSnapshot) == [fx.ExportSnapshot(swap, keeps=True)]
     rig.do(ev.SnapshotExported(swap, model("mine")))
     rig.answer(rig.request(ms.SwapSnapshot), ms.SwapSnapshotReply("accept"))
     rig.do(ev.TransferDone(rig.of(fx.StartTransfer)[0].id))

@@ -126,8 +126,11 @@ async def test_after_a_copy_status_does_not_tell_of_the_model_before(files: Fede
         await settled(r)
         assert (r.training.deployed_reason, r.training.dice_val) == ("of yesterday", 0.9)
         told = protocol.SwapApplied(
-            swap, deployed="shared", deployed_reason="shared alone, because it is new"
+            swap, copied=True, deployed="shared", deployed_reason="shared alone, because it is new"
         )
+        r.worker.on_worker_message(msgspec.structs.replace(told, reason="not_saved"))
+        await settled(r)
+        assert r.training.deployed_reason == "of yesterday", "it was taken back"
         r.worker.on_worker_message(told)
         await settled(r)
         assert (r.training.deployed, r.training.deployed_reason) == ("shared", told.deployed_reason)

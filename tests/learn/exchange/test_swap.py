@@ -159,7 +159,7 @@ def test_a_young_site_takes_the_partners_model_over(data: Path, tmp_path: Path) 
     order = protocol.ApplySwap(SWAP, "south", "copy", 1.0, theirs.path, "h", None, steps=40, round=6)
     done = north.apply_swap(order)
     assert (done.reason, done.steps, done.ahead) == ("", 40, 6)
-    assert done.deployed == "shared" and done.deployed_reason == north.mix.reason
+    assert done.copied and done.deployed == "shared" and done.deployed_reason == north.mix.reason
     assert "has trained 0 of 5 rounds" in done.deployed_reason
     assert all(torch.equal(t, floats(south)[n]) for n, t in floats(north).items())
     assert north.personal.copied_from == "h" and not north.model_state.learner.optimizer.state

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from torch import Tensor
 from gossipseg.algos.params import FedAvgParams, FedProxParams, GossipAverageParams
 from gossipseg.errors import ConfigError
 from gossipseg.learn import protocol
+from gossipseg.learn.exchange.guard import Merge
 from gossipseg.learn.params import PrivacyParams
 from gossipseg.learn.privacy.clip_and_noise import Release
 from tests.learn.harness import make_spec, make_trainer, same
@@ -111,6 +113,51 @@ def test_snapshots_that_reached_nobody_do_not_add_up(data: Path, tmp_path: Path)
     assert distance(trainer.model_state.weights(), start) > 3 * CLIP
 
 
+def test_a_site_that_only_gives_tells_more_each_time(data: Path, tmp_path: Path) -> None:
+    """It applies nothing: its snapshots had stayed beside W_0, whatever it trained."""
+    trainer = swapping(data, tmp_path, "north")
+    known = {n: t.clone() for n, t in trainer.model_state.weights().items()}
+    for round in range(1, 5):
+        trainer.run_round(protocol.StartRound(round))
+        order = protocol.ExportSnapshot(protocol.Swap("north", round), keeps=True)
+        told = load_file(trainer.export_snapshot(order).export.path)
+        assert distance(told, known) == pytest.approx(CLIP, rel=0.01)
+        known = told
+
+
+def test_a_harmful_model_that_was_taken_over_is_not_what_others_know(data: Path, tmp_path: Path) -> None:
+    """Once the take-over is undone, the next release begins where it would have."""
+    private = {"clip_norm": CLIP, "noise_multiplier": 0.0}
+    spec = make_spec(data, tmp_path / "n", algorithm=GossipAverageParams(), rounds=40, privacy=private)
+    trainer = make_trainer(spec)
+    for round in (1, 2, 3):
+        trainer.run_round(protocol.StartRound(round, export=True))
+    bad = {n: t + 1.0 if t.is_floating_point() else t for n, t in trainer.model_state.weights().items()}
+    before = {n: t.clone() for n, t in trainer.global_model.private_state().items()}
+    merged = Merge("h", "x", {}, trainer.model_state.snapshot(), 12, 12, 0, known=before)
+    trainer.guard.pending.append(merged)
+    trainer.global_model.became(bad)
+    assert not same(trainer.global_model.private_state(), before)
+    again = make_trainer(spec)
+    again.load(trainer.state())
+    again.model_state.model.load_state_dict(
+        {n: t * float("nan") for n, t in floats(again).items()}, strict=False
+    )
+    assert again.reception.undo_not_finite() is not None
+    assert same(again.global_model.private_state(), before)
+
+
+def test_where_clipping_begins_others_know_the_model_as_it_stands(data: Path, tmp_path: Path) -> None:
+    plain = make_spec(data, tmp_path / "a", algorithm=GossipAverageParams(), rounds=9)
+    trainer = make_trainer(dataclasses.replace(plain, swaps=True, wire_dtype="float32"))
+    for round in range(1, 4):
+        trainer.run_round(protocol.StartRound(round))
+    clipping = swapping(data, tmp_path, "north")
+    clipping.load(trainer.state())
+    told = clipping.export_snapshot(protocol.ExportSnapshot(protocol.Swap("north", 1))).export
+    assert distance(load_file(told.path), floats(trainer)) < 1e-4
+
+
 @pytest.mark.parametrize("gave", [True, False])
 def test_a_site_that_took_a_model_over_swaps_from_there(data: Path, tmp_path: Path, gave: bool) -> None:
     """It had gone on to release a model near W_0, and each swap dragged both sites there."""
@@ -150,6 +197,12 @@ def test_a_late_joiner_of_one_way_gossip_releases_from_the_model_that_it_took_ov
     south.run_round(protocol.StartRound(1, visit))
     told = load_file(south.run_round(protocol.StartRound(2, export=True)).export.path)
     assert distance(told, load_file(export.path)) < CLIP * 1.1
+    late = make_trainer(dataclasses.replace(south.settings.spec, state_dir=str(tmp_path / "late")))
+    late.run_round(protocol.StartRound(1))
+    before = late.global_model.private_state()
+    late.run_round(protocol.StartRound(2, msgspec.structs.replace(visit, steps=10_000)))
+    (merge,) = late.guard.pending
+    assert same(merge.known, before) and not same(late.global_model.private_state(), before)
 
 
 CLIP = 0.02

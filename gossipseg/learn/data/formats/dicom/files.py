@@ -44,7 +44,7 @@ def list_folder(folder: Path) -> DicomListing:
     """All DICOM files under a folder. Raises DataError for an empty or damaged file among them."""
     dicom: list[Path] = []
     others: list[Path] = []
-    for path in _walk(folder):
+    for path in files_under(folder):
         (dicom if path.is_file() and is_dicom(path) else others).append(path)
     named_alike = {_pattern(p) for p in dicom} - {None}
     for path in others:
@@ -77,7 +77,7 @@ def _has_a_class(path: Path) -> bool:
         return False
 
 
-def _walk(folder: Path) -> list[Path]:
+def files_under(folder: Path) -> list[Path]:
     """Files under a folder, each once however many links lead to it, without hidden and system files."""
     found: dict[str, Path] = {}
     seen: set[str] = set()
