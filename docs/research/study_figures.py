@@ -74,6 +74,11 @@ def data() -> dict[str, Mapping[str, Method]]:
     return shown
 
 
+def run(sets: Mapping[str, Mapping[str, Method]]) -> dict[str, tuple[str, str]]:
+    """Of SHOWN, what was run in all repetitions of one set at least."""
+    return {name: told for name, told in SHOWN.items() if any(name in found for found in sets.values())}
+
+
 def panels(sets: Sequence[str], *, height: float, shared: bool) -> tuple[plt.Figure, list[Axes]]:
     """A panel for each set, side by side; their scales differ."""
     figure, axes = plt.subplots(
@@ -95,10 +100,11 @@ def panels(sets: Sequence[str], *, height: float, shared: bool) -> tuple[plt.Fig
 
 def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
     """Gain over training alone: the mean with its interval, and each site's mean over the repetitions."""
+    names = run(sets)
     figure, axes = panels(list(sets), height=5.2, shared=True)
     for axis, found in zip(axes, sets.values(), strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
-        for y, (name, (_, kind)) in enumerate(SHOWN.items()):
+        for y, (name, (_, kind)) in enumerate(names.items()):
             gain = study.gain(found[name], found[ALONE]) if name in found else None
             if gain is None:
                 absent(axis, y)
@@ -109,7 +115,7 @@ def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
             sites = list(gain.by_site.values())
             axis.plot(sites, [y + 0.28] * len(sites), "|", color=colour, markersize=5, alpha=0.7)
         axis.set_xlabel("test Dice minus that of training alone", fontsize=8)
-    axes[0].set_yticks(range(len(SHOWN)), [name for name, _ in SHOWN.values()], fontsize=8)
+    axes[0].set_yticks(range(len(names)), [name for name, _ in names.values()], fontsize=8)
     axes[0].set_ylim(axes[0].get_yticks()[-1] + 0.6, -0.6)
     legend(figure, {text: (marker, colour) for marker, colour, text in KINDS.values()})
     return figure
@@ -117,14 +123,14 @@ def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
 
 def absent(axis: Axes, y: float) -> None:
     """A method that was not run on this set in all repetitions."""
-    text = "not yet"
+    text = "not run"
     axis.text(0.02, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=7, color="#6E6E6E")
 
 
 def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
     """Gain over training alone, with its interval, against bytes sent, relative to FedAvg's in float16."""
     figure, axes = panels(list(sets), height=4.2, shared=False)
-    sending = {n: text for n, (text, _) in SHOWN.items() if not n.startswith(study.NO_EXCHANGE)}
+    sending = {n: text for n, (text, _) in run(sets).items() if not n.startswith(study.NO_EXCHANGE)}
     numbers = {name: i + 1 for i, name in enumerate(sending)}
     for axis, found in zip(axes, sets.values(), strict=True):
         yardstick = found[FEDAVG].bytes if FEDAVG in found else 0.0
@@ -160,7 +166,7 @@ def wrapped(text: str, width: int) -> str:
 
 def draw_members(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
     """What each member brings over training alone, which is the personal model."""
-    names = [n for n, (_, kind) in SHOWN.items() if kind == "two" or n == "lone_pair"]
+    names = [n for n, (_, kind) in run(sets).items() if kind == "two" or n == "lone_pair"]
     figure, axes = panels(list(sets), height=3.6, shared=True)
     for axis, found in zip(axes, sets.values(), strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
