@@ -122,12 +122,12 @@ class GlobalModel:
         """For a checkpoint."""
         return self._private.state()
 
-    def load_private(self, state: Mapping[str, Tensor] | None) -> None:
+    def load_private(self, state: Mapping[str, Tensor] | None, *, exchanged: bool = True) -> None:
         """From a checkpoint, or from a state that private_state() gave. Where nothing was clipped until now,
-        what others know is the model as it stands."""
+        what others know is the model as it stands, or W_0 where none was exchanged."""
         if state:
             self._private.load(state)
-        else:
+        elif exchanged:
             self._private.set_reference(self._travelling())
 
     def _travelling(self) -> dict[str, Tensor]:

@@ -458,7 +458,8 @@ class Trainer:
         self.round_end.best = state.get("best")
         self.admission.load(state.get("admission"))
         self.swaps.harm.load(state.get("harm"))
-        self.global_model.load_private(state.get("released"))
+        exchanged = self.history.first_exchange is not None
+        self.global_model.load_private(state.get("released"), exchanged=exchanged)
         self.global_model.rest.load(state.get("rest"))
         if self.private_steps is not None:
             self.private_steps.load(state.get("spent"))

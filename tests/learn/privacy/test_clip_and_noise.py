@@ -147,15 +147,23 @@ def test_a_harmful_model_that_was_taken_over_is_not_what_others_know(data: Path,
     assert same(again.global_model.private_state(), before)
 
 
-def test_where_clipping_begins_others_know_the_model_as_it_stands(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exchanged", [True, False])
+def test_where_clipping_begins_others_know_the_model_as_it_stands(
+    data: Path, tmp_path: Path, exchanged: bool
+) -> None:
+    """Not where they have seen none yet: its first release would tell all that the site has learned."""
     plain = make_spec(data, tmp_path / "a", algorithm=GossipAverageParams(), rounds=9)
     trainer = make_trainer(dataclasses.replace(plain, swaps=True, wire_dtype="float32"))
     for round in range(1, 4):
         trainer.run_round(protocol.StartRound(round))
+    trainer.history.first_exchange = 1 if exchanged else None
     clipping = swapping(data, tmp_path, "north")
+    start = floats(clipping)
     clipping.load(trainer.state())
     told = clipping.export_snapshot(protocol.ExportSnapshot(protocol.Swap("north", 1))).export
-    assert distance(load_file(told.path), floats(trainer)) < 1e-4
+    least = 0.0 if exchanged else CLIP
+    known = floats(trainer) if exchanged else start
+    assert distance(load_file(told.path), known) == pytest.approx(least, abs=1e-4)
 
 
 @pytest.mark.parametrize("gave", [True, False])
