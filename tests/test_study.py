@@ -328,11 +328,11 @@ def test_the_readme_has_the_figures_of_the_fresh_splits(study: ModuleType, sites
     assert line.endswith(f"| {study.share(default, found)} |")
 
 
-@pytest.mark.parametrize(("repetitions", "least", "most"), [(3, 0.70, 0.86), (1, 0.48, 0.66)])
+@pytest.mark.parametrize(("repetitions", "least", "most"), [(3, 0.70, 0.86), (1, 0.44, 0.63)])
 def test_how_narrow_the_intervals_are_with_three_sites(
     study: ModuleType, repetitions: int, least: float, most: float
 ) -> None:
-    """The page says that 90 % are about 79 %, and 57 % with one repetition: spreads of 0.006 between sites,
+    """The page says that 90 % are about 79 %, and 53 % with one repetition: spreads of 0.006 between sites,
     0.003 between repetitions."""
     rng, inside, trials = np.random.default_rng(0), 0, 200
     cells = [(0, seed, site) for seed in range(repetitions) for site in "abc"]

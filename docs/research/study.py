@@ -326,7 +326,7 @@ personal model beside it. Of `pooled` the gradients of its one network count: it
 `pooled[steps=site]` as many as one site.
 
 **Intervals** are 90 %, by bootstrap over repetitions and sites, drawn independently of each other. They are
-too narrow: about 79 % with three sites and three repetitions, and 57 % with one, in a simulation
+too narrow: about 79 % with three sites and three repetitions, and 53 % with one, in a simulation
 (`tests/test_study.py`).
 
 | verdict | when |
