@@ -168,8 +168,20 @@ def load_item(case: Case, task: TaskParams, rule: LabelRule | None = None) -> It
 def load_image(case: Case, task: TaskParams) -> tuple[Prepared, Volume]:
     """The preprocessed image and the volume as it is in the file."""
     volume = read_volume(case.image, task.image_dims)
+    volume = replace(volume, notes=(*volume.notes, *_emptiness(volume.array)))
     with memory_for(case, volume.array.shape):
         return prepare_image(volume, task, case.files[0]), volume
+
+
+def _emptiness(array: np.ndarray) -> list[str]:
+    """What is said of channels that show nothing. `array`: (C, *spatial)."""
+    flat = [channel.min() == channel.max() for channel in array]
+    if not any(flat):
+        return []
+    if all(flat):
+        return ["every voxel of the image has one value: it shows nothing, and no mask of it means anything"]
+    which = ", ".join(str(i + 1) for i, empty in enumerate(flat) if empty)
+    return [f"channel {which} of {len(flat)} has one value everywhere: it shows nothing"]
 
 
 def load_label(

@@ -20,12 +20,13 @@ from gossipseg.learn.bundle import Predictor
 from gossipseg.learn.commands.evaluate import evaluate_case
 from gossipseg.learn.commands.predict import predict_labels
 from gossipseg.learn.data.cases import Case
-from gossipseg.learn.data.dataset import seen_of
+from gossipseg.learn.data.dataset import load_image, seen_of
 from gossipseg.learn.deploy.choice import OF_PEER, Mix, best_single, limited, only
 from gossipseg.learn.deploy.deployment import load_deployment
 from gossipseg.learn.engine.checkpoint import contract_of, save_checkpoint
 from gossipseg.learn.evaluation.kept import KeptPredictions
 from gossipseg.learn.exchange.personal_models import LARGEST_VALUE, check_size
+from gossipseg.learn.params import TaskParams
 from gossipseg.learn.worker.link import StopRequested
 from gossipseg.learn.worker.session import WorkerSession
 from gossipseg.store import Checkpoints
@@ -373,3 +374,28 @@ def test_kept_predictions_take_no_more_than_their_room(tmp_path: Path) -> None:
     assert kept.get("model", "a", image) is None, "the earlier image's prediction went with it"
     assert kept.get("another model", "a", other) is not None
     assert held == ["a"] and sum(f.stat().st_size for f in tmp_path.iterdir()) <= 300
+
+
+# ---------------------------------------------------------------- images that show nothing
+
+
+@pytest.mark.parametrize(
+    ("image", "note"),
+    [
+        (np.full((24, 24), 7), "every voxel of the image has one value"),
+        (
+            np.stack([np.arange(576).reshape(24, 24) % 251, np.zeros((24, 24)), np.eye(24)], -1),
+            "channel 2 of 3",
+        ),
+        (np.eye(24) * 200, None),
+    ],
+    ids=["nothing", "an empty channel", "something"],
+)
+def test_an_image_that_shows_nothing_is_told_of(tmp_path: Path, image: np.ndarray, note: str | None) -> None:
+    """A mask comes out all the same: who reads it must know."""
+    file = tmp_path / "scan.png"
+    Image.fromarray(image.astype(np.uint8)).save(file)
+    task = TaskParams("t", 1 if image.ndim == 2 else 3, {0: "background", 1: "x"})
+    _, volume = load_image(Case("scan", file, None), task)
+    said = "; ".join(volume.notes)
+    assert note in said if note is not None else "shows nothing" not in said
