@@ -1,10 +1,9 @@
-"""docs/research/study.py: the page is what the runs' figures give; the figures are what they are called."""
+"""docs/research/study*.py: the page is what the runs' figures give; the figures are what they are called."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,13 +17,19 @@ RESEARCH = README.parent / "docs" / "research"
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:
-    name = "research_study"
-    spec = importlib.util.spec_from_file_location(name, RESEARCH / "study.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded("study")
+
+
+@pytest.fixture(scope="module")
+def runs() -> ModuleType:
+    return loaded("study_runs")
+
+
+def loaded(name: str) -> ModuleType:
+    """The module as the scripts themselves import it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(RESEARCH)
+        return importlib.import_module(name)
 
 
 def line(algorithm: str, dice: float, *, seed: int = 0, site: str = "a", **more: Any) -> dict[str, Any]:
@@ -203,12 +208,15 @@ def test_fresh_splits_are_judged_by_the_same_aims(study: ModuleType) -> None:
     assert study.confirmed([]) == []
 
 
-def test_a_run_whose_personal_model_is_another_one_is_not_taken(study: ModuleType) -> None:
+def test_a_run_whose_personal_model_is_another_one_is_not_taken(runs: ModuleType) -> None:
     members = {"personal": 0.5, "shared": 0.4, "half": 0.55}
     lines = [line("local", 0.5), line("fedavg", 0.5, members=members), line("ditto", 0.5, members=members)]
-    assert study.strangers(lines) == []
-    lines.append(line("gcml", 0.5, members={**members, "personal": 0.51}))
-    assert study.strangers(lines) == ["gcml (seed 0)"]
+    assert runs.strangers(lines) == []
+    other = {**members, "personal": 0.51}
+    lines.append(line("gcml[lambda=0.2,mutual=both]", 0.5, members=other))
+    assert runs.strangers(lines) == []
+    lines.append(line("gcml", 0.5, members=other))
+    assert runs.strangers(lines) == ["gcml (seed 0)"]
 
 
 def test_at_equal_bytes_stands_the_fedavg_that_is_nearest(study: ModuleType) -> None:
@@ -246,7 +254,7 @@ def test_training_alone_has_levelled_off_or_not(
     assert words in study.levelled(lines, study.methods(lines))
 
 
-def test_runs_are_collected_once(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_collected_once(runs: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {
         **{"algorithm": "fedavg", "split": 1, "seed": 1, "site": "a", "rounds": 2, "curve": [[2, 0.5]]},
         **{
@@ -259,14 +267,14 @@ def test_runs_are_collected_once(study: ModuleType, tmp_path: Path, monkeypatch:
         "members": {"personal": 0.5, "shared": 0.6, "half": 0.6},
         "deployed": {"weights": {"shared": 1.0}, "patients": 3, "why": "x"},
     }
-    monkeypatch.setattr(study, "DATA", tmp_path / "data")
+    monkeypatch.setattr(runs, "DATA", tmp_path / "data")
     federation = {"gossip": {"exchange": "push"}, "wire": {"dtype": "float16"}}
     run = {"algorithm": "fedavg", "federation": federation, "rows": [row]}
     (tmp_path / "out" / "runs").mkdir(parents=True)
     (tmp_path / "out" / "runs" / "fedavg-seed1.json").write_text(json.dumps(run))
     for _ in range(2):
-        assert study.collect("nuclei", [tmp_path / "out"]) == 1
-    (kept,) = study.read(tmp_path / "data" / "nuclei.jsonl")
+        assert runs.collect("nuclei", [tmp_path / "out"]) == 1
+    (kept,) = runs.read(tmp_path / "data" / "nuclei.jsonl")
     assert (kept["dice"], kept["patients"], kept["weights"]) == (0.6, 1, {"shared": 1.0})
     assert kept["algorithm"] == "fedavg[wire.dtype=float16]"
 
@@ -282,9 +290,9 @@ def test_runs_are_collected_once(study: ModuleType, tmp_path: Path, monkeypatch:
     ],
 )
 def test_a_row_is_named_by_what_differs_from_todays_defaults(
-    study: ModuleType, label: str, exchange: str, dtype: str, name: str
+    runs: ModuleType, label: str, exchange: str, dtype: str, name: str
 ) -> None:
-    assert study.named(label, {"gossip": {"exchange": exchange}, "wire": {"dtype": dtype}}) == name
+    assert runs.named(label, {"gossip": {"exchange": exchange}, "wire": {"dtype": dtype}}) == name
 
 
 def test_other_rules_of_the_share_are_judged_on_the_same_predictions(study: ModuleType) -> None:
@@ -316,8 +324,10 @@ def test_what_a_share_away_from_one_half_brought_is_told(study: ModuleType) -> N
     [("three alike (hippocampus)", "hippocampus"), ("three MR sequences (brain)", "brain"),
      ("three groups of nuclei", "nuclei")],
 )  # fmt: skip
-def test_the_readme_has_the_figures_of_the_fresh_splits(study: ModuleType, sites: str, name: str) -> None:
-    found = study.methods(study.read(study.DATA / f"confirm-{name}.jsonl"))
+def test_the_readme_has_the_figures_of_the_fresh_splits(
+    study: ModuleType, runs: ModuleType, sites: str, name: str
+) -> None:
+    found = study.methods(runs.read(runs.DATA / f"confirm-{name}.jsonl"))
     alone, fedavg, default = found["local"], found[study.FEDAVG], found[study.DEFAULT]
     longer = [found[study.TWICE[yardstick]] for yardstick in ("local", study.FEDAVG)]
     assert len(alone.repetitions) == 3

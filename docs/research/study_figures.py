@@ -16,11 +16,12 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import study
+import study_runs
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from study import ALONE, FEDAVG, Method
+from study import counted
+from study_runs import ALONE, DATA, FEDAVG, NO_EXCHANGE, SETS, TWICE, Method, methods, read
 
 IMAGES = Path(__file__).parent.parent / "images"
 DPI = 100
@@ -34,9 +35,9 @@ KINDS = {
 PUSH, FLOAT = "[gossip.exchange=push,wire.dtype=float16]", "[wire.dtype=float16]"
 SHOWN = {
     "lone_pair": ("two lone models", "alone"),
-    study.TWICE[ALONE]: ("alone, twice the steps", "alone"),
+    TWICE[ALONE]: ("alone, twice the steps", "alone"),
     FEDAVG: ("FedAvg, float16", "one"),
-    study.TWICE[FEDAVG]: ("FedAvg, float16, twice the steps", "one"),
+    TWICE[FEDAVG]: ("FedAvg, float16, twice the steps", "one"),
     "fedavg, shared model alone": ("FedAvg", "one"),
     f"gossip_average{PUSH}, shared model alone": ("gossip, one way, float16", "one"),
     "gossip_average, shared model alone": ("gossip, a swap a round", "one"),
@@ -63,14 +64,14 @@ OFFSETS = {"shared model alone": -0.22, "both at one half": 0.0, "deployed": 0.2
 
 def data() -> dict[str, Mapping[str, Method]]:
     """Title → its methods with all of its repetitions, for the sets that have `local`."""
-    files = {title: study.DATA / f"{name}.jsonl" for name, title in study.SETS.items()}
-    sets = {title: study.methods(study.read(file)) for title, file in files.items() if file.exists()}
+    files = {title: DATA / f"{name}.jsonl" for name, title in SETS.items()}
+    sets = {title: methods(read(file)) for title, file in files.items() if file.exists()}
     shown = {}
     for title, found in sets.items():
         if ALONE in found:
             whole = found[ALONE].repetitions
             kept = {name: one for name, one in found.items() if one.repetitions >= whole}
-            shown[f"{title}; {study.counted(len(whole), 'repetition')}"] = kept
+            shown[f"{title}; {counted(len(whole), 'repetition')}"] = kept
     return shown
 
 
@@ -105,7 +106,7 @@ def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
     for axis, found in zip(axes, sets.values(), strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
         for y, (name, (_, kind)) in enumerate(names.items()):
-            gain = study.gain(found[name], found[ALONE]) if name in found else None
+            gain = study_runs.gain(found[name], found[ALONE]) if name in found else None
             if gain is None:
                 absent(axis, y)
                 continue
@@ -130,12 +131,12 @@ def absent(axis: Axes, y: float) -> None:
 def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
     """Gain over training alone, with its interval, against bytes sent, relative to FedAvg's in float16."""
     figure, axes = panels(list(sets), height=4.2, shared=False)
-    sending = {n: text for n, (text, _) in run(sets).items() if not n.startswith(study.NO_EXCHANGE)}
+    sending = {n: text for n, (text, _) in run(sets).items() if not n.startswith(NO_EXCHANGE)}
     numbers = {name: i + 1 for i, name in enumerate(sending)}
     for axis, found in zip(axes, sets.values(), strict=True):
         yardstick = found[FEDAVG].bytes if FEDAVG in found else 0.0
         for name in sending:
-            gain = study.gain(found[name], found[ALONE]) if name in found and yardstick else None
+            gain = study_runs.gain(found[name], found[ALONE]) if name in found and yardstick else None
             if gain is None:
                 continue
             marker, colour, _ = KINDS[SHOWN[name][1]]
@@ -175,7 +176,7 @@ def draw_members(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
                 absent(axis, y)
             for suffix, (marker, colour) in MEMBERS.items():
                 one = found.get(name if suffix == "deployed" else f"{name}, {suffix}")
-                gain = study.gain(one, found[ALONE]) if one is not None else None
+                gain = study_runs.gain(one, found[ALONE]) if one is not None else None
                 if gain is not None:
                     at = y + OFFSETS[suffix]
                     axis.plot([gain.low, gain.high], [at, at], color=colour, linewidth=0.9, alpha=0.7)
