@@ -282,6 +282,8 @@ class NodeState:
     def _lift(self, event: events.LiftQuarantine) -> bool:
         self._ledger.forget(event.site)
         self._enforcer.lift(event.site)
+        if self._swaps is not None:
+            self._swaps.memory.forget(event.site)
         self._ctx.persist()
         return True
 

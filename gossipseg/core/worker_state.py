@@ -183,10 +183,9 @@ class WorkerState:
         gossip = self._gossip
         gossip.running_round = None
         if self.personal is not None:
-            blamed = blamed and gossip.inbox.visiting is None
-            self.personal.worker_lost(final=final, blamed=blamed)
+            self.personal.worker_lost(final=final, blamed=blamed and gossip.inbox.visiting is None)
         if self._swaps is not None:
-            self._swaps.decision.worker_lost()
+            self._swaps.decision.worker_lost(blamed=blamed)
         if self._coordinated is not None:
             self._coordinated.lost()
         visitor = gossip.inbox.visiting

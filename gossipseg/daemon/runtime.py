@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 KEPT_S = 60.0
 """Age in seconds at which an unreferenced model is removed: a new one is about to be referenced."""
+SAVE_AGAIN_S = 5.0
+"""Pause in seconds before a state that could not be saved is saved again."""
 
 
 class Witness(Protocol):
@@ -103,6 +105,7 @@ class Runtime:
         self._timer: asyncio.TimerHandle | None = None
         self._unsaved = False
         """Whether the node's state is not on disk: then it may make no promise."""
+        self._saving_again = False
         self._held: effects.ApplySwap | None = None
         """The committed swap that waits for the disk. After a crash a site that has applied what its state
         does not know would say that the swap was dropped."""
@@ -288,6 +291,8 @@ class Runtime:
                 self.note(name, site=site, reason=reason, **detail)
                 if name == "member_alive" and site is not None:
                     self.calls.hint(site)
+                if name == "round_committed":  # a site that trains no rounds stores global models, too
+                    self.collect_garbage()
 
     # ------------------------------------------------------------ the disk
 
@@ -301,10 +306,23 @@ class Runtime:
             self.training.warn("state", "")
             self._release()
         except LocalError as e:  # the old state stays valid; training goes on, status shows it
+            if not self._unsaved:
+                self.note("persist_failed", reason=str(e))
             self._unsaved = True
+            if not self._saving_again:
+                self.spawn(self._save_again(), "save again")
             self.training.warn("state", str(e))
-            self.note("persist_failed", reason=str(e))
         self._saves.done(snapshot)
+
+    async def _save_again(self) -> None:
+        """Try until the state is on disk: the core may have nothing new to save for hours."""
+        self._saving_again = True
+        while self._unsaved:
+            await asyncio.sleep(SAVE_AGAIN_S)
+            if self._unsaved and (newest := self._saves.newest) is not None:
+                self._perform_in_turn(effects.Persist(newest))
+                await self.drained()
+        self._saving_again = False
 
     def _release(self) -> None:
         """Let the worker apply the swap that has waited for the disk."""

@@ -28,14 +28,15 @@ class Saves:
         self._asked = self._begun = self._taken = 0
         """Snapshots asked for, covered by a write that is done or under way, and handled in turn."""
         self._writing = False
-        self._newest: effects.Snapshot | None = None
+        self.newest: effects.Snapshot | None = None
+        """The last one that was asked for."""
         self._incarnation = -1
         """The incarnation in the newest attempted snapshot: a disk that refuses it must not silence the
         site."""
 
     def asked(self, snapshot: effects.Snapshot) -> None:
         """Count a Persist that was put into the queue."""
-        self._asked, self._newest = self._asked + 1, snapshot
+        self._asked, self.newest = self._asked + 1, snapshot
 
     def next(self, own: effects.Snapshot) -> effects.Snapshot | None:
         """Take a Persist's turn: the snapshot to write, or None where it is written already."""
@@ -43,7 +44,7 @@ class Saves:
         if self._taken <= self._begun:
             return None
         self._begun, self._writing = self._asked, True
-        return self._newest or own
+        return self.newest or own
 
     def done(self, snapshot: effects.Snapshot) -> None:
         """Note that the write has ended, or that the disk refused it."""

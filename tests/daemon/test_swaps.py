@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from gossipseg.core import messages as ms
 from gossipseg.core.types import ExchangeId, ModelRef, PeerInfo, Phase, SwapTerms, fingerprint
 from gossipseg.ctl.exchanges import swap_cells
 from gossipseg.ctl.status import pairs
+from gossipseg.daemon import runtime
 from gossipseg.daemon.main import remembered
 from gossipseg.daemon.observe.metrics import sample
 from gossipseg.daemon.peers import outbound
@@ -404,6 +406,38 @@ async def test_a_committed_swap_is_applied_once_the_state_is_on_disk(
         r.inject(ev.Incoming("south", 6, ms.SwapReady(ID)))
         await saved(r)
         assert answered[-1] == ms.SwapState("committed")
+
+
+async def test_a_state_that_could_not_be_saved_is_saved_again_without_anything_new(
+    swapping: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that was full for a moment must not hold a swap until the next round, or for ever."""
+    monkeypatch.setattr(runtime, "SAVE_AGAIN_S", 0.01)
+    async with met(swapping, monkeypatch) as (r, worker):
+        await traded(r, worker, tmp_path)
+        with full_disk(monkeypatch):
+            await ready(r)
+            await asyncio.sleep(0.1)
+            assert worker.of(protocol.ApplySwap) == [] and "disk full" in r.training.warnings["state"]
+        async with asyncio.timeout(10):
+            while not worker.of(protocol.ApplySwap):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert "state" not in r.training.warnings
+        failures = [e for e in r.events.tail(100) if e["event"] == "persist_failed"]
+        assert len(failures) == 1, "once for each full disk"
+
+
+async def test_a_committed_round_lets_models_go_that_nothing_refers_to(
+    swapping: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished or paused site stores the rounds of the others, and trains none that would clear up."""
+    async with met(swapping, monkeypatch) as (r, _):
+        collected: list[set[str]] = []
+        monkeypatch.setattr(r.store, "collect", lambda keep, **_: collected.append(keep))
+        await perform(r, fx.Note("round_committed", None, "", {}))
+        async with asyncio.timeout(10):
+            while not collected:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
 
 async def test_an_order_that_waited_for_the_disk_is_forgotten_with_its_swap(

@@ -119,6 +119,9 @@ class HypercubeTurns(SwapTurns):
         self.next_at = math.inf
         return None
 
+    def asks_still(self) -> bool:
+        return self._asks and self._may_ask()
+
     def _meets(self, site: Site) -> bool:
         return site in self._pool.sites and site not in self.aside.now(self._ctx.info.round)
 

@@ -238,10 +238,11 @@ class SwapDecision:
             self.order()
             self.ask()
 
-    def worker_lost(self) -> None:
-        self.worker_up = False
+    def worker_lost(self, *, blamed: bool) -> None:
+        """Give up a swap whose order kills the worker repeatedly. `blamed`: it did die."""
+        had_order, self.worker_up = self.worker_up and blamed, False
         open = self.open
-        if open is None or not self._ordered(open):
+        if open is None or not had_order or not self._ordered(open):
             return
         open.losses += 1
         if open.losses < DEADLY:

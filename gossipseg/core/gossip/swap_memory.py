@@ -46,6 +46,10 @@ class SwapMemory:
         sites = set(listed)
         self._seen = {site: seen for site, seen in self._seen.items() if site in sites}
 
+    def forget(self, site: Site) -> None:
+        """Take any number of this site as new: it has lost its own, and its operator has said so."""
+        self._seen.pop(site, None)
+
     def seen(self) -> tuple[SwapSeen, ...]:
         """What must survive a restart."""
         return tuple(self._seen[site] for site in sorted(self._seen))

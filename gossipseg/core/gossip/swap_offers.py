@@ -56,7 +56,7 @@ class SwapOffers:
 
     def _on_greeted(self, call: Call, outcome: CallOutcome) -> None:
         member = self._handshake.settle(call, outcome)
-        if self._decision.open is not None:
+        if self._decision.open is not None or not self._decision.turns.asks_still():
             return
         if member is not None and member.exchanges_now and self._handshake.compatible(member):
             self._offer(member.site)
@@ -173,7 +173,7 @@ class SwapOffers:
 
     def _refuse(self, frm: Site, token: int, swap: ExchangeId, reason: str) -> None:
         verdict = messages.SwapOfferReply("busy" if reason == "busy" else "reject", reason)
-        if swap.asker == frm and reason != "old_number":
+        if swap.asker == frm and self._decision.memory.is_new(swap):
             self._decision.memory.note(swap, "dropped")
         self._ctx.note("swap_in_refused", frm, reason, number=swap.number, asker=swap.asker)
         self._ctx.refused(frm, reason, None)

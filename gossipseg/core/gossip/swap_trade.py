@@ -114,7 +114,9 @@ class SwapTrade:
             self._ctx.note("transfer_failed", to, event.reason, detail=event.detail, **describe(model))
             if open is not None:
                 open.transfer = None
-                if event.reason == WINDOW_CLOSED and open.stage is Stage.TRADING:
+                if open.stage is not Stage.TRADING:
+                    pass  # the partner has it, or has done without it: its answer alone was lost
+                elif event.reason == WINDOW_CLOSED:
                     self._decision.drop(open, WINDOW_CLOSED, ask=False)
                 else:
                     self._undelivered(open, event.reason)

@@ -51,6 +51,8 @@ class SwapTurns:
         were due."""
         self.due = 0
         """Rounds past the warm-up, since the daemon started, at whose end an exchange was due."""
+        self._last_due = False
+        """Whether the last exchange that was due has been counted in `due`."""
         self.window_closed = False
         """Whether this site may not begin to send at this hour."""
         self._tries_left = 0
@@ -88,9 +90,12 @@ class SwapTurns:
         """Count an exchange that is due, for the alarms about silence. Hours in which this site may not send,
         or none of those that it asked, are no silence."""
         if self._refusals and all(reason == WINDOW_CLOSED for reason in self._refusals):
-            self.due -= 1
+            self.due -= self._last_due
+            self._last_due = False
         self._refusals = []
-        self.due += due and not self.warming_up() and not self.window_closed
+        if due:
+            self._last_due = not self.warming_up() and not self.window_closed
+            self.due += self._last_due
 
     def took_part(self) -> None:
         """Count a swap that has been accepted: it is the one that was due, or stands for that of the end of
@@ -153,6 +158,10 @@ class SwapTurns:
     def refused(self, reason: str) -> None:
         """Note that the peer that was asked has refused."""
         self._refusals.append(reason)
+
+    def asks_still(self) -> bool:
+        """Whether a peer that was drawn a moment ago may still be asked."""
+        return self.owed > 0 and self._may_ask()
 
     def next_peer(self) -> Site | None:
         """The peer to ask now, uniformly among those not tried; None: ask nobody."""

@@ -99,8 +99,8 @@ class PeerCalls:
                 raise PeerUnreachable(effect.to, "cancelled", "the swap is over")
             await self._transport.push(effect.to, effect.model, path, timeout_s, moved)
         except (Exception, asyncio.CancelledError) as e:
-            self._owner.inject(events.TransferFailed(effect.id, *why(e)))
+            self._owner.hear_peer(events.TransferFailed(effect.id, *why(e)))
         else:
-            self._owner.inject(events.TransferDone(effect.id))
+            self._owner.hear_peer(events.TransferDone(effect.id))
         finally:
             self._outgoing.pop(effect.id, None)

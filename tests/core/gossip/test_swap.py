@@ -15,7 +15,7 @@ from gossipseg.core.gossip.set_aside import ROUNDS, SetAside
 from gossipseg.core.gossip.swap_memory import SwapMemory
 from gossipseg.core.params import GossipParams
 from gossipseg.core.types import ExchangeId, Phase, Site, SwapTerms
-from tests.core.rig import PRINT, TRAINING, Rig, alive, model, phase
+from tests.core.rig import PRINT, SIGNED, TRAINING, Rig, alive, model, phase
 
 SWAP = GossipParams(exchange="swap")
 
@@ -676,6 +676,41 @@ def test_a_committed_swap_that_kills_the_worker_is_given_up_and_counted() -> Non
     assert rig.node.swap is None and rig.node.count("swap_lost", "b") == 1
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_worker_that_dies_without_its_order_does_not_cost_a_committed_swap(waits: bool) -> None:
+    rig, swap = trading()
+    rig.asks("b", ms.SwapReady(swap))
+    again = restarted(rig, "b", "c")
+    for number in range(4):  # no graphics card yet, or data that are away
+        again.do(ev.WorkerLost(f"not yet: {number}", waits=waits))
+    assert again.node.swap is not None and not again.node.count("swap_lost")
+    again.ready(round=5, steps=50)
+    assert [e.swap for e in again.of(fx.ApplySwap)] == [swap]
+    for number in range(4):
+        again.do(ev.WorkerLost(f"data away: {number}", waits=True))
+    assert again.node.swap is not None and not again.node.count("swap_lost")
+
+
+def test_a_committed_swap_survives_the_last_failed_delivery() -> None:
+    """The asker has the snapshot, and has said that it is ready: only the stream's answer was lost."""
+    rig, swap = rig_of("b", "c"), ExchangeId("b", 1)
+    rig.asks("b", offer_of("b"))
+    rig.do(ev.SnapshotExported(swap, model("mine")))
+    for _ in range(4):
+        rig.fail(rig.request(ms.SwapSnapshot))
+        assert rig.node.swap is not None
+        rig.out = rig.until(rig.node.swap.next_at)
+    rig.answer(rig.request(ms.SwapSnapshot), ms.SwapSnapshotReply("accept"))
+    transfer = rig.of(fx.StartTransfer)[0].id
+    rig.asks("b", ms.SwapSnapshot(swap, model("theirs")))
+    rig.do(ev.ModelArrived("b", model("theirs")))
+    rig.do(ev.SnapshotAdmitted(swap))
+    rig.asks("b", ms.SwapReady(swap))
+    assert rig.reply() == ms.SwapState("committed")
+    rig.do(ev.TransferFailed(transfer, "not_offered"))
+    assert rig.node.swap is not None and rig.node.swap.stage.value == "committed"
+
+
 def test_training_ends_when_the_bound_swap_is_applied() -> None:
     rig, swap = trading(rounds=6)
     rig.asks("b", ms.SwapReady(swap))
@@ -845,6 +880,27 @@ def test_the_memory_keeps_the_newest_number_of_each_asker() -> None:
     assert SwapMemory(fx.SwapRecord(3), 100).next_number() == 101, "a clock's floor, where the disk was lost"
 
 
+def test_a_copy_of_an_offer_does_not_undo_what_is_known_of_it() -> None:
+    rig, swap = trading()
+    rig.asks("b", ms.SwapReady(swap))
+    rig.do(ev.SwapApplied(swap))
+    rig.do(ev.Pause(True))
+    rig.asks("b", offer_of("b"))
+    rig.asks("b", ms.SwapReady(swap))
+    assert rig.reply() == ms.SwapState("committed")
+
+
+def test_a_site_that_has_lost_its_numbers_is_heard_again_once_its_record_is_cleared() -> None:
+    rig = rig_of("b", "c")
+    rig.asks("b", offer_of("b", number=1_750))
+    rig.asks("b", ms.SwapTold(ExchangeId("b", 1_750), "dropped", "x"))
+    rig.asks("b", offer_of("b", number=3))
+    assert rig.reply() == ms.SwapOfferReply("reject", "old_number")
+    rig.do(ev.LiftQuarantine("b"))
+    rig.asks("b", offer_of("b", number=4))
+    assert rig.reply().verdict == "accept"  # type: ignore[union-attr]
+
+
 def test_only_the_asker_may_say_that_it_is_ready() -> None:
     rig, swap = trading()
     rig.asks("c", ms.SwapReady(swap))
@@ -930,6 +986,22 @@ def test_a_pause_drops_what_is_trading_and_tells_the_partner() -> None:
     assert not rig.requests(ms.SwapOffer), "a paused site asks nobody in its place"
 
 
+@pytest.mark.parametrize("event", [ev.Pause(True), ev.TransferWindow(False)])
+def test_who_is_greeted_is_not_asked_after_a_pause_or_outside_of_the_hours(event: ev.Event) -> None:
+    names = [f"p{number:02}" for number in range(34)]  # more than are greeted at the start
+    rig = Rig(names, gossip=SWAP).start()
+    for name in names:
+        rig.hears(name, alive(name))
+    for request in list(rig.node._ctx.calls):
+        rig.do(ev.RequestFailed(request, "timeout"))
+    rig.ready(round=5, steps=50)
+    rig.round_done()
+    (greeting,) = rig.requests(ms.Hello)
+    rig.do(event)
+    rig.answer(greeting, ms.HelloReply(1, 1, "f", SIGNED, TRAINING))
+    assert not rig.requests(ms.SwapOffer) and rig.node.swap is None
+
+
 def test_a_pause_leaves_a_doubt_open() -> None:
     rig, swap = in_doubt()
     rig.do(ev.Pause(True))
@@ -962,6 +1034,26 @@ def test_peers_outside_of_their_hours_are_no_alarm_but_other_refusals_are() -> N
             rig.answer(asked(rig), ms.SwapOfferReply("reject", reason))
         codes = {c.code for c in rig.node.concerns(rig.now)}
         assert ("nothing_sent" in codes) is alarm, reason
+
+
+def test_hours_of_peers_take_an_exchange_that_was_due_back_once() -> None:
+    """The alarm comes as soon as ever, however long the peers' hours were over before."""
+    rig = rig_of("b", exchange_at=ExchangeTimes(every_rounds=5))
+
+    def rounds(n: int, reason: str) -> int:
+        """How many rounds it takes until the alarm."""
+        for number in range(n):
+            if any(c.code == "nothing_sent" for c in rig.node.concerns(rig.now)):
+                return number
+            rig.round_done()
+            while rig.requests(ms.SwapOffer):
+                rig.answer(asked(rig), ms.SwapOfferReply("reject", reason))
+        return n
+
+    fresh = rounds(500, "warming_up")
+    rig = rig_of("b", exchange_at=ExchangeTimes(every_rounds=5))
+    assert rounds(200, "window_closed") == 200
+    assert rounds(500, "warming_up") <= fresh < 500
 
 
 def test_what_is_not_on_its_way_when_the_hours_end_is_dropped_at_both() -> None:
