@@ -42,7 +42,8 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed:
-    """effects.Request(id) had no answer. `reason`: timeout, unreachable, untrusted or refused."""
+    """effects.Request(id) had no answer. `reason`: timeout, unreachable, untrusted, refused, or
+    not_saved (it was not sent)."""
 
     id: int
     reason: str

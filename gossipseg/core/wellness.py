@@ -126,9 +126,10 @@ class Wellness:
             self._watch(member)
 
     def unanswered(self, by: Site, failure: RequestFailed) -> None:
-        """Note a failed call of this site. A refused call has reached its site."""
+        """Note a failed call of this site. A refused call has reached its site; one that this site's disk
+        held back says nothing of it."""
         member = self._membership.members.get(by)
-        if member is None:
+        if member is None or failure.reason == "not_saved":
             return
         if failure.reason == "refused":
             member.calls.ends()

@@ -268,7 +268,7 @@ class Runtime:
             case effects.Persist(snapshot=snapshot):
                 await self._persist(snapshot)
             case effects.Request(id=id_, body=body) if self._unsaved and binding(body):
-                self.inject(events.RequestFailed(id_, "unreachable", "this site's state cannot be saved"))
+                self.inject(events.RequestFailed(id_, "not_saved", "this site's state cannot be saved"))
             case effects.Request():
                 self.spawn(self.calls.request(effect), f"request {effect.id}")
             case effects.Respond(token=token, body=body):

@@ -37,6 +37,8 @@ SILENT_SHARE = 4.0
 LOOK_SHARE = 0.2
 """Request timeouts between two looks at whether a site has finished."""
 LONGEST_PAUSE_S = 600.0
+PAUSED_S = 600.0
+"""Seconds after which a paused site gives its place to another, after the end."""
 NEVER = frozenset({"private", "private_part", "private_network", "no_personal", "exchanges_nothing"})
 """Answers of a site that will not send any."""
 NOT_FOR_US = frozenset({"bad_network", "network_too_large"})
@@ -53,6 +55,8 @@ class Want:
 
     at: float
     """When to ask (again), or to give a stream up."""
+    since: float = math.inf
+    """Since when its site has been paused, as far as is seen here."""
     asking: bool = False
     """Whether a request is under way."""
     model: ModelRef | None = None
@@ -153,8 +157,11 @@ class PersonalFetching:
         """Ask others in the place of sites that cannot be asked now, and whose model has not come."""
         members = self._membership.members
         for site in list(self._chosen & self.wants.keys()):
-            member = members.get(site)
-            if self.wants[site].model is None and (member is None or not self._open_to(member)):
+            member, want = members.get(site), self.wants[site]
+            paused = member is not None and self._paused(member)
+            want.since = min(want.since, self._ctx.now) if paused else math.inf
+            gone = member is None or not self._open_to(member)
+            if want.model is None and (gone or self._ctx.now - want.since >= PAUSED_S):
                 del self.wants[site]
                 self._chosen.discard(site)
 
@@ -167,7 +174,8 @@ class PersonalFetching:
         eligible = [s for s, m in members if s not in taken and self._open_to(m)]
         self._ctx.rng.shuffle(eligible)
         oldest = {site: place for place, site in enumerate(self.held)}
-        eligible.sort(key=lambda site: oldest.get(site, -1))
+        listed = self._membership.members
+        eligible.sort(key=lambda site: (self._paused(listed[site]), oldest.get(site, -1)))
         for site in eligible[:free]:
             self._chosen.add(site)
             self.wants.setdefault(site, Want(self._ctx.now))
@@ -178,6 +186,10 @@ class PersonalFetching:
             return False
         contract = member.info.contract if member.info is not None else ""
         return contract == self._ctx.info.contract
+
+    def _paused(self, member: Member) -> bool:
+        """Whether a site's last model does not come for now."""
+        return self._ended and member.info is not None and member.info.phase is Phase.PAUSED
 
     def settle(self) -> None:
         """Ask those who are due."""

@@ -24,6 +24,8 @@ MAX_WAITING = 10_000
 RETRY_S = 5.0
 FOLD_AFTER, FOLD_S = 20, 60.0
 """Refusals per site and reason with a line of their own, within these seconds; further ones are counted."""
+MOST_FOLDS = 1000
+"""Kinds of refusals that are counted before those of the past are forgotten."""
 FOLDED_NOTES = frozenset(
     {
         "offer_in_rejected",
@@ -126,6 +128,11 @@ class Audit:
         """(seq, hash) of the newest line on disk."""
         return self._log.head
 
+    @property
+    def kinds(self) -> int:
+        """Kinds of refusals that are counted now: by event, site and reason."""
+        return len(self._folds)
+
     # ------------------------------------------------------------ what happens
 
     def event(self, event: events.Event) -> None:
@@ -185,7 +192,8 @@ class Audit:
         if note.event in _JUDGED:
             detail |= self._scores()
         name, site = NOTES[note.event], note.site or ""
-        if note.event in FOLDED_NOTES and not self._unfolded(name, site, note.reason, detail):
+        reason = "" if note.event == "peer_refused" else note.reason  # that one quotes the peer's own words
+        if note.event in FOLDED_NOTES and not self._unfolded(name, site, reason, detail):
             return
         self._put(name, note.site, note.reason, detail)
 
@@ -196,6 +204,8 @@ class Audit:
     def _unfolded(self, event: str, site: Site, reason: str, detail: dict[str, Any]) -> bool:
         """Whether the refusal gets its own line: a flood must not push everything else out of the log."""
         now, key = self._clock(), (event, site, reason)
+        if len(self._folds) >= MOST_FOLDS:
+            self._folds = {k: f for k, f in self._folds.items() if 0 <= now - f.since < FOLD_S or f.folded}
         fold = self._folds.setdefault(key, _Fold(now))
         if not 0 <= now - fold.since < FOLD_S:  # the wall clock may be set back, too
             if fold.folded:

@@ -100,6 +100,8 @@ class WorkerSupervisor:
         self._server: asyncio.Server | None = None
         self._conversation: asyncio.Task[None] | None = None
         self._paused = self._stopping = self._busy = self._running = self._was_ready = False
+        self._orders = 0
+        """Orders beside rounds that it has not answered yet."""
         self._fatal: protocol.Fatal | None = None
         self._cause = ""
         self._log_begins = 0
@@ -117,6 +119,8 @@ class WorkerSupervisor:
         if isinstance(message, protocol.StartRound | protocol.Aggregate):
             self._busy = True
             self.status.state = "training" if isinstance(message, protocol.StartRound) else "aggregating"
+        elif isinstance(message, protocol.SwapOrder | protocol.PersonalOrder):
+            self._orders += 1
         self._last_sign_of_life = self._clock()
         self._writer.write(protocol.encode(message))
 
@@ -199,6 +203,7 @@ class WorkerSupervisor:
     async def _one_life(self, folder: int) -> str:
         """Start a worker, wait for its exit and its last messages; returns why it ended."""
         self._fatal, self._busy, self._cause, self._conversation = None, False, "", None
+        self._orders = 0
         log = Path(self._spec.state_dir) / "worker.log"
         before = memory_kills.Recent(self._kills(), self._clock())
         try:
@@ -291,7 +296,8 @@ class WorkerSupervisor:
             if counters.due(now := self._clock()):
                 counters.read(self._kills(), now)
             silent_s = self._clock() - self._last_sign_of_life
-            at_work = not self._paused and (self._busy or self.status.state in UNREADY)
+            working = self._busy or self._orders or self.status.state in UNREADY
+            at_work = working and not self._paused
             if at_work and silent_s > self._stuck_after_s:
                 self._cause = f"no progress for {silent_s:.0f} s, killed"
                 self._kill(process)
@@ -343,6 +349,8 @@ class WorkerSupervisor:
                 self._busy, self.status.state = False, "ready"
             case protocol.Fatal():
                 self._fatal = message
+        if isinstance(message, protocol.SwapReport | protocol.PersonalReport):
+            self._orders = max(0, self._orders - 1)
         if isinstance(message, protocol.FromWorker):
             self._owner.on_worker_message(message)
 

@@ -306,6 +306,23 @@ def test_after_the_end_a_site_at_work_is_waited_for() -> None:
     assert [site for site, _ in told.models] == ["b"], "the mix is chosen again"
 
 
+def test_after_the_end_a_paused_site_gives_its_place_to_another_after_a_while() -> None:
+    one = replace(EVERY, personal_fetches=1)
+    r = rig("b", "c", gossip=one, rounds=6)
+    at_work(r).round_done()
+    (first,) = r.node.wants_personal
+    other = "c" if first == "b" else "b"
+    r.hears(first, info=phase(Phase.PAUSED))
+    r.hears(other, info=phase(Phase.FINISHED))
+    r.until(r.now + 300)
+    assert r.node.wants_personal == {first}
+    for _ in range(40):
+        r.hears(first, info=phase(Phase.PAUSED))
+        r.hears(other, info=phase(Phase.FINISHED))
+        r.until(r.now + 10)
+    assert r.node.wants_personal == {other}
+
+
 def test_after_the_end_one_that_was_away_is_asked_when_it_is_back() -> None:
     r = Rig(("b", "c"), gossip=replace(EVERY, personal_fetches=1), rounds=7).start()
     at_work(r, round=6)

@@ -129,7 +129,7 @@ async def test_a_flood_of_offers_is_counted_and_does_not_fill_the_disk(rig: Rig)
 async def test_a_flood_of_forged_records_is_counted_whatever_its_words(rig: Rig) -> None:
     for i in range(500):
         rig.audit.note("record_forged", {"site": "b", "reason": f"AliveRecord about c and {i} more"})
-        rig.note("peer_refused", "contract_mismatch", site="c")
+        rig.note("peer_refused", f"training.lr: 0.003 here, 0.{i} there", site="c")
     await rig.audit.close()
     lines = list(read_audit(rig.folder))
     assert len(lines) == 2 * (module.FOLD_AFTER + 1)
@@ -137,6 +137,15 @@ async def test_a_flood_of_forged_records_is_counted_whatever_its_words(rig: Rig)
     assert told == dict.fromkeys([("record_forged", "b"), ("peer_refused", "c")], 500 - module.FOLD_AFTER), (
         "folded lines are counted"
     )
+
+
+async def test_kinds_of_the_past_are_forgotten(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_FOLDS", 50)
+    for i in range(500):
+        rig.now += module.FOLD_S / 10
+        rig.note("offer_in_rejected", f"reason {i}", hash="x")
+    assert rig.audit.kinds <= 51
+    assert len(await rig.lines()) == 500
 
 
 async def test_a_clock_that_goes_back_hides_no_refusals(rig: Rig) -> None:

@@ -175,6 +175,19 @@ async def test_one_that_says_nothing_is_killed_and_its_reason_told(tmp_path: Pat
         assert owner.deaths[0][0].startswith("no progress for")
 
 
+async def test_one_that_hangs_over_an_order_beside_rounds_is_killed(tmp_path: Path) -> None:
+    script = "hear(); ready(); hear(); say('PersonalHeld', refused=[]); hear(); signal.pause()"
+    async with supervised(tmp_path, script, stuck_after_s=0.4) as (supervisor, owner):
+        await owner.until(lambda: owner.of(protocol.Ready))
+        supervisor.send(protocol.HoldPersonal([]))
+        await owner.until(lambda: owner.of(protocol.PersonalHeld))
+        await asyncio.sleep(1.0)
+        assert owner.deaths == [], "it has answered, and waits for orders"
+        supervisor.send(protocol.HoldPersonal([]))
+        await owner.until(lambda: owner.deaths)
+        assert owner.deaths[0][0].startswith("no progress for")
+
+
 async def test_a_paused_worker_may_be_silent(tmp_path: Path) -> None:
     script = "hear(); ready()\nwhile hear() != 'Stop': pass"
     now = 0.0
