@@ -16,7 +16,13 @@ import pytest
 import yaml
 
 from gossipseg import config, trust
-from gossipseg.algos.params import FedAvgFinetuneParams, FedCoWProParams, FedOapParams, GcmlParams
+from gossipseg.algos.params import (
+    FedAvgFinetuneParams,
+    FedCoWProParams,
+    FedOapParams,
+    GcmlParams,
+    params_class,
+)
 from gossipseg.config import ranges
 from gossipseg.config.exchange import exchange_times
 from gossipseg.config.files import FederationFile, SiteFile
@@ -26,10 +32,13 @@ from gossipseg.core.messages import Hello
 from gossipseg.core.types import PeerInfo, Phase
 from gossipseg.errors import EXIT_CONFIG, ConfigError
 from gossipseg.learn.params import (
+    DataParams,
+    TaskParams,
     TrainingParams,
     personal_network_problem,
     personal_problem,
     trains_personal,
+    unlearned_problem,
 )
 from gossipseg.nets.params import NetworkParams
 from gossipseg.yamlbounds import TooLarge, check_bounds
@@ -769,6 +778,35 @@ def test_features_of_two_networks_are_not_compared() -> None:
     asked = SimpleNamespace(name="gcml", personal="yes", contrast="features")
     found = personal_network_problem(NetworkParams("unet"), TrainingParams(), asked)  # type: ignore[arg-type]
     assert found is not None and "algorithm.contrast: logits" in found[3]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "network", "taught"),
+    [("local", "unet", False), ("fedoap", "dca_unet", False), ("fedsca", "adapted_unetr", False),
+     ("gcml", "dca_unet", False), ("gcml", "unet", True), ("fedavg", "segresnet", True)],
+)  # fmt: skip
+def test_somebody_must_teach_a_site_the_classes_that_it_does_not_annotate(
+    algorithm: str, network: str, taught: bool
+) -> None:
+    task = TaskParams("organs", 1, {0: "background", 1: "liver", 2: "spleen"})
+    chosen = params_class(algorithm)()
+    found = unlearned_problem(task, DataParams("images", annotated_labels=(1,)), chosen, network)
+    assert (found is None) == taught
+    if found is not None:
+        assert "2 (spleen)" in found[0] and found[1] == "data.annotated_labels"
+    assert unlearned_problem(task, DataParams("images", annotated_labels=(1, 2)), chosen, network) is None
+    assert unlearned_problem(task, DataParams("images"), chosen, network) is None
+
+
+def test_a_site_alone_that_leaves_a_class_out_is_refused(folder: Path) -> None:
+    doc = yaml.safe_load((folder / "peers.yaml").read_text())
+    doc["task"]["labels"][2], doc["algorithm"] = "artery", {"name": "local"}
+    (folder / "peers.yaml").write_text(yaml.safe_dump(doc))
+    site = yaml.safe_load((folder / "site.yaml").read_text())
+    site["data"]["annotated_labels"] = [1]
+    (folder / "site.yaml").write_text(yaml.safe_dump(site))
+    error = refused(folder)
+    assert error.key == "data.annotated_labels" and "2 (artery)" in str(error)
 
 
 def test_without_labels_there_is_no_personal_model() -> None:

@@ -24,6 +24,7 @@ from gossipseg.learn.params import (
     pattern_problem,
     personal_network_problem,
     personal_problem,
+    unlearned_problem,
 )
 from gossipseg.nets.params import NetworkParams, network_names
 from gossipseg.wire.addresses import is_loopback, join_address
@@ -103,8 +104,12 @@ def check_personal_network(site: SiteFile, source: Source, federation: Federatio
 
 
 def check_labels(site: SiteFile, source: Source, federation: FederationFile) -> None:
-    """Check that a site's label settings are about the task's labels. Raises ConfigError."""
+    """Check that a site's label settings are about the task's labels, and that somebody teaches it those
+    that it does not annotate. Raises ConfigError."""
     found = labels_problem(federation.task, site.data)
+    found = found or unlearned_problem(
+        federation.task, site.data, federation.algorithm, federation.network.name
+    )
     if found is not None:
         problem, key, value, remedy = found
         raise source.error(problem, key, value, remedy)

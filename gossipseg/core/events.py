@@ -112,7 +112,8 @@ class WorkerReady:
     last_swap: ExchangeId | None = None
     """The last swap that its checkpoint includes."""
     personal_refusal: str = "no_personal"
-    """Why its personal model is never sent: no_personal, private, private_part, private_network; "" where it
+    """Why its personal model is never sent: no_personal, private, private_part, private_network,
+    partial_labels; "" where it
     may be."""
     takes_personal: bool = False
     """Whether peers' personal models are of use here."""

@@ -161,7 +161,7 @@ class FetchReply:
     reason: str = ""
     """A stable lower_case code when not accepted: busy, not_here, other_run, other_sites, later_attempt,
     not_coordinator, not_ready, leaving; of a personal model also private, private_part, private_network,
-    no_personal, exchanges_nothing, contract_mismatch, quarantined."""
+    partial_labels, no_personal, exchanges_nothing, contract_mismatch, quarantined."""
     model: ModelRef | None = None
     proposal: Proposal | None = None
     """The newest global model that the site knows to be committed; sent with an empty hash and with

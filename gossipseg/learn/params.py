@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from gossipseg.algos.params import AlgorithmParams, personal_of
 from gossipseg.bounds import COUNT, NATURAL, POSITIVE, SHARE, SHARE_BELOW_1, Range
-from gossipseg.nets.params import NetworkParams
+from gossipseg.nets.params import WITH_PRIVATE_PARTS, NetworkParams
 
 _FORBID: dict[str, Any] = {"extra": "forbid"}
 
@@ -317,6 +317,31 @@ def pattern_problem(pattern: str | None) -> str | None:
 
 Found = tuple[str, str, object, str]
 """(problem, key, value, remedy)"""
+
+
+def annotates_all(task: TaskParams, data: DataParams) -> bool:
+    """Whether a site's labels tell of every class of the task."""
+    return data.annotated_labels is None or {0, *data.annotated_labels} >= task.labels.keys()
+
+
+def unlearned_problem(
+    task: TaskParams, data: DataParams, algorithm: AlgorithmParams, network: str
+) -> Found | None:
+    """Where nobody teaches a site's model the classes that it does not annotate, or None."""
+    own_output = network in WITH_PRIVATE_PARTS  # the last layer stays at its site
+    if annotates_all(task, data) or not (own_output or algorithm.exchange == "none"):
+        return None
+    how = f"network.name {network}" if own_output else f"algorithm.name {algorithm.name}"
+    others = sorted(task.labels.keys() - {0, *(data.annotated_labels or ())})
+    named = ", ".join(f"{value} ({task.labels[value]})" for value in others)
+    return (
+        f"leaves out {named}, and with {how} nobody teaches this site's model "
+        "these classes: where it put them would mean nothing",
+        "data.annotated_labels",
+        list(data.annotated_labels or ()),
+        "Choose an algorithm and a network of which all is exchanged, such as gcml with unet, or leave these "
+        "classes out of task.labels.",
+    )
 
 
 def labels_problem(task: TaskParams, data: DataParams) -> Found | None:

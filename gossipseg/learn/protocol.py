@@ -248,7 +248,8 @@ class Ready(_Line, frozen=True):
     personal_tensors: WireSchema = {}
     """What a file of a personal model holds; empty where there is none."""
     personal_refusal: str = "no_personal"
-    """Why its own personal model is never sent: no_personal, private, private_part, private_network; ""
+    """Why its own personal model is never sent: no_personal, private, private_part, private_network,
+    partial_labels; ""
     where it may be."""
     takes_personal: bool = False
     """Whether peers' personal models are of use here: there are validation patients enough to choose by."""

@@ -19,6 +19,7 @@ from gossipseg.learn.params import (
     TaskParams,
     TrainingParams,
     WorkerSpec,
+    annotates_all,
     dp_problem,
     one_shot_problem,
     personal_network_problem,
@@ -49,6 +50,11 @@ class WorkerSettings:
     def has_personal(self) -> bool:
         """Whether a personal model trains beside the shared one."""
         return trains_personal(self.training, self.algorithm)
+
+    @property
+    def annotates_all(self) -> bool:
+        """Whether this site's labels tell of every class of the task."""
+        return annotates_all(self.task, self.data)
 
 
 def read_spec(raw: dict[str, Any]) -> WorkerSpec:

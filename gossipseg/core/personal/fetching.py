@@ -39,7 +39,9 @@ LOOK_SHARE = 0.2
 LONGEST_PAUSE_S = 600.0
 PAUSED_S = 600.0
 """Seconds after which a paused site gives its place to another, after the end."""
-NEVER = frozenset({"private", "private_part", "private_network", "no_personal", "exchanges_nothing"})
+NEVER = frozenset(
+    {"private", "private_part", "private_network", "partial_labels", "no_personal", "exchanges_nothing"}
+)
 """Answers of a site that will not send any."""
 NOT_FOR_US = frozenset({"bad_network", "network_too_large"})
 """Verdicts on a network that this site cannot build or does not bear: no offence, and not asked for again."""

@@ -83,6 +83,7 @@ REASONS = frozenset(
         "other_sites",
         "oversize",
         "partial_damaged",
+        "partial_labels",
         "partner_gone",
         "paused",
         "private",

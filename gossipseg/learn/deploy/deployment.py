@@ -14,7 +14,7 @@ from gossipseg.errors import ConfigError, LocalError
 from gossipseg.learn.deploy.choice import OF_PEER, Mix, limited, only
 from gossipseg.learn.deploy.earlier import of_earlier_version
 from gossipseg.learn.deploy.peers import network_of
-from gossipseg.learn.deploy.prediction import mixed_net
+from gossipseg.learn.deploy.prediction import learned, mixed_net
 from gossipseg.learn.engine.build import (
     build_described,
     build_model,
@@ -112,7 +112,7 @@ def _chosen(
     unusable = personal is None or told is None or not personal.get("begun", True)
     if personal is None or told is None or unusable or not settings.has_personal:
         return net, None
-    mix, told_peers = Mix(**told), checkpoint.get("peers", {})
+    mix, told_peers = learned(Mix(**told), settings), checkpoint.get("peers", {})
     listed = settings.spec.listed
     may = {m for m in mix.weights if listed is None or m.removeprefix(OF_PEER) in listed}
     mix = limited(mix, may, settings.inference.max_members)

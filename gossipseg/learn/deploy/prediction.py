@@ -3,7 +3,8 @@ models, mixed.
 
 The mix is chosen anew at each validation, by the rules of choice.py. A personal model that began as a copy of
 the shared one has no say until it has trained for a while. Nor has one with a network of its own, where the
-site took the shared model over.
+site took the shared model over. At a site that does not annotate all classes the shared model predicts alone:
+the personal one has learned nothing of the others, and no score of this site would show it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ LEAST_ROUNDS_OF_A_COPY = 5
 """Rounds that a personal model trains before it predicts, where the shared one was taken over."""
 
 
+PARTIAL = "this site does not annotate all classes, and its personal model has not learned the others"
+
+
 def young(rounds: int) -> str:
     """Why a personal model beside a shared one that was taken over has no say yet."""
     return f"the personal model has trained {rounds} of {LEAST_ROUNDS_OF_A_COPY} rounds since it began"
@@ -59,6 +63,8 @@ class Prediction:
     def __init__(self, run: RunState) -> None:
         self._run = run
         self.mix = Mix({"personal": 0.5, "shared": 0.5})
+        if not run.settings.annotates_all:
+            self.mix = shared_alone(PARTIAL)
         self.peers = PeerModels()
         self._chosen_by: str | None = None
         """Digest of the cases by which the mix was chosen and scored; None: unknown."""
@@ -80,8 +86,10 @@ class Prediction:
         `trained`: rounds that the personal model has trained, where it needs some before it has a say; None:
         it needs none.
         """
-        if trained is not None and trained < LEAST_ROUNDS_OF_A_COPY:
+        why = "" if self._run.settings.annotates_all else PARTIAL
+        if not why and trained is not None and trained < LEAST_ROUNDS_OF_A_COPY:
             why = young(trained)
+        if why:
             scores = self.shared_alone(shared, round, why)
             return scores, scores
         patients = self._run.site.patients("validation")
@@ -204,15 +212,23 @@ class Prediction:
 
     def load(self, state: Mapping[str, Any], listed: Collection[str] | None) -> None:
         """Go on from what state() gave. `listed`: sites whose models may still be held; None: all."""
+        unlearned = False
         if "mix" in state:
-            self.mix = Mix(**state["mix"])
+            told = Mix(**state["mix"])
+            self.mix = learned(told, self._run.settings)
+            unlearned = self.mix is not told
         self.peers.load(state.get("peers", {}))
         held = self.peers.held.items()  # a site may have been removed while this one was down
         lost = self.drop_peers({s: p.hash for s, p in held if listed is None or s in listed})
         scored = self.mix.alone is not None or self.mix.shared is not None
         self._chosen_by = state.get("mix_chosen_by")
         others = self._chosen_by is not None and self._chosen_by != self._cases()
-        self.stale = lost or others or (scored and self.mix.deployed is None)
+        self.stale = lost or others or unlearned or (scored and self.mix.deployed is None)
+
+
+def learned(mix: Mix, settings: WorkerSettings) -> Mix:
+    """The mix itself, or the shared model alone where the site does not annotate all classes now."""
+    return mix if settings.annotates_all or mix.name == "shared" else shared_alone(PARTIAL)
 
 
 def mixed_net(mix: Mix, nets: Mapping[str, nn.Module], output: str) -> nn.Module:

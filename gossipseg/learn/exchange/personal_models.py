@@ -58,18 +58,20 @@ class PersonalExchange:
 
     @property
     def refusal(self) -> str:
-        """Why this site's own is never sent: `private`, `private_part`, `private_network`; "" where it may
-        be."""
+        """Why this site's own is never sent: `private`, `private_part`, `partial_labels`, `private_network`;
+        "" where it may be."""
         if self._privacy.dp is not None:
             return "private"
         if not self._whole:
             return "private_part"
+        if not self._run.settings.annotates_all:
+            return "partial_labels"
         return "private_network" if self._hidden else ""
 
     @property
     def takes(self) -> bool:
         """Whether a peer's is of use here, but for the number of validation patients."""
-        return self._whole
+        return self._whole and self._run.settings.annotates_all
 
     @property
     def schema(self) -> protocol.WireSchema:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossipseg.algos.base import Algorithm, Outputs, StepContext
 from gossipseg.algos.fedoap import boundary
@@ -155,20 +155,27 @@ def with_frame(folder: Path, *, annotated: bool) -> Path:
     return folder
 
 
-def predicted(trainer: object, weights: Mapping[str, Tensor] | None = None) -> np.ndarray:
-    """Voxels of the frame that the model calls the frame, by case of validation."""
+def predicted(trainer: object, net: nn.Module | None = None, *, frame: bool = True) -> np.ndarray:
+    """Share of the frame, or of all that is none, that the model calls frame, by case of validation.
+
+    `net`: None is the shared model.
+    """
     from gossipseg.learn.evaluation.evaluate import labels_of, predict_logits
 
-    model = copy.deepcopy(trainer.model_state.model)  # type: ignore[attr-defined]
+    model = net or copy.deepcopy(trainer.model_state.model)  # type: ignore[attr-defined]
     settings, site = trainer.settings, trainer.site  # type: ignore[attr-defined]
     shares = []
     for item in site._data.items("validation"):
         got = labels_of(
             predict_logits(model, item.image, settings.task, settings.training, "cpu"), settings.training
         )
-        frame = torch.zeros(got.shape, dtype=torch.bool)
-        frame[:3] = frame[-3:] = True
-        shares.append(float((got[frame] == 2).float().mean()))
+        chosen = torch.zeros(got.shape, dtype=torch.bool)
+        if frame:
+            chosen[:3] = chosen[-3:] = True
+        else:
+            chosen[6:-6, 6:-6] = True
+            chosen &= item.truth != 1
+        shares.append(float((got[chosen] == 2).float().mean()))
     return np.array(shares)
 
 
@@ -199,6 +206,45 @@ def test_a_class_is_not_pushed_to_background_by_a_site_that_does_not_annotate_it
         shares[name] = predicted(then)
     assert shares["knows"].mean() > 0.85, shares
     assert shares["does not"].mean() < 0.1, shares  # what the key is for
+
+
+@pytest.mark.slow
+def test_a_personal_model_that_has_not_learned_a_class_does_not_predict(tmp_path: Path) -> None:
+    """Where it puts a class that its site does not annotate means nothing, and no score there shows it."""
+    from gossipseg.learn import protocol as jobs
+
+    training = {"steps_per_round": 60, "batch_size": 4, "augment": "none", "learning_rate": 0.01}
+
+    def trainer(data: Path, state: str, personal: str, **more: object) -> Any:
+        spec = make_spec(data, tmp_path / state, training={**training, "personal": personal})
+        spec.task["labels"] = LABELS
+        spec.data.update(more)
+        return make_trainer(spec)
+
+    shared = trainer(with_frame(tmp_path / "full", annotated=True), "shared", "none")
+    shared.run_round(jobs.StartRound(1))
+    site = trainer(with_frame(tmp_path / "partly", annotated=False), "site", "always", annotated_labels=[1])
+    assert site.mix.weights == {"shared": 1.0}, "before the first validation, too"
+    assert (site.personal_refusal, site.takes_personal) == ("partial_labels", False)
+    site.run_round(jobs.StartRound(1))
+    site.model_state.ema.load_state_dict(shared.model_state.ema.state_dict())  # what the others taught
+    done = site.choose_again()
+    assert "does not annotate all classes" in done.deployed_reason and done.deployed == "shared"
+    assert predicted(site, site.deployed).mean() > 0.8
+    elsewhere = predicted(site, site.deployed, frame=False).mean()
+    assert elsewhere < 0.2, elsewhere
+
+
+def test_a_mix_of_before_a_class_was_left_out_is_not_gone_on_with(tmp_path: Path) -> None:
+    spec = make_spec(with_frame(tmp_path / "data", annotated=True), tmp_path / "state",
+                     training={"personal": "always"})  # fmt: skip
+    spec.task["labels"] = LABELS
+    state = make_trainer(spec).state()
+    spec.data["annotated_labels"] = [1]
+    again = make_trainer(spec)
+    again.load(state)
+    assert again.mix is not None and again.mix.weights == {"shared": 1.0}
+    assert again.round_end.prediction is not None and again.round_end.prediction.stale
 
 
 def test_step_context_of_a_plain_algorithm_is_enough() -> None:
