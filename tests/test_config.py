@@ -388,6 +388,12 @@ BAD_PEERS = {
         {0: "background", 2: "vessel"},
         "label_map",
     ),
+    "too many labels": (
+        ("{0: background, 1: vessel}", str({n: f"class {n}" for n in range(256)})),
+        "task.labels",
+        256,
+        "task.label_map",
+    ),
     "labels alike": (("1: vessel", "1: background"), "task.labels", None, "own name"),
     "labels as list": (
         ("{0: background, 1: vessel}", "[background, vessel]"),

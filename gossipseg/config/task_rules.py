@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from gossipseg.config.reading import Source
 from gossipseg.learn.params import TaskParams
 
+MOST_LABELS = 255
+"""Labels are of one byte, and its last value stands for voxels whose class is not known."""
+
 
 def check_task(task: TaskParams, source: Source) -> None:
     """Check the consistency of the section `task`. Raises ConfigError about the first fault."""
@@ -32,6 +35,13 @@ def _task_problems(task: TaskParams) -> Iterator[tuple[str, str, object, str]]:
             "labels",
             task.labels,
             "Use task.label_map to translate the values in the files.",
+        )
+    if len(task.labels) > MOST_LABELS:
+        yield (
+            f"has {len(task.labels)} labels; {MOST_LABELS} are possible, the background among them",
+            "labels",
+            len(task.labels),
+            "Leave some out, or put some together by task.label_map.",
         )
     if len(set(task.labels.values())) != len(task.labels):
         yield "two labels have one name", "labels", task.labels, "Give each label its own name."

@@ -22,6 +22,7 @@ from gossipseg.errors import LocalError
 from gossipseg.learn.engine.build import output_channels
 from gossipseg.learn.evaluation.evaluate import WINDOWS_AT_ONCE, foreground_names
 from gossipseg.learn.evaluation.mixture import Mixture, mixed
+from gossipseg.learn.params import TaskParams
 from gossipseg.learn.settings import WorkerSettings
 from gossipseg.nets.params import NetworkParams
 from gossipseg.nets.registry import build
@@ -133,6 +134,15 @@ class Predictor:
 
 
 # ---------------------------------------------------------------- the files
+
+
+def unreadable(task: TaskParams) -> str:
+    """Why a bundle cannot read the images of a task as the site does, or "". (In 2-D it reads pictures.)"""
+    if task.slice_axis is not None:
+        return "it cannot slice volumes along task.slice_axis"
+    if task.spatial_dims == 2 and task.spacing_mm:
+        return "pictures have no voxel size, and task.spacing_mm needs one"
+    return ""
 
 
 def inference_config(

@@ -87,8 +87,7 @@ class WorkerView:
         """The mix was chosen again, from the models that are here now. `ended`: training has."""
         self.begin("finished" if ended else "waiting", 1.0 if ended else 0.0)
         self.deployed, self.deployed_reason = message.deployed, message.deployed_reason
-        self.dice_val = message.dice_val if message.dice_val is not None else self.dice_val
-        self.dice_test = message.dice_test if message.dice_test is not None else self.dice_test
+        self.dice_val, self.dice_test = message.dice_val, message.dice_test
         self.warn("personal", message.warning)
 
     def _account(self, spent: protocol.Spent | None) -> None:

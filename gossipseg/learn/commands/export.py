@@ -43,6 +43,7 @@ def _export(args: argparse.Namespace) -> int:
     deployment = load_deployment(cli.spec_of(args), single=args.single)
     must_segment(deployment)
     files = export(deployment, Path(args.out))
+    why_none = bundle.unreadable(deployment.settings.task)
     document = {
         "schema": 1,
         "kind": "export",
@@ -54,20 +55,30 @@ def _export(args: argparse.Namespace) -> int:
         **({"reason": deployment.reason} if deployment.reason else {}),
         "networks": [network.name for network in deployment.networks],
         "files": [str(f) for f in files],
+        **({"note": f"no MONAI bundle is written: {why_none}"} if why_none else {}),
     }
     cli.write_json(document, "-")
     return 0
 
 
 def export(deployment: Deployment, folder: Path) -> list[Path]:
-    """Write all forms of the model into `folder`; returns the two weight files and the bundle's folder."""
+    """Write all forms of the model into `folder`; returns the two weight files and the bundle's folder, where
+    a bundle can read the task's images."""
     state = {n: t.detach().cpu().contiguous() for n, t in deployment.net.state_dict().items()}
     plain_bytes = _torch_bytes(state)
     root = folder / "bundle"
-    _make_folders(root)
+    bundled = not bundle.unreadable(deployment.settings.task)
+    if not bundled and root.exists():
+        raise LocalError(
+            f"{root}: is of another export, and this one has no bundle: "
+            f"{bundle.unreadable(deployment.settings.task)}. Choose another folder for -o."
+        )
+    _make_folders(root if bundled else folder, bundled=bundled)
     plain, safe = folder / "model.pt", folder / "model.safetensors"
     atomic_write(plain, plain_bytes, mode=OUTPUT_MODE)
     atomic_write(safe, safetensors_bytes(state, _metadata(deployment)), mode=OUTPUT_MODE)
+    if not bundled:
+        return [plain, safe]
     settings, round, net = deployment.settings, deployment.round, deployment.net
     networks = deployment.networks
     weights = net.weights if isinstance(net, Mixture) else ()
@@ -82,9 +93,9 @@ def export(deployment: Deployment, folder: Path) -> list[Path]:
     return [plain, safe, root]
 
 
-def _make_folders(root: Path) -> None:
+def _make_folders(root: Path, *, bundled: bool) -> None:
     try:
-        for name in ("configs", "models", "docs"):
+        for name in ("configs", "models", "docs") if bundled else ("",):
             (root / name).mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise LocalError(

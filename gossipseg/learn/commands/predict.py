@@ -7,6 +7,7 @@ by commas.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,18 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from gossipseg.errors import ConfigError, DataError, LocalError
+from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError
 from gossipseg.learn.commands import cli
 from gossipseg.learn.data import own_values
 from gossipseg.learn.data.cases import Case
+from gossipseg.learn.data.datalist import load_cases
 from gossipseg.learn.data.dataset import load_image
 from gossipseg.learn.data.formats.kinds import Kind, case_stem, kind_of
 from gossipseg.learn.data.formats.volume import Volume
 from gossipseg.learn.data.formats.writing import encode, possible_suffixes, suffix_for
 from gossipseg.learn.data.memory import memory_for
+from gossipseg.learn.data.splitfile import keep_of
 from gossipseg.learn.deploy.deployment import Deployment, load_deployment, must_segment
 from gossipseg.learn.deploy.predicting import logits_of
 from gossipseg.learn.evaluation.evaluate import foreground_names, labels_on
+from gossipseg.learn.settings import WorkerSettings
 from gossipseg.store import atomic_write
 
 OUTPUT_MODE = 0o644
@@ -48,6 +52,7 @@ def _predict(args: argparse.Namespace) -> int:
     _refuse_overwriting(cases, folder, args.format)
     deployment = load_deployment(cli.spec_of(args))
     must_segment(deployment)
+    _refuse_own_files(cases, folder, args.format, deployment.settings)
     values, said = own_values.of_site(deployment.settings)
     folder.mkdir(parents=True, exist_ok=True)
     show, done, failed = cli.progress(), [], 0
@@ -165,6 +170,41 @@ def _refuse_overwriting(cases: Sequence[Case], folder: Path, format: str) -> Non
                     remedy="Choose another folder.",
                 )
         seen.update(dict.fromkeys(outputs, case))
+
+
+def _refuse_own_files(cases: Sequence[Case], folder: Path, format: str, settings: WorkerSettings) -> None:
+    """No output may take the place of a file that may be an image or a label: one of the site's own cases,
+    or any beside an image that is predicted. Raises ConfigError."""
+    where = folder.absolute().resolve()
+    data = Path(settings.data.path).absolute().resolve()
+    beside_images = where in {f.absolute().resolve().parent for case in cases for f in case.files}
+    known: frozenset[Path] | None = None
+    for case in cases:
+        for suffix in possible_suffixes(case.files[0], format):
+            out = (where / (case.id + suffix)).resolve()
+            if not out.exists():
+                continue
+            if known is None:
+                known = _files_of_site(settings) if data.is_file() or data in out.parents else frozenset()
+            if beside_images or out in known:
+                raise ConfigError(
+                    f"would overwrite {out}, which may be an image or a label",
+                    file=case.files[0],
+                    key="-o",
+                    value=str(folder),
+                    remedy="Choose a folder without images and labels.",
+                )
+
+
+def _files_of_site(settings: WorkerSettings) -> frozenset[Path]:
+    """The files that the site's data list names, as far as it can be read."""
+    with contextlib.suppress(GossipsegError):
+        splits = load_cases(
+            settings.data, settings.spec.site, needs_labels=False, keep=keep_of(settings.spec)
+        )
+        files = [f for _, case in splits for f in (*case.files, *([case.label] if case.label else []))]
+        return frozenset(f.absolute().resolve() for f in files)
+    return frozenset()
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ class Dataset:
             if params.cache and (split != "test" or spec.report_test):
                 data._items[split, index] = item
         data.splits = write_division(splits)
-        own_values.keep(Path(spec.state_dir), values)
+        own_values.keep(Path(spec.state_dir), params, values)
         on_progress("data read", 1.0)
         return data
 

@@ -25,22 +25,27 @@ from gossipseg.store import StateFile
 FILE = "label-values.json"
 
 
-def keep(state_dir: Path, counts: FileValues) -> None:
-    """Note which values this site's labels have. A state directory that cannot be written changes nothing:
-    they are counted again where they are needed."""
+def keep(state_dir: Path, data: DataParams, counts: FileValues) -> None:
+    """Note which values this site's labels have: those of data.path.
+
+    A state directory that cannot be written changes nothing: they are counted again where they are needed.
+    """
     file = StateFile(state_dir / FILE)
-    document = {"schema": 1, "voxels": {str(value): voxels for value, voxels in sorted(counts.items())}}
+    voxels = {str(value): number for value, number in sorted(counts.items())}
+    document = {"schema": 1, "path": data.path, "voxels": voxels}
     with contextlib.suppress(LocalError, OSError):
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if file.load() != document:
             file.save(document)
 
 
-def kept(state_dir: Path) -> FileValues | None:
-    """What keep() noted; None where it never did."""
+def kept(state_dir: Path, data: DataParams) -> FileValues | None:
+    """What keep() noted; None where it never did for this data.path."""
     try:
         document = StateFile(state_dir / FILE).load()
-        voxels = document.get("voxels") if document is not None else None
+        if document is None or document.get("path", data.path) != data.path:
+            return None
+        voxels = document.get("voxels")
         return Counter({int(k): int(v) for k, v in voxels.items()}) if isinstance(voxels, dict) else None
     except (LocalError, ValueError):
         return None
@@ -52,14 +57,18 @@ def of_site(settings: WorkerSettings) -> tuple[dict[int, int], str]:
     Where nothing was kept the labels are read for it. Raises ConfigError.
     """
     state_dir = Path(settings.spec.state_dir)
-    counts, note = kept(state_dir), ""
+    counts, note = kept(state_dir, settings.data), ""
     if counts is None:
         try:
             splits = load_cases(
                 settings.data, settings.spec.site, needs_labels=False, keep=keep_of(settings.spec)
             )
-            counts = counted((case for _, case in splits), settings.task)
+            labelled = [case for _, case in splits if case.label is not None]
+            counts = counted(labelled, settings.task)
+            unread = bool(labelled) and not counts
         except (DataError, LocalError):
+            unread = True
+        if unread:
             note = "this site's labels cannot be read: the values are those that the task has for the classes"
     return out_values(settings.task, settings.data, counts or {}), note
 
@@ -95,6 +104,14 @@ def out_values(task: TaskParams, data: DataParams, counts: Mapping[int, int]) ->
                 key="data.label_map_out",
                 value=dict(data.label_map_out),
                 remedy=f"Give each class a value of its own there, from 0 to {LARGEST_WRITTEN}.",
+            )
+        if written == rule.ignore:
+            raise ConfigError(
+                f"predictions of {task.labels[same[0]]!r} would be written with the value {written}, which "
+                "says here that the class is not known",
+                key="data.label_map_out",
+                value=dict(data.label_map_out),
+                remedy="Give the class another value there, or change data.ignore_label.",
             )
     return out
 

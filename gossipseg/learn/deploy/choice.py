@@ -77,6 +77,8 @@ class Mix:
     """n of equation (1)."""
     peers: Mapping[str, float | None] = field(default_factory=dict)
     """Member → mean validation Dice of a peer's personal model alone, of those that were compared."""
+    round: int | None = None
+    """The round of that validation; None: unknown."""
 
     @property
     def name(self) -> str:

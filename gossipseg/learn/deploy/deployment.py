@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from gossipseg.learn.params import ONE_SHOT_ALGORITHM, WorkerSpec
 from gossipseg.learn.settings import WorkerSettings, read_settings
 from gossipseg.nets.params import NetworkParams
 from gossipseg.store import Checkpoints
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,15 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
         int(checkpoint.get("steps", 0)),
         file,
         mix.weights if mix is not None else {},
-        mix.reason if mix is not None else "",
+        _reason(mix, int(checkpoint.get("round", 0))) if mix is not None else "",
         networks,
     )
+
+
+def _reason(mix: Mix, round: int) -> str:
+    """The mix in words, with the round of its figures where it is another."""
+    of_then = mix.round is not None and mix.round != round and mix.deployed is not None
+    return f"{mix.reason} (validated at round {mix.round})" if of_then else mix.reason
 
 
 def networks_of(
@@ -179,6 +188,8 @@ def newest_checkpoint(directory: Path) -> tuple[Path, dict[str, Any]]:
         elif not intact(loaded):
             broken.append(f"{file.name} is damaged")
         else:
+            if broken:
+                log.warning("%s: %s; %s is used", directory, "; ".join(broken), file.name)
             return file, loaded
     if broken:
         raise LocalError(
@@ -187,7 +198,8 @@ def newest_checkpoint(directory: Path) -> tuple[Path, dict[str, Any]]:
         )
     raise LocalError(
         f"{directory}: there is no checkpoint yet. One is written at the end of the first round of training. "
-        "Start `gossipsegd` and wait for it (`gossipctl status`), or evaluate with --initial."
+        "Start `gossipsegd` and wait for it (`gossipctl status`). `gossipctl evaluate --initial` scores the "
+        "weights before any training."
     )
 
 

@@ -119,7 +119,7 @@ class Prediction:
         if members is not None:
             self.mix = replace(self.mix, peers=self._peers_alone(members, patients))
             cases = members.scores_of(self.mix.weights) or cases
-        self._now()
+        self._now(round)
         single = {"personal": found.personal, "shared": found.shared}
         cases = single.get(self.mix.name, cases)
         task = self._run.settings.task
@@ -172,8 +172,9 @@ class Prediction:
         before, self.mix = self.mix, limited(self.mix, {peer.member for peer in self._held()}, most)
         return self.mix is not before
 
-    def _now(self) -> None:
+    def _now(self, round: int) -> None:
         """The mix has been chosen now, among the models and by the cases that are there."""
+        self.mix = replace(self.mix, round=round)
         self._chosen_by, self.stale = self._cases(), False
 
     def _cases(self) -> str:
@@ -184,7 +185,7 @@ class Prediction:
         scores = self._run.score(shared, "validation", round)
         patients = self._run.site.patients("validation")
         self.mix = shared_alone(why, [case.mean for case in scores.per_case], patients)
-        self._now()
+        self._now(round)
         return scores
 
     def begins_anew(self, why: str) -> None:

@@ -153,11 +153,17 @@ def _warning(damaged: list[Path], used: Path) -> str:
 
 
 def check_meaning(path: Path, stored: Mapping[str, str], settings: WorkerSettings) -> None:
-    """Raises ConfigError where the settings would make another prediction of the checkpoint's weights.
+    """Raises ConfigError where the settings would make another prediction of the checkpoint's weights, or
+    are of another site or algorithm: what is deployed depends on it.
 
     `stored`: its contract. A key that it lacks, of an earlier version, is passed over.
     """
-    present = {key: value for key, value in meaning_of(settings).items() if key in stored}
+    whose = {
+        "federation": settings.spec.federation,
+        "site": settings.spec.site,
+        "algorithm.name": settings.algorithm.name,
+    }
+    present = {key: value for key, value in (whose | meaning_of(settings)).items() if key in stored}
     _compare(path, stored, present, present)
 
 

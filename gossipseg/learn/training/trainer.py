@@ -365,6 +365,8 @@ class Trainer:
     def _copy_personal(self, round: int, source: str) -> None:
         if self.personal is not None:
             self.personal.copy(self.model_state, round, source)
+            if self.round_end.prediction is not None:
+                self.round_end.prediction.not_validated()
             self._personal_is_young()
 
     def _personal_is_young(self) -> None:

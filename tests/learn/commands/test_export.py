@@ -101,6 +101,18 @@ def test_state_dict_and_safetensors_hold_the_ema(tmp_path: Path, capsys: pytest.
         }  # fmt: skip
 
 
+def test_a_bundle_that_would_read_images_at_another_scale_is_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out = exported(tmp_path, dataclasses.replace(GREY, spacing_mm=(0.5, 0.5)))
+    document = json.loads(capsys.readouterr().out)
+    assert sorted(p.name for p in out.iterdir()) == ["model.pt", "model.safetensors"]
+    assert "no voxel size" in document["note"] and len(document["files"]) == 2
+    (out / "bundle").mkdir()
+    assert main(["--spec", str(next(tmp_path.glob("*.json"))), "-o", str(out)]) != 0
+    assert "is of another export" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("mix", "own"),
     [(None, None), (PAIR, None), (PAIR, SEGRESNET), ({"personal": 1.0}, SEGRESNET)],

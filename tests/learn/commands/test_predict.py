@@ -156,6 +156,28 @@ def test_outputs_never_overwrite_each_other_or_the_image(
     assert a.read_bytes() == before
 
 
+def test_what_may_be_an_image_or_a_label_is_never_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The next training would take the site's own predictions for the truth."""
+    site = png_site(tmp_path / "site", {"training": 2, "validation": 1})
+    made = spec(site, GREY)
+    write_checkpoint(made)
+    file = spec_file(tmp_path, made)
+    image, mask = (site / folder / "validation_0.png" for folder in ("images", "masks"))
+    before = mask.read_bytes()
+    assert main(["--spec", file, "-o", str(site / "masks"), str(image)]) == EXIT_CONFIG
+    assert str(mask) in capsys.readouterr().err and mask.read_bytes() == before
+    photo = tmp_path / "other" / "a.jpg"
+    other = write_png(tmp_path / "other" / "a.png", blob((40, 40), 1)[0])
+    Image.open(other).save(photo)
+    before = other.read_bytes()
+    assert main(["--spec", file, "-o", str(photo.parent), str(photo)]) == EXIT_CONFIG
+    assert other.read_bytes() == before
+    for _ in range(2):  # earlier predictions may be, also beneath data.path
+        assert main(["--spec", file, "-o", str(site / "predicted"), str(image)]) == EXIT_OK
+
+
 def test_masks_of_0_and_255_give_masks_of_0_and_255(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -213,6 +213,15 @@ def test_two_classes_never_get_one_value() -> None:
         own_values.out_values(task, DataParams("d"), Counter({0: 5, 2: 9}))
 
 
+def test_no_class_is_written_as_the_value_of_the_unknown() -> None:
+    task = TaskParams("t", 1, {0: "b", 1: "l", 2: "m"})
+    for data in (DataParams("d", ignore_label=2), DataParams("d", ignore_label=9, label_map_out={2: 9})):
+        with pytest.raises(ConfigError, match=r"data\.label_map_out.*'m'.*not known"):
+            own_values.out_values(task, data, Counter({0: 5, 1: 9}))
+    data = DataParams("d", ignore_label=2, label_map_out={2: 7})
+    assert own_values.out_values(task, data, Counter({0: 5})) == {0: 0, 1: 1, 2: 7}
+
+
 def test_values_above_255_are_written_in_two_bytes() -> None:
     labels = np.array([0, 1], dtype=np.uint8)
     found = written_values(labels, {0: 0, 1: 2035})
@@ -226,12 +235,13 @@ def test_a_site_keeps_the_values_of_its_labels(tmp_path: Path) -> None:
     for file in (tmp_path / "masks").iterdir():
         write_png(file, np.eye(48, 40, dtype=np.uint8) * 255)
     made = spec(tmp_path, task)
-    assert own_values.kept(Path(made.state_dir)) is None
+    assert own_values.kept(Path(made.state_dir), DataParams(**made.data)) is None
     data = Dataset.open(made)
-    found = own_values.kept(Path(made.state_dir))
+    found = own_values.kept(Path(made.state_dir), DataParams(**made.data))
     assert found is not None and found[255] == 3 * 40
     assert own_values.out_values(task, DataParams(str(tmp_path)), found) == {0: 0, 1: 255}
     assert own_values.counted((case for _, case in data.splits), task) == found
+    assert own_values.kept(Path(made.state_dir), DataParams(str(tmp_path / "others"))) is None
 
 
 def test_a_site_reads_by_its_own_rule(tmp_path: Path) -> None:

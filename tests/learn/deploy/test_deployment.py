@@ -41,7 +41,9 @@ def test_the_newest_ema_is_loaded_in_evaluation_mode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["torn", "empty", "not a checkpoint", "no ema", "changed"])
-def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, damage: str) -> None:
+def test_a_broken_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     made = spec(tmp_path, GREY)
     write_checkpoint(made, 4)
     newest = write_checkpoint(made, 5)
@@ -53,7 +55,9 @@ def test_a_broken_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, d
         content = torch.load(write_checkpoint(made, 5), weights_only=True)
         kernel_of(content["ema"]).view(-1)[0] += 1e-3
         torch.save(content, newest)
-    assert load_deployment(made).round == 4
+    with caplog.at_level("WARNING"):
+        assert load_deployment(made).round == 4
+    assert "round-5.pt" in caplog.text and "round-4.pt is used" in caplog.text
     for file in Checkpoints(tmp_path / "state/checkpoint").newest():
         file.write_bytes(b"")
     with pytest.raises(LocalError, match=r"no usable checkpoint: round-5\.pt .*round-4\.pt"):

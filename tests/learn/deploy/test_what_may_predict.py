@@ -128,6 +128,32 @@ def test_a_removed_site_s_model_does_not_predict_though_the_checkpoint_has_it(fi
     assert SOUTH in load_deployment(finished.settings.spec).members
 
 
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"site": "south"}, "site"), ({"federation": "other"}, "federation"),
+     ({"algorithm": {"name": "gossip_average"}}, "algorithm.name")],
+)  # fmt: skip
+def test_a_checkpoint_of_another_site_or_algorithm_is_not_deployed(
+    finished: Any, changes: dict[str, Any], key: str
+) -> None:
+    spec = finished.settings.spec
+    if key == "algorithm.name":
+        changes = {"algorithm": {"name": "fedavg" if spec.algorithm["name"] != "fedavg" else "fedprox"}}
+    with pytest.raises(ConfigError, match=f"was trained with {key} ="):
+        load_deployment(dataclasses.replace(spec, **changes))
+
+
+def test_figures_of_an_earlier_round_are_told_as_such(finished: Any, tmp_path: Path) -> None:
+    assert finished.mix.round == finished.history.round
+    assert "validated at round" not in load_deployment(finished.settings.spec).reason
+    store = Checkpoints(tmp_path / "checkpoint", keep=2)
+    later = finished.state()
+    later["history"] = {**later["history"], "round": finished.history.round + 4}
+    save_checkpoint(store, later, contract_of(finished.settings, finished.network_signature))
+    elsewhere = dataclasses.replace(finished.settings.spec, state_dir=str(tmp_path))
+    assert f"(validated at round {finished.mix.round})" in load_deployment(elsewhere).reason
+
+
 def test_no_more_models_predict_than_the_settings_allow(finished: Any) -> None:
     spec = dataclasses.replace(finished.settings.spec, inference={"max_members": 2})
     assert set(load_deployment(spec).members) <= {"personal", "shared"}
