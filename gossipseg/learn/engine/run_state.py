@@ -159,7 +159,7 @@ class RunState:
         )
 
     def losses(self, model: nn.Module, round: int) -> list[float | None]:
-        """NLL of a model by validation case. Raises what the gate raises."""
+        """NLL of a model by validation case, over a few windows of each. Raises what the gate raises."""
         return self.site.losses(model, "validation", self.scoring("validation", round))
 
     def scoring(self, split: SplitName, round: int) -> Callable[[float], None]:

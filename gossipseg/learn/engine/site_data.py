@@ -158,7 +158,7 @@ class SiteData:
     def losses(
         self, model: nn.Module, split: SplitName, on_progress: Callable[[float], None]
     ) -> list[float | None]:
-        """NLL of a model by case of a split, in the order of patients()."""
+        """NLL of a model by case of a split, over a few windows of each, in the order of patients()."""
         with self.scoring():
             return losses_of(
                 model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from gossipseg.learn.data.dataset import Item
 from gossipseg.learn.evaluation.evaluate import OnProgress, predict_logits, score_item
+from gossipseg.learn.evaluation.few_windows import few_windows
 from gossipseg.learn.evaluation.mixture import mixed
 from gossipseg.learn.evaluation.scoring import CaseScore
 from gossipseg.learn.params import TaskParams, TrainingParams
@@ -33,11 +35,16 @@ def losses_of(
     on_progress: OnProgress = lambda fraction: None,
     total: int = 0,
 ) -> list[float | None]:
-    """NLL of one model by labelled case."""
+    """NLL of one model by labelled case: the mean over a few windows of it (few_windows.py)."""
     found = []
     for done, item in enumerate(cases):
         if item.label is not None:
-            found.append(loss(predict_logits(net, item.image, task, training, device), item.label))
+            each = []
+            for window in few_windows(item.label[0].numpy(), task.patch_size):
+                image, label = (whole[(slice(None), *window)] for whole in (item.image, item.label))
+                each.append(loss(predict_logits(net, image, task, training, device), label))
+            told = [value for value in each if value is not None]
+            found.append(statistics.fmean(told) if told else None)
         on_progress((done + 1) / total if total else 0.0)
     return found
 

@@ -1,5 +1,8 @@
 """Which peer's swaps do harm here: validation NLL just after a swap, less just before it.
 
+The loss of a case is that over a few windows of it, always the same ones (evaluation/few_windows.py): whole
+images, twice for each swap, would take longer than the training itself.
+
 For each peer the last three swaps are kept, by patient. With d the mean of a peer's, less the mean of all
 other peers' (0 where there is no other), a peer does harm where, over the patients,
 

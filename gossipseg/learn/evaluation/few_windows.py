@@ -1,0 +1,39 @@
+"""A few windows of a case, for a loss that is compared with itself often.
+
+A whole image may take a hundred windows of the network, and what is asked is only whether a loss has risen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from gossipseg.learn.data.labels import IGNORE
+
+MOST_WINDOWS = 4
+"""Windows of a case, where it has more."""
+
+Window = tuple[slice, ...]
+
+
+def few_windows(label: np.ndarray, patch_size: Sequence[int]) -> list[Window]:
+    """Where to look in an image with this label (*spatial): always the same places.
+
+    The whole image where MOST_WINDOWS tiles cover it. Else windows of the patch's size, centred on foreground
+    voxels that are evenly spaced in their order, or, where there is none, on voxels of any kind.
+    """
+    tiles = math.prod(math.ceil(n / p) for n, p in zip(label.shape, patch_size, strict=True))
+    if tiles <= MOST_WINDOWS:
+        return [tuple(slice(None) for _ in label.shape)]
+    found = np.flatnonzero((label > 0) & (label != IGNORE))
+    of = found if found.size else np.arange(label.size)
+    middles = [of[(2 * k + 1) * len(of) // (2 * MOST_WINDOWS)] for k in range(MOST_WINDOWS)]
+    return [_around(np.unravel_index(m, label.shape), label.shape, patch_size) for m in middles]
+
+
+def _around(centre: Sequence[np.integer], shape: Sequence[int], size: Sequence[int]) -> Window:
+    """A window of this size within the image, as near to the centre as can be."""
+    starts = (max(0, min(int(c) - s // 2, n - s)) for c, n, s in zip(centre, shape, size, strict=True))
+    return tuple(slice(start, min(start + s, n)) for start, s, n in zip(starts, size, shape, strict=True))
