@@ -1,3 +1,3 @@
 """gossipseg: federated medical-image segmentation without a server."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0.dev0"

@@ -124,6 +124,11 @@ def test_each_site_is_told_by_itself(study: ModuleType) -> None:
         "| a | 4 | 0.500 | 0.520 | +0.020 (+0.010 … +0.030) |",
         "| b | 4 | 0.500 | 0.470 | −0.030 (−0.030 … −0.030) |",
     ]
+    lines += [line("lone_pair", 0.5, seed=seed, site="a", cases=4 + 2 * seed) for seed in (0, 1)]
+    lines += [line("lone_pair", 0.5, seed=seed, site="b", cases=4) for seed in (0, 1)]
+    lines += [line("pooled[steps=site]", 0.5, site=site, cases=99) for site in "ab"]
+    first, second = study.by_site(lines, study.methods(lines))[2:-1]
+    assert first.startswith("| a | 4 to 6 |") and second.startswith("| b | 4 |")
 
 
 def test_sites_are_the_same_in_each_repetition(study: ModuleType) -> None:

@@ -246,7 +246,10 @@ def told(found: Gain | None) -> str:
 
 def by_site(lines: Sequence[Line], found: Mapping[str, Method]) -> list[str]:
     """Each site's means over the repetitions, and what the default brings it; its spread is over these."""
-    cases = {line["site"]: line["cases"] for line in lines if "cases" in line}
+    cases: dict[str, set[int]] = {}
+    for line in lines:
+        if "cases" in line and not line["algorithm"].startswith("pooled"):  # there they are all sites'
+            cases.setdefault(line["site"], set()).add(line["cases"])
     shown = [
         name for name in (ALONE, TWICE[ALONE], "lone_pair", FEDAVG, TWICE[FEDAVG], DEFAULT) if name in found
     ]
@@ -258,7 +261,9 @@ def by_site(lines: Sequence[Line], found: Mapping[str, Method]) -> list[str]:
         figures = [f"{statistics.fmean(dice.values()):.3f}" for dice in own.values()]
         gains = [own[DEFAULT][cell] - alone for cell, alone in own[ALONE].items() if cell in own[DEFAULT]]
         spread = f"{statistics.fmean(gains):+.3f} ({min(gains):+.3f} … {max(gains):+.3f})".replace("-", "−")
-        rows.append([site, str(cases.get(site, "–")), *figures, spread])
+        known = cases.get(site, set())
+        count = f"{min(known)} to {max(known)}" if len(known) > 1 else "".join(map(str, known)) or "–"
+        rows.append([site, count, *figures, spread])
     names = [shown_name(found[name].name) for name in shown]
     return table(("site", "training cases", *names, "default over alone (least … most)"), rows)
 

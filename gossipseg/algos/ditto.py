@@ -1,7 +1,7 @@
 """`ditto`: FedAvg, and a personal model held near the common one (Li 2021, arXiv 2012.04221).
 
 Standing: textbook. W is trained and combined as in fedavg.py; beside it each site k trains a personal
-model V_k that never leaves it:
+model V_k that is never mixed:
 
     L(V_k) = L_seg + λ/2·‖V_k − W‖²                                                                       (1)
 

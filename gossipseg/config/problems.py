@@ -98,7 +98,9 @@ def _translate(e: ValidationError, kind: Any, source: Source) -> ConfigError:
     if first["type"].startswith(("missing", "union_tag_not_found")):
         return source.error("this key is missing", key, None, _missing_remedy(first))
     if value is None:
-        return source.error("has no value", key, None, "Give it one, or remove the key to take the default.")
+        return source.error(
+            "has no value", key, None, "Give it one; a key that has a default may also be removed."
+        )
     options = _options(first)
     if options:
         listed = ", ".join(options)

@@ -126,7 +126,9 @@ def read_text(path: Path) -> str:
         raise ConfigError(
             "no such file",
             file=path,
-            remedy="Write one with `gossipctl init`, or give its path with --config.",
+            remedy="`gossipctl init` writes a site.yaml, and --config gives its path. peers.yaml is the "
+            "federation's, the same at all sites; its path is the key `peers` of site.yaml, and "
+            "`gossipctl init --federation` begins a new one.",
         ) from None
     except IsADirectoryError:
         raise ConfigError(

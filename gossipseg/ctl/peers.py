@@ -98,7 +98,7 @@ def add(
     from gossipseg.ctl import peersfile
 
     path = _peers_file(file, config)
-    pem = peersfile.read_certificate(certificate)
+    pem = peersfile.read_valid_certificate(certificate)
     entry = {"name": name, "address": address, "id": site_id, "certificate": pem}
     peersfile.add_site(path, {k: v for k, v in entry.items() if v is not None})
     seen = id_of(pem.encode())
@@ -149,7 +149,7 @@ def certify(
     from gossipseg.ctl import peersfile
     from gossipseg.trust import certificates_of
 
-    path, pem = _peers_file(file, config), peersfile.read_certificate(certificate)
+    path, pem = _peers_file(file, config), peersfile.read_valid_certificate(certificate)
     listed = configuration.load_federation(path).sites
     before = [text for site in listed if site.name == name for text in certificates_of(site)]
     others = [text for text in before if id_of(text.encode()) != id_of(pem.encode())]

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from gossipseg import config as configuration
+from gossipseg.certificates import ends_at
 from gossipseg.config.reading import parse_yaml
 from gossipseg.errors import ConfigError
 from gossipseg.store.atomic import atomic_write
@@ -41,6 +43,19 @@ def read_certificate(path: Path) -> str:
             "holds a private key",
             file=path,
             remedy="Give cert.pem. A key that has left its site is worthless: make a new identity there.",
+        )
+    return text
+
+
+def read_valid_certificate(path: Path) -> str:
+    """The same of a certificate that other sites will accept today. Raises ConfigError."""
+    text = read_certificate(path)
+    ended = datetime.fromtimestamp(ends_at(text), UTC)
+    if ended <= datetime.now(UTC):
+        raise ConfigError(
+            f"expired on {ended:%Y-%m-%d}: no site would accept it",
+            file=path,
+            remedy="Give the site's present cert.pem; `gossipctl rotate` there makes a new one.",
         )
     return text
 

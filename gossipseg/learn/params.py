@@ -108,7 +108,7 @@ class TrainingParams:
     personal: Literal["always", "none"] | None = None
     """A model of the site's own beside the shared one, trained on the same batches and never mixed; the site
     predicts with both. None: always, but for fedoap and fedsca, which are personal already. No part of the
-    contract: it never travels."""
+    contract: no other site's training depends on it. (Peers may fetch a copy: gossip.personal_fetches.)"""
     personal_from_round: Annotated[int, COUNT] = 1
     """The round in which the personal model begins; after the first it begins as a copy of the shared one."""
 

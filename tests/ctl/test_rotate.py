@@ -17,7 +17,7 @@ from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.core.messages import Reply, Request
 from gossipseg.core.types import ModelRef
-from gossipseg.errors import PeerRefused
+from gossipseg.errors import EXIT_CONFIG, PeerRefused
 from gossipseg.trust.making import self_signed
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.transport import PeerEndpoint
@@ -265,6 +265,21 @@ def test_an_expired_site_can_begin_too(ctl: Any, two: Two, tmp_path: Path) -> No
     ended = self_signed("north", key, -1, ())  # type: ignore[arg-type]
     two.north.certificate_path.write_bytes(ended.public_bytes(serialization.Encoding.PEM))
     assert ctl("rotate", "--config", two.site).code == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--only",)])
+def test_an_expired_certificate_is_not_listed(ctl: Any, two: Two, more: tuple[str, ...]) -> None:
+    """In the place of the present one it would take the site out of the federation."""
+    from cryptography.hazmat.primitives import serialization
+
+    key = serialization.load_pem_private_key(two.north.key_pem, None)
+    ended = two.folder / "ended.pem"
+    made = self_signed("north", key, -1, ())  # type: ignore[arg-type]
+    ended.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    before = two.peers.read_bytes()
+    found = ctl("peers", "certify", two.peers, "--name", "north", "--certificate", ended, *more)
+    assert found.code == EXIT_CONFIG and "expired on" in found.err
+    assert two.peers.read_bytes() == before
 
 
 def test_the_next_certificate_carries_the_names_of_the_present_one(tmp_path: Path) -> None:
