@@ -789,7 +789,7 @@ def test_features_of_two_networks_are_not_compared() -> None:
 @pytest.mark.parametrize(
     ("algorithm", "network", "taught"),
     [("local", "unet", False), ("fedoap", "dca_unet", False), ("fedsca", "adapted_unetr", False),
-     ("gcml", "dca_unet", False), ("gcml", "unet", True), ("fedavg", "segresnet", True)],
+     ("gcml", "dca_unet", True), ("gcml", "unet", True), ("fedavg", "segresnet", True)],
 )  # fmt: skip
 def test_somebody_must_teach_a_site_the_classes_that_it_does_not_annotate(
     algorithm: str, network: str, taught: bool

@@ -76,7 +76,7 @@ def export(
     config: context.ConfigOption = None,
     json: context.JsonOption = False,
 ) -> int:
-    """Write model.pt (plain state dict), safetensors and a MONAI bundle of this site's model."""
+    """Write model.pt (plain state dict), safetensors and, where one can read the images, a MONAI bundle."""
     arguments = ["-o", str(output), *(["--single"] if single else [])]
     return run(context.load_config(config), "export", arguments, _export_lines, json=json)
 

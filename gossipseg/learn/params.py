@@ -328,18 +328,18 @@ def unlearned_problem(
     task: TaskParams, data: DataParams, algorithm: AlgorithmParams, network: str
 ) -> Found | None:
     """Where nobody teaches a site's model the classes that it does not annotate, or None."""
-    own_output = network in WITH_PRIVATE_PARTS  # the last layer stays at its site
+    personal = algorithm.name in ("fedoap", "fedsca")
+    own_output = personal and network in WITH_PRIVATE_PARTS  # the last layer stays at its site
     if annotates_all(task, data) or not (own_output or algorithm.exchange == "none"):
         return None
-    how = f"network.name {network}" if own_output else f"algorithm.name {algorithm.name}"
     others = sorted(task.labels.keys() - {0, *(data.annotated_labels or ())})
     named = ", ".join(f"{value} ({task.labels[value]})" for value in others)
     return (
-        f"leaves out {named}, and with {how} nobody teaches this site's model "
+        f"leaves out {named}, and with algorithm.name {algorithm.name} nobody teaches this site's model "
         "these classes: where it put them would mean nothing",
         "data.annotated_labels",
         list(data.annotated_labels or ()),
-        "Choose an algorithm and a network of which all is exchanged, such as gcml with unet, or leave these "
+        "Choose an algorithm that exchanges the whole network, such as gcml or fedavg, or leave these "
         "classes out of task.labels.",
     )
 

@@ -176,7 +176,6 @@ def _refuse_own_files(cases: Sequence[Case], folder: Path, format: str, settings
     """No output may take the place of a file that may be an image or a label: one of the site's own cases,
     or any beside an image that is predicted. Raises ConfigError."""
     where = folder.absolute().resolve()
-    data = Path(settings.data.path).absolute().resolve()
     beside_images = where in {f.absolute().resolve().parent for case in cases for f in case.files}
     known: frozenset[Path] | None = None
     for case in cases:
@@ -185,7 +184,7 @@ def _refuse_own_files(cases: Sequence[Case], folder: Path, format: str, settings
             if not out.exists():
                 continue
             if known is None:
-                known = _files_of_site(settings) if data.is_file() or data in out.parents else frozenset()
+                known = _files_of_site(settings)
             if beside_images or out in known:
                 raise ConfigError(
                     f"would overwrite {out}, which may be an image or a label",

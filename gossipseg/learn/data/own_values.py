@@ -64,8 +64,9 @@ def of_site(settings: WorkerSettings) -> tuple[dict[int, int], str]:
                 settings.data, settings.spec.site, needs_labels=False, keep=keep_of(settings.spec)
             )
             labelled = [case for _, case in splits if case.label is not None]
-            counts = counted(labelled, settings.task)
-            unread = bool(labelled) and not counts
+            found = [_values(case, settings.task) for case in labelled]
+            counts = _summed(found)
+            unread = bool(found) and all(values is None for values in found)
         except (DataError, LocalError):
             unread = True
         if unread:
@@ -75,15 +76,27 @@ def of_site(settings: WorkerSettings) -> tuple[dict[int, int], str]:
 
 def counted(cases: Iterable[Case], task: TaskParams) -> FileValues:
     """The values in the label files of these cases; what cannot be read is left out."""
+    return _summed([_values(case, task) for case in cases])
+
+
+def _summed(each: Iterable[FileValues | None]) -> FileValues:
     found = FileValues()
-    for case in cases:
-        if case.label is None:
-            continue
-        with contextlib.suppress(DataError, LocalError):
-            label = read_label(case.label, task.image_dims, None)
-            if not isinstance(label, Segmentation):
-                found.update(file_values(label.array, case.label))
+    for values in each:
+        found.update(values or {})
     return found
+
+
+def _values(case: Case, task: TaskParams) -> FileValues | None:
+    """The values in a label file; None where it cannot be read. Named segments have no values."""
+    if case.label is None:
+        return FileValues()
+    try:
+        label = read_label(case.label, task.image_dims, None)
+        if isinstance(label, Segmentation):
+            return FileValues()
+        return FileValues(file_values(label.array, case.label))
+    except (DataError, LocalError):
+        return None
 
 
 def out_values(task: TaskParams, data: DataParams, counts: Mapping[int, int]) -> dict[int, int]:
@@ -105,7 +118,7 @@ def out_values(task: TaskParams, data: DataParams, counts: Mapping[int, int]) ->
                 value=dict(data.label_map_out),
                 remedy=f"Give each class a value of its own there, from 0 to {LARGEST_WRITTEN}.",
             )
-        if written == rule.ignore:
+        if written == rule.ignore and same[0] != 0:
             raise ConfigError(
                 f"predictions of {task.labels[same[0]]!r} would be written with the value {written}, which "
                 "says here that the class is not known",

@@ -162,6 +162,12 @@ class RunState:
         """NLL of a model by validation case, over a few windows of each. Raises what the gate raises."""
         return self.site.losses(model, "validation", self.scoring("validation", round))
 
+    def alive(self) -> None:
+        """Say that work beside a round goes on: a worker that says nothing for long is taken for stuck."""
+        history, total = self.history, self.settings.training.steps_per_round
+        done = protocol.Progress(history.round, history.step, total, "validation", 0.0)
+        self.report(lambda: done, "validation")
+
     def scoring(self, split: SplitName, round: int) -> Callable[[float], None]:
         """What is to be called after each case that was scored."""
         activity: protocol.Activity = "test" if split == "test" else "validation"

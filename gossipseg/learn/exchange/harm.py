@@ -87,11 +87,12 @@ class Harm:
     def state(self) -> dict[str, Any]:
         """For a checkpoint: plain values."""
         kept = {peer: [dict(change) for change in kept] for peer, kept in self._kept.items()}
-        return {"kept": kept, "since": dict(self._since)}
+        return {"kept": kept, "since": dict(self._since), "of": "windows"}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
-        """Go on from what state() gave; None: from an earlier version's checkpoint."""
-        state = state or {"kept": {}, "since": {}}
+        """Go on from what state() gave. An earlier version's (None, or of whole images) is left out."""
+        if state is None or state.get("of") != "windows":
+            state = {"kept": {}, "since": {}}
         self._kept = {peer: [dict(change) for change in kept] for peer, kept in state["kept"].items()}
         self._since = dict(state["since"])
 

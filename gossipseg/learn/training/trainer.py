@@ -252,6 +252,7 @@ class Trainer:
         for file in order.models:
             if file.site in prediction.peers.held or not self.takes_personal:
                 continue
+            self.run.alive()
             try:
                 prediction.peers.put(self.peers.admit(file))
                 came = True

@@ -899,6 +899,15 @@ def test_a_site_that_has_lost_its_numbers_is_heard_again_once_its_record_is_clea
     rig.do(ev.LiftQuarantine("b"))
     rig.asks("b", offer_of("b", number=4))
     assert rig.reply().verdict == "accept"  # type: ignore[union-attr]
+    rig.asks("b", ms.SwapTold(ExchangeId("b", 4), "dropped", "x"))
+    rig.asks("b", offer_of("b", number=3))
+    assert rig.reply() == ms.SwapOfferReply("reject", "old_number"), "its new numbers count from here"
+    rig, swap = trading()
+    rig.asks("b", ms.SwapReady(swap))
+    rig.do(ev.SwapApplied(swap))
+    rig.do(ev.LiftQuarantine("b"))
+    rig.asks("b", ms.SwapReady(swap))
+    assert rig.reply() == ms.SwapState("committed"), "what is in the weights stays known"
 
 
 def test_only_the_asker_may_say_that_it_is_ready() -> None:

@@ -174,6 +174,13 @@ def test_what_may_be_an_image_or_a_label_is_never_overwritten(
     before = other.read_bytes()
     assert main(["--spec", file, "-o", str(photo.parent), str(photo)]) == EXIT_CONFIG
     assert other.read_bytes() == before
+    truth = tmp_path / "truth"
+    (site / "masks").rename(truth)
+    (site / "masks").symlink_to(truth)
+    before = (truth / "validation_0.png").read_bytes()
+    for folder in (truth, site / "masks"):
+        assert main(["--spec", file, "-o", str(folder), str(image)]) == EXIT_CONFIG
+    assert (truth / "validation_0.png").read_bytes() == before
     for _ in range(2):  # earlier predictions may be, also beneath data.path
         assert main(["--spec", file, "-o", str(site / "predicted"), str(image)]) == EXIT_OK
 
