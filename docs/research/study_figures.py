@@ -25,6 +25,7 @@ from study_runs import ALONE, DATA, FEDAVG, NO_EXCHANGE, SETS, TWICE, Method, me
 
 IMAGES = Path(__file__).parent.parent / "images"
 DPI = 100
+COLUMNS = 3
 # Okabe and Ito's colours, told apart by colour-blind readers too; shapes say the same once more.
 KINDS = {
     "alone": ("D", "#000000", "no exchange"),
@@ -63,12 +64,12 @@ OFFSETS = {"shared model alone": -0.22, "both at one half": 0.0, "deployed": 0.2
 
 
 def data() -> dict[str, Mapping[str, Method]]:
-    """Title → its methods with all of its repetitions, for the sets that have `local`."""
+    """Title → its methods with all of its repetitions, for the sets that have `local` and FedAvg."""
     files = {title: DATA / f"{name}.jsonl" for name, title in SETS.items()}
     sets = {title: methods(read(file)) for title, file in files.items() if file.exists()}
     shown = {}
     for title, found in sets.items():
-        if ALONE in found:
+        if ALONE in found and FEDAVG in found:
             whole = found[ALONE].repetitions
             kept = {name: one for name, one in found.items() if one.repetitions >= whole}
             shown[f"{title}; {counted(len(whole), 'repetition')}"] = kept
@@ -81,28 +82,33 @@ def run(sets: Mapping[str, Mapping[str, Method]]) -> dict[str, tuple[str, str]]:
 
 
 def panels(sets: Sequence[str], *, height: float, shared: bool) -> tuple[plt.Figure, list[Axes]]:
-    """A panel for each set, side by side; their scales differ."""
+    """A panel for each set; their scales differ."""
+    rows = -(-len(sets) // COLUMNS)
     figure, axes = plt.subplots(
-        1,
-        len(sets),
-        figsize=(3 + 2.6 * len(sets), height),
+        rows,
+        COLUMNS,
+        figsize=(3 + 2.6 * COLUMNS, height * rows),
         sharey=shared,
         layout="constrained",
         squeeze=False,
     )
-    for axis, title in zip(axes[0], sets, strict=True):
+    for axis in axes.flat[len(sets) :]:
+        axis.set_axis_off()
+    for axis in axes[:, 0]:
+        axis.tick_params(axis="y", labelsize=8)
+    for axis, title in zip(axes.flat, sets, strict=False):
         axis.set_title(
             "\n".join(line for part in title.split("; ") for line in textwrap.wrap(part, 26)), fontsize=9
         )
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.grid(axis="x", alpha=0.3)
-    return figure, list(axes[0])
+    return figure, list(axes.flat[: len(sets)])
 
 
 def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
     """Gain over training alone: the mean with its interval, and each site's mean over the repetitions."""
     names = run(sets)
-    figure, axes = panels(list(sets), height=5.2, shared=True)
+    figure, axes = panels(list(sets), height=4.4, shared=True)
     for axis, found in zip(axes, sets.values(), strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
         for y, (name, (_, kind)) in enumerate(names.items()):
@@ -130,7 +136,7 @@ def absent(axis: Axes, y: float) -> None:
 
 def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
     """Gain over training alone, with its interval, against bytes sent, relative to FedAvg's in float16."""
-    figure, axes = panels(list(sets), height=4.2, shared=False)
+    figure, axes = panels(list(sets), height=3.4, shared=False)
     sending = {n: text for n, (text, _) in run(sets).items() if not n.startswith(NO_EXCHANGE)}
     numbers = {name: i + 1 for i, name in enumerate(sending)}
     for axis, found in zip(axes, sets.values(), strict=True):
