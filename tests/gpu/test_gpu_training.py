@@ -42,7 +42,7 @@ def through_a_file(state: dict[str, Any]) -> Any:
 def test_auto_finds_the_device_and_a_precision() -> None:
     compute = choose_compute(DeviceParams())
     assert compute.device == torch.device("cuda", 0)
-    assert compute.amp == ("bf16" if torch.cuda.is_bf16_supported() else "fp16")
+    assert compute.amp == ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
     assert compute.channels_last and torch.cuda.get_device_name(0) in compute.name
 
 

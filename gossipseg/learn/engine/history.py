@@ -78,6 +78,8 @@ class RunningMeans:
         self.count = 0
         self.skipped = 0
         self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        """Steps that had each: a term may begin within a round, as with the first exchange."""
         self.last_loss: Tensor | None = None
 
     def add(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
@@ -86,12 +88,13 @@ class RunningMeans:
         self.last_loss = loss
         for name, value in {"loss": loss, **terms}.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self) -> tuple[float | None, dict[str, float | None]]:
         """Mean loss and mean terms; (None, {}) before the first step."""
         if not self.count:
             return None, {}
-        means = {name: finite(float(total) / self.count) for name, total in self._sums.items()}
+        means = {name: finite(float(total) / self._counts[name]) for name, total in self._sums.items()}
         return means.pop("loss"), means
 
     def state(self) -> dict[str, Any]:
@@ -100,12 +103,14 @@ class RunningMeans:
             "count": self.count,
             "skipped": self.skipped,
             "sums": {name: float(total) for name, total in self._sums.items()},
+            "counts": dict(self._counts),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what state() gave."""
         self.count, self.skipped = state["count"], state["skipped"]
         self._sums = {name: torch.tensor(total) for name, total in state["sums"].items()}
+        self._counts = {name: self.count for name in self._sums} | state.get("counts", {})
 
 
 class Throughput:

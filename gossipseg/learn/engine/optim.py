@@ -14,17 +14,22 @@ from gossipseg.learn.rates import learning_rate as learning_rate
 SGD_MOMENTUM = 0.9
 
 
-def make_optimizer(model: nn.Module, training: TrainingParams) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: nn.Module, training: TrainingParams, *, scaled: bool = False
+) -> torch.optim.Optimizer:
     """A fresh optimizer over all parameters of the model that train.
 
     SGD has Nesterov momentum, as segmentation is mostly trained (nnU-Net): a paper's plain "momentum 0.9"
     takes other steps.
+
+    `scaled`: a GradScaler may skip steps. torch's fused SGD would begin its momentum with memory that no
+    skipped step has written.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     lr, decay = training.learning_rate, training.weight_decay
     if training.optimizer == "sgd":
         return torch.optim.SGD(
-            parameters, lr=lr, momentum=SGD_MOMENTUM, nesterov=True, weight_decay=decay, fused=True
+            parameters, lr=lr, momentum=SGD_MOMENTUM, nesterov=True, weight_decay=decay, fused=not scaled
         )
     kind = torch.optim.AdamW if training.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, weight_decay=decay, fused=True)

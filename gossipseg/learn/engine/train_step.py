@@ -49,7 +49,7 @@ class StepResult:
 def make_learner(model: Segmenter, training: TrainingParams, compute: Compute) -> Learner:
     """A model with a fresh optimizer and scaler."""
     scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.autocast_dtype is torch.float16)
-    return Learner(model, make_optimizer(model, training), scaler)
+    return Learner(model, make_optimizer(model, training, scaled=scaler.is_enabled()), scaler)
 
 
 def train_step(

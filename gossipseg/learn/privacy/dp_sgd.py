@@ -78,7 +78,11 @@ class PrivateTraining:
         return protocol.Spent(self._epsilon, p.delta, steps, p.max_epsilon, over=self._room(1) == 0)
 
     def begin(self, wanted: int) -> tuple[int, str]:
-        """(steps that may be taken of those wanted, why not all of them or ""); they are charged at once."""
+        """(steps that may be taken of those wanted, why not all of them or ""); they are charged at once.
+
+        `wanted` below 0 (a round that has been made shorter) is none.
+        """
+        wanted = max(0, wanted)
         allowed = self._room(wanted)
         try:
             self._write(self._with(allowed))
@@ -102,14 +106,15 @@ class PrivateTraining:
                 self._write(self._history)
 
     def state(self) -> list[list[float]]:
-        """For a checkpoint."""
-        return [list(entry) for entry in self._history]
+        """For a checkpoint: with the steps that are charged already, as in the file."""
+        return [list(entry) for entry in self._with(self._reserved)]
 
     def load(self, state: Sequence[Sequence[float]] | None) -> None:
         """From a checkpoint, if the file knows of less: it may have been removed, or be an older one."""
         known = [(float(z), float(q), int(n)) for z, q, n in state or ()]
         spent = epsilon(known, self._params.delta)
-        if spent > self._epsilon:  # few steps under little noise cost more than many under much
+        charged = epsilon(self._with(self._reserved), self._params.delta)
+        if spent > charged:  # few steps under little noise cost more than many under much
             self._history, self._epsilon = known, spent
 
     def _room(self, wanted: int) -> int:

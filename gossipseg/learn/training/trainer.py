@@ -352,7 +352,8 @@ class Trainer:
                 self.steps.take(order)
                 return ""
             trouble = self.private_steps.take(order)
-            if not trouble:  # where the budget is spent, training has ended
+            ended = bool(trouble) and self.private is not None and self.private.spent.over
+            if not ended:
                 self.steps.take_personal(order)
             return trouble
 

@@ -126,7 +126,9 @@ def test_a_partner_is_shown_with_its_dropout_off(batch: tuple[Tensor, Tensor]) -
 def scaled(seed: int, scale: float, training: TrainingParams) -> Learner:
     """A learner whose gradients are scaled as for fp16; the scaler works on the CPU as well."""
     model = small_net(seed)
-    return Learner(model, make_optimizer(model, training), torch.amp.GradScaler("cpu", init_scale=scale))
+    return Learner(
+        model, make_optimizer(model, training, scaled=True), torch.amp.GradScaler("cpu", init_scale=scale)
+    )
 
 
 def test_scaled_gradients_are_clipped_at_their_true_size(batch: tuple[Tensor, Tensor]) -> None:
@@ -149,6 +151,24 @@ def test_an_overflow_of_one_model_leaves_the_others_scale_alone(batch: tuple[Ten
     assert not result.skipped and mine.optimizer.state
     assert all(torch.equal(a, b) for a, b in zip(weights(its.model), before, strict=True))
     assert mine.scaler.get_scale() == 1024.0 and its.scaler.get_scale() < 0.6e38
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_an_overflow_in_the_first_step_leaves_nothing_behind(
+    batch: tuple[Tensor, Tensor], optimizer: str
+) -> None:
+    training = TrainingParams(optimizer=optimizer, clip_grad_norm=0.0)  # type: ignore[arg-type]
+    plain, fp16 = make_learner(small_net(0), training, CPU), scaled(0, 1024.0, training)
+    with torch.no_grad():
+        handles = [p.register_hook(lambda g: g * float("inf")) for p in fp16.model.parameters()]
+    step({"local": fp16}, batch, training=training)
+    for handle in handles:
+        handle.remove()
+    for _ in range(3):
+        for learner in (plain, fp16):
+            step({"local": learner}, batch, training=training)
+    pairs = zip(weights(plain.model), weights(fp16.model), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 
 class _Poison(Algorithm):

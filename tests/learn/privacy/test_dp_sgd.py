@@ -194,6 +194,23 @@ def test_steps_are_charged_before_they_are_taken_and_those_not_taken_given_back(
     assert first.spent.epsilon < other.spent.epsilon < dp_sgd.epsilon([(1.0, 0.2, 8)], 1e-5)
 
 
+def test_a_checkpoint_within_a_round_knows_of_its_steps(tmp_path: Path) -> None:
+    found = account(tmp_path)
+    found.begin(10)
+    assert found.state() == [[1.0, 0.2, 10]], "as the file has it: a swap writes a checkpoint in mid-round"
+    found.load(found.state())  # a swap that is taken back
+    found.settle(4)
+    assert found.state() == [[1.0, 0.2, 4]] and found.spent.steps == 4
+
+
+def test_a_round_that_has_been_made_shorter_gives_nothing_back(tmp_path: Path) -> None:
+    found = account(tmp_path, max_epsilon=50.0)
+    found.begin(8)
+    found.settle(8)
+    assert found.begin(-3) == (0, "")
+    assert account(tmp_path).spent.steps == 8
+
+
 def test_of_two_accounts_the_one_that_cost_more_counts(tmp_path: Path) -> None:
     found = account(tmp_path, noise_multiplier=8.0)
     found.begin(60)
