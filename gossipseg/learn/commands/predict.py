@@ -7,7 +7,6 @@ by commas.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gossipseg.errors import ConfigError, DataError, GossipsegError, LocalError
+from gossipseg.errors import ConfigError, DataError, LocalError
 from gossipseg.learn.commands import cli
 from gossipseg.learn.data import own_values
 from gossipseg.learn.data.cases import Case
@@ -154,21 +153,10 @@ def _refuse_overwriting(cases: Sequence[Case], folder: Path, format: str) -> Non
         outputs = [folder / (case.id + suffix) for suffix in possible_suffixes(case.files[0], format)]
         for out in outputs:
             if out in seen:
-                raise ConfigError(
-                    f"would overwrite the output of {seen[out].files[0]}",
-                    file=case.files[0],
-                    key="-o",
-                    value=str(out),
-                    remedy="Predict images of the same name into different folders.",
-                )
+                remedy = "Predict images of the same name into different folders."
+                raise _overwriting(f"the output of {seen[out].files[0]}", case, out, remedy)
             if out.absolute().resolve() in inputs:
-                raise ConfigError(
-                    "would overwrite the image itself",
-                    file=case.files[0],
-                    key="-o",
-                    value=str(folder),
-                    remedy="Choose another folder.",
-                )
+                raise _overwriting("the image itself", case, folder, "Choose another folder.")
         seen.update(dict.fromkeys(outputs, case))
 
 
@@ -184,26 +172,32 @@ def _refuse_own_files(cases: Sequence[Case], folder: Path, format: str, settings
             if not out.exists():
                 continue
             if known is None:
-                known = _files_of_site(settings)
+                try:
+                    known = _files_of_site(settings)
+                except (DataError, LocalError) as e:
+                    what = f"{out}, and whether that is an image or a label of this site is not known: {e}"
+                    raise _overwriting(what, case, folder, "Choose a new folder, or remove the file.") from e
             if beside_images or out in known:
-                raise ConfigError(
-                    f"would overwrite {out}, which may be an image or a label",
-                    file=case.files[0],
-                    key="-o",
-                    value=str(folder),
-                    remedy="Choose a folder without images and labels.",
-                )
+                what = f"{out}, which may be an image or a label"
+                raise _overwriting(what, case, folder, "Choose a folder without images and labels.")
+
+
+def _overwriting(what: str, case: Case, place: Path, remedy: str) -> ConfigError:
+    return ConfigError(
+        f"would overwrite {what}", file=case.files[0], key="-o", value=str(place), remedy=remedy
+    )
 
 
 def _files_of_site(settings: WorkerSettings) -> frozenset[Path]:
-    """The files that the site's data list names, as far as it can be read."""
-    with contextlib.suppress(GossipsegError):
-        splits = load_cases(
-            settings.data, settings.spec.site, needs_labels=False, keep=keep_of(settings.spec)
-        )
-        files = [f for _, case in splits for f in (*case.files, *([case.label] if case.label else []))]
-        return frozenset(f.absolute().resolve() for f in files)
-    return frozenset()
+    """The images and labels of the site; none where its data are away.
+
+    Raises DataError, LocalError where they are there and cannot be listed.
+    """
+    if not Path(settings.data.path).exists():
+        return frozenset()
+    splits = load_cases(settings.data, settings.spec.site, needs_labels=False, keep=keep_of(settings.spec))
+    files = [f for _, case in splits for f in (*case.files, *([case.label] if case.label else []))]
+    return frozenset(f.absolute().resolve() for f in files)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def test_the_command_does_the_good_images_and_names_the_bad(
     assert [o["image"] for o in json.loads(captured.out)["outputs"]] == [str(good)]
     assert "grey.png: task.channels = 3" in captured.err and "none.png: no such file" in captured.err
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["good.png"]
-    assert main([*arguments, str(good)]) == EXIT_OK
+    assert main([*arguments[:-1], str(tmp_path / "new"), str(good)]) == EXIT_OK
 
 
 def test_outputs_never_overwrite_each_other_or_the_image(
@@ -181,6 +181,19 @@ def test_what_may_be_an_image_or_a_label_is_never_overwritten(
     for folder in (truth, site / "masks"):
         assert main(["--spec", file, "-o", str(folder), str(image)]) == EXIT_CONFIG
     assert (truth / "validation_0.png").read_bytes() == before
+    elsewhere = tmp_path / "truth"
+    for lost in (site / "images").glob("training_*.png"):
+        lost.unlink()  # the site's files cannot be listed any more
+    assert main(["--spec", file, "-o", str(elsewhere), str(image)]) == EXIT_CONFIG
+    assert "is not known" in capsys.readouterr().err
+    assert (truth / "validation_0.png").read_bytes() == before
+
+
+def test_earlier_predictions_may_be_overwritten(tmp_path: Path) -> None:
+    site = png_site(tmp_path / "site", {"training": 2, "validation": 1})
+    made = spec(site, GREY)
+    write_checkpoint(made)
+    file, image = spec_file(tmp_path, made), site / "images" / "validation_0.png"
     for _ in range(2):  # earlier predictions may be, also beneath data.path
         assert main(["--spec", file, "-o", str(site / "predicted"), str(image)]) == EXIT_OK
 
