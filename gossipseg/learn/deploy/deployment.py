@@ -53,6 +53,9 @@ class Deployment:
     """Why these, in one line."""
     networks: Sequence[NetworkParams] = ()
     """The network of each model in `net`, in its order."""
+    taught: bool = True
+    """Whether somebody has taught the model every class: a site that does not annotate all of them must have
+    met another one."""
 
 
 def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = False) -> Deployment:
@@ -91,7 +94,13 @@ def load_deployment(spec: WorkerSpec, *, initial: bool = False, single: bool = F
         mix.weights if mix is not None else {},
         _reason(mix, int(checkpoint.get("round", 0))) if mix is not None else "",
         networks,
+        settings.annotates_all or _has_met(checkpoint.get("history", {})),
     )
+
+
+def _has_met(history: Mapping[str, Any]) -> bool:
+    """Whether another site's model, or a global one, has come into the shared model."""
+    return history.get("first_exchange") is not None or bool(history.get("last_global"))
 
 
 def _reason(mix: Mix, round: int) -> str:
@@ -160,7 +169,8 @@ def _built_peer(settings: WorkerSettings, told: Mapping[str, Any], file: Path) -
 
 
 def must_segment(deployment: Deployment) -> None:
-    """Raises ConfigError where the network gives features, which need a labelled scan to become labels."""
+    """Raises ConfigError where the network gives features, which need a labelled scan to become labels, and
+    LocalError where nobody has taught the model some of the classes yet."""
     algorithm = deployment.settings.algorithm.name
     if algorithm == ONE_SHOT_ALGORITHM:
         raise ConfigError(
@@ -168,6 +178,12 @@ def must_segment(deployment: Deployment) -> None:
             key="algorithm.name",
             value=algorithm,
             remedy="`gossipctl evaluate` takes each labelled scan of a split as the example in turn.",
+        )
+    if not deployment.taught:
+        raise LocalError(
+            "the shared model has met no other site yet, and this site does not annotate all classes "
+            "(data.annotated_labels): where it put the others would mean nothing. Wait for the first "
+            "exchange (`gossipctl status`)."
         )
 
 

@@ -15,11 +15,15 @@ from gossipseg.algos.base import Algorithm, Outputs, StepContext
 from gossipseg.algos.fedoap import boundary
 from gossipseg.algos.gcml import mutual_terms
 from gossipseg.algos.params import GcmlParams
+from gossipseg.errors import LocalError
 from gossipseg.learn.data.labels import IGNORE
 from gossipseg.learn.data.patches import foreground_voxels
+from gossipseg.learn.deploy.deployment import load_deployment, must_segment
+from gossipseg.learn.engine.checkpoint import contract_of, save_checkpoint
 from gossipseg.learn.engine.losses import make_target, segmentation_loss
 from gossipseg.learn.engine.partial import Annotated
 from gossipseg.learn.params import TrainingParams
+from gossipseg.store import Checkpoints
 from tests.learn.harness import make_spec, make_trainer, write_png_site
 
 LOSSES = ("dice_ce", "dice_focal", "generalized_dice")
@@ -245,6 +249,22 @@ def test_a_mix_of_before_a_class_was_left_out_is_not_gone_on_with(tmp_path: Path
     again.load(state)
     assert again.mix is not None and again.mix.weights == {"shared": 1.0}
     assert again.round_end.prediction is not None and again.round_end.prediction.stale
+
+
+def test_before_anybody_has_taught_the_other_classes_nothing_is_predicted(tmp_path: Path) -> None:
+    spec = make_spec(with_frame(tmp_path / "data", annotated=False), tmp_path / "state")
+    spec.task["labels"] = LABELS
+    spec.data["annotated_labels"] = [1]
+    trainer = make_trainer(spec)
+    store = Checkpoints(tmp_path / "state" / "checkpoint", keep=2)
+    contract = contract_of(trainer.settings, trainer.network_signature)
+    save_checkpoint(store, trainer.state(), contract)
+    with pytest.raises(LocalError, match="met no other site yet"):
+        must_segment(load_deployment(spec))
+    for met in ({"first_exchange": 1}, {"last_global": "ab"}):
+        state = trainer.state()
+        save_checkpoint(store, {**state, "history": {**state["history"], **met}}, contract)
+        must_segment(load_deployment(spec))
 
 
 def test_step_context_of_a_plain_algorithm_is_enough() -> None:
