@@ -438,6 +438,7 @@ async def test_a_committed_round_lets_models_go_that_nothing_refers_to(
         async with asyncio.timeout(10):
             while not collected:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+        assert collected == [r.node.kept_models()]
 
 
 async def test_an_order_that_waited_for_the_disk_is_forgotten_with_its_swap(

@@ -177,13 +177,16 @@ async def test_one_that_says_nothing_is_killed_and_its_reason_told(tmp_path: Pat
 
 async def test_one_that_hangs_over_an_order_beside_rounds_is_killed(tmp_path: Path) -> None:
     script = "hear(); ready(); hear(); say('PersonalHeld', refused=[]); hear(); signal.pause()"
-    async with supervised(tmp_path, script, stuck_after_s=0.4) as (supervisor, owner):
+    now = 0.0
+    async with supervised(tmp_path, script, stuck_after_s=0.2, clock=lambda: now) as (supervisor, owner):
         await owner.until(lambda: owner.of(protocol.Ready))
         supervisor.send(protocol.HoldPersonal([]))
         await owner.until(lambda: owner.of(protocol.PersonalHeld))
-        await asyncio.sleep(1.0)
+        now = 1000.0
+        await asyncio.sleep(0.3)  # some looks at the clock
         assert owner.deaths == [], "it has answered, and waits for orders"
         supervisor.send(protocol.HoldPersonal([]))
+        now = 2000.0
         await owner.until(lambda: owner.deaths)
         assert owner.deaths[0][0].startswith("no progress for")
 
