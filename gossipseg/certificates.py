@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
@@ -149,7 +150,7 @@ def parse_certificate(pem: bytes) -> x509.Certificate:
         )
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError as e:
+    except (ValueError, x509.InvalidVersion) as e:
         raise ConfigError(
             f"this is not a PEM certificate ({e})",
             key="certificate",
@@ -170,7 +171,7 @@ def described(pem: bytes) -> str:
     try:
         shown = x509.load_pem_x509_certificate(pem)
         names = (shown.subject.rfc4514_string(), shown.issuer.rfc4514_string())
-    except ValueError as e:
+    except (ValueError, x509.InvalidVersion) as e:
         return f"subject cannot be read: {e}"
     subject, issuer = ("".join(c if c.isprintable() else " " for c in name)[:200] for name in names)
     by = "itself" if subject == issuer else f"'{issuer}'"
@@ -184,7 +185,10 @@ def ends_at(pem: str) -> float:
 
 
 def supported_key(certificate: x509.Certificate) -> PublicKey:
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):  # whoever answers at an address may show anything
+        key = None
     if isinstance(key, ec.EllipticCurvePublicKey) and key.key_size >= 256:
         return key
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= 2048:

@@ -14,7 +14,7 @@ from grpc import aio
 
 from gossipseg.certificates import described, name_in_certificates, parse_certificate
 from gossipseg.core.types import Site
-from gossipseg.errors import PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
+from gossipseg.errors import ConfigError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from gossipseg.trust import Identity, TrustList
 from gossipseg.wire.addresses import grpc_target
 from gossipseg.wire.codec.messages import SERVICE
@@ -126,7 +126,13 @@ class PeerChannel:
         rest = [c for c in (self._listed, *self._hints) if c is not None and c is not self._current]
         return ([self._current] if self._current is not None else []) + rest
 
+    def _held(self, candidate: Candidate) -> bool:
+        """Whether it is tried still: a call beside this one may have dropped it."""
+        return candidate is self._listed or any(one is candidate for one in self._hints)
+
     def _keep(self, candidate: Candidate) -> None:
+        if not self._held(candidate):
+            return
         self._current, candidate.proven, candidate.failures = candidate, True, 0
         candidate.explained = None
 
@@ -139,7 +145,9 @@ class PeerChannel:
             self._drop(candidate)
 
     def _drop(self, candidate: Candidate) -> None:
-        self._hints.remove(candidate)
+        if not self._held(candidate):
+            return
+        self._hints = [one for one in self._hints if one is not candidate]
         if candidate is self._current:
             self._current = self._listed
         for channel in candidate.channels.values():
@@ -274,9 +282,9 @@ class PeerChannel:
         seen = await asyncio.to_thread(seen_certificate, address, self._identity, timeout_s)
         expected = " or ".join(self._ids)
         if seen.certificate_pem is not None and not self.pinned(seen.certificate_pem):
-            shown = (
-                f"the key {seen.id}" if seen.id not in self._ids else "another certificate of the same key"
-            )
+            shown = f"the key {seen.id}" if seen.id else "a certificate that cannot be read"
+            if seen.id in self._ids:
+                shown = "another certificate of the same key"
             return PeerUntrusted(
                 self.site,
                 "untrusted",
@@ -303,7 +311,10 @@ class PeerChannel:
 
     def pinned(self, pem: bytes) -> bool:
         """Whether the certificate is listed for this site."""
-        shown = parse_certificate(pem)
+        try:
+            shown = parse_certificate(pem)
+        except ConfigError:  # OpenSSL reads some that cannot be taken apart
+            return False
         return any(parse_certificate(listed) == shown for listed in self.endpoint.certificates)
 
     # ------------------------------------------------------------ the end

@@ -16,6 +16,10 @@ KEEPALIVE_S = 10.0
 HANDSHAKE_TIMEOUT_S = 10.0
 MAX_CONNECTIONS = 512
 """Connections to this site's port, handshakes included. Each peer holds two."""
+IDLE_S = 600.0
+"""A connection without a call for so long is closed: a listed site must not hold those of others for ever."""
+AGE_S = 3600.0
+"""So is one of this age, once its calls are done. So a site that was taken off the list goes."""
 Options = list[tuple[str, Any]]
 
 _COMMON: Options = [
@@ -44,6 +48,8 @@ def server_options() -> Options:
         # Strangers may try, but not forever, and not in numbers that use up the daemon's file descriptors.
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_TIMEOUT_S * 1000)),
         ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+        ("grpc.max_connection_idle_ms", int(IDLE_S * 1000)),
+        ("grpc.max_connection_age_ms", int(AGE_S * 1000)),
         ("grpc.http2.min_ping_interval_without_data_ms", int(KEEPALIVE_S * 500)),
         ("grpc.http2.max_ping_strikes", 0),
     ]

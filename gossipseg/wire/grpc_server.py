@@ -235,12 +235,15 @@ class PeerServicer:
         site = await self._authenticated(context)
         try:
             async with self._admitted(site):
-                header = self._header(site, await self._message(site, context))
-                await self._supersede(site, header.model)
-                async with self._places:
-                    await self._take(site, header, context)
+                try:
+                    header = self._header(site, await self._message(site, context))
+                    await self._supersede(site, header.model)
+                    async with self._places:
+                        await self._take(site, header, context)
+                except Exception as e:  # one that calls too often is not waited for; these count meanwhile
+                    await _announce(context, e)
+                    raise
         except Exception as e:  # any error becomes a status; see _refuse
-            await _announce(context, e)
             await _refuse(context, site, e)
         return codec.encode_pushed()
 

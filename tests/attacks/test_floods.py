@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -91,6 +92,46 @@ def test_a_listed_peers_flood_does_not_keep_others_out(real: Attack, seen: Any, 
         f"{total} calls in {took_s:.1f} s, {flood.codes['OK']} worked on; {len(waits)} honest pings, "
         f"the slowest {max(waits) * 1000:.0f} ms; {about['rss_bytes'] >> 20} MiB"
     )
+
+
+def test_streams_that_are_refused_use_up_no_place_of_others(real: Attack, seen: Any) -> None:
+    """More streams than the server takes calls in all, without a byte: those over the limit do not linger."""
+    codes: Counter[str] = Counter()
+    asyncio.run(_open_streams(real, codes, connections=18, width=62))
+    assert codes["honest pings refused"] == 0, codes
+    seen(f"{sum(codes.values())} streams and pings: {dict(codes)}")
+
+
+async def _open_streams(site: Attack, codes: Counter[str], connections: int, width: int) -> None:
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+    south, north = site.identities["south"], site.identities["north"].certificate_pem
+    shown = grpc.ssl_channel_credentials(north, south.key_pem, south.certificate_pem)
+    named = [("grpc.ssl_target_name_override", "north"), ("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.secure_channel(site.address, shown, named) for _ in range(connections)]
+
+    async def push(channel: grpc.aio.Channel) -> None:
+        while not done.is_set():
+            try:
+                await channel.stream_unary("/gossipseg.wire.Peer/Push")(timeout=10)
+            except grpc.aio.AioRpcError as e:
+                codes[e.code().name] += 1
+
+    pushing = [asyncio.create_task(push(channel)) for channel in channels for _ in range(width)]
+    until = loop.time() + 4.0
+    while loop.time() < until:
+        await asyncio.sleep(0.2)
+        try:
+            await asyncio.to_thread(site.serves, "west", 20.0)
+        except grpc.RpcError:
+            codes["honest pings refused"] += 1
+        else:
+            codes["honest pings answered"] += 1
+    done.set()
+    for task in pushing:
+        task.cancel()
+    await asyncio.gather(*pushing, return_exceptions=True)
+    for channel in channels:
+        await channel.close()
 
 
 @pytest.mark.slow

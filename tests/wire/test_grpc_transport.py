@@ -15,6 +15,7 @@ from gossipseg.core.messages import Ack, Ping, SwapOffer, SwapReady, SwapTold
 from gossipseg.core.types import ExchangeId, ModelRef, SwapTerms
 from gossipseg.errors import ConfigError, LocalError, PeerError, PeerRefused, PeerUnreachable, PeerUntrusted
 from gossipseg.store import ModelStore
+from gossipseg.wire import grpc_options
 from gossipseg.wire import peer_pb2 as pb
 from gossipseg.wire.addresses import grpc_target, is_loopback, join_address, split_address
 from gossipseg.wire.codec import messages as codec
@@ -311,6 +312,32 @@ def test_control_and_bulk_have_connections_of_their_own(over_grpc):
                 f.promise("south-2", model)
                 await north.push("south-2", model, path, 10.0)
             assert line.connections == 2
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("limit", ["IDLE_S", "AGE_S"])
+def test_an_old_or_idle_connection_is_closed_and_the_next_call_makes_another(over_grpc, monkeypatch, limit):
+    """No call fails of it, nor one that is longer than the limit."""
+    monkeypatch.setattr(grpc_options, limit, 0.5)
+
+    async def body():
+        async with over_grpc() as f, Line(f.endpoints["south-2"].address) as line:
+            north, south = f.transports["north"], f.handlers["south-2"]
+            north.set_peers(moved(f, "south-2", line.address))
+            assert await north.request("south-2", PING, 5.0)
+
+            async def slowly(*_):
+                await asyncio.sleep(2.0)
+                return Ack((), INFO)
+
+            south.answers = slowly
+            assert await north.request("south-2", PING, 10.0)
+            south.answers = None
+            async with asyncio.timeout(20):
+                while line.connections == 1:
+                    await asyncio.sleep(1.0)
+                    assert await north.request("south-2", PING, 5.0)
 
     asyncio.run(body())
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import replace
@@ -16,7 +18,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gossipseg.errors import PeerRefused, PeerUntrusted
+from gossipseg.core.messages import Ping
+from gossipseg.errors import PeerError, PeerRefused, PeerUntrusted
 from gossipseg.trust import Identity, create_identity
 from gossipseg.trust.making import self_signed
 from gossipseg.wire import peer_pb2 as pb
@@ -31,7 +34,7 @@ from gossipseg.wire.reached import (
     encode_echo,
     encode_reached,
 )
-from tests.wire.harness import Federation, federation
+from tests.wire.harness import INFO, Federation, federation
 
 NAMES = ("north", "south")
 QUICK = ReachTimes(connect_s=0.4, small_s=1.0, large_s=0.5, between_s=0.0)
@@ -151,6 +154,76 @@ async def test_tls_that_something_between_opens_is_named(tmp_path: Path, keys: d
         assert "subject is 'CN=inspection.hospital.example" in found.detail, found
         with pytest.raises(PeerUntrusted, match=r"opens TLS .*CN=inspection\.hospital\.example.*issued by"):
             await f.transports["north"].links["south"].call("Echo", encode_echo(b"", 1), 5.0)
+
+
+async def test_a_certificate_that_cannot_be_taken_apart_is_untrusted(
+    tmp_path: Path, keys: dict[str, Identity]
+) -> None:
+    """OpenSSL hands it over all the same, and anybody may answer at a listed address: the daemon lives on."""
+    with answering(unreadable(keys["south"], tmp_path), keys["south"].key_path) as address:
+        async with pair(tmp_path, keys) as f:
+            relist(f, "north", "south", address=address)
+            found = await f.transports["north"].reach("south")
+            assert found.outcome == "untrusted" and "subject cannot be read" in found.detail, found
+            back = await f.transports["north"].ask_reach("south")
+            assert back.outcome == "not_asked" and "shows a certificate that cannot be read" in back.detail
+
+
+def unreadable(identity: Identity, folder: Path) -> Path:
+    """The certificate with an impossible version number."""
+    der = bytearray(ssl.PEM_cert_to_DER_cert(identity.certificate_pem.decode()))
+    version = der.index(b"\xa0\x03\x02\x01\x02") + 4
+    der[version] = 4
+    path = folder / "unreadable.pem"
+    path.write_text(ssl.DER_cert_to_PEM_cert(bytes(der)))
+    return path
+
+
+@contextmanager
+def answering(certificate: Path, key: Path) -> Iterator[str]:
+    """Somebody who shakes hands with this certificate, and hangs up."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.set_alpn_protocols(["h2"])
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                plain, _ = server.accept()
+                with contextlib.suppress(OSError):
+                    context.wrap_socket(plain, server_side=True).close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join(10)
+
+
+async def test_calls_that_fail_side_by_side_at_a_strange_address_drop_it_once(
+    tmp_path: Path, keys: dict[str, Identity]
+) -> None:
+    with answering(keys["other"].certificate_path, keys["other"].key_path) as strange, shut() as dead:
+        async with pair(tmp_path, keys) as f:
+            relist(f, "north", "south", address=dead)
+            north = f.transports["north"]
+            north.hint_address("south", strange)
+            calls = (north.request("south", Ping((), INFO), 5.0) for _ in range(3))
+            found = await asyncio.gather(*calls, north.ask_reach("south"), return_exceptions=True)
+            assert not [one for one in found if not isinstance(one, Reached | PeerError)], found
+            assert north.links["south"].hints == []
+
+
+@contextmanager
+def shut() -> Iterator[str]:
+    """An address at which nobody listens."""
+    with closing(socket.socket()) as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 def proxy(folder: Path) -> Identity:

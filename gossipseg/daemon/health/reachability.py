@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from gossipseg.core.types import MemberState, Site
 from gossipseg.wire.listen_address import ListenFault, listen_fault
 from gossipseg.wire.reached import Reached
 
+log = logging.getLogger(__name__)
 STEP_S = 1.0
 SETTLE_S = 2.0
 """Seconds before a newly arrived site is checked."""
@@ -139,8 +141,8 @@ class Reaching:
     async def _look(self, site: Site) -> None:
         live = site in self._node.members and self._node.members[site].live
         out, back = await asyncio.gather(
-            self._dialler.reach(site),
-            self._dialler.ask_reach(site) if live else _nobody(),
+            _outcome(site, self._dialler.reach(site)),
+            _outcome(site, self._dialler.ask_reach(site) if live else _nobody()),
         )
         before, now_s = self.found.get(site), self._clock()
         if back.outcome == "not_asked" and before is not None and now_s - before.at < FRESH_S:
@@ -175,6 +177,16 @@ def own_listen_fault(config: Config) -> ListenFault | None:
 def _at_ease(member: Member) -> bool:
     """Whether the site is alive and all that is sent to it arrives."""
     return member.state is MemberState.ALIVE and not (member.calls.failed or member.sends.failed)
+
+
+async def _outcome(site: Site, look: Awaitable[Reached]) -> Reached:
+    """What a look found. One that breaks ends neither the looks nor the daemon: who answers at an address is
+    not known yet."""
+    try:
+        return await look
+    except Exception as e:  # a fault of this program
+        log.error("looking at %s failed", site, exc_info=e)
+        return Reached("not_asked", "", f"it could not be tried here: {e!r}")
 
 
 async def _nobody() -> Reached:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from gossipseg.core.types import MemberState
 from gossipseg.daemon.health import reachability
 from gossipseg.wire.reached import Reached
@@ -19,6 +21,22 @@ async def test_a_site_that_has_come_is_looked_at_both_ways_and_then_left_alone()
     w.members["b"].called_at = 1500.0
     assert await w.step(r, 1000 + reachability.WELL_S) == []
     assert await w.step(r, 1010 + reachability.WELL_S) == ["b"]
+
+
+async def test_a_look_that_breaks_is_an_outcome_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever answers at an address must not end the daemon."""
+    w = World()
+    r = w.reaching("b", "c")
+
+    async def breaks(site: str) -> Reached:
+        if site == "b":
+            raise ValueError("nobody thought of this")
+        return OK
+
+    monkeypatch.setattr(w, "reach", breaks)
+    assert await w.step(r, 1000 + reachability.SETTLE_S) == ["b", "c"]
+    assert r.found["b"].out.outcome == "not_asked" and "nobody thought of this" in r.found["b"].out.detail
+    assert r.found["c"].well
 
 
 async def test_when_nothing_comes_for_a_while_it_is_asked_again() -> None:
