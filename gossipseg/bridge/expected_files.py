@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
@@ -10,6 +11,7 @@ from gossipseg.store import NETWORK, Schema, TensorInfo, by_addressee, schema_di
 
 HEADER_BYTES, HEADER_ENTRY_BYTES = 64 << 10, 512
 """Bytes allowed in a model file's header: for metadata, and for each expected tensor beside its name."""
+ELEMENT_BYTES = 8
 PERSONAL_HEADER_BYTES = 256 << 10
 """The least allowed to a personal model's: that of any network that may be described has less."""
 
@@ -19,6 +21,14 @@ def header_room_bytes(kind: ModelKind, schema: Schema, sites: AbstractSet[Site])
     copies = len(sites) + 1 if kind == "global" else 1  # for each site, and for all others
     room = HEADER_BYTES + copies * sum(HEADER_ENTRY_BYTES + len(name.encode()) for name in schema)
     return max(PERSONAL_HEADER_BYTES, room) if kind == "personal" else room
+
+
+def most_bytes(kind: ModelKind, schema: Schema, sites: AbstractSet[Site]) -> int:
+    """The largest file of these tensors: no type takes more than eight bytes, and a common model may hold
+    them for each site, and for all others."""
+    copies = len(sites) + 1 if kind == "global" else 1
+    elements = sum(math.prod(shape) for _, shape in schema.values())
+    return 8 + header_room_bytes(kind, schema, sites) + copies * ELEMENT_BYTES * elements
 
 
 def content_difference(

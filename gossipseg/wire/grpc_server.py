@@ -75,6 +75,8 @@ class PeerServicer:
         self._looking = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._me, self._traffic, self._insecure = me, traffic, insecure
         self._places = asyncio.Semaphore(max_parallel_transfers)
+        self._own_place: dict[Site, asyncio.Lock] = {}
+        """A site sends one model at a time: it must not take the places of all others."""
         self._streams: dict[tuple[Site, str], InboundStream] = {}
         self._strangers: set[str] = set()
         self._turnstiles: dict[Site, RateLimiter] = {}
@@ -238,7 +240,7 @@ class PeerServicer:
                 try:
                     header = self._header(site, await self._message(site, context))
                     await self._supersede(site, header.model)
-                    async with self._places:
+                    async with self._own_place.setdefault(site, asyncio.Lock()), self._places:
                         await self._take(site, header, context)
                 except Exception as e:  # one that calls too often is not waited for; these count meanwhile
                     await _announce(context, e)

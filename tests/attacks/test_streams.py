@@ -65,8 +65,8 @@ def gone(site: Attack) -> bool:
 
 
 def endless() -> ModelRef:
-    """A large model that nobody has heard of before."""
-    return replace(MODEL, hash=secrets.token_hex(32), size_bytes=1 << 29)
+    """A model that nobody has heard of before, as large as its tensors may make it."""
+    return replace(MODEL, hash=secrets.token_hex(32), size_bytes=3 * len(DATA))
 
 
 def stream(channel: grpc.Channel, model: ModelRef, chunks: Iterator[bytes], offset: int = 0) -> str:
@@ -158,6 +158,9 @@ def test_sizes_that_lie(fresh: Attack, seen: Any) -> None:
         ended = stream(channel, said, iter([sent]), offset)
         assert ended == expected
         reasons.append(ended)
+    huge = replace(endless(), size_bytes=1 << 29)  # far more than its tensors take
+    assert fresh.promised(channel, huge)
+    assert stream(channel, huge, iter([DATA])) == "too_large"
     for length in (5 * MIB, 64 * MIB):  # a single message
         code = call(channel, "Ping", bytes(length))
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -16,7 +16,7 @@ import pytest
 from blake3 import blake3
 
 from gossipseg.bridge import intake as inbound
-from gossipseg.bridge.expected_files import content_difference
+from gossipseg.bridge.expected_files import content_difference, most_bytes
 from gossipseg.bridge.intake import Intake
 from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
@@ -126,12 +126,22 @@ async def test_records_that_their_signer_did_not_sign_do_not_reach_the_core(benc
     assert [(peer, record.site, more) for peer, record, more in bench.forged] == [("b", "c", 1)]
 
 
-async def test_a_flood_of_forgeries_is_told_once_and_each_record_looked_at_once(bench: Bench) -> None:
+async def test_a_flood_of_forgeries_is_told_once_and_ends_the_message(bench: Bench) -> None:
+    """Signatures are checked between pings: 8,000 of them would hold up everything else for a second."""
     signed = [replace(alive("c", i + 1), signature=b"good") for i in range(4000)]
     forged = [alive("b", i + 1) for i in range(4000)]
-    kept = bench.intake.verified("b", ms.Sync((*forged, *signed), TRAINING))
-    assert len(kept.records) == 4000 and bench.verifier.checked == 8000
-    assert len(bench.forged) == 1 and bench.forged[0][2] == 3999
+    kept = bench.intake.verified("b", ms.Sync((signed[0], *forged, *signed), TRAINING))
+    assert kept.records == (signed[0],) and bench.verifier.checked == 1 + inbound.FORGED_AT_MOST
+    assert len(bench.forged) == 1 and bench.forged[0][2] == inbound.FORGED_AT_MOST - 1
+
+
+async def test_of_a_message_as_many_records_are_looked_at_as_a_list_of_sites_has(bench: Bench) -> None:
+    signed = [replace(alive("c", i + 1), signature=b"good") for i in range(4000)]
+    strangers = [replace(alive("newcomer", i + 1), signature=b"good") for i in range(1000)]
+    kept = bench.intake.verified("b", ms.Sync((*strangers, *signed), TRAINING))
+    most = inbound.RECORDS + 2 * inbound.RECORDS_PER_SITE
+    assert kept.records == tuple(signed[:most]) and bench.verifier.checked == most
+    assert bench.forged == []
 
 
 async def test_records_of_a_site_not_listed_here_are_no_forgery(bench: Bench) -> None:
@@ -291,6 +301,37 @@ async def test_a_model_that_comes_too_late_is_refused_and_does_not_stay(bench: B
     with pytest.raises(PeerRefused, match="too_late"):
         await bench.intake.on_push("b", model, 0, until_too_late())
     assert not bench.store.has(model.hash)
+
+
+async def test_a_stream_ends_once_it_is_no_longer_wanted_and_leaves_nothing(bench: Bench) -> None:
+    """A peer must not hold a place, and bytes of the disk, beyond what was promised to it."""
+    data = safetensors()
+    model = await bench.promise(data)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield data[:100]
+        bench.rig.until(bench.rig.now + 4000)  # the promise has run out
+        yield data[100:200]
+        raise AssertionError("it is read on")
+
+    with pytest.raises(PeerRefused, match="too_late"):
+        await bench.intake.on_push("b", model, 0, slowly())
+    assert not list(bench.store.partials())
+
+
+async def test_more_bytes_than_its_tensors_take_are_refused_before_they_come(bench: Bench) -> None:
+    kinds: tuple[ModelKind, ...] = ("model", "update", "global")
+    room = [most_bytes(kind, SCHEMA, bench.verifier.sites) for kind in kinds]
+    assert room[0] == room[1] < room[2] < 100_000, "a common model may hold tensors for each site"
+    model = await bench.promise(b"0" * 100_000)
+
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("it is read")
+        yield b""
+
+    with pytest.raises(PeerRefused, match="too_large"):
+        await bench.intake.on_push("b", model, 0, unread())
+    assert not list(bench.store.partials())
 
 
 async def test_a_call_broken_off_while_the_file_is_opened_leaves_no_lock(

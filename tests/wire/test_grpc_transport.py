@@ -397,6 +397,34 @@ def test_a_stream_survives_that_its_peer_gets_another_address(over_grpc):
     asyncio.run(body())
 
 
+def test_one_site_does_not_take_every_incoming_place(over_grpc):
+    """Its second model waits for its first; another site's comes in beside it."""
+
+    async def body():
+        async with over_grpc() as f:
+            south, held = f.handlers["south-2"], asyncio.Event()
+
+            async def hold(peer, _hash):
+                if peer == "north":
+                    await held.wait()
+
+            south.on_chunk = hold
+            slow = []
+            for seed in range(3):
+                model, path = f.model(50_000, seed=seed)
+                f.promise("south-2", model)
+                slow.append(asyncio.create_task(f.transports["north"].push("south-2", model, path, 20.0)))
+            await until(lambda: south.taking)
+            model, path = f.model(50_000, seed=9)
+            f.promise("south-2", model)
+            await f.transports["chase_db1"].push("south-2", model, path, 10.0)
+            assert south.store.has(model.hash) and not any(one.done() for one in slow)
+            held.set()
+            await asyncio.gather(*slow)
+
+    asyncio.run(body())
+
+
 def test_a_receiver_that_is_slow_holds_the_sender_back(over_grpc):
     async def body():
         async with over_grpc(chunk_bytes=MIB) as f:
