@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ANSWER_TIMEOUT_S = 30.0
 RECORDS, RECORDS_PER_SITE = 64, 8
-"""Records of a message that are looked at: to check a signature takes a tenth of a millisecond, and pings wait
+"""Records of a message that are looked at: a signature takes a tenth of a millisecond, and pings wait
 meanwhile. An honest list has a record or two of each site, and one for each that accuses it."""
 FORGED_AT_MOST = 8
 """After so many the rest of a message is not looked at."""

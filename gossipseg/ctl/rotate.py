@@ -10,7 +10,7 @@ import typer
 
 from gossipseg.ctl import context
 from gossipseg.ctl import output as out
-from gossipseg.errors import EXIT_OK, ConfigError, DaemonUnreachable, GossipsegError, LocalError
+from gossipseg.errors import EXIT_FAILED, EXIT_OK, ConfigError, DaemonUnreachable, GossipsegError, LocalError
 
 if TYPE_CHECKING:
     from gossipseg.config import Config
@@ -56,7 +56,7 @@ def rotate(
         out.print_json(document)
     else:
         print(text)
-    return EXIT_OK
+    return EXIT_FAILED if document["state"] == "not_in_use" else EXIT_OK
 
 
 # ---------------------------------------------------------------- the next pair
@@ -162,10 +162,12 @@ def _daemon_id(config: Config) -> str:
 
 
 def _finished(config: Config, made: Identity, unready: dict[str, str]) -> dict[str, Any]:
-    name, certificate, said = config.site.site, _paths(config)[1], _tell_daemon(config, made)
+    name, certificate = config.site.site, _paths(config)[1]
+    in_use, said = _tell_daemon(config, made)
+    when = "within a day or so" if in_use else "but not before `gossipctl status` here names the new ID"
     text = (
         f"{name}'s key is now {made.site_id}. {said}\n"
-        f"At every site, this one too, take the old certificate off the list, within a day or so:\n"
+        f"At every site, this one too, take the old certificate off the list, {when}:\n"
         f"     gossipctl peers certify PEERS.YAML --name {name} --certificate {certificate.name} --only\n"
         f"     gossipctl reload\n"
         "Until then the old key, should somebody have a copy, is still accepted."
@@ -174,7 +176,7 @@ def _finished(config: Config, made: Identity, unready: dict[str, str]) -> dict[s
         "schema": 1,
         "kind": "rotation",
         "site": name,
-        "state": "finished",
+        "state": "finished" if in_use else "not_in_use",
         "next_id": made.site_id,
         "unready": unready,
         "daemon": said,
@@ -219,21 +221,26 @@ def _put_in_use(source: Path, target: Path, mode: int) -> None:
     atomic_write(target, write, mode=mode)
 
 
-def _tell_daemon(config: Config, made: Identity) -> str:
+def _tell_daemon(config: Config, made: Identity) -> tuple[bool, str]:
+    """Whether no daemon goes on with the old key, as far as is known, and this in words."""
+    from gossipseg.store.lock import holder_of
     from gossipseg.wire.control import ControlClient
 
     try:
         with ControlClient(config.control_socket) as client:
             answer = client.reload()
             in_use = client.status().id == made.site_id
-    except DaemonUnreachable:
-        return "The daemon does not run; it uses it from its next start."
     except GossipsegError as e:
-        return f"Whether the daemon uses it is not known: {e}"
+        if (
+            isinstance(e, DaemonUnreachable)
+            and holder_of(Path(config.site.state_dir) / "daemon.lock") is None
+        ):
+            return True, "The daemon does not run; it uses it from its next start."
+        return False, f"Whether the daemon uses it is not known: {e}"
     if answer.ok and in_use:
-        return "The daemon uses it from now on."
+        return True, "The daemon uses it from now on."
     why = answer.message if not answer.ok else "it reads its key from another place"
-    return (
+    return False, (
         f"The running daemon does not use it yet: {why} "
         "Where systemd hands the key over (LoadCredential), `systemctl restart gossipsegd` does it."
     )

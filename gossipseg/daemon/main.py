@@ -150,6 +150,7 @@ class Daemon:
         self.config, self.trust, self.identity = new.config, new.trust, new.identity
         self.runtime.config, self.runtime.intake.verifier = new.config, new.trust
         if self._mdns is not None:
+            self._foreign.clear()  # what is still foreign is reported again
             self._mdns.set_listed(listed_ids(new.config))
             if new.rekeyed:
                 self.runtime.spawn(self._announce_anew(self._mdns), "mdns")

@@ -12,7 +12,7 @@ from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.config import Config, ListedSite
 from gossipseg.core.types import listing
-from gossipseg.errors import ConfigError
+from gossipseg.errors import ConfigError, LocalError
 from gossipseg.wire.transport import PeerEndpoint
 
 
@@ -32,11 +32,21 @@ class Reload:
 def prepare(running: Config, identity: trust.Identity | None, read: Callable[[], Config]) -> Reload:
     """Read both files and the keys again. Raises ConfigError or LocalError; nothing has changed then.
 
-    site.yaml must be valid, too, but its changes count from the next start. Half of them cannot apply to a
-    running daemon: ports, directories, the budget, `insecure`.
+    What changes is the list of sites. site.yaml and the other sections of peers.yaml must be valid, too, but
+    their changes count from the next start. Half of them cannot apply to a running daemon: ports,
+    directories, the budget, `insecure`.
     """
     found = read()
-    new = dataclasses.replace(found, site=running.site)
+    if found.federation_path != running.federation_path:
+        raise ConfigError(
+            f"site.yaml names another list of sites than the one in force ({running.federation_path})",
+            file=found.site_path,
+            key="peers",
+            value=str(found.federation_path),
+            remedy="Restart the daemon for that.",
+        )
+    federation = dataclasses.replace(running.federation, sites=found.federation.sites)
+    new = dataclasses.replace(running, federation=federation)
     if running.site.site not in [s.name for s in new.federation.sites]:
         raise ConfigError(
             f"this site ({running.site.site}) is no longer in the list",
@@ -44,13 +54,13 @@ def prepare(running: Config, identity: trust.Identity | None, read: Callable[[],
             key="sites",
             remedy="List it again, or let the daemon leave (`gossipctl leave`).",
         )
-    if configuration.contract(new.federation) != configuration.contract(running.federation):
+    if configuration.contract(found.federation) != configuration.contract(running.federation):
         raise ConfigError(
             "the contract (task, network, algorithm, training) changed",
             file=new.federation_path,
             remedy="Restart the daemon for that; only the list of sites and this site's key are reloaded.",
         )
-    loaded, trusted = load_trust(new)
+    loaded, trusted = load_trust(new, identity)
     rekeyed = _shown(loaded) != _shown(identity)
     changes = [*_of_sites(running, new), *_of_sections(running, found)]
     if rekeyed and loaded is not None:
@@ -125,13 +135,30 @@ def endpoints(config: Config) -> dict[str, PeerEndpoint]:
     }
 
 
-def load_trust(config: Config) -> tuple[trust.Identity | None, trust.TrustList]:
-    """This site's identity and the listed certificates, checked against each other."""
+def load_trust(
+    config: Config, running: trust.Identity | None = None
+) -> tuple[trust.Identity | None, trust.TrustList]:
+    """This site's identity and the listed certificates, checked against each other. `running`: the identity
+    in use. It may have expired: a site must be able to take another one off its list all the same."""
     sites, path = config.federation.sites, config.federation_path
     if config.site.insecure:
         return None, trust.TrustList.unsigned(s.name for s in sites)
     trust.check_listed_ids(sites, path)
     listed = trust.trust_list(sites, path)
-    identity = trust.Identity.load(Path(config.site.identity.key), Path(config.site.identity.certificate))
+    key, certificate = Path(config.site.identity.key), Path(config.site.identity.certificate)
+    try:
+        identity = trust.Identity.load(key, certificate)
+    except LocalError:
+        if running is None or not _is_in(certificate, running):
+            raise
+        identity = running
     trust.check_own_certificate(identity, config.me, path)
     return identity, listed
+
+
+def _is_in(file: Path, identity: trust.Identity) -> bool:
+    """Whether the file holds this identity's certificate."""
+    try:
+        return file.read_bytes() == identity.certificate_pem
+    except OSError:
+        return False

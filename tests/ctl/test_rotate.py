@@ -17,7 +17,8 @@ from gossipseg import config as configuration
 from gossipseg import trust
 from gossipseg.core.messages import Reply, Request
 from gossipseg.core.types import ModelRef
-from gossipseg.errors import EXIT_CONFIG, PeerRefused
+from gossipseg.errors import EXIT_CONFIG, EXIT_FAILED, PeerRefused
+from gossipseg.store.lock import DirectoryLock
 from gossipseg.trust.making import self_signed
 from gossipseg.wire.grpc_transport import GrpcTransport
 from gossipseg.wire.transport import PeerEndpoint
@@ -136,6 +137,18 @@ def test_a_whole_rotation(ctl: Any, two: Two) -> None:
     north = configuration.load_federation(two.peers).sites[0]
     assert north.certificate == [now.certificate_pem.decode()] and north.id == now.site_id
     assert ctl("rotate", "--finish", "--config", two.site).code == 1, "there is no next key any more"
+
+
+def test_a_daemon_that_does_not_answer_may_go_on_with_the_old_key(ctl: Any, two: Two) -> None:
+    """Nobody is told to take the old key off the list before it is known."""
+    ctl("rotate", "--config", two.site)
+    ctl("peers", "certify", two.peers, "--name", "north", "--certificate", two.pair[1])
+    state = Path(configuration.load(two.site).site.state_dir)
+    state.mkdir(exist_ok=True)
+    with DirectoryLock(state / "daemon.lock"):
+        done = ctl("rotate", "--finish", "--force", "--config", two.site, "--json")
+    assert done.code == EXIT_FAILED and done.json["state"] == "not_in_use"
+    assert done.json["daemon"].startswith("Whether the daemon uses it is not known")
 
 
 def test_a_site_that_cannot_be_asked_holds_the_rotation_up_unless_forced(ctl: Any, two: Two) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography.hazmat.primitives import serialization
 
 from gossipseg import trust
@@ -58,6 +60,52 @@ async def test_site_yaml_counts_from_the_next_start(files: Federation, tmp_path:
     await daemon.reload()
     assert daemon.config.site == daemon.runtime.config.site == before
     assert not daemon.runtime.intake.verifier.verify("south", b"said", b"unsigned")
+    await daemon.transport.close()
+
+
+async def test_other_sections_count_from_the_next_start_and_are_told_each_time(files: Federation) -> None:
+    daemon = daemon_of(files)
+    before = daemon.config.federation.gossip
+    files.edit(lambda doc: doc.setdefault("gossip", {}).update(transfer_timeout_s=1234))
+    for _ in range(2):
+        assert await daemon.reload() == ("peers.yaml: gossip changed, which counts from the next start",)
+        assert daemon.runtime.config.federation.gossip == before
+    await daemon.transport.close()
+
+
+async def test_another_list_is_refused(files: Federation, tmp_path: Path) -> None:
+    """Its sites would be in force beside the words that site.yaml counts from the next start."""
+    daemon = daemon_of(files)
+    other = tmp_path / "other.yaml"
+    other.write_text(daemon.config.federation_path.read_text())
+    files["north"].edit(peers=str(other))
+    with pytest.raises(ConfigError, match="another list of sites"):
+        await daemon.reload()
+    await daemon.transport.close()
+
+
+async def test_a_site_can_be_taken_off_after_this_sites_certificate_has_expired(
+    files: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = daemon_of(files)
+    files.edit(without("west"))
+    assert daemon.identity is not None
+    expired_s = daemon.identity.not_after.timestamp() + 86400
+    monkeypatch.setattr(time, "time", lambda: expired_s)
+    with pytest.raises(LocalError, match="expired"):
+        trust.Identity.load(daemon.identity.key_path, daemon.identity.certificate_path)
+    assert await daemon.reload() == ("west removed",)
+    assert daemon.runtime.intake.verifier.sites == {"north", "south"} and daemon.identity is not None
+    await daemon.transport.close()
+
+
+async def test_a_site_that_was_never_seen_is_shown_where_it_is_listed(files: Federation) -> None:
+    daemon = daemon_of(files)
+    daemon.runtime.node.step(events.Start(), 0.0)
+    moved = [s["name"] for s in yaml.safe_load(files.peers_file.read_text())["sites"]].index("west")
+    files.edit(lambda doc: doc["sites"][moved].update(address="127.0.0.1:9"))
+    await daemon.reload()
+    assert daemon.runtime.node.members["west"].address == "127.0.0.1:9"
     await daemon.transport.close()
 
 

@@ -318,10 +318,13 @@ class Membership:
             member.state, member.reason = MemberState.LEFT, "no longer listed"
             self.changed(member, ended=True)
             self.census.forget(site)
-        for site in sorted(sites):
-            if site != self._ctx.site and site not in self.members:
+        for site in sorted(sites.keys() - {self._ctx.site}):
+            known = self.members.get(site)
+            if known is None:
                 self.members[site] = Member(site, address=sites[site], since=self._ctx.now)
                 self.down[site] = None
+            elif known.alive is None:  # it has not said itself where it is
+                known.address = sites[site]
         return removed
 
     def _move(self, member: Member, evidence: MemberEvent, reason: str) -> None:
