@@ -31,7 +31,9 @@ REASON_KEY, STATUS_KEY, DETAIL_KEY = "gossipseg-reason", "gossipseg-status", "go
 """Keys of the reason for refusing a call, in the trailing metadata. A stream carries it in the initial
 metadata, too."""
 CLOCK_KEY = "gossipseg-clock"
-"""The answering site's clock, in wall seconds, beside a Hello. It is shown and never trusted."""
+"""The answering site's clock, in wall seconds, beside its answer. It is shown and never trusted."""
+CLOCK_RPCS = ("Hello", "Ping", "Sync")
+"""Pings come often: a clock that was set, or a machine that slept, is noticed soon."""
 SITE_KEY, TO_KEY = "gossipseg-site", "gossipseg-to"
 """Plaintext only: the caller's name, and the name of the site it means to call."""
 
@@ -200,7 +202,7 @@ class PeerChannel:
             )
             self._follow(call)
             reply: bytes = await call
-            if rpc == "Hello":
+            if rpc in CLOCK_RPCS:
                 self._note_clock(await call.trailing_metadata())
         self.traffic.bytes_in += len(reply)
         return reply

@@ -32,7 +32,15 @@ from gossipseg.errors import (
 from gossipseg.trust import TrustList
 from gossipseg.wire import health
 from gossipseg.wire.codec import messages as codec
-from gossipseg.wire.grpc_link import CLOCK_KEY, DETAIL_KEY, REASON_KEY, SITE_KEY, STATUS_KEY, TO_KEY
+from gossipseg.wire.grpc_link import (
+    CLOCK_KEY,
+    CLOCK_RPCS,
+    DETAIL_KEY,
+    REASON_KEY,
+    SITE_KEY,
+    STATUS_KEY,
+    TO_KEY,
+)
 from gossipseg.wire.limits import REFUSED_HELD, PeerLimits, RateLimiter, StreamProgress
 from gossipseg.wire.reached import ECHO_BYTES, Reached, answer_echo, encode_reached
 from gossipseg.wire.transport import Handler, Traffic
@@ -66,7 +74,7 @@ class PeerServicer:
         self.trust, self.limits = trust, limits
         self.handler: Handler | None = None
         self.clock: Callable[[], float] | None = None
-        """Wall seconds, sent beside every Hello; None: not sent."""
+        """Wall seconds, sent beside each answer to CLOCK_RPCS; None: not sent."""
         self.look: Callable[[Site], Awaitable[Reached]] | None = None
         """Dials a site's listed address; None: such questions are not answered."""
         self.look_pause_s = 10.0
@@ -193,7 +201,7 @@ class PeerServicer:
         return grpc.stream_unary_rpc_method_handler(take)
 
     async def _request(self, rpc: str, site: Site, data: bytes, context: Context) -> bytes:
-        if rpc == "Hello" and self.clock is not None:
+        if rpc in CLOCK_RPCS and self.clock is not None:
             context.set_trailing_metadata(((CLOCK_KEY, f"{self.clock():.3f}"),))
         reply = await self._handler.on_request(site, codec.decode_request(rpc, data, site))
         return codec.encode_reply(reply)

@@ -235,11 +235,11 @@ class GrpcTransport:
             link.hint(address)
 
     def tell_clock(self, clock: Callable[[], float]) -> None:
-        """Send this clock (wall seconds) beside every Hello, so that a wrong one is noticed."""
+        """Send this clock (wall seconds) beside what is answered often, so that a wrong one is noticed."""
         self._servicer.clock = clock
 
     def clock_ahead_s(self, site: Site, now_s: float) -> float | None:
-        """How far the site's clock was ahead of ours (wall seconds `now_s`) at the last Hello to it."""
+        """How far the site's clock was ahead of ours (wall seconds `now_s`) when it last answered."""
         link = self._links.get(site)
         if link is None or link.clock is None:
             return None

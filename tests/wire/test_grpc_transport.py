@@ -397,6 +397,22 @@ def test_a_stream_survives_that_its_peer_gets_another_address(over_grpc):
     asyncio.run(body())
 
 
+def test_a_clock_that_is_set_meanwhile_is_noticed_with_the_next_ping(over_grpc):
+    """Hellos are rare: what was wrong at the start must not be told for days."""
+
+    async def body():
+        async with over_grpc() as f:
+            north, ahead = f.transports["north"], 3600.0
+            f.transports["south-2"].tell_clock(lambda: 1000.0 + ahead)
+            assert await north.request("south-2", PING, 5.0)
+            assert north.clock_ahead_s("south-2", 1000.0) == pytest.approx(3600, abs=60)
+            ahead = 0.0
+            assert await north.request("south-2", PING, 5.0)
+            assert north.clock_ahead_s("south-2", 1000.0) == pytest.approx(0, abs=60)
+
+    asyncio.run(body())
+
+
 def test_one_site_does_not_take_every_incoming_place(over_grpc):
     """Its second model waits for its first; another site's comes in beside it."""
 
