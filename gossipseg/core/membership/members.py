@@ -98,6 +98,7 @@ class Membership:
         """Newly alive members that the failure detector has not seen yet."""
         self.census = Census()
         self.health = suspicion.LocalHealth(params.max_self_health)
+        self.false_alarms = suspicion.FalseAlarms()
         self.watchers: list[Callable[[Member, bool], None]] = []
         """Called in this order with the arguments of `changed`."""
         own = AliveRecord(ctx.site, ctx.rng.getrandbits(62) + 1, incarnation, address, 0)
@@ -121,7 +122,7 @@ class Membership:
             if not 0 < record.incarnation < MAX_INCARNATION:
                 continue
             if record.site == self._ctx.site:
-                changed += self.self_record.hear(record)
+                changed += self._hear_of_itself(record)
                 continue
             member = members.get(record.site)
             if member is None or member.alive is record:
@@ -135,6 +136,21 @@ class Membership:
             else:
                 changed += self._is_accused(member, record)
         return changed
+
+    def _hear_of_itself(self, record: Record) -> bool:
+        """Refute an accusation always; how well this site is, an accuser says whom others would believe."""
+        if not isinstance(record, SuspectRecord):
+            return self.self_record.hear(record)
+        believed = not self.false_alarms.disbelieved(record.accuser, record.site, self._ctx.now)
+        changed = self.self_record.hear(record, believed=believed)
+        if changed:
+            self.false_alarms.refuted(record.accuser, record.site, self._ctx.now, self._shortest_s)
+        return changed
+
+    @property
+    def _shortest_s(self) -> float:
+        """The shortest suspicion now."""
+        return suspicion.minimum_timeout_s(len(self.live) + 1, self._params)
 
     def accuse(self, site: Site) -> bool:
         """Suspect `site`, which this site could not reach directly or through others; False: nothing
@@ -158,6 +174,9 @@ class Membership:
             self._new_life(member, record.nonce)
         member.incarnation, member.nonce, member.alive = record.incarnation, record.nonce, record
         member.address, member.cases = record.address, record.cases
+        if newer and member.suspicion is not None:
+            for accuser in member.suspicion.accusers.keys() - {self._ctx.site}:
+                self.false_alarms.refuted(accuser, member.site, self._ctx.now, self._shortest_s)
         if newer:
             self._move(member, MemberEvent.ALIVE, ALIVE_REASONS.get(member.state, ""))
         if spread:
@@ -192,6 +211,8 @@ class Membership:
         if not listed or record.accuser == record.site or record.incarnation != member.incarnation:
             return False
         now = self._ctx.now
+        if self.false_alarms.disbelieved(record.accuser, member.site, now):
+            return False
         if member.state is MemberState.ALIVE:
             member.suspicion = suspicion.begin(record, len(self.live) + 1, now, self._params)
             by = "this site" if record.accuser == self._ctx.site else record.accuser

@@ -42,15 +42,18 @@ class SelfRecord:
         self._news.own = replace(draft, signature=self._ctx.sign(payload(draft)))
         self._news.add(self._news.own)
 
-    def hear(self, record: Record) -> bool:
-        """Refute an accusation of this site, or outbid another daemon of its name; False: no need to."""
+    def hear(self, record: Record, *, believed: bool = True) -> bool:
+        """Refute an accusation of this site, or outbid another daemon of its name; False: no need to.
+
+        `believed`: whether an accusation says something of this site's own health.
+        """
         if self.leaving:
             return False
         own = self._news.own
         if isinstance(record, SuspectRecord):
             if record.incarnation != own.incarnation:
                 return False
-            self._health.change(+1)
+            self._health.change(+1 if believed else 0)
             self.announce(own.incarnation + 1)
             self.refuted = record.accuser
             return True

@@ -10,8 +10,12 @@ import math
 
 from gossipseg.core.membership.member import Suspicion
 from gossipseg.core.params import MembershipParams
-from gossipseg.core.types import SuspectRecord
+from gossipseg.core.types import Site, SuspectRecord
 
+DISBELIEF_MAX_S = 600.0
+"""Longest time for which an accuser is not believed about a site."""
+FORGIVEN_S = 3600.0
+"""After so long without a refuted accusation the earlier ones are forgotten."""
 MAX_TIMEOUT_FACTOR = 6.0
 """Lifeguard's beta: an unconfirmed suspicion runs this many times the minimum."""
 
@@ -60,6 +64,29 @@ def confirm(suspicion: Suspicion, record: SuspectRecord, not_before: float = 0.0
     )
     suspicion.deadline = max(min(suspicion.deadline, shorter), not_before)
     return True
+
+
+class FalseAlarms:
+    """Accusations that the accused has refuted. After the second one an accuser is not believed about that
+    site for a while, which doubles each time: or one listed site could keep any other under suspicion."""
+
+    __slots__ = ("_refuted",)
+
+    def __init__(self) -> None:
+        self._refuted: dict[tuple[Site, Site], tuple[int, float, float]] = {}
+        """(accuser, accused) → how often, when last, until when it is not believed."""
+
+    def refuted(self, accuser: Site, accused: Site, now: float, minimum_s: float) -> None:
+        """Count one. `minimum_s`: the shortest suspicion."""
+        often, last, _ = self._refuted.get((accuser, accused), (0, now, now))
+        often = often + 1 if now - last < FORGIVEN_S else 1
+        pause_s = min(DISBELIEF_MAX_S, minimum_s * 2.0 ** min(often - 2, 32)) if often > 1 else 0.0
+        self._refuted[(accuser, accused)] = (often, now, now + pause_s)
+
+    def disbelieved(self, accuser: Site, accused: Site, now: float) -> bool:
+        """Whether this accuser's word about this site does not count now."""
+        _, _, until = self._refuted.get((accuser, accused), (0, now, now))
+        return now < until
 
 
 class LocalHealth:

@@ -183,6 +183,39 @@ def test_a_suspected_site_refutes_with_a_higher_incarnation_that_is_on_disk_firs
     assert rig.node.self_health == 1  # Lifeguard: refuting a suspicion about oneself
 
 
+def test_an_accuser_that_is_refuted_again_and_again_is_not_believed_for_a_while(rig: Rig) -> None:
+    """Or one listed site could keep every other suspect, and be told apart from a bad line by nobody."""
+    pause_s, heard, incarnation = minimum_timeout_s(3, MembershipParams()), [], 1
+    for _ in range(8):
+        rig.hears("b", suspect("c", "b", incarnation))
+        heard.append(rig.state("c"))
+        incarnation += 1
+        rig.hears("c", alive("c", incarnation))
+        assert rig.state("c") == "alive"
+    assert heard == ["suspect", "suspect", *["alive"] * 6]
+    rig.hears("b", suspect("d", "b"), alive("d"), suspect("d", "b"))
+    assert rig.state("d") == "suspect", "of another site its word counts"
+    rig.hears("d", alive("d", 2), suspect("c", "d", incarnation))
+    assert rig.state("c") == "suspect", "and so does another's of this one"
+    rig.hears("c", alive("c", incarnation + 1))
+    rig.until(rig.now + pause_s + 1.0)
+    rig.hears("c", alive("c", incarnation + 2))
+    rig.hears("b", suspect("c", "b", incarnation + 2))
+    assert rig.state("c") == "suspect", "after the pause it is believed again"
+
+
+def test_this_site_refutes_each_accusation_and_does_not_call_itself_ill_for_one_accusers_words(
+    rig: Rig,
+) -> None:
+    before = rig.node.incarnation
+    for i in range(8):
+        rig.hears("b", suspect("me", "b", before + i))
+    assert rig.node.incarnation == before + 8, "others may believe it"
+    assert rig.node.self_health == 2
+    rig.hears("c", suspect("me", "c", before + 8))
+    assert rig.node.self_health == 3
+
+
 def test_old_and_invented_suspicions_of_this_site_are_ignored(rig: Rig) -> None:
     before = rig.node.incarnation
     rig.hears("b", suspect("me", "b", before + 5))
