@@ -35,7 +35,7 @@ RECORDS, RECORDS_PER_SITE = 64, 8
 """Records of a message that are looked at: a signature takes a tenth of a millisecond, and pings wait
 meanwhile. An honest list has a record or two of each site, and one for each that accuses it."""
 FORGED_AT_MOST = 8
-"""After so many the rest of a message is not looked at."""
+"""Forged records after which the rest of a message is not looked at."""
 TELL_EVERY_S = 2.0
 """Seconds between two reports to the core that a promised model is arriving."""
 _B = TypeVar("_B", bound=Body)

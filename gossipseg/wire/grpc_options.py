@@ -17,7 +17,7 @@ HANDSHAKE_TIMEOUT_S = 10.0
 MAX_CONNECTIONS = 512
 """Connections to this site's port, handshakes included. Each peer holds two."""
 IDLE_S = 600.0
-"""A connection without a call for so long is closed: a listed site must not hold those of others for ever."""
+"""A connection without a call is closed after this time: no site is to hold those of others for ever."""
 AGE_S = 3600.0
 """So is one of this age, once its calls are done. So a site that was taken off the list goes."""
 Options = list[tuple[str, Any]]

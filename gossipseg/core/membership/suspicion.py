@@ -12,10 +12,12 @@ from gossipseg.core.membership.member import Suspicion
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.types import Site, SuspectRecord
 
+FALSE_ALARMS = 4
+"""Refuted accusations that are nothing unusual: a line that fails and comes back makes each other's."""
 DISBELIEF_MAX_S = 600.0
 """Longest time for which an accuser is not believed about a site."""
 FORGIVEN_S = 3600.0
-"""After so long without a refuted accusation the earlier ones are forgotten."""
+"""Time without a refuted accusation after which the earlier ones are forgotten."""
 MAX_TIMEOUT_FACTOR = 6.0
 """Lifeguard's beta: an unconfirmed suspicion runs this many times the minimum."""
 
@@ -67,8 +69,8 @@ def confirm(suspicion: Suspicion, record: SuspectRecord, not_before: float = 0.0
 
 
 class FalseAlarms:
-    """Accusations that the accused has refuted. After the second one an accuser is not believed about that
-    site for a while, which doubles each time: or one listed site could keep any other under suspicion."""
+    """Accusations that the accused has refuted. After a few an accuser is not believed about that site for a
+    while, which doubles each time: or one listed site could keep any other under suspicion."""
 
     __slots__ = ("_refuted",)
 
@@ -80,7 +82,8 @@ class FalseAlarms:
         """Count one. `minimum_s`: the shortest suspicion."""
         often, last, _ = self._refuted.get((accuser, accused), (0, now, now))
         often = often + 1 if now - last < FORGIVEN_S else 1
-        pause_s = min(DISBELIEF_MAX_S, minimum_s * 2.0 ** min(often - 2, 32)) if often > 1 else 0.0
+        beyond = often - FALSE_ALARMS
+        pause_s = min(DISBELIEF_MAX_S, minimum_s * 2.0 ** min(beyond, 32)) if beyond > 0 else 0.0
         self._refuted[(accuser, accused)] = (often, now, now + pause_s)
 
     def disbelieved(self, accuser: Site, accused: Site, now: float) -> bool:

@@ -12,7 +12,12 @@ from gossipseg.core import events as ev
 from gossipseg.core import messages as ms
 from gossipseg.core.effects import Snapshot
 from gossipseg.core.membership.members import TRANSITIONS, MemberEvent
-from gossipseg.core.membership.suspicion import confirmations_needed, minimum_timeout_s, timeout_s
+from gossipseg.core.membership.suspicion import (
+    FALSE_ALARMS,
+    confirmations_needed,
+    minimum_timeout_s,
+    timeout_s,
+)
 from gossipseg.core.params import MembershipParams
 from gossipseg.core.types import AliveRecord, MemberState, PeerInfo, Phase
 from tests.core.rig import TRAINING, Rig, alive, left, signature, suspect
@@ -185,14 +190,14 @@ def test_a_suspected_site_refutes_with_a_higher_incarnation_that_is_on_disk_firs
 
 def test_an_accuser_that_is_refuted_again_and_again_is_not_believed_for_a_while(rig: Rig) -> None:
     """Or one listed site could keep every other suspect, and be told apart from a bad line by nobody."""
-    pause_s, heard, incarnation = minimum_timeout_s(3, MembershipParams()), [], 1
-    for _ in range(8):
+    pause_s, heard, incarnation = 2 * minimum_timeout_s(3, MembershipParams()), [], 1
+    for _ in range(FALSE_ALARMS + 6):
         rig.hears("b", suspect("c", "b", incarnation))
         heard.append(rig.state("c"))
         incarnation += 1
         rig.hears("c", alive("c", incarnation))
         assert rig.state("c") == "alive"
-    assert heard == ["suspect", "suspect", *["alive"] * 6]
+    assert heard == [*["suspect"] * (FALSE_ALARMS + 1), *["alive"] * 5]
     rig.hears("b", suspect("d", "b"), alive("d"), suspect("d", "b"))
     assert rig.state("d") == "suspect", "of another site its word counts"
     rig.hears("d", alive("d", 2), suspect("c", "d", incarnation))
@@ -208,12 +213,12 @@ def test_this_site_refutes_each_accusation_and_does_not_call_itself_ill_for_one_
     rig: Rig,
 ) -> None:
     before = rig.node.incarnation
-    for i in range(8):
+    for i in range(20):
         rig.hears("b", suspect("me", "b", before + i))
-    assert rig.node.incarnation == before + 8, "others may believe it"
-    assert rig.node.self_health == 2
-    rig.hears("c", suspect("me", "c", before + 8))
-    assert rig.node.self_health == 3
+    assert rig.node.incarnation == before + 20, "others may believe it"
+    assert rig.node.self_health == FALSE_ALARMS + 1 < MembershipParams().max_self_health
+    rig.hears("c", suspect("me", "c", before + 20))
+    assert rig.node.self_health == FALSE_ALARMS + 2
 
 
 def test_old_and_invented_suspicions_of_this_site_are_ignored(rig: Rig) -> None:
