@@ -222,8 +222,7 @@ def _merged(label: Segmentation, rule: LabelRule, file: Path) -> np.ndarray:
     values = segment_values(label, rule, file)
     out = np.zeros(label.shape, dtype=np.uint8)
     drawn: dict[int, str] = {}
-    for segment in label.segments:
-        value = values.get(segment.number)
+    for segment, value in zip(label.segments, values, strict=True):
         if value is None or value == IGNORE:
             continue
         clash = segment.mask & (out != 0) & (out != value)
@@ -240,42 +239,41 @@ def _merged(label: Segmentation, rule: LabelRule, file: Path) -> np.ndarray:
         out[segment.mask] = value
         drawn[value] = segment.name
     told = _looked_up(out, {v: rule.told(v) for v in rule.labels})
-    for segment in label.segments:
-        if values.get(segment.number) == IGNORE:
+    for segment, value in zip(label.segments, values, strict=True):
+        if value == IGNORE:
             told[segment.mask] = IGNORE
     return told
 
 
-def segment_values(label: Segmentation, rule: LabelRule, file: Path) -> dict[int, int]:
-    """Segment number → label value, or IGNORE. What has the name of a class, or of data.segments, is that
-    class, and other segments are not used, but for the one whose number is to be ignored; where no name says
-    anything, the numbers are label values. Raises DataError.
+def segment_values(label: Segmentation, rule: LabelRule, file: Path) -> tuple[int | None, ...]:
+    """Label value of each segment, in their order, or IGNORE; None: not used.
+
+    What has the name of a class, or of data.segments, is that class, and other segments are not used, but for
+    the one whose number is to be ignored. Where no name says anything, the numbers are label values. Raises
+    DataError, where two segments have the same number (in layers of their own), too: it is no class then.
     """
     by_name = {n.casefold(): v for v, n in rule.labels.items()}
     by_name |= {n.casefold(): v if v in rule.labels else IGNORE for n, v in rule.segments.items()}
-    named = {
-        s.number: by_name[s.name.casefold().strip()]
-        for s in label.segments
-        if s.name.casefold().strip() in by_name
-    }
-    if named:
+    named = [by_name.get(s.name.casefold().strip()) for s in label.segments]
+    if any(value is not None for value in named):
         ignored = set() if label.numbers_are_arbitrary else {rule.ignore}
-        return {s.number: IGNORE for s in label.segments if s.number in ignored} | named
-    found: dict[int, int] = {}
-    for segment in label.segments:
-        target = rule.target(segment.number)
-        if target is None or label.numbers_are_arbitrary:
-            have = ", ".join(f"{s.number} {s.name!r}" for s in label.segments[:12])
-            raise DataError(
-                f"no segment has the name of a class of the task; there are: {have}",
-                file=file,
-                key="data.segments",
-                value=dict(rule.segments),
-                remedy="Say in site.yaml which is which, such as `segments: {GTV: 1}` under `data`; the task "
-                f"has {', '.join(f'{v} ({n})' for v, n in sorted(rule.labels.items()) if v)}.",
-            )
-        found[segment.number] = target
-    return found
+        return tuple(
+            IGNORE if value is None and s.number in ignored else value
+            for s, value in zip(label.segments, named, strict=True)
+        )
+    numbers = [s.number for s in label.segments]
+    targets = tuple(rule.target(number) for number in numbers)
+    if None in targets or label.numbers_are_arbitrary or len(set(numbers)) < len(numbers):
+        have = ", ".join(f"{s.number} {s.name!r}" for s in label.segments[:12])
+        raise DataError(
+            f"no segment has the name of a class of the task; there are: {have}",
+            file=file,
+            key="data.segments",
+            value=dict(rule.segments),
+            remedy="Say in site.yaml which is which, such as `segments: {GTV: 1}` under `data`; the task "
+            f"has {', '.join(f'{v} ({n})' for v, n in sorted(rule.labels.items()) if v)}.",
+        )
+    return targets
 
 
 def notes_of(
@@ -285,8 +283,8 @@ def notes_of(
     if isinstance(label, Volume):
         return _not_annotated({rule.target(value) for value in counts}, rule, file)
     used = segment_values(label, rule, file)
-    notes = _not_annotated(set(used.values()), rule, file)
-    names = [segment.name for segment in label.segments if segment.number not in used]
+    notes = _not_annotated(set(used), rule, file)
+    names = [s.name for s, value in zip(label.segments, used, strict=True) if value is None]
     if names:
         some = ", ".join(map(repr, names[:12]))
         notes += (f"{file}: segments that are no class of the task are not used: {some}",)

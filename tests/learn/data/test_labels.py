@@ -153,6 +153,21 @@ def test_numbers_that_mean_nothing_are_not_taken_for_classes() -> None:
         values_of(segmentation("BODY", "PTV", arbitrary=True), rule(), FILE)
 
 
+def layered(*segments: tuple[str, int]) -> Segmentation:
+    """Segments by name and number, each on a voxel of its own."""
+    masks = np.eye(len(segments), dtype=bool)[..., None, None]
+    found = (Segment(n, name, mask) for (name, n), mask in zip(segments, masks, strict=True))
+    return Segmentation(tuple(found), (len(segments), 1, 1), np.eye(4))
+
+
+def test_segments_of_two_layers_may_have_one_number() -> None:
+    both = layered(("liver", 1), ("spleen", 1), ("BODY", 1))
+    assert values_of(both, rule(), FILE).ravel().tolist() == [1, 2, 0]
+    assert "'BODY'" in notes_of(both, rule(), FILE, {})[0]
+    with pytest.raises(DataError, match=r"no segment has the name.*1 'a', 1 'b'"):
+        values_of(layered(("a", 1), ("b", 1)), rule(), FILE)
+
+
 def test_segments_that_are_not_used_are_named() -> None:
     found = notes_of(segmentation("liver", "BODY"), rule(), FILE, {})
     assert len(found) == 1 and "'BODY'" in found[0] and str(FILE) in found[0]

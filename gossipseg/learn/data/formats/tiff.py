@@ -25,18 +25,31 @@ from gossipseg.errors import DataError
 from gossipseg.learn.data.formats.axes import real, wrong_dimensions
 from gossipseg.learn.data.formats.checked import COPY_AGAIN, opened
 from gossipseg.learn.data.formats.palette import resolve
-from gossipseg.learn.data.formats.pictures import ORIENTATION, plain, turn, turn_note, without_alpha
+from gossipseg.learn.data.formats.pictures import (
+    ORIENTATION,
+    SPREAD,
+    as_stored,
+    plain,
+    turn,
+    turn_note,
+    without_alpha,
+)
 from gossipseg.learn.data.formats.silence import libraries_silent
 from gossipseg.learn.data.formats.volume import Volume
 
 MM_PER_UNIT = {
-    "mm": 1.0, "millimeter": 1.0, "cm": 10.0, "centimeter": 10.0, "um": 1e-3, "µm": 1e-3, "\\u00b5m": 1e-3,
-    "micron": 1e-3, "micrometer": 1e-3, "nm": 1e-6, "nanometer": 1e-6, "m": 1000.0,
+    "mm": 1.0, "MM": 1.0, "millimeter": 1.0, "millimetre": 1.0, "cm": 10.0, "CM": 10.0, "centimeter": 10.0,
+    "centimetre": 10.0, "um": 1e-3, "µm": 1e-3, "μm": 1e-3, "\\u00b5m": 1e-3, "micron": 1e-3, "microns": 1e-3,
+    "micrometer": 1e-3, "micrometre": 1e-3, "nm": 1e-6, "nanometer": 1e-6, "nanometre": 1e-6, "m": 1000.0,
 }  # fmt: skip
+"""The micro sign and the Greek letter look alike, and both are in use."""
 CENTIMETRE = 3
-WHITE_IS_ZERO, PALETTE, CMYK, YCBCR, LAB = 0, 3, 5, 6, 8
+WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE, CMYK, YCBCR, LAB = 0, 1, 3, 5, 6, 8
+GREY = (WHITE_IS_ZERO, BLACK_IS_ZERO)
 ALWAYS_DECODED = ("LZW", "PACKBITS", "CCITTRLE", "CCITT_T4", "CCITT_T6", "DEFLATE", "ADOBE_DEFLATE", "JPEG")
 """Compressions that every build of Pillow's libtiff has."""
+LYING = (5, 6, 7, 8)
+"""Orientations in which rows and columns change places, and so do their sizes."""
 ALPHA = (1, 2)
 """Extra samples that are an alpha channel."""
 
@@ -55,6 +68,8 @@ def read_tiff(path: Path, spatial_dims: int, as_label: bool = False) -> Volume:
         array = _decoded(file, series, page, axes, shape, as_label, path)
         notes += turn_note(_orientation(page), path)
         spacing = _spacing(file, page, spatial_dims)
+        if spacing is not None and _orientation(page) in LYING:
+            spacing[:2] = spacing[1::-1]
     affine = None if spacing is None else np.diag([*spacing, *[1.0] * (4 - len(spacing))])
     return Volume(np.ascontiguousarray(array), affine, False, notes, True)
 
@@ -130,6 +145,8 @@ def _orientation(page: Any) -> int:
 
 def _decodes(page: Any) -> bool:
     """Whether tifffile can decode this without a further package."""
+    if page.bitspersample in SPREAD:
+        return False
     try:
         page.decode  # noqa: B018  (made on first use; raises what it lacks)
         page.decode(None, 0)
@@ -169,7 +186,9 @@ def _by_pillow(path: Path, series: Any, page: Any, axes: str, as_label: bool) ->
             found = []
             for frame in ImageSequence.Iterator(picture):
                 frame.load()  # which turns a TIFF as it is shown
-                found.append(plain(frame, as_label, path))
+                pixels = plain(frame, as_label, path)
+                packed = as_label and int(page.photometric) in GREY
+                found.append(as_stored(pixels, page.bitspersample) if packed else pixels)
     except UnidentifiedImageError:
         raise lacking from None
     except OSError as e:
@@ -199,7 +218,7 @@ def _spacing(file: tifffile.TiffFile, page: Any, dims: int) -> list[float] | Non
 
 def _imagej(file: tifffile.TiffFile, page: Any) -> list[float] | None:
     said = (file.imagej_metadata or {}) if file.is_imagej else {}
-    factor = MM_PER_UNIT.get(str(said.get("unit", "")).strip())
+    factor = _mm_per(str(said.get("unit", "")))
     sizes = _per_unit(page)
     if factor is None or sizes is None:
         return None
@@ -216,13 +235,17 @@ def _ome(file: tifffile.TiffFile) -> list[float] | None:
     sizes: list[float] = []
     for axis in "YXZ":
         size = None if pixels is None else pixels.get(f"PhysicalSize{axis}")
-        factor = MM_PER_UNIT.get(
-            (pixels.get(f"PhysicalSize{axis}Unit") or "µm") if pixels is not None else ""
-        )
+        factor = _mm_per((pixels.get(f"PhysicalSize{axis}Unit") or "µm") if pixels is not None else "")
         if size is None or factor is None:
             break
         sizes.append(float(size) * factor)
     return sizes if len(sizes) >= 2 else None
+
+
+def _mm_per(unit: str) -> float | None:
+    """A unit in mm, words in any case; of the symbols "Mm" is another unit than "mm"."""
+    unit = unit.strip()
+    return MM_PER_UNIT.get(unit) or (MM_PER_UNIT.get(unit.lower()) if len(unit) > 2 else None)
 
 
 def _centimetres(page: Any) -> list[float] | None:
