@@ -263,8 +263,28 @@ def task_of(name: str, sites: list[FolderData]) -> TaskParams:
         modality=" + ".join(modalities),
         orientation=_common({s.orientation for s in sites}),
         intensity=_intensity(first, modalities),
-        label_map={k: v for s in sites for k, v in s.label_map.items()},
+        label_map=_one_map(sites),
     )
+
+
+def _one_map(sites: list[FolderData]) -> dict[int, int]:
+    """The label maps of all sites in one. Raises DataError where a value means two classes."""
+    meant: dict[int, tuple[int, FolderData]] = {}
+    for site in sites:
+        for value in sorted({*site.classes.values, *site.label_map}):
+            target = site.label_map.get(value, value)
+            other, first = meant.setdefault(value, (target, site))
+            if other != target:
+                raise DataError(
+                    f"means {site.labels[target]} at site {site.site}, and {first.labels[other]} at site "
+                    f"{first.site} ({first.rests_on.get('labels', first.file)})",
+                    file=site.rests_on.get("labels", site.file),
+                    key="labels",
+                    value=value,
+                    remedy="Give both the same values, or leave one out with --sites. Daemons may differ "
+                    "here: data.label_map in site.yaml is of one site.",
+                )
+    return {k: v for s in sites for k, v in s.label_map.items()}
 
 
 def _differing(first: FolderData, other: FolderData) -> Iterator[tuple[str, Any]]:

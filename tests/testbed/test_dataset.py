@@ -95,6 +95,15 @@ def test_a_site_without_a_list_takes_the_names_of_one_that_has_one(tmp_path: Pat
         assert found.labels == {0: "bg", 1: "core", 2: "rim"} and found.label_map == {4: 2}
 
 
+def test_a_value_that_means_two_classes_is_refused(tmp_path: Path) -> None:
+    """Under one label map the oedema of the one would be the tumour of the other, and nobody would know."""
+    for name, labels in (("a", {"1": "tumour", "2": "oedema"}), ("b", {"2": "tumour", "4": "oedema"})):
+        listed = site(tmp_path / name, *[valued(*map(int, labels))] * 3)
+        (listed / "dataset.json").write_text(json.dumps({"labels": {"0": "background", **labels}}))
+    with pytest.raises(DataError, match=r"b/dataset\.json.*2: means tumour at site b, and oedema at site a"):
+        task(tmp_path / "a", tmp_path / "b")
+
+
 def test_a_mask_of_0_and_255_is_no_class_of_another_sites(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"b/labels/p0.nii.gz: labels = .*a/labels/p0.nii.gz"):
         task(site(tmp_path / "a", *[valued(1, 2)] * 3), site(tmp_path / "b", *[valued(255)] * 3))

@@ -114,7 +114,11 @@ def read_listing(
         report(DataError(f"cannot be read: {e.strerror or e}", file=e.filename or root, remedy=remedy))
         return Listing(root)
     told = {name: _told(listing.told.of(name), data, report) for name in SPLITS}
-    return replace(listing, told=Splits.of_lists(told), undivided=_told(listing.undivided, data, report))
+    listing = replace(listing, told=Splits.of_lists(told), undivided=_told(listing.undivided, data, report))
+    if data.patient_pattern is None:
+        _check_all_told(listing, report, warn)
+    _check_spelling(listing, report)
+    return listing
 
 
 def _read(root: Path, data: DataParams, needs_labels: bool, report: Report, warn: Warn) -> Listing:
@@ -215,6 +219,32 @@ def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case
             )
             report(DataError(problem, key="data.patient_pattern", value=pattern, remedy=remedy))
     return tuple(found)
+
+
+def _check_all_told(listing: Listing, report: Report, warn: Warn) -> None:
+    """A list that says whose some cases are, and not of others, cannot be divided by patient."""
+    unknown = [case for case in listing.cases if case.patient is None]
+    if not unknown or len(unknown) == len(listing.cases):
+        return
+    some = ", ".join(case.id for case in unknown[:3]) + (" …" if len(unknown) > 3 else "")
+    problem = f"{len(unknown)} of {len(listing.cases)} cases name no patient ({some})"
+    if not listing.undivided:  # the list has divided them: test cases without a label often have none
+        warn(f"{listing.source}: {problem}: whether theirs are in two splits is seen from names alone")
+        return
+    remedy = "Write `patient` beside each case, or beside none."
+    report(DataError(problem, file=listing.source, key="patient", remedy=remedy))
+
+
+def _check_spelling(listing: Listing, report: Report) -> None:
+    """Two patients whose names differ in their case alone are one that somebody typed otherwise."""
+    spelled: dict[str, str] = {}
+    for case in listing.cases:
+        patient = (case.patient or "").strip()
+        other = spelled.setdefault(patient.casefold(), patient)
+        if other != patient:
+            problem, remedy = f"is spelled {other} beside another case", "Write each patient in one way."
+            report(DataError(problem, file=listing.source, key=case.id, value=patient, remedy=remedy))
+            return
 
 
 # ---------------------------------------------------------------- checks by name and by bytes

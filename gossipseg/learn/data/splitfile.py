@@ -197,6 +197,8 @@ def _divided(
     note = ""
     if kept is not None:
         where = _named(kept, listing, warn)
+        if keep is not None:
+            _check_any(kept, where, listing, keep.state_dir)
     elif keep is not None and _has_checkpoint(keep.state_dir):
         where = _as_before(keep, listing, data)
         note = "drawn by version 0.2, whose division is kept"
@@ -234,22 +236,54 @@ def _named(kept: _Kept, listing: Listing, warn: Warn) -> dict[str, SplitName]:
     Of a drawn file, a split that the list rules out is passed over.
     """
     known = {case.id for case in listing.cases}
-    warn_unknown([name for name in kept.where if name not in known], kept.file, warn)
-    _check_renamed(kept, listing)
+    renamed = _renamed(kept, listing)
+    warn_unknown([n for n in kept.where if n not in known and n not in renamed.values()], kept.file, warn)
     told = {case.id for _, case in listing.told}
-    return {n: s for n, s in kept.where.items() if n not in told and s in listing.by_hand_into}
+    where = kept.where | {new: kept.where[old] for new, old in renamed.items()}
+    return {n: s for n, s in where.items() if n not in told and s in listing.by_hand_into}
 
 
-def _check_renamed(kept: _Kept, listing: Listing) -> None:
-    """Where a second image has a case's name, both get their folder's, too: which of them was the old one?"""
+def _renamed(kept: _Kept, listing: Listing) -> dict[str, str]:
+    """New id → the name that the file has for this image.
+
+    What else is listed decides how many folders an id has (`lists.decathlon.unique`). Several images that may
+    be the one go where it is: so none that was trained on is scored. Raises DataError where an image may be
+    one of two splits.
+    """
     ids = {case.id for case in listing.cases}
+    gone = kept.where.keys() - ids
+    found: dict[str, str] = {}
     for case in listing.undivided:
-        stem = case_stem(case.files[0])
-        if case.id not in kept.where and stem in kept.where and stem not in ids:
-            alike = [c.id for c in listing.undivided if case_stem(c.files[0]) == stem]
-            problem = f"several images have this name now: {', '.join(alike)}"
-            remedy = "Write there which of them it is."
-            raise DataError(problem, file=kept.file, key=kept.where[stem], value=stem, remedy=remedy)
+        alike = sorted(_earlier_ids(case) & gone) if case.id not in kept.where else []
+        if len({kept.where[old] for old in alike}) > 1:
+            problem = f"{case.files[0]} may be each of these: {', '.join(alike[:_NAMED])}"
+            remedy = f"Write there where {case.id} belongs."
+            raise DataError(problem, file=kept.file, key=kept.where[alike[0]], value=alike[0], remedy=remedy)
+        if alike:
+            found[case.id] = alike[-1]
+    return found
+
+
+def _earlier_ids(case: Case) -> set[str]:
+    """What a case may have been called when other images were listed beside it."""
+    file = case.files[0]
+    names = {file.name, case_stem(file), case_stem(file).removesuffix("_0000")}
+    folders = [file.parts[at:-1] for at in range(1, len(file.parts))]
+    return {"_".join((*parts, name)) for parts in folders for name in names}
+
+
+def _check_any(kept: _Kept, where: Mapping[str, SplitName], listing: Listing, state_dir: Path) -> None:
+    """Where the file names none of the images, and a model was trained on them, nobody knows on which."""
+    here = {case.id for case in listing.undivided}
+    if here and kept.where and not here & where.keys() and _has_checkpoint(state_dir):
+        some = ", ".join([*kept.where][:3])
+        raise DataError(
+            f"names none of the {len(here)} cases that are here (it names {some} …), beside a checkpoint: "
+            "a new draw could test on what was trained on",
+            file=kept.file,
+            remedy="Write their new names there, if they were renamed or moved; else begin anew with an "
+            "empty state_dir.",
+        )
 
 
 def _added(

@@ -271,6 +271,58 @@ def test_a_file_lost_beside_a_checkpoint_is_never_drawn_anew(tmp_path: Path) -> 
     )
 
 
+def in_folders(root: Path, *names: str) -> Path:
+    """A site with a list whose images lie in folders: names as P01/scan."""
+    for name in names:
+        for suffix in ("", "_mask"):
+            path = root / f"{name}{suffix}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"{name}{suffix}".encode())
+    write_list(root, {"training": [{"image": f"{n}.png", "label": f"{n}_mask.png"} for n in names]})
+    return root
+
+
+def test_a_case_keeps_its_split_where_another_makes_its_name_longer(tmp_path: Path) -> None:
+    """New scans of another year: the names of all cases have their year from now on."""
+    old = [f"2023/P{i:02d}/scan" for i in range(8)]
+    site = Site(in_folders(tmp_path, *old))
+    before = site.start()
+    site.train()
+    assert before.keys() == {f"P{i:02d}_scan" for i in range(8)}
+    in_folders(tmp_path, *old, "2024/P90/scan", "2024/P91/scan", "2025/P91/scan")
+    after = site.start()
+    assert {f"2023_{name}": split for name, split in before.items()}.items() <= after.items()
+    assert len(after) == 11 and site.start() == after
+
+
+def test_images_that_may_be_the_one_of_the_file_go_where_it_is(tmp_path: Path) -> None:
+    """A second scan of each patient: the first ones' names have the year now."""
+    old = [f"2023/P{i:02d}/scan" for i in range(8)]
+    site = Site(in_folders(tmp_path, *old))
+    before = site.start()
+    in_folders(tmp_path, *old, "2024/P03/scan", "2024/P04/scan")
+    after = site.start()
+    assert [after[f"{year}_P03_scan"] for year in (2023, 2024)] == [before["P03_scan"]] * 2
+    assert [after[f"{year}_P04_scan"] for year in (2023, 2024)] == [before["P04_scan"]] * 2
+
+
+def test_an_image_that_may_be_of_two_splits_is_refused(tmp_path: Path) -> None:
+    site = Site(in_folders(tmp_path, "a/P01/scan", "b/P01/scan", "a/P02/scan"))
+    site.write({"made": "drawn", "training": ["scan"], "test": ["P01_scan"], "validation": ["a_P02_scan"]})
+    with pytest.raises(DataError, match=r"a/P01/scan\.png may be each of these: P01_scan, scan"):
+        site.start()
+
+
+def test_images_that_were_all_moved_are_not_divided_anew_beside_a_checkpoint(tmp_path: Path) -> None:
+    site = Site(in_folders(tmp_path, *[f"P{i:02d}/scan" for i in range(8)]))
+    site.start()
+    in_folders(tmp_path, *[f"Q{i:02d}/scan" for i in range(8)])
+    site.load()  # nothing was trained
+    site.train()
+    with pytest.raises(DataError, match=r"splits\.json: names none of the 8 cases.*beside a checkpoint"):
+        site.start()
+
+
 def test_a_site_of_version_02_goes_on_with_its_division(tmp_path: Path) -> None:
     site = Site(folder(tmp_path, *patients(12)))
     site.train(version_02=True)
