@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def test_the_fingerprint_changes_with_whatever_changes_results(hospitals: Path) 
     ]
     assert len({m.settings for m in made}) == len(made)
     assert made[0].settings == rig.plan(hospitals, "gcml").settings
+
+
+def test_the_fingerprint_changes_with_an_image_of_the_same_size(hospitals: Path, tmp_path: Path) -> None:
+    """A label that was corrected: finished runs were made with the wrong one."""
+    shutil.copytree(hospitals, tmp_path / "copy")
+    before = rig.plan(tmp_path / "copy", "gcml").settings
+    assert rig.plan(hospitals, "gcml").settings == before
+    label = next((tmp_path / "copy").glob("*/masks/*"))
+    content = bytearray(label.read_bytes())
+    content[-1] ^= 1
+    label.write_bytes(content)
+    assert rig.plan(tmp_path / "copy", "gcml").settings != before
 
 
 def test_one_site_may_be_rich_and_the_others_poor(hospitals: Path) -> None:

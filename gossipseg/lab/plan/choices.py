@@ -17,6 +17,7 @@ from gossipseg.errors import ConfigError
 from gossipseg.lab.plan.run_plans import Replicate
 from gossipseg.lab.plan.splits import own_division
 from gossipseg.lab.plan.study import SiteSource, Study, common_settings
+from gossipseg.learn.data.dataset import content_of
 from gossipseg.learn.params import PATTERN_REMEDY, DataParams, pattern_problem
 from gossipseg.testbed import dataset, presets
 
@@ -195,14 +196,7 @@ def _source(folder: Path, patient_pattern: str | None) -> SiteSource:
     data = DataParams(str(folder.absolute()), patient_pattern=patient_pattern, **said)
     splits, rewritten, note = own_division(data, folder.name.lower())
     listed: list[Any] = [
-        (
-            *(
-                split,
-                case.id,
-                [f.stat().st_size for f in (*case.files, *([case.label] if case.label else []))],
-            ),
-            *([case.patient] if case.patient is not None else []),
-        )
+        (split, case.id, content_of(case), *([case.patient] if case.patient is not None else []))
         for split, case in splits
     ]
     if data.ignore_label is not None:

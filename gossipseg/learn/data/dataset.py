@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,9 @@ from gossipseg.learn.data.splitfile import keep_of, write_division
 from gossipseg.learn.data.transforms import Grid, Prepared, prepare_image, prepare_label
 from gossipseg.learn.params import ONE_SHOT_ALGORITHM, DataParams, SplitName, TaskParams, WorkerSpec
 from gossipseg.learn.settings import WorkerSettings, read_settings
+
+HEADERS = (".mhd", ".nhdr")
+"""Suffixes of headers whose voxels may lie in a file of the same name."""
 
 OnProgress = Callable[[str, float], None]
 
@@ -128,11 +133,29 @@ class Dataset:
 
 
 def _parts(file: Path) -> list[Path]:
-    """The file, or those in the folder, as the reader of DICOM finds them."""
+    """The file, with what lies beside a header of its name, or those in the folder, as the reader of DICOM
+    finds them."""
     try:
+        if file.suffix.lower() in HEADERS:
+            return [file, *sorted(p for p in file.parent.glob(f"{escape(file.stem)}.*") if p != file)]
         return files_under(file) if file.is_dir() else [file]
-    except DataError:  # who reads it says so
+    except (DataError, OSError):  # who reads it says so
         return []
+
+
+def content_of(case: Case) -> str:
+    """sha256 (hex) of the bytes of a case's files. Raises DataError."""
+    found = hashlib.sha256()
+    for file in (*case.files, *([case.label] if case.label is not None else [])):
+        for part in _parts(file):
+            try:
+                with part.open("rb") as f:
+                    found.update(hashlib.file_digest(f, "sha256").digest())
+            except OSError as e:
+                remedy = "Let this user read it."
+                raise DataError(f"cannot be read: {e.strerror or e}", file=part, remedy=remedy) from None
+        found.update(b"/")
+    return found.hexdigest()
 
 
 def seen_of(case: Case) -> tuple[str, ...]:

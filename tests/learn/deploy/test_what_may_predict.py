@@ -20,7 +20,7 @@ from gossipseg.learn.bundle import Predictor
 from gossipseg.learn.commands.evaluate import evaluate_case
 from gossipseg.learn.commands.predict import predict_labels
 from gossipseg.learn.data.cases import Case
-from gossipseg.learn.data.dataset import load_image, seen_of
+from gossipseg.learn.data.dataset import content_of, load_image, seen_of
 from gossipseg.learn.deploy.choice import OF_PEER, Mix, best_single, limited, only
 from gossipseg.learn.deploy.deployment import load_deployment
 from gossipseg.learn.engine.checkpoint import contract_of, save_checkpoint
@@ -239,6 +239,12 @@ def test_a_file_that_changes_within_a_folder_is_seen(tmp_path: Path) -> None:
     (slices / "2.dcm").write_bytes(b"01234")
     assert seen_of(case) != before
     assert seen_of(Case("first", tmp_path / "missing", None))[2:] == ("",)
+    (tmp_path / "a.mhd").write_bytes(b"head")
+    (tmp_path / "a.raw").write_bytes(b"0123")
+    head = Case("a", tmp_path / "a.mhd", None)
+    before, content = seen_of(head), content_of(head)
+    (tmp_path / "a.raw").write_bytes(b"01234")
+    assert seen_of(head) != before and content_of(head) != content, "the voxels lie beside their header"
 
 
 def test_a_choice_that_is_broken_off_is_made_at_the_next_start(finished: Any, tmp_path: Path) -> None:
