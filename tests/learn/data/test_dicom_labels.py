@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from matplotlib.path import Path as Outline
 from skimage.measure import find_contours
@@ -360,6 +362,25 @@ def test_a_label_of_thicker_slices_than_its_image_is_told(tmp_path: Path, kind: 
     read = read_segmentation(path, image)
     assert np.array_equal(read.segments[0].mask, mask)
     assert (f"one slice in {step} alone" in " ".join(read.notes)) == (step > 1)
+
+
+@pytest.mark.parametrize("kind", ["SEG", "RTSTRUCT"])
+def test_a_label_of_another_frame_of_reference_is_told(tmp_path: Path, kind: str) -> None:
+    """A label of another patient lies on the same grid as easily as one of this: scanners have presets."""
+    image = replace(image_of(), frame="1.2.3.5")
+    path, own = tmp_path / "s", tmp_path / "o"
+    for file, frame in ((path, "1.9"), (own, "1.2.3.5")):
+        if kind == "SEG":
+            made.write_seg(file, frames_of({1: LABEL}), {1: "liver"}, FrameOfReferenceUID=frame)
+        else:
+            made.write_rtstruct(file, {1: ("liver", [])})
+            held = pydicom.dcmread(file)
+            held.FrameOfReferenceUID = "1.7"
+            held.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = frame
+            held.save_as(file)
+    told = [n for n in read_segmentation(path, image).notes if "frame of reference" in n]
+    assert len(told) == 1 and "1.9" in told[0] and "1.2.3.5" in told[0]
+    assert not any("frame of reference" in n for n in read_segmentation(own, image).notes)
 
 
 def test_points_and_open_lines_are_ignored_with_a_note(tmp_path: Path) -> None:

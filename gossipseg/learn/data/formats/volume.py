@@ -25,6 +25,8 @@ class Volume:
 
     raster: bool = False
     """True: the axes are (row, column[, page]) of a picture as it is shown, not (i, j, k) of a scanner."""
+    frame: str = ""
+    """DICOM's frame of reference, within which positions of several files mean the same."""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from gossipseg.learn.data.formats.volume import Volume
 
 __all__ = ["is_dicom", "read_dicom"]
 
+FRAME = "FrameOfReferenceUID"
 _CENTIMETRE = 3
 """PhysicalUnitsXDirection of an ultrasound region that is measured in cm."""
 
@@ -52,7 +53,8 @@ def _read(path: Path, spatial_dims: int, as_label: bool) -> Volume:
     # (slice, row, column[, 3]) in memory, as it was read; the axes are turned without a copy.
     axes = (3, 2, 1, 0) if array.ndim == 4 else (2, 1, 0)
     array = array.transpose(axes)
-    return Volume(array if len(axes) == 4 else array[None], stacked.affine, notes=notes)
+    frame = stacked.planes[0].text(FRAME)
+    return Volume(array if len(axes) == 4 else array[None], stacked.affine, notes=notes, frame=frame)
 
 
 def _picture(path: Path, planes: Sequence[Plane], notes: tuple[str, ...], as_label: bool) -> Volume:
@@ -69,7 +71,7 @@ def _picture(path: Path, planes: Sequence[Plane], notes: tuple[str, ...], as_lab
     notes += _notes_on_values(planes, as_label)
     affine = plane_affine(plane)
     if affine is not None:
-        return Volume(np.ascontiguousarray(array), affine, notes=notes)
+        return Volume(np.ascontiguousarray(array), affine, notes=notes, frame=plane.text(FRAME))
     spacing, source = _flat_spacing(plane)
     affine = None if spacing is None else np.diag([*spacing, 1.0, 1.0])
     if source:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from gossipseg.errors import DataError
-from gossipseg.learn.data.formats.dicom.base import read_dataset, reading, text
+from gossipseg.learn.data.formats.dicom.base import items, read_dataset, reading, text
 from gossipseg.learn.data.formats.dicom.contours import contour_segments
 from gossipseg.learn.data.formats.dicom.files import is_dicom, list_folder
+from gossipseg.learn.data.formats.dicom.image import FRAME
 from gossipseg.learn.data.formats.dicom.seg import seg_segments
 from gossipseg.learn.data.formats.volume import Segmentation, Volume
 
@@ -56,8 +57,24 @@ def read_segmentation(path: Path, image: Volume) -> Segmentation:
                 file=file,
                 remedy="Convert it to a DICOM-SEG or NIfTI.",
             )
+    notes += _of_another_frame(dataset, file, image)
     arbitrary = kind == "RTSTRUCT"  # there numbers tell the order of drawing
     return Segmentation(segments, image.shape, image.affine, notes, numbers_are_arbitrary=arbitrary)
+
+
+def _of_another_frame(dataset: Any, file: Path, image: Volume) -> tuple[str, ...]:
+    """What to say of a label whose positions are not of the image's patient, or not of the same scan.
+
+    It is no fault by itself: tools that take names out of files, or convert them, may make a frame anew.
+    """
+    parts = [dataset, *items(dataset, "ReferencedFrameOfReferenceSequence", file)]
+    frames = {found for part in parts if (found := text(part, FRAME, file))}
+    rois = items(dataset, "StructureSetROISequence", file)
+    frames |= {found for roi in rois if (found := text(roi, "ReferencedFrameOfReferenceUID", file))}
+    if not frames or not image.frame or image.frame in frames:
+        return ()
+    some = ", ".join(sorted(frames)[:2])
+    return (f"its frame of reference ({some}) is not its image's ({image.frame}): is it of this scan?",)
 
 
 def _one_file(path: Path) -> Path:
