@@ -71,7 +71,8 @@ class GossipParams:
     """`push`: a model travels one way. `swap`: two sites exchange models, and both mix. Sites that swap and
     sites that push exchange nothing."""
     swaps_per_round: Literal[1, 2, "log2"] = 1
-    """Swaps in which a site takes part in a round, whoever began. Only with `exchange: swap`."""
+    """A site asks for a swap while it has taken part in fewer since the last round's end; others may ask it
+    for more. Only with `exchange: swap`."""
     doubt_timeout_s: Annotated[float, POSITIVE] = 600.0
     """A site that is ready for a swap, and hears no outcome for this long, drops it."""
     sender_rate: Annotated[float, SHARE] = 0.5

@@ -273,6 +273,8 @@ def _one_map(sites: list[FolderData]) -> dict[int, int]:
     for site in sites:
         for value in sorted({*site.classes.values, *site.label_map}):
             target = site.label_map.get(value, value)
+            if target not in site.labels:  # what its list names, and its files have another value for
+                continue
             other, first = meant.setdefault(value, (target, site))
             if other != target:
                 raise DataError(

@@ -62,7 +62,7 @@ class SwapTurns:
 
     @property
     def per_round(self) -> int:
-        """Swaps of a site in a round."""
+        """Swaps in a round up to which a site asks for one."""
         n = self._params.swaps_per_round
         return n if isinstance(n, int) else 1
 

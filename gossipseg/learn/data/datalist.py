@@ -13,7 +13,7 @@ from gossipseg.learn.data.division import crossing
 from gossipseg.learn.data.formats.kinds import case_stem
 from gossipseg.learn.data.lists import decathlon, folders, folds, nnunet, same, table
 from gossipseg.learn.data.lists.listing import Listing, Report, Warn
-from gossipseg.learn.data.lists.paths import home_of, missing, real
+from gossipseg.learn.data.lists.paths import home_of, missing, real, same_letters
 from gossipseg.learn.data.lists.text import read_json
 from gossipseg.learn.data.patients import matched
 from gossipseg.learn.data.splitfile import PATIENTS_STAY_WHOLE, Keep, divide, written_in_folds
@@ -75,6 +75,8 @@ def scan_cases(
 
     by_list = replace(data, fold=None) if written_in_folds(keep) else data
     listing = read_listing(by_list, site, counted, needs_labels=needs_labels and not makes_masks, warn=warn)
+    _check_all_told(listing, counted, warn)
+    _check_spelling(listing, counted, warn)
     listed = found
     splits = divide(listing, data, site, keep, counted, warn)
     divided = found == listed
@@ -114,11 +116,7 @@ def read_listing(
         report(DataError(f"cannot be read: {e.strerror or e}", file=e.filename or root, remedy=remedy))
         return Listing(root)
     told = {name: _told(listing.told.of(name), data, report) for name in SPLITS}
-    listing = replace(listing, told=Splits.of_lists(told), undivided=_told(listing.undivided, data, report))
-    if data.patient_pattern is None:
-        _check_all_told(listing, report, warn)
-    _check_spelling(listing, report)
-    return listing
+    return replace(listing, told=Splits.of_lists(told), undivided=_told(listing.undivided, data, report))
 
 
 def _read(root: Path, data: DataParams, needs_labels: bool, report: Report, warn: Warn) -> Listing:
@@ -222,28 +220,54 @@ def _told(cases: Sequence[Case], data: DataParams, report: Report) -> tuple[Case
 
 
 def _check_all_told(listing: Listing, report: Report, warn: Warn) -> None:
-    """A list that says whose some cases are, and not of others, cannot be divided by patient."""
-    unknown = [case for case in listing.cases if case.patient is None]
-    if not unknown or len(unknown) == len(listing.cases):
-        return
-    some = ", ".join(case.id for case in unknown[:3]) + (" …" if len(unknown) > 3 else "")
-    problem = f"{len(unknown)} of {len(listing.cases)} cases name no patient ({some})"
-    if not listing.undivided:  # the list has divided them: test cases without a label often have none
-        warn(f"{listing.source}: {problem}: whether theirs are in two splits is seen from names alone")
-        return
-    remedy = "Write `patient` beside each case, or beside none."
-    report(DataError(problem, file=listing.source, key="patient", remedy=remedy))
+    """Cases of which only some name their patient cannot be divided by patient."""
+    unknown = [case for case in listing.undivided if case.patient is None]
+    if unknown and len(unknown) < len(listing.undivided):
+        some = ", ".join(case.id for case in unknown[:3]) + (" …" if len(unknown) > 3 else "")
+        problem = f"{len(unknown)} of {len(listing.undivided)} cases name no patient ({some})"
+        remedy = "Write `patient` beside each case, or beside none."
+        report(DataError(problem, file=listing.source, key="patient", remedy=remedy))
+    elif len({case.patient is None for case in listing.cases}) > 1:  # test cases without a label often do
+        warn(f"{listing.source}: some cases name no patient: whose they are is seen from their names alone")
+    _warn_of_folders(listing, warn)
 
 
-def _check_spelling(listing: Listing, report: Report) -> None:
-    """Two patients whose names differ in their case alone are one that somebody typed otherwise."""
+def _warn_of_folders(listing: Listing, warn: Warn) -> None:
+    """Of numbered slices in a folder of each patient, those whose number no other patient has are named
+    without the folder: names tell nothing of them."""
+    long: set[Path] = set()
+    short: dict[Path, str] = {}
+    for case in listing.undivided:
+        if case.patient is None:
+            file = case.files[0]
+            if case.id in (case_stem(file), same_letters(case_stem(file))):
+                short.setdefault(file.parent, case.id)
+            else:
+                long.add(file.parent)
+    if mixed := sorted(long & short.keys()):
+        warn(
+            f"{listing.source}: of the images in {mixed[0]}, those whose names other folders have, too, are "
+            f"named after the folder, and others are not ({short[mixed[0]]}): if the folder is a patient's, "
+            "write `patient` beside each case"
+        )
+
+
+def _check_spelling(listing: Listing, report: Report, warn: Warn) -> None:
+    """A patient that is written in two ways would count as two."""
     spelled: dict[str, str] = {}
+    folded: dict[str, str] = {}
     for case in listing.cases:
-        patient = (case.patient or "").strip()
-        other = spelled.setdefault(patient.casefold(), patient)
-        if other != patient:
-            problem, remedy = f"is spelled {other} beside another case", "Write each patient in one way."
+        if (patient := case.patient) is None:
+            continue
+        plain = same_letters(patient).strip()
+        if (other := spelled.setdefault(plain, patient)) != patient:
+            problem, remedy = f"is written {other!r} beside another case", "Write each patient in one way."
             report(DataError(problem, file=listing.source, key=case.id, value=patient, remedy=remedy))
+            return
+        if (other := folded.setdefault(plain.casefold(), plain)) != plain:
+            warn(
+                f"{listing.source}: the patients {other} and {plain} count as two: they differ in case alone"
+            )
             return
 
 

@@ -137,7 +137,8 @@ def _parts(file: Path) -> list[Path]:
     finds them."""
     try:
         if file.suffix.lower() in HEADERS:
-            return [file, *sorted(p for p in file.parent.glob(f"{escape(file.stem)}.*") if p != file)]
+            beside = file.parent.glob(f"{escape(file.stem)}.*")
+            return [file, *sorted(p for p in beside if p != file and p.is_file())]
         return files_under(file) if file.is_dir() else [file]
     except (DataError, OSError):  # who reads it says so
         return []

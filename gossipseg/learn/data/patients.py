@@ -35,8 +35,7 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
 
     What all names of a kind (alike up to the first digit) begin with is the study's, not a patient's:
     BraTS20_001 and BraTS20_002 are two patients, BraTS20_001_7 and BraTS20_001_8 are one. So p07_1 and p07_2
-    are two where there is no p08: names cannot tell a study from a single patient. Case does not count:
-    P01_1 and p01_2 are of P01.
+    are two where there is no p08: names cannot tell a study from a single patient.
     """
     kinds: defaultdict[str, list[str]] = defaultdict(list)
     for case in cases:
@@ -45,8 +44,7 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
     for names in kinds.values():
         study = _study(names)
         found |= {name: study + patient_of(name[len(study) :]) for name in names}
-    spelled = {patient.casefold(): patient for patient in sorted(found.values(), reverse=True)}
-    return {name: spelled[patient.casefold()] for name, patient in found.items()}
+    return found
 
 
 def _study(names: Collection[str]) -> str:

@@ -30,6 +30,7 @@ from gossipseg.learn.data.lists.folds import (
     warn_unknown,
 )
 from gossipseg.learn.data.lists.listing import Listing, Report, Warn
+from gossipseg.learn.data.lists.paths import same_letters
 from gossipseg.learn.data.lists.text import read_json
 from gossipseg.learn.data.olddraw import old_division
 from gossipseg.learn.data.patients import matched
@@ -237,7 +238,8 @@ def _named(kept: _Kept, listing: Listing, warn: Warn) -> dict[str, SplitName]:
     """
     known = {case.id for case in listing.cases}
     renamed = _renamed(kept, listing)
-    warn_unknown([n for n in kept.where if n not in known and n not in renamed.values()], kept.file, warn)
+    gone = kept.where.keys() - known - set(renamed.values())
+    warn_unknown([name for name in kept.where if name in gone], kept.file, warn)
     told = {case.id for _, case in listing.told}
     where = kept.where | {new: kept.where[old] for new, old in renamed.items()}
     return {n: s for n, s in where.items() if n not in told and s in listing.by_hand_into}
@@ -246,36 +248,45 @@ def _named(kept: _Kept, listing: Listing, warn: Warn) -> dict[str, SplitName]:
 def _renamed(kept: _Kept, listing: Listing) -> dict[str, str]:
     """New id → the name that the file has for this image.
 
-    What else is listed decides how many folders an id has (`lists.decathlon.unique`). Several images that may
-    be the one go where it is: so none that was trained on is scored. Raises DataError where an image may be
-    one of two splits.
+    What else is listed decides how many folders an id has (`lists.decathlon.unique`). Raises DataError where
+    several images may be the one that is named, or one may be several.
     """
-    ids = {case.id for case in listing.cases}
-    gone = kept.where.keys() - ids
-    found: dict[str, str] = {}
-    for case in listing.undivided:
-        alike = sorted(_earlier_ids(case) & gone) if case.id not in kept.where else []
-        if len({kept.where[old] for old in alike}) > 1:
-            problem = f"{case.files[0]} may be each of these: {', '.join(alike[:_NAMED])}"
-            remedy = f"Write there where {case.id} belongs."
-            raise DataError(problem, file=kept.file, key=kept.where[alike[0]], value=alike[0], remedy=remedy)
-        if alike:
-            found[case.id] = alike[-1]
-    return found
+    gone = kept.where.keys() - {case.id for case in listing.cases}
+    news: dict[str, list[str]] = {}
+    olds: dict[str, list[str]] = {}
+    for case in listing.undivided if gone else ():
+        if case.id not in kept.where:
+            for old in sorted(_earlier_ids(case) & gone):
+                news.setdefault(old, []).append(case.id)
+                olds.setdefault(case.id, []).append(old)
+    for old, alike in news.items():
+        if len(alike) > 1:
+            problem = f"several images have this name now: {', '.join(alike[:_NAMED])}"
+            remedy = "Write there which of them it is."
+            raise DataError(problem, file=kept.file, key=kept.where[old], value=old, remedy=remedy)
+    for new, several in olds.items():
+        if len(several) > 1:
+            problem = f"{new} may be each of these: {', '.join(several[:_NAMED])}"
+            remedy = f"Write there where {new} belongs."
+            raise DataError(problem, file=kept.file, key="case", value=new, remedy=remedy)
+    return {new: several[0] for new, several in olds.items()}
 
 
 def _earlier_ids(case: Case) -> set[str]:
     """What a case may have been called when other images were listed beside it."""
     file = case.files[0]
-    names = {file.name, case_stem(file), case_stem(file).removesuffix("_0000")}
+    stem = same_letters(case_stem(file))
     folders = [file.parts[at:-1] for at in range(1, len(file.parts))]
-    return {"_".join((*parts, name)) for parts in folders for name in names}
+    return {"_".join((*parts, name)) for parts in folders for name in (stem, stem.removesuffix("_0000"))} | {
+        file.name
+    }
 
 
 def _check_any(kept: _Kept, where: Mapping[str, SplitName], listing: Listing, state_dir: Path) -> None:
     """Where the file names none of the images, and a model was trained on them, nobody knows on which."""
-    here = {case.id for case in listing.undivided}
-    if here and kept.where and not here & where.keys() and _has_checkpoint(state_dir):
+    here = {case.id for case in listing.cases}
+    named = here & (kept.where.keys() | where.keys())
+    if listing.undivided and kept.where and not named and _has_checkpoint(state_dir):
         some = ", ".join([*kept.where][:3])
         raise DataError(
             f"names none of the {len(here)} cases that are here (it names {some} …), beside a checkpoint: "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -597,20 +596,6 @@ def test_a_micrometre_has_many_names(tmp_path: Path, unit: str) -> None:
     file = tmp_path / "a.ome.tif"
     tifffile.imwrite(file, values((20, 30), np.uint8), metadata={"axes": "YX"} | sizes)
     assert read_volume(file, 2).spacing_mm == pytest.approx((0.5e-3, 0.5e-3))
-
-
-def test_four_bits_of_a_tiff_are_a_mask_s_values(tmp_path: Path) -> None:
-    grey = values((20, 30), np.uint8) % 16
-    packed = (grey[:, ::2] << 4 | grey[:, 1::2]).astype(np.uint8).tobytes()
-    tags = {256: (4, 30), 257: (4, 20), 258: (3, 4), 259: (3, 1), 262: (3, 1), 273: (4, 134), 277: (3, 1)}
-    tags |= {278: (4, 20), 279: (4, len(packed))}
-    entries = b"".join(struct.pack("<HHII", tag, kind, 1, n) for tag, (kind, n) in sorted(tags.items()))
-    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + struct.pack("<I", 0)
-    (tmp_path / "a.tif").write_bytes(head.ljust(134, b"\0") + packed)
-    image = Volume(np.zeros((1, 20, 30)), None, False, (), True)
-    found = read_label(tmp_path / "a.tif", 2, image)
-    assert isinstance(found, Volume)
-    assert np.array_equal(found.array[0], grey)
 
 
 def test_zero_as_white_is_read_as_it_is_shown(tmp_path: Path) -> None:

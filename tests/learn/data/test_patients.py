@@ -13,7 +13,7 @@ from gossipseg.learn.commands import check
 from gossipseg.learn.data.cases import SPLITS, Splits
 from gossipseg.learn.data.cases import Case as C
 from gossipseg.learn.data.datalist import load_cases, scan_cases
-from gossipseg.learn.data.division import crossing, patients_in
+from gossipseg.learn.data.division import crossing
 from gossipseg.learn.data.patients import patient_of, patients_of
 from gossipseg.learn.params import DataParams
 from tests.learn.harness import make_spec, make_trainer
@@ -54,7 +54,6 @@ def test_what_all_names_begin_with_is_the_studys() -> None:
     assert list(patients_of(slices).values()) == ["BraTS20_001", "BraTS20_001", "BraTS20_011"]
     assert list(patients_of(["1_1", "1_2", "10_1"]).values()) == ["1", "1", "10"]
     assert patients_of(["x1_1"]) == {"x1_1": "x1_1"} and patients_of([]) == {}
-    assert set(patients_of(["P01_1", "p01_2", "P02_1", "p02_1"]).values()) == {"P01", "P02"}
 
 
 def folders(root: Path, names: list[str]) -> None:
@@ -173,21 +172,25 @@ def test_cases_of_one_name_in_many_folders_keep_their_own_patients(tmp_path: Pat
     write_list(tmp_path, lists)
     splits = load_cases(DataParams(str(tmp_path)), "north")
     ids = [case.id for _, case in splits]
-    assert sorted(ids) == ["a_images_c3", "a_images_only_a", "b_images_c3", "b_images_only_b"]
+    assert sorted(ids) == ["a_images_c3", "b_images_c3", "only_a", "only_b"]
 
 
-def test_numbered_slices_in_a_folder_of_their_patient_are_one_patient(tmp_path: Path) -> None:
-    """P01 has slices of numbers that nobody else has: these are no patients of their own."""
+def test_numbered_slices_that_are_not_named_after_their_folder_are_told(tmp_path: Path) -> None:
+    """P01 has slices of numbers that nobody else has: their names tell nothing."""
     slices = [f"{patient}/{i}" for patient, n in (("P01", 9), ("P02", 4), ("P03", 4)) for i in range(n)]
     for name in slices:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.png").write_bytes(name.encode())
         (tmp_path / f"{name}_mask.png").write_bytes(f"{name} mask".encode())
-    write_list(tmp_path, {"training": [{"image": f"{n}.png", "label": f"{n}_mask.png"} for n in slices]})
-    splits = load_cases(DataParams(str(tmp_path), validation_fraction=0.34), "north")
-    found = patients_in(case for _, case in splits)
-    assert set(found.values()) == {"P01", "P02", "P03"} and len(found) == 17
-    assert crossing(splits) == []
+    found = [{"image": f"{n}.png", "label": f"{n}_mask.png"} for n in slices]
+    said: list[str] = []
+    write_list(tmp_path, {"training": found})
+    scan_cases(DataParams(str(tmp_path)), "north", pytest.fail, warn=said.append)
+    assert any("P01" in text and "(4)" in text and "`patient`" in text for text in said)
+    said.clear()
+    write_list(tmp_path, {"training": [e | {"patient": e["image"][:3]} for e in found]})
+    splits = scan_cases(DataParams(str(tmp_path)), "north", pytest.fail, warn=said.append)
+    assert not said and len({c.patient for _, c in splits}) == 3 and crossing(splits) == []
 
 
 def test_a_list_says_whose_all_cases_are_or_of_none(tmp_path: Path) -> None:
@@ -196,18 +199,25 @@ def test_a_list_says_whose_all_cases_are_or_of_none(tmp_path: Path) -> None:
     write_list(tmp_path, {"training": both})
     with pytest.raises(DataError, match=r"dataset\.json: patient.* 1 of 4 cases name no patient \(d\)"):
         load_cases(DataParams(str(tmp_path)), "north")
-    write_list(tmp_path, {"training": both[:2], "validation": both[2:3], "test": both[3:]})
+    for lists in ({"training": both[:2], "validation": both[2:3]}, {"training": both[:3]}):
+        write_list(tmp_path, {**lists, "test": both[3:]})
+        said: list[str] = []
+        scan_cases(DataParams(str(tmp_path)), "north", pytest.fail, warn=said.append)
+        assert any("some cases name no patient" in text for text in said)
+
+
+@pytest.mark.parametrize(("other", "refused"), [("P01 ", True), ("p01", False)])
+def test_a_patient_is_written_in_one_way(tmp_path: Path, other: str, refused: bool) -> None:
+    folders(tmp_path, ["a", "b", "c", "d"])
+    found = [*entries("a", patient="P01"), *entries("b", patient=other), *entries("c", patient="p02")]
+    write_list(tmp_path, {"training": [*found, *entries("d", patient="p03")]})
     said: list[str] = []
-    scan_cases(DataParams(str(tmp_path)), "north", pytest.fail, warn=said.append)
-    assert any("1 of 4 cases name no patient (d)" in text for text in said)
-
-
-def test_a_patient_is_spelled_in_one_way(tmp_path: Path) -> None:
-    folders(tmp_path, ["a", "b", "c"])
-    found = [*entries("a", patient="P01"), *entries("b", patient="p01"), *entries("c", patient="p02")]
-    write_list(tmp_path, {"training": found})
-    with pytest.raises(DataError, match=r"b = 'p01'.* is spelled P01 beside another case"):
-        load_cases(DataParams(str(tmp_path)), "north")
+    if refused:
+        with pytest.raises(DataError, match=r"b = 'P01 '.* is written 'P01' beside another case"):
+            load_cases(DataParams(str(tmp_path)), "north")
+    else:
+        scan_cases(DataParams(str(tmp_path)), "north", pytest.fail, warn=said.append)
+        assert any("P01 and p01 count as two" in text for text in said)
 
 
 def test_a_name_is_not_a_study_because_few_are_left() -> None:

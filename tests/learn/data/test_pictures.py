@@ -117,15 +117,6 @@ def test_a_grey_palette_that_is_turned_round_is_no_certain_mask(tmp_path: Path) 
         as_mask(file)
 
 
-def test_the_palette_of_a_mask_is_asked_as_a_whole(tmp_path: Path) -> None:
-    """Two masks of one tool mean the same by an index, also where the one's classes are black and white."""
-    colours = [(0, 0, 0), (255, 0, 0), (255, 255, 255)]
-    few = np.where(INDICES == 1, 0, INDICES)
-    assert np.array_equal(as_mask(packed(tmp_path / "a.png", INDICES, colours))[0], INDICES)
-    assert np.array_equal(as_mask(packed(tmp_path / "b.png", few, colours))[0], few)
-    assert np.array_equal(read_volume(tmp_path / "b.png", 2).array[0], np.array([0, 0, 255])[few])
-
-
 # ---------------------------------------------------------------- channels and depth
 
 
@@ -208,30 +199,6 @@ def test_one_bit_is_zero_and_one(tmp_path: Path) -> None:
         file = save(tmp_path / f"x{suffix}", label * 255, "1")
         assert np.array_equal(as_mask(file)[0] > 0, label > 0)
     assert set(np.unique(as_mask(tmp_path / "x.png"))) == {0, 1}
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-def test_few_bits_of_grey_are_a_mask_s_values(tmp_path: Path, bits: int) -> None:
-    values = np.random.default_rng(1).integers(0, 1 << bits, SHAPE).astype(np.uint8)
-    file = tmp_path / "x.png"
-    file.write_bytes(png_of_few_bits(values, bits))
-    assert np.array_equal(as_mask(file)[0], values)
-    assert np.array_equal(read_volume(file, 2).array[0], values * (255 // ((1 << bits) - 1)))
-
-
-def png_of_few_bits(values: np.ndarray, bits: int) -> bytes:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-    by_bit = np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(len(values), -1)
-    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in by_bit)
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 # ---------------------------------------------------------------- files

@@ -23,9 +23,8 @@ def resolve(indices: np.ndarray, colours: np.ndarray, as_label: bool, file: Path
             f"uses entry {used[-1]} of a palette of {len(colours)}", file=file, remedy="Save it anew."
         )
     shown = colours[used]
-    # A mask's own entries may happen to be black and white: the palette as a whole tells what it is of.
-    asked = colours if as_label else shown
-    if not (asked == asked[:, :1]).all():
+    grey = bool((shown == shown[:, :1]).all())
+    if not grey:
         return indices if as_label else colours[indices]
     if as_label and not (np.diff(shown[:, 0].astype(int)) > 0).all():
         raise DataError(

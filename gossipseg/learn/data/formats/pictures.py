@@ -7,7 +7,6 @@
 | alpha                        | dropped where opaque; else a channel of the image, and no mask          |
 | 16 bit                       | its values, grey or colour                                              |
 | 1 bit                        | 0 and 1                                                                 |
-| 2 and 4 bit, grey            | a mask: its values; an image: spread over 0…255, as it is shown         |
 | CMYK, YCbCr                  | RGB                                                                     |
 | resolution, gamma, profile   | not used: they speak of a printer or a screen                           |
 """
@@ -28,11 +27,8 @@ from gossipseg.learn.data.formats.volume import Volume
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_COLOUR_16 = {2, 6}
-PNG_GREY, PNG_GREY_ALPHA = 0, 4
-"""PNG colour types; of PNG_COLOUR_16 (RGB, RGB with alpha) and PNG_GREY_ALPHA Pillow drops the lower byte of
-16 bits."""
-SPREAD = {2: 85, 4: 17}
-"""Bits of a grey pixel → what Pillow multiplies its value by."""
+PNG_GREY_ALPHA = 4
+"""PNG colour types of which Pillow drops the lower byte of 16 bits: RGB, RGB with alpha, grey with alpha."""
 READ = ("PNG", "JPEG", "BMP", "DIB")
 ORIENTATION = 0x0112
 MAX_PIXELS = 1 << 29
@@ -42,8 +38,7 @@ FLATTEN = "Flatten the picture onto its background, without an alpha channel."
 def read_picture(path: Path, as_label: bool = False) -> Volume:
     """A picture as it is shown: (C, row, column). Raises DataError."""
     with opened(path) as file:
-        bits, colour = _check_png(file, path) if file.read(8) == PNG_MAGIC else (8, None)
-    deep = bits == 16 and colour in PNG_COLOUR_16
+        deep = _check_png(file, path) in PNG_COLOUR_16 if file.read(8) == PNG_MAGIC else False
     with _open(path) as picture:
         frames = getattr(picture, "n_frames", 1)
         if frames > 1 and picture.format != "MPO":
@@ -52,8 +47,6 @@ def read_picture(path: Path, as_label: bool = False) -> Volume:
             )
         picture.load()
         pixels = _deep(path) if deep else plain(picture, as_label, path)
-        if as_label and colour == PNG_GREY:
-            pixels = as_stored(pixels, bits)
         turned = turn(pixels, picture.getexif().get(ORIENTATION, 1))
         notes = _notes(picture.getexif().get(ORIENTATION, 1), frames, path)
     array = np.moveaxis(turned, -1, 0) if turned.ndim == 3 else turned[None]
@@ -75,11 +68,6 @@ def plain(picture: Image.Image, as_label: bool, path: Path) -> np.ndarray:
         array = np.asarray(picture)
         return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
     return np.asarray(picture.convert("RGB"))
-
-
-def as_stored(greys: np.ndarray, bits: int) -> np.ndarray:
-    """The values of a grey picture of 2 or 4 bits a pixel, which Pillow spreads over 0…255."""
-    return greys // SPREAD[bits] if bits in SPREAD else greys
 
 
 def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -148,9 +136,9 @@ def _notes(orientation: int, frames: int, path: Path) -> tuple[str, ...]:
     return (*notes, f"{path.name}: holds {frames} pictures; the first is read") if frames > 1 else notes
 
 
-def _check_png(file: BinaryIO, path: Path) -> tuple[int, int | None]:
-    """Read every chunk to its checksum; bits per channel, and the colour type."""
-    bits, colour = 8, None
+def _check_png(file: BinaryIO, path: Path) -> int | None:
+    """Read every chunk to its checksum; the colour type of a picture of 16 bits, else None."""
+    deep = None
     while True:
         head = file.read(8)
         length, name = int.from_bytes(head[:4], "big"), head[4:]
@@ -168,12 +156,12 @@ def _check_png(file: BinaryIO, path: Path) -> tuple[int, int | None]:
                 file=path,
                 remedy=f"Replace the file. {COPY_AGAIN}",
             )
-        if name == b"IHDR" and len(body) > 9:
-            bits, colour = body[8], body[9]
-            if bits == 16 and colour == PNG_GREY_ALPHA:
+        if name == b"IHDR" and body[8] == 16:
+            deep = body[9]
+            if deep == PNG_GREY_ALPHA:
                 raise DataError("has 16 bits of grey and an alpha channel", file=path, remedy=FLATTEN)
         if name == b"IEND":
-            return bits, colour
+            return deep
 
 
 def _deep(path: Path) -> np.ndarray:

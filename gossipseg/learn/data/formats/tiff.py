@@ -25,15 +25,7 @@ from gossipseg.errors import DataError
 from gossipseg.learn.data.formats.axes import real, wrong_dimensions
 from gossipseg.learn.data.formats.checked import COPY_AGAIN, opened
 from gossipseg.learn.data.formats.palette import resolve
-from gossipseg.learn.data.formats.pictures import (
-    ORIENTATION,
-    SPREAD,
-    as_stored,
-    plain,
-    turn,
-    turn_note,
-    without_alpha,
-)
+from gossipseg.learn.data.formats.pictures import ORIENTATION, plain, turn, turn_note, without_alpha
 from gossipseg.learn.data.formats.silence import libraries_silent
 from gossipseg.learn.data.formats.volume import Volume
 
@@ -44,8 +36,7 @@ MM_PER_UNIT = {
 }  # fmt: skip
 """The micro sign and the Greek letter look alike, and both are in use."""
 CENTIMETRE = 3
-WHITE_IS_ZERO, BLACK_IS_ZERO, PALETTE, CMYK, YCBCR, LAB = 0, 1, 3, 5, 6, 8
-GREY = (WHITE_IS_ZERO, BLACK_IS_ZERO)
+WHITE_IS_ZERO, PALETTE, CMYK, YCBCR, LAB = 0, 3, 5, 6, 8
 ALWAYS_DECODED = ("LZW", "PACKBITS", "CCITTRLE", "CCITT_T4", "CCITT_T6", "DEFLATE", "ADOBE_DEFLATE", "JPEG")
 """Compressions that every build of Pillow's libtiff has."""
 LYING = (5, 6, 7, 8)
@@ -145,8 +136,6 @@ def _orientation(page: Any) -> int:
 
 def _decodes(page: Any) -> bool:
     """Whether tifffile can decode this without a further package."""
-    if page.bitspersample in SPREAD:
-        return False
     try:
         page.decode  # noqa: B018  (made on first use; raises what it lacks)
         page.decode(None, 0)
@@ -186,9 +175,7 @@ def _by_pillow(path: Path, series: Any, page: Any, axes: str, as_label: bool) ->
             found = []
             for frame in ImageSequence.Iterator(picture):
                 frame.load()  # which turns a TIFF as it is shown
-                pixels = plain(frame, as_label, path)
-                packed = as_label and int(page.photometric) in GREY
-                found.append(as_stored(pixels, page.bitspersample) if packed else pixels)
+                found.append(plain(frame, as_label, path))
     except UnidentifiedImageError:
         raise lacking from None
     except OSError as e:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,27 +221,26 @@ def _channels(path: Path) -> tuple[Path, ...]:
 
 
 def unique(by_split: Mapping[str, list[ListEntry]]) -> dict[str, list[ListEntry]]:
-    """Where images in different folders share a stem, folders become part of all ids, as many as it takes.
+    """Where images in different folders share a stem, as many folders become part of the id as it takes.
 
-    So a patient's folder of numbered slices is in the id of each, also of those whose number no other patient
-    has. Images of one folder with one stem (a.png, a.nii.gz) have their whole names.
+    In one folder (a.png, a.nii.gz) it is the whole name.
     """
-    stems = {e.case.files[0]: e.case.id for entries in by_split.values() for e in entries}
-    alike = Counter((path.parent, stem) for path, stem in stems.items())
-    names = {path: path.name if alike[path.parent, stem] > 1 else stem for path, stem in stems.items()}
-    depth = _depth(names)
+    images: dict[str, set[Path]] = {}
+    for entries in by_split.values():
+        for entry in entries:
+            images.setdefault(entry.case.id, set()).add(entry.case.files[0])
 
     def named(case: Case) -> Case:
-        file = case.files[0]
-        return replace(case, id="_".join((*file.parts[-1 - depth : -1], names[file])))
+        alike, file = images[case.id], case.files[0]
+        depth = 0 if len(alike) == 1 else _depth(alike)
+        if depth is None:
+            return replace(case, id=file.name)
+        return replace(case, id="_".join((*file.parts[-1 - depth : -1], case.id)))
 
     return {s: [replace(e, case=named(e.case)) for e in entries] for s, entries in by_split.items()}
 
 
-def _depth(names: Mapping[Path, str]) -> int:
-    """How many folders it takes to tell these files apart."""
-
-    def apart(folders: int) -> bool:
-        return len({(path.parts[-1 - folders : -1], name) for path, name in names.items()}) == len(names)
-
-    return next(filter(apart, range(max((len(path.parts) for path in names), default=1))), 0)
+def _depth(alike: set[Path]) -> int | None:
+    """How many folders it takes to tell these paths apart; None: no number does."""
+    depths = range(1, max(len(path.parts) for path in alike))
+    return next((n for n in depths if len({p.parts[-1 - n : -1] for p in alike}) == len(alike)), None)
