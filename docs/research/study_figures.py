@@ -49,6 +49,7 @@ SHOWN = {
     "gossip_average[gossip.swaps_per_round=2]": ("gossip, two swaps a round, and personal", "two"),
     "gossip_average[exchange_at.summed_rate=0.05]": ("gossip, by the summed rate, and personal", "two"),
     f"gcml{PUSH}": ("GCML, one way, float16", "two"),
+    "gcml[gossip.personal_fetches=0]": ("GCML, without peers' personal models", "two"),
     "gcml": ("GCML, a swap a round: the default", "two"),
     "pooled": ("all images in one place", "pooled"),
 }
@@ -64,12 +65,12 @@ OFFSETS = {"shared model alone": -0.22, "both at one half": 0.0, "deployed": 0.2
 
 
 def data() -> dict[str, Mapping[str, Method]]:
-    """Title → its methods with all of its repetitions, for the sets that have `local` and FedAvg."""
+    """Title → its methods with all of its repetitions, for the sets that have `local`."""
     files = {title: DATA / f"{name}.jsonl" for name, title in SETS.items()}
     sets = {title: methods(read(file)) for title, file in files.items() if file.exists()}
     shown = {}
     for title, found in sets.items():
-        if ALONE in found and FEDAVG in found:
+        if ALONE in found:
             whole = found[ALONE].repetitions
             kept = {name: one for name, one in found.items() if one.repetitions >= whole}
             shown[f"{title}; {counted(len(whole), 'repetition')}"] = kept
@@ -106,11 +107,13 @@ def panels(sets: Sequence[str], *, height: float, shared: bool) -> tuple[plt.Fig
 
 
 def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
-    """Gain over training alone: the mean with its interval, and each site's mean over the repetitions."""
+    """Gain over training alone: the mean with its interval, and each site's mean over the repetitions, by its
+    number."""
     names = run(sets)
     figure, axes = panels(list(sets), height=4.4, shared=True)
     for axis, found in zip(axes, sets.values(), strict=True):
         axis.axvline(0, color="black", linewidth=0.8)
+        named: dict[int, str] = {}
         for y, (name, (_, kind)) in enumerate(names.items()):
             gain = study_runs.gain(found[name], found[ALONE]) if name in found else None
             if gain is None:
@@ -119,9 +122,12 @@ def draw_gain(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
             marker, colour, _ = KINDS[kind]
             axis.plot([gain.low, gain.high], [y, y], color=colour, linewidth=1.6)
             axis.plot(gain.mean, y, marker, color=colour, markersize=6, zorder=3)
-            sites = list(gain.by_site.values())
-            axis.plot(sites, [y + 0.28] * len(sites), "|", color=colour, markersize=5, alpha=0.7)
-        axis.set_xlabel("test Dice minus that of training alone", fontsize=8)
+            for number, (site, value) in enumerate(sorted(gain.by_site.items()), start=1):
+                named[number] = site
+                style = {"marker": f"${number}$", "markersize": 4, "markeredgewidth": 0.3}
+                axis.plot(value, y + 0.3, color=colour, **style)
+        told = "   ".join(f"{number} {site.removeprefix('brain_')}" for number, site in named.items())
+        axis.set_xlabel(f"test Dice minus that of training alone\n{wrapped(told, 44)}", fontsize=7)
     axes[0].set_yticks(range(len(names)), [name for name, _ in names.values()], fontsize=8)
     axes[0].set_ylim(axes[0].get_yticks()[-1] + 0.6, -0.6)
     legend(figure, {text: (marker, colour) for marker, colour, text in KINDS.values()})
@@ -135,14 +141,16 @@ def absent(axis: Axes, y: float) -> None:
 
 
 def draw_bytes(sets: Mapping[str, Mapping[str, Method]]) -> plt.Figure:
-    """Gain over training alone, with its interval, against bytes sent, relative to FedAvg's in float16."""
+    """Gain over training alone, with its interval, against bytes sent, relative to FedAvg's in float16; of
+    the sets that have FedAvg."""
+    sets = {title: found for title, found in sets.items() if FEDAVG in found}
     figure, axes = panels(list(sets), height=3.4, shared=False)
     sending = {n: text for n, (text, _) in run(sets).items() if not n.startswith(NO_EXCHANGE)}
     numbers = {name: i + 1 for i, name in enumerate(sending)}
     for axis, found in zip(axes, sets.values(), strict=True):
-        yardstick = found[FEDAVG].bytes if FEDAVG in found else 0.0
+        yardstick = found[FEDAVG].bytes
         for name in sending:
-            gain = study_runs.gain(found[name], found[ALONE]) if name in found and yardstick else None
+            gain = study_runs.gain(found[name], found[ALONE]) if name in found else None
             if gain is None:
                 continue
             marker, colour, _ = KINDS[SHOWN[name][1]]

@@ -233,8 +233,8 @@ def _check_all_told(listing: Listing, report: Report, warn: Warn) -> None:
 
 
 def _warn_of_folders(listing: Listing, warn: Warn) -> None:
-    """Of numbered slices in a folder of each patient, those whose number no other patient has are named
-    without the folder: names tell nothing of them."""
+    """Warn of slices that are named without their patient's folder, since no other folder has their number:
+    names tell nothing of them."""
     long: set[Path] = set()
     short: dict[Path, str] = {}
     for case in listing.undivided:
