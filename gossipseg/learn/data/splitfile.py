@@ -286,7 +286,8 @@ def _check_any(kept: _Kept, where: Mapping[str, SplitName], listing: Listing, st
     """Where the file names none of the images, and a model was trained on them, nobody knows on which."""
     here = {case.id for case in listing.cases}
     named = here & (kept.where.keys() | where.keys())
-    if listing.undivided and kept.where and not named and _has_checkpoint(state_dir):
+    told = len(listing.cases) > len(listing.undivided)  # by the list, which then says what was trained on
+    if listing.undivided and not told and kept.where and not named and _has_checkpoint(state_dir):
         some = ", ".join([*kept.where][:3])
         raise DataError(
             f"names none of the {len(here)} cases that are here (it names {some} …), beside a checkpoint: "
